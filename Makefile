@@ -1,0 +1,86 @@
+# Tokencast. `make` alone says what there is.
+#
+# Everything is installed into .venv from the hash-locked requirements, once, and again when they change; the project
+# itself runs from the checkout and is not installed.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lock clean
+
+python := .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pyright's wheel holds pyright whole; this keeps it from asking a registry whether there is a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+help:
+	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
+	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
+	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
+	@echo "make lock    resolve the dependencies anew and write both lock files"
+	@echo "make clean   remove everything that the above have made"
+
+run: .venv/.run
+	@exec $(python) -m broker dev
+
+test: .venv/.dev .venv/.system
+	$(python) -m pytest -n auto --dist loadgroup $(ARGS)
+
+check: .venv/.dev
+	$(python) -m ruff format --check
+	$(python) -m ruff check
+	$(python) -m pyright
+	$(python) -m pytest -q tests/unit $(wildcard tests/test_*.py)
+
+# One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
+lock: .cache/uv/bin/uv
+	$(compile) --extra dev --output-file requirements.lock pyproject.toml
+	$(compile) --extra dev --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- what the targets stand on -----------------------------------------------------------------------------------------
+
+# The test requirements hold those of `run`, with the same versions.
+.venv/.run: requirements.lock | .venv/bin/pip
+	@echo "Installing the dependencies into .venv (this once) …"
+	@$(python) -m pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/.dev: requirements-dev.lock | .venv/bin/pip
+	@echo "Installing the dependencies and the test tools into .venv (this once) …"
+	@$(python) -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@ .venv/.run
+
+# Some distributions ship Python without ensurepip: such a one can make no environment.
+.venv/bin/pip .cache/uv/bin/pip: %/bin/pip:
+	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			exec $$python -m venv $*; \
+		fi; \
+	done; \
+	echo "Tokencast needs Python 3.11 or newer, with venv (on Debian and Ubuntu: apt-get install python3-venv)." >&2; \
+	exit 2
+
+.cache/uv/bin/uv: | .cache/uv/bin/pip
+	@.cache/uv/bin/pip install --quiet uv
+
+# What the tests can use beyond Python: a second engine and a browser, from the distribution, in a container or on a CI
+# machine (root, apt-get, and no service manager that would start the engine for good). Tried once; the suite says at its
+# end what is missing.
+.venv/.system: | .venv/bin/pip
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
+		wanted=; \
+		command -v redis-server >/dev/null || wanted="$$wanted redis-server"; \
+		command -v chromium >/dev/null || command -v google-chrome >/dev/null || wanted="$$wanted chromium"; \
+		if [ -n "$$wanted" ]; then \
+			echo "Installing$$wanted for the tests (this once) …"; \
+			export DEBIAN_FRONTEND=noninteractive; \
+			{ apt-get update && apt-get install --yes --no-install-recommends $$wanted; } >.venv/system.log 2>&1 \
+				|| echo "Could not be installed, see .venv/system.log:$$wanted"; \
+		fi; \
+	fi
+	@touch $@

@@ -1,0 +1,75 @@
+"""`tokencast api`: one gateway process, from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import logging
+import sys
+
+import uvloop
+
+from api.app import create_app
+from api.server import Server, config_for, listen
+from broker.connection import without_password
+from broker.errors import Misconfigured
+from broker.service import connect
+from broker.settings import Settings, load
+from broker.telemetry import configure_logging
+
+logger = logging.getLogger("tokencast.api")
+
+
+async def serve(settings: Settings) -> None:
+    """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
+    sock = listen(settings.host, settings.port)
+    loop = asyncio.get_running_loop()
+    async with connect(settings=settings) as broker:
+        draining: list[asyncio.Task[None]] = []
+
+        def drain() -> None:
+            logger.info("stopping: %d streams to end", broker.hub.subscribers)
+            draining.append(loop.create_task(broker.hub.drain(settings.drain)))
+
+        server = Server(config_for(create_app(broker), settings), lambda: loop.call_soon_threadsafe(drain))
+        host, port = sock.getsockname()[:2]
+        logger.info("listening on http://%s:%d (Redis %s)", host, port, without_password(settings.logs_url))
+        gc.freeze()  # what was imported never becomes garbage: a collection need not look at it
+        with contextlib.suppress(asyncio.CancelledError):
+            await server.serve(sockets=[sock])
+        for task in draining:
+            task.cancel()
+
+
+def check_open(settings: Settings) -> None:
+    """Misconfigured where everybody on a network could read and spend."""
+    if settings.tenants or settings.allow_open:
+        return
+    try:
+        local = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise Misconfigured(
+            f"HOST={settings.host} would be open to everybody: set TOKENCAST_API_KEYS, or TOKENCAST_ALLOW_OPEN=1"
+        )
+
+
+def main() -> int:
+    try:
+        settings = load(Settings)
+        configure_logging(settings.log)
+        check_open(settings)
+        uvloop.run(serve(settings))
+    except Misconfigured as error:
+        sys.stderr.write(f"tokencast api: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

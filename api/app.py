@@ -1,0 +1,144 @@
+"""The gateway as an ASGI application: what it serves first, then what runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from broker.reaper import Reaper
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.access import Access
+from api.chat import ChatCompletions
+from api.errors import on_broker_error, on_crash, on_http_error
+from api.generations import Generations
+from api.health import Health, answers
+from broker.connection import without_password
+from broker.errors import BrokerError
+from broker.service import Broker
+
+logger = logging.getLogger("tokencast.api")
+
+
+def create_app(broker: Broker) -> Starlette:
+    """Serves until its lifespan ends; the broker must be connected around it."""
+    access = Access(broker.settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
+        reaper = Reaper(broker.store.redis, broker.queue, broker.settings)
+        tasks = [asyncio.create_task(work) for work in (reaper.run(), _await_redis(broker))]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    return Starlette(
+        routes=[
+            *Generations(broker, access).routes(),
+            *ChatCompletions(broker, access).routes(),
+            *Health(broker).routes(),
+            *_dashboard(),
+        ],
+        middleware=[Middleware(RequestLog), *_cors(broker)],
+        exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_error, Exception: on_crash},
+        lifespan=lifespan,
+    )
+
+
+def _cors(broker: Broker) -> list[Middleware]:
+    origins = broker.settings.cors_origins
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+            expose_headers=["x-generation-id", "x-request-id", "location", "retry-after"],
+        )
+    ]
+
+
+_STATIC = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+_SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def _dashboard() -> list[Route]:
+    def page(name: str) -> Response:
+        body = files("api").joinpath("static", name).read_bytes()
+        return Response(body, headers=_SECURITY, media_type=_TYPES[name.rpartition(".")[2]])
+
+    def route(path: str, name: str) -> Route:
+        async def serve(_: Request) -> Response:
+            return page(name)
+
+        return Route(path, serve, methods=["GET"])
+
+    return [route(path, name) for path, name in _STATIC.items()]
+
+
+async def _await_redis(broker: Broker) -> None:
+    """Says what is missing at the start, and when it has come. The routes answer 503 until then."""
+    for redis in {broker.store.redis.url: broker.store.redis, broker.queue.redis.url: broker.queue.redis}.values():
+        delay, waited = 0.2, False
+        while not await answers(redis):
+            logger.warning("Redis does not answer at %s; trying again", without_password(redis.url))
+            waited = True
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(delay * 2, 5)
+        if waited:
+            logger.info("Redis answers at %s", without_password(redis.url))
+
+
+class RequestLog:
+    """`x-request-id` on every answer, and a line for every refusal: method, path, status, time. Never a query,
+    a header or a body, which hold tokens, keys and prompts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = "req_" + secrets.token_hex(12)
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if message["status"] >= 400:
+                    self._log(scope, message["status"], request_id, time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+    def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        path = scope["path"][:200].encode("unicode_escape").decode()  # a path may hold anything, line breaks too
+        fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
+        level = logging.ERROR if status >= 500 else logging.WARNING
+        line = "%s %s → %d in %.1f ms (%s)"
+        logger.log(level, line, scope["method"], path, status, seconds * 1000, request_id, extra={"fields": fields})

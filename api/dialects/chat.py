@@ -1,0 +1,85 @@
+"""OpenAI's chat.completions stream: the upstream's chunks as they came, then `[DONE]`.
+
+What the stock SDKs bear was run (openai-python 1.60 to 3.54, openai-node 7.57), and decides the details: no
+stand-alone `id:` or `retry:` block, no `event:`, and a heartbeat is a comment glued to the next frame, since after
+an `id:` a comment block of its own ends openai-python's stream with a JSONDecodeError. A clean end means success to
+them, so `[DONE]` follows `completed` alone and every other end is an error frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from broker.events import CANCELLED, CHUNK, COMPLETED, FAILED, GONE, USAGE, Event
+from broker.ids import Cursor
+
+
+class Chat:
+    """One attempt, with or without the usage chunk. A reader that was given text cannot take it back."""
+
+    crosses_attempts = False
+    heartbeat = b": hb\n"
+
+    def __init__(self, *, usage: bool) -> None:
+        self._usage = usage
+
+    def frame(self, event: Event) -> bytes:
+        if event.type == CHUNK or (event.type == USAGE and self._usage):
+            return _frame(event, event.data)
+        if event.type == COMPLETED:
+            return self._counted(event) + _frame(event, b"[DONE]")
+        if event.type == FAILED:
+            return _frame(event, event.data)
+        if event.type == CANCELLED:
+            return _frame(event, CANCELLED_ERROR)
+        if event.type == GONE:
+            return _frame(event, _error("gone"))
+        return b""
+
+    def _counted(self, event: Event) -> bytes:
+        """The usage chunk that was asked for, where the upstream gave none and we counted."""
+        if not self._usage or b'"estimated":true' not in event.data:
+            return b""
+        usage: Any = msgspec.json.decode(event.data)["usage"]
+        chunk: dict[str, Any] = {
+            "id": "",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": "",
+            "choices": [],
+            "usage": usage,
+        }
+        return b"data: %b\n\n" % msgspec.json.encode(chunk)
+
+    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
+        return b""
+
+    def farewell(self, reason: str) -> bytes:
+        return b"data: %b\n\n" % _error(reason)
+
+
+def _frame(event: Event, data: bytes) -> bytes:
+    attempt, seq = event.cursor
+    return b"id: %d-%d\ndata: %b\n\n" % (attempt, seq, data)
+
+
+# Why a stream ends although its generation did not complete: (code, message).
+_ENDS = {
+    "reset": ("generation_reset", "The generation was started again after a part of it was sent; ask for it anew."),
+    "draining": ("server_draining", "The server is being restarted; the generation goes on and can be read again."),
+    "storage": ("storage_unavailable", "The log cannot be read at the moment; the generation can be read again."),
+    "gone": ("generation_gone", "The generation was deleted."),
+    "cancelled": ("generation_cancelled", "The generation was cancelled."),
+}
+
+
+def _error(reason: str) -> bytes:
+    code, message = _ENDS[reason]
+    return msgspec.json.encode({"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+
+
+CANCELLED_ERROR = _error("cancelled")
+CHAT = Chat(usage=False)
+CHAT_WITH_USAGE = Chat(usage=True)

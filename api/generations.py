@@ -1,0 +1,174 @@
+"""The native routes: create, list, get, cancel, delete, and the events of one generation."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.access import Access
+from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
+from api.errors import JSONResponse
+from api.sse import HEADERS, EventStream, Later
+from broker.errors import InvalidCursor, InvalidRequest, StorageUnavailable
+from broker.events import STATUSES
+from broker.feed import Feed
+from broker.ids import START, Cursor, check_id, parse_cursor
+from broker.requests import CompletionRequest, parse_json, parse_request
+from broker.service import Broker
+from broker.store import Created, Generation
+
+LIST_LIMIT = 100
+EVENTS_LIMIT = 1000
+
+
+class Generations:
+    """The handlers of `/v1/generations…`."""
+
+    def __init__(self, broker: Broker, access: Access) -> None:
+        self._broker = broker
+        self._access = access
+
+    def routes(self) -> list[Route]:
+        one = "/v1/generations/{id}"
+        max_body = self._broker.settings.max_body
+        return [
+            Route("/v1/generations", self.create, methods=["POST"], max_body_size=max_body),
+            Route("/v1/generations", self.list, methods=["GET"]),
+            Route(one, self.get, methods=["GET"]),
+            Route(one, self.delete, methods=["DELETE"]),
+            Route(f"{one}/cancel", self.cancel, methods=["POST"], max_body_size=max_body),
+            Route(f"{one}/events", self.events, methods=["GET", "HEAD"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        tenant = self._access.tenant(request)
+        asked = parse_request(parse_json(await request.body()))
+        created = await submit(self._broker, request, asked, tenant)
+        generation = await self._broker.get(created.id, tenant=tenant)
+        headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
+        if created.replayed:
+            headers["idempotent-replayed"] = "true"
+        status = HTTPStatus.OK if created.replayed else HTTPStatus.ACCEPTED
+        return JSONResponse(generation.to_json(), status, headers)
+
+    async def list(self, request: Request) -> Response:
+        tenant = self._access.tenant(request)
+        query = request.query_params
+        status = query.get("status") or None
+        if status is not None and status not in STATUSES:
+            raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
+        after = query.get("after") or None
+        page, more = await self._broker.store.list(tenant, status, limit_of(request, 20, LIST_LIMIT), after)
+        return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
+
+    async def get(self, request: Request) -> Response:
+        generation = await self._broker.get(request.path_params["id"], tenant=self._access.tenant(request))
+        return JSONResponse(generation.to_json())
+
+    async def cancel(self, request: Request) -> Response:
+        generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
+        return JSONResponse(generation.to_json())
+
+    async def delete(self, request: Request) -> Response:
+        await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    async def events(self, request: Request) -> Response:
+        """A browser's stream is never refused with an error status for what is our trouble: EventSource would
+        not come back."""
+        tenant = self._access.tenant(request)
+        gid = check_id(request.path_params["id"])
+        if "application/json" in request.headers.get("accept", ""):
+            return await self._page(request, gid, tenant)
+        if request.method == "HEAD":
+            await self._broker.store.state(gid, tenant)
+            return Response(headers=HEADERS)
+        if self._broker.hub.draining:
+            return Later(retry(500, 10_000))
+        try:
+            return await self._stream(request, gid, tenant)
+        except StorageUnavailable:
+            return Later(retry(1000, 4000))
+
+    async def _stream(self, request: Request, gid: str, tenant: str) -> Response:
+        hub = self._broker.hub
+        async with AsyncExitStack() as stack:
+            feed, generation = await stack.enter_async_context(hub.open(gid, tenant))
+            position, preface = await self._begin(request, feed, generation)
+            if generation.ended and position >= generation.cursor:
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            return EventStream(
+                hub,
+                stack.pop_all(),
+                feed,
+                NATIVE,
+                position,
+                preface=preface,
+                headers={"x-generation-id": gid},
+                send_timeout=self._broker.settings.send_timeout,
+            )
+        raise AssertionError("unreachable")
+
+    async def _begin(self, request: Request, feed: Feed, generation: Generation) -> tuple[Cursor, bytes]:
+        """Where the reader wants to begin, and what it must be told first. The header wins: an EventSource that
+        reconnects sends its first URL again."""
+        header, query = request.headers.get("last-event-id"), request.query_params.get("after")
+        if header:
+            try:
+                wanted = parse_cursor(header)
+            except InvalidCursor:
+                return START, unknown_cursor(generation.attempt)
+        elif query == "latest":
+            return feed.tail, bookmark(feed.tail)
+        elif query:
+            wanted = parse_cursor(query)
+        else:
+            return START, b""
+        return await self._locate(wanted, generation)
+
+    async def _locate(self, wanted: Cursor, generation: Generation) -> tuple[Cursor, bytes]:
+        """A cursor of this log, or one that may have been before the log was trimmed; else all of it again."""
+        if wanted in (START, generation.cursor):
+            return wanted, b""
+        store = self._broker.store
+        if await store.page(generation.id, Cursor(wanted.attempt, wanted.seq - 1), 1, until=wanted):
+            return wanted, b""
+        (first,) = await store.page(generation.id, START, 1) or (None,)
+        if first is not None and wanted < first.cursor and first.cursor.attempt > 0:
+            return wanted, b""
+        return START, unknown_cursor(generation.attempt)
+
+    async def _page(self, request: Request, gid: str, tenant: str) -> Response:
+        await self._broker.store.state(gid, tenant)
+        after = parse_cursor(request.query_params.get("after") or str(START))
+        limit = limit_of(request, 100, EVENTS_LIMIT)
+        events = await self._broker.store.page(gid, after, limit + 1)
+        # `data` is JSON already: it is set in as it is.
+        rows = [
+            b'{"id":"%b","event":"%b","at":%d,"data":%b}'
+            % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
+            for event in events[:limit]
+        ]
+        more = b"true" if len(events) > limit else b"false"
+        body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
+        return Response(body, media_type="application/json")
+
+
+async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
+    """Accepts a checked body, if an upstream serves its model."""
+    broker.settings.upstream_for(asked.model)
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > 255:
+        raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
+    return await broker.submit(asked, tenant, key)
+
+
+def limit_of(request: Request, default: int, most: int) -> int:
+    text = request.query_params.get("limit") or str(default)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+        raise InvalidRequest(f"`limit` is a whole number from 1 to {most}.", param="limit")
+    return int(text)

@@ -1,0 +1,207 @@
+"""The gateway as the command line sees it: JSON requests, and a stream that survives its connection."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+
+from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.settings import ClientSettings
+
+Json = dict[str, Any]
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "gone"})
+_PAGE = 100  # generations, the most that the gateway lists at once
+_SILENCE = 60.0  # seconds; a gateway sends a comment every 15, so by then the connection is dead
+_GIVE_UP = 120.0  # seconds without a word from a gateway that was there before
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 5.0
+
+
+class Unreachable(BrokerError):
+    """No gateway answers."""
+
+    code = "unreachable"
+
+
+class Refused(BrokerError):
+    """The gateway answers with an error; the message is its own."""
+
+    code = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One event of a generation, as it came; `id` is the cursor to go on from."""
+
+    id: str
+    event: str
+    data: str
+
+
+class Client:
+    """A context manager. Raises Unreachable, Refused, GenerationNotFound and GenerationGone."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.url = settings.url.rstrip("/")
+        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        timeout = httpx2.Timeout(10.0, read=_SILENCE)
+        try:
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise Unreachable(f"TOKENCAST_URL: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: str | int) -> Json:
+        return self._json(lambda: self._http.get(path, params=params))
+
+    def post(self, path: str, body: Json | None = None, headers: dict[str, str] | None = None) -> Json:
+        return self._json(lambda: self._http.post(path, json=body, headers=headers))
+
+    def generations(self, status: str | None, limit: int) -> Iterator[Json]:
+        """The newest first, at most `limit`, page by page."""
+        params: dict[str, str | int] = {"status": status} if status else {}
+        while limit > 0:
+            page = self.get("/v1/generations", limit=min(limit, _PAGE), **params)
+            yield from page["data"]
+            limit -= len(page["data"])
+            if not page["has_more"] or not page["data"]:
+                return
+            params["after"] = page["data"][-1]["id"]
+
+    def default_model(self) -> str:
+        """The first one that the gateway lists."""
+        models = [str(model["id"]) for model in self.get("/v1/models")["data"]]
+        named = [model for model in models if not set(model) & set("*?[")]
+        if not named:
+            raise Refused(f"The gateway at {self.url} names no model; choose one with --model.")
+        return named[0]
+
+    def follow(self, gid: str, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
+        """Every event behind `after`, once each, up to the terminal one, over as many connections as it takes.
+
+        Ends without a terminal event only where `after` is the end already. `notice` is told of lost connections.
+        """
+        cursor, pause = after, _Pause(self.url)
+        while True:
+            began = cursor
+            try:
+                for received in self._connection(gid, cursor, pause, first=cursor == after):
+                    cursor = received.id or cursor
+                    if not received.data:
+                        continue
+                    yield received
+                    if received.event in TERMINAL:
+                        return
+                if pause.ended:
+                    return
+            except httpx2.SSEError:
+                raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+            except httpx2.TransportError as error:
+                if not pause.connected:
+                    raise self._unreachable(error) from None
+                if not pause.lost:
+                    notice("connection lost, reconnecting")
+            pause.wait(progress=cursor != began)
+
+    def _connection(self, gid: str, cursor: str | None, pause: _Pause, *, first: bool) -> Iterator[Received]:
+        """One response's events; nothing where the gateway asks for a later try."""
+        asked_for = {"after": cursor} if cursor and first else {}
+        resume = {"Last-Event-ID": cursor} if cursor and not first else {}
+        path = f"/v1/generations/{gid}/events"
+        with self._http.sse(path, params=asked_for, headers=resume, max_event_size=None) as source:
+            response = source.response
+            if response.status_code in (429, 502, 503, 504):
+                pause.asked_for(response.headers.get("retry-after", ""))
+                return
+            pause.ended = response.status_code == 204
+            if pause.ended:
+                return
+            if response.status_code != 200:
+                response.read()
+                raise _refusal(response, self.url)
+            pause.contact()
+            try:
+                for sent in source:
+                    if sent.retry is not None:
+                        pause.retry = min(sent.retry / 1000, _GIVE_UP)
+                    yield Received(sent.id, sent.event, sent.data)
+            finally:
+                pause.contact()
+
+    def _json(self, request: Callable[[], httpx2.Response]) -> Json:
+        try:
+            response = request()
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from None
+        if response.status_code >= 400:
+            raise _refusal(response, self.url)
+        try:
+            return cast(Json, response.json())
+        except ValueError:
+            raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+
+    def _unreachable(self, error: httpx2.TransportError) -> Unreachable:
+        if isinstance(error, httpx2.ConnectError):
+            return Unreachable(f"no gateway at {self.url}: is `tokencast api` or `make run` running?")
+        return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
+
+
+class _Pause:
+    """How long to wait before the next connection: what the server last asked for, else ever longer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._failures = 0
+        self._heard = time.monotonic()
+        self.connected = False
+        self.ended = False
+        self.retry: float | None = None
+
+    @property
+    def lost(self) -> bool:
+        return self._failures > 0
+
+    def contact(self) -> None:
+        self.connected, self._heard = True, time.monotonic()
+
+    def asked_for(self, seconds: str) -> None:
+        """A Retry-After header."""
+        self.contact()
+        if seconds.isascii() and seconds.isdigit():
+            self.retry = min(float(seconds), _GIVE_UP)
+
+    def wait(self, *, progress: bool) -> None:
+        if time.monotonic() - self._heard > _GIVE_UP:
+            raise Unreachable(f"{self._url} has not answered for {_GIVE_UP:.0f} s")
+        self._failures = 0 if progress else self._failures + 1
+        growing = min(_FIRST_WAIT * 2**self._failures, _LONGEST_WAIT) * random.uniform(0.5, 1)
+        time.sleep(growing if self.retry is None else self.retry)
+        self.retry = None
+
+
+def _refusal(response: httpx2.Response, url: str) -> BrokerError:
+    """The gateway's own words. A 404 about anything but a generation, such as a model, is no `not found`."""
+    try:
+        error = response.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Refused(f"{url} answers {response.status_code} {response.reason_phrase}; is it Tokencast?")
+    if code == GenerationNotFound.code:
+        return GenerationNotFound(message)
+    if code == GenerationGone.code:
+        return GenerationGone(message)
+    return Refused(message)

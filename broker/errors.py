@@ -1,0 +1,93 @@
+"""Everything that can go wrong with a generation, as one tree of exceptions.
+
+The docstring of each class is its default message. None of them knows HTTP: `api/errors.py` is the one
+place that turns a `code` into a status, `broker/cli.py` the one that turns it into an exit code.
+"""
+
+from __future__ import annotations
+
+
+class BrokerError(Exception):
+    """Something went wrong in the broker."""
+
+    code = "internal_error"
+    param: str | None = None
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+        if param is not None:
+            self.param = param
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(BrokerError):
+    """The request is not valid."""
+
+    code = "invalid_value"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        if code is not None:
+            self.code = code
+
+
+class BodyTooLarge(BrokerError):
+    """The request body is larger than TOKENCAST_MAX_BODY allows."""
+
+    code = "request_too_large"
+
+
+class ModelNotFound(BrokerError):
+    """No upstream serves this model."""
+
+    code = "model_not_found"
+    param = "model"
+
+
+class InvalidKey(BrokerError):
+    """The API key is missing or not known."""
+
+    code = "invalid_api_key"
+
+
+class InvalidCursor(BrokerError):
+    """A cursor is `<attempt>-<seq>`, two whole numbers."""
+
+    code = "invalid_cursor"
+    param = "after"
+
+
+class GenerationNotFound(BrokerError):
+    """No such generation."""
+
+    code = "generation_not_found"
+    param = "id"
+
+
+class GenerationGone(BrokerError):
+    """The generation was deleted or has expired."""
+
+    code = "generation_gone"
+    param = "id"
+
+
+class IdempotencyConflict(BrokerError):
+    """This Idempotency-Key was used with another body."""
+
+    code = "idempotency_conflict"
+    param = "idempotency-key"
+
+
+class StorageUnavailable(BrokerError):
+    """Redis does not answer; try again."""
+
+    code = "storage_unavailable"
+
+
+class Misconfigured(BrokerError):
+    """The environment is not usable."""
+
+    code = "misconfigured"

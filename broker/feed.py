@@ -1,0 +1,99 @@
+"""What this process knows of one generation's log while somebody reads it here: its tail, whether it has ended,
+and the views that subscribers read from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from broker.events import CHUNK, GONE, RESET, STARTED, USAGE, Event, RawEntry, follows, from_entry
+from broker.ids import Cursor
+from broker.segments import Dialect, Segment, View
+from broker.store import Generation
+
+
+class OutOfOrder(Exception):
+    """An entry that is not the next one: the log went back or lost something, and must be read again."""
+
+
+class Feed:
+    """`tail` is the newest event's cursor, or the newest known when nobody followed yet."""
+
+    def __init__(self, generation: Generation, tenant: str, used: Callable[[View, Segment], None]) -> None:
+        self.gid = generation.id
+        self.tenant = tenant
+        self.users = 0
+        self.views: dict[Dialect, View] = {}
+        self._used = used
+        self._waiters: set[asyncio.Future[None]] = set()
+        self.tail = generation.cursor
+        self.ended = generation.ended
+        self.has_chunk = generation.first_token_at is not None
+        self.gone = False
+
+    def refresh(self, generation: Generation) -> None:
+        """Takes over what Redis says now, after a time without a reader. What is held stays valid, since a log
+        only grows; if it went back (a failover), everything is forgotten."""
+        if generation.cursor < self.tail:
+            for view in self.views.values():
+                view.clear()
+        self.tail = generation.cursor
+        self.ended = generation.ended
+        self.has_chunk = generation.first_token_at is not None
+        self.changed()
+
+    def view(self, dialect: Dialect) -> View:
+        view = self.views.get(dialect)
+        if view is None:
+            view = self.views[dialect] = View(dialect, self._used)
+        return view
+
+    def extend(self, entries: Sequence[RawEntry]) -> None:
+        """The entries that follow the tail. OutOfOrder where they do not."""
+        for entry in entries:
+            event = from_entry(entry)
+            if not follows(event, self.tail):
+                raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
+            for view in self.views.values():
+                view.append(self.tail, event)
+            self._advance(event)
+        self.changed()
+
+    def _advance(self, event: Event) -> None:
+        self.tail = event.cursor
+        if event.type in (CHUNK, USAGE):
+            self.has_chunk = True
+        elif event.type in (STARTED, RESET):
+            self.has_chunk = False
+        elif event.terminal:
+            self.ended = True
+            self.gone = event.type == GONE
+
+    def changed(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def beyond(self, position: Cursor) -> None:
+        """Until there is something behind the position, or there never will be."""
+        while self.tail <= position and not self.ended:
+            await self._change()
+
+    async def begun(self) -> None:
+        """Until the newest attempt has a chunk, or the generation has ended."""
+        while not self.has_chunk and not self.ended:
+            await self._change()
+
+    async def over(self) -> None:
+        """Until the generation has ended."""
+        while not self.ended:
+            await self._change()
+
+    async def _change(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)

@@ -1,0 +1,384 @@
+"""Fan-out: one reader, one buffer, one write.
+
+Subscribers cost Redis nothing: a generation is read once per process, framed once per dialect, and each subscriber
+is a position in the shared frames. One plain loop gives every subscriber all it has not seen in one write; waking a
+task per subscriber would cost 1 to 4 µs each, the loop costs 0.1. Who cannot take more simply lags behind, in
+the shared buffer or, once that has moved on, in Redis. One bad peer harms nobody: each write is on its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Protocol
+
+from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
+from broker.events import Event, follows
+from broker.feed import Feed
+from broker.ids import Cursor
+from broker.reader import Reader
+from broker.segments import Dialect, Segment, Slice, View
+from broker.store import PAGE, Generation, Store
+
+logger = logging.getLogger("tokencast.hub")
+
+HIGH_WATER = 64 * 1024  # bytes waiting in a subscriber's transport: enough, the rest waits in the shared buffer
+PASS_SECONDS = 0.004  # then other work gets a turn: a pass over 5,000 subscribers takes 25 to 40 ms
+
+
+class Wire(Protocol):
+    """Where a subscriber's bytes go. Two implementations: the server's transport, and plain ASGI `send`."""
+
+    @property
+    def closing(self) -> bool:
+        """The peer has gone, or was dropped."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        ...
+
+    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
+        """Whom to tell that the peer takes more again, and that it has gone."""
+        ...
+
+    def write(self, part: Slice) -> None: ...
+
+    def abort(self) -> None:
+        """Drops the peer and what it has not taken."""
+        ...
+
+
+class Subscriber:
+    """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
+    `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
+
+    __slots__ = ("beat", "ended", "feed", "given", "position", "stalled", "view", "wire")
+
+    def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
+        self.feed = feed
+        self.view = view
+        self.wire = wire
+        self.position = position
+        self.given = False
+        self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
+        self.beat = 0
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+
+class Hub:
+    """The fan-out of one process. `run()` must be running while anything is followed."""
+
+    def __init__(self, store: Store, *, heartbeat: float, send_timeout: float, cache_bytes: int) -> None:
+        self._store = store
+        self._heartbeat = heartbeat
+        self._send_timeout = send_timeout
+        self._cache_bytes = cache_bytes
+        self._process = secrets.token_hex(6)
+        self._readers: list[Reader] = []
+        self._reading: dict[str, Reader] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._feeds: dict[str, Feed] = {}
+        self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
+        self._stalled: dict[Subscriber, None] = {}
+        self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
+        self._cached: OrderedDict[Segment, View] = OrderedDict()
+        self._cached_bytes = 0
+        self.draining = False
+
+    # --- who reads what ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(self, gid: str, tenant: str) -> AsyncGenerator[tuple[Feed, Generation]]:
+        """A feed that is kept up to date until it is left, and the generation as it was found. Raises what
+        Store.state raises."""
+        generation = await self._store.state(gid, tenant)
+        feed = self._feeds.get(gid)
+        if feed is None:
+            feed = self._feeds[gid] = Feed(generation, tenant, self._use)
+        elif feed.users == 0:
+            feed.refresh(generation)
+        feed.users += 1
+        try:
+            if not feed.ended and gid not in self._reading:
+                await self._follow(feed)
+            yield feed, generation
+        finally:
+            feed.users -= 1
+            if feed.users == 0:
+                self._leave(feed)
+
+    async def _follow(self, feed: Feed) -> None:
+        reader = next((reader for reader in self._readers if reader.free > 0), None)
+        if reader is None:
+            reader = Reader(self._store.redis, (self._process, len(self._readers)), self._deliver, self._resync)
+            self._readers.append(reader)
+            self._spawn(reader.run())
+        self._reading[feed.gid] = reader
+        await reader.follow(feed)
+
+    def _leave(self, feed: Feed) -> None:
+        reader = self._reading.pop(feed.gid, None)
+        if reader is not None:
+            reader.unfollow(feed)
+        for view in feed.views.values():
+            view.seal_all()
+        self._forget_if_empty(feed)
+
+    def _forget_if_empty(self, feed: Feed) -> None:
+        if feed.users == 0 and not any(view.segments for view in feed.views.values()):
+            self._feeds.pop(feed.gid, None)
+
+    async def _resync(self, feed: Feed) -> None:
+        """The log is not what its reader thought: takes it as it is now. Holes are read by who stands before them."""
+        try:
+            feed.refresh(await self._store.state(feed.gid, feed.tenant))
+        except (GenerationNotFound, GenerationGone):
+            self._dismiss(feed, "gone")
+        except StorageUnavailable:
+            pass  # the reader meets it too, and comes back
+
+    # --- subscribers -------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(
+        self, feed: Feed, dialect: Dialect, wire: Wire, position: Cursor, *, given: bool = False
+    ) -> AsyncGenerator[Subscriber]:
+        """Writes everything behind `position` to the wire, as it comes, until `ended`. `given`: the reader has
+        been given a part of this attempt before."""
+        subscriber = Subscriber(feed, feed.view(dialect), wire, position)
+        subscriber.given = given
+        subscriber.beat = random.randrange(_BEATS)
+        wire.attach(partial(self.resume, subscriber), partial(subscriber.end, "left"))
+        self._subscribers.setdefault(feed, {})[subscriber] = None
+        if self.draining:
+            self._farewell(subscriber, "draining")
+        else:
+            self.push(subscriber)
+        try:
+            yield subscriber
+        finally:
+            self._remove(subscriber)
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        subscriber.end("left")
+        self._stalled.pop(subscriber, None)
+        members = self._subscribers.get(subscriber.feed)
+        if members is not None:
+            members.pop(subscriber, None)
+            if not members:
+                del self._subscribers[subscriber.feed]
+
+    @property
+    def subscribers(self) -> int:
+        return sum(map(len, self._subscribers.values()))
+
+    # --- the pass ----------------------------------------------------------------------------------------
+
+    async def _deliver(self, feeds: Sequence[Feed]) -> None:
+        """One pass over everybody who follows these feeds, in turns short enough for the event loop."""
+        until = time.monotonic() + PASS_SECONDS
+        for feed in feeds:
+            for subscriber in tuple(self._subscribers.get(feed, ())):
+                self.push(subscriber)
+                if time.monotonic() > until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + PASS_SECONDS
+            if feed.ended:
+                self._reading.pop(feed.gid, None)
+
+    def push(self, subscriber: Subscriber) -> None:
+        """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
+        try:
+            self._push(subscriber)
+        except Exception as error:  # a transport may raise anything once its peer is gone
+            logger.debug("subscriber dropped: %s", type(error).__name__)
+            subscriber.end("left")
+
+    def _push(self, subscriber: Subscriber) -> None:
+        wire, view, feed = subscriber.wire, subscriber.view, subscriber.feed
+        while not subscriber.ended.done():
+            if wire.closing:
+                return subscriber.end("left")
+            pending = wire.pending
+            if pending > HIGH_WATER:
+                return self._stall(subscriber, pending)
+            part = view.slice(subscriber.position)
+            if part is None:
+                return self._wait(subscriber)
+            if part.opens_attempt and subscriber.given and not view.dialect.crosses_attempts:
+                return self._farewell(subscriber, "reset")
+            if part.data:
+                wire.write(part)
+                subscriber.given = True
+            subscriber.position = part.end
+            if feed.ended and part.end >= feed.tail:
+                return subscriber.end("ended")
+        return None
+
+    def _wait(self, subscriber: Subscriber) -> None:
+        """Nothing is held behind its position: it is at the tail, or before a hole."""
+        if subscriber.position < subscriber.feed.tail:
+            self._load(subscriber)
+        elif subscriber.feed.ended:
+            subscriber.end("ended")
+
+    def _stall(self, subscriber: Subscriber, pending: int) -> None:
+        if subscriber.stalled is None:
+            subscriber.stalled = (time.monotonic(), pending)
+            self._stalled[subscriber] = None
+
+    def resume(self, subscriber: Subscriber) -> None:
+        """Its wire can take more again."""
+        if subscriber.stalled is not None:
+            subscriber.stalled = None
+            self._stalled.pop(subscriber, None)
+            self.push(subscriber)
+
+    def _farewell(self, subscriber: Subscriber, reason: str) -> None:
+        data = subscriber.view.dialect.farewell(reason)
+        if data and not subscriber.ended.done():
+            subscriber.wire.write(Slice(data, subscriber.position))
+        subscriber.end(reason)
+
+    def _dismiss(self, feed: Feed, reason: str) -> None:
+        for subscriber in tuple(self._subscribers.get(feed, ())):
+            self._farewell(subscriber, reason)
+
+    # --- holes -------------------------------------------------------------------------------------------
+
+    def _load(self, subscriber: Subscriber) -> None:
+        """Reads the page behind its position, once for all who wait for it."""
+        key = (subscriber.view, subscriber.position)
+        waiting = self._loading.get(key)
+        if waiting is not None:
+            waiting.append(subscriber)
+            return
+        self._loading[key] = [subscriber]
+        self._spawn(self._load_page(subscriber.feed, *key))
+
+    async def _load_page(self, feed: Feed, view: View, position: Cursor) -> None:
+        events: list[Event] = []
+        try:
+            events = await self._store.page(feed.gid, position, PAGE)
+        except StorageUnavailable:
+            logger.warning("cannot read %s: Redis is away", feed.gid)
+        except Exception:
+            logger.exception("cannot read %s", feed.gid)
+        known = _connected(position, events)
+        view.insert(position, known)
+        for subscriber in self._loading.pop((view, position), ()):
+            if known:
+                self.push(subscriber)
+            elif events:
+                self._skip(subscriber, events[0].cursor)
+            else:
+                self._farewell(subscriber, "storage")
+
+    def _skip(self, subscriber: Subscriber, earliest: Cursor) -> None:
+        """The log goes on further up: it was trimmed. Who can be told so goes on there."""
+        notice = subscriber.view.dialect.gap(subscriber.position, earliest, subscriber.feed.tail)
+        if not notice:
+            return self._farewell(subscriber, "storage")
+        subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)
+        subscriber.wire.write(Slice(notice, subscriber.position))
+        return self.push(subscriber)
+
+    def _use(self, view: View, segment: Segment) -> None:
+        """A segment was read, or may be evicted from now on: the least recently used go first."""
+        if segment in self._cached:
+            self._cached.move_to_end(segment)
+            return
+        self._cached[segment] = view
+        self._cached_bytes += segment.size
+        while self._cached_bytes > self._cache_bytes and len(self._cached) > 1:
+            oldest, owner = self._cached.popitem(last=False)
+            self._cached_bytes -= oldest.size
+            owner.evict(oldest)
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Heartbeats, stalled peers, and forgetting; for as long as the process lives."""
+        beat = 0
+        while True:
+            await asyncio.sleep(self._heartbeat / _BEATS)
+            beat = (beat + 1) % _BEATS
+            self._drop_stalled()
+            for feed in list(self._feeds.values()):
+                self._forget_if_empty(feed)
+            for members in list(self._subscribers.values()):
+                for subscriber in tuple(members):
+                    if subscriber.beat == beat:
+                        self._beat(subscriber)
+                await asyncio.sleep(0)
+
+    def _beat(self, subscriber: Subscriber) -> None:
+        wire = subscriber.wire
+        try:
+            if wire.closing or subscriber.ended.done():
+                return
+            if wire.pending:
+                self._stall(subscriber, wire.pending)
+            else:
+                wire.write(Slice(subscriber.view.dialect.heartbeat, subscriber.position))
+        except Exception:
+            subscriber.end("left")
+
+    def _drop_stalled(self) -> None:
+        now = time.monotonic()
+        for subscriber in tuple(self._stalled):
+            since, pending = subscriber.stalled or (now, 0)
+            if not subscriber.wire.pending:
+                self.resume(subscriber)
+            elif subscriber.wire.pending < pending:
+                subscriber.stalled = (now, subscriber.wire.pending)
+            elif now - since > self._send_timeout:
+                subscriber.wire.abort()
+                subscriber.end("stalled")
+
+    async def drain(self, window: float) -> None:
+        """Ends all responses, spread over the window, so that their readers do not come back all at once."""
+        self.draining = True
+        everybody = [subscriber for members in self._subscribers.values() for subscriber in members]
+        random.shuffle(everybody)
+        pause = window / max(len(everybody), 1)
+        for subscriber in everybody:
+            self._farewell(subscriber, "draining")
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+_BEATS = 15  # subscribers take turns with their heartbeat, a fifteenth at a time
+
+
+def _connected(position: Cursor, events: Sequence[Event]) -> list[Event]:
+    """The events that follow the position, and each other, without a gap."""
+    connected: list[Event] = []
+    for event in events:
+        if not follows(event, position):
+            break
+        connected.append(event)
+        position = event.cursor
+    return connected

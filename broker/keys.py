@@ -1,0 +1,96 @@
+"""Every Redis key, with its type, contents, lifetime and writers. The only place that spells one.
+
+Two servers, which may be one: the *streams* Redis (TOKENCAST_STREAMS_URL) holds everything that is true, the
+*queue* Redis (REDIS_URL) only what can be rebuilt from it. On the streams Redis all keys of a shard carry one
+hash tag, so a script keeps log, status and indexes together atomically, and one XREAD follows many
+generations of a shard on a Cluster. Every key has a lifetime. `expires` below is end + retention, or two
+hours from now while the generation lives (renewed with its lease).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from broker.ids import shard_of
+
+# --- streams Redis -------------------------------------------------------------------------------------
+
+
+def meta(gid: str) -> str:
+    """hash · all about one generation · expires + 1 h (the tombstone) · lifecycle scripts
+
+    tn tenant · md model · rq request body for the upstream · mt metadata JSON · pol fail|restart · ca created ms ·
+    ttl retention ms · ik idempotency key's hash · fp body's fingerprint · st status · a attempt id · n last seq ·
+    own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
+    ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
+    xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
+    us usage JSON · er error JSON · res merged choices JSON
+    """
+    return f"tc:{{{shard_of(gid)}}}:m:{gid}"
+
+
+def log(gid: str) -> str:
+    """stream · id `<attempt>-<seq>`, fields t m d (broker/events.py) · expires · lifecycle scripts and append"""
+    return f"tc:{{{shard_of(gid)}}}:l:{gid}"
+
+
+def live(shard: str) -> str:
+    """zset · generation → ms at which the reaper must look at it · 7 d · lifecycle scripts and touch"""
+    return f"tc:{{{shard}}}:live"
+
+
+def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
+    """zset · generation → its created ms · 32 d · lifecycle scripts; list drops dead members
+
+    Without a tenant: the base from which the scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
+    """
+    return ":".join(filter(None, (f"tc:{{{shard}}}:i", tenant, status)))
+
+
+def idempotency(shard: str, tenant: str, key: str) -> str:
+    """string · "<generation> <fingerprint>" · expires · create, delete"""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"tc:{{{shard}}}:idem:{tenant}:{digest}"
+
+
+def activity(shard: str) -> str:
+    """stream · tn tenant, g generation, e event, d summary JSON; about 2,000 entries · 1 d · lifecycle scripts"""
+    return f"tc:{{{shard}}}:act"
+
+
+def epoch(shard: str) -> str:
+    """string · "<ms>.<random>", names this data set: another one means that Redis came back empty · 30 d · create"""
+    return f"tc:{{{shard}}}:ep"
+
+
+def wake(shard: str, process: str, connection: int) -> str:
+    """stream · one entry; adding one wakes the reader connection that blocks on it · 60 s · gateway"""
+    return f"tc:{{{shard}}}:w:{process}:{connection}"
+
+
+# --- queue Redis ---------------------------------------------------------------------------------------
+
+QUEUE = "tc:queue"
+"""zset (arq's) · ticket `<generation>.<number>` → fair tag · 7 d · enqueue.lua; arq removes"""
+
+BELL = "tc:bell"
+"""list · empty strings, at most 1,000: something is in the queue · 60 s · enqueue.lua"""
+
+FAIR = "tc:fair"
+"""hash · tenant → its newest fair tag · 7 d · enqueue.lua"""
+
+WORKERS = "tc:workers"
+"""zset · worker id → last seen ms · 1 d · workers"""
+
+WORKER_HEALTH = "tc:worker-health"
+"""string (arq's health record; ours is WORKERS) · 1 h · arq"""
+
+
+def arq_job(ticket: str) -> str:
+    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention · enqueue.lua"""
+    return f"arq:job:{ticket}"
+
+
+def worker(worker_id: str) -> str:
+    """hash · slots, running, host, pid, version · 15 s · that worker"""
+    return f"tc:w:{worker_id}"

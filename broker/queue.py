@@ -1,0 +1,56 @@
+"""The seam to arq: puts tickets into its queue, rings, takes them out again. With `worker/main.py` the only
+place that knows arq, which is frozen (security fixes only) and was made for short jobs.
+
+A ticket is `<generation>.<number>`; the job behind it says nothing but generation and tenant. Everything here can
+be lost and is rebuilt from the logs' Redis by the reaper.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from arq.jobs import serialize_job
+
+from broker import keys
+from broker.connection import Redis, Script
+
+ENQUEUE = Script("enqueue")
+JOB_NAME = "generate"
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """arq's own default is pickle: whoever can write to Redis could run code here."""
+    return msgspec.json.encode(job)
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(data)
+
+
+class Queue:
+    """The tickets of generations that wait for a worker."""
+
+    def __init__(self, redis: Redis, retention: float) -> None:
+        self.redis = redis
+        self._keep_ms = int(retention * 1000)
+
+    async def enqueue(self, gid: str, tenant: str, number: int) -> bool:
+        """True if the ticket is new. May be repeated."""
+        ticket = f"{gid}.{number}"
+        job = serialize_job(JOB_NAME, (gid, tenant), {}, None, time.time_ns() // 1_000_000, serializer=serialize)
+        added = await self.redis.run(
+            ENQUEUE,
+            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR],
+            [ticket, job, self._keep_ms, tenant],
+        )
+        return bool(added)
+
+    async def withdraw(self, gid: str, number: int) -> None:
+        """Takes a ticket back. A worker that has it already finds the generation ended."""
+        ticket = f"{gid}.{number}"
+        await self.redis.pipeline([("ZREM", keys.QUEUE, ticket), ("DEL", keys.arq_job(ticket))])
+
+    async def depth(self) -> int:
+        return int(await self.redis.execute("ZCARD", keys.QUEUE))

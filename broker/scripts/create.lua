@@ -1,0 +1,28 @@
+--#include common
+-- A new generation, queued.
+-- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
+-- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
+--       fingerprint, prompt tokens, new epoch, data of `created`, prefix of meta keys in this shard
+-- Returns OK (also for its own resend) | REPLAY gid | CONFLICT gid
+local now = now_ms()
+local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
+if held then
+  local other, fingerprint = string.match(held, '^(%S+) (%S+)$')
+  if other == GID then return {'OK'} end
+  local m = redis.call('HMGET', ARGV[14] .. other, 'st', 'xa')
+  if m[1] and m[1] ~= 'deleted' and tonumber(m[2]) > now then
+    return {fingerprint == ARGV[10] and 'REPLAY' or 'CONFLICT', other}
+  end
+end
+if redis.call('EXISTS', META) == 1 then return {'OK'} end
+
+redis.call('SET', KEYS[6], ARGV[12], 'NX')
+redis.call('PEXPIRE', KEYS[6], 30 * DAY)
+redis.call('HSET', META, 'tn', ARGV[2], 'md', ARGV[3], 'rq', ARGV[4], 'mt', ARGV[5], 'pol', ARGV[6], 'ca', ARGV[7], 'ttl', ARGV[8],
+  'ik', ARGV[9], 'fp', ARGV[10], 'pt', ARGV[11], 'st', 'queued', 'a', 0, 'n', 1, 'own', '', 'k', 0, 'x', 0, 'le', 0, 'tk', 1, 'by', 0, 'ct', 0)
+redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[13])
+expire_live(now)
+if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10], 'PX', int(2 * HOUR + tonumber(ARGV[8]))) end
+due(now + 5000)
+transition(nil, 'queued', 'created')
+return {'OK'}

@@ -1,0 +1,16 @@
+--#include common
+--#include items
+-- Keeps the lease while nothing was appended, and carries an ending from elsewhere home. The only renewal: it
+-- revives an expired lease that nobody took. Writes only when less than two thirds of the lease is left.
+-- KEYS: [1] meta, [2] log, [3] live   ARGV: gid, own, lease ms
+-- Returns LOST | GONE | CLOSED status | FENCED | OK n
+local m = redis.call('HMGET', META, 'st', 'own', 'n', 'le')
+local no = refusal(m, ARGV[2], 0)
+if no then return no end
+local now, lease = now_ms(), tonumber(ARGV[3])
+if tonumber(m[4]) - now < lease * 2 / 3 then
+  redis.call('HSET', META, 'le', int(now + lease))
+  expire_live(now)
+  due(now + lease)
+end
+return {'OK', tonumber(m[3])}

@@ -1,0 +1,213 @@
+"""The framed log of one generation in one dialect: immutable runs of frames that any number of subscribers share.
+
+An event is framed once. A subscriber is a position in the log, always at a frame's edge; what it has not seen is
+found by arithmetic and handed out as one slice, the same bytes object to everybody at that position. The view
+may have holes (evicted, or never read): whoever stands before one has it read from Redis.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Protocol
+
+from broker.events import RESET, STARTED, Event
+from broker.ids import Cursor
+
+SEGMENT_BYTES = 64 * 1024
+_SLICES = 64  # positions remembered between two appends: readers come in herds, so few are enough
+
+
+class Dialect(Protocol):
+    """How one kind of reader sees the log: a pure function of it, so any gateway serves any reader any time."""
+
+    @property
+    def crosses_attempts(self) -> bool:
+        """Whether a reader that was given something may go on into the next attempt (it is told `reset`)."""
+        ...
+
+    @property
+    def heartbeat(self) -> bytes:
+        """What may stand between any two frames, and means nothing."""
+        ...
+
+    def frame(self, event: Event) -> bytes:
+        """The event's bytes on the wire; b"" if this dialect does not show it."""
+        ...
+
+    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
+        """Tells a reader that what it asked for was trimmed; b"" if this dialect cannot say it."""
+        ...
+
+    def farewell(self, reason: str) -> bytes:
+        """The last bytes for a reader whose response ends although its generation has not: `reason` is
+        `reset`, `draining`, `storage` or `gone`."""
+        ...
+
+
+class Slice:
+    """Frames to write, and the position behind them. Shared by everybody who stood at the same position."""
+
+    __slots__ = ("_chunk", "data", "end", "opens_attempt")
+
+    def __init__(self, data: bytes, end: Cursor, *, opens_attempt: bool = False) -> None:
+        self.data = data
+        self.end = end
+        self.opens_attempt = opens_attempt  # the first event is an attempt's `started` or `reset`
+        self._chunk: bytes | None = None
+
+    @property
+    def chunk(self) -> bytes:
+        """The data as one chunk of HTTP/1.1's chunked encoding (RFC 9112 §7.1)."""
+        if self._chunk is None:
+            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+        return self._chunk
+
+
+class Segment:
+    """Consecutive events of one attempt. `start` is the position before the first: the last one of the attempt
+    before where `first` is 0. Grows until it is sealed."""
+
+    __slots__ = ("attempt", "data", "ends", "first", "opens", "sealed", "start")
+
+    def __init__(self, start: Cursor, event: Event) -> None:
+        self.start = start
+        self.attempt, self.first = event.cursor
+        self.opens = event.type in (STARTED, RESET)
+        self.data = bytearray()
+        self.ends = array("I")
+        self.sealed = False
+
+    @property
+    def end(self) -> Cursor:
+        return Cursor(self.attempt, self.first + len(self.ends) - 1)
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + len(self.ends) * self.ends.itemsize
+
+    def add(self, frame: bytes) -> None:
+        self.data += frame
+        self.ends.append(len(self.data))
+
+    def takes(self, event: Event) -> bool:
+        """Whether the event is the next one, and there is room."""
+        return (
+            not self.sealed
+            and event.cursor.attempt == self.attempt
+            and event.cursor.seq == self.first + len(self.ends)
+            and len(self.data) < SEGMENT_BYTES
+        )
+
+    def covers(self, position: Cursor) -> bool:
+        """Whether the event behind the position is here."""
+        return self.start <= position < self.end
+
+    def behind(self, position: Cursor) -> Slice:
+        """Everything behind a position that the segment covers."""
+        skipped = position.seq - self.first + 1 if position.attempt == self.attempt else 0
+        offset = self.ends[skipped - 1] if skipped > 0 else 0
+        data = bytes(memoryview(self.data)[offset:]) if offset else bytes(self.data)
+        return Slice(data, self.end, opens_attempt=self.opens and skipped <= 0)
+
+
+class View:
+    """What this process holds of one log in one dialect.
+
+    `used(view, segment)` is called for each segment that may be evicted, when it is sealed and when it is read.
+    """
+
+    def __init__(self, dialect: Dialect, used: Callable[[View, Segment], None]) -> None:
+        self.dialect = dialect
+        self._segments: list[Segment] = []
+        self._slices: dict[Cursor, Slice | None] = {}
+        self._used = used
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        return self._segments
+
+    def append(self, previous: Cursor, event: Event) -> None:
+        """The newest event of the log, behind `previous`."""
+        self._slices.clear()
+        last = self._segments[-1] if self._segments else None
+        if last is not None and last.end >= event.cursor:
+            return  # a page from Redis was ahead of the live reader
+        if last is None or not last.takes(event):
+            if last is not None:
+                self.seal(last)
+            last = Segment(previous, event)
+            self._segments.append(last)
+        last.add(self.dialect.frame(event))
+
+    def insert(self, position: Cursor, events: Sequence[Event]) -> None:
+        """Fills a hole behind `position` with what was read there, up to what is already known."""
+        self._slices.clear()
+        segment: Segment | None = None
+        for event in events:
+            known = self._at(event.cursor)
+            if known is not None:
+                if known.first == event.cursor.seq:
+                    known.start = position  # now its predecessor is known
+                break
+            if segment is None or not segment.takes(event):
+                if segment is not None:
+                    self.seal(segment)
+                segment = Segment(position, event)
+                self._segments.insert(bisect_right(self._segments, event.cursor, key=_first), segment)
+            segment.add(self.dialect.frame(event))
+            position = event.cursor
+        if segment is not None:
+            self.seal(segment)
+
+    def slice(self, position: Cursor) -> Slice | None:
+        """What follows a position, up to the end of a segment; None where nothing or a hole follows."""
+        try:
+            return self._slices[position]
+        except KeyError:
+            pass
+        at = bisect_right(self._segments, position, key=_start) - 1
+        found = None
+        if at >= 0 and (segment := self._segments[at]).covers(position):
+            found = segment.behind(position)
+            if segment.sealed:
+                self._used(self, segment)
+        if len(self._slices) >= _SLICES:
+            self._slices.clear()
+        self._slices[position] = found
+        return found
+
+    def seal(self, segment: Segment) -> None:
+        if not segment.sealed:
+            segment.sealed = True
+            self._used(self, segment)
+
+    def seal_all(self) -> None:
+        """Nobody follows any more: even the growing segment may be evicted."""
+        for segment in self._segments:
+            self.seal(segment)
+
+    def evict(self, segment: Segment) -> None:
+        self._slices.clear()
+        if segment in self._segments:
+            self._segments.remove(segment)
+
+    def clear(self) -> None:
+        self._slices.clear()
+        self._segments.clear()
+
+    def _at(self, cursor: Cursor) -> Segment | None:
+        """The segment that holds this event."""
+        at = bisect_right(self._segments, cursor, key=_first) - 1
+        if at >= 0 and self._segments[at].end >= cursor and self._segments[at].attempt == cursor.attempt:
+            return self._segments[at]
+        return None
+
+
+_start = attrgetter("start")
+
+
+def _first(segment: Segment) -> Cursor:
+    return Cursor(segment.attempt, segment.first)

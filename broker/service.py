@@ -1,0 +1,129 @@
+"""The broker as its users hold it: enqueue, follow, get, list, cancel, delete. The gateway is one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from broker.connection import Redis, connect_redis
+from broker.errors import BrokerError
+from broker.events import Event, follows
+from broker.hub import Hub
+from broker.ids import START, Cursor, parse_cursor
+from broker.queue import Queue
+from broker.requests import CompletionRequest, parse_json, parse_request
+from broker.settings import Settings
+from broker.store import PAGE, Created, Generation, Store
+
+logger = logging.getLogger("tokencast.broker")
+OPEN_TENANT = "default"
+"""Whose generations they are where no API keys are set."""
+
+
+class Broker:
+    """One process's hold on the broker. Build it with `connect`."""
+
+    def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(streams, settings.retention)
+        self.queue = Queue(queue, settings.retention)
+        self.hub = Hub(
+            self.store,
+            heartbeat=settings.heartbeat,
+            send_timeout=settings.send_timeout,
+            cache_bytes=settings.cache_bytes,
+        )
+
+    async def enqueue(
+        self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
+    ) -> Generation:
+        """Accepts a chat.completions body (`model`, `messages`, …, and our `metadata`, `on_upstream_error`,
+        `ttl_seconds`). InvalidRequest, IdempotencyConflict, StorageUnavailable."""
+        request = parse_request(parse_json(msgspec.json.encode(body)))
+        created = await self.submit(request, tenant, idempotency_key)
+        return await self.store.state(created.id, tenant)
+
+    async def submit(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
+        """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
+        not be written, the reaper writes one within ten seconds."""
+        created = await self.store.create(request, tenant, idempotency_key)
+        if not created.replayed:
+            try:
+                await self.queue.enqueue(created.id, tenant, 1)
+            except BrokerError as error:
+                logger.warning("no ticket yet for %s: %s", created.id, error.code)
+        return created
+
+    async def get(self, gid: str, *, tenant: str = OPEN_TENANT) -> Generation:
+        """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
+        return await self.store.get(gid, tenant)
+
+    async def cancel(self, gid: str, *, tenant: str = OPEN_TENANT) -> Generation:
+        """Ends it as cancelled, at once; one that has ended stays as it is."""
+        was, ticket = await self.store.cancel(gid, tenant)
+        await self._withdraw(gid, was, ticket)
+        return await self.store.get(gid, tenant)
+
+    async def delete(self, gid: str, *, tenant: str = OPEN_TENANT) -> None:
+        """Forgets it; its followers get `gone`."""
+        was, ticket = await self.store.delete(gid, tenant)
+        await self._withdraw(gid, was, ticket)
+
+    async def _withdraw(self, gid: str, was: str, ticket: int) -> None:
+        if was == "queued" and ticket:
+            try:
+                await self.queue.withdraw(gid, ticket)
+            except BrokerError as error:  # a worker that takes it finds it ended
+                logger.warning("ticket of %s stays: %s", gid, error.code)
+
+    async def follow(
+        self, gid: str, after: Cursor | str = START, *, tenant: str = OPEN_TENANT
+    ) -> AsyncGenerator[Event, None]:
+        """The events behind `after`, from the log and then live, until the terminal one. Costs no Redis
+        connection of its own. A `reset` event means: forget what you showed. GenerationGone where events are
+        missing behind `after`."""
+        position = parse_cursor(after) if isinstance(after, str) else after
+        async with self.hub.open(gid, tenant) as (feed, _):
+            while True:
+                for event in await self.store.page(gid, position, PAGE):
+                    if not follows(event, position):
+                        raise GapFound(position, event.cursor)
+                    position = event.cursor
+                    yield event
+                    if event.terminal:
+                        return
+                if feed.ended and feed.tail <= position:
+                    return
+                await feed.beyond(position)
+
+
+class GapFound(BrokerError):
+    """The log has no event right behind the cursor: it was trimmed, or the cursor is not of this log."""
+
+    code = "gap"
+
+    def __init__(self, requested: Cursor, found: Cursor) -> None:
+        super().__init__(f"Behind {requested} the log continues with {found}.")
+        self.requested = requested
+        self.found = found
+
+
+@asynccontextmanager
+async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
+    """A Broker on one Redis (`redis://`, `rediss://`, `unix://`), or on what the settings name. Connects when
+    it is first used."""
+    settings = settings or (Settings(REDIS_URL=url) if url else Settings())  # pyright: ignore[reportCallIssue]
+    async with connect_redis(settings.logs_url) as streams, connect_redis(settings.redis_url) as queue:
+        broker = Broker(streams, queue, settings)
+        upkeep = asyncio.get_running_loop().create_task(broker.hub.run())
+        try:
+            yield broker
+        finally:
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
+            await broker.hub.close()

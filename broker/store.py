@@ -1,0 +1,274 @@
+"""Generations as callers see them: created, read, listed, cancelled, deleted. All reading and writing of the
+logs' Redis outside the two hot paths (the worker's appender, the hub's readers) goes through here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from broker import keys
+from broker.completion import Completion, fold, text_of
+from broker.connection import Redis, Script
+from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict
+from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
+from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, new_id, shard_of
+from broker.requests import CompletionRequest
+
+Json = dict[str, Any]
+PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
+
+CREATE = Script("create")
+CANCEL = Script("cancel")
+DELETE = Script("delete")
+SETTLE = Script("settle")
+
+_FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One requested completion. Times are unix seconds; `error` is `{"message", "type", "code", …}`."""
+
+    id: str
+    status: str
+    model: str
+    created_at: float
+    started_at: float | None
+    first_token_at: float | None
+    ended_at: float | None
+    attempt: int
+    cursor: Cursor
+    usage: Json | None
+    error: Json | None
+    metadata: dict[str, str]
+    finish_reason: str | None = None
+    text: str = ""
+    choices: Sequence[Json] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.status in FINAL_STATUSES
+
+    def summary(self) -> Json:
+        """As the list shows it."""
+        return {
+            "id": self.id,
+            "object": "generation",
+            "status": self.status,
+            "model": self.model,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "first_token_at": self.first_token_at,
+            "ended_at": self.ended_at,
+            "attempt": self.attempt,
+            "cursor": str(self.cursor),
+            "usage": self.usage,
+            "error": self.error,
+            "metadata": self.metadata,
+        }
+
+    def to_json(self) -> Json:
+        return {**self.summary(), "text": self.text, "choices": list(self.choices)}
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What `create` did: a new generation, or the one that the idempotency key already stands for."""
+
+    id: str
+    replayed: bool
+
+
+class Store:
+    """The generations of one Redis. `retention` (seconds) holds for those that do not ask for another."""
+
+    def __init__(self, redis: Redis, retention: float) -> None:
+        self.redis = redis
+        self._retention = retention
+        self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
+
+    async def create(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
+        """IdempotencyConflict where the key stands for another body; StorageUnavailable where Redis is away.
+        May be repeated with the same key."""
+        now = time.time_ns() // 1_000_000
+        gid = new_id(now, tenant, idempotency_key)
+        shard = shard_of(gid)
+        record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
+        ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
+        created = msgspec.json.encode({"model": request.model, "created_at": now / 1000})
+        reply = await self.redis.run(
+            CREATE,
+            [*lifecycle_keys(gid), keys.epoch(shard), record],
+            [
+                gid,
+                tenant,
+                request.model,
+                request.upstream,
+                msgspec.json.encode(request.metadata),
+                request.on_upstream_error,
+                now,
+                int(ttl * 1000),
+                record.rpartition(":")[2] if idempotency_key else "",
+                request.fingerprint,
+                request.prompt_tokens,
+                f"{now}.{secrets.token_hex(4)}",
+                created,
+                keys.meta(gid).removesuffix(gid),
+            ],
+        )
+        if reply[0] == b"OK":
+            return Created(gid, replayed=False)
+        if reply[0] == b"REPLAY":
+            return Created(reply[1].decode(), replayed=True)
+        raise IdempotencyConflict
+
+    async def state(self, gid: str, tenant: str) -> Generation:
+        """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
+        another tenant's, GenerationGone if it was deleted or its log has expired."""
+        check_id(gid)
+        fields, has_log = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid))])
+        if fields[0] != tenant.encode():
+            raise GenerationNotFound
+        if fields[1] == b"deleted" or not has_log:
+            raise GenerationGone
+        return _generation(gid, fields)
+
+    async def get(self, gid: str, tenant: str) -> Generation:
+        """The whole generation: its stored choices once it ended, else folded from the log so far."""
+        generation = await self.state(gid, tenant)
+        if generation.ended:
+            stored = await self.redis.execute("HGET", keys.meta(gid), "res")
+            if stored is not None:
+                return _with_choices(generation, msgspec.json.decode(stored))
+        completion = await self._fold(generation)
+        choices = completion.choices
+        if generation.ended:
+            await self.redis.run(SETTLE, [keys.meta(gid)], [msgspec.json.encode(choices)])
+            self._partial.pop(gid, None)
+        return _with_choices(generation, choices)
+
+    async def _fold(self, generation: Generation) -> Completion:
+        """Incremental: a dashboard that polls pays for the new chunks only."""
+        gid = generation.id
+        cursor, completion = self._partial.pop(gid, (START, Completion()))
+        async for event in self.read(gid, cursor, generation.cursor):
+            # An ending from outside has an attempt of its own and leaves the text standing.
+            if event.cursor.attempt != cursor.attempt and not event.terminal:
+                completion = Completion()
+            fold((event,), completion)
+            cursor = event.cursor
+        self._partial[gid] = (cursor, completion)
+        while len(self._partial) > 64:
+            self._partial.popitem(last=False)
+        return completion
+
+    async def read(self, gid: str, after: Cursor, until: Cursor | None = None) -> AsyncIterator[Event]:
+        """The events behind `after`, up to the newest or `until`, in order, page by page."""
+        while True:
+            events = await self.page(gid, after, PAGE, until)
+            for event in events:
+                yield event
+            if len(events) < PAGE:
+                return
+            after = events[-1].cursor
+
+    async def page(self, gid: str, after: Cursor, count: int, until: Cursor | None = None) -> list[Event]:
+        """Up to `count` events behind `after`; seq -1 stands before an attempt's first."""
+        end = "+" if until is None else str(until)
+        start = f"({after}" if after.seq >= 0 else f"{after.attempt}-0"
+        reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
+        return [from_entry(entry) for entry in reply]
+
+    async def last_attempt(self, gid: str) -> Cursor:
+        """Right before the newest attempt of a log whose last event was written from outside."""
+        newest = await self.redis.execute("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 2)
+        return Cursor(entry_cursor(newest[-1][0]).attempt, -1)
+
+    async def list(
+        self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
+    ) -> tuple[list[Generation], bool]:
+        """Newest first, and whether there are more. `after` is the id of the last one of the page before."""
+        newest = created_ms(check_id(after)) if after else None
+        ranges = await self.redis.pipeline(
+            [
+                ("ZREVRANGEBYSCORE", keys.index(shard, tenant, status), newest or "+inf", "-inf", "LIMIT", 0, limit + 1)
+                for shard in SHARDS
+            ]
+        )
+        gids = sorted((member.decode() for members in ranges for member in members), reverse=True)
+        if after:
+            gids = [gid for gid in gids if gid < after]
+        page = gids[:limit]
+        metas = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS) for gid in page])
+        found = [_generation(gid, m) for gid, m in zip(page, metas, strict=True) if m[1] not in (None, b"deleted")]
+        await self._drop_dead(tenant, [gid for gid, m in zip(page, metas, strict=True) if m[1] is None])
+        return found, len(gids) > limit
+
+    async def _drop_dead(self, tenant: str, gids: Sequence[str]) -> None:
+        await self.redis.pipeline(
+            [("ZREM", keys.index(shard_of(gid), tenant, status), gid) for gid in gids for status in ("", *STATUSES)]
+        )
+
+    async def cancel(self, gid: str, tenant: str) -> tuple[str, int]:
+        """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""
+        check_id(gid)
+        reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
+        return _outcome(reply)
+
+    async def delete(self, gid: str, tenant: str) -> tuple[str, int]:
+        """Forgets it, whatever it was doing. Returns what it was and its ticket."""
+        check_id(gid)
+        prefix = keys.idempotency(shard_of(gid), tenant, "").rpartition(":")[0] + ":"
+        reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024), prefix])
+        return _outcome(reply)
+
+
+def lifecycle_keys(gid: str) -> list[str]:
+    """The first five keys of every lifecycle script."""
+    shard = shard_of(gid)
+    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
+
+
+def _outcome(reply: Sequence[bytes]) -> tuple[str, int]:
+    if reply[0] == b"NONE":
+        raise GenerationNotFound
+    if reply[0] == b"GONE":
+        raise GenerationGone
+    return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
+
+
+def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
+    m = dict(zip(_FIELDS, fields, strict=True))
+    return Generation(
+        id=gid,
+        status=(m["st"] or b"").decode(),
+        model=(m["md"] or b"").decode(),
+        created_at=int(m["ca"] or 0) / 1000,
+        started_at=_seconds(m["sa"]),
+        first_token_at=_seconds(m["fa"]),
+        ended_at=_seconds(m["ea"]),
+        attempt=int(m["k"] or 0),
+        cursor=Cursor(int(m["a"] or 0), int(m["n"] or 0)),
+        usage=_json(m["us"]),
+        error=_json(m["er"]),
+        metadata=_json(m["mt"]) or {},
+        finish_reason=(m["fr"] or b"").decode() or None,
+    )
+
+
+def _with_choices(generation: Generation, choices: Sequence[Json]) -> Generation:
+    return replace(generation, choices=choices, text=text_of(list(choices)))
+
+
+def _seconds(ms: bytes | None) -> float | None:
+    return int(ms) / 1000 if ms else None
+
+
+def _json(text: bytes | None) -> Any:
+    return msgspec.json.decode(text) if text else None

@@ -1,0 +1,49 @@
+"""Logging, set up once per process: text for people, one JSON object a line for machines.
+
+No log line holds a prompt, an output or a key; requests are logged by their ids.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import time
+from typing import Literal
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"time", "level", "logger", "message", …}`; what was passed as `extra={"fields": {…}}` joins it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(style: Literal["text", "json"]) -> None:
+    """Everything to stderr. arq logs job arguments and uvicorn full URLs at INFO; neither belongs in a log."""
+    text = {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"text": text, "json": {"()": JsonFormatter}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": style}},
+            "root": {"level": "INFO", "handlers": ["stderr"]},
+            "loggers": {
+                "arq": {"level": "ERROR"},
+                "httpx2": {"level": "WARNING"},
+                "openai": {"level": "WARNING"},
+                "uvicorn": {"level": "WARNING"},
+                "uvicorn.access": {"level": "CRITICAL", "propagate": False},
+            },
+        }
+    )

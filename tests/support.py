@@ -1,0 +1,295 @@
+"""What the tests start and read with: real processes, a scripted worker on the real scripts, raw event streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from broker import keys
+from broker.connection import Redis, Script
+from broker.ids import shard_of
+from broker.settings import SIMULATED_KEY
+from broker.store import lifecycle_keys
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 30.0  # seconds; far above what anything here takes, so it only ever ends what hangs
+
+# Settings of the machine, or of whoever runs the tests, must not reach the processes under test.
+_FOREIGN = ("TOKENCAST_", "OPENAI_", "REDIS_URL", "HOST", "PORT", "GABFORGE_", "PYTEST_")
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+
+
+async def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Asks again and again until the answer is true; the condition may be a coroutine function."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            answer = condition()
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if answer:
+                return answer
+            await asyncio.sleep(0.01)
+    raise AssertionError(what)
+
+
+class Service:
+    """A process of ours, its output kept line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._more = asyncio.Event()
+        self._readers = [asyncio.create_task(self._read(s)) for s in (process.stdout, process.stderr) if s]
+
+    @classmethod
+    async def start(cls, *arguments: str, environment: dict[str, str], cwd: Path | None = None) -> Service:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *arguments,
+            env=environment,
+            cwd=cwd or ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        return cls(process)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            self.lines.append(line.decode(errors="replace").rstrip("\n"))
+            self._more.set()
+        self._more.set()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Waits until a line matches; fails with the output where the process ends before."""
+        seen = 0
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                for line in self.lines[seen:]:
+                    if match := re.search(pattern, line):
+                        return match
+                seen = len(self.lines)
+                if all(reader.done() for reader in self._readers):
+                    raise AssertionError(f"ended before saying {pattern!r}:\n{self.output}")
+                self._more.clear()
+                await self._more.wait()
+
+    def send(self, sig: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(sig)
+
+    async def wait(self) -> int:
+        async with asyncio.timeout(DEADLINE):
+            code = await self.process.wait()
+            await asyncio.gather(*self._readers)
+        return code
+
+    async def stop(self) -> int:
+        """Asked twice, as somebody in a hurry would; killed if that is not enough."""
+        if self.process.returncode is None:
+            self.send(signal.SIGTERM)
+            await asyncio.sleep(0)
+            self.send(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(10):
+                await self.process.wait()
+        except TimeoutError:
+            self.send(signal.SIGKILL)
+        return await self.wait()
+
+
+@asynccontextmanager
+async def service(*arguments: str, **variables: str) -> AsyncGenerator[Service, None]:
+    started = await Service.start(*arguments, environment=clean_environment(**variables))
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+@asynccontextmanager
+async def gateway(redis_url: str, **variables: str) -> AsyncGenerator[Gateway, None]:
+    """A gateway process on a free port, ready."""
+    settings = {"TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": "gabforge-coder,sim,sim-*,m", **variables}
+    async with service("api", REDIS_URL=redis_url, PORT="0", **settings) as process:
+        url = (await process.says(r"listening on (http://\S+)"))[1]
+        async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+            yield Gateway(url, client, process)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    url: str
+    http: httpx2.AsyncClient
+    process: Service
+
+    async def create(self, body: dict[str, Any] | None = None, **headers: str) -> dict[str, Any]:
+        response = await self.http.post("/v1/generations", json=body or request_body(), headers=headers)
+        assert response.status_code in (200, 202), response.text
+        return response.json()
+
+    async def get(self, gid: str) -> dict[str, Any]:
+        return (await self.http.get(f"/v1/generations/{gid}")).json()
+
+    async def ended(self, gid: str) -> dict[str, Any]:
+        async def look() -> dict[str, Any] | None:
+            generation = await self.get(gid)
+            return generation if generation["status"] in ("completed", "failed", "cancelled") else None
+
+        return await wait_until(look)
+
+    async def events(self, gid: str, query: str = "", **headers: str | bytes) -> list[Frame]:
+        """All frames until the response ends."""
+        return [frame async for frame in self.follow(gid, query, **headers)]
+
+    async def follow(self, gid: str, query: str = "", **headers: str | bytes) -> AsyncIterator[Frame]:
+        async for frame in self.stream("GET", f"/v1/generations/{gid}/events{query}", headers=headers):
+            yield frame
+
+    async def stream(self, method: str, path: str, **options: Any) -> AsyncIterator[Frame]:
+        async with self.http.stream(method, path, **options) as response:
+            assert response.status_code in (200, 204), (response.status_code, await response.aread())
+            buffer = b""
+            async for data in response.aiter_raw():
+                buffer += data
+                *blocks, buffer = buffer.split(b"\n\n")
+                for block in blocks:
+                    yield Frame.parse(block)
+            assert not buffer.strip(b": hb\n"), buffer
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One block of an event stream."""
+
+    raw: bytes
+    id: str | None
+    event: str | None
+    data: str | None
+    comment: bool = False
+
+    @classmethod
+    def parse(cls, block: bytes) -> Frame:
+        fields: dict[str, str] = {}
+        for line in block.decode().split("\n"):
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        return cls(block, fields.get("id"), fields.get("event"), fields.get("data"), "" in fields)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data or "null")
+
+
+def texts(frames: list[Frame]) -> str:
+    """Choice 0's content in the chunks among these frames."""
+    parts: list[str] = []
+    for frame in frames:
+        if frame.data and frame.data != "[DONE]" and frame.event in (None, "chunk"):
+            for choice in frame.json.get("choices") or []:
+                if choice.get("index") == 0:
+                    parts.append((choice.get("delta") or {}).get("content") or "")
+    return "".join(parts)
+
+
+def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+
+
+CLAIM, APPEND, FINISH = Script("claim"), Script("append"), Script("finish")
+
+
+class Writer:
+    """A worker whose every step the test decides: one attempt on the real scripts."""
+
+    def __init__(self, redis: Redis, gid: str) -> None:
+        self.redis = redis
+        self.gid = gid
+        self.attempt = ""
+        self.n = 0
+
+    @property
+    def own(self) -> str:
+        return f"{self.attempt}.token"
+
+    async def claim(self) -> Writer:
+        reply = await self.redis.run(
+            CLAIM,
+            [*lifecycle_keys(self.gid), keys.epoch(shard_of(self.gid))],
+            [self.gid, "token", secrets.randbelow(1024), 60_000, "", 9],
+        )
+        assert reply[0] == b"OK", reply
+        self.attempt, self.n = reply[1].decode(), 0
+        return self
+
+    async def append(self, *texts: str, kind: str = "c") -> bytes:
+        chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
+        return await self.append_raw(*chunks, kind=kind)
+
+    async def append_raw(self, *chunks: bytes, kind: str = "c") -> bytes:
+        items: list[Any] = [part for chunk in chunks for part in (kind, self.n, chunk)]
+        first = int(self.n == 0)
+        reply = await self.redis.run(
+            APPEND,
+            [keys.meta(self.gid), keys.log(self.gid)],
+            [self.own, f"{self.attempt}-", self.n + 1, self.n + len(chunks), 1 << 30, first, *items],
+        )
+        if reply[0] == b"OK":
+            self.n = reply[1]
+        return reply[0]
+
+    async def finish(self, status: str = "completed", data: bytes = b'{"finish_reason":"stop","usage":null}') -> bytes:
+        error = json.dumps(json.loads(data).get("error")) if status == "failed" else ""
+        reply = await self.redis.run(
+            FINISH,
+            lifecycle_keys(self.gid),
+            [self.gid, self.own, f"{self.attempt}-", self.n + 1, status, "stop", "", error, "[]", self.n,
+             "ok" if status == "completed" else "f", self.n, data],
+        )  # fmt: skip
+        return reply[0]
+
+
+@asynccontextmanager
+async def upstream_sim(*arguments: str) -> AsyncGenerator[str, None]:
+    """The simulated upstream; gives its base URL."""
+    async with service("worker.upstream_sim", "--port", "0", *arguments) as process:
+        yield (await process.says(r"upstream-sim ready on (\S+)"))[1]
+
+
+@asynccontextmanager
+async def worker(redis_url: str, upstream_url: str, **variables: str) -> AsyncGenerator[Service, None]:
+    """A worker process, ready."""
+    settings = {"OPENAI_BASE_URL": upstream_url, "OPENAI_API_KEY": SIMULATED_KEY, **variables}
+    async with service("worker", REDIS_URL=redis_url, **settings) as process:
+        await process.says(r"ready")
+        yield process
+
+
+async def gather(*work: Awaitable[Any]) -> list[Any]:
+    """Like asyncio.gather, but ends with the deadline of everything else here."""
+    async with asyncio.timeout(DEADLINE):
+        return list(await asyncio.gather(*work))

@@ -1,0 +1,1 @@
+"""Takes tickets, calls the upstream, appends what arrives. Imports broker, never api."""

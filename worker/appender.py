@@ -1,0 +1,253 @@
+"""Carries the events of all attempts of this process to Redis, over one connection.
+
+While one pipeline is under way the next gathers: idle, a token leaves at once; under load the calls get longer by
+themselves. Everything may be sent again, since ids are explicit: after any trouble the same events go out under
+the same ids, and the scripts skip what is there and say what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from typing import NamedTuple
+
+from broker import keys
+from broker.connection import Argument, Reply, Script, without_password
+from broker.ids import shard_of
+from broker.resp import RespConnection, RespError
+from broker.settings import Settings
+from broker.store import lifecycle_keys
+from worker.attempt import OURS, Attempt
+from worker.claims import Claim
+
+APPEND, FINISH, TOUCH = Script("append"), Script("finish"), Script("touch")
+PIPELINE_BYTES = 1 << 20
+REPLY_TIMEOUT = 5.0
+STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting
+LINGER = 15.0  # seconds for which an ended attempt is kept, for a Redis that forgets its ending
+LINGER_BYTES = 64 << 20
+TRANSIENT = (
+    "OOM LOADING READONLY MASTERDOWN CLUSTERDOWN NOREPLICAS MISCONF BUSY TRYAGAIN MOVED ASK NOAUTH UNBLOCKED".split()
+)
+log = logging.getLogger("tokencast.worker")
+
+
+class Call(NamedTuple):
+    """One command under way. `cut` is the last seq it sends; -1 for a touch."""
+
+    attempt: Attempt
+    cut: int
+    command: tuple[Argument, ...]
+
+
+class Appender:
+    """`begin` an attempt for each claim; `run` for ever beside them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.logs_url
+        self._lease_ms = int(settings.lease * 1000)
+        self._max_output = settings.max_output
+        # Often enough that a cancel comes home at once, and that a lease never runs down.
+        self._tick = min(0.5, settings.lease / 6)
+        self._active: dict[Attempt, None] = {}
+        self._ready: dict[Attempt, None] = {}  # with something to send, the longest waiting first
+        self._lingering: deque[tuple[float, Attempt]] = deque()
+        self._lingering_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._touch = False
+        self.connected = False
+
+    def begin(self, claim: Claim) -> Attempt:
+        attempt = Attempt(claim, _now(), self._notify)
+        self._active[attempt] = None
+        return attempt
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forgets an attempt, whatever it still has."""
+        self._active.pop(attempt, None)
+        self._ready.pop(attempt, None)
+
+    def _notify(self, attempt: Attempt) -> None:
+        self._ready[attempt] = None
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def run(self) -> None:
+        """Until cancelled. Redis may come and go."""
+        ticker = asyncio.create_task(self._tick_for_ever())
+        failures = 0
+        try:
+            while True:
+                started = _now()
+                try:
+                    await self._connect_and_serve()
+                except (OSError, RespError) as error:
+                    failures = 0 if _now() - started > 5 else failures + 1
+                    if self.connected or failures == 1:
+                        kind = error.kind if isinstance(error, RespError) else type(error).__name__
+                        log.warning("events wait: Redis at %s: %s", without_password(self._url), kind)
+                    self.connected = False
+                await asyncio.sleep(min(2.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+        finally:
+            ticker.cancel()
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick)
+            self._touch = True
+            self._rouse()
+            self._forget_lingering(_now())
+
+    async def _connect_and_serve(self) -> None:
+        connection = await RespConnection.open(self._url)
+        try:
+            await self._load_scripts(connection)
+            self.connected = True
+            self._send_endings_again()
+            while True:
+                calls = self._gather()
+                if not calls:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                    continue
+                replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
+                refusal = self._settle(calls, replies)
+                if refusal is not None:
+                    if refusal.kind != "NOSCRIPT":
+                        raise refusal
+                    await self._load_scripts(connection)
+        finally:
+            connection.close()
+
+    async def _load_scripts(self, connection: RespConnection) -> None:
+        for script in (APPEND, FINISH, TOUCH):
+            await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
+
+    def _gather(self) -> list[Call]:
+        """What goes into the next pipeline: of each attempt one call, and the touches that are due."""
+        calls: list[Call] = []
+        room = PIPELINE_BYTES
+        for attempt in self._ready:
+            cut = attempt.next_cut()
+            room -= min(attempt.behind, PIPELINE_BYTES)
+            final = attempt.ending is not None and cut == attempt.count
+            calls.append(Call(attempt, cut, self._finish(attempt, cut) if final else self._append(attempt, cut)))
+            attempt.sent = max(attempt.sent, cut)
+            if room <= 0:
+                break
+        if self._touch:
+            self._touch = False
+            self._gather_touches(calls)
+        return calls
+
+    def _gather_touches(self, calls: list[Call]) -> None:
+        """For attempts that Redis has not heard of for a tick; for the others too before a third of the lease is
+        gone, since an append does not renew it."""
+        now = _now()
+        for attempt in self._active:
+            if now - attempt.heard_at >= self._tick * 0.8 or now - attempt.touched_at >= self._lease_ms / 6000:
+                attempt.touched_at = now
+                gid, own = attempt.claim.gid, attempt.claim.own
+                keys_ = (keys.meta(gid), keys.log(gid), keys.live(shard_of(gid)))
+                calls.append(Call(attempt, -1, ("EVALSHA", TOUCH.sha, 3, *keys_, gid, own, self._lease_ms)))
+
+    def _append(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
+        claim, acked = attempt.claim, attempt.acked
+        tokens = attempt.tokens_until(cut)
+        first_token = "1" if tokens and not attempt.tokens_until(acked) else "0"
+        return (
+            *("EVALSHA", APPEND.sha, 2, keys.meta(claim.gid), keys.log(claim.gid)),
+            *(claim.own, f"{claim.attempt}-", acked + 1, tokens, self._max_output, first_token),
+            *attempt.items[3 * acked : 3 * cut],
+        )
+
+    def _finish(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
+        claim, acked, ending = attempt.claim, attempt.acked, attempt.ending
+        assert ending is not None
+        return (
+            *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(claim.gid)),
+            *(claim.gid, claim.own, f"{claim.attempt}-", acked + 1, ending.status, ending.finish_reason),
+            *(ending.usage, ending.error, ending.choices, attempt.tokens_until(cut)),
+            *attempt.items[3 * acked : 3 * cut],
+        )
+
+    def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
+        """Takes in all replies; the refusal that asks for another connection or for the scripts, if there is one."""
+        refusal: RespError | None = None
+        now = _now()
+        for call, reply in zip(calls, replies, strict=True):
+            attempt = call.attempt
+            if isinstance(reply, RespError):
+                refusal = self._refused(attempt, reply, now) or refusal
+                continue
+            attempt.heard_at = now
+            outcome = reply[0]
+            if outcome == b"OK":
+                self._accepted(call, reply[1])
+            elif outcome == b"GAP":
+                attempt.acknowledge(reply[1])
+                self._ready[attempt] = None
+            elif outcome == b"CLOSED" and attempt.ending is not None and attempt.sent == attempt.count:
+                self._ended(attempt)  # by ourselves, most likely: the reply was lost
+            else:
+                self._end(attempt, outcome.decode())
+        return refusal
+
+    def _accepted(self, call: Call, last: int) -> None:
+        attempt, cut, _ = call
+        if attempt.ending is not None and cut == attempt.count and last >= cut:
+            self._ended(attempt)
+            return
+        attempt.acknowledge(last)
+        self._ready.pop(attempt, None)
+        if not attempt.complete:
+            self._ready[attempt] = None  # behind the others
+
+    def _refused(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
+        """A refusal that will pass keeps everything; one that will not ends the attempt."""
+        kind = error.kind
+        if kind == "NOSCRIPT":
+            return error
+        if kind in TRANSIENT or "-OOM " in str(error):  # Redis 6 wraps it
+            attempt.refused_since = attempt.refused_since or now
+            if now - attempt.refused_since > STORAGE_FULL and attempt.ending is None:
+                self._end(attempt, "FULL")
+            return error
+        log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
+        self._end(attempt, "ERROR")
+        return None
+
+    def _end(self, attempt: Attempt, reason: str) -> None:
+        self._ready.pop(attempt, None)
+        if reason not in OURS or attempt.ending is not None:
+            self._active.pop(attempt, None)
+        attempt.end(reason)
+
+    def _ended(self, attempt: Attempt) -> None:
+        self.drop(attempt)
+        attempt.acknowledge(attempt.count)
+        attempt.settle()
+        self._lingering.append((_now() + LINGER, attempt))
+        self._lingering_bytes += attempt.size
+
+    def _send_endings_again(self) -> None:
+        """After a reconnect: another server may have taken over that never heard of them."""
+        for _, attempt in self._lingering:
+            self._ready[attempt] = None
+        self._lingering.clear()
+        self._lingering_bytes = 0
+
+    def _forget_lingering(self, now: float) -> None:
+        lingering = self._lingering
+        while lingering and (lingering[0][0] < now or self._lingering_bytes > LINGER_BYTES):
+            self._lingering_bytes -= lingering.popleft()[1].size
+
+
+def _now() -> float:
+    return time.monotonic()

@@ -1,0 +1,227 @@
+"""One attempt as its worker sees it: every event of it, and how many of them Redis has.
+
+Events stay here until the attempt's end and a while longer, so that whatever Redis loses can be sent again under
+the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from broker.connection import Argument
+from worker.chunks import Chunk
+from worker.claims import Claim
+
+CALL_BYTES = 256 * 1024
+CALL_EVENTS = 512  # 1.8 ms of the server's time, which everybody else waits for
+AHEAD = 1 << 20  # bytes a producer may be ahead of Redis before it has to wait
+
+# The attempt is still ours after these, and is to be ended as failed. After the others it is somebody else's.
+OURS = frozenset({"TOOBIG", "FULL", "ERROR"})
+
+
+class AttemptEnded(Exception):
+    """Redis takes no more events of this attempt; `reason` is what it answered."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The terminal event and what goes into the generation's meta with it."""
+
+    type: bytes
+    status: str
+    data: bytes
+    finish_reason: str
+    usage: bytes
+    error: bytes
+    choices: bytes
+
+
+class Attempt:
+    """`push` and `finish` are the producer's side; the rest is the appender's. Seq 0 is the claim's own event, so
+    the first event pushed has seq 1, and `acked` is both the last seq and the number of events Redis has."""
+
+    __slots__ = (
+        "_began",
+        "_counts",
+        "_done",
+        "_ends",
+        "_notify",
+        "_room",
+        "_scope",
+        "_wanted",
+        "acked",
+        "claim",
+        "ended",
+        "ending",
+        "heard_at",
+        "items",
+        "refused_since",
+        "sent",
+        "shown",
+        "touched_at",
+    )
+
+    def __init__(self, claim: Claim, now: float, notify: Callable[[Attempt], None]) -> None:
+        self.claim = claim
+        self.items: list[Argument] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
+        self._ends: list[int] = []  # bytes up to and with each event
+        self._counts: list[int] = []  # chunks with tokens up to and with each event
+        self.shown = False
+        self.acked = 0
+        self.sent = 0
+        self.ending: Ending | None = None
+        self.ended: str | None = None
+        self.heard_at = self.touched_at = self._began = now
+        self.refused_since: float | None = None
+        self._notify = notify
+        self._scope: asyncio.Timeout | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._wanted = False
+
+    # The producer's side.
+
+    def push(self, chunks: Sequence[Chunk]) -> None:
+        """Chunks that arrived now. Whoever pushes much awaits `room` where `crowded` says so."""
+        if self.ended is not None:
+            return
+        items, ends, counts = self.items, self._ends, self._counts
+        at = self._age()
+        size, count = (ends[-1], counts[-1]) if ends else (0, 0)
+        for kind, data, tokens, _, _ in chunks:
+            items += (kind, at, data)
+            size += len(data)
+            count += tokens
+            ends.append(size)
+            counts.append(count)
+        self.shown = True
+        self._notify(self)
+
+    def note(self, kind: bytes, data: bytes) -> None:
+        """An event that is not a chunk."""
+        if self.ended is None:
+            self._add(kind, data)
+            self._notify(self)
+
+    @property
+    def crowded(self) -> bool:
+        return self.behind > AHEAD
+
+    async def room(self) -> None:
+        """Until Redis has caught up, or the attempt has ended."""
+        while self.crowded and self.ended is None:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    @asynccontextmanager
+    async def until(self, deadline: float) -> AsyncIterator[None]:
+        """Runs the body; AttemptEnded as soon as Redis takes no more, TimeoutError at the deadline."""
+        try:
+            async with asyncio.timeout_at(deadline) as self._scope:
+                if self.ended is not None:
+                    raise AttemptEnded(self.ended)
+                yield
+        except TimeoutError:
+            if self.ended is not None:
+                raise AttemptEnded(self.ended) from None
+            raise
+        finally:
+            self._scope = None
+
+    async def finish(self, ending: Ending) -> None:
+        """Returns once Redis has the ending, or has had another one. AttemptEnded if it will not have it."""
+        if self.ended is not None:
+            if self.ended not in OURS:
+                raise AttemptEnded(self.ended)
+            self._cut()
+        self._done = asyncio.get_running_loop().create_future()
+        self._add(ending.type, ending.data)
+        self.ending = ending
+        self._notify(self)
+        await self._done
+
+    @property
+    def chunks(self) -> int:
+        """Chunks with tokens so far."""
+        return self._counts[-1] if self._counts else 0
+
+    def _add(self, kind: bytes, data: bytes) -> None:
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
+        self._counts.append(self.chunks)
+        self.items += (kind, self._age(), data)
+
+    def _age(self) -> bytes:
+        return b"%d" % ((asyncio.get_running_loop().time() - self._began) * 1000)
+
+    def _cut(self) -> None:
+        """Before an ending that Redis must take: drops what was never sent. What was sent stays even if it was
+        refused, since an older call that wrote it may have lost its reply."""
+        del self.items[3 * self.sent :], self._ends[self.sent :], self._counts[self.sent :]
+        self.acked = min(self.acked, self.sent)
+        self.ended = None
+        self._wanted = True
+
+    # The appender's side.
+
+    @property
+    def behind(self) -> int:
+        """Bytes that Redis does not have."""
+        ends = self._ends
+        return (ends[-1] - (ends[self.acked - 1] if self.acked else 0)) if ends else 0
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to be sent."""
+        return self.ended is not None or (self.acked == len(self._ends) and self.ending is None)
+
+    @property
+    def size(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def next_cut(self) -> int:
+        """Up to which event the next call goes: within the limits, but at least one."""
+        ends, first = self._ends, self.acked
+        if self._wanted or first == len(ends):
+            return len(ends)
+        limit = (ends[first - 1] if first else 0) + CALL_BYTES
+        cut = len(ends) if ends[-1] <= limit else max(bisect_right(ends, limit, first), first + 1)
+        return min(cut, first + CALL_EVENTS)
+
+    def tokens_until(self, cut: int) -> int:
+        return self._counts[cut - 1] if cut else 0
+
+    def acknowledge(self, last: int) -> None:
+        """Redis has everything up to seq `last`; less than it had before, if it forgot some."""
+        self.acked = min(last, len(self._ends))
+        self.refused_since = None
+        if self._room is not None and not self.crowded:
+            _resolve(self._room)
+
+    def settle(self) -> None:
+        """Redis has the ending."""
+        if self._done is not None:
+            _resolve(self._done)
+
+    def end(self, reason: str) -> None:
+        """Redis takes no more events. Whoever produces or waits gets AttemptEnded."""
+        self.ended = reason
+        if self._room is not None:
+            _resolve(self._room)
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(AttemptEnded(reason))
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

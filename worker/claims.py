@@ -1,0 +1,78 @@
+"""Taking a generation, and giving it back."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from broker import keys
+from broker.connection import Redis, Script
+from broker.ids import shard_of
+from broker.settings import Settings
+from broker.store import lifecycle_keys
+
+CLAIM = Script("claim")
+RELEASE = Script("release")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write one attempt of a generation."""
+
+    gid: str
+    attempt: int
+    own: str
+    """`<attempt>.<token>`: what the scripts compare."""
+    ordinal: int
+    epoch: bytes
+    meta: dict[bytes, bytes]
+    """All of the generation's meta at the claim, so that it could be rebuilt from here."""
+
+    @property
+    def tenant(self) -> str:
+        return self.meta[b"tn"].decode()
+
+    @property
+    def model(self) -> str:
+        return self.meta[b"md"].decode()
+
+    @property
+    def body(self) -> Json:
+        """The request as the upstream is to have it."""
+        return msgspec.json.decode(self.meta[b"rq"])
+
+    @property
+    def restarts(self) -> bool:
+        """Whether an upstream error after the first token starts it again."""
+        return self.meta[b"pol"] == b"restart"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Estimated."""
+        return int(self.meta.get(b"pt") or 0)
+
+
+async def claim(redis: Redis, gid: str, settings: Settings, own: str = "") -> Claim | str:
+    """A new attempt of a queued generation, or with `own` of the caller's own; or why not: NONE, GONE, CLOSED,
+    RUNNING (somebody has it), EXHAUSTED (it was started too often)."""
+    token = secrets.token_hex(8)
+    reply = await redis.run(
+        CLAIM,
+        [*lifecycle_keys(gid), keys.epoch(shard_of(gid))],
+        [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts],
+    )
+    outcome: str = reply[0].decode()
+    if outcome != "OK":
+        return outcome
+    attempt, meta = int(reply[1]), iter(reply[4])
+    return Claim(gid, attempt, f"{attempt}.{token}", int(reply[2]), reply[3], dict(zip(meta, meta, strict=True)))
+
+
+async def release(redis: Redis, claim: Claim) -> int | None:
+    """Hands a running generation back, no budget burnt. The number of its new ticket, None if it was not ours."""
+    reply = await redis.run(RELEASE, lifecycle_keys(claim.gid), [claim.gid, claim.own])
+    return int(reply[1]) if reply[0] == b"OK" else None

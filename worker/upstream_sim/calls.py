@@ -1,0 +1,71 @@
+"""The journal of calls, by which a test sees what its subject really asked of the upstream."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+KEPT = 10_000  # calls; a development server may run for weeks
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of `POST /v1/chat/completions`; times are unix seconds."""
+
+    number: int
+    started_at: float
+    body_sha256: str
+    headers: Mapping[str, str | bool | None]
+    model: str | None = None
+    seed: int | None = None
+    label: str = ""
+    stream: bool | None = None
+    fault: str = ""
+    parameters: tuple[str, ...] = ()
+    first_byte_at: float | None = None
+    """When the first byte of the answer's body was written."""
+    ended_at: float | None = None
+    chunks_sent: int = 0
+    """Content chunks written, of all choices; of an answer without content, its tool or refusal chunks."""
+    outcome: str | None = None
+    """`completed`, `disconnected` or `fault:<name>`; None while it runs."""
+
+    def began(self) -> None:
+        self.first_byte_at = self.first_byte_at or time.time()
+
+    def end(self, outcome: str) -> None:
+        """Note how the call ended; the first to say so is right."""
+        if self.outcome is None:
+            self.outcome, self.ended_at = outcome, time.time()
+
+
+@dataclass(slots=True)
+class Journal:
+    """The latest calls, and how often each fault with `times` has struck."""
+
+    calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=KEPT))
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    numbered: int = 0
+
+    def open(self, body_sha256: str, headers: Mapping[str, str | bool | None]) -> Call:
+        self.numbered += 1
+        call = Call(self.numbered, time.time(), body_sha256, headers)
+        self.calls.append(call)
+        return call
+
+    def strikes(self, fault: str, times: int | None, whom: str) -> bool:
+        """Whether `fault` strikes this call of `whom` (its label, else its seed): `times` times, then no more."""
+        if times is None or self.struck[fault, whom] < times:
+            self.struck[fault, whom] += 1
+            return True
+        return False
+
+    def listed(self, label: str | None) -> list[dict[str, Any]]:
+        return [asdict(call) for call in self.calls if label is None or call.label == label]
+
+    def reset(self) -> None:
+        """Forget everything; calls still running are no longer listed."""
+        self.calls.clear()
+        self.struck.clear()
+        self.numbered = 0
