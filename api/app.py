@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
-from broker.reaper import Reaper
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -29,6 +28,7 @@ from api.generations import Generations
 from api.health import Health, answers
 from broker.connection import without_password
 from broker.errors import BrokerError
+from broker.reaper import Reaper
 from broker.service import Broker
 
 logger = logging.getLogger("tokencast.api")

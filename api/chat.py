@@ -13,12 +13,11 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.chat import CHAT, CHAT_WITH_USAGE
 from api.errors import NO_RETRY, JSONResponse, generation_error
-from api.generations import submit
+from api.routing import by_method, read_request, submit
 from api.sse import EventStream
 from broker.errors import StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
-from broker.requests import parse_json, parse_request
 from broker.service import Broker
 from broker.store import Generation
 
@@ -38,15 +37,15 @@ class ChatCompletions:
     def routes(self) -> list[Route]:
         path = "/v1/chat/completions"
         return [
-            Route(path, self.create, methods=["POST"], max_body_size=self._broker.settings.max_body),
-            Route(path + "/{id}", self.get, methods=["GET"]),
-            Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{id:path}", self.model, methods=["GET"]),
+            by_method(path, POST=self.create),
+            by_method(path + "/{id}", GET=self.get),
+            by_method("/v1/models", GET=self.models),
+            by_method("/v1/models/{id:path}", GET=self.model),
         ]
 
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
-        asked = parse_request(parse_json(await request.body()))
+        asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
         headers = {"x-generation-id": created.id}
         if created.replayed:

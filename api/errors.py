@@ -73,7 +73,7 @@ async def on_broker_error(_: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown routes, wrong methods, bodies over the limit."""
+    """What the framework refuses: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     status = error.status_code
     headers = dict(error.headers or {})
@@ -82,8 +82,6 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.method} is not allowed here; allowed: {headers.get('Allow', 'other methods')}."
         return error_response(405, message, "method_not_allowed", "method", headers)
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return error_response(413, "The body is too large.", errors.BodyTooLarge.code, "body", headers)
     return error_response(status, error.detail, HTTPStatus(status).phrase.lower().replace(" ", "_"), None, headers)
 
 

@@ -12,14 +12,14 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
 from api.errors import JSONResponse
+from api.routing import by_method, limit_of, read_request, submit
 from api.sse import HEADERS, EventStream, Later
 from broker.errors import InvalidCursor, InvalidRequest, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
 from broker.ids import START, Cursor, check_id, parse_cursor
-from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.service import Broker
-from broker.store import Created, Generation
+from broker.store import Generation
 
 LIST_LIMIT = 100
 EVENTS_LIMIT = 1000
@@ -34,19 +34,16 @@ class Generations:
 
     def routes(self) -> list[Route]:
         one = "/v1/generations/{id}"
-        max_body = self._broker.settings.max_body
         return [
-            Route("/v1/generations", self.create, methods=["POST"], max_body_size=max_body),
-            Route("/v1/generations", self.list, methods=["GET"]),
-            Route(one, self.get, methods=["GET"]),
-            Route(one, self.delete, methods=["DELETE"]),
-            Route(f"{one}/cancel", self.cancel, methods=["POST"], max_body_size=max_body),
-            Route(f"{one}/events", self.events, methods=["GET", "HEAD"]),
+            by_method("/v1/generations", GET=self.list, POST=self.create),
+            by_method(one, GET=self.get, DELETE=self.delete),
+            by_method(f"{one}/cancel", POST=self.cancel),
+            by_method(f"{one}/events", GET=self.events),
         ]
 
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
-        asked = parse_request(parse_json(await request.body()))
+        asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
         generation = await self._broker.get(created.id, tenant=tenant)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
@@ -156,19 +153,3 @@ class Generations:
         more = b"true" if len(events) > limit else b"false"
         body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
         return Response(body, media_type="application/json")
-
-
-async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
-    """Accepts a checked body, if an upstream serves its model."""
-    broker.settings.upstream_for(asked.model)
-    key = request.headers.get("idempotency-key") or None
-    if key is not None and len(key) > 255:
-        raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
-    return await broker.submit(asked, tenant, key)
-
-
-def limit_of(request: Request, default: int, most: int) -> int:
-    text = request.query_params.get("limit") or str(default)
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-        raise InvalidRequest(f"`limit` is a whole number from 1 to {most}.", param="limit")
-    return int(text)

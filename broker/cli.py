@@ -123,12 +123,12 @@ def enqueue(
     as_json: bool,
 ) -> None:
     """Enqueue PROMPT, or standard input, and print the generation's id."""
-    content = _prompt(prompt)
+    content = prompt_from(prompt)
     messages = [{"role": "user", "content": content}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-    pairs = _pairs(metadata)
+    pairs = pairs_from(metadata)
     with _client() as client:
         body: Json = {"model": model or client.default_model(), "messages": messages}
         if pairs:
@@ -184,7 +184,7 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002
     for line in table(list(facts(generation, time.time()))):
         click.echo(line)
     if generation["text"]:
-        click.echo("\n" + _shown(generation["text"]))
+        click.echo("\n" + _harmless(generation["text"]))
 
 
 @cli.command()
@@ -217,7 +217,7 @@ def _follow(client: Client, gid: str, after: str | None, as_json: bool) -> NoRet
     sys.exit(_EXIT_BY_EVENT.get(event, FAILED))
 
 
-_SHOWN = frozenset({"chunk", "reset", "gap", "waiting", *_EXIT_BY_EVENT})
+_PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *_EXIT_BY_EVENT})
 
 
 class Printer:
@@ -225,23 +225,23 @@ class Printer:
 
     def __init__(self) -> None:
         self._in_line = False
-        self._half = ""  # of a surrogate pair: some upstreams send its two escapes in two chunks
+        self._half: str = ""  # of a surrogate pair: some upstreams send its two escapes in two chunks
 
     def show(self, received: Received) -> None:
-        if received.event not in _SHOWN:
+        if received.event not in _PRINTED:
             return
         data = cast(Json, json.loads(received.data))
+        if received.event not in ("chunk", "waiting", "gap"):
+            self._end_line()
         match received.event:
             case "chunk":
                 self._write(text_of(data))
             case "reset":
                 self.note(f"started again ({data.get('reason')}), forget the text so far")
             case "gap":
-                self.note("the beginning is no longer kept")
+                self.note("a part of the text is no longer kept")
             case "waiting":
                 self.note(f"waiting for the upstream ({data.get('reason')})")
-            case "completed":
-                self._end_line()
             case "failed":
                 self.note(f"failed: {data['error']['message']} ({data['error'].get('code')})")
             case "cancelled":
@@ -252,15 +252,16 @@ class Printer:
                 pass
 
     def note(self, text: str) -> None:
-        self._end_line()
-        click.echo(f"tokencast: {text.translate(_CONTROL)}", err=True)
+        """On stderr. Never alters the text, which a file or a pipe may get: the line break is the terminal's."""
+        before = "\n" if self._in_line and sys.stdout.isatty() else ""
+        click.echo(f"{before}tokencast: {text.translate(_CONTROL)}", err=True)
 
     def _write(self, text: str) -> None:
         text = self._half + text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         text = text.removesuffix(self._half).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if text:
-            click.echo(_shown(text), nl=False)
+            click.echo(_harmless(text), nl=False)
             self._in_line = not text.endswith("\n")
 
     def _end_line(self) -> None:
@@ -339,14 +340,13 @@ def tokens(usage: Json | None) -> str:
     return f"{'~' if usage.get('estimated') else ''}{usage['completion_tokens']}"
 
 
-def _prompt(argument: str | None) -> str:
+def prompt_from(argument: str | None) -> str:
+    """The argument, or standard input without the line break at its end."""
+    if argument in (None, "-") and sys.stdin.isatty():
+        raise click.UsageError("A PROMPT is needed, as an argument or on standard input.")
     try:
-        if argument is not None and argument != "-":
-            argument.encode()
-            return argument
-        if sys.stdin.isatty():
-            raise click.UsageError("A PROMPT is needed, as an argument or on standard input.")
-        text = sys.stdin.buffer.read().decode().rstrip("\r\n")
+        text = sys.stdin.buffer.read().decode().rstrip("\r\n") if argument in (None, "-") else str(argument)
+        text.encode()
     except UnicodeError:
         raise click.UsageError("The prompt is not valid UTF-8.") from None
     if not text:
@@ -354,7 +354,7 @@ def _prompt(argument: str | None) -> str:
     return text
 
 
-def _pairs(metadata: Iterable[str]) -> dict[str, str]:
+def pairs_from(metadata: Iterable[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for pair in metadata:
         key, equals, value = pair.partition("=")
@@ -372,5 +372,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _shown(text: str) -> str:
+def _harmless(text: str) -> str:
     return text.translate(_CONTROL) if sys.stdout.isatty() else text

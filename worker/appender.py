@@ -20,7 +20,7 @@ from broker.ids import shard_of
 from broker.resp import RespConnection, RespError
 from broker.settings import Settings
 from broker.store import lifecycle_keys
-from worker.attempt import OURS, Attempt
+from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
 
 APPEND, FINISH, TOUCH = Script("append"), Script("finish"), Script("touch")
@@ -29,8 +29,8 @@ REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting
 LINGER = 15.0  # seconds for which an ended attempt is kept, for a Redis that forgets its ending
 LINGER_BYTES = 64 << 20
-TRANSIENT = (
-    "OOM LOADING READONLY MASTERDOWN CLUSTERDOWN NOREPLICAS MISCONF BUSY TRYAGAIN MOVED ASK NOAUTH UNBLOCKED".split()
+TRANSIENT = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN", "MOVED", "NOAUTH"}
 )
 log = logging.getLogger("tokencast.worker")
 
@@ -61,7 +61,7 @@ class Appender:
         self.connected = False
 
     def begin(self, claim: Claim) -> Attempt:
-        attempt = Attempt(claim, _now(), self._notify)
+        attempt = Attempt(claim, self._notify)
         self._active[attempt] = None
         return attempt
 
@@ -84,11 +84,11 @@ class Appender:
         failures = 0
         try:
             while True:
-                started = _now()
+                started = time.monotonic()
                 try:
                     await self._connect_and_serve()
                 except (OSError, RespError) as error:
-                    failures = 0 if _now() - started > 5 else failures + 1
+                    failures = 0 if time.monotonic() - started > 5 else failures + 1
                     if self.connected or failures == 1:
                         kind = error.kind if isinstance(error, RespError) else type(error).__name__
                         log.warning("events wait: Redis at %s: %s", without_password(self._url), kind)
@@ -99,15 +99,17 @@ class Appender:
 
     async def _tick_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._tick)
+            await asyncio.sleep(self._tick / 2)
             self._touch = True
             self._rouse()
-            self._forget_lingering(_now())
+            self._forget_lingering(time.monotonic())
 
     async def _connect_and_serve(self) -> None:
         connection = await RespConnection.open(self._url)
         try:
             await self._load_scripts(connection)
+            if not self.connected:
+                log.info("connected to Redis at %s", without_password(self._url))
             self.connected = True
             self._send_endings_again()
             while True:
@@ -135,9 +137,10 @@ class Appender:
         room = PIPELINE_BYTES
         for attempt in self._ready:
             cut = attempt.next_cut()
-            room -= min(attempt.behind, PIPELINE_BYTES)
-            final = attempt.ending is not None and cut == attempt.count
-            calls.append(Call(attempt, cut, self._finish(attempt, cut) if final else self._append(attempt, cut)))
+            room -= min(attempt.behind, CALL_BYTES)
+            ending = attempt.ending if cut == attempt.count else None
+            command = self._finish(attempt, cut, ending) if ending else self._append(attempt, cut)
+            calls.append(Call(attempt, cut, command))
             attempt.sent = max(attempt.sent, cut)
             if room <= 0:
                 break
@@ -147,11 +150,12 @@ class Appender:
         return calls
 
     def _gather_touches(self, calls: list[Call]) -> None:
-        """For attempts that Redis has not heard of for a tick; for the others too before a third of the lease is
-        gone, since an append does not renew it."""
-        now = _now()
+        """For attempts that appended nothing lately, so that an ending from elsewhere comes home within a tick;
+        now and then for the others too, since an append does not renew the lease."""
+        now, tick = time.monotonic(), self._tick * 0.9
         for attempt in self._active:
-            if now - attempt.heard_at >= self._tick * 0.8 or now - attempt.touched_at >= self._lease_ms / 6000:
+            quiet, untouched = now - attempt.heard_at, now - attempt.touched_at
+            if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
                 keys_ = (keys.meta(gid), keys.log(gid), keys.live(shard_of(gid)))
@@ -167,9 +171,8 @@ class Appender:
             *attempt.items[3 * acked : 3 * cut],
         )
 
-    def _finish(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
-        claim, acked, ending = attempt.claim, attempt.acked, attempt.ending
-        assert ending is not None
+    def _finish(self, attempt: Attempt, cut: int, ending: Ending) -> tuple[Argument, ...]:
+        claim, acked = attempt.claim, attempt.acked
         return (
             *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(claim.gid)),
             *(claim.gid, claim.own, f"{claim.attempt}-", acked + 1, ending.status, ending.finish_reason),
@@ -180,13 +183,16 @@ class Appender:
     def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
         """Takes in all replies; the refusal that asks for another connection or for the scripts, if there is one."""
         refusal: RespError | None = None
-        now = _now()
+        now = time.monotonic()
         for call, reply in zip(calls, replies, strict=True):
             attempt = call.attempt
+            if call.cut < 0 and attempt not in self._active:
+                continue  # touched behind its own ending
             if isinstance(reply, RespError):
                 refusal = self._refused(attempt, reply, now) or refusal
                 continue
-            attempt.heard_at = now
+            if call.cut >= 0:
+                attempt.heard_at = now
             outcome = reply[0]
             if outcome == b"OK":
                 self._accepted(call, reply[1])
@@ -214,10 +220,12 @@ class Appender:
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
-        if kind in TRANSIENT or "-OOM " in str(error):  # Redis 6 wraps it
+        if kind == "OOM" or "-OOM " in str(error):  # Redis 6 wraps it
             attempt.refused_since = attempt.refused_since or now
-            if now - attempt.refused_since > STORAGE_FULL and attempt.ending is None:
+            if now - attempt.refused_since > STORAGE_FULL:
                 self._end(attempt, "FULL")
+            return error
+        if kind in TRANSIENT:
             return error
         log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
         self._end(attempt, "ERROR")
@@ -225,7 +233,7 @@ class Appender:
 
     def _end(self, attempt: Attempt, reason: str) -> None:
         self._ready.pop(attempt, None)
-        if reason not in OURS or attempt.ending is not None:
+        if reason not in OURS:
             self._active.pop(attempt, None)
         attempt.end(reason)
 
@@ -233,7 +241,7 @@ class Appender:
         self.drop(attempt)
         attempt.acknowledge(attempt.count)
         attempt.settle()
-        self._lingering.append((_now() + LINGER, attempt))
+        self._lingering.append((time.monotonic() + LINGER, attempt))
         self._lingering_bytes += attempt.size
 
     def _send_endings_again(self) -> None:
@@ -247,7 +255,3 @@ class Appender:
         lingering = self._lingering
         while lingering and (lingering[0][0] < now or self._lingering_bytes > LINGER_BYTES):
             self._lingering_bytes -= lingering.popleft()[1].size
-
-
-def _now() -> float:
-    return time.monotonic()

@@ -7,12 +7,12 @@ the same ids.
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from broker.connection import Argument
 from worker.chunks import Chunk
 from worker.claims import Claim
 
@@ -70,9 +70,9 @@ class Attempt:
         "touched_at",
     )
 
-    def __init__(self, claim: Claim, now: float, notify: Callable[[Attempt], None]) -> None:
+    def __init__(self, claim: Claim, notify: Callable[[Attempt], None]) -> None:
         self.claim = claim
-        self.items: list[Argument] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
+        self.items: list[bytes] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
         self._ends: list[int] = []  # bytes up to and with each event
         self._counts: list[int] = []  # chunks with tokens up to and with each event
         self.shown = False
@@ -80,7 +80,7 @@ class Attempt:
         self.sent = 0
         self.ending: Ending | None = None
         self.ended: str | None = None
-        self.heard_at = self.touched_at = self._began = now
+        self.heard_at = self.touched_at = self._began = time.monotonic()
         self.refused_since: float | None = None
         self._notify = notify
         self._scope: asyncio.Timeout | None = None
@@ -154,13 +154,18 @@ class Attempt:
         """Chunks with tokens so far."""
         return self._counts[-1] if self._counts else 0
 
+    def events(self) -> Iterator[tuple[bytes, bytes]]:
+        """(type, data) of each so far."""
+        for at in range(0, len(self.items), 3):
+            yield self.items[at], self.items[at + 2]
+
     def _add(self, kind: bytes, data: bytes) -> None:
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
         self._counts.append(self.chunks)
         self.items += (kind, self._age(), data)
 
     def _age(self) -> bytes:
-        return b"%d" % ((asyncio.get_running_loop().time() - self._began) * 1000)
+        return b"%d" % ((time.monotonic() - self._began) * 1000)
 
     def _cut(self) -> None:
         """Before an ending that Redis must take: drops what was never sent. What was sent stays even if it was
@@ -186,6 +191,10 @@ class Attempt:
     @property
     def size(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def count(self) -> int:
+        return len(self._ends)
 
     def next_cut(self) -> int:
         """Up to which event the next call goes: within the limits, but at least one."""

@@ -107,11 +107,8 @@ def _parse_slowly(payload: bytes) -> _Payload:
         raise BadChunk("not an object")
     fields = cast("dict[str, Any]", value)
     choices = fields.get("choices")
-    if isinstance(choices, list):
-        choices = [_choice(choice) for choice in cast("list[object]", choices)]
-    else:
-        choices = None
-    return _Payload(choices, fields.get("usage"), fields.get("error"))
+    listed = [_choice(choice) for choice in cast("list[object]", choices)] if isinstance(choices, list) else None
+    return _Payload(listed, fields.get("usage"), fields.get("error"))
 
 
 def _choice(choice: object) -> _Choice:

@@ -25,9 +25,7 @@ from worker.upstream_sim.text import pieces
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("redis", "upstream-sim", "worker", "api")
 TERMINAL = ("completed", "failed", "cancelled", "gone")
-WORKER_DRAIN = (
-    2  # seconds; less than what a long generation below still has to say when its worker is stopped
-)
+WORKER_DRAIN = 2  # seconds; less than what a long generation below still has to say when its worker is stopped
 T = TypeVar("T")
 
 pytestmark = [
@@ -240,9 +238,7 @@ def engine() -> list[str]:
     else:
         pytest.skip("not run: neither `docker compose` nor `docker-compose` is installed")
     for image in base_images():
-        if not works("docker", "image", "inspect", image) and not works(
-            "docker", "pull", image, deadline=300
-        ):
+        if not works("docker", "image", "inspect", image) and not works("docker", "pull", image, deadline=300):
             pytest.skip(f"not run: the base image {image} is not here and cannot be pulled")
     return compose
 
@@ -334,9 +330,7 @@ def test_redis_keeps_what_it_was_given_and_obeys_only_the_password(stack: Stack)
     (container,) = stack.containers("redis")
 
     def redis(*words: str) -> str:
-        return run(
-            ["docker", "exec", container["Name"].removeprefix("/"), "redis-cli", *words], env=stack.env
-        )
+        return run(["docker", "exec", container["Name"].removeprefix("/"), "redis-cli", *words], env=stack.env)
 
     known = ("--no-auth-warning", "-u", "redis://tokencast:tokencast@127.0.0.1:6379/0")
     told = dict(line.split(":", 1) for line in redis(*known, "info", "all").split() if line.count(":") == 1)

@@ -1,0 +1,60 @@
+"""What the routes share: methods of a path, bodies, numbers, and accepting a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from broker.errors import BodyTooLarge, InvalidRequest
+from broker.requests import CompletionRequest, parse_json, parse_request
+from broker.service import Broker
+from broker.store import Created
+
+
+def by_method(path: str, **handlers: Callable[[Request], Awaitable[Response]]) -> Route:
+    """One route a path, so that a wrong method is told all the right ones. GET answers HEAD too."""
+    if "GET" in handlers:
+        handlers["HEAD"] = handlers["GET"]
+
+    async def handle(request: Request) -> Response:
+        return await handlers[request.method](request)
+
+    return Route(path, handle, methods=list(handlers))
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """BodyTooLarge as soon as it is known to be longer than `most` bytes."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise BodyTooLarge
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most:
+            raise BodyTooLarge
+    return bytes(body)
+
+
+async def read_request(request: Request, broker: Broker) -> CompletionRequest:
+    """The checked chat.completions body, whose model an upstream serves."""
+    asked = parse_request(parse_json(await read_body(request, broker.settings.max_body)))
+    broker.settings.upstream_for(asked.model)
+    return asked
+
+
+async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
+    """Accepts a checked body, under its Idempotency-Key if it has one."""
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > 255:
+        raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
+    return await broker.submit(asked, tenant, key)
+
+
+def limit_of(request: Request, default: int, most: int) -> int:
+    text = request.query_params.get("limit") or str(default)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+        raise InvalidRequest(f"`limit` is a whole number from 1 to {most}.", param="limit")
+    return int(text)

@@ -1,0 +1,190 @@
+"""Bad input gets a clear answer in OpenAI's shape, a line in the log without the prompt, and loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from broker import Broker
+from broker.embedded import EmbeddedRedis, free_port
+from tests.support import Gateway, gateway, request_body, service, wait_until
+
+CANARY = "the canary sings"
+BODY = request_body(CANARY)
+ROUTES = ("/v1/generations", "/v1/chat/completions")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("content", "status", "code", "param"),
+    [
+        (b'{"model": ' + CANARY.encode(), 400, "invalid_json", None),
+        (b'["' + CANARY.encode() + b'"]', 400, "invalid_type", None),
+        (b"", 400, "invalid_json", None),
+        (b'{"model":"m","messages":[]}', 400, "empty_array", "messages"),
+        (b'{"model":"m","messages":"' + CANARY.encode() + b'"}', 400, "invalid_type", "messages"),
+        (b'{"model":"no-such-model","messages":[{"role":"user","content":"x"}]}', 404, "model_not_found", "model"),
+        (b'{"messages":[{"role":"user","content":"x"}]}', 400, "missing_required_parameter", "model"),
+    ],
+)
+async def test_a_bad_body_is_named(
+    api: Gateway, route: str, content: bytes, status: int, code: str, param: str | None
+) -> None:
+    before = len((await api.http.get("/v1/generations")).json()["data"])
+    response = await api.http.post(route, content=content, headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    request_id = response.headers["x-request-id"]
+    await api.process.says(rf"POST {route} → {status} .*\({request_id}\)")
+    assert CANARY not in api.process.output
+    assert len((await api.http.get("/v1/generations")).json()["data"]) == before
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_of_five_megabytes_is_too_large(api: Gateway, route: str, chunked: bool) -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for _ in range(80):
+            yield b"x" * 65536
+
+    response = await api.http.post(route, content=pieces() if chunked else b"x" * 5 * 1024 * 1024)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+    assert (await api.http.get("/healthz")).status_code == 200
+
+
+async def test_an_unknown_route_and_a_wrong_method(api: Gateway) -> None:
+    unknown = await api.http.get("/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
+    wrong = await api.http.put("/v1/generations", json={})
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert {"GET", "POST"} <= set(wrong.headers["allow"].replace(" ", "").split(","))
+
+
+@pytest.mark.parametrize("gid", ["gen_x", "gen_" + "0" * 34, "%2e%2e%2fetc", "gen_" + "1" * 10 + "10" + "z" * 22])
+async def test_an_id_that_is_none(api: Gateway, gid: str) -> None:
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):
+        response = await api.http.request(method, f"/v1/generations/{gid}{path}")
+        assert response.status_code == 404, (method, path)
+        assert response.json()["error"]["code"] in ("generation_not_found", "unknown_url")
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=101", "limit"), ("status=done", "status"), ("after=x", "id")],
+)
+async def test_a_bad_query(api: Gateway, query: str, param: str) -> None:
+    response = await api.http.get(f"/v1/generations?{query}")
+    assert response.status_code in (400, 404)
+    assert response.json()["error"]["param"] == param
+
+
+async def test_an_idempotency_key_stands_for_one_body(api: Gateway) -> None:
+    first = await api.http.post("/v1/generations", json=BODY, headers={"idempotency-key": "order-17"})
+    again = await api.http.post("/v1/generations", json=BODY, headers={"idempotency-key": "order-17"})
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json()["id"] == first.json()["id"]
+    other = await api.http.post("/v1/generations", json=request_body("else"), headers={"idempotency-key": "order-17"})
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_conflict")
+    assert other.headers["x-should-retry"] == "false"
+
+
+async def test_tenants_do_not_see_each_other(redis: EmbeddedRedis) -> None:
+    """Another tenant's generation is as unknown as one that never was, and no key is no entry."""
+    keys = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "ben"))
+    async with gateway(redis.url, TOKENCAST_API_KEYS=keys) as api:
+        anna, ben = {"authorization": "Bearer key-anna"}, {"authorization": "bearer key-ben"}
+        gid = (await api.create(**anna))["id"]
+        assert (await api.http.get(f"/v1/generations/{gid}", headers=anna)).status_code == 200
+        for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):
+            assert (await api.http.request(method, f"/v1/generations/{gid}{path}", headers=ben)).status_code == 404
+        assert (await api.http.get(f"/v1/chat/completions/{gid}", headers=ben)).status_code == 404
+        assert (await api.http.get("/v1/generations", headers=ben)).json()["data"] == []
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic key-anna"}):
+            refused = await api.http.get("/v1/generations", headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert "key-anna" not in api.process.output
+
+
+async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
+    """The URL is named without its password, `/readyz` says 503, and it goes on by itself once Redis is there."""
+    async with EmbeddedRedis() as redis:
+        redis.kill()
+        url = redis.url.replace("redis://", "redis://:hunter2@")
+        async with gateway(redis.url, TOKENCAST_STREAMS_URL=url) as api:
+            await api.process.says(r"Redis does not answer at redis://\*\*\*@127.0.0.1:\d+/0")
+            assert (await api.http.get("/readyz")).status_code == 503
+            assert (await api.http.get("/healthz")).status_code == 200
+            refused = await api.http.post("/v1/generations", json=BODY)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+            assert "retry-after" in refused.headers
+            stream = await api.http.get("/v1/generations/gen_" + "0" * 10 + "10" + "0" * 22 + "/events")
+            assert (stream.status_code, stream.content[:7]) == (200, b"retry: ")
+            assert "hunter2" not in api.process.output
+    async with EmbeddedRedis() as redis:
+        redis.kill()
+        async with gateway(redis.url) as api:
+            await api.process.says("Redis does not answer")
+            await redis.restart()
+
+            async def ready() -> bool:
+                return (await api.http.get("/readyz")).status_code == 200
+
+            await wait_until(ready)
+            assert (await api.create())["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"HOST": "0.0.0.0"}, "TOKENCAST_ALLOW_OPEN=1"),
+        ({"PORT": "http"}, "PORT: "),
+        ({"TOKENCAST_API_KEYS": "anna"}, "TOKENCAST_API_KEYS"),
+        ({"TOKENCAST_LEASE": "-1"}, "TOKENCAST_LEASE: "),
+    ],
+)
+async def test_a_gateway_that_cannot_start_says_which_variable(variables: dict[str, Any], says: str) -> None:
+    async with service("api", **{"PORT": "0", **variables}) as process:
+        assert await process.wait() == 2
+    assert len(process.lines) == 1
+    assert says in process.output
+
+
+async def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with service("api", PORT=str(port)) as process:
+            assert await process.wait() == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in process.output
+    assert "Address already in use" in process.output
+    assert "PORT" in process.output
+
+
+async def test_the_list_pages_newest_first(redis: EmbeddedRedis, broker: Broker) -> None:
+    """A page's last id leads to the next; each generation comes exactly once, and no text with it."""
+    async with gateway(redis.url, TOKENCAST_API_KEYS=f"paul:{hashlib.sha256(b'p').hexdigest()}") as api:
+        paul = {"authorization": "Bearer p"}
+        made = [(await api.create(request_body(metadata={"n": str(n)}), **paul))["id"] for n in range(25)]
+        await api.http.post(f"/v1/generations/{made[3]}/cancel", headers=paul)
+        seen: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page = (await api.http.get(f"/v1/generations?limit=10{after}", headers=paul)).json()
+            seen += page["data"]
+            if not page["has_more"]:
+                break
+            after = f"&after={seen[-1]['id']}"
+        assert [generation["id"] for generation in seen] == sorted(made, reverse=True)
+        assert not any("text" in generation or "choices" in generation for generation in seen)
+        cancelled = (await api.http.get("/v1/generations?status=cancelled", headers=paul)).json()["data"]
+        assert [(g["id"], g["metadata"]) for g in cancelled] == [(made[3], {"n": "3"})]

@@ -1,0 +1,354 @@
+"""The `tokencast` command as a user has it: a process, its output and its exit code, against a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from broker import Broker
+from broker.connection import Script
+from broker.embedded import EmbeddedRedis, free_port
+from broker.store import lifecycle_keys
+from tests.support import DEADLINE, ROOT, Gateway, Writer, clean_environment, gather, request_body, service
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+async def start(*arguments: str, url: str, **options: int) -> Process:
+    environment = clean_environment(TOKENCAST_URL=url)
+    command = (sys.executable, "-m", "broker", *arguments)
+    given = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
+    return await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, **given)
+
+
+async def finish(process: Process, given: bytes | None = None) -> Done:
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate(given)
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+async def tokencast(*arguments: str, url: str, given: bytes | None = None) -> Done:
+    """Runs it to its end."""
+    return await finish(await start(*arguments, url=url, stdin=DEVNULL if given is None else PIPE), given)
+
+
+async def claimed(api: Gateway, broker: Broker, **headers: str) -> Writer:
+    return await Writer(broker.store.redis, (await api.create(**headers))["id"]).claim()
+
+
+async def finished(api: Gateway, broker: Broker) -> str:
+    writer = await claimed(api, broker)
+    await writer.append("Hello ", "wörld")
+    await writer.finish()
+    return writer.gid
+
+
+async def test_a_prompt_from_the_argument_or_from_standard_input_gives_an_id(api: Gateway) -> None:
+    by_argument, by_pipe, empty, binary = await gather(
+        tokencast("enqueue", "Say hi", "--model", "sim", "--metadata", "a=1", "--metadata", "b=2", url=api.url),
+        tokencast("enqueue", "--system", "Be brief.", "--json", url=api.url, given="Grüße\n".encode()),
+        tokencast("enqueue", url=api.url, given=b"\n"),
+        tokencast("enqueue", url=api.url, given=b"\xff"),
+    )
+    assert (by_argument.code, by_argument.err) == (0, "")
+    assert re.fullmatch(r"gen_\w{34}\n", by_argument.out)
+    generation = await api.get(by_argument.out.strip())
+    assert (generation["model"], generation["metadata"]) == ("sim", {"a": "1", "b": "2"})
+    assert json.loads(by_pipe.out)["model"] == "gabforge-coder", "the first one that the gateway lists"
+    assert (empty.code, empty.out) == (2, "")
+    assert "empty" in empty.err
+    assert (binary.code, binary.out) == (2, "")
+    assert "UTF-8" in binary.err
+
+
+async def test_the_same_idempotency_key_gives_the_same_generation(api: Gateway) -> None:
+    key = ("--idempotency-key", "order-17")
+    first = await tokencast("enqueue", "Say hi", *key, url=api.url)
+    again, other = await gather(
+        tokencast("enqueue", "Say hi", *key, url=api.url), tokencast("enqueue", "Say bye", *key, url=api.url)
+    )
+    assert (again.code, again.out) == (0, first.out)
+    assert (other.code, other.out) == (2, "")
+    assert "Idempotency-Key" in other.err
+
+
+async def test_the_text_comes_while_it_is_made(api: Gateway, broker: Broker) -> None:
+    """Every piece is out before the next one is written, and the exit code says how it ended."""
+    writer = await claimed(api, broker)
+    process = await start("follow", writer.gid, url=api.url)
+    assert process.stdout is not None
+    for text in ("One ", "two ", "three"):
+        await writer.append(text)
+        async with asyncio.timeout(DEADLINE):
+            assert await process.stdout.readexactly(len(text)) == text.encode()
+    await writer.finish()
+    assert await finish(process) == Done(0, "\n", "")
+
+
+async def test_following_begins_where_it_is_told_to(api: Gateway, broker: Broker) -> None:
+    gid = await finished(api, broker)
+    cursors = [frame.id or "" for frame in await api.events(gid)]
+    all_of_it, rest, nothing, wrong = await gather(
+        tokencast("follow", gid, url=api.url),
+        tokencast("follow", gid, "--after", cursors[2], url=api.url),
+        tokencast("follow", gid, "--after", cursors[-1], url=api.url),
+        tokencast("follow", gid, "--after", "yesterday", url=api.url),
+    )
+    assert all_of_it == Done(0, "Hello wörld\n", "")
+    assert rest == Done(0, "wörld\n", "")
+    assert nothing == Done(0, "", "")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "cursor" in wrong.err
+
+
+async def test_json_is_one_line_per_event(api: Gateway, broker: Broker) -> None:
+    gid = await finished(api, broker)
+    frames = await api.events(gid)
+    done = await tokencast("follow", gid, "--json", url=api.url)
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert events == [{"id": frame.id, "event": frame.event, "data": frame.json} for frame in frames]
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("failed", 1, "It broke."),
+        ("cancelled", 3, "cancelled"),
+        ("deleted", 4, "deleted"),
+    ],
+)
+async def test_how_it_ended_is_an_exit_code(api: Gateway, broker: Broker, end: str, code: int, said: str) -> None:
+    writer = await claimed(api, broker)
+    await writer.append("Hel")
+    process = await start("follow", writer.gid, url=api.url)
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(3) == b"Hel"
+    if end == "failed":
+        await writer.finish("failed", b'{"error":{"message":"It broke.","code":"upstream_error"}}')
+    elif end == "cancelled":
+        assert await tokencast("cancel", writer.gid, url=api.url) == Done(0, "cancelled\n", "")
+    else:
+        await api.http.delete(f"/v1/generations/{writer.gid}")
+    done = await finish(process)
+    assert (done.code, done.out) == (code, "\n")
+    assert said in done.err
+    later = await tokencast("follow", writer.gid, url=api.url)
+    assert later.code == code
+
+
+async def test_a_new_attempt_is_said_and_begins_on_a_line_of_its_own(api: Gateway, broker: Broker) -> None:
+    writer = await claimed(api, broker)
+    await writer.append("Half a tru")
+    process = await start("follow", writer.gid, url=api.url)
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(10) == b"Half a tru"
+    await broker.store.redis.run(Script("release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await writer.claim()
+    await writer.append("The whole truth")
+    await writer.finish()
+    done = await finish(process)
+    assert (done.code, done.out) == (0, "\nThe whole truth\n")
+    assert "worker_stopped" in done.err
+
+
+async def test_a_list_is_a_table_or_json(api: Gateway, broker: Broker) -> None:
+    gid = await finished(api, broker)
+    waiting = (await api.create())["id"]
+    table, some, lines, wrong = await gather(
+        tokencast("ls", "--limit", "2", url=api.url),
+        tokencast("ls", "--status", "completed", url=api.url),
+        tokencast("ls", "--json", "--limit", "1", url=api.url),
+        tokencast("ls", "--status", "lost", url=api.url),
+    )
+    heading, first, second = table.out.splitlines()
+    assert heading.split() == ["ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS"]
+    assert first.split()[:3] == [waiting, "queued", "m"]
+    assert second.split()[:3] == [gid, "completed", "m"]
+    assert len({line.index(" m ") for line in (first, second)}) == 1, "columns"
+    assert gid in some.out
+    assert waiting not in some.out
+    assert json.loads(lines.out)["id"] == waiting
+    assert wrong.code == 2
+
+
+async def test_one_generation_in_full(api: Gateway, broker: Broker) -> None:
+    writer = await claimed(api, broker)
+    await writer.append("Hello ", "wörld")
+    text, as_json = await gather(
+        tokencast("show", writer.gid, url=api.url), tokencast("show", writer.gid, "--json", url=api.url)
+    )
+    assert text.code == 0
+    assert re.search(r"^status +in_progress$", text.out, re.MULTILINE)
+    assert text.out.endswith("\n\nHello wörld\n")
+    assert json.loads(as_json.out) == await api.get(writer.gid)
+
+
+async def test_what_does_not_exist_is_exit_code_4(api: Gateway) -> None:
+    unknown = "gen_01kbn2h8v010" + "0" * 22
+    for done in await gather(
+        *(tokencast(command, gid, url=api.url) for command in ("follow", "show", "cancel") for gid in (unknown, "x"))
+    ):
+        assert (done.code, done.out, len(done.err.splitlines())) == (4, "", 1)
+
+
+async def test_a_refusal_and_a_missing_gateway_are_one_clear_line(api: Gateway) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    refused, unreachable, unreachable_stream, no_url = await gather(
+        tokencast("enqueue", "hi", "--model", "no-such-model", url=api.url),
+        tokencast("ls", url=nowhere),
+        tokencast("follow", "gen_01kbn2h8v010" + "0" * 22, url=nowhere),
+        tokencast("ls", url="nonsense"),
+    )
+    assert refused.code == 2
+    assert "no-such-model" in refused.err
+    for done in (unreachable, unreachable_stream):
+        assert done == Done(2, "", f"tokencast: no gateway at {nowhere}: is `tokencast api` or `make run` running?\n")
+    assert (no_url.code, len(no_url.err.splitlines())) == (2, 1)
+
+
+async def test_a_reader_that_leaves_is_no_error(api: Gateway, broker: Broker) -> None:
+    """As in `tokencast follow ID | head -c 5`."""
+    writer = await claimed(api, broker)
+    reading, writing = os.pipe()
+    process = await start("follow", writer.gid, url=api.url, stdout=writing)
+    os.close(writing)
+    await writer.append("Hello")
+    assert await asyncio.to_thread(os.read, reading, 5) == b"Hello"
+    os.close(reading)
+    await writer.append("nobody reads this")
+    done = await asyncio.wait_for(process.communicate(), DEADLINE)
+    assert done[1] == b""
+
+
+async def test_ctrl_c_leaves_the_generation_alone_and_says_how_to_read_on(api: Gateway, broker: Broker) -> None:
+    writer = await claimed(api, broker)
+    await writer.append("Hello ")
+    process = await start("follow", writer.gid, url=api.url)
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(6) == b"Hello "
+    process.send_signal(signal.SIGINT)
+    done = await finish(process)
+    assert done.code == 130
+    command = re.search(r"tokencast (follow \S+ --after \S+)", done.err)
+    assert command is not None
+    await writer.append("again")
+    await writer.finish()
+    assert await tokencast(*command[1].split(), url=api.url) == Done(0, "again\n", "")
+
+
+async def test_a_follower_survives_a_crash_of_the_gateway(redis: EmbeddedRedis, broker: Broker) -> None:
+    """It comes back to the next one, to the very event, without being told to."""
+    port = str(free_port())
+    variables = {"REDIS_URL": redis.url, "PORT": port}
+    writer = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
+    await writer.append("One ")
+    async with service("api", **variables) as first:
+        await first.says("listening")
+        process = await start("follow", writer.gid, url=f"http://127.0.0.1:{port}")
+        assert process.stdout is not None
+        assert await process.stdout.readexactly(4) == b"One "
+        first.send(signal.SIGKILL)
+        await first.wait()
+    await writer.append("two")
+    async with service("api", **variables):
+        assert await process.stdout.readexactly(3) == b"two"
+        await writer.finish()
+        done = await finish(process)
+    assert (done.code, done.out) == (0, "\n")
+    assert "reconnecting" in done.err
+
+
+@asynccontextmanager
+async def script(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[str]]]:
+    """A server that answers one connection after the other with these bytes; gives its URL and the requests it had."""
+    waiting = list(responses)
+    requests: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(waiting.pop(0))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+
+
+def header(request: str, name: str) -> str | None:
+    found = re.search(rf"^{name}: (.*)\r$", request, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else None
+
+
+async def test_a_lost_connection_is_resumed_behind_the_last_whole_event() -> None:
+    """Cut off in the middle of an event, ended cleanly before the end, refused for load: it goes on."""
+    stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    cut = stream + b"content-length: 9999\r\n\r\n"
+
+    def event(number: int, text: str) -> bytes:
+        data = json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]})
+        return f"id: 7-{number}\nevent: chunk\ndata: {data}\n\n".encode()
+
+    responses = [
+        cut + event(1, "a") + event(2, "b") + event(3, "lost").rstrip(b"\n"),
+        stream + b"\r\nretry: 5\n\n" + event(3, "c"),
+        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n",
+        stream + b"\r\n: heartbeat\n\nid: 7-9\n\n",
+        stream + b"\r\nid: 8-0\nevent: completed\ndata: {}\n\n",
+    ]
+    gid = "gen_01kbn2h8v010" + "0" * 22
+    async with script(responses) as (url, requests):
+        done = await tokencast("follow", gid, "--after", "7-0", url=url)
+    assert (done.code, done.out) == (0, "abc\n")
+    assert [header(request, "last-event-id") for request in requests] == [None, "7-2", "7-3", "7-3", "7-9"]
+    assert ["?after=7-0 " in request for request in requests] == [True, False, False, False, False]
+
+
+async def test_what_is_no_gateway_is_said_to_be_none() -> None:
+    page = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>"
+    gid = "gen_01kbn2h8v010" + "0" * 22
+    async with script([page, page]) as (url, _):
+        for command in (("follow", gid), ("ls",)):
+            done = await tokencast(*command, url=url)
+            assert (done.code, done.out) == (2, "")
+            assert done.err == f"tokencast: What answers at {url} is not Tokencast.\n"
+
+
+async def test_the_help_names_every_command_and_exit_code() -> None:
+    help_text, version, sim, unknown = await gather(
+        tokencast("--help", url=""),
+        tokencast("--version", url=""),
+        tokencast("upstream-sim", "--help", url=""),
+        tokencast("frobnicate", url=""),
+    )
+    for word in ("dev", "api", "worker", "enqueue", "follow", "ls", "show", "cancel", "upstream-sim", "Exit codes"):
+        assert word in help_text.out
+    assert re.fullmatch(r"tokencast \d+\.\d+\.\d+\n", version.out)
+    assert (sim.code, "--require-key" in sim.out) == (0, True), "its own help"
+    assert unknown.code == 2
+
+
+async def test_a_process_command_becomes_that_process() -> None:
+    """Its signals and its exit code are those of the process that was started."""
+    process = await start("upstream-sim", "--port", "0", url="")
+    assert process.stdout is not None
+    assert b"ready" in await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+    process.send_signal(signal.SIGTERM)
+    assert (await finish(process)).code == 0
+    assert (await tokencast("upstream-sim", "--port", "x", url="")).code == 2

@@ -1,0 +1,152 @@
+"""What the command line makes of what it is given and what it prints."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from broker import cli
+from broker.client import Received
+
+ID = "gen_01kbn2h8v010" + "0" * 22
+GENERATION = {
+    "id": ID,
+    "status": "completed",
+    "model": "gabforge-coder",
+    "created_at": 1000.0,
+    "started_at": 1000.25,
+    "first_token_at": 1000.5,
+    "ended_at": 1002.25,
+    "attempt": 1,
+    "cursor": "7-3",
+    "text": "hello",
+    "usage": {"completion_tokens": 5},
+    "error": None,
+    "metadata": {"order": "17"},
+}
+
+
+def chunk(content: str, index: int = 0) -> Received:
+    data = {"choices": [{"index": index, "delta": {"content": content}}]}
+    return Received("1-1", "chunk", json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-1, "0s"), (0.4, "0s"), (59.9, "59s"), (60, "1m"), (7199, "1h"), (7200, "2h"), (2e5, "2d")]
+)
+def test_a_duration_is_short(seconds: float, shown: str) -> None:
+    assert cli.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("usage", "shown"),
+    [
+        (None, "-"),
+        ({}, "-"),
+        ({"completion_tokens": 0}, "0"),
+        ({"completion_tokens": 12, "estimated": True}, "~12"),
+    ],
+)
+def test_tokens_say_when_they_are_an_estimate(usage: dict[str, object] | None, shown: str) -> None:
+    assert cli.tokens(usage) == shown
+
+
+def test_a_table_is_aligned_and_cannot_move_the_cursor() -> None:
+    lines = list(cli.table([("ID", "MODEL"), ("gen_1", "a\x1b[2J\nb"), ("g", "")]))
+    assert lines == ["ID     MODEL", "gen_1  a\ufffd[2J b", "g"]
+
+
+def test_a_line_of_ls_says_what_there_is_to_know() -> None:
+    assert cli.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5")
+    queued = {**GENERATION, "status": "queued", "attempt": 0, "usage": None}
+    assert cli.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-")
+
+
+def test_the_facts_of_show() -> None:
+    facts = dict(cli.facts({**GENERATION, "error": {"message": "gone", "code": "x"}}, 1005.0))
+    assert facts["first token"] == "after 0.500 s"
+    assert facts["duration"] == "2.000 s"
+    assert facts["metadata.order"] == "17"
+    assert facts["error"] == "gone (x)"
+
+
+def test_only_the_content_of_choice_0_is_text() -> None:
+    for delta in ({}, {"content": None}, {"reasoning_content": "hm"}, {"role": "assistant"}):
+        assert cli.text_of({"choices": [{"index": 0, "delta": delta}]}) == ""
+    assert cli.text_of({"choices": []}) == ""
+    assert cli.text_of({"usage": {}}) == ""
+    assert cli.text_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
+
+
+def test_an_event_in_json_is_one_line_with_its_data_as_it_came() -> None:
+    line = cli.json_event(Received("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
+    assert "\n" not in line
+    assert '"data":{"a": "\\ud83d",  "b": 1.0}' in line
+    assert json.loads(line)["id"] == "7-1"
+
+
+def test_the_text_goes_out_as_it_is_and_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = cli.Printer()
+    for received in (chunk("Hel"), chunk("lo"), chunk("other", index=1), Received("1-4", "completed", "{}")):
+        printer.show(received)
+    assert capsys.readouterr() == ("Hello\n", "")
+
+
+def test_halves_of_a_character_are_put_together(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = cli.Printer()
+    for content in ("a\ud83d", "\ude00b", "c\ud83d", "d\ude00"):
+        printer.show(chunk(content))
+    assert capsys.readouterr().out == "a😀bc\ufffdd\ufffd"
+
+
+def test_a_remark_leaves_the_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = cli.Printer()
+    printer.show(chunk("Hel"))
+    printer.note("connection lost, reconnecting")
+    printer.show(chunk("lo"))
+    assert capsys.readouterr() == ("Hello", "tokencast: connection lost, reconnecting\n")
+
+
+def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = cli.Printer()
+    reset = Received("2-0", "reset", '{"attempt": 2, "reason": "worker_lost"}')
+    for received in (chunk("Hel"), reset, chunk("Hello"), Received("2-2", "completed", "{}")):
+        printer.show(received)
+    out, err = capsys.readouterr()
+    assert out == "Hel\nHello\n"
+    assert err == "tokencast: started again (worker_lost), forget the text so far\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "said"),
+    [
+        ("gap", "{}", "a part of the text is no longer kept"),
+        ("waiting", '{"reason": "rate limited"}', "waiting for the upstream (rate limited)"),
+        ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
+        ("cancelled", "{}", "cancelled"),
+        ("gone", "{}", "deleted"),
+        ("of tomorrow", "not even JSON", ""),
+    ],
+)
+def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.Printer().show(Received("1-1", event, data))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_a_prompt_must_be_text() -> None:
+    assert cli.prompt_from("hi\n") == "hi\n"
+    with pytest.raises(click.UsageError, match="UTF-8"):
+        cli.prompt_from("\udcff")
+    with pytest.raises(click.UsageError, match="empty"):
+        cli.prompt_from("")
+
+
+def test_metadata_is_key_and_value() -> None:
+    assert cli.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    for wrong in ("a", "=b"):
+        with pytest.raises(click.BadParameter):
+            cli.pairs_from([wrong])

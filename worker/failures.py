@@ -1,0 +1,133 @@
+"""What can be wrong with an upstream, as one exception that says what readers are told and whether to try again."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+Json = dict[str, Any]
+LONGEST_MESSAGE = 2000
+OF_THE_REQUEST = frozenset({400, 404, 413, 422})  # what the upstream says about the request, for the caller
+
+
+class UpstreamError(Exception):
+    """The upstream did not answer, or not as it should have."""
+
+    def __init__(
+        self,
+        code: str | None,
+        message: str,
+        *,
+        type: str = "server_error",  # noqa: A002 - the wire's word
+        param: str | None = None,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(code)  # the message may quote the prompt, and a traceback is a log
+        self.code = code
+        self.message = message
+        self.type = type
+        self.param = param
+        self.status = status
+        """The upstream's own, where it may be passed on."""
+        self.retryable = retryable
+        """Whether the same call may succeed if repeated, as long as no token was shown."""
+        self.retry_after = retry_after
+
+    @property
+    def restartable(self) -> bool:
+        """Whether another attempt may fare better, for a generation that asks for one."""
+        return self.retryable or (self.status is None and self.code != "upstream_auth")
+
+    def to_json(self) -> Json:
+        body: Json = {"message": self.message, "type": self.type, "code": self.code}
+        for name in ("param", "status", "retry_after"):
+            value = getattr(self, name)
+            if value is not None:
+                body[name] = value
+        return body
+
+
+def answered(status: int, headers: Mapping[str, str], body: object, api_key: str | None) -> UpstreamError:
+    """For an answer that is not a 200."""
+    details = _details(body, api_key)
+    message, kind, param, code = details
+    if status in OF_THE_REQUEST:
+        return UpstreamError(
+            code, message or f"The upstream answered {status}.", type=kind or "invalid_request_error", param=param,
+            status=status,
+        )  # fmt: skip
+    if status in (401, 403):
+        return UpstreamError("upstream_auth", "The upstream refuses the broker's credentials.")
+    if status == 429:
+        return UpstreamError(
+            "upstream_rate_limited",
+            message or "The upstream has too many requests.",
+            type=kind or "rate_limit_error",
+            param=param,
+            status=status,
+            retryable=code != "insufficient_quota",  # no waiting helps
+            retry_after=_retry_after(headers),
+        )
+    if 300 <= status < 400:
+        return UpstreamError("bad_upstream_response", "The upstream answered with a redirect.")
+    told = f"The upstream answered {status}" + (f": {message}" if message else ".")
+    return UpstreamError(
+        "upstream_error", told, retryable=status >= 500 or status in (408, 409), retry_after=_retry_after(headers)
+    )
+
+
+def reported(error: object, api_key: str | None) -> UpstreamError:
+    """For an `error` in mid-stream."""
+    message, kind, param, code = _details({"error": error}, api_key)
+    return UpstreamError(
+        code or "upstream_error", message or "The upstream reported an error.", type=kind or "server_error", param=param
+    )
+
+
+def broken(*, begun: bool) -> UpstreamError:
+    """For a connection that broke; after the first chunk that is a completion cut short."""
+    if begun:
+        return UpstreamError(
+            "upstream_truncated", "The connection to the upstream broke before the completion ended.", retryable=True
+        )
+    return UpstreamError("upstream_error", "The connection to the upstream broke.", retryable=True)
+
+
+def _details(body: object, api_key: str | None) -> tuple[str, str | None, str | None, str | None]:
+    """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. Neither
+    holds our key."""
+    fields = cast(Json, body) if isinstance(body, dict) else {}
+    error = fields.get("error", fields)
+    if isinstance(error, str):
+        return _clean(error, api_key) or "", None, None, None
+    fields = cast(Json, error) if isinstance(error, dict) else {}
+    message = _clean(fields.get("message") or fields.get("detail"), api_key) or ""
+    return message, *(_clean(fields.get(name), api_key) for name in ("type", "param", "code"))  # pyright: ignore
+
+
+def _clean(value: object, api_key: str | None) -> str | None:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return None
+    text = str(value)
+    if api_key:
+        text = text.replace(api_key, "***")
+    return text[:LONGEST_MESSAGE]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `retry-after-ms` or `retry-after` (seconds or a date)."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        value = headers.get("retry-after")
+        if not value:
+            return None
+        if value.strip().replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

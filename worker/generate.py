@@ -1,0 +1,208 @@
+"""One generation, from its claim to its ending. Main path: `Generator.run`.
+
+claim → attempt: call the upstream, push each chunk → finish. Before the first token a call that may succeed is
+repeated within the attempt; after it the generation fails, or starts anew as another attempt where it asks for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+import traceback
+from typing import Any
+
+import msgspec
+
+from broker.completion import Completion, decode_chunk
+from broker.connection import Redis
+from broker.errors import StorageUnavailable
+from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
+from broker.settings import Settings
+from worker.appender import Appender
+from worker.attempt import Attempt, AttemptEnded, Ending
+from worker.chunks import Chunk
+from worker.claims import Claim, claim
+from worker.failures import UpstreamError
+from worker.upstream import Upstreams
+
+RETRY_BUDGET = 30.0  # seconds before the first token; the slot is held meanwhile
+FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
+HELD = 64  # chunks without a token that may wait for the first one
+FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
+log = logging.getLogger("tokencast.worker")
+Json = dict[str, Any]
+
+
+class Generator:
+    """Runs claimed generations; one per process."""
+
+    def __init__(self, store: Redis, appender: Appender, upstreams: Upstreams, settings: Settings) -> None:
+        self._store = store
+        self._appender = appender
+        self._upstreams = upstreams
+        self._settings = settings
+
+    async def run(self, claim: Claim) -> None:
+        """Until the generation has its ending, whoever wrote it. May be cancelled: then it has none."""
+        deadline = asyncio.get_running_loop().time() + self._settings.max_duration
+        attempt: Attempt | None = self._appender.begin(claim)
+        while attempt is not None:
+            log.info("%s: attempt %d", claim.gid, claim.ordinal)
+            again = None
+            try:
+                failure = await self._produce(attempt, deadline)
+                if failure is not None and failure.restartable and attempt.shown and claim.restarts:
+                    again = await self._claim_again(claim)
+                if again is None:
+                    await self._finish(attempt, failure)
+            except AttemptEnded as end:
+                log.info("%s: ended elsewhere (%s)", claim.gid, end.reason)
+            finally:
+                self._appender.drop(attempt)
+            claim = again or claim
+            attempt = self._appender.begin(again) if again is not None else None
+
+    async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
+        """Why the completion is not complete, None if it is. AttemptEnded if it is no longer ours."""
+        try:
+            async with attempt.until(deadline):
+                await self._call_until_answered(attempt)
+        except UpstreamError as error:
+            return error
+        except AttemptEnded as end:
+            return _own_failure(end.reason)
+        except TimeoutError:
+            return UpstreamError("timeout", f"The generation took longer than {self._settings.max_duration:g} s.")
+        except Exception as error:
+            # Without its message, which may quote what the upstream or the caller said.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s: %s\n%s", attempt.claim.gid, type(error).__name__, where)
+            return UpstreamError("internal_error", "Something went wrong in the worker.")
+        return None
+
+    async def _call_until_answered(self, attempt: Attempt) -> None:
+        retries = Retries()
+        while True:
+            try:
+                return await self._call(attempt)
+            except UpstreamError as error:
+                delay = None if attempt.shown or not error.retryable else retries.delay(error.retry_after)
+                if delay is None:
+                    raise
+                log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
+                waiting = {"reason": error.code, "retry_at": round(time.time() + delay, 3)}
+            attempt.note(WAITING, _encode(waiting))
+            await asyncio.sleep(delay)
+
+    async def _call(self, attempt: Attempt) -> None:
+        """One upstream call. Chunks without a token (a role, a content filter's verdict) wait for the first one:
+        until then a failed call can be repeated without a trace."""
+        held: list[Chunk] = []
+        async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
+            async for chunks in stream:
+                if attempt.shown:
+                    attempt.push(chunks)
+                else:
+                    held += chunks
+                    if len(held) > HELD or any(chunk.tokens for chunk in chunks):
+                        attempt.push(held)
+                if attempt.crowded:
+                    await attempt.room()
+        if held and not attempt.shown:
+            attempt.push(held)
+
+    async def _claim_again(self, ours: Claim) -> Claim | None:
+        """Another attempt in the same slot. None if the budget is used up, and then this attempt is still ours."""
+        while True:
+            try:
+                outcome = await claim(self._store, ours.gid, self._settings, ours.own)
+            except StorageUnavailable:
+                await asyncio.sleep(random.uniform(0.5, 1))
+                continue
+            if isinstance(outcome, Claim):
+                return outcome
+            if outcome == "EXHAUSTED":
+                return None
+            raise AttemptEnded(outcome)
+
+    async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> None:
+        completion = await _fold(attempt)
+        try:
+            await attempt.finish(_ending(attempt, completion, failure))
+        except AttemptEnded as end:
+            failure = _own_failure(end.reason)
+            await attempt.finish(_ending(attempt, completion, failure))
+        log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
+
+
+class Retries:
+    """How long to wait before each next call: exponential, with jitter, no less than the upstream asks for."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + RETRY_BUDGET
+        self._step = FIRST_RETRY
+
+    def delay(self, retry_after: float | None) -> float | None:
+        """Seconds; None if that would be beyond the budget."""
+        delay = self._step * random.uniform(0.5, 1)
+        self._step = min(2 * self._step, LONGEST_RETRY)
+        if retry_after is not None:
+            delay = max(delay, retry_after * random.uniform(1, 1.1))
+        return delay if time.monotonic() + delay <= self._until else None
+
+
+def _own_failure(reason: str) -> UpstreamError:
+    """For a refusal that leaves the attempt ours. AttemptEnded for any other."""
+    if reason == "TOOBIG":
+        return UpstreamError("output_too_large", "The completion is longer than a generation may be.")
+    if reason == "FULL":
+        return UpstreamError("storage_full", "Redis has no room for the completion.")
+    if reason == "ERROR":
+        return UpstreamError("internal_error", "Redis refused the completion.")
+    raise AttemptEnded(reason)
+
+
+async def _fold(attempt: Attempt) -> Completion:
+    """The merged messages. In slices: a long completion would keep the loop for a tenth of a second."""
+    completion = Completion()
+    for number, (kind, data) in enumerate(attempt.events()):
+        if kind in (CHUNK, USAGE):
+            completion.add(decode_chunk(data))
+        if number % FOLDED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return completion
+
+
+def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | None) -> Ending:
+    usage = completion.usage or _counted(attempt)
+    choices = completion.choices
+    reason = next((choice["finish_reason"] for choice in choices if choice["index"] == 0), None)
+    if failure is None:
+        kind, status, error = COMPLETED, "completed", b""
+        data = _encode({"finish_reason": reason, "usage": usage})
+    else:
+        kind, status, error = FAILED, "failed", _encode(failure.to_json())
+        data = b'{"error":' + error + b"}"
+    return Ending(
+        kind, status, data, reason if isinstance(reason, str) else "", _encode(usage), error, _encode(choices)
+    )
+
+
+def _counted(attempt: Attempt) -> Json:
+    prompt, completion = attempt.claim.prompt_tokens, attempt.chunks
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "estimated": True,
+    }
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair, in an error's message for example
+        return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,188 @@
+"""Takes tickets out of arq's queue. The only file of the worker that knows arq.
+
+An arq job here claims the generation, starts our own task and returns at once: arq then removes the ticket within
+milliseconds, so its queue holds only what waits, and none of what it does to jobs that run for minutes can happen.
+`tests/integration/test_arq_contract.py` has a test for each thing of arq's that this relies on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from contextlib import suppress
+from typing import Any
+
+from arq import Retry
+from arq.connections import ArqRedis
+from arq.worker import Worker, func
+
+from broker import keys
+from broker.connection import Redis, RedisError, without_password
+from broker.errors import GenerationNotFound, StorageUnavailable
+from broker.ids import check_id
+from broker.queue import JOB_NAME, deserialize, serialize
+from broker.resp import RespConnection, RespError
+from broker.settings import Settings
+from worker.appender import Appender
+from worker.claims import Claim, claim
+from worker.running import Running
+
+BELL_BLOCK = 5  # seconds
+BELL_TIMEOUT = 10.0  # of the socket: above the block
+STOP_WITHIN = 3.0  # seconds, where Redis is away
+log = logging.getLogger("tokencast.worker")
+
+
+class TicketWorker(Worker):
+    """arq's worker that takes only as many tickets as there are free slots. One lock for the poll and the bell."""
+
+    def __init__(self, picker: Picker, pool: ArqRedis, slots: int) -> None:
+        super().__init__(
+            [func(picker.begin, name=JOB_NAME)],
+            queue_name=keys.QUEUE,
+            redis_pool=pool,
+            handle_signals=False,
+            max_jobs=slots,
+            job_timeout=5,  # in-progress keys live 10 s longer
+            keep_result=0,
+            max_tries=1000,  # the budget is ours
+            poll_delay=1,  # the bell is what is quick
+            health_check_key=keys.WORKER_HEALTH,
+            job_serializer=serialize,
+            job_deserializer=deserialize,
+            log_results=False,
+        )
+        self._picker = picker
+        self._lock = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Takes what is there, now."""
+        await self._poll_iteration()
+
+    async def _poll_iteration(self) -> None:
+        async with self._lock:
+            free = self._picker.free(self)
+            self.allow_pick_jobs = free > 0
+            self.queue_read_limit = max(free, 1)
+            await super()._poll_iteration()
+
+    @property
+    def starting(self) -> set[str]:
+        """Tickets whose job has not returned."""
+        return {ticket for ticket, task in self.tasks.items() if not task.done()}
+
+    async def stop(self) -> None:
+        """Never in the middle of a poll: that would leave a ticket that is neither queued nor running until its
+        in-progress key is gone."""
+        async with self._lock:
+            if self.main_task is not None:
+                self.main_task.cancel()
+
+    async def finished(self) -> None:
+        """The jobs have returned; none takes longer than its `job_timeout`."""
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+class Picker:
+    """`run` for ever; generations that were started live on, whatever becomes of the queue's Redis."""
+
+    def __init__(self, store: Redis, running: Running, appender: Appender, settings: Settings) -> None:
+        self._store = store
+        self._running = running
+        self._appender = appender
+        self._settings = settings
+        self._worker: TicketWorker | None = None
+        self._stopping = False
+
+    def free(self, worker: TicketWorker) -> int:
+        """None while the logs' Redis is away: a ticket taken then could not be claimed."""
+        if self._stopping or not self._appender.connected:
+            return 0
+        return self._running.free(worker.starting)
+
+    async def begin(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
+        """The arq job."""
+        try:
+            outcome = await claim(self._store, check_id(gid), self._settings)
+        except GenerationNotFound:
+            return
+        except StorageUnavailable:
+            raise Retry(defer=1) from None
+        if isinstance(outcome, Claim):
+            self._running.start(ctx["job_id"], outcome)
+
+    async def run(self) -> None:
+        """Until cancelled or stopped."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._poll_for_ever())
+            tasks.create_task(self._listen_for_ever())
+
+    async def stop(self) -> None:
+        """No ticket is taken after this."""
+        self._stopping = True
+        worker = self._worker
+        if worker is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_WITHIN):
+                    await worker.stop()
+                    await worker.finished()
+
+    async def _poll_for_ever(self) -> None:
+        """arq ends its loop at any error of Redis. This begins another one, with a new worker: the old one's count
+        of free slots leaks where the error came between taking a slot and starting the job."""
+        url = self._settings.redis_url
+        redis = Redis(url, max_connections=self._settings.slots + 8)
+        pool = ArqRedis(redis.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
+        loop = asyncio.get_running_loop()
+        failures = 0
+        try:
+            while not self._stopping:
+                started = loop.time()
+                try:
+                    await self._poll(pool)
+                except Exception as error:
+                    failures = 0 if loop.time() - started > 5 else failures + 1
+                    if failures <= 1:
+                        log.warning("the queue at %s: %s", without_password(url), type(error).__name__)
+                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+        finally:
+            await redis.close()
+
+    async def _poll(self, pool: ArqRedis) -> None:
+        worker = self._worker = TicketWorker(self, pool, self._settings.slots)
+        try:
+            await worker.async_run()
+        except asyncio.CancelledError:
+            if not self._stopping:  # else it was `stop`
+                raise
+        finally:
+            self._worker = None
+            await worker.finished()
+
+    async def _listen_for_ever(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                connection = await RespConnection.open(self._settings.redis_url)
+                try:
+                    failures = 0
+                    await self._listen(connection)
+                finally:
+                    connection.close()
+            except (OSError, RespError, RedisError):
+                failures += 1  # the poll says what is wrong
+                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+
+    async def _listen(self, connection: RespConnection) -> None:
+        """The bell says that something is in the queue, not what: which tickets are next is for their fair tags to
+        say. Without a free slot nobody listens; the first one that gets free looks without being called."""
+        full = True
+        while not self._stopping:
+            worker = self._worker
+            if worker is None or self.free(worker) <= 0:
+                full = True
+                await self._running.changed(within=1.0)
+            elif full or await connection.call("BLPOP", keys.BELL, BELL_BLOCK, timeout=BELL_TIMEOUT):
+                full = False
+                await worker.look()

@@ -1,0 +1,81 @@
+"""The generations that run in this process, and how they are handed over when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from broker.connection import Redis
+from broker.errors import StorageUnavailable
+from broker.queue import Queue
+from worker.claims import Claim, release
+from worker.generate import Generator
+
+HAND_OVER = 5.0  # seconds; the reaper finds what could not be handed over
+log = logging.getLogger("tokencast.worker")
+
+
+class Running:
+    """By ticket, one slot each."""
+
+    def __init__(self, generator: Generator, store: Redis, queue: Queue, slots: int) -> None:
+        self._generator = generator
+        self._store = store
+        self._queue = queue
+        self._claims: dict[str, Claim] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self.slots = slots
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def free(self, starting: set[str]) -> int:
+        """Slots that neither a generation has nor one of the tickets that are just being started."""
+        return self.slots - len(self._tasks.keys() | starting)
+
+    def start(self, ticket: str, claim: Claim) -> None:
+        task = asyncio.create_task(self._generator.run(claim), name=claim.gid)
+        self._tasks[ticket], self._claims[ticket] = task, claim
+        task.add_done_callback(lambda task: self._stopped(ticket, task))
+
+    def _stopped(self, ticket: str, task: asyncio.Task[None]) -> None:
+        claim = self._claims.pop(ticket)
+        del self._tasks[ticket]
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: %s", claim.gid, type(error).__name__)
+
+    async def changed(self, within: float | None = None) -> None:
+        """Until a generation has ended, or for so many seconds."""
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._changed.wait()
+
+    async def drained(self) -> None:
+        """Until none runs."""
+        while self._tasks:
+            await self.changed()
+
+    async def hand_over(self) -> None:
+        """Stops them all and puts them back into the queue."""
+        claims, tasks = list(self._claims.values()), list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(HAND_OVER):
+                await asyncio.gather(*map(self._hand_over, claims))
+        except TimeoutError:
+            log.warning("some generations could not be handed over in time")
+
+    async def _hand_over(self, claim: Claim) -> None:
+        try:
+            number = await release(self._store, claim)
+            if number is not None:
+                await self._queue.enqueue(claim.gid, claim.tenant, number)
+                log.info("%s: handed over", claim.gid)
+        except StorageUnavailable as error:
+            log.warning("%s: not handed over: %s", claim.gid, error)
