@@ -95,7 +95,7 @@ class Hub:
         self._stalled: dict[Subscriber, None] = {}
         self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
         self._cached: OrderedDict[Segment, View] = OrderedDict()
-        self._cached_bytes = 0
+        self.cached_bytes = 0
         self.draining = False
 
     # --- who reads what ----------------------------------------------------------------------------------
@@ -302,10 +302,10 @@ class Hub:
             self._cached.move_to_end(segment)
             return
         self._cached[segment] = view
-        self._cached_bytes += segment.size
-        while self._cached_bytes > self._cache_bytes and len(self._cached) > 1:
+        self.cached_bytes += segment.size
+        while self.cached_bytes > self._cache_bytes and len(self._cached) > 1:
             oldest, owner = self._cached.popitem(last=False)
-            self._cached_bytes -= oldest.size
+            self.cached_bytes -= oldest.size
             owner.evict(oldest)
 
     # --- time --------------------------------------------------------------------------------------------

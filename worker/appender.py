@@ -53,12 +53,20 @@ class Appender:
         # Often enough that a cancel comes home at once, and that a lease never runs down.
         self._tick = min(0.5, settings.lease / 6)
         self._active: dict[Attempt, None] = {}
-        self._ready: dict[Attempt, None] = {}  # with something to send, the longest waiting first
+        self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._lingering: deque[tuple[float, Attempt]] = deque()
         self._lingering_bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
-        self.connected = False
+        self._connected = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    async def ready(self) -> None:
+        """Until connected."""
+        await self._connected.wait()
 
     def begin(self, claim: Claim) -> Attempt:
         attempt = Attempt(claim, self._notify)
@@ -68,10 +76,10 @@ class Appender:
     def drop(self, attempt: Attempt) -> None:
         """Forgets an attempt, whatever it still has."""
         self._active.pop(attempt, None)
-        self._ready.pop(attempt, None)
+        self._waiting.pop(attempt, None)
 
     def _notify(self, attempt: Attempt) -> None:
-        self._ready[attempt] = None
+        self._waiting[attempt] = None
         self._rouse()
 
     def _rouse(self) -> None:
@@ -92,7 +100,7 @@ class Appender:
                     if self.connected or failures == 1:
                         kind = error.kind if isinstance(error, RespError) else type(error).__name__
                         log.warning("events wait: Redis at %s: %s", without_password(self._url), kind)
-                    self.connected = False
+                    self._connected.clear()
                 await asyncio.sleep(min(2.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
         finally:
             ticker.cancel()
@@ -110,7 +118,7 @@ class Appender:
             await self._load_scripts(connection)
             if not self.connected:
                 log.info("connected to Redis at %s", without_password(self._url))
-            self.connected = True
+            self._connected.set()
             self._send_endings_again()
             while True:
                 calls = self._gather()
@@ -135,7 +143,7 @@ class Appender:
         """What goes into the next pipeline: of each attempt one call, and the touches that are due."""
         calls: list[Call] = []
         room = PIPELINE_BYTES
-        for attempt in self._ready:
+        for attempt in self._waiting:
             cut = attempt.next_cut()
             room -= min(attempt.behind, CALL_BYTES)
             ending = attempt.ending if cut == attempt.count else None
@@ -198,7 +206,7 @@ class Appender:
                 self._accepted(call, reply[1])
             elif outcome == b"GAP":
                 attempt.acknowledge(reply[1])
-                self._ready[attempt] = None
+                self._waiting[attempt] = None
             elif outcome == b"CLOSED" and attempt.ending is not None and attempt.sent == attempt.count:
                 self._ended(attempt)  # by ourselves, most likely: the reply was lost
             else:
@@ -211,9 +219,9 @@ class Appender:
             self._ended(attempt)
             return
         attempt.acknowledge(last)
-        self._ready.pop(attempt, None)
+        self._waiting.pop(attempt, None)
         if not attempt.complete:
-            self._ready[attempt] = None  # behind the others
+            self._waiting[attempt] = None  # behind the others
 
     def _refused(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
         """A refusal that will pass keeps everything; one that will not ends the attempt."""
@@ -232,7 +240,7 @@ class Appender:
         return None
 
     def _end(self, attempt: Attempt, reason: str) -> None:
-        self._ready.pop(attempt, None)
+        self._waiting.pop(attempt, None)
         if reason not in OURS:
             self._active.pop(attempt, None)
         attempt.end(reason)
@@ -247,7 +255,7 @@ class Appender:
     def _send_endings_again(self) -> None:
         """After a reconnect: another server may have taken over that never heard of them."""
         for _, attempt in self._lingering:
-            self._ready[attempt] = None
+            self._waiting[attempt] = None
         self._lingering.clear()
         self._lingering_bytes = 0
 

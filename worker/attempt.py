@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -123,7 +123,7 @@ class Attempt:
             await self._room
 
     @asynccontextmanager
-    async def until(self, deadline: float) -> AsyncIterator[None]:
+    async def until(self, deadline: float) -> AsyncGenerator[None]:
         """Runs the body; AttemptEnded as soon as Redis takes no more, TimeoutError at the deadline."""
         try:
             async with asyncio.timeout_at(deadline) as self._scope:

@@ -44,26 +44,36 @@ class Generator:
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
+        self.claims: dict[str, Claim] = {}
+        """What this process writes now, by generation."""
 
     async def run(self, claim: Claim) -> None:
         """Until the generation has its ending, whoever wrote it. May be cancelled: then it has none."""
         deadline = asyncio.get_running_loop().time() + self._settings.max_duration
-        attempt: Attempt | None = self._appender.begin(claim)
-        while attempt is not None:
-            log.info("%s: attempt %d", claim.gid, claim.ordinal)
-            again = None
-            try:
-                failure = await self._produce(attempt, deadline)
-                if failure is not None and failure.restartable and attempt.shown and claim.restarts:
-                    again = await self._claim_again(claim)
-                if again is None:
-                    await self._finish(attempt, failure)
-            except AttemptEnded as end:
-                log.info("%s: ended elsewhere (%s)", claim.gid, end.reason)
-            finally:
-                self._appender.drop(attempt)
-            claim = again or claim
-            attempt = self._appender.begin(again) if again is not None else None
+        following: Claim | None = claim
+        try:
+            while following is not None:
+                self.claims[claim.gid] = following
+                following = await self._attempt(following, deadline)
+        finally:
+            del self.claims[claim.gid]
+
+    async def _attempt(self, claim: Claim, deadline: float) -> Claim | None:
+        """One attempt, to the generation's ending or to the claim of another attempt."""
+        log.info("%s: attempt %d", claim.gid, claim.ordinal)
+        attempt = self._appender.begin(claim)
+        try:
+            failure = await self._produce(attempt, deadline)
+            if failure is not None and failure.restartable and attempt.shown and claim.restarts:
+                again = await self._claim_again(claim)
+                if again is not None:
+                    return again
+            await self._finish(attempt, failure)
+        except AttemptEnded as end:
+            log.info("%s: ended elsewhere (%s)", claim.gid, end.reason)
+        finally:
+            self._appender.drop(attempt)
+        return None
 
     async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
         """Why the completion is not complete, None if it is. AttemptEnded if it is no longer ours."""
@@ -77,10 +87,7 @@ class Generator:
         except TimeoutError:
             return UpstreamError("timeout", f"The generation took longer than {self._settings.max_duration:g} s.")
         except Exception as error:
-            # Without its message, which may quote what the upstream or the caller said.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s: %s\n%s", attempt.claim.gid, type(error).__name__, where)
-            return UpstreamError("internal_error", "Something went wrong in the worker.")
+            return _bug(attempt, error)
         return None
 
     async def _call_until_answered(self, attempt: Attempt) -> None:
@@ -129,7 +136,11 @@ class Generator:
             raise AttemptEnded(outcome)
 
     async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> None:
-        completion = await _fold(attempt)
+        completion = Completion()
+        try:
+            await _fold(attempt, completion)
+        except Exception as error:
+            completion, failure = Completion(), _bug(attempt, error)
         try:
             await attempt.finish(_ending(attempt, completion, failure))
         except AttemptEnded as end:
@@ -165,15 +176,20 @@ def _own_failure(reason: str) -> UpstreamError:
     raise AttemptEnded(reason)
 
 
-async def _fold(attempt: Attempt) -> Completion:
-    """The merged messages. In slices: a long completion would keep the loop for a tenth of a second."""
-    completion = Completion()
+def _bug(attempt: Attempt, error: Exception) -> UpstreamError:
+    """Logged without the error's message, which may quote what the upstream or the caller said."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s: %s\n%s", attempt.claim.gid, type(error).__name__, where)
+    return UpstreamError("internal_error", "Something went wrong in the worker.")
+
+
+async def _fold(attempt: Attempt, completion: Completion) -> None:
+    """Merges the messages. In slices: a long completion would keep the loop for a tenth of a second."""
     for number, (kind, data) in enumerate(attempt.events()):
         if kind in (CHUNK, USAGE):
             completion.add(decode_chunk(data))
         if number % FOLDED_AT_ONCE == 0:
             await asyncio.sleep(0)
-    return completion
 
 
 def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | None) -> Ending:

@@ -114,6 +114,7 @@ class Picker:
 
     async def run(self) -> None:
         """Until cancelled or stopped."""
+        await self._appender.ready()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._poll_for_ever())
             tasks.create_task(self._listen_for_ever())

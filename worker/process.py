@@ -6,8 +6,8 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from broker.connection import Redis, connect_redis, without_password
@@ -24,20 +24,6 @@ from worker.upstream import Upstreams
 
 FAREWELL = 2.0  # seconds for the presence keys, where Redis is away
 log = logging.getLogger("tokencast.worker")
-
-
-class Signals:
-    """SIGTERM and SIGINT: the first asks to stop, the second not to wait."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.hurry = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()
 
 
 def check_upstreams(settings: Settings) -> None:
@@ -58,33 +44,94 @@ def check_upstreams(settings: Settings) -> None:
 
 async def run(settings: Settings) -> int:
     """The exit code: 0 after a stop that was asked for."""
-    signals = Signals()
+    stop, hurry = _signals()
     async with (
         connect_redis(settings.logs_url, max_connections=settings.slots + 32) as store,
-        connect_redis(settings.redis_url) as queue_redis,
+        connect_redis(settings.redis_url) as queue,
     ):
-        if not await _before(signals.stop, _answers(store), _answers(queue_redis)):
+        await _first(stop.wait(), _until_both_answer(store, queue))
+        if stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
-            return await _work(settings, signals, store, queue_redis, upstreams)
+            return await _work(settings, (stop, hurry), store, Queue(queue, settings.retention), upstreams)
 
 
 async def _work(
-    settings: Settings, signals: Signals, store: Redis, queue_redis: Redis, upstreams: Upstreams
+    settings: Settings, signals: tuple[asyncio.Event, asyncio.Event], store: Redis, queue: Queue, upstreams: Upstreams
 ) -> int:
-    queue = Queue(queue_redis, settings.retention)
+    stop, hurry = signals
     appender = Appender(settings)
-    generator = Generator(store, appender, upstreams, settings)
-    running = Running(generator, store, queue, settings.slots)
+    running = Running(Generator(store, appender, upstreams, settings), store, queue, settings.slots)
     picker = Picker(store, running, appender, settings)
-    presence = Presence(queue_redis, running)
-    reaper = Reaper(store, queue, settings)
-    async with _beside(appender.run(), presence.run(), reaper.run(), picker.run()) as parts:
-        log.info("worker %s: %d slots", presence.id, settings.slots)
-        broken = not await _before(signals.stop, parts, ended=True)
+    presence = Presence(queue.redis, running)
+    parts = [
+        asyncio.create_task(part)
+        for part in (appender.run(), presence.run(), Reaper(store, queue, settings).run(), picker.run())
+    ]
+    try:
+        await _first(stop.wait(), appender.ready())
+        log.info("worker %s ready: %d slots", presence.id, settings.slots)
+        await _first(stop.wait(), asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED))
         await picker.stop()
-        if not broken:
-            await _drain(running, signals.hurry, settings.worker_drain)
+        if stop.is_set():
+            log.info("stopping: %d generations run, for at most %g s", len(running), settings.worker_drain)
+            await _first(hurry.wait(), running.drained(), asyncio.sleep(settings.worker_drain))
         await running.hand_over()
-        await _say_farewell(presence)
-    return 1 if broken else 0
+        await _farewell(presence)
+    finally:
+        for part in parts:
+            part.cancel()
+        ends = await asyncio.gather(*parts, return_exceptions=True)
+    for error in ends:
+        if isinstance(error, Exception):
+            log.error("a part of the worker failed", exc_info=error)
+    log.info("stopped")
+    return 0 if stop.is_set() else 1
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """SIGTERM and SIGINT: the first asks to stop, the second not to wait."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def received() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    return stop, hurry
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Until one of them is done; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_both_answer(*servers: Redis) -> None:
+    for server in servers:
+        delay = 0.1
+        while not await _answers(server):
+            if delay == 0.1:
+                log.warning("Redis at %s does not answer; trying again", without_password(server.url))
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, 5.0)
+
+
+async def _answers(server: Redis) -> bool:
+    try:
+        await server.execute("PING")
+    except StorageUnavailable:
+        return False
+    return True
+
+
+async def _farewell(presence: Presence) -> None:
+    with suppress(StorageUnavailable, TimeoutError):
+        async with asyncio.timeout(FAREWELL):
+            await presence.remove()

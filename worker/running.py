@@ -23,7 +23,6 @@ class Running:
         self._generator = generator
         self._store = store
         self._queue = queue
-        self._claims: dict[str, Claim] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self.slots = slots
@@ -37,15 +36,14 @@ class Running:
 
     def start(self, ticket: str, claim: Claim) -> None:
         task = asyncio.create_task(self._generator.run(claim), name=claim.gid)
-        self._tasks[ticket], self._claims[ticket] = task, claim
+        self._tasks[ticket] = task
         task.add_done_callback(lambda task: self._stopped(ticket, task))
 
     def _stopped(self, ticket: str, task: asyncio.Task[None]) -> None:
-        claim = self._claims.pop(ticket)
         del self._tasks[ticket]
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s: %s", claim.gid, type(error).__name__)
+            log.error("%s: %s", task.get_name(), type(error).__name__)
 
     async def changed(self, within: float | None = None) -> None:
         """Until a generation has ended, or for so many seconds."""
@@ -61,7 +59,7 @@ class Running:
 
     async def hand_over(self) -> None:
         """Stops them all and puts them back into the queue."""
-        claims, tasks = list(self._claims.values()), list(self._tasks.values())
+        claims, tasks = list(self._generator.claims.values()), list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,6 +12,9 @@ LONGEST = 1 << 20  # bytes of one line, and of one event: without a cap an upstr
 class LineTooLong(ValueError):
     """An event of the upstream is longer than 1 MiB."""
 
+    def __init__(self) -> None:
+        super().__init__("longer than 1 MiB")
+
 
 class SseSplitter:
     """Fed with reads of any size; lines end with LF or CRLF. What no blank line has ended is never delivered."""

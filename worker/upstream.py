@@ -7,7 +7,7 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -52,7 +52,7 @@ class Upstreams:
             await client.close()
 
     @asynccontextmanager
-    async def open(self, model: str, body: Json) -> AsyncIterator[UpstreamStream]:
+    async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
         """The upstream's answer. UpstreamError from here, and from its iteration. Leaving the block closes it."""
         upstream = self._upstream(model)
         silence = Silence(self._settings.first_token_timeout, self._settings.idle_timeout)

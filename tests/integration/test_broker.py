@@ -1,0 +1,175 @@
+"""The Python API on a real server: `connect`, `enqueue`, `follow`, `get`, `cancel`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from broker import Broker, Event, connect
+from broker import keys as names
+from broker.embedded import EmbeddedRedis
+from broker.errors import (
+    GenerationGone,
+    GenerationNotFound,
+    IdempotencyConflict,
+    InvalidCursor,
+    InvalidRequest,
+    StorageUnavailable,
+)
+from broker.service import GapFound
+from tests.support import Writer, gather, request_body, wait_until
+
+
+async def everything(broker: Broker, gid: str, after: str = "0-0") -> list[Event]:
+    return [event async for event in broker.follow(gid, after)]
+
+
+async def test_enqueue_follow_get(broker: Broker) -> None:
+    generation = await broker.enqueue(request_body(metadata={"order": "17"}))
+    assert (generation.status, generation.attempt, str(generation.cursor)) == ("queued", 0, "0-1")
+    follower = asyncio.create_task(everything(broker, generation.id))
+    writer = await Writer(broker.store.redis, generation.id).claim()
+    await writer.append("Hello", ", ")
+    assert (await broker.get(generation.id)).text == "Hello, "
+    await writer.append("world")
+    partial = await broker.get(generation.id)
+    assert (partial.text, partial.status, partial.choices[0]["finish_reason"]) == ("Hello, world", "in_progress", None)
+    await writer.finish()
+    (events,) = await gather(follower)
+    assert [event.name for event in events] == ["created", "started", "chunk", "chunk", "chunk", "completed"]
+    assert await everything(broker, generation.id) == events
+    assert await everything(broker, generation.id, str(events[3].cursor)) == events[4:]
+    assert await everything(broker, generation.id, str(events[-1].cursor)) == []
+    assert (await broker.get(generation.id)).metadata == {"order": "17"}
+
+
+async def test_an_idempotency_key_gives_the_same_generation(broker: Broker) -> None:
+    first, second = await gather(
+        *(broker.enqueue(request_body(), idempotency_key="same") for _ in range(2))
+    )  # even at once
+    assert first.id == second.id
+    assert (await broker.enqueue(request_body(), idempotency_key="other")).id != first.id
+    with pytest.raises(IdempotencyConflict):
+        await broker.enqueue(request_body("else"), idempotency_key="same")
+    await broker.delete(first.id)
+    assert (await broker.enqueue(request_body("else"), idempotency_key="same")).id != first.id
+
+
+async def test_a_generation_is_one_ticket_and_one_ring(broker: Broker, redis: EmbeddedRedis) -> None:
+    """The ticket says generation and tenant; the prompt is in no queue entry."""
+    generation = await broker.enqueue(request_body("the canary sings"))
+    queue = broker.queue.redis
+    ticket = f"{generation.id}.1"
+    assert await queue.execute("ZSCORE", names.QUEUE, ticket) is not None
+    job = await queue.execute("GET", names.arq_job(ticket))
+    assert generation.id.encode() in job
+    assert b"canary" not in job
+    assert not await broker.queue.enqueue(generation.id, "default", 1)  # again: nothing new
+    await broker.cancel(generation.id)
+    assert await queue.execute("ZSCORE", names.QUEUE, ticket) is None
+    assert await queue.execute("EXISTS", names.arq_job(ticket)) == 0
+
+
+async def test_one_tenants_flood_does_not_delay_anothers_next(broker: Broker) -> None:
+    """The ticket of the second tenant stands right behind the head of the queue."""
+    for number in range(50):
+        await broker.queue.enqueue(f"flood{number}", "flooding", 1)
+    await broker.queue.enqueue("other", "quiet", 1)
+    tickets = [t.decode() for t in await broker.queue.redis.execute("ZRANGE", names.QUEUE, 0, 2)]
+    assert "other.1" in tickets
+    await broker.queue.redis.execute("DEL", names.QUEUE)
+
+
+async def test_what_is_asked_for_wrongly(broker: Broker) -> None:
+    with pytest.raises(InvalidRequest):
+        await broker.enqueue({"model": "m"})
+    unknown = "gen_" + "0" * 10 + "10" + "0" * 22
+    for gid in (unknown, "nonsense"):
+        for action in (broker.get, broker.cancel, broker.delete):
+            with pytest.raises(GenerationNotFound):
+                await action(gid)
+    generation = await broker.enqueue(request_body())
+    with pytest.raises(InvalidCursor):
+        await everything(broker, generation.id, "x")
+    with pytest.raises(GenerationNotFound):
+        await broker.get(generation.id, tenant="somebody-else")
+
+
+async def test_a_deleted_generation_is_gone_for_its_followers_too(broker: Broker) -> None:
+    generation = await broker.enqueue(request_body())
+    follower = asyncio.create_task(everything(broker, generation.id))
+    await wait_until(lambda: broker.hub._feeds.get(generation.id))
+    await broker.delete(generation.id)
+    (events,) = await gather(follower)
+    assert events[-1].name == "gone"
+    with pytest.raises(GenerationGone):
+        await broker.get(generation.id)
+
+
+async def test_a_gap_is_an_exception(broker: Broker) -> None:
+    generation = await broker.enqueue(request_body())
+    writer = await Writer(broker.store.redis, generation.id).claim()
+    await writer.append(*"abcdef")
+    await writer.finish()
+    await broker.store.redis.execute("XTRIM", names.log(generation.id), "MAXLEN", 2)
+    with pytest.raises(GapFound) as caught:
+        await everything(broker, generation.id)
+    assert str(caught.value.found) == f"{writer.attempt}-6"
+
+
+async def test_an_ended_generation_expires(broker: Broker) -> None:
+    """Log and record live for the asked-for time after the end; the id is remembered an hour longer."""
+    generation = await broker.enqueue(request_body(ttl_seconds=100))
+    await broker.cancel(generation.id)
+    redis = broker.store.redis
+    assert 90_000 < await redis.execute("PTTL", names.log(generation.id)) <= 100_000
+    assert 3_690_000 < await redis.execute("PTTL", names.meta(generation.id)) <= 3_700_000
+    await redis.execute("DEL", names.log(generation.id))
+    with pytest.raises(GenerationGone):
+        await broker.get(generation.id)
+
+
+async def test_scripts_come_back_after_redis_forgot_them(broker: Broker) -> None:
+    generation = await broker.enqueue(request_body())
+    await broker.store.redis.execute("SCRIPT", "FLUSH")
+    assert (await broker.cancel(generation.id)).status == "cancelled"
+
+
+async def test_redis_away_is_an_error_of_its_own() -> None:
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        generation = await broker.enqueue(request_body())
+        redis.kill()
+        for action in (broker.get(generation.id), broker.enqueue(request_body()), broker.cancel(generation.id)):
+            with pytest.raises(StorageUnavailable):
+                await action
+
+
+async def test_a_follower_outlives_a_restart_of_redis(tmp_path) -> None:
+    """Readers see a pause: with its file, Redis comes back with the log, and the reader goes on where it was."""
+    async with EmbeddedRedis(appendonly=True, dir=tmp_path) as redis, connect(redis.url) as broker:
+        await broker.store.redis.execute("CONFIG", "SET", "appendfsync", "always")
+        generation = await broker.enqueue(request_body())
+        writer = await Writer(broker.store.redis, generation.id).claim()
+        await writer.append("before ")
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for event in broker.follow(generation.id):
+                seen.append(event.name)
+
+        follower = asyncio.create_task(follow())
+        await wait_until(lambda: len(seen) == 3)
+        redis.kill()
+        await redis.restart()
+        await wait_until(lambda: _appended(writer))
+        await writer.finish()
+        await gather(follower)
+        assert seen == ["created", "started", "chunk", "chunk", "completed"]
+
+
+async def _appended(writer: Writer) -> bool:
+    try:
+        return await writer.append("after") == b"OK"
+    except StorageUnavailable:
+        return False

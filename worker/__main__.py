@@ -1,0 +1,52 @@
+"""`python -m worker` runs a worker from the environment; `--check` says whether one of this host is alive."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from broker.connection import connect_redis
+from broker.errors import BrokerError, Misconfigured
+from broker.settings import Settings, load
+from broker.telemetry import configure_logging
+from worker import process
+from worker.presence import present_here
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Runs a worker from the environment.")
+    parser.add_argument("--check", action="store_true", help="exit 0 if a worker of this host is alive, else 1")
+    check: bool = parser.parse_args().check
+    try:
+        settings = load(Settings)
+        configure_logging(settings.log)
+        if check:
+            return asyncio.run(_check(settings))
+        process.check_upstreams(settings)
+    except Misconfigured as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(process.run(settings))
+
+
+async def _check(settings: Settings) -> int:
+    async with connect_redis(settings.redis_url, socket_timeout=2.0) as redis:
+        try:
+            return 0 if await present_here(redis) else 1
+        except BrokerError as error:
+            print(error, file=sys.stderr)  # noqa: T201
+            return 1
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
