@@ -49,9 +49,12 @@ class Feed:
         return view
 
     def extend(self, entries: Sequence[RawEntry]) -> None:
-        """The entries that follow the tail. OutOfOrder where they do not."""
+        """The entries that follow the tail. OutOfOrder where they do not. Those that are known already are left
+        out: a read that was under way when the feed was refreshed brings them again."""
         for entry in entries:
             event = from_entry(entry)
+            if event.cursor <= self.tail:
+                continue
             if not follows(event, self.tail):
                 raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
             for view in self.views.values():

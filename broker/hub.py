@@ -61,7 +61,7 @@ class Subscriber:
     """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
     `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
 
-    __slots__ = ("beat", "ended", "feed", "given", "position", "stalled", "view", "wire")
+    __slots__ = ("ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
 
     def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
         self.feed = feed
@@ -70,7 +70,7 @@ class Subscriber:
         self.position = position
         self.given = False
         self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
-        self.beat = 0
+        self.quiet_since = 0  # the hub's tick at which something was written last
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def end(self, reason: str) -> None:
@@ -96,6 +96,7 @@ class Hub:
         self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
         self._cached: OrderedDict[Segment, View] = OrderedDict()
         self.cached_bytes = 0
+        self._tick = 0
         self.draining = False
 
     # --- who reads what ----------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class Hub:
         been given a part of this attempt before."""
         subscriber = Subscriber(feed, feed.view(dialect), wire, position)
         subscriber.given = given
-        subscriber.beat = random.randrange(_BEATS)
+        subscriber.quiet_since = self._tick
         wire.attach(partial(self.resume, subscriber), partial(subscriber.end, "left"))
         self._subscribers.setdefault(feed, {})[subscriber] = None
         if self.draining:
@@ -223,6 +224,7 @@ class Hub:
             if part.data:
                 wire.write(part)
                 subscriber.given = True
+                subscriber.quiet_since = self._tick
             subscriber.position = part.end
             if feed.ended and part.end >= feed.tail:
                 return subscriber.end("ended")
@@ -312,21 +314,28 @@ class Hub:
 
     async def run(self) -> None:
         """Heartbeats, stalled peers, and forgetting; for as long as the process lives."""
-        beat = 0
         while True:
-            await asyncio.sleep(self._heartbeat / _BEATS)
-            beat = (beat + 1) % _BEATS
+            await asyncio.sleep(self._heartbeat / _TICKS)
+            self._tick += 1
             self._drop_stalled()
             for feed in list(self._feeds.values()):
                 self._forget_if_empty(feed)
-            for members in list(self._subscribers.values()):
-                for subscriber in tuple(members):
-                    if subscriber.beat == beat:
-                        self._beat(subscriber)
-                await asyncio.sleep(0)
+            await self._beat_all()
+
+    async def _beat_all(self) -> None:
+        """A heartbeat to everybody who has heard nothing for so long; in turns, as a pass is."""
+        until = time.monotonic() + PASS_SECONDS
+        for members in list(self._subscribers.values()):
+            for subscriber in tuple(members):
+                if self._tick - subscriber.quiet_since >= _TICKS:
+                    self._beat(subscriber)
+                if time.monotonic() > until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + PASS_SECONDS
 
     def _beat(self, subscriber: Subscriber) -> None:
         wire = subscriber.wire
+        subscriber.quiet_since = self._tick
         try:
             if wire.closing or subscriber.ended.done():
                 return
@@ -370,7 +379,7 @@ class Hub:
         task.add_done_callback(self._tasks.discard)
 
 
-_BEATS = 15  # subscribers take turns with their heartbeat, a fifteenth at a time
+_TICKS = 15  # in a heartbeat's time: how exactly silence, and a stall, is measured
 
 
 def _connected(position: Cursor, events: Sequence[Event]) -> list[Event]:

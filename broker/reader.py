@@ -112,9 +112,9 @@ class Reader:
             if name == self._control.encode():
                 self._control_id = entries[-1][0].decode()
             elif feed is not None:
+                news.append(feed)
                 try:
                     feed.extend(entries)
-                    news.append(feed)
                 except OutOfOrder as error:
                     logger.warning("reading again: %s", error)
                     await self._resync(feed)

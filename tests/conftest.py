@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -19,6 +20,15 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def redis() -> AsyncGenerator[EmbeddedRedis, None]:
     """A server for the tests of a module; every key that they leave in it must have a lifetime."""
+    async with EmbeddedRedis() as server:
+        yield server
+        if not server.exited():
+            await no_key_without_lifetime(server.url)
+
+
+@pytest.fixture
+async def own_redis() -> AsyncGenerator[EmbeddedRedis, None]:
+    """A server for one test alone, for those that bring workers of their own."""
     async with EmbeddedRedis() as server:
         yield server
         if not server.exited():
@@ -44,3 +54,28 @@ async def api(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     """A gateway process on it."""
     async with gateway(redis.url) as started:
         yield started
+
+
+# --- what could not be run ------------------------------------------------------------------------------------
+
+OUTSIDE = {"browser": "a browser (Chromium)", "node": "Node.js", "compose": "a container engine with compose"}
+"""Markers of tests that need something no Python package brings."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, count in not_run(terminalreporter).items():
+        terminalreporter.write_line(f"NOT RUN: {count} tests that need {OUTSIDE[name]}", yellow=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On a machine that checks others' work, a test that was not run has not passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and os.environ.get("CI") == "true" and not_run(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def not_run(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    skipped = reporter.stats.get("skipped", [])
+    counts = {name: sum(name in report.keywords for report in skipped) for name in OUTSIDE}
+    return {name: count for name, count in counts.items() if count}

@@ -1,37 +1,36 @@
 // The dashboard: a list of generations, a prompt box, and one generation followed live.
 //
-// Everything a model or a caller wrote is put into the page as text (textContent, Text nodes), never as markup.
+// What a model or a caller wrote gets into the page as text (textContent, Text nodes), never as markup.
 
 const PAGE = 20; // generations listed at first, and more with each "Load more"
 const POLL_MS = 2000;
-const BLOCK = 8192; // characters; see GrowingText
 const UNAUTHORISED = 401;
-const FINAL_STATUSES = new Set(["completed", "failed", "cancelled", "gone"]);
+const ENDINGS = new Set(["completed", "failed", "cancelled", "gone"]);
 
 const byId = (id) => document.getElementById(id);
 const clone = (template) => byId(template).content.firstElementChild.cloneNode(true);
+const pathOf = (id) => `/v1/generations/${id}`;
 
 /** The elements of a cloned template, by their data-field. */
 function fieldsOf(root) {
   return Object.fromEntries(Array.from(root.querySelectorAll("[data-field]"), (node) => [node.dataset.field, node]));
 }
 
-/** Sets a text and hides what is empty where that is asked for; touches nothing that stays as it is. */
-function show(node, text, { hide = false } = {}) {
+/** Sets a text; touches nothing that stays as it is. */
+function show(node, text) {
   if (node.textContent !== text) node.textContent = text;
-  if (hide && node.hidden !== !text) node.hidden = !text;
+}
+
+/** The same for a message that is hidden while it is empty. */
+function tell(node, text) {
+  show(node, text);
+  node.hidden = !text;
 }
 
 function showStatus(node, status) {
-  show(node, (status ?? "").replace("_", " "));
-  if (node.dataset.status !== (status ?? "")) node.dataset.status = status ?? "";
+  show(node, status.replace("_", " "));
+  node.dataset.status = status;
 }
-
-function announce(text) {
-  show(byId("announcement"), text);
-}
-
-// --- the gateway -------------------------------------------------------------------------------------------------------
 
 class Refused extends Error {
   /** `status` is 0 where there was no answer at all. */
@@ -41,56 +40,39 @@ class Refused extends Error {
   }
 }
 
+/** What the gateway answers. Refused if it does not, or says no. */
 async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { ...options, signal: AbortSignal.timeout(10_000) });
-  } catch {
+  const response = await fetch(path, { ...options, signal: AbortSignal.timeout(10_000) }).catch(() => {
     throw new Refused(0, "The gateway does not answer.");
-  }
+  });
   const body = await response.json().catch(() => null); // a proxy's own error page is no JSON
   if (response.status === UNAUTHORISED) {
     throw new Refused(UNAUTHORISED, "This gateway asks for an API key. For now, this page needs an open gateway.");
   }
-  if (!response.ok || body === null) {
-    throw new Refused(response.status, body?.error?.message ?? `The gateway answers ${response.status}.`);
-  }
-  return body;
+  if (response.ok && body) return body;
+  throw new Refused(response.status, body?.error?.message ?? `The gateway answered with status ${response.status}.`);
 }
 
-const pathOf = (id) => `/v1/generations/${id}`;
-
-// --- in words ----------------------------------------------------------------------------------------------------------
-
 function age(seconds) {
-  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86400)} d`;
+  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
 }
 
 const moment = (seconds) => new Date(seconds * 1000);
-const about = (usage) => (usage.estimated ? "≈ " : "");
+const tokens = (usage, name) => `${usage.estimated ? "≈ " : ""}${usage[name] ?? 0}`;
 
-function usageText(usage) {
-  if (!usage) return "";
-  const counts = [`${usage.prompt_tokens ?? 0} in`, `${usage.completion_tokens ?? 0} out`];
-  const reasoning = usage.completion_tokens_details?.reasoning_tokens;
-  if (reasoning) counts.push(`${reasoning} of them reasoning`);
-  return about(usage) + counts.join(", ");
-}
-
-// --- one connection ----------------------------------------------------------------------------------------------------
+// --- one stream --------------------------------------------------------------------------------------------------------
 
 const EVENTS = ["created", "started", "reset", "waiting", "chunk", "completed", "failed", "cancelled", "gap", "gone"];
-const OURS_TO_GIVE_UP = new Set([400, UNAUTHORISED, 403, 404, 410]);
+const FINAL_ANSWERS = new Set([400, UNAUTHORISED, 403, 404, 410]);
 
 /**
- * The events of one generation, from the first to the terminal one, over as many connections as that takes.
+ * The events of one generation up to the terminal one, over as many connections as that takes.
  *
- * `view` has a method for each event, `connection(state)` and `lost(error)`. A connection that breaks is the
- * EventSource's own business: it comes back with Last-Event-ID. What it gives up on (any status but 200) is
- * taken up here, unless the gateway says that there is nothing more to come.
+ * A connection that breaks is the EventSource's business: it comes back with Last-Event-ID. It gives up for good on
+ * any status but 200, a proxy's 502 for instance; that is taken up here, unless the gateway says that it is final.
  */
 class Stream {
   #id;
@@ -100,6 +82,7 @@ class Stream {
   #timer = 0;
   #over = false;
 
+  /** `view` has `take(event, data, cursor)` and `know(facts)`. */
   constructor(id, view) {
     this.#id = id;
     this.#view = view;
@@ -108,18 +91,18 @@ class Stream {
 
   resume() {
     if (this.#over || this.#source) return;
-    this.#view.connection(this.#cursor ? "reconnecting" : "connecting");
     const source = new EventSource(`${pathOf(this.#id)}/events${this.#cursor && `?after=${this.#cursor}`}`);
-    source.onopen = () => this.#view.connection("live");
+    this.#view.know({ connection: this.#cursor ? "reconnecting" : "connecting" });
+    source.onopen = () => this.#view.know({ connection: "live" });
     source.onerror = () => {
-      this.#view.connection("reconnecting");
+      this.#view.know({ connection: "reconnecting" });
       if (source.readyState === EventSource.CLOSED) this.#refused();
     };
     for (const name of EVENTS) source.addEventListener(name, (event) => this.#take(name, event));
     this.#source = source;
   }
 
-  /** A browser has six connections per origin, for all its tabs: one that nobody looks at gives its own back. */
+  /** A browser has six connections to a gateway, for all its tabs: a tab that is hidden gives its own back. */
   pause() {
     clearTimeout(this.#timer);
     this.#source?.close();
@@ -129,24 +112,23 @@ class Stream {
   end() {
     this.pause();
     this.#over = true;
-    this.#view.connection("ended");
+    this.#view.know({ connection: "ended" });
   }
 
   #take(name, event) {
-    if (event.lastEventId) this.#cursor = event.lastEventId; // `gap` and `gone` may have none of their own
-    this.#view[name](JSON.parse(event.data), this.#cursor);
-    if (FINAL_STATUSES.has(name)) this.end();
+    this.#cursor = event.lastEventId || this.#cursor; // a connection resumed by us begins without one
+    this.#view.take(name, JSON.parse(event.data), this.#cursor);
+    if (ENDINGS.has(name)) this.end();
   }
 
   async #refused() {
     this.pause();
     try {
-      const generation = await ask(pathOf(this.#id));
-      this.#view.known(generation);
-      if (FINAL_STATUSES.has(generation.status) && generation.cursor === this.#cursor) return this.end();
+      const { status, cursor } = await ask(pathOf(this.#id));
+      if (ENDINGS.has(status) && cursor === this.#cursor) return this.end();
     } catch (error) {
-      if (OURS_TO_GIVE_UP.has(error.status)) {
-        this.#view.lost(error);
+      if (FINAL_ANSWERS.has(error.status)) {
+        this.#view.know({ error: error.message });
         return this.end();
       }
     }
@@ -154,11 +136,35 @@ class Stream {
   }
 }
 
-// --- what one generation shows -----------------------------------------------------------------------------------------
+// --- one generation ----------------------------------------------------------------------------------------------------
+
+/** What each event tells, beside the text. */
+const FACTS = {
+  created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
+  started: ({ attempt }) => ({ status: "in_progress", attempt }),
+  reset: ({ attempt, reason }) => ({
+    ...{ status: "in_progress", attempt, finish: "", usage: null, gap: "", waiting: "" },
+    reset:
+      reason === "unknown_cursor"
+        ? "The gateway did not know where we were: everything is shown again, from the start."
+        : `Attempt ${attempt} has begun (${reason}). What was written before it was withdrawn.`,
+  }),
+  waiting: ({ reason, retry_at }) => ({
+    waiting: `The upstream is busy (${reason}). Waiting until ${moment(retry_at).toLocaleTimeString()}.`,
+  }),
+  chunk: ({ usage }) => (usage ? { waiting: "", usage } : { waiting: "" }),
+  completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
+  failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),
+  cancelled: ({ usage }) => ({ status: "cancelled", waiting: "", usage }),
+  gap: ({ earliest }) => ({ gap: `History is missing: the log has been trimmed, and goes on at ${earliest}.` }),
+  gone: () => ({ status: "gone", waiting: "", error: "This generation has been deleted." }),
+};
+
+const BLOCK = 8192; // characters
 
 /**
- * A text that only grows, painted in pieces. It is broken into blocks at line ends, since a browser lays out the whole
- * block that a character was added to: with one block, each frame of a long answer would cost more than the one before.
+ * A text that only grows. It is broken into blocks at line ends: a browser lays out the whole block to which something
+ * is added, so with one block each frame of a long answer would cost more than the one before.
  */
 class GrowingText {
   #parent;
@@ -175,30 +181,28 @@ class GrowingText {
   }
 
   paint() {
-    if (!this.#pending) return;
     const text = this.#pending;
     const cut = this.#last.length + text.length > BLOCK ? text.lastIndexOf("\n") + 1 : 0;
     if (cut) {
       this.#last.appendData(text.slice(0, cut));
       this.#begin();
     }
-    this.#last.appendData(text.slice(cut));
+    if (cut < text.length) this.#last.appendData(text.slice(cut));
     this.#pending = "";
   }
 
   #begin() {
-    this.#last = document.createTextNode("");
     const block = document.createElement("div");
-    block.append(this.#last);
+    this.#last = block.appendChild(document.createTextNode(""));
     this.#parent.append(block);
   }
 }
 
-/** The detail pane of one generation. Events only change what is known; it is painted once per frame. */
+/** The pane of one generation. Events only change what is known; that is painted once per frame. */
 class Detail {
   #fields;
   #facts = { status: "" };
-  #parts = new Map(); // key → { text, section }; see #part
+  #texts = new Map(); // by key, see #part
   #frame = 0;
   #announced = "";
 
@@ -206,150 +210,89 @@ class Detail {
     this.id = id;
     this.root = clone("detail");
     this.#fields = fieldsOf(this.root);
-    this.#fields.id.textContent = id;
-    this.#fields.curl.textContent = `curl -N '${location.origin}${pathOf(id)}/events'`;
+    show(this.#fields.id, id);
+    show(this.#fields.curl, `curl -N '${location.origin}${pathOf(id)}/events'`);
     this.#fields.cancel.addEventListener("click", () => this.#cancel());
     this.#fields.copy.addEventListener("click", () => this.#copy());
-    byId("main").replaceChildren(this.root);
     this.stream = new Stream(id, this);
   }
 
-  close() {
-    this.stream.end();
-    cancelAnimationFrame(this.#frame);
+  take(event, data, cursor) {
+    if (event === "reset") this.#forgetText();
+    if (event === "gap") this.#skip(data);
+    for (const choice of data.choices ?? []) this.#add(choice);
+    this.know({ cursor, ...FACTS[event](data) });
   }
 
-  // The events of the contract.
-
-  created({ model, created_at }, cursor) {
-    this.#know({ status: "queued", model, created: created_at, cursor });
-  }
-
-  started({ attempt }, cursor) {
-    this.#know({ status: "in_progress", attempt, cursor });
-  }
-
-  reset({ attempt, reason }, cursor) {
-    this.#forgetText();
-    const text =
-      reason === "unknown_cursor"
-        ? "The gateway lost our place: everything is shown again from the start."
-        : `Attempt ${attempt} began (${reason}). What the one before had written is void.`;
-    this.#know({ status: "in_progress", attempt, cursor, reset: text, gap: "", waiting: "" });
-  }
-
-  waiting({ reason, retry_at }, cursor) {
-    const until = retry_at ? ` Next try at ${moment(retry_at).toLocaleTimeString()}.` : "";
-    this.#know({ cursor, waiting: `The upstream is busy (${reason}).${until}` });
-  }
-
-  chunk({ choices, usage }, cursor) {
-    for (const choice of choices ?? []) this.#choice(choice);
-    this.#know(usage ? { cursor, usage, waiting: "" } : { cursor, waiting: "" });
-  }
-
-  completed({ finish_reason, usage }, cursor) {
-    this.#know({ status: "completed", cursor, finish: finish_reason, usage: usage ?? this.#facts.usage, waiting: "" });
-  }
-
-  failed({ error }, cursor) {
-    this.#know({ status: "failed", cursor, error: `${error.code ?? error.type}: ${error.message}`, waiting: "" });
-  }
-
-  cancelled({ usage }, cursor) {
-    this.#know({ status: "cancelled", cursor, usage, waiting: "" });
-  }
-
-  gap({ requested, earliest, latest }) {
-    // Where the next attempt's beginning is missing, what is shown belongs to one that was withdrawn.
-    const [attempt, seq] = earliest.split("-");
-    if (attempt !== requested.split("-")[0] && seq !== "0") this.#forgetText();
-    this.#know({ gap: `History is missing here: it goes on at ${earliest} (the newest is ${latest}).` });
-    ask(pathOf(this.id)).then((generation) => this.known(generation), () => {});
-  }
-
-  gone() {
-    this.#know({ status: "gone", error: "This generation was deleted.", waiting: "" });
-  }
-
-  // What the stream says of itself, and what was asked for besides it.
-
-  connection(state) {
-    this.#know({ connection: state });
-  }
-
-  lost(error) {
-    this.#know({ error: error.message });
-  }
-
-  known({ status, model, created_at, attempt, usage }) {
-    if (!FINAL_STATUSES.has(this.#facts.status)) this.#know({ status, model, created: created_at, attempt, usage });
-  }
-
-  #choice({ index = 0, delta, finish_reason }) {
-    if (finish_reason) this.#know({ finish: finish_reason });
-    if (!delta) return;
-    const reasoning = delta.reasoning_content ?? delta.reasoning;
-    if (reasoning) this.#part(index, 0, "Reasoning").push(reasoning);
-    if (delta.content) this.#part(index, 1, "Answer").push(delta.content);
-    if (delta.refusal) this.#part(index, 2, "Refusal").push(delta.refusal);
-    for (const call of delta.tool_calls ?? []) {
-      const slot = call.index ?? this.#parts.size; // one without an index is whole
-      const part = this.#part(index, 3 + slot, "Tool call ", call.function?.name);
-      part.push(call.function?.arguments ?? "");
-    }
-  }
-
-  /** The text of a part, made when it is first needed: in order of choice, then of rank within the choice. */
-  #part(choice, rank, title, more = "") {
-    const key = choice * 1e6 + rank;
-    let part = this.#parts.get(key);
-    if (!part) {
-      const section = clone("part");
-      section.firstElementChild.textContent = choice ? `${choice + 1}. ${title}` : title;
-      part = { section, text: new GrowingText(section.lastElementChild) };
-      const next = Math.min(...Array.from(this.#parts.keys()).filter((other) => other > key));
-      this.#fields.output.insertBefore(section, this.#parts.get(next)?.section ?? null);
-      this.#parts.set(key, part);
-    }
-    if (more) part.section.firstElementChild.append(more);
-    return part.text;
-  }
-
-  #forgetText() {
-    this.#parts.clear();
-    this.#fields.output.replaceChildren();
-    this.#know({ finish: "", usage: null });
-  }
-
-  #know(facts) {
+  know(facts) {
     Object.assign(this.#facts, facts);
     this.#frame ||= requestAnimationFrame(() => this.#paint());
   }
 
+  #add({ index = 0, delta, finish_reason }) {
+    if (finish_reason) this.know({ finish: finish_reason });
+    const reasoning = delta?.reasoning_content ?? delta?.reasoning;
+    if (reasoning) this.#part(index, 0, "Reasoning").push(reasoning);
+    if (delta?.content) this.#part(index, 1, "Answer").push(delta.content);
+    if (delta?.refusal) this.#part(index, 2, "Refusal").push(delta.refusal);
+    for (const call of delta?.tool_calls ?? []) {
+      const place = 3 + (call.index ?? this.#texts.size); // a call without an index is whole
+      this.#part(index, place, "Tool call: ", call.function?.name).push(call.function?.arguments ?? "");
+    }
+  }
+
+  /** A part of the output, made when it is first needed, in its place among the others. */
+  #part(choice, place, title, more = "") {
+    const key = choice * 1e6 + place;
+    if (!this.#texts.has(key)) {
+      const section = clone("part");
+      section.dataset.key = key;
+      section.firstElementChild.append(choice ? `${choice + 1}. ${title}` : title);
+      const next = Array.from(this.#fields.output.children).find((other) => other.dataset.key > key);
+      this.#fields.output.insertBefore(section, next ?? null);
+      this.#texts.set(key, { section, text: new GrowingText(section.lastElementChild) });
+    }
+    const { section, text } = this.#texts.get(key);
+    if (more) section.firstElementChild.append(more);
+    return text;
+  }
+
+  #forgetText() {
+    this.#texts.clear();
+    this.#fields.output.replaceChildren();
+  }
+
+  /** Events are missing; what they told can be asked for. The text of an attempt before them is void. */
+  #skip({ requested, earliest }) {
+    const [attempt, seq] = earliest.split("-");
+    if (attempt !== requested.split("-")[0] && seq !== "0") this.#forgetText();
+    const take = ({ model, created_at, attempt }) => this.know({ model, created: created_at, attempt });
+    ask(pathOf(this.id)).then(take, () => {});
+  }
+
   #paint() {
     this.#frame = 0;
-    const { status, connection, model, created, attempt, cursor, finish, usage, ...notes } = this.#facts;
     const fields = this.#fields;
+    const { status, connection, created, usage, ...facts } = this.#facts;
     showStatus(fields.status, status);
     show(fields.connection, connection);
     fields.connection.dataset.state = connection;
-    const words = { model, attempt, cursor, finish, usage: usageText(usage), created: created && moment(created).toLocaleString() };
-    for (const [name, value] of Object.entries(words)) show(fields[name], String(value || "–"));
-    for (const name of ["reset", "gap", "waiting", "error"]) show(fields[name], notes[name] ?? "", { hide: true });
-    fields.cancel.hidden = !["queued", "in_progress"].includes(status) || connection === "ended";
+    for (const name of ["model", "attempt", "cursor", "finish"]) show(fields[name], String(facts[name] || "–"));
+    for (const name of ["reset", "gap", "waiting", "error"]) tell(fields[name], facts[name] ?? "");
+    show(fields.created, created ? moment(created).toLocaleString() : "–");
+    show(fields.usage, usage ? `${tokens(usage, "prompt_tokens")} in, ${tokens(usage, "completion_tokens")} out` : "–");
+    fields.cancel.hidden = connection === "ended" || ENDINGS.has(status);
     fields.output.ariaBusy = String(connection !== "ended");
-    this.#paintText();
     const announcement = connection === "reconnecting" ? "Connection lost, reconnecting" : status.replace("_", " ");
-    if (announcement !== this.#announced) announce(announcement);
+    if (announcement !== this.#announced) show(byId("announcement"), announcement);
     this.#announced = announcement;
+    this.#paintText(fields.output);
   }
 
   /** Whoever has scrolled to the end stays there; whoever reads further up is left alone. */
-  #paintText() {
-    const output = this.#fields.output;
+  #paintText(output) {
     const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-    for (const part of this.#parts.values()) part.text.paint();
+    for (const { text } of this.#texts.values()) text.paint();
     if (atEnd) output.scrollTop = output.scrollHeight;
   }
 
@@ -359,7 +302,7 @@ class Detail {
       await ask(`${pathOf(this.id)}/cancel`, { method: "POST" }); // the stream tells the rest
       list.refresh();
     } catch (error) {
-      this.#know({ error: `Not cancelled: ${error.message}` });
+      this.know({ error: `Not cancelled: ${error.message}` });
     }
     this.#fields.cancel.disabled = false;
   }
@@ -368,9 +311,9 @@ class Detail {
     const { copy, curl } = this.#fields;
     try {
       await navigator.clipboard.writeText(curl.textContent);
-      copy.textContent = "Copied";
+      show(copy, "Copied");
     } catch {
-      // Pages that came over plain HTTP from another machine have no clipboard: it is shown and selected instead.
+      // A page that came over plain HTTP from another machine has no clipboard: show and select it instead.
       curl.hidden = false;
       getSelection().selectAllChildren(curl);
     }
@@ -379,166 +322,139 @@ class Detail {
 
 // --- the list ----------------------------------------------------------------------------------------------------------
 
-class List {
-  #rows = new Map(); // id → { node, fields }
-  #wanted = PAGE;
-  #timer = 0;
-  #asked = 0;
+const list = {
+  rows: new Map(), // id → its <li>
+  wanted: PAGE,
+  round: 0,
+  timer: 0,
 
-  constructor() {
-    byId("more").addEventListener("click", () => {
-      this.#wanted += PAGE;
-      this.refresh();
-    });
-  }
-
-  /** Reads the newest generations, now and then every two seconds for as long as somebody looks. */
+  /** Reads the newest generations, now and then every two seconds for as long as the page is visible. */
   async refresh() {
-    clearTimeout(this.#timer);
-    const asked = ++this.#asked;
-    let trouble = "";
-    let again = true;
-    try {
-      if (!models.known) await models.load();
-      const [generations, more] = await this.#read();
-      if (asked !== this.#asked) return; // another one is under way
-      this.#show(generations, more);
-    } catch (error) {
-      if (asked !== this.#asked) return;
-      again = error.status !== UNAUTHORISED; // each would be a line in the gateway's log
-      trouble = again ? `${error.message} Trying again…` : error.message;
-      if (!this.#rows.size) show(byId("list-state"), "", { hide: true });
-    }
-    show(byId("trouble"), trouble, { hide: true });
-    byId("prompt-fields").disabled = !again;
-    if (again && !document.hidden) this.#timer = setTimeout(() => this.refresh(), POLL_MS);
-  }
+    clearTimeout(this.timer);
+    const round = ++this.round;
+    let refusal = null;
+    const read = await this.read().catch((error) => void (refusal = error));
+    if (round !== this.round) return; // a later one is under way
+    if (read) this.paint(...read);
+    else if (!this.rows.size) tell(byId("list-state"), "");
+    const denied = refusal?.status === UNAUTHORISED; // asking again would only fill the gateway's log
+    tell(byId("trouble"), refusal ? refusal.message + (denied ? "" : " Trying again…") : "");
+    if (!denied && !document.hidden) this.timer = setTimeout(() => this.refresh(), POLL_MS);
+  },
 
-  async #read() {
+  async read() {
+    if (!prompt.models) await prompt.load();
     const generations = [];
     let page;
     do {
-      const query = new URLSearchParams({ limit: Math.min(100, this.#wanted - generations.length) });
-      if (generations.length) query.set("after", generations.at(-1).id);
+      const query = new URLSearchParams({ limit: Math.min(100, this.wanted - generations.length) });
+      if (page) query.set("after", generations.at(-1).id);
       page = await ask(`/v1/generations?${query}`);
       generations.push(...page.data);
-    } while (page.has_more && page.data.length && generations.length < this.#wanted);
+    } while (page.has_more && page.data.length && generations.length < this.wanted);
     return [generations, page.has_more];
-  }
+  },
 
   /** Their order never changes, so rows only come and go: focus, selection and scroll position stay. */
-  #show(generations, more) {
+  paint(generations, more) {
     const ids = new Set(generations.map(({ id }) => id));
-    for (const [id, row] of this.#rows) {
-      if (!ids.has(id)) row.node.remove(), this.#rows.delete(id);
+    for (const [id, row] of this.rows) {
+      if (!ids.has(id) && this.rows.delete(id)) row.remove();
     }
-    let before = byId("list").firstElementChild;
+    let next = byId("list").firstElementChild;
     for (const generation of generations) {
-      const row = this.#rows.get(generation.id) ?? this.#add(generation.id, before);
-      this.#fill(row.fields, generation);
-      before = row.node.nextElementSibling;
+      const row = this.rows.get(generation.id) ?? byId("list").insertBefore(clone("row"), next);
+      this.rows.set(generation.id, row);
+      this.fill(row, generation);
+      next = row.nextElementSibling;
     }
     this.mark();
     byId("more").hidden = !more;
-    show(byId("list-state"), generations.length ? "" : "No generations yet. Send a prompt.", { hide: true });
-  }
+    tell(byId("list-state"), generations.length ? "" : "No generations yet. Send a prompt.");
+  },
 
-  #add(id, before) {
-    const node = clone("row");
-    node.firstElementChild.href = `#${id}`;
-    byId("list").insertBefore(node, before);
-    const row = { node, fields: fieldsOf(node) };
-    this.#rows.set(id, row);
-    return row;
-  }
-
-  #fill(fields, { id, status, model, created_at, attempt, usage }) {
+  fill(row, { id, status, model, created_at, attempt, usage }) {
+    const fields = fieldsOf(row);
+    row.firstElementChild.hash = id;
     showStatus(fields.status, status);
     show(fields.id, id);
     show(fields.model, model);
-    show(fields.age, `${age(Date.now() / 1000 - created_at)} ago`);
-    fields.age.dateTime = moment(created_at).toISOString();
+    show(fields.age, age(Date.now() / 1000 - created_at));
     fields.age.title = moment(created_at).toLocaleString();
-    show(fields.attempt, attempt ? `attempt ${attempt}` : "no attempt yet");
-    show(fields.tokens, usage ? `${about(usage)}${usage.completion_tokens ?? 0} tokens` : "");
-  }
-
-  /** Shows which one is selected. */
-  mark() {
-    for (const [id, { node }] of this.#rows) {
-      if (id === detail?.id) node.firstElementChild.ariaCurrent = "true";
-      else node.firstElementChild.ariaCurrent = null;
-    }
-  }
-}
-
-// --- the prompt --------------------------------------------------------------------------------------------------------
-
-const models = {
-  known: false,
-
-  /** Where the gateway takes any model and names none, its name is typed in. */
-  async load() {
-    const { data } = await ask("/v1/models");
-    byId("model").replaceChildren(...data.map(({ id }) => new Option(id)));
-    byId("model").hidden = !data.length;
-    byId("model-name").hidden = byId("model-name").required = data.length > 0;
-    byId("model-name").required = !data.length;
-    this.known = true;
+    show(fields.attempt, attempt ? `attempt ${attempt}` : "");
+    show(fields.tokens, usage ? `${tokens(usage, "completion_tokens")} tokens` : "");
   },
 
-  get chosen() {
-    return byId("model").value || byId("model-name").value.trim();
+  mark() {
+    for (const [id, row] of this.rows) row.firstElementChild.ariaCurrent = id === detail?.id ? "true" : null;
   },
 };
 
-let draft = { body: "", key: "" };
+// --- the prompt --------------------------------------------------------------------------------------------------------
 
-async function send() {
-  const body = JSON.stringify({ model: models.chosen, messages: [{ role: "user", content: byId("prompt").value }] });
-  // Sent again after an answer that never came, it is still the same generation.
-  if (draft.body !== body) draft = { body, key: crypto.getRandomValues(new Uint32Array(4)).join("-") };
-  byId("prompt-fields").disabled = true;
-  try {
-    const headers = { "content-type": "application/json", "idempotency-key": draft.key };
-    const { id } = await ask("/v1/generations", { method: "POST", headers, body });
-    draft = { body: "", key: "" };
-    show(byId("prompt-error"), "", { hide: true });
-    location.hash = id;
-    list.refresh();
-  } catch (error) {
-    show(byId("prompt-error"), error.message, { hide: true });
-  }
-  byId("prompt-fields").disabled = false;
-  byId("prompt").focus({ preventScroll: true });
-}
+const prompt = {
+  models: null,
+  draft: { body: "", key: "" },
+
+  /** A gateway that serves patterns only names no model; then it is typed in. */
+  async load() {
+    this.models = (await ask("/v1/models")).data.map(({ id }) => id);
+    const [menu, field] = [byId("model"), byId("model-name")];
+    menu.replaceChildren(...this.models.map((id) => new Option(id)));
+    field.hidden = this.models.length > 0;
+    field.required = menu.hidden = !field.hidden;
+  },
+
+  async send() {
+    const model = byId("model").value || byId("model-name").value;
+    const body = JSON.stringify({ model, messages: [{ role: "user", content: byId("prompt").value }] });
+    // Sent again after an answer that never came, it is still the same generation.
+    if (this.draft.body !== body) this.draft = { body, key: crypto.getRandomValues(new Uint32Array(4)).join("-") };
+    const headers = { "content-type": "application/json", "idempotency-key": this.draft.key };
+    byId("send").disabled = true;
+    try {
+      location.hash = (await ask("/v1/generations", { method: "POST", headers, body })).id;
+      this.draft = { body: "", key: "" };
+      tell(byId("prompt-error"), "");
+      list.refresh();
+    } catch (error) {
+      tell(byId("prompt-error"), error.message);
+    }
+    byId("send").disabled = false;
+  },
+};
 
 byId("prompt-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  send();
+  prompt.send();
 });
 byId("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("prompt-form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("send").disabled) {
+    byId("prompt-form").requestSubmit();
+  }
 });
 
 // --- the page ----------------------------------------------------------------------------------------------------------
 
 let detail = null;
 const nothing = byId("main").firstElementChild;
-const list = new List();
 
 /** `#gen_…` says which generation is shown. */
 function select() {
-  const [, id] = location.hash.match(/^#(gen_[0-9a-z]{34})$/) ?? [];
+  const id = location.hash.match(/^#(gen_[0-9a-z]{34})$/)?.[1];
   if (id === detail?.id) return;
-  detail?.close();
+  detail?.stream.end();
   detail = id ? new Detail(id) : null;
-  if (!detail) byId("main").replaceChildren(nothing);
-  else if (matchMedia("(max-width: 50rem)").matches) byId("main").scrollIntoView();
+  byId("main").replaceChildren(detail?.root ?? nothing);
+  if (detail && matchMedia("(max-width: 50rem)").matches) byId("main").scrollIntoView();
   list.mark();
 }
 
 addEventListener("hashchange", select);
+byId("more").addEventListener("click", () => {
+  list.wanted += PAGE;
+  list.refresh();
+});
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return detail?.stream.pause();
   detail?.stream.resume();

@@ -18,7 +18,17 @@ import pytest
 
 from broker.connection import connect_redis
 from broker.embedded import EmbeddedRedis, free_port
-from tests.support import DEADLINE, Service, clean_environment, request_body, upstream_sim, wait_until
+from tests.acceptance.test_cli import tokencast
+from tests.support import (
+    DEADLINE,
+    Service,
+    clean_environment,
+    gather,
+    request_body,
+    service,
+    upstream_sim,
+    wait_until,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -81,6 +91,14 @@ async def test_one_command_starts_everything_and_ctrl_c_ends_it(tmp_path: Path) 
             assert (await http.get("/")).headers["content-type"].startswith("text/html")
             assert (await http.get("/readyz")).status_code == 200
             assert (await http.get("/v1/models")).json()["data"][0]["id"] == "gabforge-coder"
+        whole, broken = await gather(
+            tokencast("enqueue", "--follow", "Tell me a story. [[sim length=20 speed=0]]", url=running.url),
+            tokencast("enqueue", "--follow", "[[sim fault=truncate speed=0]]", url=running.url),
+        )
+        assert whole.code == 0
+        shown = await tokencast("show", whole.err.strip(), url=running.url)
+        assert shown.out.endswith("\n\n" + whole.out)
+        assert (broken.code, "upstream_truncated" in broken.err) == (1, True)
         running.send(signal.SIGINT)
         assert await running.wait() == 0
         assert "Traceback" not in running.output
@@ -111,19 +129,22 @@ async def test_the_printed_command_streams_and_ctrl_c_does_not_wait_for_the_stre
 async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
-        for name in ("-m api", "-m worker"):
-            os.kill(running.pid_of(name + " "), signal.SIGSTOP)  # it will not listen
+        gateway = running.pid_of("-m api ")
+        for pid in (gateway, running.pid_of("-m worker ")):
+            os.kill(pid, signal.SIGSTOP)  # it will not listen
         running.send(signal.SIGINT)
-        await wait_until(lambda: running.process.returncode is not None or stopping(running))
+        await wait_until(lambda: asked_to_stop(gateway))
         running.send(signal.SIGINT)
         assert await running.wait() == 0
         await running.nothing_is_left()
 
 
-def stopping(running: Dev) -> bool:
-    """Whether the first signal has been noticed: a stopped process has one pending."""
-    status = Path(f"/proc/{running.pid_of('-m api ')}/status").read_text()
-    return not re.search(r"^ShdPnd:\s+0+$", status, re.MULTILINE)
+def asked_to_stop(pid: int) -> bool:
+    """Whether a signal is pending for the process, which is suspended, or has ended it."""
+    try:
+        return not re.search(r"^ShdPnd:\s+0+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return True
 
 
 @linux
@@ -186,8 +207,11 @@ async def test_what_is_set_wrongly_is_named_in_one_line(tmp_path: Path, variable
 async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running(tmp_path: Path) -> None:
     async with EmbeddedRedis() as redis, upstream_sim() as base_url:
         variables = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "mine", "REDIS_URL": redis.url}
+        check = ("broker", "worker", "--check")
         async with dev(tmp_path, **variables) as running:
             await running.says("Ctrl-C stops everything")
+            async with service(*check, REDIS_URL=redis.url) as checked:
+                assert await checked.wait() == 0
             assert "SIMULATED" not in running.output
             assert f"upstream   {base_url}" in running.output
             assert not [command for _, command in running.others() if "valkey" in command or "upstream_sim" in command]
@@ -198,5 +222,7 @@ async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running
             running.send(signal.SIGINT)
             assert await running.wait() == 0
             await running.nothing_is_left()
+        async with service(*check, REDIS_URL=redis.url) as checked:
+            assert await checked.wait() == 1
         async with connect_redis(redis.url) as still_there:
             assert await still_there.execute("PING") == b"PONG"

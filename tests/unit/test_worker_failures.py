@@ -1,0 +1,108 @@
+"""What an upstream's refusals become, and how often a call is repeated."""
+
+from __future__ import annotations
+
+import email.utils
+import itertools
+import time
+from typing import Any
+
+import pytest
+
+from worker.failures import answered, reported
+from worker.generate import FIRST_RETRY, RETRY_BUDGET, Retries
+
+KEY = "sk-very-secret"
+OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None:
+    error = answered(status, {}, OWN, KEY)
+    assert error.to_json() == {**OWN, "status": status}
+    assert not error.retryable
+    assert not error.restartable
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retryable", "restartable"),
+    [
+        (401, "upstream_auth", False, False),
+        (403, "upstream_auth", False, False),
+        (429, "upstream_rate_limited", True, True),
+        (408, "upstream_error", True, True),
+        (451, "upstream_error", False, True),
+        (500, "upstream_error", True, True),
+        (503, "upstream_error", True, True),
+        (529, "upstream_error", True, True),
+        (307, "bad_upstream_response", False, True),
+    ],
+)
+def test_other_statuses_have_codes_of_ours(status: int, code: str, retryable: bool, restartable: bool) -> None:
+    error = answered(status, {}, OWN, KEY)
+    assert (error.code, error.retryable, error.restartable) == (code, retryable, restartable)
+
+
+def test_an_empty_purse_is_not_waited_for() -> None:
+    assert not answered(429, {}, {**OWN, "code": "insufficient_quota"}, KEY).retryable
+
+
+@pytest.mark.parametrize("body", [None, "<html>", [], {}, {"error": None}, {"message": None}, {"error": "No."}])
+def test_error_bodies_of_any_shape_are_read(body: Any) -> None:
+    for status in (400, 401, 429, 500):
+        assert answered(status, {}, body, KEY).message
+
+
+@pytest.mark.parametrize("error", ["No.", {"message": "No."}, {"message": "No.", "code": 400}, [], 5])
+def test_error_frames_of_any_shape_are_read(error: Any) -> None:
+    told = reported(error, KEY).to_json()
+    assert told["message"]
+    assert told["type"] == "server_error"
+    assert isinstance(told["code"], str)
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+def test_our_key_is_in_no_message(status: int) -> None:
+    leaky = {"message": f"Incorrect API key: {KEY}", "code": KEY, "type": KEY, "param": KEY}
+    assert KEY not in repr(answered(status, {}, leaky, KEY).to_json())
+    assert KEY not in repr(reported(leaky, KEY).to_json())
+
+
+def test_an_error_does_not_say_its_message_where_it_is_logged() -> None:
+    assert "No." not in repr(answered(400, {}, OWN, KEY))
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after-ms": "nan?"}, None),
+    ],
+)
+def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+    assert answered(429, headers, OWN, KEY).retry_after == seconds
+
+
+def test_retry_after_a_date_to_come() -> None:
+    date = email.utils.formatdate(time.time() + 600, usegmt=True)
+    assert answered(429, {"retry-after": date}, OWN, KEY).retry_after == pytest.approx(600, abs=60)
+
+
+def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
+    retries = Retries()
+    first, *more = itertools.islice(iter(lambda: retries.delay(None), None), 12)
+    assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
+    assert all(0 < delay <= 8 for delay in more)
+    assert max(more) > 4
+
+
+def test_no_call_is_repeated_later_than_the_budget_allows() -> None:
+    assert Retries().delay(RETRY_BUDGET + 1) is None
+    delay = Retries().delay(5.0)
+    assert delay is not None
+    assert 5 <= delay <= 5.5
