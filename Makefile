@@ -15,7 +15,7 @@ help:
 	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
-	@echo "make lock    resolve the dependencies anew and write both lock files"
+	@echo "make lock    write both lock files (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove everything that the above have made"
 
 run: .venv/.run
@@ -36,7 +36,7 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra dev --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-header
+	--no-emit-index-url --no-header $(ARGS)
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -11,13 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.dialects.chat import CHAT, CHAT_WITH_USAGE
-from api.errors import NO_RETRY, JSONResponse, generation_error
+from api.dialects.chat import CHAT, CHAT_WITH_USAGE, SILENCE, Chat
+from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
 from api.routing import by_method, read_request, submit
 from api.sse import EventStream
-from broker.errors import StorageUnavailable
+from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
+from broker.requests import CompletionRequest
+from broker.segments import Dialect
 from broker.service import Broker
 from broker.store import Generation
 
@@ -46,19 +49,33 @@ class ChatCompletions:
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
         asked = await read_request(request, self._broker)
+        if self._broker.hub.draining:
+            return draining_error({"retry-after": "1"})  # another gateway takes it
         created = await submit(self._broker, request, asked, tenant)
         headers = {"x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
+        try:
+            return await self._answer(request, asked, created.id, tenant, headers)
+        except BrokerError as error:
+            response = await on_broker_error(request, error)
+            response.headers.update({**headers, **NO_RETRY})
+            return response
+
+    async def _answer(
+        self, request: Request, asked: CompletionRequest, gid: str, tenant: str, headers: dict[str, str]
+    ) -> Response:
+        """What becomes of a generation that was accepted, in the form that was asked for."""
+        dialect = CHAT_WITH_USAGE if asked.include_usage else CHAT
         async with AsyncExitStack() as stack:
-            feed, generation = await stack.enter_async_context(self._broker.hub.open(created.id, tenant))
+            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
             if not asked.stream:
                 response = await self._whole(request, feed, tenant)
-            elif (refused := await self._refusal(feed, tenant)) is not None:
+            elif (refused := await self._refusal(feed, dialect, tenant)) is not None:
                 response = refused
             else:
-                position = await self._newest_attempt(feed, generation)
-                return self._stream(stack.pop_all(), feed, position, headers, usage=asked.include_usage)
+                position = await self._newest_attempt(generation)
+                return self._stream(stack.pop_all(), feed, dialect, position, headers)
         response.headers.update(headers)
         return response
 
@@ -66,70 +83,91 @@ class ChatCompletions:
         self,
         stack: AsyncExitStack,
         feed: Feed,
+        dialect: Chat,
         position: Cursor,
         headers: dict[str, str],
         *,
-        usage: bool,
         given: bool = False,
     ) -> EventStream:
         return EventStream(
             self._broker.hub,
             stack,
             feed,
-            CHAT_WITH_USAGE if usage else CHAT,
+            dialect,
             position,
             given=given,
             headers=headers,
             send_timeout=self._broker.settings.send_timeout,
         )
 
-    async def _refusal(self, feed: Feed, tenant: str) -> Response | None:
+    async def _refusal(self, feed: Feed, dialect: Chat, tenant: str) -> Response | None:
         """The error answer of a generation that failed before it had anything to say."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STATUS_WAIT):
-                await feed.begun()
-        if feed.has_chunk or not feed.ended:
+        ended = await self._wait(feed, dialect, feed.begun(), STATUS_WAIT)
+        if ended is None or feed.has_chunk:
             return None
+        if ended == "draining":
+            return draining_error(NO_RETRY)
         generation = await self._broker.store.state(feed.gid, tenant)
-        return None if generation.status == "completed" else generation_error(generation)
+        return generation_error(generation) if generation.status in ("failed", "cancelled") else None
 
-    async def _newest_attempt(self, feed: Feed, generation: Generation) -> Cursor:
+    async def _whole(self, request: Request, feed: Feed, tenant: str) -> Response:
+        """Waits for the end, as long as the caller does; the generation goes on without."""
+        ended = await self._wait(feed, SILENCE, _disconnected(request))
+        if ended == "draining" and not feed.ended:
+            return draining_error(NO_RETRY)
+        generation = await self._broker.get(feed.gid, tenant=tenant)
+        if ended is not None and not generation.ended:
+            raise StorageUnavailable
+        return _completion_or_error(generation)
+
+    async def _wait(
+        self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
+    ) -> str | None:
+        """As a subscriber who is written nothing: until then, or the generation's end, or the hub's farewell. Why
+        there will be no more, if that was it."""
+        moment = asyncio.ensure_future(until)
+        async with self._broker.hub.subscribe(feed, dialect, SILENCE, feed.tail) as subscriber:
+            try:
+                await asyncio.wait((moment, subscriber.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                return subscriber.ended.result() if subscriber.ended.done() else None
+            finally:
+                moment.cancel()
+                await asyncio.gather(moment, return_exceptions=True)
+
+    async def _newest_attempt(self, generation: Generation) -> Cursor:
         """Where a reader begins who must not see two attempts: right before the newest one."""
-        if generation.attempt <= 1:
-            return START
         if generation.status == "queued":
             return generation.cursor  # the next attempt begins behind it
+        if generation.attempt <= 1:
+            return START
         if generation.cursor.seq > 0 or not generation.ended:
             return Cursor(generation.cursor.attempt, -1)
-        return await self._broker.store.last_attempt(feed.gid)
-
-    async def _whole(self, request: Request, feed: Feed, tenant: str) -> JSONResponse:
-        """Waits for the end, as long as the caller does; the generation goes on without."""
-        over = asyncio.ensure_future(feed.over())
-        left = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait((over, left), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (over, left):
-                task.cancel()
-            await asyncio.gather(over, left, return_exceptions=True)
-        return _answer(await self._broker.get(feed.gid, tenant=tenant))
+        return await self._broker.store.last_attempt(generation.id)
 
     async def get(self, request: Request) -> Response:
         """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
         tenant, gid = self._access.tenant(request), request.path_params["id"]
-        if request.query_params.get("stream") != "true":
-            return _answer(await self._broker.get(gid, tenant=tenant))
+        query = request.query_params
+        if query.get("stream") != "true" or request.method == "HEAD":
+            return _completion_or_error(await self._broker.get(gid, tenant=tenant))
         async with AsyncExitStack() as stack:
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
-            after = request.query_params.get("after") or request.query_params.get("starting_after")
-            position = parse_cursor(after) if after else await self._newest_attempt(feed, generation)
-            if generation.ended and position >= generation.cursor:
-                position = Cursor(generation.cursor.attempt, generation.cursor.seq - 1)  # the end, once more
-            usage = request.query_params.get("include_usage") == "true"
-            headers = {"x-generation-id": gid}
-            return self._stream(stack.pop_all(), feed, position, headers, usage=usage, given=after is not None)
+            after = query.get("after") or query.get("starting_after")
+            position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
+            dialect = CHAT_WITH_USAGE if query.get("include_usage") == "true" else CHAT
+            given = after is not None and position.attempt > 0 and position.seq > 0
+            return self._stream(stack.pop_all(), feed, dialect, position, {"x-generation-id": gid}, given=given)
         raise StorageUnavailable  # never: the stack suppresses nothing
+
+    async def _behind(self, after: str, generation: Generation) -> Cursor:
+        """Where a reader goes on. InvalidCursor behind one that is not of this log: nothing would ever come."""
+        position = parse_cursor(after)
+        if generation.ended and position == generation.cursor:
+            return Cursor(position.attempt, position.seq - 1)  # the end, once more
+        before = Cursor(position.attempt, position.seq - 1)
+        if position != START and not await self._broker.store.page(generation.id, before, 1, until=position):
+            raise InvalidCursor(f"The generation has no event {position}.")
+        return position
 
     async def models(self, request: Request) -> Response:
         self._access.tenant(request)
@@ -159,10 +197,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _answer(generation: Generation) -> JSONResponse:
+def _completion_or_error(generation: Generation) -> JSONResponse:
     if generation.status in ("failed", "cancelled"):
         return generation_error(generation)
-    return JSONResponse(completion(generation), headers=dict(NO_RETRY) if not generation.ended else None)
+    return JSONResponse(completion(generation))
 
 
 def completion(generation: Generation) -> Json:
@@ -172,13 +210,16 @@ def completion(generation: Generation) -> Json:
         "object": "chat.completion",
         "created": int(generation.created_at),
         "model": generation.model,
-        "choices": [_choice(choice) for choice in generation.choices],
+        "choices": [_choice(choice, ended=generation.ended) for choice in generation.choices],
         "usage": generation.usage,
     }
 
 
-def _choice(choice: Json) -> Json:
+def _choice(choice: Json, *, ended: bool) -> Json:
     message: Json = {"refusal": None, **choice["message"]}
+    reason = choice["finish_reason"]
+    if reason is None and ended:  # some upstreams say [DONE] and nothing else, but null means that it runs
+        reason = "tool_calls" if message.get("tool_calls") else "stop"
     if "tool_calls" in message:  # `index` is how the pieces of a stream find each other; a whole call has none
         message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in message["tool_calls"]]
-    return {"logprobs": None, **choice, "message": message}
+    return {"logprobs": None, **choice, "message": message, "finish_reason": reason}

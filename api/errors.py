@@ -90,6 +90,11 @@ async def on_crash(_: Request, error: Exception) -> Response:
     return error_response(500, "Something went wrong here.", "internal_error")
 
 
+def draining_error(headers: dict[str, str]) -> JSONResponse:
+    message = "The server is being restarted; what was accepted goes on and can be read again."
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "server_draining", None, headers)
+
+
 # What the upstream says of the request is the caller's business, and passed on.
 _PASSED_ON = frozenset({400, 404, 413, 422})
 _BY_CODE = {

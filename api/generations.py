@@ -45,7 +45,8 @@ class Generations:
         tenant = self._access.tenant(request)
         asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
-        generation = await self._broker.get(created.id, tenant=tenant)
+        look = self._broker.get if created.replayed else self._broker.store.state  # a new one has no text to fold
+        generation = await look(created.id, tenant)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"

@@ -59,17 +59,17 @@ class Broker:
                 logger.warning("no ticket yet for %s: %s", created.id, error.code)
         return created
 
-    async def get(self, gid: str, *, tenant: str = OPEN_TENANT) -> Generation:
+    async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
         return await self.store.get(gid, tenant)
 
-    async def cancel(self, gid: str, *, tenant: str = OPEN_TENANT) -> Generation:
+    async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Ends it as cancelled, at once; one that has ended stays as it is."""
         was, ticket = await self.store.cancel(gid, tenant)
         await self._withdraw(gid, was, ticket)
         return await self.store.get(gid, tenant)
 
-    async def delete(self, gid: str, *, tenant: str = OPEN_TENANT) -> None:
+    async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Forgets it; its followers get `gone`."""
         was, ticket = await self.store.delete(gid, tenant)
         await self._withdraw(gid, was, ticket)

@@ -10,6 +10,7 @@ import fnmatch
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -143,7 +144,11 @@ class Settings(BaseSettings):
         return tenants
 
     def all_upstreams(self) -> tuple[Upstream, ...]:
-        """In the order in which a model is looked up."""
+        """In the order in which a model is looked up. Read once: a request's path goes through here."""
+        return self._all_upstreams
+
+    @cached_property
+    def _all_upstreams(self) -> tuple[Upstream, ...]:
         if self.upstreams:
             return tuple(
                 Upstream(u.name, u.base_url, u.models, u.usage, u.api_key_env, read_variable(u.api_key_env))

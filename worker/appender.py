@@ -121,10 +121,14 @@ class Appender:
             self._connected.set()
             self._send_endings_again()
             while True:
+                touching = self._touch
                 calls = self._gather()
                 if not calls:
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
+                    if touching:  # an idle connection that broke says so only when it is used
+                        await connection.call("PING", timeout=REPLY_TIMEOUT)
+                    else:
+                        self._wake = asyncio.get_running_loop().create_future()
+                        await self._wake
                     continue
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 refusal = self._settle(calls, replies)

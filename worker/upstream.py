@@ -67,7 +67,7 @@ class Upstreams:
         except TimeoutError:
             if not silence.expired:
                 raise
-            raise UpstreamError("upstream_timeout", silence.complaint, retryable=True) from None
+            raise UpstreamError("upstream_timeout", silence.complaint) from None
 
     def _upstream(self, model: str) -> Upstream:
         for upstream in self._upstreams:

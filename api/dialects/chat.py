@@ -1,6 +1,6 @@
 """OpenAI's chat.completions stream: the upstream's chunks as they came, then `[DONE]`.
 
-What the stock SDKs bear was run (openai-python 1.60 to 3.54, openai-node 7.57), and decides the details: no
+What the stock SDKs bear was run (openai-python 1.0 to 3.54, openai-node 7.57), and decides the details: no
 stand-alone `id:` or `retry:` block, no `event:`, and a heartbeat is a comment glued to the next frame, since after
 an `id:` a comment block of its own ends openai-python's stream with a JSONDecodeError. A clean end means success to
 them, so `[DONE]` follows `completed` alone and every other end is an error frame.
@@ -8,12 +8,14 @@ them, so `[DONE]` follows `completed` alone and every other end is an error fram
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from broker.events import CANCELLED, CHUNK, COMPLETED, FAILED, GONE, USAGE, Event
 from broker.ids import Cursor
+from broker.segments import Slice
 
 
 class Chat:
@@ -43,6 +45,7 @@ class Chat:
         if not self._usage or b'"estimated":true' not in event.data:
             return b""
         usage: Any = msgspec.json.decode(event.data)["usage"]
+        attempt, seq = event.cursor
         chunk: dict[str, Any] = {
             "id": "",
             "object": "chat.completion.chunk",
@@ -51,7 +54,8 @@ class Chat:
             "choices": [],
             "usage": usage,
         }
-        return b"data: %b\n\n" % msgspec.json.encode(chunk)
+        # The id of the event before: who goes on behind it gets this chunk and [DONE], which are one event.
+        return b"id: %d-%d\ndata: %b\n\n" % (attempt, seq - 1, msgspec.json.encode(chunk))
 
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
@@ -60,8 +64,43 @@ class Chat:
         return b"data: %b\n\n" % _error(reason)
 
 
+class Silence:
+    """The dialect, and the wire, of a caller who waits for an end and is told nothing before it."""
+
+    crosses_attempts = True
+    heartbeat = b""
+    closing = False
+    pending = 0
+
+    def frame(self, event: Event) -> bytes:
+        return b""
+
+    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
+        return b": gap\n"  # goes on
+
+    def farewell(self, reason: str) -> bytes:
+        return b""
+
+    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
+        pass
+
+    def write(self, part: Slice) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+# Line breaks to `str.splitlines`, with which openai-python before 1.14 (and whoever reads lines through httpx) takes a
+# stream apart, but not to SSE. In JSON they stand in strings only, where an escape says the same.
+_BREAKS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
+
+
 def _frame(event: Event, data: bytes) -> bytes:
     attempt, seq = event.cursor
+    if not data.isascii():
+        for raw, escaped in _BREAKS:
+            data = data.replace(raw, escaped)
     return b"id: %d-%d\ndata: %b\n\n" % (attempt, seq, data)
 
 
@@ -83,3 +122,4 @@ def _error(reason: str) -> bytes:
 CANCELLED_ERROR = _error("cancelled")
 CHAT = Chat(usage=False)
 CHAT_WITH_USAGE = Chat(usage=True)
+SILENCE = Silence()

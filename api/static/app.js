@@ -32,132 +32,106 @@ function showStatus(node, status) {
   node.dataset.status = status;
 }
 
-class Refused extends Error {
-  /** `status` is 0 where there was no answer at all. */
-  constructor(status, message) {
-    super(message);
-    this.status = status;
-  }
-}
-
-/** What the gateway answers. Refused if it does not, or says no. */
-async function ask(path, options = {}) {
-  const response = await fetch(path, { ...options, signal: AbortSignal.timeout(10_000) }).catch(() => {
-    throw new Refused(0, "The gateway does not answer.");
-  });
-  const body = await response.json().catch(() => null); // a proxy's own error page is no JSON
-  if (response.status === UNAUTHORISED) {
-    throw new Refused(UNAUTHORISED, "This gateway asks for an API key. For now, this page needs an open gateway.");
-  }
-  if (response.ok && body) return body;
-  throw new Refused(response.status, body?.error?.message ?? `The gateway answered with status ${response.status}.`);
-}
-
-function age(seconds) {
-  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
-  return `${Math.floor(seconds / 86400)} d ago`;
-}
-
 const moment = (seconds) => new Date(seconds * 1000);
 const tokens = (usage, name) => `${usage.estimated ? "≈ " : ""}${usage[name] ?? 0}`;
 
-// --- one stream --------------------------------------------------------------------------------------------------------
+function age(seconds) {
+  const [unit, size] = [["d", 86400], ["h", 3600], ["min", 60]].find(([, size]) => seconds >= size) ?? ["s", 1];
+  return `${Math.max(0, Math.floor(seconds / size))} ${unit} ago`;
+}
 
-const EVENTS = ["created", "started", "reset", "waiting", "chunk", "completed", "failed", "cancelled", "gap", "gone"];
+/** `status` is 0 where there was no answer at all. */
+const refused = (status, message) => Object.assign(new Error(message), { status });
+
+/** What the gateway answers; throws what it refuses. */
+async function ask(path, options = {}) {
+  const response = await fetch(path, { ...options, signal: AbortSignal.timeout(10_000) }).catch(() => {
+    throw refused(0, "The gateway does not answer.");
+  });
+  const body = await response.json().catch(() => null); // a proxy's own error page is no JSON
+  if (response.ok && body) return body;
+  const keyed = "This gateway asks for an API key. For now, this page needs an open gateway.";
+  throw refused(response.status, response.status === UNAUTHORISED ? keyed : (body?.error?.message ?? "It failed."));
+}
+
+// --- one stream ---
+
 const FINAL_ANSWERS = new Set([400, UNAUTHORISED, 403, 404, 410]);
 
 /**
- * The events of one generation up to the terminal one, over as many connections as that takes.
+ * Takes the events of one generation up to the terminal one, over as many connections as that needs.
  *
  * A connection that breaks is the EventSource's business: it comes back with Last-Event-ID. It gives up for good on
  * any status but 200, a proxy's 502 for instance; that is taken up here, unless the gateway says that it is final.
  */
-class Stream {
-  #id;
-  #view;
-  #cursor = "";
-  #source = null;
-  #timer = 0;
-  #over = false;
+function follow(id, view) {
+  let source = null;
+  let cursor = "";
+  let timer = 0;
+  let over = false;
 
-  /** `view` has `take(event, data, cursor)` and `know(facts)`. */
-  constructor(id, view) {
-    this.#id = id;
-    this.#view = view;
-    this.resume();
-  }
-
-  resume() {
-    if (this.#over || this.#source) return;
-    const source = new EventSource(`${pathOf(this.#id)}/events${this.#cursor && `?after=${this.#cursor}`}`);
-    this.#view.know({ connection: this.#cursor ? "reconnecting" : "connecting" });
-    source.onopen = () => this.#view.know({ connection: "live" });
-    source.onerror = () => {
-      this.#view.know({ connection: "reconnecting" });
-      if (source.readyState === EventSource.CLOSED) this.#refused();
+  function resume() {
+    if (over || source) return;
+    view.know({ connection: cursor ? "reconnecting" : "connecting" });
+    source = new EventSource(`${pathOf(id)}/events${cursor && `?after=${cursor}`}`);
+    source.onopen = () => view.know({ connection: "live" });
+    source.onerror = ({ target }) => {
+      view.know({ connection: "reconnecting" });
+      if (target.readyState === EventSource.CLOSED) whenClosed();
     };
-    for (const name of EVENTS) source.addEventListener(name, (event) => this.#take(name, event));
-    this.#source = source;
+    for (const name of Object.keys(FACTS)) source.addEventListener(name, take);
   }
 
   /** A browser has six connections to a gateway, for all its tabs: a tab that is hidden gives its own back. */
-  pause() {
-    clearTimeout(this.#timer);
-    this.#source?.close();
-    this.#source = null;
+  function pause() {
+    clearTimeout(timer);
+    source?.close();
+    source = null;
   }
 
-  end() {
-    this.pause();
-    this.#over = true;
-    this.#view.know({ connection: "ended" });
+  function end() {
+    pause();
+    over = true;
+    view.know({ connection: "ended" });
   }
 
-  #take(name, event) {
-    this.#cursor = event.lastEventId || this.#cursor; // a connection resumed by us begins without one
-    this.#view.take(name, JSON.parse(event.data), this.#cursor);
-    if (ENDINGS.has(name)) this.end();
+  function take({ type, data, lastEventId }) {
+    cursor = lastEventId || cursor; // a connection that we resumed begins without one
+    view.take(type, JSON.parse(data), cursor);
+    if (ENDINGS.has(type)) end();
   }
 
-  async #refused() {
-    this.pause();
-    try {
-      const { status, cursor } = await ask(pathOf(this.#id));
-      if (ENDINGS.has(status) && cursor === this.#cursor) return this.end();
-    } catch (error) {
-      if (FINAL_ANSWERS.has(error.status)) {
-        this.#view.know({ error: error.message });
-        return this.end();
-      }
-    }
-    if (!document.hidden) this.#timer = setTimeout(() => this.resume(), POLL_MS);
+  async function whenClosed() {
+    pause();
+    const found = await ask(pathOf(id)).catch((error) => error); // `status`: the generation's, or the answer's
+    if (FINAL_ANSWERS.has(found.status)) view.know({ error: found.message });
+    if (FINAL_ANSWERS.has(found.status) || (ENDINGS.has(found.status) && found.cursor === cursor)) end();
+    else if (!document.hidden) timer = setTimeout(resume, POLL_MS);
   }
+
+  resume();
+  return { resume, pause, end };
 }
 
-// --- one generation ----------------------------------------------------------------------------------------------------
+// --- one generation ---
 
 /** What each event tells, beside the text. */
 const FACTS = {
   created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
   started: ({ attempt }) => ({ status: "in_progress", attempt }),
-  reset: ({ attempt, reason }) => ({
-    ...{ status: "in_progress", attempt, finish: "", usage: null, gap: "", waiting: "" },
-    reset:
-      reason === "unknown_cursor"
-        ? "The gateway did not know where we were: everything is shown again, from the start."
-        : `Attempt ${attempt} has begun (${reason}). What was written before it was withdrawn.`,
-  }),
+  reset: ({ attempt, reason }) => {
+    const reset = `Begun again as attempt ${attempt} (${reason}). What was shown before is void.`;
+    return { status: "in_progress", attempt, reset, gap: "", waiting: "", finish: "", usage: null };
+  },
   waiting: ({ reason, retry_at }) => ({
     waiting: `The upstream is busy (${reason}). Waiting until ${moment(retry_at).toLocaleTimeString()}.`,
   }),
-  chunk: ({ usage }) => (usage ? { waiting: "", usage } : { waiting: "" }),
+  chunk: ({ usage }) => ({ status: "in_progress", waiting: "", ...(usage && { usage }) }),
   completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
   failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),
   cancelled: ({ usage }) => ({ status: "cancelled", waiting: "", usage }),
-  gap: ({ earliest }) => ({ gap: `History is missing: the log has been trimmed, and goes on at ${earliest}.` }),
-  gone: () => ({ status: "gone", waiting: "", error: "This generation has been deleted." }),
+  gap: ({ earliest }) => ({ gap: `History is missing: the log was trimmed, and goes on at ${earliest}.` }),
+  gone: () => ({ status: "gone", waiting: "", error: "This generation was deleted." }),
 };
 
 const BLOCK = 8192; // characters
@@ -166,149 +140,126 @@ const BLOCK = 8192; // characters
  * A text that only grows. It is broken into blocks at line ends: a browser lays out the whole block to which something
  * is added, so with one block each frame of a long answer would cost more than the one before.
  */
-class GrowingText {
-  #parent;
-  #last;
-  #pending = "";
-
-  constructor(parent) {
-    this.#parent = parent;
-    this.#begin();
+function growingText(parent) {
+  let pending = "";
+  let node = null;
+  function write(text) {
+    node ??= parent.appendChild(document.createElement("div")).appendChild(new Text());
+    node.appendData(text);
   }
-
-  push(text) {
-    this.#pending += text;
-  }
-
-  paint() {
-    const text = this.#pending;
-    const cut = this.#last.length + text.length > BLOCK ? text.lastIndexOf("\n") + 1 : 0;
+  function paint() {
+    const cut = (node?.length ?? 0) + pending.length > BLOCK ? pending.lastIndexOf("\n") + 1 : 0;
     if (cut) {
-      this.#last.appendData(text.slice(0, cut));
-      this.#begin();
+      write(pending.slice(0, cut));
+      node = null;
     }
-    if (cut < text.length) this.#last.appendData(text.slice(cut));
-    this.#pending = "";
+    if (cut < pending.length) write(pending.slice(cut));
+    pending = "";
   }
-
-  #begin() {
-    const block = document.createElement("div");
-    this.#last = block.appendChild(document.createTextNode(""));
-    this.#parent.append(block);
-  }
+  return { push: (text) => void (pending += text), paint };
 }
 
 /** The pane of one generation. Events only change what is known; that is painted once per frame. */
 class Detail {
-  #fields;
-  #facts = { status: "" };
-  #texts = new Map(); // by key, see #part
-  #frame = 0;
-  #announced = "";
+  facts = { status: "" };
+  parts = new Map(); // key → { section, text }, see part()
+  frame = 0;
+  attempt = ""; // whose text is shown
 
   constructor(id) {
     this.id = id;
     this.root = clone("detail");
-    this.#fields = fieldsOf(this.root);
-    show(this.#fields.id, id);
-    show(this.#fields.curl, `curl -N '${location.origin}${pathOf(id)}/events'`);
-    this.#fields.cancel.addEventListener("click", () => this.#cancel());
-    this.#fields.copy.addEventListener("click", () => this.#copy());
-    this.stream = new Stream(id, this);
+    this.fields = fieldsOf(this.root);
+    show(this.fields.id, id);
+    show(this.fields.curl, `curl -N '${location.origin}${pathOf(id)}/events'`);
+    this.fields.cancel.addEventListener("click", () => this.cancel());
+    this.fields.copy.addEventListener("click", () => this.copy());
+    this.stream = follow(id, this);
   }
 
   take(event, data, cursor) {
-    if (event === "reset") this.#forgetText();
-    if (event === "gap") this.#skip(data);
-    for (const choice of data.choices ?? []) this.#add(choice);
+    const [attempt] = cursor.split("-");
+    if (["reset", "chunk"].includes(event) && attempt !== this.attempt) {
+      this.attempt = attempt;
+      this.parts.clear();
+      this.fields.output.replaceChildren();
+    }
+    for (const choice of data.choices ?? []) this.add(choice);
     this.know({ cursor, ...FACTS[event](data) });
   }
 
   know(facts) {
-    Object.assign(this.#facts, facts);
-    this.#frame ||= requestAnimationFrame(() => this.#paint());
+    Object.assign(this.facts, facts);
+    this.frame ||= requestAnimationFrame(() => this.paint());
   }
 
-  #add({ index = 0, delta, finish_reason }) {
-    if (finish_reason) this.know({ finish: finish_reason });
+  add({ index = 0, delta, finish_reason }) {
+    if (finish_reason) this.facts.finish = finish_reason;
     const reasoning = delta?.reasoning_content ?? delta?.reasoning;
-    if (reasoning) this.#part(index, 0, "Reasoning").push(reasoning);
-    if (delta?.content) this.#part(index, 1, "Answer").push(delta.content);
-    if (delta?.refusal) this.#part(index, 2, "Refusal").push(delta.refusal);
+    if (reasoning) this.part(index, 0, "Reasoning").push(reasoning);
+    if (delta?.content) this.part(index, 1, "Answer").push(delta.content);
+    if (delta?.refusal) this.part(index, 2, "Refusal").push(delta.refusal);
     for (const call of delta?.tool_calls ?? []) {
-      const place = 3 + (call.index ?? this.#texts.size); // a call without an index is whole
-      this.#part(index, place, "Tool call: ", call.function?.name).push(call.function?.arguments ?? "");
+      const place = 3 + (call.index ?? this.parts.size); // a call without an index is whole
+      this.part(index, place, "Tool call: ", call.function?.name).push(call.function?.arguments ?? "");
     }
   }
 
   /** A part of the output, made when it is first needed, in its place among the others. */
-  #part(choice, place, title, more = "") {
+  part(choice, place, title, more = "") {
     const key = choice * 1e6 + place;
-    if (!this.#texts.has(key)) {
+    if (!this.parts.has(key)) {
       const section = clone("part");
       section.dataset.key = key;
+      section.classList.toggle("answer", place === 1);
       section.firstElementChild.append(choice ? `${choice + 1}. ${title}` : title);
-      const next = Array.from(this.#fields.output.children).find((other) => other.dataset.key > key);
-      this.#fields.output.insertBefore(section, next ?? null);
-      this.#texts.set(key, { section, text: new GrowingText(section.lastElementChild) });
+      const next = Array.from(this.fields.output.children).find((other) => other.dataset.key > key);
+      this.fields.output.insertBefore(section, next ?? null);
+      this.parts.set(key, { section, text: growingText(section.lastElementChild) });
     }
-    const { section, text } = this.#texts.get(key);
+    const { section, text } = this.parts.get(key);
     if (more) section.firstElementChild.append(more);
     return text;
   }
 
-  #forgetText() {
-    this.#texts.clear();
-    this.#fields.output.replaceChildren();
-  }
-
-  /** Events are missing; what they told can be asked for. The text of an attempt before them is void. */
-  #skip({ requested, earliest }) {
-    const [attempt, seq] = earliest.split("-");
-    if (attempt !== requested.split("-")[0] && seq !== "0") this.#forgetText();
-    const take = ({ model, created_at, attempt }) => this.know({ model, created: created_at, attempt });
-    ask(pathOf(this.id)).then(take, () => {});
-  }
-
-  #paint() {
-    this.#frame = 0;
-    const fields = this.#fields;
-    const { status, connection, created, usage, ...facts } = this.#facts;
+  paint() {
+    this.frame = 0;
+    const { fields, facts } = this;
+    const { status, connection, created, usage } = facts;
     showStatus(fields.status, status);
     show(fields.connection, connection);
     fields.connection.dataset.state = connection;
     for (const name of ["model", "attempt", "cursor", "finish"]) show(fields[name], String(facts[name] || "–"));
     for (const name of ["reset", "gap", "waiting", "error"]) tell(fields[name], facts[name] ?? "");
     show(fields.created, created ? moment(created).toLocaleString() : "–");
-    show(fields.usage, usage ? `${tokens(usage, "prompt_tokens")} in, ${tokens(usage, "completion_tokens")} out` : "–");
+    const [prompted, written] = ["prompt_tokens", "completion_tokens"].map((name) => usage && tokens(usage, name));
+    show(fields.usage, usage ? `${prompted} in, ${written} out` : "–");
     fields.cancel.hidden = connection === "ended" || ENDINGS.has(status);
     fields.output.ariaBusy = String(connection !== "ended");
-    const announcement = connection === "reconnecting" ? "Connection lost, reconnecting" : status.replace("_", " ");
-    if (announcement !== this.#announced) show(byId("announcement"), announcement);
-    this.#announced = announcement;
-    this.#paintText(fields.output);
+    show(byId("announcement"), connection === "reconnecting" ? "Connection lost" : status.replace("_", " "));
+    this.paintText(fields.output);
   }
 
   /** Whoever has scrolled to the end stays there; whoever reads further up is left alone. */
-  #paintText(output) {
+  paintText(output) {
     const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-    for (const { text } of this.#texts.values()) text.paint();
+    for (const { text } of this.parts.values()) text.paint();
     if (atEnd) output.scrollTop = output.scrollHeight;
   }
 
-  async #cancel() {
-    this.#fields.cancel.disabled = true;
+  async cancel() {
+    this.fields.cancel.disabled = true;
     try {
       await ask(`${pathOf(this.id)}/cancel`, { method: "POST" }); // the stream tells the rest
       list.refresh();
     } catch (error) {
       this.know({ error: `Not cancelled: ${error.message}` });
     }
-    this.#fields.cancel.disabled = false;
+    this.fields.cancel.disabled = false;
   }
 
-  async #copy() {
-    const { copy, curl } = this.#fields;
+  async copy() {
+    const { copy, curl } = this.fields;
     try {
       await navigator.clipboard.writeText(curl.textContent);
       show(copy, "Copied");
@@ -320,7 +271,7 @@ class Detail {
   }
 }
 
-// --- the list ----------------------------------------------------------------------------------------------------------
+// --- the list ---
 
 const list = {
   rows: new Map(), // id → its <li>
@@ -381,7 +332,7 @@ const list = {
     show(fields.model, model);
     show(fields.age, age(Date.now() / 1000 - created_at));
     fields.age.title = moment(created_at).toLocaleString();
-    show(fields.attempt, attempt ? `attempt ${attempt}` : "");
+    show(fields.attempt, attempt ? `attempt ${attempt}` : "no attempt yet");
     show(fields.tokens, usage ? `${tokens(usage, "completion_tokens")} tokens` : "");
   },
 
@@ -390,7 +341,7 @@ const list = {
   },
 };
 
-// --- the prompt --------------------------------------------------------------------------------------------------------
+// --- the prompt ---
 
 const prompt = {
   models: null,
@@ -429,12 +380,11 @@ byId("prompt-form").addEventListener("submit", (event) => {
   prompt.send();
 });
 byId("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("send").disabled) {
-    byId("prompt-form").requestSubmit();
-  }
+  const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+  if (enter && !byId("send").disabled) byId("prompt-form").requestSubmit();
 });
 
-// --- the page ----------------------------------------------------------------------------------------------------------
+// --- the page ---
 
 let detail = null;
 const nothing = byId("main").firstElementChild;

@@ -15,6 +15,7 @@ import pytest
 from broker import Broker, keys
 from broker.embedded import EmbeddedRedis
 from broker.events import CHUNK, COMPLETED, FAILED
+from broker.ids import START
 from broker.settings import Settings
 from tests.integration.redis_proxy import RedisProxy, redis_proxy
 from tests.support import DEADLINE, request_body, wait_until
@@ -63,15 +64,9 @@ async def claimed(broker: Broker, **more: Any) -> Claim:
 
 async def log_of(broker: Broker, gid: str) -> list[tuple[int, bytes]]:
     """(seq, content or type) of the newest attempt."""
-    events = [event async for event in broker.store.read(gid, broker_start())]
+    events = [event async for event in broker.store.read(gid, START)]
     newest = max(event.cursor.attempt for event in events)
     return [(e.cursor.seq, content(e.data) or e.type) for e in events if e.cursor.attempt == newest]
-
-
-def broker_start() -> Any:
-    from broker.ids import START
-
-    return START
 
 
 def content(data: bytes) -> bytes | None:
@@ -341,4 +336,5 @@ async def test_an_append_that_redis_will_never_take_ends_the_attempt(redis: Embe
         await other.finish(ending())
         await execute("DEL", keys.log(attempt.claim.gid))
         await attempt.finish(ending("failed", b'{"error":{}}'))
+    await execute("EXPIRE", keys.log(attempt.claim.gid), 60)  # what we deleted came back without
     assert (await broker.get(other.claim.gid)).status == "completed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_text_survives_any_cut_even_inside_a_surrogate_pair(text: str, cuts: lis
     bounds = sorted({min(cut, len(units)) for cut in cuts} | {0, len(units)})
     chunks = [
         decode_chunk(b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}' % "".join(units[a:b]).encode())
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in itertools.pairwise(bounds)
     ]
     assert text_of(merged(*chunks)) == text == halves
 

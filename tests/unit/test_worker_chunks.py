@@ -121,7 +121,9 @@ def test_an_error_instead_of_a_chunk_is_told() -> None:
     assert examine(b'{"error":null,"choices":[]}').error is None
 
 
-PAYLOADS = st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1), max_size=6)
+PAYLOADS = st.lists(
+    st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1), max_size=6
+)
 
 
 @given(PAYLOADS, st.sampled_from(["\n", "\r\n"]), st.lists(st.integers(1, 9), min_size=1), st.booleans())

@@ -1,0 +1,318 @@
+"""Generations run by a worker process on the simulated upstream: what readers get of each thing that can happen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+
+from broker import Broker, Event, Generation, connect, keys
+from broker.embedded import EmbeddedRedis
+from tests.support import Service, gather, upstream_sim, wait_until, worker
+from worker.upstream_sim import text
+
+
+@pytest.fixture(scope="module")
+async def sim() -> AsyncGenerator[str, None]:
+    async with upstream_sim() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def process(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Service, None]:
+    limits = {"TOKENCAST_FIRST_TOKEN_TIMEOUT": "1", "TOKENCAST_IDLE_TIMEOUT": "0.7", "TOKENCAST_MAX_DURATION": "10"}
+    async with worker(redis.url, sim, TOKENCAST_MAX_OUTPUT="100000", **limits) as started:
+        yield started
+
+
+@dataclass(frozen=True)
+class Run:
+    """A generation that has ended, and its events."""
+
+    generation: Generation
+    events: list[Event]
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert self.events[-1].name == "failed", self.names
+        error = json.loads(self.events[-1].data)["error"]
+        assert error == self.generation.error
+        return error
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        return [json.loads(event.data) for event in self.events if event.name == "chunk"]
+
+
+def asking(directive: str, **more: Any) -> dict[str, Any]:
+    content = f"Say something. [[sim seed=7 length=20 speed=0 {directive}]]"
+    return {"model": "sim", **more, "messages": [{"role": "user", "content": content}]}
+
+
+async def run(broker: Broker, directive: str = "", **more: Any) -> Run:
+    created = await broker.enqueue(asking(directive, **more))
+    events = [event async for event in broker.follow(created.id)]
+    return Run(await broker.get(created.id), events)
+
+
+async def calls(sim: str, label: str) -> list[dict[str, Any]]:
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(sim.removesuffix("/v1") + "/sim/calls", params={"label": label})).json()
+
+
+def said(length: int = 20, seed: int = 7, first: int | None = None) -> str:
+    """What the model says, or the first pieces of it."""
+    return "".join(text.pieces(seed, length)[:first])
+
+
+async def test_a_generation_runs_to_its_end(broker: Broker, process: Service) -> None:
+    done = await run(broker)
+    assert done.names == ["created", "started", *["chunk"] * 23, "completed"]  # role, 20, finish, usage
+    generation = done.generation
+    assert generation.status == "completed"
+    assert generation.text == said()
+    assert generation.choices[0]["message"] == {"role": "assistant", "content": said(), "refusal": None}
+    assert generation.choices[0]["finish_reason"] == generation.finish_reason == "stop"
+    assert generation.usage == json.loads(done.events[-1].data)["usage"]
+    assert generation.usage is not None
+    assert generation.usage["completion_tokens"] == 20
+    assert json.loads(done.events[-1].data)["finish_reason"] == "stop"
+    cursors = [event.cursor for event in done.events[1:]]
+    assert [cursor.seq for cursor in cursors] == list(range(25))
+    assert len({cursor.attempt for cursor in cursors}) == 1
+    assert [event.at_ms for event in done.events] == sorted(event.at_ms for event in done.events)
+    assert done.events[-2].type == b"u"
+    assert generation.first_token_at is not None
+    assert generation.started_at is not None
+    assert generation.started_at <= generation.first_token_at
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        "fault=no-done", "fault=raw-newline", "fault=retry-field", "fault=event-field", "fault=null-content",
+        "fault=split", "fault=trickle speed=2000", "fault=gzip", "fault=slow-headers delay=0.2",
+        "newlines=crlf split=3", "shape=azure", "shape=extra", "unicode=1", "split_surrogate=1", "keepalive=0.1 delay=0.3",
+        "reasoning=5", "fault=tool-no-index tools=2", "refusal=3 length=0", "finish=length",
+    ],
+)  # fmt: skip
+async def test_unusual_answers_are_completed(broker: Broker, process: Service, directive: str) -> None:
+    done = await run(broker, directive)
+    assert done.names[-1] == "completed"
+    if "unicode" in directive or "surrogate" in directive:
+        assert done.generation.text == "".join(text.pieces(7, 20, unicode=True))
+    elif "tools" not in directive and "refusal" not in directive:
+        assert done.generation.text == said()
+
+
+@pytest.mark.parametrize("directive", ["fault=done-only", "shape=gabforge"])
+async def test_done_without_a_finish_reason_is_completed_and_counted(
+    broker: Broker, process: Service, directive: str
+) -> None:
+    done = await run(broker, f"{directive} usage=never")
+    assert done.names[-1] == "completed"
+    assert done.generation.text == said()
+    assert done.generation.usage is not None
+    assert done.generation.usage["estimated"] is True
+    assert done.generation.usage["completion_tokens"] == 20
+    assert done.generation.finish_reason is None
+
+
+@pytest.mark.parametrize(
+    ("directive", "code", "shown"),
+    [
+        ("fault=401", "upstream_auth", 0),
+        ("fault=403", "upstream_auth", 0),
+        ("fault=429 retry_after=60", "upstream_rate_limited", 0),
+        ("fault=redirect", "bad_upstream_response", 0),
+        ("fault=json-200", "bad_upstream_response", 0),
+        ("fault=html", "bad_upstream_response", 0),
+        ("fault=empty", "bad_upstream_response", 0),
+        ("fault=truncate at=0", "upstream_truncated", 0),
+        ("fault=truncate", "upstream_truncated", 5),
+        ("fault=no-blank-line", "upstream_truncated", 5),
+        ("fault=cut", "upstream_truncated", 5),
+        ("fault=rst", "upstream_truncated", 5),
+        ("fault=error-frame", "sim_error", 5),
+        ("fault=error-frame at=0", "sim_error", 0),
+        ("fault=bad-json", "bad_upstream_response", 5),
+        ("fault=bad-utf8", "bad_upstream_response", 5),
+        ("fault=bad-utf8-content", "bad_upstream_response", 5),
+        ("fault=nan", "bad_upstream_response", 5),
+        ("fault=huge-line", "bad_upstream_response", 5),
+        ("fault=stall", "upstream_timeout", 5),
+        ("fault=comments", "upstream_timeout", 5),
+        ("fault=mute", "upstream_timeout", 0),
+        ("fault=silent keepalive=0.1", "upstream_timeout", 0),
+    ],
+)
+async def test_every_failure_has_its_code_and_keeps_what_was_shown(
+    broker: Broker, process: Service, directive: str, code: str, shown: int
+) -> None:
+    done = await run(broker, directive)
+    assert done.error["code"] == code
+    assert done.error["message"]
+    assert done.generation.status == "failed"
+    assert done.generation.text == said(first=shown)
+    if code == "upstream_rate_limited":
+        assert done.error["retry_after"] == 60
+        assert done.error["status"] == 429
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_what_the_upstream_says_of_the_request_is_passed_on(
+    broker: Broker, process: Service, status: int
+) -> None:
+    done = await run(broker, f"fault={status}")
+    assert done.error["status"] == status
+    assert done.error["type"] == "invalid_request_error"
+    assert done.names == ["created", "started", "failed"]
+
+
+@pytest.mark.parametrize("fault", ["429 retry_after=0.1", "500", "503", "cut at=0", "rst at=0"])
+async def test_a_call_that_fails_before_the_first_token_is_repeated(
+    broker: Broker, process: Service, fault: str
+) -> None:
+    done = await run(broker, f"fault={fault} times=1 label={fault.split()[0]}-again")
+    assert done.names[:3] == ["created", "started", "waiting"]
+    assert done.names[3:] == [*["chunk"] * 23, "completed"]
+    waiting = json.loads(done.events[2].data)
+    assert waiting["reason"].startswith("upstream_")
+    assert waiting["retry_at"] > done.generation.created_at
+    assert done.generation.text == said()
+    assert done.generation.attempt == 1
+
+
+async def test_after_a_shown_token_a_generation_may_start_anew(broker: Broker, process: Service) -> None:
+    done = await run(broker, "fault=cut times=1 label=anew", on_upstream_error="restart")
+    assert done.names.count("reset") == 1
+    assert json.loads(done.events[done.names.index("reset")].data) == {"attempt": 2, "reason": "upstream_error"}
+    assert done.generation.status == "completed"
+    assert done.generation.attempt == 2
+    assert done.generation.text == said()
+
+
+async def test_starting_anew_has_a_budget(broker: Broker, process: Service) -> None:
+    done = await run(broker, "fault=cut", on_upstream_error="restart")
+    assert done.names.count("reset") == 2
+    assert done.error["code"] == "upstream_truncated"
+    assert done.generation.attempt == 3
+    assert done.generation.text == said(first=5)
+
+
+async def test_a_request_that_is_wrong_is_not_started_anew(broker: Broker, process: Service) -> None:
+    done = await run(broker, "fault=400", on_upstream_error="restart")
+    assert done.names == ["created", "started", "failed"]
+
+
+async def test_the_upstream_gets_the_callers_body_and_nothing_of_ours(
+    broker: Broker, process: Service, sim: str
+) -> None:
+    more = {"temperature": 0.5, "unheard_of": {"a": [1, None]}, "metadata": {"a": "b"}, "ttl_seconds": 60}
+    await run(broker, "label=body", **more)
+    [call] = await calls(sim, "body")
+    assert call["parameters"] == ["messages", "model", "stream", "stream_options", "temperature", "unheard_of"]
+    assert call["headers"]["accept-encoding"] == "identity"
+    assert call["headers"]["authorization"] is True
+    assert call["outcome"] == "completed"
+
+
+async def test_a_refused_usage_option_is_left_out(broker: Broker, process: Service, sim: str) -> None:
+    done = await run(broker, "usage=reject label=reject")
+    assert done.generation.status == "completed"
+    first, second = await calls(sim, "reject")
+    assert "stream_options" in first["parameters"]
+    assert "stream_options" not in second["parameters"]
+
+
+async def test_each_of_several_choices_must_finish(broker: Broker, process: Service) -> None:
+    done = await run(broker, "fault=no-done", n=3)
+    assert done.generation.status == "completed"
+    assert len(done.generation.choices) == 3
+    assert (await run(broker, "fault=truncate at=30", n=3)).error["code"] == "upstream_truncated"
+
+
+async def test_a_cancel_closes_a_silent_upstream(broker: Broker, process: Service, sim: str) -> None:
+    created = await broker.enqueue(asking("delay=60 label=cancel"))
+    await wait_until(lambda: calls(sim, "cancel"))
+    cancelled = await broker.cancel(created.id)
+    assert cancelled.status == "cancelled"
+
+    async def disconnected() -> bool:
+        [call] = await calls(sim, "cancel")
+        return call["outcome"] == "disconnected" and call["ended_at"] - cancelled.ended_at < 1
+
+    await wait_until(disconnected)
+    events = [event.name async for event in broker.follow(created.id)]
+    assert events == ["created", "started", "cancelled"]
+
+
+async def test_a_deleted_generation_closes_its_upstream(broker: Broker, process: Service, sim: str) -> None:
+    created = await broker.enqueue(asking("speed=20 length=1000 label=delete"))
+    await wait_until(lambda: calls(sim, "delete"))
+    await broker.delete(created.id)
+
+    async def disconnected() -> bool:
+        return (await calls(sim, "delete"))[0]["outcome"] == "disconnected"
+
+    await wait_until(disconnected)
+    await process.says(f"{created.id}: ended elsewhere .GONE.")
+
+
+async def test_an_output_beyond_the_cap_fails_with_what_was_shown(broker: Broker, process: Service, sim: str) -> None:
+    done = await run(broker, "length=5000 label=big")
+    assert done.error["code"] == "output_too_large"
+    assert len(done.generation.text) > 1000
+    assert said(5000).startswith(done.generation.text)
+
+    async def disconnected() -> bool:
+        return (await calls(sim, "big"))[0]["outcome"] is not None
+
+    await wait_until(disconnected)
+
+
+async def test_a_generation_has_a_longest_run_and_an_upstream(sim: str) -> None:
+    limits = {"TOKENCAST_MODELS": "sim-*", "TOKENCAST_MAX_DURATION": "0.5"}
+    async with EmbeddedRedis() as redis, worker(redis.url, sim, **limits), connect(redis.url) as broker:
+        slow, unknown = await gather(
+            run(broker, "delay=60 label=longest", model="sim-slow"), run(broker, "label=unserved")
+        )
+    assert slow.error["code"] == "timeout"
+    assert unknown.error["code"] == "model_not_found"
+    assert unknown.error["status"] == 404
+    assert not await calls(sim, "unserved")
+
+    async def disconnected() -> bool:
+        return (await calls(sim, "longest"))[0]["outcome"] == "disconnected"
+
+    await wait_until(disconnected)
+
+
+async def test_many_at_once_are_all_whole(broker: Broker, process: Service) -> None:
+    runs = await gather(*(run(broker, f"length=200 seed={seed}") for seed in range(40)))
+    for seed, done in enumerate(runs):
+        assert done.generation.text == said(200, seed)
+
+
+async def test_no_prompt_is_in_a_log_or_in_the_queue(redis: EmbeddedRedis, broker: Broker, process: Service) -> None:
+    canary, key = "xyzzy-canary", "simulated"
+    execute = broker.queue.redis.execute
+    done = await run(broker, f"label={canary}", user=canary)
+    failed = await run(broker, f"label={canary} fault=nan", user=canary)
+    assert done.generation.status == "completed"
+    assert failed.generation.status == "failed"
+    assert canary not in process.output
+    assert f'"{key}"' not in process.output
+    for pattern in ("arq:*", "tc:queue*", "tc:bell", "tc:fair", "tc:w*"):
+        for name in await execute("KEYS", pattern):
+            assert canary.encode() not in await execute("DUMP", name)
+    assert await broker.queue.depth() == 0
+    assert await execute("EXISTS", keys.QUEUE) == 0
