@@ -13,69 +13,24 @@ import logging
 import random
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
+from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import Event, follows
 from broker.feed import Feed
 from broker.ids import Cursor
 from broker.reader import Reader
-from broker.segments import Dialect, Segment, Slice, View
+from broker.segments import Dialect, Slice, View
 from broker.store import PAGE, Generation, Store
+from broker.subscriber import Subscriber, Wire
 
 logger = logging.getLogger("tokencast.hub")
 
 HIGH_WATER = 64 * 1024  # bytes waiting in a subscriber's transport: enough, the rest waits in the shared buffer
 PASS_SECONDS = 0.004  # then other work gets a turn: a pass over 5,000 subscribers takes 25 to 40 ms
-
-
-class Wire(Protocol):
-    """Where a subscriber's bytes go. Two implementations: the server's transport, and plain ASGI `send`."""
-
-    @property
-    def closing(self) -> bool:
-        """The peer has gone, or was dropped."""
-        ...
-
-    @property
-    def pending(self) -> int:
-        """Bytes that the peer has not taken yet."""
-        ...
-
-    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
-        """Whom to tell that the peer takes more again, and that it has gone."""
-        ...
-
-    def write(self, part: Slice) -> None: ...
-
-    def abort(self) -> None:
-        """Drops the peer and what it has not taken."""
-        ...
-
-
-class Subscriber:
-    """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
-    `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
-
-    __slots__ = ("ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
-
-    def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
-        self.feed = feed
-        self.view = view
-        self.wire = wire
-        self.position = position
-        self.given = False
-        self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
-        self.quiet_since = 0  # the hub's tick at which something was written last
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def end(self, reason: str) -> None:
-        if not self.ended.done():
-            self.ended.set_result(reason)
 
 
 class Hub:
@@ -85,7 +40,6 @@ class Hub:
         self._store = store
         self._heartbeat = heartbeat
         self._send_timeout = send_timeout
-        self._cache_bytes = cache_bytes
         self._process = secrets.token_hex(6)
         self._readers: list[Reader] = []
         self._reading: dict[str, Reader] = {}
@@ -94,8 +48,7 @@ class Hub:
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._stalled: dict[Subscriber, None] = {}
         self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
-        self._cached: OrderedDict[Segment, View] = OrderedDict()
-        self.cached_bytes = 0
+        self.cache = SegmentCache(cache_bytes)
         self._tick = 0
         self.draining = False
 
@@ -108,7 +61,7 @@ class Hub:
         generation = await self._store.state(gid, tenant)
         feed = self._feeds.get(gid)
         if feed is None:
-            feed = self._feeds[gid] = Feed(generation, tenant, self._use)
+            feed = self._feeds[gid] = Feed(generation, tenant, self.cache.use)
         elif feed.users == 0:
             feed.refresh(generation)
         feed.users += 1
@@ -297,18 +250,6 @@ class Hub:
         subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)
         subscriber.wire.write(Slice(notice, subscriber.position))
         return self.push(subscriber)
-
-    def _use(self, view: View, segment: Segment) -> None:
-        """A segment was read, or may be evicted from now on: the least recently used go first."""
-        if segment in self._cached:
-            self._cached.move_to_end(segment)
-            return
-        self._cached[segment] = view
-        self.cached_bytes += segment.size
-        while self.cached_bytes > self._cache_bytes and len(self._cached) > 1:
-            oldest, owner = self._cached.popitem(last=False)
-            self.cached_bytes -= oldest.size
-            owner.evict(oldest)
 
     # --- time --------------------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     max_output: int = Field(
         8 * 1024 * 1024,
         ge=1024,
-        description="Bytes of one attempt's chunks; beyond it the generation fails as `output_too_large`",
+        description="Bytes of one attempt's chunks; beyond it: `output_too_large`",
     )
     heartbeat: float = Field(15, gt=0, description="Comment on an event stream")
     send_timeout: float = Field(
@@ -138,7 +138,7 @@ class Settings(BaseSettings):
             tenant, _, digest = entry.partition(":")
             if not tenant.isalnum() or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
                 raise Misconfigured(
-                    "TOKENCAST_API_KEYS holds `tenant:sha256-of-key`, comma-separated; the tenant is letters and digits."
+                    "TOKENCAST_API_KEYS holds `tenant:sha256-of-key`, comma-separated; a tenant is letters and digits."
                 )
             tenants[digest] = tenant
         return tenants

@@ -133,9 +133,10 @@ async def service(*arguments: str, **variables: str) -> AsyncGenerator[Service, 
 
 @asynccontextmanager
 async def gateway(redis_url: str, **variables: str) -> AsyncGenerator[Gateway, None]:
-    """A gateway process on a free port, ready."""
-    settings = {"TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": "gabforge-coder,sim,sim-*,m", **variables}
-    async with service("api", REDIS_URL=redis_url, PORT="0", **settings) as process:
+    """A gateway process, ready; on a free port unless PORT says which."""
+    models = "gabforge-coder,sim,sim-*,m"
+    settings = {"PORT": "0", "TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": models, **variables}
+    async with service("api", REDIS_URL=redis_url, **settings) as process:
         url = (await process.says(r"listening on (http://\S+)"))[1]
         async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE) as client:
             yield Gateway(url, client, process)

@@ -10,7 +10,6 @@ from broker.connection import connect_redis
 from broker.errors import BrokerError, Misconfigured
 from broker.settings import Settings, load
 from broker.telemetry import configure_logging
-from worker import process
 from worker.presence import present_here
 
 
@@ -21,12 +20,17 @@ def main() -> int:
     try:
         settings = load(Settings)
         configure_logging(settings.log)
-        if check:
-            return asyncio.run(_check(settings))
-        process.check_upstreams(settings)
+        return asyncio.run(_check(settings)) if check else _work(settings)
     except Misconfigured as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2
+
+
+def _work(settings: Settings) -> int:
+    # Here, because the SDK takes a second to import and health checks are many.
+    from worker import process
+
+    process.check_upstreams(settings)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(process.run(settings))
 

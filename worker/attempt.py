@@ -57,7 +57,7 @@ class Attempt:
         "_notify",
         "_room",
         "_scope",
-        "_wanted",
+        "_whole",
         "acked",
         "claim",
         "ended",
@@ -86,7 +86,7 @@ class Attempt:
         self._scope: asyncio.Timeout | None = None
         self._room: asyncio.Future[None] | None = None
         self._done: asyncio.Future[None] | None = None
-        self._wanted = False
+        self._whole = False
 
     # The producer's side.
 
@@ -140,14 +140,21 @@ class Attempt:
     async def finish(self, ending: Ending) -> None:
         """Returns once Redis has the ending, or has had another one. AttemptEnded if it will not have it."""
         if self.ended is not None:
-            if self.ended not in OURS:
-                raise AttemptEnded(self.ended)
-            self._cut()
+            raise AttemptEnded(self.ended)
         self._done = asyncio.get_running_loop().create_future()
         self._add(ending.type, ending.data)
         self.ending = ending
         self._notify(self)
         await self._done
+
+    def cut(self) -> None:
+        """After an end that leaves the attempt ours: drops what was never sent, and Redis must take the rest in one
+        call, with the ending. What was sent stays even where it was refused, since an older call that wrote it may
+        have lost its reply."""
+        del self.items[3 * self.sent :], self._ends[self.sent :], self._counts[self.sent :]
+        self.acked = min(self.acked, self.sent)
+        self.ended = self.ending = None
+        self._whole = True
 
     @property
     def chunks(self) -> int:
@@ -166,14 +173,6 @@ class Attempt:
 
     def _age(self) -> bytes:
         return b"%d" % ((time.monotonic() - self._began) * 1000)
-
-    def _cut(self) -> None:
-        """Before an ending that Redis must take: drops what was never sent. What was sent stays even if it was
-        refused, since an older call that wrote it may have lost its reply."""
-        del self.items[3 * self.sent :], self._ends[self.sent :], self._counts[self.sent :]
-        self.acked = min(self.acked, self.sent)
-        self.ended = None
-        self._wanted = True
 
     # The appender's side.
 
@@ -199,7 +198,7 @@ class Attempt:
     def next_cut(self) -> int:
         """Up to which event the next call goes: within the limits, but at least one."""
         ends, first = self._ends, self.acked
-        if self._wanted or first == len(ends):
+        if self._whole or first == len(ends):
             return len(ends)
         limit = (ends[first - 1] if first else 0) + CALL_BYTES
         cut = len(ends) if ends[-1] <= limit else max(bisect_right(ends, limit, first), first + 1)

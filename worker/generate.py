@@ -83,7 +83,7 @@ class Generator:
         except UpstreamError as error:
             return error
         except AttemptEnded as end:
-            return _own_failure(end.reason)
+            return _own_failure(attempt, end)
         except TimeoutError:
             return UpstreamError("timeout", f"The generation took longer than {self._settings.max_duration:g} s.")
         except Exception as error:
@@ -136,16 +136,10 @@ class Generator:
             raise AttemptEnded(outcome)
 
     async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> None:
-        completion = Completion()
         try:
-            await _fold(attempt, completion)
-        except Exception as error:
-            completion, failure = Completion(), _bug(attempt, error)
-        try:
-            await attempt.finish(_ending(attempt, completion, failure))
+            failure = await _write_ending(attempt, failure)
         except AttemptEnded as end:
-            failure = _own_failure(end.reason)
-            await attempt.finish(_ending(attempt, completion, failure))
+            failure = await _write_ending(attempt, _own_failure(attempt, end))
         log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
 
 
@@ -165,15 +159,28 @@ class Retries:
         return delay if time.monotonic() + delay <= self._until else None
 
 
-def _own_failure(reason: str) -> UpstreamError:
-    """For a refusal that leaves the attempt ours. AttemptEnded for any other."""
-    if reason == "TOOBIG":
-        return UpstreamError("output_too_large", "The completion is longer than a generation may be.")
-    if reason == "FULL":
-        return UpstreamError("storage_full", "Redis has no room for the completion.")
-    if reason == "ERROR":
-        return UpstreamError("internal_error", "Redis refused the completion.")
-    raise AttemptEnded(reason)
+def _own_failure(attempt: Attempt, end: AttemptEnded) -> UpstreamError:
+    """For a refusal that leaves the attempt ours, and ready for this ending. AttemptEnded for any other."""
+    told = {
+        "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
+        "FULL": ("storage_full", "Redis has no room for the completion."),
+        "ERROR": ("internal_error", "Redis refused the completion."),
+    }
+    if end.reason not in told:
+        raise end
+    attempt.cut()
+    return UpstreamError(*told[end.reason])
+
+
+async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:
+    """Returns what it was in the end."""
+    completion = Completion()
+    try:
+        await _fold(attempt, completion)
+    except Exception as error:
+        completion, failure = Completion(), _bug(attempt, error)
+    await attempt.finish(_ending(attempt, completion, failure))
+    return failure
 
 
 def _bug(attempt: Attempt, error: Exception) -> UpstreamError:

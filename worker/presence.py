@@ -8,12 +8,15 @@ import os
 import secrets
 import socket
 import time
+from typing import TYPE_CHECKING
 
 from broker import keys
 from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.version import __version__
-from worker.running import Running
+
+if TYPE_CHECKING:
+    from worker.running import Running
 
 LIFETIME = 15  # seconds
 REFRESH = 5.0

@@ -1,8 +1,8 @@
 """The stock OpenAI SDKs, each in a process of its own that calls what a test asks it to call.
 
 `oldest` is the first openai-python with today's interface, in an environment made from `tests/sdk/oldest.txt`;
-`newest` the one that this project itself depends on; `node` is openai-node, from `tests/node/package-lock.json`. What is
-missing is prepared by the first test that needs it, once for each lock file.
+`newest` the one that this project itself depends on; `node` is openai-node, from `tests/node/package-lock.json`. What
+is missing is prepared by the first test that needs it, once for each lock file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ CACHE = ROOT / ".cache"
 LOCK_FILE = ROOT / "tests/sdk/oldest.txt"
 PYTHON_DRIVER = ROOT / "tests/sdk/driver.py"
 NODE = ROOT / "tests/node"
+
+README_URL = "http://127.0.0.1:8000"
 
 NODE_SDK = pytest.param("node", marks=pytest.mark.node)
 ALL = ["oldest", "newest", NODE_SDK]
@@ -113,10 +116,12 @@ class Sdk:
         self._process = process
         self._calls: dict[int, Call] = {0: Call()}
         self._reader = asyncio.create_task(self._read())
+        self.version = ""
 
-    async def version(self) -> str:
+    async def ready(self) -> Sdk:
         async with asyncio.timeout(DEADLINE):
-            return (await self._calls[0].told.get())["version"]
+            self.version = (await self._calls[0].told.get())["version"]
+        return self
 
     def start(self, url: str, call: str, **arguments: Any) -> Call:
         """Begins `create`, `stream`, `raw` (create with raw response), `helper` (the accumulating stream),
@@ -163,8 +168,7 @@ async def sdk_named(name: str) -> AsyncGenerator[Sdk, None]:
     )
     sdk = Sdk(name, process)
     try:
-        await sdk.version()
-        yield sdk
+        yield await sdk.ready()
     finally:
         await sdk.stop()
 
@@ -194,6 +198,31 @@ def node() -> str:
             run(npm, "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=NODE)
             ready.touch()
     return binary
+
+
+def documented(language: str) -> str:
+    """The README's snippet for the SDK of that language."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [snippet] = re.findall(rf"^```{language}\n(.*?chat\.completions\.create.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    return snippet
+
+
+async def run_snippet(url: str, language: str, *command: str) -> str:
+    """What the README's snippet prints, run as it is but for the address and the key."""
+    source = documented(language)
+    assert source.count(README_URL) == 1
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=clean_environment(PYTHONPATH="", TOKENCAST_API_KEY="key"),
+        cwd=NODE,  # where Node finds openai-node
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate(source.replace(README_URL, url).encode())
+    assert (process.returncode, err.decode()) == (0, "")
+    return out.decode()
 
 
 def digest(file: Path, more: str = "") -> str:

@@ -25,7 +25,9 @@ from worker.upstream_sim.text import pieces
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("redis", "upstream-sim", "worker", "api")
 TERMINAL = ("completed", "failed", "cancelled", "gone")
-WORKER_DRAIN = 2  # seconds; less than what a long generation below still has to say when its worker is stopped
+WORKER_DRAIN = (
+    2  # seconds; less than what a long generation below still has to say when its worker is stopped
+)
 T = TypeVar("T")
 
 pytestmark = [
@@ -176,23 +178,24 @@ class Reading:
         assert (stored["status"], stored["text"]) == ("completed", self.expected)
         assert stored["cursor"] == self.events[-1].cursor
 
-    def _read(self, enough: Callable[[], bool], deadline: float = 90) -> "Reading":
+    def _read(self, enough: Callable[[], bool], deadline: float = 60) -> "Reading":
         end = time.monotonic() + deadline
         while not enough():
-            assert time.monotonic() < end, f"not within {deadline:g} s; so far {self.names} and {self.text!r}"
             try:
-                self._read_one_connection(enough)
+                self._read_one_connection(enough, end)
             except httpx2.TransportError:
                 time.sleep(0.1)  # nobody listens there at the moment
+            assert time.monotonic() < end, f"not within {deadline:g} s; so far {self.names} and {self.text!r}"
         return self
 
-    def _read_one_connection(self, enough: Callable[[], bool]) -> None:
+    def _read_one_connection(self, enough: Callable[[], bool], end: float) -> None:
         headers = {"Last-Event-ID": self.events[-1].cursor} if self.events else {}
         with self.stack.http.stream("GET", f"/v1/generations/{self.id}/events", headers=headers) as answer:
             assert answer.status_code == 200, f"{answer.status_code} at {headers}"
             for event in parse(answer.iter_lines()):
-                self._show(event)
-                if enough():
+                if event:
+                    self._show(event)
+                if enough() or time.monotonic() > end:
                     return
 
     def _show(self, event: Event) -> None:
@@ -208,16 +211,18 @@ class Reading:
         self.events.append(event)
 
 
-def parse(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of an SSE body; comments, `retry:` and frames without data mean nothing here."""
+def parse(lines: Iterable[str]) -> Iterator[Event | None]:
+    """The events of an SSE body, and None for whatever else comes: comments, `retry:`, frames without data."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         if name:
             fields[name] = value.removeprefix(" ")
-        elif not line:
-            if "data" in fields:
-                yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+        elif line or "data" not in fields:
+            yield None
+        else:
+            yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+        if not line:
             fields = {}
 
 
@@ -238,7 +243,9 @@ def engine() -> list[str]:
     else:
         pytest.skip("not run: neither `docker compose` nor `docker-compose` is installed")
     for image in base_images():
-        if not works("docker", "image", "inspect", image) and not works("docker", "pull", image, deadline=300):
+        if not works("docker", "image", "inspect", image) and not works(
+            "docker", "pull", image, deadline=300
+        ):
             pytest.skip(f"not run: the base image {image} is not here and cannot be pulled")
     return compose
 
@@ -330,7 +337,9 @@ def test_redis_keeps_what_it_was_given_and_obeys_only_the_password(stack: Stack)
     (container,) = stack.containers("redis")
 
     def redis(*words: str) -> str:
-        return run(["docker", "exec", container["Name"].removeprefix("/"), "redis-cli", *words], env=stack.env)
+        return run(
+            ["docker", "exec", container["Name"].removeprefix("/"), "redis-cli", *words], env=stack.env
+        )
 
     known = ("--user", "tokencast")  # its container knows the password
     told = dict(line.split(":", 1) for line in redis(*known, "info", "all").split() if line.count(":") == 1)

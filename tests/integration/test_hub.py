@@ -184,5 +184,5 @@ async def test_what_nobody_reads_is_forgotten_under_pressure(broker: Broker) -> 
                     async with asyncio.timeout(10):
                         await subscriber.ended
             assert len(peer.received) > 500_000
-            assert hub.cached_bytes <= 1_500_000
-        assert hub.cached_bytes > 500_000
+            assert hub.cache.bytes <= 1_500_000
+        assert hub.cache.bytes > 500_000

@@ -100,8 +100,8 @@ async def test_a_generation_runs_to_its_end(broker: Broker, process: Service) ->
     [
         "fault=no-done", "fault=raw-newline", "fault=retry-field", "fault=event-field", "fault=null-content",
         "fault=split", "fault=trickle speed=2000", "fault=gzip", "fault=slow-headers delay=0.2",
-        "newlines=crlf split=3", "shape=azure", "shape=extra", "unicode=1", "split_surrogate=1", "keepalive=0.1 delay=0.3",
-        "reasoning=5", "fault=tool-no-index tools=2", "refusal=3 length=0", "finish=length",
+        "newlines=crlf split=3", "shape=azure", "shape=extra", "unicode=1", "split_surrogate=1",
+        "keepalive=0.1 delay=0.3", "reasoning=5", "fault=tool-no-index tools=2", "refusal=3 length=0", "finish=length",
     ],
 )  # fmt: skip
 async def test_unusual_answers_are_completed(broker: Broker, process: Service, directive: str) -> None:
@@ -272,6 +272,8 @@ async def test_an_output_beyond_the_cap_fails_with_what_was_shown(broker: Broker
     assert done.error["code"] == "output_too_large"
     assert len(done.generation.text) > 1000
     assert said(5000).startswith(done.generation.text)
+    logged = [choice["delta"].get("content") or "" for chunk in done.chunks for choice in chunk["choices"]]
+    assert "".join(logged) == done.generation.text
 
     async def disconnected() -> bool:
         return (await calls(sim, "big"))[0]["outcome"] is not None

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import threading
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import openai
@@ -42,12 +42,12 @@ def told(error: Exception) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def client(base_url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=base_url, api_key="key")
 
 
-@lru_cache(maxsize=None)
+@cache
 def async_client(base_url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=base_url, api_key="key")
 

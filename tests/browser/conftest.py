@@ -1,0 +1,104 @@
+"""A browser, and pages that must stay clean: no console error, no uncaught exception, no CSP violation, no request
+to anybody but the gateway."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from playwright.async_api import Browser, Page, Request, async_playwright, expect
+
+from tests.support import DEADLINE, Gateway
+
+BINARIES = ("chromium", "google-chrome", "chromium-browser")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+expect.set_options(timeout=DEADLINE * 1000)
+
+
+@pytest.fixture(scope="package")
+async def browser() -> AsyncGenerator[Browser, None]:
+    binary = next(filter(None, map(shutil.which, BINARIES)), None)
+    if binary is None:
+        pytest.skip(f"no browser on this machine: none of {', '.join(BINARIES)}")
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=binary, args=ARGUMENTS.split())
+        yield started
+        await started.close()
+
+
+class Watched:
+    """A page, and what it did that it should not have done. `forgives` says which console errors a test provokes."""
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.page = page
+        self.forgives = ""
+        self._origin = origin
+        self._requests: list[Request] = []
+        self._complaints: list[str] = []
+
+    async def watch(self) -> None:
+        def complain(what: str) -> None:
+            self._complaints.append(what)
+
+        page = self.page
+        page.set_default_timeout(DEADLINE * 1000)
+        page.on("request", lambda request: self._requests.append(request))
+        page.on("pageerror", lambda error: complain(f"exception: {error}"))
+        page.on("dialog", lambda dialog: complain(f"dialog: {dialog.message}"))
+        page.on("console", lambda said: complain(f"{said.type}: {said.text}") if said.type != "log" else None)
+        await page.expose_function("complain", complain)
+        await page.add_init_script(
+            "document.addEventListener('securitypolicyviolation', (e) => complain(`CSP: ${e.violatedDirective}`))"
+        )
+
+    def check(self) -> None:
+        assert [what for what in self._complaints if not self.forgives or self.forgives not in what] == []
+        urls = {request.url for request in self._requests}
+        assert [url for url in urls if not url.startswith((f"{self._origin}/", "data:"))] == []
+
+    def streams(self, gid: str) -> list[Request]:
+        """What was asked for the events of a generation, from the first on."""
+        return [request for request in self._requests if f"/{gid}/events" in request.url]
+
+
+Open = Callable[..., Awaitable[Watched]]
+
+
+@pytest.fixture
+async def visit(browser: Browser) -> AsyncGenerator[Open, None]:
+    """`await visit(gateway, "/#gen_…", color_scheme="dark")`: a page in a browser profile of its own."""
+    watched: list[Watched] = []
+    async with AsyncExitStack() as stack:
+
+        async def open_page(gateway: Gateway, path: str = "/", **profile: object) -> Watched:
+            context = await browser.new_context(**profile)  # type: ignore[arg-type]
+            stack.push_async_callback(context.close)
+            visitor = Watched(await context.new_page(), gateway.url)
+            watched.append(visitor)
+            await visitor.watch()
+            await visitor.page.goto(gateway.url + path)
+            return visitor
+
+        yield open_page
+        for visitor in watched:
+            visitor.check()
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that stays free while nobody listens on it: outgoing connections are given ports from 32768 on."""
+    while True:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", number := random.randrange(20_000, 32_000)))
+            except OSError:
+                continue
+            return number

@@ -1,0 +1,151 @@
+"""The server that `tokencast dev` and these tests run on: there when asked for, gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from broker import embedded
+from broker.connection import Reply, connect_redis
+from broker.embedded import EmbeddedRedis, server_binary
+from broker.errors import Misconfigured
+from tests.support import clean_environment, gather, wait_until
+
+BINARIES = sorted({server_binary(), *filter(None, map(shutil.which, ("valkey-server", "redis-server")))})
+
+
+@pytest.fixture(params=BINARIES, ids=lambda path: Path(path).name)
+def binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every engine there is on this machine."""
+    path: str = request.param
+    monkeypatch.setattr(embedded, "server_binary", lambda: path)
+    return path
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+async def ask(server: EmbeddedRedis, *command: str) -> Reply:
+    async with connect_redis(server.url) as redis:
+        return await redis.execute(*command)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+async def test_it_answers_and_leaves_nothing(binary: str, temporary: Path) -> None:
+    async with EmbeddedRedis() as server:
+        assert await ask(server, "PING") == b"PONG"
+        assert await ask(server, "CONFIG", "GET", "save") == [b"save", b""]
+        assert os.listdir(temporary) == [], "not even while it runs"
+        pid = server.pid
+    assert server.exited()
+    assert not alive(pid)
+    assert os.listdir(temporary) == []
+
+
+async def test_after_a_restart_it_is_empty_at_the_same_address(binary: str) -> None:
+    async with EmbeddedRedis() as server:
+        await ask(server, "SET", "key", "value")
+        url = server.url
+        server.kill()
+        assert server.exited()
+        server.kill()  # once more harms nobody
+        await server.restart()
+        assert server.url == url
+        assert await ask(server, "GET", "key") is None
+
+
+async def test_with_a_file_it_has_its_data_back(binary: str, temporary: Path) -> None:
+    async with EmbeddedRedis(appendonly=True) as server:
+        await ask(server, "SET", "key", "value")
+        await server.restart()
+        assert await ask(server, "GET", "key") == b"value"
+    assert os.listdir(temporary) == []
+
+
+async def test_a_directory_that_was_given_stays_and_can_be_used_again(binary: str, tmp_path: Path) -> None:
+    async with EmbeddedRedis(appendonly=True, dir=tmp_path) as server:
+        await ask(server, "SET", "key", "value")
+    async with EmbeddedRedis(appendonly=True, dir=tmp_path) as another:
+        assert await ask(another, "GET", "key") == b"value"
+
+
+async def test_a_file_that_lies_about_is_not_read(binary: str, temporary: Path) -> None:
+    (temporary / "dump.rdb").write_bytes(b"not what it should be")
+    async with EmbeddedRedis() as server:
+        assert await ask(server, "DBSIZE") == 0
+
+
+async def test_many_at_once_do_not_get_into_each_others_way() -> None:
+    async with AsyncExitStack() as stack:
+        servers = await gather(*(stack.enter_async_context(EmbeddedRedis()) for _ in range(20)))
+        for server in servers:
+            assert f"process_id:{server.pid}\r\n" in (await ask(server, "INFO", "server")).decode()
+
+
+async def test_a_port_that_was_taken_meanwhile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with EmbeddedRedis() as first:
+        ports = iter((first.port, first.port, embedded.free_port()))
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
+        async with EmbeddedRedis() as second:
+            assert second.port != first.port
+            assert f"process_id:{second.pid}\r\n" in (await ask(second, "INFO", "server")).decode()
+
+
+async def test_without_any_server_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(Misconfigured, match=r"install .* or set REDIS_URL"):
+        async with EmbeddedRedis():
+            pass
+
+
+async def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "server_binary", lambda: str(shutil.which("false")))
+    with pytest.raises(Misconfigured, match=r"does not start \(.*false\)"):
+        async with EmbeddedRedis():
+            pass
+
+
+OWNER = """
+import asyncio
+from broker.embedded import EmbeddedRedis
+
+async def main():
+    async with EmbeddedRedis() as server:
+        print(server.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+async def test_it_dies_with_a_parent_that_is_killed() -> None:
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, stdout=subprocess.PIPE, env=clean_environment()
+    )
+    assert owner.stdout is not None
+    pid = int(await owner.stdout.readline())
+    assert alive(pid)
+    owner.send_signal(signal.SIGKILL)
+    await owner.wait()
+    await wait_until(lambda: not alive(pid))
