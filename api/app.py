@@ -26,6 +26,7 @@ from api.chat import ChatCompletions
 from api.errors import on_broker_error, on_crash, on_http_error
 from api.generations import Generations
 from api.health import Health, answers
+from api.models import Models
 from broker.connection import without_password
 from broker.errors import BrokerError
 from broker.reaper import Reaper
@@ -51,6 +52,7 @@ def create_app(broker: Broker) -> Starlette:
         routes=[
             *Generations(broker, access).routes(),
             *ChatCompletions(broker, access).routes(),
+            *Models(broker, access).routes(),
             *Health(broker).routes(),
             *_dashboard(),
         ],

@@ -31,7 +31,7 @@ STATUS_WAIT = 10.0
 
 
 class ChatCompletions:
-    """The handlers of `/v1/chat/completions` and `/v1/models`."""
+    """The handlers of `/v1/chat/completions`."""
 
     def __init__(self, broker: Broker, access: Access) -> None:
         self._broker = broker
@@ -42,8 +42,6 @@ class ChatCompletions:
         return [
             by_method(path, POST=self.create),
             by_method(path + "/{id}", GET=self.get),
-            by_method("/v1/models", GET=self.models),
-            by_method("/v1/models/{id:path}", GET=self.model),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -168,28 +166,6 @@ class ChatCompletions:
         if position != START and not await self._broker.store.page(generation.id, before, 1, until=position):
             raise InvalidCursor(f"The generation has no event {position}.")
         return position
-
-    async def models(self, request: Request) -> Response:
-        self._access.tenant(request)
-        return JSONResponse({"object": "list", "data": [_model(*model) for model in self._named_models()]})
-
-    async def model(self, request: Request) -> Response:
-        self._access.tenant(request)
-        upstream = self._broker.settings.upstream_for(request.path_params["id"])
-        return JSONResponse(_model(request.path_params["id"], upstream.name))
-
-    def _named_models(self) -> list[tuple[str, str]]:
-        """What is configured by name; a pattern names none."""
-        named: dict[str, str] = {}
-        for upstream in self._broker.settings.all_upstreams():
-            for model in upstream.models:
-                if not set(model) & set("*?["):
-                    named.setdefault(model, upstream.name)
-        return list(named.items())
-
-
-def _model(name: str, owner: str) -> Json:
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 async def _disconnected(request: Request) -> None:

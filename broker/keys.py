@@ -82,6 +82,9 @@ FAIR = "tc:fair"
 WORKERS = "tc:workers"
 """zset · worker id → last seen ms · 1 d · workers"""
 
+MODELS = "tc:models"
+"""hash · upstream → JSON list of the models it says it has · 1 d · workers"""
+
 WORKER_HEALTH = "tc:worker-health"
 """string (arq's health record; ours is WORKERS) · 1 h · arq"""
 

@@ -54,3 +54,8 @@ class Queue:
 
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))
+
+    async def models(self) -> dict[str, list[str]]:
+        """Upstream → the models that it says it has, as far as a worker has asked it."""
+        flat = await self.redis.execute("HGETALL", keys.MODELS)
+        return {name.decode(): msgspec.json.decode(listed) for name, listed in zip(flat[::2], flat[1::2], strict=True)}

@@ -11,10 +11,9 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
 
 from broker import keys
-from broker.connection import Redis, RedisError, Reply, Script
+from broker.connection import Redis, RedisError, Script
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
 from broker.queue import Queue
@@ -79,28 +78,28 @@ class Reaper:
     async def sweep(self) -> None:
         """One look at all shards."""
         due = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE,)) for shard in SHARDS])
-        gids = [gid.decode() for shard in due for gid in shard]
-        for gid, verdict in zip(gids, await self._reap(gids), strict=True):
-            if verdict is None or verdict[0] == b"NO":
-                continue
-            if verdict[0] == b"FAILED":
-                log.warning("%s: failed (attempts_exhausted)", gid)
-            elif await self._queue.enqueue(gid, verdict[2].decode(), int(verdict[1])):
-                log.info("%s: queued again", gid)
+        for shard in due:
+            for gid in shard:
+                await self._reap(gid.decode())
 
-    async def _reap(self, gids: Sequence[str]) -> list[Reply]:
-        calls = [(lifecycle_keys(gid), (gid, secrets.randbelow(1024), self._max_attempts)) for gid in gids]
-        if not calls:
-            return []
+    async def _reap(self, gid: str) -> None:
+        """One by one, each with its ticket: of a pipeline with one failure all replies would be lost, and with them
+        tickets."""
         try:
-            return await self._redis.run_many(REAP, calls)
-        except RedisError:
-            return [await self._reap_alone(*call) for call in calls]
-
-    async def _reap_alone(self, call_keys: Sequence[str], args: tuple[str, int, int]) -> Reply:
-        """One that Redis refuses must not stop the others."""
-        try:
-            return await self._redis.run(REAP, call_keys, args)
+            verdict = await self._redis.run(
+                REAP, lifecycle_keys(gid), (gid, secrets.randbelow(1024), self._max_attempts)
+            )
         except RedisError as error:
-            log.error("%s: cannot be reaped: %s", args[0], type(error).__name__)
-            return None
+            log.error("%s: cannot be reaped: %s", gid, type(error).__name__)
+            return
+        if verdict[0] == b"FAILED":
+            log.warning("%s: failed (attempts_exhausted)", gid)
+        elif verdict[0] == b"REQUEUE":
+            await self._enqueue(gid, verdict[2].decode(), int(verdict[1]))
+
+    async def _enqueue(self, gid: str, tenant: str, number: int) -> None:
+        try:
+            if await self._queue.enqueue(gid, tenant, number):
+                log.info("%s: queued again", gid)
+        except StorageUnavailable as error:  # the queue's Redis; the generation is due again in five seconds
+            log.warning("%s: no ticket yet: %s", gid, error.code)

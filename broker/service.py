@@ -63,6 +63,17 @@ class Broker:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
         return await self.store.get(gid, tenant)
 
+    async def models(self) -> dict[str, str]:
+        """The models that can be asked for by name → their upstream: those the settings name, and where they give
+        patterns, those that the upstream told a worker."""
+        told = await self.queue.models()
+        models: dict[str, str] = {}
+        for upstream in self.settings.all_upstreams():
+            for model in (*upstream.named, *told.get(upstream.name, ())):
+                if upstream.serves(model):
+                    models.setdefault(model, upstream.name)
+        return models
+
     async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Ends it as cancelled, at once; one that has ended stays as it is."""
         was, ticket = await self.store.cancel(gid, tenant)

@@ -56,6 +56,11 @@ class Upstream:
     api_key_env: str
     api_key: str | None
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Those of the patterns that are a name."""
+        return tuple(model for model in self.models if not set(model) & set("*?["))
+
     def serves(self, model: str) -> bool:
         return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 

@@ -109,15 +109,16 @@ class Service:
         return code
 
     async def stop(self) -> int:
-        """Asked twice, as somebody in a hurry would; killed if that is not enough."""
-        if self.process.returncode is None:
+        """Asked, and asked again, as somebody in a hurry would; killed if that is not enough. Two signals at once
+        would be one: they do not queue."""
+        for _ in range(50):
+            if self.process.returncode is not None:
+                break
             self.send(signal.SIGTERM)
-            await asyncio.sleep(0)
-            self.send(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(10):
-                await self.process.wait()
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self.process.wait()
+        else:
             self.send(signal.SIGKILL)
         return await self.wait()
 

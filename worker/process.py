@@ -18,6 +18,7 @@ from broker.settings import SIMULATED_KEY, Settings
 from worker.appender import Appender
 from worker.generate import Generator
 from worker.main import Picker
+from worker.models import ModelLists
 from worker.presence import Presence
 from worker.running import Running
 from worker.upstream import Upstreams
@@ -66,7 +67,13 @@ async def _work(
     presence = Presence(queue.redis, running)
     parts = [
         asyncio.create_task(part)
-        for part in (appender.run(), presence.run(), Reaper(store, queue, settings).run(), picker.run())
+        for part in (
+            appender.run(),
+            presence.run(),
+            Reaper(store, queue, settings).run(),
+            ModelLists(queue.redis, upstreams).run(),
+            picker.run(),
+        )
     ]
     try:
         await _first(stop.wait(), appender.ready())

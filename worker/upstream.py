@@ -69,6 +69,19 @@ class Upstreams:
                 raise
             raise UpstreamError("upstream_timeout", silence.complaint) from None
 
+    def by_pattern(self) -> list[Upstream]:
+        """Those that have a key, and whose models are not all named."""
+        return [
+            upstream for upstream in self._upstreams if upstream.api_key and len(upstream.named) < len(upstream.models)
+        ]
+
+    async def models(self, upstream: Upstream) -> list[str]:
+        """What the upstream says it has. UpstreamError."""
+        try:
+            return [model.id for model in (await self._clients[upstream.name].models.list()).data]
+        except (*FAMILIES, AttributeError, TypeError) as error:  # the SDK takes whatever JSON for a list
+            raise _classified(error, upstream.api_key) from error
+
     def _upstream(self, model: str) -> Upstream:
         for upstream in self._upstreams:
             if upstream.serves(model):

@@ -186,6 +186,7 @@ class Detail {
     }
     for (const choice of data.choices ?? []) this.add(choice);
     this.know({ cursor, ...FACTS[event](data) });
+    if (ENDINGS.has(event)) list.refresh();
   }
 
   know(facts) {
@@ -251,7 +252,6 @@ class Detail {
     this.fields.cancel.disabled = true;
     try {
       await ask(`${pathOf(this.id)}/cancel`, { method: "POST" }); // the stream tells the rest
-      list.refresh();
     } catch (error) {
       this.know({ error: `Not cancelled: ${error.message}` });
     }
@@ -326,7 +326,7 @@ const list = {
 
   fill(row, { id, status, model, created_at, attempt, usage }) {
     const fields = fieldsOf(row);
-    row.firstElementChild.hash = id;
+    row.firstElementChild.href = `#${id}`;
     showStatus(fields.status, status);
     show(fields.id, id);
     show(fields.model, model);

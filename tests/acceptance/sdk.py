@@ -91,6 +91,11 @@ class Call:
             assert not self._over, self.result.error
         return news["chunk"]
 
+    async def answered(self) -> None:
+        """Until the caller has the headers of its stream."""
+        while not self.result.headers:
+            await self._next()
+
     async def end(self) -> Result:
         while not self._over:
             await self._next()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -85,12 +84,6 @@ async def test_the_documented_snippet_runs(running: Gateway, version: str) -> No
     assert await run_snippet(running.url, "python", python, "-W", "error", "-") == said(60) + "\n"
 
 
-async def test_the_versions_are_the_ones_we_mean() -> None:
-    """The first that has today's interface, and the one that this project depends on."""
-    async with sdk_named("oldest") as oldest, sdk_named("newest") as newest:
-        assert (oldest.version, newest.version) == ("1.0.0", metadata.version("openai"))
-
-
 async def test_a_stored_completion_is_retrieved(running: Gateway, sdk: Sdk) -> None:
     """By the id that the completion itself bears."""
     created = await sdk.call(running.url, "create", **asked("tools=2 length=5"))
@@ -112,10 +105,7 @@ async def test_a_running_completion_is_retrieved_as_far_as_it_is(running: Gatewa
     assert (await call.end()).error["code"] == "generation_cancelled"
 
 
-async def test_the_accumulating_stream_takes_the_documented_format(running: Gateway, sdk: Sdk) -> None:
-    """Chunks without id, object, created and model, and no finish_reason."""
-    arguments = asked("shape=gabforge length=10", stream_options={"include_usage": True})
-    result = await sdk.call(running.url, "helper", **arguments)
-    assert result.error is None
-    assert result.text() == said(10)
-    assert result.usage["estimated"] is True
+async def test_an_unknown_completion_is_not_found(running: Gateway, sdk: Sdk) -> None:
+    result = await sdk.call(running.url, "retrieve", completion_id="gen_" + "0" * 34)
+    assert result.error["class"] == "NotFoundError"
+    assert (result.error["code"], result.error["param"]) == ("generation_not_found", "id")

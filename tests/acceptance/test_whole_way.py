@@ -133,6 +133,20 @@ async def test_the_model_chooses_among_several_upstreams(own_redis: EmbeddedRedi
             assert refused.json()["error"]["code"] == "model_not_found"
 
 
+async def test_models_that_are_not_named_come_from_the_upstream(own_redis: EmbeddedRedis, sim: str) -> None:
+    """With nothing but an address configured, the list is what the upstream says it has."""
+    async with gateway(own_redis.url, TOKENCAST_MODELS="*") as api:
+        assert (await api.http.get("/v1/models")).json()["data"] == []
+        async with worker(own_redis.url, sim):
+
+            async def listed() -> list[str]:
+                return [model["id"] for model in (await api.http.get("/v1/models")).json()["data"]]
+
+            assert {"gabforge-coder", "sim", "sim-truncate"} <= set(await wait_until(listed))
+        model = (await api.http.get("/v1/models/anything-else")).json()
+        assert (model["id"], model["object"], model["owned_by"]) == ("anything-else", "model", "default")
+
+
 async def test_a_prompt_is_in_no_log_and_no_queue_entry(own_redis: EmbeddedRedis, sim: str) -> None:
     """Nor is the upstream's answer, nor its key."""
     async with gateway(own_redis.url) as api:
@@ -158,7 +172,7 @@ async def test_a_worker_that_stops_hands_over_without_loss(own_redis: EmbeddedRe
     """At its second signal it gives its generation back; the next worker starts it again, and readers are told."""
     async with gateway(own_redis.url) as api:
         async with worker(own_redis.url, sim) as first:
-            generation = await api.create(request_body("[[sim seed=9 length=80 speed=100]]", model="sim"))
+            generation = await api.create(request_body("[[sim seed=9 length=300 speed=100]]", model="sim"))
             async with aclosing(api.follow(generation["id"])) as stream:
                 async for frame in stream:
                     if frame.event == "chunk" and texts([frame]):
@@ -169,7 +183,7 @@ async def test_a_worker_that_stops_hands_over_without_loss(own_redis: EmbeddedRe
         names = [frame.event for frame in frames]
         reset = names.index("reset")
         assert frames[reset].json["attempt"] == 2
-        assert texts(frames[reset:]) == "".join(pieces(9, 80))
+        assert texts(frames[reset:]) == "".join(pieces(9, 300))
         assert names[-1] == "completed"
 
 
@@ -177,7 +191,7 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
     """Its lease runs out, the reaper finds it, another worker takes it."""
     lease = {"TOKENCAST_LEASE": "1"}
     async with gateway(own_redis.url, **lease) as api, worker(own_redis.url, sim, **lease) as doomed:
-        generation = await api.create(request_body("[[sim seed=4 length=100 speed=50]]", model="sim"))
+        generation = await api.create(request_body("[[sim seed=4 length=300 speed=100]]", model="sim"))
         async with aclosing(api.follow(generation["id"])) as stream:
             async for frame in stream:
                 if frame.event == "chunk" and texts([frame]):
@@ -188,5 +202,5 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
     names = [frame.event for frame in frames]
     assert names.count("reset") == 1
     assert frames[names.index("reset")].json["reason"] == "worker_lost"
-    assert texts(frames[names.index("reset") :]) == "".join(pieces(4, 100))
+    assert texts(frames[names.index("reset") :]) == "".join(pieces(4, 300))
     assert names[-1] == "completed"

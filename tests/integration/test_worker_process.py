@@ -70,7 +70,9 @@ async def test_a_setting_that_is_wrong_is_named(redis: EmbeddedRedis) -> None:
     assert "TOKENCAST_SLOTS" in process.output
 
 
-async def test_check_tells_whether_a_worker_of_this_host_is_alive(redis: EmbeddedRedis, broker: Broker, sim: str) -> None:
+async def test_check_tells_whether_a_worker_of_this_host_is_alive(
+    redis: EmbeddedRedis, broker: Broker, sim: str
+) -> None:
     assert await check(redis.url) == 1
     async with worker(redis.url, sim, TOKENCAST_SLOTS="7") as process:
         [worker_id] = await broker.queue.redis.execute("ZRANGE", keys.WORKERS, 0, -1)
@@ -121,7 +123,9 @@ async def test_it_starts_as_soon_as_redis_answers(sim: str) -> None:
             await process.stop()
 
 
-async def test_a_stop_lets_generations_end_and_takes_no_new_ones(redis: EmbeddedRedis, broker: Broker, sim: str) -> None:
+async def test_a_stop_lets_generations_end_and_takes_no_new_ones(
+    redis: EmbeddedRedis, broker: Broker, sim: str
+) -> None:
     async with worker(redis.url, sim) as process:
         created = await broker.enqueue(asking("length=40 speed=40"))
         await wait_until(lambda: in_progress(broker, created.id))
@@ -265,35 +269,57 @@ async def test_a_lost_ticket_is_written_again(sim: str) -> None:
 
 async def test_more_than_a_hundred_run_with_an_empty_queue_and_a_new_one_starts(sim: str) -> None:
     """arq alone would never see the new one: its poll reads the first hundred tickets, and those run."""
-    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        async with worker(redis.url, sim, TOKENCAST_SLOTS="130"):
-            await asyncio.gather(*(broker.enqueue(asking("delay=600 label=many")) for _ in range(120)))
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="130"):
+        await asyncio.gather(*(broker.enqueue(asking("delay=600 label=many")) for _ in range(120)))
 
-            async def all_run() -> bool:
-                running, _ = await broker.store.list("default", "in_progress", 300)
-                return len(running) == 120
-
-            await wait_until(all_run)
-
-            async def empty() -> bool:
-                return await broker.queue.depth() == 0
-
-            await wait_until(empty)
-            assert not await broker.queue.redis.execute("KEYS", "arq:*")
-            assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
+        async def all_run() -> bool:
             running, _ = await broker.store.list("default", "in_progress", 300)
-            await asyncio.gather(*(broker.cancel(generation.id) for generation in running))
+            return len(running) == 120
+
+        await wait_until(all_run)
+
+        async def empty() -> bool:
+            return await broker.queue.depth() == 0
+
+        await wait_until(empty)
+        assert not await broker.queue.redis.execute("KEYS", "arq:*")
+        assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
+        running, _ = await broker.store.list("default", "in_progress", 300)
+        await asyncio.gather(*(broker.cancel(generation.id) for generation in running))
+
+
+async def test_the_bell_is_heard_while_a_slot_is_free(redis: EmbeddedRedis, broker: Broker, sim: str) -> None:
+    async with worker(redis.url, sim, TOKENCAST_SLOTS="1"):
+        assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
+
+        async def unheard() -> int:
+            return await broker.queue.redis.execute("LLEN", keys.BELL)
+
+        async def heard() -> bool:
+            return await unheard() == 0  # a poll takes tickets, but never the bell's tokens
+
+        await wait_until(heard)
+        busy = await broker.enqueue(asking("delay=600"))
+        await wait_until(partial(has_status, broker, busy.id, "in_progress"))
+        waiting = await broker.enqueue(asking("length=3 speed=0"))
+        assert await unheard() >= 1
+        assert (await broker.get(waiting.id)).status == "queued"
+        await broker.cancel(busy.id)
+        assert [event.name async for event in broker.follow(waiting.id)][-1] == "completed"
+
+
+async def has_status(broker: Broker, gid: str, status: str) -> bool:
+    return (await broker.store.state(gid, "default")).status == status
 
 
 async def test_a_worker_takes_no_more_than_it_has_slots(sim: str) -> None:
-    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        async with worker(redis.url, sim, TOKENCAST_SLOTS="3"):
-            created = [await broker.enqueue(asking("length=8 speed=40")) for _ in range(12)]
-            most = 0
-            completed = 0
-            while completed < len(created):
-                running, _ = await broker.store.list("default", "in_progress", 300)
-                most = max(most, len(running))
-                completed = len((await broker.store.list("default", "completed", 300))[0])
-                await asyncio.sleep(0.005)
-            assert most == 3
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="3"):
+        created = [await broker.enqueue(asking("length=8 speed=40")) for _ in range(12)]
+        most = 0
+        completed = 0
+        while completed < len(created):
+            running, _ = await broker.store.list("default", "in_progress", 300)
+            most = max(most, len(running))
+            completed = len((await broker.store.list("default", "completed", 300))[0])
+            await asyncio.sleep(0.005)
+        assert most == 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
 from functools import cache
@@ -132,6 +133,7 @@ def main() -> None:
     for line in sys.stdin:
         arguments = json.loads(line)
         threading.Thread(target=work, args=(arguments.pop("job"), arguments, loop), daemon=True).start()
+    os._exit(0)  # what is under way ends with us, without a word
 
 
 if __name__ == "__main__":

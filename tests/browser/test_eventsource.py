@@ -1,0 +1,120 @@
+"""What a page of somebody else's does: the README's example, and the bare EventSource below it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.async_api import Page, expect
+
+from broker import Broker
+from tests.browser.conftest import Open, Watched
+from tests.support import ROOT, Gateway, Writer
+
+pytestmark = pytest.mark.browser
+
+# What the README says, for as long as it does not.
+EXAMPLE = """
+const source = new EventSource(`/v1/generations/${id}/events`);
+
+source.addEventListener("chunk", (event) => {
+  for (const choice of JSON.parse(event.data).choices) {
+    if (choice.index === 0) output.append(choice.delta.content ?? "");
+  }
+});
+source.addEventListener("reset", () => output.replaceChildren()); // a new attempt: forget the text so far
+for (const ending of ["completed", "failed", "cancelled", "gone"]) {
+  source.addEventListener(ending, () => source.close());
+}
+"""
+
+
+def readme_example() -> str:
+    """The README's ```js block with an EventSource; it expects an `id` and an element `output`."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    blocks = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return next((block for block in blocks if "new EventSource(" in block), EXAMPLE)
+
+
+async def blank(visit: Open, api: Gateway) -> Watched:
+    """A page of the gateway's origin with an `output` in it, and nothing else."""
+    visitor = await visit(api, "/healthz")
+    visitor.forgives = "/favicon.ico"
+    await visitor.page.evaluate("document.body.innerHTML = '<pre id=\"output\"></pre>'")
+    return visitor
+
+
+async def run_example(page: Page, gid: str) -> None:
+    """Keeps its EventSource as `source`, to look at."""
+    await page.evaluate(
+        "window.EventSource = class extends EventSource { constructor(url) { super(url); window.source = this; } }; 0"
+    )
+    await page.evaluate(f"id => {{ const output = document.querySelector('#output'); {{ {readme_example()} }} }}", gid)
+
+
+async def closed(page: Page) -> None:
+    await page.wait_for_function("source.readyState === EventSource.CLOSED")
+
+
+async def started(api: Gateway, broker: Broker) -> Writer:
+    return await Writer(broker.store.redis, (await api.create())["id"]).claim()
+
+
+async def test_the_readme_s_example_shows_the_text_and_stops(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await started(api, broker)
+    visitor = await blank(visit, api)
+    output = visitor.page.locator("#output")
+    await run_example(visitor.page, writer.gid)
+    await writer.append("Hello", ", ", "<b>wor")
+    await expect(output).to_have_text("Hello, <b>wor")
+    await writer.append("ld</b>")
+    await writer.append_raw(b'{"choices":[{"index":1,"delta":{"content":"another"}}]}', b'{"choices":[],"usage":{}}')
+    await writer.append_raw(b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}')
+    await writer.finish()
+    await closed(visitor.page)
+    await expect(output).to_have_text("Hello, <b>world</b>")
+    assert len(visitor.streams(writer.gid)) == 1
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled", "gone"])
+async def test_the_example_stops_at_every_ending(api: Gateway, broker: Broker, visit: Open, how: str) -> None:
+    writer = await started(api, broker)
+    visitor = await blank(visit, api)
+    await run_example(visitor.page, writer.gid)
+    await writer.append("Half")
+    await expect(visitor.page.locator("#output")).to_have_text("Half")
+    if how == "failed":
+        await writer.finish("failed", b'{"error":{"message":"m","type":"server_error","code":"c"}}')
+    elif how == "cancelled":
+        await api.http.post(f"/v1/generations/{writer.gid}/cancel")
+    else:
+        await api.http.delete(f"/v1/generations/{writer.gid}")
+    await closed(visitor.page)
+    await expect(visitor.page.locator("#output")).to_have_text("Half")
+
+
+async def test_the_example_forgets_what_a_reset_withdraws(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await started(api, broker)
+    visitor = await blank(visit, api)
+    await run_example(visitor.page, writer.gid)
+    await writer.append("lost")
+    await expect(visitor.page.locator("#output")).to_have_text("lost")
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    second = await Writer(broker.store.redis, writer.gid).claim()
+    await second.append("kept")
+    await expect(visitor.page.locator("#output")).to_have_text("kept")
+
+
+async def test_who_does_not_close_is_told_to_stop(api: Gateway, broker: Broker, visit: Open) -> None:
+    """The browser comes back once behind the end, is answered 204, and then leaves it."""
+    writer = await started(api, broker)
+    await writer.append("Hello")
+    await writer.finish()
+    visitor = await blank(visit, api)
+    await visitor.page.evaluate("id => { source = new EventSource(`/v1/generations/${id}/events`); }", writer.gid)
+    await closed(visitor.page)
+    responses = [await request.response() for request in visitor.streams(writer.gid)]
+    assert [response and response.status for response in responses] == [200, 204]
+    headers = await visitor.streams(writer.gid)[1].all_headers()
+    assert headers["last-event-id"] == f"{writer.attempt}-2"

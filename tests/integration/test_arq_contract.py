@@ -1,0 +1,240 @@
+"""Each thing of arq's, documented or not, that the queue and the worker rely on. arq 0.28 is frozen; should that
+end, these say what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from arq import Retry
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.jobs import Job
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from broker import Broker, keys
+from broker.connection import Redis
+from broker.embedded import EmbeddedRedis
+from broker.queue import JOB_NAME, deserialize, serialize
+from tests.support import DEADLINE, wait_until
+
+Started = list[tuple[str, str, str]]
+
+
+@pytest.fixture
+async def pool(redis: EmbeddedRedis) -> AsyncGenerator[ArqRedis, None]:
+    connection = Redis(redis.url)
+    await connection.execute("FLUSHALL")
+    yield ArqRedis(connection.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
+    await connection.close()
+
+
+def worker(pool: ArqRedis, job: Callable[..., Awaitable[None]], max_jobs: int = 10) -> Worker:
+    """As worker/main.py builds it."""
+    return Worker(
+        [func(job, name=JOB_NAME)],  # type: ignore[arg-type]
+        queue_name=keys.QUEUE,
+        redis_pool=pool,
+        handle_signals=False,
+        max_jobs=max_jobs,
+        job_timeout=5,
+        keep_result=0,
+        max_tries=1000,
+        poll_delay=1,
+        health_check_key=keys.WORKER_HEALTH,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        log_results=False,
+    )
+
+
+class Recorder:
+    """A job that notes how it was called, and returns when it may."""
+
+    def __init__(self, *, blocking: bool = False) -> None:
+        self.started: Started = []
+        self.may_return = asyncio.Event()
+        if not blocking:
+            self.may_return.set()
+
+    async def job(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
+        self.started.append((ctx["job_id"], gid, tenant))
+        await self.may_return.wait()
+
+
+async def enqueue(broker: Broker, count: int = 1, tenant: str = "t") -> list[str]:
+    for number in range(count):
+        assert await broker.queue.enqueue(f"gen_{number}", tenant, 1)
+    return [f"gen_{number}.1" for number in range(count)]
+
+
+async def finished(arq_worker: Worker) -> None:
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*arq_worker.tasks.values())
+
+
+@contextlib.asynccontextmanager
+async def running(arq_worker: Worker) -> AsyncGenerator[asyncio.Task[None], None]:
+    task = asyncio.create_task(arq_worker.async_run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_job_that_enqueue_lua_wrote_is_arqs_own(pool: ArqRedis, broker: Broker) -> None:
+    [ticket] = await enqueue(broker, tenant="tenant7")
+    job = Job(ticket, pool, keys.QUEUE, deserialize)
+    info = await job.info()
+    assert info is not None
+    assert (info.function, list(info.args), info.kwargs, info.job_try) == (JOB_NAME, ["gen_0", "tenant7"], {}, None)
+    assert await broker.queue.redis.execute("GET", job_key_prefix + ticket)
+    assert not await broker.queue.enqueue("gen_0", "tenant7", 1)
+
+
+async def test_a_job_that_returns_leaves_nothing_behind(pool: ArqRedis, broker: Broker) -> None:
+    tickets = await enqueue(broker, 3)
+    recorder = Recorder()
+    arq_worker = worker(pool, recorder.job)
+    async with running(arq_worker):
+        await wait_until(lambda: len(recorder.started) == 3)
+        await wait_until(lambda: empty(broker))
+    assert sorted(recorder.started) == [(ticket, ticket[:-2], "t") for ticket in tickets]
+    assert await broker.queue.redis.execute("KEYS", "arq:*") == []
+
+
+async def empty(broker: Broker) -> bool:
+    return await broker.queue.depth() == 0
+
+
+async def test_a_running_job_is_marked_for_job_timeout_and_ten_seconds(pool: ArqRedis, broker: Broker) -> None:
+    [ticket] = await enqueue(broker)
+    recorder = Recorder(blocking=True)
+    arq_worker = worker(pool, recorder.job)
+    async with running(arq_worker):
+        await wait_until(lambda: recorder.started)
+        assert 10_000 < await broker.queue.redis.execute("PTTL", in_progress_key_prefix + ticket) <= 15_000
+        assert await broker.queue.redis.execute("PTTL", retry_key_prefix + ticket) > 0
+        assert await broker.queue.depth() == 1  # which is why ours return at once
+        assert set(arq_worker.tasks) == {ticket}
+        assert arq_worker.main_task is not None
+        recorder.may_return.set()
+        await finished(arq_worker)
+    assert await broker.queue.redis.execute("EXISTS", in_progress_key_prefix + ticket) == 0
+
+
+async def test_a_poll_takes_as_many_as_queue_read_limit_says_at_that_moment(pool: ArqRedis, broker: Broker) -> None:
+    await enqueue(broker, 10)
+    recorder = Recorder(blocking=True)
+    arq_worker = worker(pool, recorder.job)
+    arq_worker.queue_read_limit = 4
+    await arq_worker._poll_iteration()
+    await wait_until(lambda: len(recorder.started) == 4)
+    assert len(arq_worker.tasks) == 4
+    recorder.may_return.set()
+    await finished(arq_worker)
+    arq_worker.queue_read_limit = 1
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert len(recorder.started) == 5
+
+
+async def test_a_poll_takes_nothing_where_allow_pick_jobs_says_so(pool: ArqRedis, broker: Broker) -> None:
+    await enqueue(broker)
+    recorder = Recorder()
+    arq_worker = worker(pool, recorder.job)
+    arq_worker.allow_pick_jobs = False
+    await arq_worker._poll_iteration()
+    assert not arq_worker.tasks
+    arq_worker.allow_pick_jobs = True
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert len(recorder.started) == 1
+
+
+async def test_no_more_than_max_jobs_run(pool: ArqRedis, broker: Broker) -> None:
+    await enqueue(broker, 5)
+    recorder = Recorder(blocking=True)
+    arq_worker = worker(pool, recorder.job, max_jobs=2)
+    await arq_worker._poll_iteration()
+    await arq_worker._poll_iteration()
+    await wait_until(lambda: len(recorder.started) == 2)
+    assert len(arq_worker.tasks) == 2
+    recorder.may_return.set()
+    await finished(arq_worker)
+
+
+async def test_two_workers_never_start_the_same_ticket(pool: ArqRedis, broker: Broker) -> None:
+    tickets = await enqueue(broker, 20)
+    recorder = Recorder(blocking=True)
+    workers = [worker(pool, recorder.job, max_jobs=20) for _ in range(3)]
+    await asyncio.gather(*(arq_worker._poll_iteration() for arq_worker in workers))
+    await wait_until(lambda: len(recorder.started) == 20)
+    assert sorted(ticket for ticket, _, _ in recorder.started) == sorted(tickets)
+    recorder.may_return.set()
+    await asyncio.gather(*map(finished, workers))
+
+
+async def test_small_scores_are_due_and_the_smallest_is_first(pool: ArqRedis, broker: Broker) -> None:
+    """The score is a fair tag, not a time: one tenant's many tickets stand behind another's first."""
+    for number in range(5):
+        await broker.queue.enqueue(f"gen_many{number}", "many", 1)
+    await broker.queue.enqueue("gen_one", "one", 1)
+    recorder = Recorder()
+    arq_worker = worker(pool, recorder.job)
+    for _ in range(3):
+        arq_worker.queue_read_limit = 1
+        await arq_worker._poll_iteration()
+        await finished(arq_worker)
+    assert "one" in [tenant for _, _, tenant in recorder.started]
+
+
+async def test_a_job_that_asks_for_it_is_run_again(pool: ArqRedis, broker: Broker) -> None:
+    calls: list[int] = []
+
+    async def job(ctx: dict[str, Any], gid: str, tenant: str) -> None:
+        calls.append(ctx["job_try"])
+        if len(calls) == 1:
+            raise Retry(defer=0.05)
+
+    await enqueue(broker)
+    arq_worker = worker(pool, job)
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert await broker.queue.depth() == 1
+
+    async def again() -> bool:
+        await arq_worker._poll_iteration()
+        await finished(arq_worker)
+        return len(calls) == 2
+
+    await wait_until(again)
+    assert calls == [1, 2]
+    assert await broker.queue.depth() == 0
+
+
+async def test_an_error_of_redis_ends_the_loop_and_leaks_a_slot(broker: Broker, redis: EmbeddedRedis) -> None:
+    """So the loop is begun anew, with a new worker."""
+    async with EmbeddedRedis() as other:
+        connection = Redis(other.url)
+        pool = ArqRedis(connection.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
+        arq_worker = worker(pool, Recorder().job)
+        async with running(arq_worker) as task:
+            await wait_until(lambda: other_queue_seen(arq_worker))
+            other.kill()
+            with pytest.raises((RedisError, OSError)):
+                await asyncio.wait_for(task, DEADLINE)
+            with pytest.raises((RedisError, OSError)):
+                await arq_worker.start_jobs([b"gen_0.1"])
+        assert arq_worker.job_counter == 1
+        assert not arq_worker.tasks
+        await connection.close()
+
+
+def other_queue_seen(arq_worker: Worker) -> bool:
+    return arq_worker._last_health_check > 0
