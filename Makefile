@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lock clean
+.PHONY: help run test check bench lock clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,6 +15,7 @@ help:
 	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
+	@echo "make bench   what the broker adds to an upstream's stream (ARGS='--runs 5 --json')"
 	@echo "make lock    write both lock files (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove everything that the above have made"
 
@@ -22,13 +23,16 @@ run: .venv/.run
 	@exec $(python) -m broker dev
 
 test: .venv/.dev .venv/.system
-	$(python) -m pytest -n auto --dist loadgroup $(ARGS)
+	$(python) -m pytest -n auto --dist loadfile $(ARGS)
 
 check: .venv/.dev
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m pyright
 	$(python) -m pytest -q tests/unit $(wildcard tests/test_*.py)
+
+bench: .venv/.dev
+	@$(python) -m tests.bench.latency $(ARGS)
 
 # One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
 lock: .cache/uv/bin/uv

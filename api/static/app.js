@@ -33,17 +33,16 @@ function showStatus(node, status) {
 }
 
 const moment = (seconds) => new Date(seconds * 1000);
-const tokens = (usage, name) => `${usage.estimated ? "≈ " : ""}${usage[name] ?? 0}`;
+const tokens = (usage, kind) => `${usage.estimated ? "≈ " : ""}${usage[`${kind}_tokens`] ?? 0}`;
 
 function age(seconds) {
   const [unit, size] = [["d", 86400], ["h", 3600], ["min", 60]].find(([, size]) => seconds >= size) ?? ["s", 1];
   return `${Math.max(0, Math.floor(seconds / size))} ${unit} ago`;
 }
 
-/** `status` is 0 where there was no answer at all. */
 const refused = (status, message) => Object.assign(new Error(message), { status });
 
-/** What the gateway answers; throws what it refuses. */
+/** What the gateway answers. Throws an error with its `status` where it refuses, with status 0 where it is away. */
 async function ask(path, options = {}) {
   const response = await fetch(path, { ...options, signal: AbortSignal.timeout(10_000) }).catch(() => {
     throw refused(0, "The gateway does not answer.");
@@ -51,11 +50,11 @@ async function ask(path, options = {}) {
   const body = await response.json().catch(() => null); // a proxy's own error page is no JSON
   if (response.ok && body) return body;
   const keyed = "This gateway asks for an API key. For now, this page needs an open gateway.";
-  throw refused(response.status, response.status === UNAUTHORISED ? keyed : (body?.error?.message ?? "It failed."));
+  const message = response.status === UNAUTHORISED ? keyed : body?.error?.message;
+  throw refused(response.status, message ?? "The gateway has failed.");
 }
 
 // --- one stream ---
-
 const FINAL_ANSWERS = new Set([400, UNAUTHORISED, 403, 404, 410]);
 
 /**
@@ -114,7 +113,6 @@ function follow(id, view) {
 }
 
 // --- one generation ---
-
 /** What each event tells, beside the text. */
 const FACTS = {
   created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
@@ -124,7 +122,7 @@ const FACTS = {
     return { status: "in_progress", attempt, reset, gap: "", waiting: "", finish: "", usage: null };
   },
   waiting: ({ reason, retry_at }) => ({
-    waiting: `The upstream is busy (${reason}). Waiting until ${moment(retry_at).toLocaleTimeString()}.`,
+    waiting: `Waiting for the upstream (${reason}) until ${moment(retry_at).toLocaleTimeString()}.`,
   }),
   chunk: ({ usage }) => ({ status: "in_progress", waiting: "", ...(usage && { usage }) }),
   completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
@@ -233,28 +231,20 @@ class Detail {
     for (const name of ["model", "attempt", "cursor", "finish"]) show(fields[name], String(facts[name] || "–"));
     for (const name of ["reset", "gap", "waiting", "error"]) tell(fields[name], facts[name] ?? "");
     show(fields.created, created ? moment(created).toLocaleString() : "–");
-    const [prompted, written] = ["prompt_tokens", "completion_tokens"].map((name) => usage && tokens(usage, name));
-    show(fields.usage, usage ? `${prompted} in, ${written} out` : "–");
+    show(fields.usage, usage ? `${tokens(usage, "prompt")} in, ${tokens(usage, "completion")} out` : "–");
     fields.cancel.hidden = connection === "ended" || ENDINGS.has(status);
     fields.output.ariaBusy = String(connection !== "ended");
     show(byId("announcement"), connection === "reconnecting" ? "Connection lost" : status.replace("_", " "));
-    this.paintText(fields.output);
-  }
-
-  /** Whoever has scrolled to the end stays there; whoever reads further up is left alone. */
-  paintText(output) {
-    const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
+    // Whoever has scrolled to the end stays there; whoever reads further up is left alone.
+    const { scrollHeight, scrollTop, clientHeight } = fields.output;
     for (const { text } of this.parts.values()) text.paint();
-    if (atEnd) output.scrollTop = output.scrollHeight;
+    if (scrollHeight - scrollTop - clientHeight < 40) fields.output.scrollTop = fields.output.scrollHeight;
   }
 
   async cancel() {
+    const refusal = ({ message }) => this.know({ error: `Not cancelled: ${message}` });
     this.fields.cancel.disabled = true;
-    try {
-      await ask(`${pathOf(this.id)}/cancel`, { method: "POST" }); // the stream tells the rest
-    } catch (error) {
-      this.know({ error: `Not cancelled: ${error.message}` });
-    }
+    await ask(`${pathOf(this.id)}/cancel`, { method: "POST" }).catch(refusal); // the stream tells the rest
     this.fields.cancel.disabled = false;
   }
 
@@ -272,7 +262,6 @@ class Detail {
 }
 
 // --- the list ---
-
 const list = {
   rows: new Map(), // id → its <li>
   wanted: PAGE,
@@ -333,7 +322,7 @@ const list = {
     show(fields.age, age(Date.now() / 1000 - created_at));
     fields.age.title = moment(created_at).toLocaleString();
     show(fields.attempt, attempt ? `attempt ${attempt}` : "no attempt yet");
-    show(fields.tokens, usage ? `${tokens(usage, "completion_tokens")} tokens` : "");
+    show(fields.tokens, usage ? `${tokens(usage, "completion")} tokens` : "");
   },
 
   mark() {
@@ -342,7 +331,6 @@ const list = {
 };
 
 // --- the prompt ---
-
 const prompt = {
   models: null,
   draft: { body: "", key: "" },
@@ -380,12 +368,10 @@ byId("prompt-form").addEventListener("submit", (event) => {
   prompt.send();
 });
 byId("prompt").addEventListener("keydown", (event) => {
-  const enter = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-  if (enter && !byId("send").disabled) byId("prompt-form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("send").click();
 });
 
 // --- the page ---
-
 let detail = null;
 const nothing = byId("main").firstElementChild;
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import DEADLINE, ROOT, clean_environment
+from tests.support import DEADLINE, ROOT, Gateway, clean_environment
 
 Json = dict[str, Any]
 CACHE = ROOT / ".cache"
@@ -153,6 +153,34 @@ class Sdk:
         async with asyncio.timeout(DEADLINE):
             assert await self._process.wait() == 0
             await self._reader
+
+
+CLASSES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    409: "ConflictError",
+    422: "UnprocessableEntityError",
+    429: "RateLimitError",
+    502: "InternalServerError",
+    503: "InternalServerError",
+    504: "InternalServerError",
+}
+
+
+def raised(sdk: Sdk, result: Result, status: int, code: str | None, param: str | None = None) -> Json:
+    """The error, which is the SDK's own for that status."""
+    error = result.error
+    assert error is not None
+    assert error["class"] == CLASSES.get(status, "APIError" if sdk.name == "node" else "APIStatusError")
+    assert (error["status"], error["code"], error["param"]) == (status, code, param)
+    assert (result.chunks, result.completion) == ([], None)
+    return error
+
+
+async def generations(api: Gateway, label: str) -> list[Json]:
+    """Those with that label, the newest first."""
+    listed = (await api.http.get("/v1/generations?limit=100")).json()["data"]
+    return [one for one in listed if one["metadata"].get("label") == label]
 
 
 @asynccontextmanager

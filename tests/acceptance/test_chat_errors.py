@@ -1,39 +1,24 @@
-"""What goes wrong reaches the SDKs as their own exceptions, with the status, code and param that the contract maps it to;
-and no error makes an SDK repeat a request that is being paid for already. They run with the retries they come with."""
+"""What goes wrong reaches the SDKs as their own exceptions, with a status, a code and a param; and no error makes an SDK
+repeat a request that is being paid for already. They run with the retries they come with.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import signal
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx2
 import pytest
 
-from broker import Broker
 from broker.embedded import EmbeddedRedis
-from tests.acceptance.sdk import ALL, Call, Json, Result, Sdk, sdk_named
-from tests.support import Gateway, Writer, gateway, request_body, upstream_sim, wait_until, worker
+from tests.acceptance.sdk import ALL, Json, Sdk, generations, raised, sdk_named
+from tests.support import Gateway, request_body, upstream_sim, worker
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
 
 PROMPT = "Explain the GIL in CPython."
 SEED = seed_of([{"role": "user", "content": PROMPT}])
-
-STATUS_CLASS = {
-    400: "BadRequestError",
-    404: "NotFoundError",
-    409: "ConflictError",
-    410: "APIStatusError",
-    413: "APIStatusError",
-    422: "UnprocessableEntityError",
-    429: "RateLimitError",
-    502: "InternalServerError",
-    503: "InternalServerError",
-    504: "InternalServerError",
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +43,6 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
 def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
     content = f"{PROMPT} [[sim speed=0 {directive}]]"
     return {"model": model, "messages": [{"role": "user", "content": content}], "extra_body": more}
-
-
-def raised(sdk: Sdk, result: Result, status: int, code: str | None, param: str | None = None) -> Json:
-    """The error, which is the SDK's own for that status."""
-    error = result.error
-    assert error is not None
-    expected = STATUS_CLASS[status]
-    assert error["class"] == ("APIError" if (sdk.name, expected) == ("node", "APIStatusError") else expected)
-    assert (error["status"], error["code"], error["param"]) == (status, code, param)
-    assert (result.chunks, result.completion) == ([], None)
-    return error
-
-
-async def generations(api: Gateway, label: str) -> list[Json]:
-    """Those with that label, the newest first."""
-    listed = (await api.http.get("/v1/generations?limit=100")).json()["data"]
-    return [one for one in listed if one["metadata"].get("label") == label]
 
 
 async def calls(sim: str, label: str) -> list[Json]:
@@ -220,68 +188,3 @@ async def test_a_key_for_two_bodies_is_a_conflict(api: Gateway, sdk: Sdk) -> Non
     result = await sdk.call(api.url, "create", extra_headers=key, **request_body("Something else."))
     error = raised(sdk, result, 422, "idempotency_conflict", "idempotency-key")
     assert error["headers"]["x-should-retry"] == "false"
-
-
-async def begun(api: Gateway, sdk: Sdk, call: str) -> tuple[str, Call]:
-    """A call whose generation was accepted, and that waits for what no worker brings."""
-    label = secrets.token_hex(8)
-    waiting = sdk.start(api.url, call, **asked(model="m", metadata={"label": label}))
-    [generation] = await wait_until(lambda: generations(api, label))
-    return generation["id"], waiting
-
-
-@pytest.mark.parametrize("call", ["stream", "create"])
-async def test_cancelled_before_any_text_is_a_conflict(api: Gateway, sdk: Sdk, call: str) -> None:
-    """SDKs repeat a 409 as a rule; this one says that they should not."""
-    gid, waiting = await begun(api, sdk, call)
-    await api.http.post(f"/v1/generations/{gid}/cancel")
-    error = raised(sdk, await waiting.end(), 409, "generation_cancelled")
-    assert error["headers"]["x-should-retry"] == "false"
-    assert (await api.http.get("/v1/generations?limit=1")).json()["data"][0]["id"] == gid
-
-
-async def test_cancelled_after_some_text_is_a_conflict_for_who_wants_the_whole(
-    api: Gateway, broker: Broker, sdk: Sdk
-) -> None:
-    gid, waiting = await begun(api, sdk, "create")
-    await (await Writer(broker.store.redis, gid).claim()).append("Half a te")
-    await api.http.post(f"/v1/generations/{gid}/cancel")
-    raised(sdk, await waiting.end(), 409, "generation_cancelled")
-
-
-@pytest.mark.parametrize("call", ["stream", "create"])
-async def test_deleted_before_any_text_is_gone(api: Gateway, sdk: Sdk, call: str) -> None:
-    """It was accepted, so this too is an error after which nothing is to be repeated."""
-    gid, waiting = await begun(api, sdk, call)
-    await api.http.delete(f"/v1/generations/{gid}")
-    error = raised(sdk, await waiting.end(), 410, "generation_gone", "id")
-    assert error["headers"]["x-should-retry"] == "false"
-    assert error["headers"]["x-generation-id"] == gid
-
-
-@pytest.mark.parametrize("call", ["stream", "create"])
-async def test_a_stopping_gateway_tells_who_waits(redis: EmbeddedRedis, sdk: Sdk, call: str) -> None:
-    """A connection that just broke would make the SDK repeat the request elsewhere, and that is another bill."""
-    async with gateway(redis.url) as api:
-        gid, waiting = await begun(api, sdk, call)
-        api.process.send(signal.SIGTERM)
-        error = raised(sdk, await waiting.end(), 503, "server_draining")
-    assert error["headers"]["x-should-retry"] == "false"
-    assert error["headers"]["x-generation-id"] == gid
-
-
-async def test_a_late_failure_is_an_error_frame(api: Gateway, broker: Broker) -> None:
-    """Ten seconds the status line waits; then it is a 200, and what comes is a frame."""
-    async with sdk_named("newest") as sdk:
-        started = asyncio.get_running_loop().time()
-        gid, waiting = await begun(api, sdk, "stream")
-        writer = await Writer(broker.store.redis, gid).claim()
-        await waiting.answered()
-        assert 9 < asyncio.get_running_loop().time() - started < 20
-        await writer.finish("failed", b'{"error":{"message":"Late.","type":"server_error","code":"upstream_timeout"}}')
-        result = await waiting.end()
-    assert (result.error["class"], result.error["code"], result.error["status"]) == (
-        "APIError",
-        "upstream_timeout",
-        None,
-    )

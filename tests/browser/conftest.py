@@ -36,7 +36,7 @@ async def browser() -> AsyncGenerator[Browser, None]:
 
 
 class Watched:
-    """A page, and what it did that it should not have done. `forgives` matches the console errors that a test provokes."""
+    """A page, and what it did that it should not have done. `forgives` matches what a test provokes."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page

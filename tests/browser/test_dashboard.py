@@ -259,7 +259,7 @@ async def test_a_wait_for_the_upstream_says_until_when(api: Gateway, broker: Bro
     page = (await visit(api, f"/#{writer.gid}", timezone_id="UTC", locale="de-DE")).page
     noon = 1763812800
     await writer.append_raw(json.dumps({"reason": "rate_limited", "retry_at": noon + 5}).encode(), kind="w")
-    await expect(field(page, "waiting")).to_have_text("The upstream is busy (rate_limited). Waiting until 12:00:05.")
+    await expect(field(page, "waiting")).to_have_text("Waiting for the upstream (rate_limited) until 12:00:05.")
     await writer.append("At last.")
     await says(part(page, "Answer"), "At last.")
     await expect(field(page, "waiting")).to_be_hidden()

@@ -30,16 +30,17 @@ def plain(model: Any) -> Any:
 
 
 def told(error: Exception) -> dict[str, Any]:
-    body = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else {}  # openai 1.0 keeps the whole body
     response = getattr(error, "response", None)
+    details: dict[str, Any] = {name: getattr(error, name, None) for name in ("code", "param", "type")}
+    if openai.__version__ == "1.0.0" and response is not None:  # which looks for them one level too high
+        details = {name: response.json()["error"][name] for name in details}
     return {
         "class": type(error).__name__,
         "api_error": isinstance(error, openai.APIError),
         "status": getattr(error, "status_code", None),
         "headers": dict(response.headers) if response is not None else {},
         "message": str(error),
-        **{name: getattr(error, name, None) or inner.get(name) for name in ("code", "param", "type")},
+        **details,
     }
 
 
