@@ -55,7 +55,7 @@ class Completion:
             elif key == "logprobs" and isinstance(value, dict):
                 merged[key] = merged.get(key) or {}
                 _merge(merged[key], cast(Json, value))
-            elif key != "index" and value is not None:
+            elif key not in ("index", "message") and value is not None:
                 merged[key] = value
 
     @property

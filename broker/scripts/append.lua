@@ -11,6 +11,7 @@ if no then return no end
 local by = tonumber(m[4])
 if by > tonumber(ARGV[5]) then return {'TOOBIG'} end
 local n, bytes = append_items(KEYS[2], ARGV[2], tonumber(m[3]), first, 7)
+if not n then return {'LOST'} end
 if ARGV[6] == '1' then
   local t = redis.call('TIME')
   redis.call('HSET', KEYS[1], 'n', n, 'by', by + bytes, 'ct', ARGV[4], 'fa', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000)))

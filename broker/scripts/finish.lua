@@ -12,6 +12,7 @@ if no then return no end
 local now = now_ms()
 local xa = expire_ended(now)
 local n = append_items(LOG, ARGV[3], tonumber(m[3]), first, 11)
+if not n then return {'LOST'} end
 redis.call('HSET', META, 'st', ARGV[5], 'own', '', 'n', n, 'le', 0, 'ea', int(now), 'xa', xa,
   'fr', ARGV[6], 'us', ARGV[7], 'er', ARGV[8], 'res', ARGV[9], 'ct', ARGV[10])
 if m[4] == '' and tonumber(ARGV[10]) > 0 then redis.call('HSET', META, 'fa', int(now)) end

@@ -1,11 +1,12 @@
 -- Appends the items that the log does not have yet. ARGV from `at` on are triples type, ms, data; the first
--- one's seq is `first`, the log's last is `n`. A resent item is skipped, so a lost reply costs nothing.
+-- one's seq is `first`, the log's last is `n`. A resent item is skipped, so a lost reply costs nothing. Nothing is
+-- written, and nil returned, where the log itself is gone: made anew it would begin in the middle and never expire.
 local function append_items(log, prefix, n, first, at)
   local bytes = 0
   for i = at + 3 * (n + 1 - first), #ARGV, 3 do
     n = n + 1
     bytes = bytes + #ARGV[i + 2]
-    redis.call('XADD', log, prefix .. n, 't', ARGV[i], 'm', ARGV[i + 1], 'd', ARGV[i + 2])
+    if not redis.call('XADD', log, 'NOMKSTREAM', prefix .. n, 't', ARGV[i], 'm', ARGV[i + 1], 'd', ARGV[i + 2]) then return nil end
   end
   return n, bytes
 end

@@ -1,5 +1,5 @@
-"""What goes wrong reaches the SDKs as their own exceptions, with a status, a code and a param; and no error makes an SDK
-repeat a request that is being paid for already. They run with the retries they come with.
+"""What goes wrong reaches the SDKs as their own exceptions, with a status, a code and a param; and no error makes an
+SDK repeat a request that is being paid for already. They run with the retries they come with.
 """
 
 from __future__ import annotations

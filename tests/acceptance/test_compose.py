@@ -20,12 +20,13 @@ from uuid import uuid4
 import httpx2
 import pytest
 
+from broker.settings import Settings, variable_of
 from worker.upstream_sim.text import pieces
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("redis", "upstream-sim", "worker", "api")
 TERMINAL = ("completed", "failed", "cancelled", "gone")
-WORKER_DRAIN = 2  # seconds; less than what a long generation below still has to say when its worker is stopped
+WORKER_DRAIN = 1  # second; less than what a long generation below still has to say when its worker is stopped
 T = TypeVar("T")
 
 pytestmark = [
@@ -131,6 +132,10 @@ class Stack:
             return self.http.get("/readyz").status_code == 200
         except httpx2.TransportError:
             return False
+
+    @property
+    def models(self) -> list[str]:
+        return [model["id"] for model in self.http.get("/v1/models").json()["data"]]
 
     def create(self, seed: int, length: int, speed: float, **parameters: str) -> "Reading":
         """A new generation of a known text; the simulated upstream takes `length / speed` seconds for it."""
@@ -285,10 +290,21 @@ def stack(engine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
         try:
             stack.up()
             yield stack
-        finally:
             print(stack.do("logs", "--tail=100"))  # pytest shows it where a test failed
-            stack.do("down", "-v", "--remove-orphans")
-            run(["docker", "image", "rm", "--force", project], env=env)
+        finally:
+            try:
+                stack.do("down", "-v", "--remove-orphans")
+            finally:
+                run(["docker", "image", "rm", "--force", project], env=env)
+
+
+# -- What needs no engine ----------------------------------------------------------------------------------
+
+
+def test_every_setting_can_be_set() -> None:
+    """In .env, that is: a variable that the file does not name would never reach a container."""
+    named = set(re.findall(r"^ +([A-Z_]+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
+    assert {variable_of(name, field) for name, field in Settings.model_fields.items()} - named == set()
 
 
 # -- What it shows -----------------------------------------------------------------------------------------
@@ -297,7 +313,9 @@ def stack(engine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_it_answers_without_a_key(stack: Stack) -> None:
     assert stack.ready
     stack.create(seed=1, length=40, speed=40).until_end().assert_complete()
-    assert "simulated" in stack.do("logs", "worker").lower()
+    assert "SIMULATED" in stack.do("logs", "worker")
+    # Which models there are, the gateway knows from the worker.
+    eventually("the models are listed", lambda: "sim" in stack.models, deadline=30)
 
 
 def test_the_containers_can_do_no_more_than_they_need(stack: Stack) -> None:

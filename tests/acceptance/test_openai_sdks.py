@@ -90,6 +90,7 @@ ODDITIES = {
     "azure": "shape=azure length=8",
     "unknown fields": "shape=extra length=8",
     "gabforge": "shape=gabforge length=8",
+    "gabforge with tools": "shape=gabforge tools=2",
     "null content": "length=20 fault=null-content",
     "split surrogates": "split_surrogate=1 length=80",
 }
@@ -182,7 +183,7 @@ REFUSED = {"cut by length", "content filter", "azure"}
 """What an accumulating stream may raise an error of its own for, whoever sends it."""
 
 
-@pytest.mark.parametrize("name", [name for name in WHOLE if name != "gabforge"])
+@pytest.mark.parametrize("name", [name for name in WHOLE if "gabforge" not in name])
 async def test_the_accumulating_stream_puts_it_together(
     running: Gateway, sim: str, accumulating: Sdk, name: str
 ) -> None:
@@ -266,7 +267,8 @@ async def test_parameters_that_nobody_knows_reach_the_upstream(running: Gateway,
 
 
 async def test_models_are_listed(running: Gateway, sdk: Sdk) -> None:
-    """Those that are configured by name."""
-    models = (await sdk.call(running.url, "models")).models
-    assert [model["id"] for model in models] == ["gabforge-coder", "sim", "m"]
-    assert {model["object"] for model in models} == {"model"}
+    """Among them those that are configured by name."""
+    result = await sdk.call(running.url, "models")
+    assert result.error is None
+    assert {"gabforge-coder", "sim", "m"} <= {model["id"] for model in result.models}
+    assert {(model["object"], model["owned_by"]) for model in result.models} == {("model", "default")}

@@ -99,10 +99,10 @@ async def test_the_list_is_kept_up_to_date_without_losing_place(api: Gateway, br
     await listed.evaluate("nav => { nav.scrollTop = nav.scrollHeight; }")
     place = (await chosen.bounding_box() or {})["y"]
     newest = (await api.create(request_body(model="sim")))["id"]
-    await writer.append("a ", "b ")
-    await api.http.post(f"/v1/generations/{gids[4]}/cancel")
     await expect(row(page, newest)).to_contain_text("queued")
     await expect(row(page, newest)).to_contain_text("sim")
+    await writer.append("a ", "b ")
+    await api.http.post(f"/v1/generations/{gids[4]}/cancel")
     await expect(chosen).to_contain_text("cancelled")
     await expect(chosen).to_contain_text("≈ 2 tokens")
     await expect(chosen).to_be_focused()

@@ -173,3 +173,14 @@ async def _appended(writer: Writer) -> bool:
         return await writer.append("after") == b"OK"
     except StorageUnavailable:
         return False
+
+
+async def test_a_log_that_vanished_is_not_made_anew(broker: Broker) -> None:
+    """A writer that goes on would leave a log without a beginning, and without a lifetime."""
+    generation = await broker.enqueue(request_body())
+    writer = await Writer(broker.store.redis, generation.id).claim()
+    await writer.append("a ")
+    await broker.store.redis.execute("DEL", names.log(generation.id))
+    assert await writer.append("b ") == b"LOST"
+    assert await writer.finish() == b"LOST"
+    assert await broker.store.redis.execute("EXISTS", names.log(generation.id)) == 0

@@ -330,14 +330,14 @@ async def test_an_append_that_redis_will_never_take_ends_the_attempt(redis: Embe
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
         attempt, other = [appender.begin(await claimed(broker)) for _ in range(2)]
-        await execute("DEL", keys.log(attempt.claim.gid))
-        await execute("SET", keys.log(attempt.claim.gid), secrets.token_hex(), "EX", 60)
+        log, aside = keys.log(attempt.claim.gid), keys.log(attempt.claim.gid) + ":aside"
+        await execute("RENAME", log, aside)
+        await execute("SET", log, secrets.token_hex(), "EX", 60)
         attempt.push(chunks("a"))
         other.push(chunks("a"))
         assert await interrupted(attempt) == "ERROR"
         await other.finish(ending())
-        await execute("DEL", keys.log(attempt.claim.gid))
+        await execute("RENAME", aside, log)
         attempt.cut()
         await attempt.finish(ending("failed", b'{"error":{}}'))
-    await execute("EXPIRE", keys.log(attempt.claim.gid), 60)  # what we deleted came back without
     assert (await broker.get(other.claim.gid)).status == "completed"

@@ -75,6 +75,7 @@ def test_choices_are_kept_apart_and_odd_chunks_do_no_harm() -> None:
         delta(0, content="a"),
         {"choices": [{"delta": {"content": "c"}}]},
         {"choices": None},
+        {"choices": [{"index": 0, "message": "not a stream's word"}]},
         {"choices": [{"index": 1, "delta": None, "finish_reason": "length"}]},
         {"usage": {"total_tokens": 3}, "choices": []},
     )
