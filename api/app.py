@@ -99,7 +99,10 @@ def _dashboard() -> list[Route]:
 
         return Route(path, serve, methods=["GET"])
 
-    return [route(path, name) for path, name in _STATIC.items()]
+    async def no_icon(_: Request) -> Response:
+        return Response(status_code=204)  # browsers ask on every page that is not ours
+
+    return [*(route(path, name) for path, name in _STATIC.items()), Route("/favicon.ico", no_icon)]
 
 
 async def _await_redis(broker: Broker) -> None:

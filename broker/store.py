@@ -194,21 +194,36 @@ class Store:
         self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
     ) -> tuple[list[Generation], bool]:
         """Newest first, and whether there are more. `after` is the id of the last one of the page before."""
-        newest = created_ms(check_id(after)) if after else None
+        if after is not None:
+            check_id(after)
+        found: list[Generation] = []
+        while True:
+            page, more = await self._list_page(tenant, status, limit - len(found), after)
+            found += await self._still_there(tenant, page)
+            if not more or len(found) == limit:
+                return found, more
+            after = page[-1]  # some of the page had expired
+
+    async def _list_page(
+        self, tenant: str, status: str | None, limit: int, after: str | None
+    ) -> tuple[list[str], bool]:
+        newest = created_ms(after) if after else "+inf"
         ranges = await self.redis.pipeline(
             [
-                ("ZREVRANGEBYSCORE", keys.index(shard, tenant, status), newest or "+inf", "-inf", "LIMIT", 0, limit + 1)
+                ("ZREVRANGEBYSCORE", keys.index(shard, tenant, status), newest, "-inf", "LIMIT", 0, limit + 1)
                 for shard in SHARDS
             ]
         )
         gids = sorted((member.decode() for members in ranges for member in members), reverse=True)
         if after:
             gids = [gid for gid in gids if gid < after]
-        page = gids[:limit]
-        metas = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS) for gid in page])
-        found = [_generation(gid, m) for gid, m in zip(page, metas, strict=True) if m[1] not in (None, b"deleted")]
-        await self._drop_dead(tenant, [gid for gid, m in zip(page, metas, strict=True) if m[1] is None])
-        return found, len(gids) > limit
+        return gids[:limit], len(gids) > limit
+
+    async def _still_there(self, tenant: str, gids: Sequence[str]) -> list[Generation]:
+        metas = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS) for gid in gids])
+        known = list(zip(gids, metas, strict=True))
+        await self._drop_dead(tenant, [gid for gid, meta in known if meta[1] is None])
+        return [_generation(gid, meta) for gid, meta in known if meta[1] not in (None, b"deleted")]
 
     async def _drop_dead(self, tenant: str, gids: Sequence[str]) -> None:
         await self.redis.pipeline(

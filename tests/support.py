@@ -233,6 +233,7 @@ class Writer:
         self.gid = gid
         self.attempt = ""
         self.n = 0
+        self.text = ""
 
     @property
     def own(self) -> str:
@@ -245,12 +246,15 @@ class Writer:
             [self.gid, "token", secrets.randbelow(1024), 60_000, "", 9],
         )
         assert reply[0] == b"OK", reply
-        self.attempt, self.n = reply[1].decode(), 0
+        self.attempt, self.n, self.text = reply[1].decode(), 0, ""
         return self
 
     async def append(self, *texts: str, kind: str = "c") -> bytes:
         chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
-        return await self.append_raw(*chunks, kind=kind)
+        outcome = await self.append_raw(*chunks, kind=kind)
+        if outcome == b"OK":
+            self.text += "".join(texts)
+        return outcome
 
     async def append_raw(self, *chunks: bytes, kind: str = "c") -> bytes:
         items: list[Any] = [part for chunk in chunks for part in (kind, self.n, chunk)]
@@ -266,10 +270,12 @@ class Writer:
 
     async def finish(self, status: str = "completed", data: bytes = b'{"finish_reason":"stop","usage":null}') -> bytes:
         error = json.dumps(json.loads(data).get("error")) if status == "failed" else ""
+        message = {"role": "assistant", "content": self.text}
+        choices = json.dumps([{"index": 0, "message": message, "finish_reason": "stop"}])
         reply = await self.redis.run(
             FINISH,
             lifecycle_keys(self.gid),
-            [self.gid, self.own, f"{self.attempt}-", self.n + 1, status, "stop", "", error, "[]", self.n,
+            [self.gid, self.own, f"{self.attempt}-", self.n + 1, status, "stop", "", error, choices, self.n,
              "ok" if status == "completed" else "f", self.n, data],
         )  # fmt: skip
         return reply[0]

@@ -321,7 +321,7 @@ const list = {
     show(fields.model, model);
     show(fields.age, age(Date.now() / 1000 - created_at));
     fields.age.title = moment(created_at).toLocaleString();
-    show(fields.attempt, attempt ? `attempt ${attempt}` : "no attempt yet");
+    show(fields.attempt, attempt ? `attempt ${attempt}` : "not begun");
     show(fields.tokens, usage ? `${tokens(usage, "completion")} tokens` : "");
   },
 

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` without an SDK: what attaches to a generation, what outlives its caller, where one reads on."""
+"""`/v1/chat/completions` without an SDK: what attaches to a generation, what outlives its caller, and reading on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import httpx2
 import pytest
 
 from broker import Broker
@@ -59,9 +58,8 @@ async def read(api: Gateway, gid: str, query: str = "") -> list[Frame]:
     return [frame async for frame in api.stream("GET", f"{PATH}/{gid}?stream=true{query}")]
 
 
-async def calls(sim: str, label: str) -> list[dict[str, Any]]:
-    async with httpx2.AsyncClient() as http:
-        return (await http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
+async def calls(api: Gateway, sim: str, label: str) -> list[dict[str, Any]]:
+    return (await api.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
 
 
 async def written(api: Gateway, broker: Broker, *words: str) -> Writer:
@@ -88,7 +86,7 @@ async def test_an_idempotency_key_attaches_whoever_repeats_it(running: Gateway, 
     assert later.json()["choices"][0]["message"]["content"] == texts(first)
     assert (later.headers["x-generation-id"], later.headers["idempotent-replayed"]) == (later.json()["id"], "true")
     assert texts(await post(running, body, **headers)) == texts(first)
-    assert len(await calls(sim, "attached")) == 1
+    assert len(await calls(running, sim, "attached")) == 1
 
 
 async def test_a_client_that_leaves_its_stream_does_not_stop_it(running: Gateway, sim: str) -> None:
@@ -97,7 +95,7 @@ async def test_a_client_that_leaves_its_stream_does_not_stop_it(running: Gateway
         await anext(data)
     generation = await running.ended(response.headers["x-generation-id"])
     assert (generation["status"], generation["text"]) == ("completed", "".join(pieces(7, 60)))
-    assert [call["outcome"] for call in await calls(sim, "left-stream")] == ["completed"]
+    assert [call["outcome"] for call in await calls(running, sim, "left-stream")] == ["completed"]
 
 
 async def test_a_client_that_no_longer_waits_does_not_stop_it(running: Gateway, sim: str) -> None:
@@ -113,7 +111,7 @@ async def test_a_client_that_no_longer_waits_does_not_stop_it(running: Gateway, 
     await asyncio.gather(waiting, return_exceptions=True)
     generation = await running.ended(generation["id"])
     assert (generation["status"], generation["text"]) == ("completed", "".join(pieces(7, 60)))
-    assert [call["outcome"] for call in await calls(sim, "left-whole")] == ["completed"]
+    assert [call["outcome"] for call in await calls(running, sim, "left-whole")] == ["completed"]
 
 
 async def test_a_completion_is_stored(running: Gateway) -> None:

@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import httpx2
 import pytest
 
 from broker.embedded import EmbeddedRedis
@@ -45,9 +44,8 @@ def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
     return {"model": model, "messages": [{"role": "user", "content": content}], "extra_body": more}
 
 
-async def calls(sim: str, label: str) -> list[Json]:
-    async with httpx2.AsyncClient() as http:
-        return (await http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
+async def calls(api: Gateway, sim: str, label: str) -> list[Json]:
+    return (await api.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
 
 
 FAULTS: dict[str, tuple[int, str | None, str | None]] = {
@@ -85,7 +83,7 @@ async def test_an_upstreams_refusal_has_a_status_of_its_own(
     [generation] = await generations(running, label)
     assert error["headers"]["x-generation-id"] == generation["id"]
     assert generation["status"] == "failed"
-    assert len(await calls(sim, label)) == 1
+    assert len(await calls(running, sim, label)) == 1
 
 
 async def test_the_upstreams_words_are_passed_on(running: Gateway, sdk: Sdk) -> None:
@@ -113,7 +111,7 @@ async def test_a_limit_that_passes_is_not_seen(running: Gateway, sim: str, sdk: 
     result = await sdk.call(running.url, "stream", **body)
     assert result.error is None
     assert result.text() == "".join(pieces(SEED, 5))
-    assert len(await calls(sim, label)) == 2
+    assert len(await calls(running, sim, label)) == 2
     assert len(await generations(running, label)) == 1
 
 
@@ -148,7 +146,7 @@ async def test_a_text_that_breaks_off_raises(running: Gateway, sim: str, sdk: Sd
     assert (streamed.error["code"], streamed.error["type"]) == (BROKEN[directive], "server_error")
     whole = await sdk.call(running.url, "create", **body)
     raised(sdk, whole, 504 if directive == "fault=stall" else 502, BROKEN[directive])
-    assert len(await generations(running, label)) == len(await calls(sim, label)) == 2
+    assert len(await generations(running, label)) == len(await calls(running, sim, label)) == 2
 
 
 BAD_BODIES: dict[str, tuple[Json, str | None, str]] = {

@@ -376,7 +376,7 @@ def test_a_restart_loses_nothing(stack: Stack, service: str) -> None:
     earlier.assert_complete()
     # An upstream that breaks off cannot be resumed: the request says what shall happen instead.
     policy = {"on_upstream_error": "restart"} if service == "upstream-sim" else {}
-    running = stack.create(seed=3, length=100, speed=12.5, **policy).until_chunks(5)
+    running = stack.create(seed=3, length=75, speed=12.5, **policy).until_chunks(5)
     with subprocess.Popen(
         stack.command("restart", service),
         env=stack.env,

@@ -45,33 +45,29 @@ class Tap:
 async def tapped(api: Gateway) -> AsyncGenerator[Tap, None]:
     host, port = api.url.removeprefix("http://").split(":")
     received = bytearray()
-    connections: set[asyncio.Task[None]] = set()
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, record: bytearray | None) -> None:
-        while data := await source.read(65536):
-            if record is not None:
-                record += data
-            sink.write(data)
+        with suppress(OSError):  # SDKs drop a connection whose stream they do not read to its end
+            while data := await source.read(65536):
+                if record is not None:
+                    record += data
+                sink.write(data)
         sink.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(asyncio.current_task())
+        connections[asyncio.current_task()] = writer
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
-        try:
-            with suppress(OSError):  # SDKs drop a connection whose stream they do not read to its end
-                await asyncio.gather(pass_on(reader, up_writer, None), pass_on(up_reader, writer, received))
-        finally:
-            for each in (writer, up_writer):
-                each.close()
-                with suppress(OSError):
-                    await each.wait_closed()
+        await asyncio.gather(pass_on(reader, up_writer, None), pass_on(up_reader, writer, received))
+        for each in (writer, up_writer):
+            with suppress(OSError):
+                await each.wait_closed()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    async with server:
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield Tap(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received)
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        for writer in connections.values():  # SDKs keep them for a next call
+            writer.close()
+        await asyncio.gather(*connections)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from importlib import metadata
 from typing import Any
 
-import httpx2
 import pytest
 
 from broker.embedded import EmbeddedRedis
@@ -260,8 +259,7 @@ async def test_parameters_that_nobody_knows_reach_the_upstream(running: Gateway,
     arguments = asked(f"label={label} length=1", top_k=3, **ours)
     result = await sdk.call(running.url, "create", temperature=0.5, **arguments)
     assert result.text() == said(1)
-    async with httpx2.AsyncClient() as http:
-        [call] = (await http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
+    [call] = (await running.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
     assert set(call["parameters"]) == {"messages", "model", "stream", "stream_options", "temperature", "top_k"}
     assert (await running.get(result.completion["id"]))["metadata"] == {"order": "17"}
 

@@ -13,34 +13,17 @@ from tests.support import ROOT, Gateway, Writer
 
 pytestmark = pytest.mark.browser
 
-# What the README says, for as long as it does not.
-EXAMPLE = """
-const source = new EventSource(`/v1/generations/${id}/events`);
-
-source.addEventListener("chunk", (event) => {
-  for (const choice of JSON.parse(event.data).choices) {
-    if (choice.index === 0) output.append(choice.delta.content ?? "");
-  }
-});
-source.addEventListener("reset", () => output.replaceChildren()); // a new attempt: forget the text so far
-for (const ending of ["completed", "failed", "cancelled", "gone"]) {
-  source.addEventListener(ending, () => source.close());
-}
-"""
-
 
 def readme_example() -> str:
     """The README's ```js block with an EventSource; it expects an `id` and an element `output`."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    text = (ROOT / "README.md").read_text("utf-8")
     blocks = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return next((block for block in blocks if "new EventSource(" in block), EXAMPLE)
+    return next(block for block in blocks if "new EventSource(" in block)
 
 
 async def blank(visit: Open, api: Gateway) -> Watched:
     """A page of the gateway's origin with an `output` in it, and nothing else."""
     visitor = await visit(api, "/healthz")
-    visitor.forgives = "/favicon.ico"
     await visitor.page.evaluate("document.body.innerHTML = '<pre id=\"output\"></pre>'")
     return visitor
 

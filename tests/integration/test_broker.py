@@ -184,3 +184,18 @@ async def test_a_log_that_vanished_is_not_made_anew(broker: Broker) -> None:
     assert await writer.append("b ") == b"LOST"
     assert await writer.finish() == b"LOST"
     assert await broker.store.redis.execute("EXISTS", names.log(generation.id)) == 0
+
+
+async def test_the_list_steps_over_what_has_expired(broker: Broker) -> None:
+    """An index outlives its members: a page is full all the same, and what is dead is dropped on sight."""
+    made = [(await broker.enqueue(request_body(), tenant="lister")).id for _ in range(9)]
+    newest_first = sorted(made, reverse=True)
+    dead = newest_first[1:5]
+    await broker.store.redis.execute("DEL", *map(names.meta, dead))
+    page, more = await broker.store.list("lister", limit=3)
+    assert ([generation.id for generation in page], more) == ([newest_first[i] for i in (0, 5, 6)], True)
+    page, more = await broker.store.list("lister", limit=3, after=page[-1].id)
+    assert ([generation.id for generation in page], more) == (newest_first[7:], False)
+    left = [name for gid in dead for name in await broker.store.redis.execute("KEYS", f"tc:{{{gid[14:16]}}}:i:lister*")]
+    members = [m.decode() for name in left for m in await broker.store.redis.execute("ZRANGE", name, 0, -1)]
+    assert not set(members) & set(dead)
