@@ -25,7 +25,7 @@ from api.access import Access
 from api.chat import ChatCompletions
 from api.errors import on_broker_error, on_crash, on_http_error
 from api.generations import Generations
-from api.health import Health, answers
+from api.health import Health
 from api.models import Models
 from broker.connection import without_password
 from broker.errors import BrokerError
@@ -109,8 +109,8 @@ async def _await_redis(broker: Broker) -> None:
     """Says what is missing at the start, and when it has come. The routes answer 503 until then."""
     for redis in {broker.store.redis.url: broker.store.redis, broker.queue.redis.url: broker.queue.redis}.values():
         delay, waited = 0.2, False
-        while not await answers(redis):
-            logger.warning("Redis does not answer at %s; trying again", without_password(redis.url))
+        while trouble := await redis.trouble():
+            logger.warning("%s Trying %s again.", trouble, without_password(redis.url))
             waited = True
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, 5)

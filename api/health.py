@@ -7,8 +7,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.errors import JSONResponse
-from broker.connection import Redis
-from broker.errors import StorageUnavailable
 from broker.service import Broker
 
 
@@ -28,14 +26,7 @@ class Health:
         return JSONResponse(status, 200 if reason is None else 503)
 
     async def _missing(self) -> str | None:
-        if not await answers(self._broker.store.redis):
-            return "redis (logs)"
-        return None if await answers(self._broker.queue.redis) else "redis (queue)"
-
-
-async def answers(redis: Redis) -> bool:
-    try:
-        await redis.execute("PING")
-    except StorageUnavailable:
-        return False
-    return True
+        for name, redis in (("logs", self._broker.store.redis), ("queue", self._broker.queue.redis)):
+            if trouble := await redis.trouble():
+                return f"{name}: {trouble}"
+        return None

@@ -16,8 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis.asyncio as redis_asyncio
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker.errors import StorageUnavailable
@@ -99,6 +107,14 @@ class Redis:
             await self.execute("SCRIPT", "LOAD", script.source)
             return await self.pipeline(commands)
 
+    async def trouble(self) -> str | None:
+        """Why it cannot be used; None if it can."""
+        try:
+            await self.execute("PING")
+        except StorageUnavailable as error:
+            return error.message
+        return None
+
     async def close(self) -> None:
         await self.client.aclose(close_connection_pool=True)
 
@@ -110,13 +126,18 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, AuthenticationError):
+            raise StorageUnavailable("Redis refuses the name or the password.") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
             raise StorageUnavailable from error
-        if isinstance(error, ResponseError) and str(error).startswith(_PASSING):
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSING)):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
 
 
-_PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY")
+# Of the server's state or of our rights there, not of the command: nobody but its operator can do anything. The
+# library has classes for some, and takes their first word away; the rest are known by it.
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
+_REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED")
 
 # A dead peer is noticed after 15 + 3 × 5 s: without this a half-open connection waits for ever.
 KEEPALIVE: dict[int, int | bytes] = {

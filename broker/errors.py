@@ -82,7 +82,7 @@ class IdempotencyConflict(BrokerError):
 
 
 class StorageUnavailable(BrokerError):
-    """Redis does not answer; try again."""
+    """Redis does not answer."""
 
     code = "storage_unavailable"
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 from broker import keys
 from broker.completion import Completion, fold, text_of
 from broker.connection import Redis, Script
-from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict
+from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
 from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, new_id, shard_of
 from broker.requests import CompletionRequest
@@ -126,7 +127,7 @@ class Store:
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
-        raise IdempotencyConflict
+        raise IdempotencyConflict, StorageUnavailable
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
@@ -149,8 +150,9 @@ class Store:
         completion = await self._fold(generation)
         choices = completion.choices
         if generation.ended:
-            await self.redis.run(SETTLE, [keys.meta(gid)], [msgspec.json.encode(choices)])
-            self._partial.pop(gid, None)
+            with suppress(StorageUnavailable):  # a full server: the next reader folds again
+                await self.redis.run(SETTLE, [keys.meta(gid)], [msgspec.json.encode(choices)])
+                self._partial.pop(gid, None)
         return _with_choices(generation, choices)
 
     async def _fold(self, generation: Generation) -> Completion:

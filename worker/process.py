@@ -123,19 +123,11 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
 async def _until_both_answer(*servers: Redis) -> None:
     for server in servers:
         delay = 0.1
-        while not await _answers(server):
+        while trouble := await server.trouble():
             if delay == 0.1:
-                log.warning("Redis at %s does not answer; trying again", without_password(server.url))
+                log.warning("%s Trying %s again.", trouble, without_password(server.url))
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(2 * delay, 5.0)
-
-
-async def _answers(server: Redis) -> bool:
-    try:
-        await server.execute("PING")
-    except StorageUnavailable:
-        return False
-    return True
 
 
 async def _farewell(presence: Presence) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker import Broker
+from broker import Broker, connect
 from broker.embedded import EmbeddedRedis, free_port
 from tests.support import Gateway, gateway, request_body, service, wait_until
 
@@ -120,7 +120,7 @@ async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
         redis.kill()
         url = redis.url.replace("redis://", "redis://:hunter2@")
         async with gateway(redis.url, TOKENCAST_STREAMS_URL=url) as api:
-            await api.process.says(r"Redis does not answer at redis://\*\*\*@127.0.0.1:\d+/0")
+            await api.process.says(r"Redis does not answer\. Trying redis://\*\*\*@127.0.0.1:\d+/0 again")
             assert (await api.http.get("/readyz")).status_code == 503
             assert (await api.http.get("/healthz")).status_code == 200
             refused = await api.http.post("/v1/generations", json=BODY)
@@ -140,6 +140,31 @@ async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
 
             await wait_until(ready)
             assert (await api.create())["status"] == "queued"
+
+
+async def test_a_redis_that_refuses_is_said_too(own_redis: EmbeddedRedis) -> None:
+    """A wrong password, or a user without rights, is an operator's trouble like a server that is away."""
+    async with connect(own_redis.url) as broker:
+        await broker.store.redis.execute("ACL", "SETUSER", "weak", "on", ">hunter2", "~*", "+select")
+    for login, says in (("weak:hunter2", "no permissions"), ("weak:hunter3", "refuses the name or the password")):
+        async with gateway(own_redis.url.replace("redis://", f"redis://{login}@")) as api:
+            await api.process.says(says)
+            ready = await api.http.get("/readyz")
+            assert (ready.status_code, says in ready.text) == (503, True)
+            assert (await api.http.post("/v1/generations", json=BODY)).status_code == 503
+            assert "hunter" not in api.process.output
+            assert "Traceback" not in api.process.output
+
+
+async def test_a_full_redis_refuses_new_generations_and_still_ends_old_ones(own_redis: EmbeddedRedis) -> None:
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        old = await api.create()
+        await broker.store.redis.execute("CONFIG", "SET", "maxmemory", "1mb")
+        refused = await api.http.post("/v1/generations", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+        cancelled = await api.http.post(f"/v1/generations/{old['id']}/cancel")
+        assert cancelled.json()["status"] == "cancelled"
+        assert (await api.events(old["id"]))[-1].event == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 Two questions, each asked of a real gateway, worker and Redis, and of the simulated upstream directly, interleaved in
 one run: how long from a chunk leaving the upstream to its arrival at a subscriber, and how long from a POST to the
-first chunk. The client reads raw sockets, so that its own time hardly counts. Prints a table, and with `--json` the same
-as one object. On a machine with other work the ratio between the two columns means more than either.
+first chunk. The client reads raw sockets, so that its own time hardly counts. Prints a table, and with `--json` the
+same as one object. On a machine with other work the ratio between the two lines means more than either.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ async def test_it_waits_for_redis_and_names_it_without_its_password(sim: str) ->
     )
     process = await Service.start("worker", environment=environment)
     try:
-        await process.says(rf"Redis at redis://\*\*\*@127.0.0.1:{port}/0 does not answer")
+        await process.says(rf"Redis does not answer\. Trying redis://\*\*\*@127.0.0.1:{port}/0 again")
         process.send(signal.SIGTERM)
         assert await process.wait() == 0
         assert "s3cret" not in process.output
