@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import logging
 import sys
@@ -15,6 +14,7 @@ from api.app import create_app
 from api.server import Server, config_for, listen
 from broker.connection import without_password
 from broker.errors import Misconfigured
+from broker.process import prepare
 from broker.service import connect
 from broker.settings import Settings, load
 from broker.telemetry import configure_logging
@@ -36,7 +36,6 @@ async def serve(settings: Settings) -> None:
         server = Server(config_for(create_app(broker), settings), lambda: loop.call_soon_threadsafe(drain))
         host, port = sock.getsockname()[:2]
         logger.info("listening on http://%s:%d (Redis %s)", host, port, without_password(settings.logs_url))
-        gc.freeze()  # what was imported never becomes garbage: a collection need not look at it
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve(sockets=[sock])
         for task in draining:
@@ -62,6 +61,7 @@ def main() -> int:
         settings = load(Settings)
         configure_logging(settings.log)
         check_open(settings)
+        prepare()
         uvloop.run(serve(settings))
     except Misconfigured as error:
         sys.stderr.write(f"tokencast api: {error}\n")

@@ -127,7 +127,7 @@ class Store:
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
-        raise IdempotencyConflict, StorageUnavailable
+        raise IdempotencyConflict
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or

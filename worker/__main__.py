@@ -8,6 +8,7 @@ import sys
 
 from broker.connection import connect_redis
 from broker.errors import BrokerError, Misconfigured
+from broker.process import prepare
 from broker.settings import Settings, load
 from broker.telemetry import configure_logging
 from worker.presence import present_here
@@ -31,6 +32,7 @@ def _work(settings: Settings) -> int:
     from worker import process
 
     process.check_upstreams(settings)
+    prepare()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(process.run(settings))
 

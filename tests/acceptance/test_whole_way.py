@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -204,3 +205,13 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
     assert frames[names.index("reset")].json["reason"] == "worker_lost"
     assert texts(frames[names.index("reset") :]) == "".join(pieces(4, 300))
     assert names[-1] == "completed"
+
+
+async def test_a_gateway_has_room_for_as_many_subscribers_as_the_system_allows(api: Gateway) -> None:
+    """The soft limit on open files, usually 1,024, is no limit on readers."""
+    limits = Path(f"/proc/{api.process.process.pid}/limits")
+    if not limits.exists():
+        pytest.skip("this system tells no process's limits")
+    (line,) = [line for line in limits.read_text().splitlines() if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert soft == hard
