@@ -12,7 +12,7 @@ import pytest
 
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.sdk import ALL, Json, Sdk, generations, raised, sdk_named
-from tests.support import Gateway, request_body, upstream_sim, worker
+from tests.support import Gateway, gather, request_body, upstream_sim, worker
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
 
@@ -115,13 +115,13 @@ async def test_a_limit_that_passes_is_not_seen(running: Gateway, sim: str, sdk: 
     assert len(await generations(running, label)) == 1
 
 
-@pytest.mark.parametrize("call", ["stream", "create"])
-async def test_silence_is_a_504(running: Gateway, sdk: Sdk, call: str) -> None:
+async def test_silence_is_a_504(running: Gateway, sdk: Sdk) -> None:
     """An upstream that takes the request and says nothing."""
     label = secrets.token_hex(8)
-    result = await sdk.call(running.url, call, **asked("fault=mute", metadata={"label": label}))
-    raised(sdk, result, 504, "timeout")
-    assert len(await generations(running, label)) == 1
+    body = asked("fault=mute", metadata={"label": label})
+    for result in await gather(*(sdk.call(running.url, call, **body) for call in ("stream", "create"))):
+        raised(sdk, result, 504, "timeout")
+    assert len(await generations(running, label)) == 2
 
 
 BROKEN = {
@@ -138,13 +138,12 @@ async def test_a_text_that_breaks_off_raises(running: Gateway, sim: str, sdk: Sd
     """Streamed: what there was, then an APIError. Not streamed: the error alone. Never half an answer for a whole."""
     label = secrets.token_hex(8)
     body = asked(f"{directive} at=5 label={label}", metadata={"label": label})
-    streamed = await sdk.call(running.url, "stream", **body)
+    streamed, whole = await gather(*(sdk.call(running.url, call, **body) for call in ("stream", "create")))
     assert streamed.text() == "".join(pieces(SEED, 60)[:5])
     assert streamed.finish_reasons == {}
     assert streamed.error is not None
     assert streamed.error["api_error"]
     assert (streamed.error["code"], streamed.error["type"]) == (BROKEN[directive], "server_error")
-    whole = await sdk.call(running.url, "create", **body)
     raised(sdk, whole, 504 if directive == "fault=stall" else 502, BROKEN[directive])
     assert len(await generations(running, label)) == len(await calls(running, sim, label)) == 2
 
