@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.dialects.chat import CHAT, CHAT_WITH_USAGE, SILENCE, Chat
+from api.dialects.chat import CHAT, CHAT_WITH_USAGE, Chat
 from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
 from api.routing import by_method, read_request, submit
+from api.silence import SILENCE
 from api.sse import EventStream
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed

@@ -37,7 +37,7 @@ class Completion:
         self.chunks += 1
         usage = chunk.get("usage")
         if isinstance(usage, dict):
-            self.usage = cast(Json, usage)
+            self.usage = _rendered(usage)
         for key in ("id", "created", "model", "system_fingerprint", "service_tier"):
             if chunk.get(key) is not None:
                 self.extra[key] = chunk[key]
@@ -120,25 +120,36 @@ _NAMES = frozenset({"role", "id", "type", "index"})
 
 
 def _merge_list(merged: list[Any], parts: list[Any]) -> None:
-    """An item with an `index` goes into the one that has it; a tool call without one (Gemini's) is whole."""
+    """Each part goes into the item it continues, or is a new one."""
     for part in parts:
-        index = cast(Json, part).get("index") if isinstance(part, dict) else None
-        same = [item for item in _dicts(merged) if isinstance(index, int) and item.get("index") == index]
-        if same:
-            _merge(same[0], cast(object, part))
-        elif isinstance(part, dict):
-            item: Json = {}
-            _merge(item, cast(Json, part))
-            merged.append(item)
-        else:
+        if not isinstance(part, dict):
             merged.append(part)
+            continue
+        continued = _continued(_dicts(merged), cast(Json, part))
+        if continued is None:
+            continued = {}
+            merged.append(continued)
+        _merge(continued, cast(Json, part))
+
+
+def _continued(items: list[Json], part: Json) -> Json | None:
+    """By `index`; where upstreams leave it out of a tool call's pieces (Gemini's), the last call, unless another
+    begins with an id of its own."""
+    index = part.get("index")
+    if isinstance(index, int):
+        return next((item for item in items if item.get("index") == index), None)
+    if "function" in part and not part.get("id"):
+        return items[-1] if items else None
+    return None
 
 
 def _rendered(value: Any) -> Any:
     if isinstance(value, _Pieces):
         return _whole("".join(value))
+    if isinstance(value, str):
+        return _whole(value)
     if isinstance(value, dict):
-        return {key: _rendered(item) for key, item in cast(Json, value).items()}
+        return {_whole(key): _rendered(item) for key, item in cast(Json, value).items()}
     if isinstance(value, list):
         return [_rendered(item) for item in cast("list[Any]", value)]
     return value

@@ -9,7 +9,7 @@ import pytest
 
 from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
-from tests.support import Gateway, gateway
+from tests.support import Gateway, gateway, upstream_sim, worker
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,20 @@ async def api(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     """A gateway process on it."""
     async with gateway(redis.url) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+async def sim() -> AsyncGenerator[str, None]:
+    """The base URL of a simulated upstream."""
+    async with upstream_sim() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
+    """A gateway with a worker behind it."""
+    async with worker(redis.url, sim):
+        yield api
 
 
 # --- what could not be run ------------------------------------------------------------------------------------

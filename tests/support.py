@@ -288,6 +288,12 @@ async def upstream_sim(*arguments: str) -> AsyncGenerator[str, None]:
         yield (await process.says(r"upstream-sim ready on (\S+)"))[1]
 
 
+async def upstream_calls(upstream_url: str, label: str = "") -> list[dict[str, Any]]:
+    """What the simulated upstream was asked, of one label or of all."""
+    async with httpx2.AsyncClient() as http:
+        return (await http.get(f"{upstream_url.removesuffix('/v1')}/sim/calls", params={"label": label})).json()
+
+
 @asynccontextmanager
 async def worker(redis_url: str, upstream_url: str, **variables: str) -> AsyncGenerator[Service, None]:
     """A worker process, ready."""

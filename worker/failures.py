@@ -115,7 +115,7 @@ def _clean(value: object, api_key: str | None) -> str | None:
     text = str(value)
     if api_key:
         text = text.replace(api_key, "***")
-    return text[:LONGEST_MESSAGE]
+    return text[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

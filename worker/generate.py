@@ -7,7 +7,6 @@ repeated within the attempt; after it the generation fails, or starts anew as an
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -101,7 +100,7 @@ class Generator:
                     raise
                 log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
                 waiting = {"reason": error.code, "retry_at": round(time.time() + delay, 3)}
-            attempt.note(WAITING, _encode(waiting))
+            attempt.note(WAITING, msgspec.json.encode(waiting))
             await asyncio.sleep(delay)
 
     async def _call(self, attempt: Attempt) -> None:
@@ -205,12 +204,18 @@ def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | N
     reason = next((choice["finish_reason"] for choice in choices if choice["index"] == 0), None)
     if failure is None:
         kind, status, error = COMPLETED, "completed", b""
-        data = _encode({"finish_reason": reason, "usage": usage})
+        data = msgspec.json.encode({"finish_reason": reason, "usage": usage})
     else:
-        kind, status, error = FAILED, "failed", _encode(failure.to_json())
+        kind, status, error = FAILED, "failed", msgspec.json.encode(failure.to_json())
         data = b'{"error":' + error + b"}"
     return Ending(
-        kind, status, data, reason if isinstance(reason, str) else "", _encode(usage), error, _encode(choices)
+        kind,
+        status,
+        data,
+        reason if isinstance(reason, str) else "",
+        msgspec.json.encode(usage),
+        error,
+        msgspec.json.encode(choices),
     )
 
 
@@ -222,10 +227,3 @@ def _counted(attempt: Attempt) -> Json:
         "total_tokens": prompt + completion,
         "estimated": True,
     }
-
-
-def _encode(value: Any) -> bytes:
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:  # half a surrogate pair, in an error's message for example
-        return json.dumps(value, separators=(",", ":")).encode()

@@ -8,14 +8,12 @@ them, so `[DONE]` follows `completed` alone and every other end is an error fram
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from broker.events import CANCELLED, CHUNK, COMPLETED, FAILED, GONE, USAGE, Event
 from broker.ids import Cursor
-from broker.segments import Slice
 
 
 class Chat:
@@ -64,33 +62,6 @@ class Chat:
         return b"data: %b\n\n" % _error(reason)
 
 
-class Silence:
-    """The dialect, and the wire, of a caller who waits for an end and is told nothing before it."""
-
-    crosses_attempts = True
-    heartbeat = b""
-    closing = False
-    pending = 0
-
-    def frame(self, event: Event) -> bytes:
-        return b""
-
-    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
-        return b": gap\n"  # goes on
-
-    def farewell(self, reason: str) -> bytes:
-        return b""
-
-    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
-        pass
-
-    def write(self, part: Slice) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
-
-
 # Line breaks to `str.splitlines`, with which openai-python before 1.14 (and whoever reads lines through httpx) takes a
 # stream apart, but not to SSE. In JSON they stand in strings only, where an escape says the same.
 _BREAKS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
@@ -122,4 +93,3 @@ def _error(reason: str) -> bytes:
 CANCELLED_ERROR = _error("cancelled")
 CHAT = Chat(usage=False)
 CHAT_WITH_USAGE = Chat(usage=True)
-SILENCE = Silence()

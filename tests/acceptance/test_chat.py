@@ -23,7 +23,6 @@ from tests.support import (
     gather,
     request_body,
     texts,
-    upstream_sim,
     wait_until,
     worker,
 )
@@ -31,12 +30,6 @@ from worker.upstream_sim.text import pieces
 
 PATH = "/v1/chat/completions"
 WORDS = ["one ", "two ", "three ", "four"]
-
-
-@pytest.fixture(scope="module")
-async def sim() -> AsyncGenerator[str, None]:
-    async with upstream_sim() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,12 @@ import pytest
 
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.sdk import ALL, Json, Sdk, generations, raised, sdk_named
-from tests.support import Gateway, gather, request_body, upstream_sim, worker
+from tests.support import Gateway, gather, request_body, upstream_calls, worker
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
 
 PROMPT = "Explain the GIL in CPython."
 SEED = seed_of([{"role": "user", "content": PROMPT}])
-
-
-@pytest.fixture(scope="module")
-async def sim() -> AsyncGenerator[str, None]:
-    async with upstream_sim() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +36,6 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
 def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
     content = f"{PROMPT} [[sim speed=0 {directive}]]"
     return {"model": model, "messages": [{"role": "user", "content": content}], "extra_body": more}
-
-
-async def calls(api: Gateway, sim: str, label: str) -> list[Json]:
-    return (await api.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
 
 
 FAULTS: dict[str, tuple[int, str | None, str | None]] = {
@@ -83,7 +73,7 @@ async def test_an_upstreams_refusal_has_a_status_of_its_own(
     [generation] = await generations(running, label)
     assert error["headers"]["x-generation-id"] == generation["id"]
     assert generation["status"] == "failed"
-    assert len(await calls(running, sim, label)) == 1
+    assert len(await upstream_calls(sim, label)) == 1
 
 
 async def test_the_upstreams_words_are_passed_on(running: Gateway, sdk: Sdk) -> None:
@@ -111,7 +101,7 @@ async def test_a_limit_that_passes_is_not_seen(running: Gateway, sim: str, sdk: 
     result = await sdk.call(running.url, "stream", **body)
     assert result.error is None
     assert result.text() == "".join(pieces(SEED, 5))
-    assert len(await calls(running, sim, label)) == 2
+    assert len(await upstream_calls(sim, label)) == 2
     assert len(await generations(running, label)) == 1
 
 
@@ -145,7 +135,7 @@ async def test_a_text_that_breaks_off_raises(running: Gateway, sim: str, sdk: Sd
     assert streamed.error["api_error"]
     assert (streamed.error["code"], streamed.error["type"]) == (BROKEN[directive], "server_error")
     raised(sdk, whole, 504 if directive == "fault=stall" else 502, BROKEN[directive])
-    assert len(await generations(running, label)) == len(await calls(running, sim, label)) == 2
+    assert len(await generations(running, label)) == len(await upstream_calls(sim, label)) == 2
 
 
 BAD_BODIES: dict[str, tuple[Json, str | None, str]] = {

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
 from tests.acceptance.sdk import README_URL, Json, Sdk, documented, oldest_python, run_snippet, sdk_named
-from tests.support import Gateway, upstream_sim, worker
+from tests.support import Gateway
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
 
@@ -41,19 +40,6 @@ print()
 
 MESSAGES = [{"role": "user", "content": "Explain the GIL in CPython."}]
 SEED = seed_of(MESSAGES)
-
-
-@pytest.fixture(scope="module")
-async def sim() -> AsyncGenerator[str, None]:
-    async with upstream_sim() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it."""
-    async with worker(redis.url, sim):
-        yield api
 
 
 @pytest.fixture(scope="module", params=["newest", "newest async"])

@@ -11,27 +11,13 @@ from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
 from tests.acceptance.sdk import ALL_FORMS, NODE, NODE_SDK, Json, Result, Sdk, sdk_named
-from tests.support import Gateway, gather, texts, upstream_sim, worker
+from tests.support import Gateway, gather, texts
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces, tool_calls
 
 PROMPT = "Explain the GIL in CPython."
 SEED = seed_of([{"role": "user", "content": PROMPT}])
-
-
-@pytest.fixture(scope="module")
-async def sim() -> AsyncGenerator[str, None]:
-    async with upstream_sim() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it."""
-    async with worker(redis.url, sim):
-        yield api
 
 
 @pytest.fixture(scope="module", params=ALL_FORMS)

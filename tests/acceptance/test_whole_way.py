@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 
-import httpx2
 import pytest
 
 from broker import connect
 from broker.embedded import EmbeddedRedis
-from tests.support import Gateway, gateway, gather, request_body, service, texts, upstream_sim, wait_until, worker
+from tests.support import (
+    Gateway,
+    gateway,
+    gather,
+    request_body,
+    service,
+    texts,
+    upstream_calls,
+    upstream_sim,
+    wait_until,
+    worker,
+)
 from worker.upstream_sim.text import pieces
 
 CANARY = "the canary sings at dawn"
-
-
-@pytest.fixture(scope="module")
-async def sim() -> AsyncGenerator[str, None]:
-    async with upstream_sim() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it."""
-    async with worker(redis.url, sim):
-        yield api
 
 
 async def test_ten_subscribers_of_a_real_generation(running: Gateway) -> None:
@@ -60,9 +55,7 @@ async def test_the_upstream_is_called_once_however_many_read(running: Gateway, s
     assert len({generation["id"] for generation in created}) == 1
     streams = await gather(*(running.events(created[0]["id"]) for _ in range(20)))
     assert len({texts(stream) for stream in streams}) == 1
-    async with httpx2.AsyncClient() as http:
-        calls = (await http.get(sim.removesuffix("/v1") + "/sim/calls?label=once")).json()
-    assert len(calls.get("data", calls) if isinstance(calls, dict) else calls) == 1
+    assert len(await upstream_calls(sim, "once")) == 1
 
 
 async def test_a_failure_of_the_upstream_reaches_every_reader(running: Gateway) -> None:
@@ -86,10 +79,8 @@ async def test_cancel_reaches_a_silent_upstream(running: Gateway, sim: str) -> N
         assert [frame.event async for frame in stream][-1] == "cancelled"
 
     async def left() -> bool:
-        async with httpx2.AsyncClient() as http:
-            calls = (await http.get(sim.removesuffix("/v1") + "/sim/calls?label=silent")).json()
-        rows = calls.get("data", calls) if isinstance(calls, dict) else calls
-        return rows[0]["outcome"] == "disconnected"
+        (call,) = await upstream_calls(sim, "silent")
+        return call["outcome"] == "disconnected"
 
     await wait_until(left)
 
@@ -126,10 +117,7 @@ async def test_the_model_chooses_among_several_upstreams(own_redis: EmbeddedRedi
                     generation = await api.create(request_body("hi", model=model))
                     assert (await api.events(generation["id"]))[-1].event == "completed"
                 for url, model in ((a, "sim"), (b, "sim-fast")):
-                    async with httpx2.AsyncClient() as http:
-                        calls = (await http.get(url.removesuffix("/v1") + "/sim/calls")).json()
-                    rows = calls.get("data", calls) if isinstance(calls, dict) else calls
-                    assert [call["model"] for call in rows] == [model]
+                    assert [call["model"] for call in await upstream_calls(url)] == [model]
             refused = await api.http.post("/v1/generations", json=request_body(model="llama"))
             assert refused.json()["error"]["code"] == "model_not_found"
 
@@ -209,9 +197,6 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
 
 async def test_a_gateway_has_room_for_as_many_subscribers_as_the_system_allows(api: Gateway) -> None:
     """The soft limit on open files, usually 1,024, is no limit on readers."""
-    limits = Path(f"/proc/{api.process.process.pid}/limits")
-    if not limits.exists():
-        pytest.skip("this system tells no process's limits")
-    (line,) = [line for line in limits.read_text().splitlines() if line.startswith("Max open files")]
-    soft, hard = line.split()[3:5]
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.prlimit(api.process.process.pid, resource.RLIMIT_NOFILE)
     assert soft == hard

@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,24 @@ def test_a_tool_call_without_index_is_whole() -> None:
     assert [call["id"] for call in choice["message"]["tool_calls"]] == ["a", "b"]
 
 
+def test_the_pieces_of_a_tool_call_without_index_go_to_the_last_one() -> None:
+    (choice,) = merged(
+        delta(tool_calls=[{"id": "a", "function": {"name": "f", "arguments": ""}}]),
+        delta(tool_calls=[{"function": {"arguments": '{"x":'}}]),
+        delta(tool_calls=[{"function": {"arguments": "1}"}}]),
+        delta(tool_calls=[{"id": "b", "function": {"name": "g", "arguments": "{}"}}]),
+    )
+    calls = choice["message"]["tool_calls"]
+    assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", '{"x":1}'), ("b", "{}")]
+
+
+def test_log_probabilities_are_a_list_that_grows() -> None:
+    (choice,) = merged(
+        *({"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": t}]}}]} for t in "ab")
+    )
+    assert choice["logprobs"] == {"content": [{"token": "a"}, {"token": "b"}]}
+
+
 def test_choices_are_kept_apart_and_odd_chunks_do_no_harm() -> None:
     choices = merged(
         {"choices": [], "prompt_filter_results": []},
@@ -108,3 +127,13 @@ def test_text_survives_any_cut_even_inside_a_surrogate_pair(text: str, cuts: lis
 def _units(text: str) -> list[int]:
     encoded = text.encode("utf-16-be")
     return [int.from_bytes(encoded[i : i + 2]) for i in range(0, len(encoded), 2)]
+
+
+def test_whatever_is_merged_can_be_written_as_json() -> None:
+    """Half a surrogate pair may stand in any string of a chunk, names and keys included."""
+    half = "\ud83c"
+    completion = Completion()
+    completion.add({"choices": [{"finish_reason": half, "delta": {"role": half, half: half, "x": [half, {half: 1}]}}]})
+    completion.add({"choices": [], "usage": {half: half}})
+    assert "\ufffd" in json.dumps([completion.choices, completion.usage], ensure_ascii=False)
+    assert msgspec.json.encode([completion.choices, completion.usage])

@@ -7,6 +7,7 @@ import itertools
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from worker.failures import answered, reported
@@ -14,6 +15,13 @@ from worker.generate import FIRST_RETRY, RETRY_BUDGET, Retries
 
 KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
+
+
+def test_half_a_surrogate_pair_in_an_error_does_no_harm() -> None:
+    """JSON may hold it as an escape; stored as it is, it would make the generation unreadable."""
+    error = answered(400, {}, {"message": "bad \ud83c", "code": "c\udc00"}, KEY)
+    assert msgspec.json.encode(error.to_json())
+    assert error.message == "bad ?"
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])

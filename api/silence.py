@@ -1,0 +1,39 @@
+"""A subscriber who is told nothing: how a caller waits for an end as the hub's other readers do, farewells included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.events import Event
+from broker.ids import Cursor
+from broker.segments import Slice
+
+
+class Silence:
+    """Dialect and wire in one."""
+
+    crosses_attempts = True
+    heartbeat = b""
+    closing = False
+    pending = 0
+
+    def frame(self, event: Event) -> bytes:
+        return b""
+
+    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
+        return b": gap\n"  # goes on
+
+    def farewell(self, reason: str) -> bytes:
+        return b""
+
+    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
+        pass
+
+    def write(self, part: Slice) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+SILENCE = Silence()
