@@ -25,22 +25,16 @@ class _Pieces(list[str]):
 class Completion:
     """What the chunks so far amount to. Read `choices` when it is asked for, not per chunk: it renders."""
 
-    __slots__ = ("_choices", "chunks", "extra", "usage")
+    __slots__ = ("_choices", "usage")
 
     def __init__(self) -> None:
         self._choices: dict[int, Json] = {}
-        self.chunks = 0
         self.usage: Json | None = None
-        self.extra: Json = {}  # id, created, model, … of the newest chunk that had them
 
     def add(self, chunk: Json) -> None:
-        self.chunks += 1
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.usage = _rendered(usage)
-        for key in ("id", "created", "model", "system_fingerprint", "service_tier"):
-            if chunk.get(key) is not None:
-                self.extra[key] = chunk[key]
         for choice in _dicts(chunk.get("choices")):
             index = choice.get("index")
             self._add_choice(index if isinstance(index, int) else 0, choice)
