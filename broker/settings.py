@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     lease: float = Field(15, ge=0.5, description="A worker that is silent for so long has lost its generations")
     first_token_timeout: float = Field(120, gt=0, description="From the upstream call to the first chunk")
     idle_timeout: float = Field(120, gt=0, description="Between two chunks; keep-alive comments do not count")
+    retry_budget: float = Field(
+        9,
+        ge=0,
+        description="For so long a call that the upstream refuses (429, 5xx) is repeated, before the first token",
+    )
+    # Below the 10 s for which an OpenAI client's status line waits: a refusal then still has a status of its own.
     max_duration: float = Field(900, gt=0, description="A generation's longest run")
     retention: float = Field(86400, ge=1, description="How long an ended generation stays readable")
     max_body: int = Field(1024 * 1024, ge=1, description="Bytes of a request body")

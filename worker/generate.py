@@ -27,7 +27,6 @@ from worker.claims import Claim, claim
 from worker.failures import UpstreamError
 from worker.upstream import Upstreams
 
-RETRY_BUDGET = 30.0  # seconds before the first token; the slot is held meanwhile
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one
 FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
@@ -90,7 +89,7 @@ class Generator:
         return None
 
     async def _call_until_answered(self, attempt: Attempt) -> None:
-        retries = Retries()
+        retries = Retries(self._settings.retry_budget)
         while True:
             try:
                 return await self._call(attempt)
@@ -145,8 +144,8 @@ class Generator:
 class Retries:
     """How long to wait before each next call: exponential, with jitter, no less than the upstream asks for."""
 
-    def __init__(self) -> None:
-        self._until = time.monotonic() + RETRY_BUDGET
+    def __init__(self, budget: float) -> None:
+        self._until = time.monotonic() + budget
         self._step = FIRST_RETRY
 
     def delay(self, retry_after: float | None) -> float | None:

@@ -243,3 +243,13 @@ async def test_a_stopping_gateway_takes_nothing_on(redis: EmbeddedRedis) -> None
     async with gateway(redis.url) as other:
         listed = (await other.http.get("/v1/generations?limit=100")).json()["data"]
     assert {"test": "late"} not in [generation["metadata"] for generation in listed]
+
+
+async def test_a_refusal_that_stays_has_its_status_even_in_a_stream(running: Gateway) -> None:
+    """At default settings the worker stops repeating before the status line stops waiting."""
+    faults = {"fault=429": 429, "fault=429 retry_after=1": 429, "fault=503": 502, "fault=500": 502}
+    posts = [running.http.post(PATH, json=asked(directive, stream=True)) for directive in faults]
+    for response, status in zip(await gather(*posts), faults.values(), strict=True):
+        assert response.status_code == status
+        assert response.headers["x-should-retry"] == "false"
+        assert ("retry-after" in response.headers) == (status == 429)
