@@ -23,6 +23,7 @@ class Feed:
         self.gid = generation.id
         self.tenant = tenant
         self.users = 0
+        self.checked = 0  # the hub's tick at which it was last heard of, or asked for
         self.views: dict[Dialect, View] = {}
         self._used = used
         self._waiters: set[asyncio.Future[None]] = set()
@@ -39,7 +40,13 @@ class Feed:
                 view.clear()
         self.tail = generation.cursor
         self.ended = generation.ended
+        self.gone = False
         self.has_chunk = generation.first_token_at is not None
+        self.changed()
+
+    def vanish(self) -> None:
+        """Redis does not know the generation any more; nothing will come."""
+        self.ended = self.gone = True
         self.changed()
 
     def view(self, dialect: Dialect) -> View:

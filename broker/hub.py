@@ -65,6 +65,7 @@ class Hub:
         elif feed.users == 0:
             feed.refresh(generation)
         feed.users += 1
+        feed.checked = self._tick
         try:
             if not feed.ended and gid not in self._reading:
                 await self._follow(feed)
@@ -83,10 +84,13 @@ class Hub:
         self._reading[feed.gid] = reader
         await reader.follow(feed)
 
-    def _leave(self, feed: Feed) -> None:
+    def _unfollow(self, feed: Feed) -> None:
         reader = self._reading.pop(feed.gid, None)
         if reader is not None:
             reader.unfollow(feed)
+
+    def _leave(self, feed: Feed) -> None:
+        self._unfollow(feed)
         for view in feed.views.values():
             view.seal_all()
         self._forget_if_empty(feed)
@@ -96,13 +100,26 @@ class Hub:
             self._feeds.pop(feed.gid, None)
 
     async def _resync(self, feed: Feed) -> None:
-        """The log is not what its reader thought: takes it as it is now. Holes are read by who stands before them."""
+        """Takes the log as it is now, unless news came meanwhile. Holes are read by who stands before them."""
+        tail = feed.tail
         try:
-            feed.refresh(await self._store.state(feed.gid, feed.tenant))
+            generation = await self._store.state(feed.gid, feed.tenant)
         except (GenerationNotFound, GenerationGone):
+            feed.vanish()
             self._dismiss(feed, "gone")
         except StorageUnavailable:
             pass  # the reader meets it too, and comes back
+        else:
+            if feed.tail == tail:
+                feed.refresh(generation)
+
+    async def _check_quiet(self) -> None:
+        """A blocked read does not notice that its stream is gone, or went back: whoever is quiet is asked for."""
+        for feed in list(self._feeds.values()):
+            if feed.users and not feed.ended and self._tick - feed.checked >= _TICKS:
+                feed.checked = self._tick
+                await self._resync(feed)
+                await self._deliver((feed,))
 
     # --- subscribers -------------------------------------------------------------------------------------
 
@@ -145,13 +162,14 @@ class Hub:
         """One pass over everybody who follows these feeds, in turns short enough for the event loop."""
         until = time.monotonic() + PASS_SECONDS
         for feed in feeds:
+            feed.checked = self._tick
             for subscriber in tuple(self._subscribers.get(feed, ())):
                 self.push(subscriber)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + PASS_SECONDS
             if feed.ended:
-                self._reading.pop(feed.gid, None)
+                self._unfollow(feed)
 
     def push(self, subscriber: Subscriber) -> None:
         """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
@@ -254,13 +272,16 @@ class Hub:
     # --- time --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Heartbeats, stalled peers, and forgetting; for as long as the process lives."""
+        """Heartbeats, stalled peers, quiet logs, and forgetting; for as long as the process lives."""
+        checking: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(self._heartbeat / _TICKS)
             self._tick += 1
             self._drop_stalled()
             for feed in list(self._feeds.values()):
                 self._forget_if_empty(feed)
+            if checking is None or checking.done():
+                checking = self._spawn(self._check_quiet())
             await self._beat_all()
 
     async def _beat_all(self) -> None:
@@ -314,10 +335,11 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 _TICKS = 15  # in a heartbeat's time: how exactly silence, and a stall, is measured

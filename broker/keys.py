@@ -48,8 +48,12 @@ def index(shard: str, tenant: str | None = None, status: str | None = None) -> s
 
 
 def idempotency(shard: str, tenant: str, key: str) -> str:
-    """string · "<generation> <fingerprint>" · expires · create, delete"""
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    """string · "<generation> <fingerprint>" · expires · create, restore, delete"""
+    return idempotency_record(shard, tenant, hashlib.sha256(key.encode()).hexdigest())
+
+
+def idempotency_record(shard: str, tenant: str, digest: str) -> str:
+    """The same, by the key's SHA-256 (hex), which is what a generation's meta holds."""
     return f"tc:{{{shard}}}:idem:{tenant}:{digest}"
 
 
@@ -59,7 +63,7 @@ def activity(shard: str) -> str:
 
 
 def epoch(shard: str) -> str:
-    """string · "<ms>.<random>", names this data set: another one means that Redis came back empty · 30 d · create"""
+    """string · "<ms>.<random>", names this data set: another means Redis came back empty · 30 d · create, restore"""
     return f"tc:{{{shard}}}:ep"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.connection import Redis, connect_redis
-from broker.errors import BrokerError
+from broker.errors import BrokerError, GenerationGone
 from broker.events import Event, follows
 from broker.hub import Hub
 from broker.ids import START, Cursor, parse_cursor
@@ -30,7 +30,7 @@ class Broker:
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store(streams, settings.retention)
+        self.store = Store(streams, settings.retention, settings.lease + 5)
         self.queue = Queue(queue, settings.retention)
         self.hub = Hub(
             self.store,
@@ -109,6 +109,8 @@ class Broker:
                     if event.terminal:
                         return
                 if feed.ended and feed.tail <= position:
+                    if feed.gone:
+                        raise GenerationGone
                     return
                 await feed.beyond(position)
 

@@ -3,6 +3,7 @@ logs' Redis outside the two hot paths (the worker's appender, the hub's readers)
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -89,9 +90,11 @@ class Created:
 class Store:
     """The generations of one Redis. `retention` (seconds) holds for those that do not ask for another."""
 
-    def __init__(self, redis: Redis, retention: float) -> None:
+    def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
+        """`grace`: seconds that a worker may take to put a running generation back after Redis has lost it."""
         self.redis = redis
         self._retention = retention
+        self._losses = Losses(grace)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
     async def create(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
@@ -102,7 +105,6 @@ class Store:
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
-        created = msgspec.json.encode({"model": request.model, "created_at": now / 1000})
         reply = await self.redis.run(
             CREATE,
             [*lifecycle_keys(gid), keys.epoch(shard), record],
@@ -118,8 +120,8 @@ class Store:
                 record.rpartition(":")[2] if idempotency_key else "",
                 request.fingerprint,
                 request.prompt_tokens,
-                f"{now}.{secrets.token_hex(4)}",
-                created,
+                new_epoch(),
+                created_data(request.model, now),
                 keys.meta(gid).removesuffix(gid),
             ],
         )
@@ -131,9 +133,16 @@ class Store:
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
-        another tenant's, GenerationGone if it was deleted or its log has expired."""
+        another tenant's, GenerationGone if it was deleted or its log has expired, StorageUnavailable also while
+        Redis has just come back without it."""
         check_id(gid)
-        fields, has_log = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid))])
+        shard = shard_of(gid)
+        fields, has_log, epoch = await self.redis.pipeline(
+            [("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
+        )
+        self._losses.observe(shard, epoch)
+        if fields[1] is None and self._losses.recent(shard):
+            raise StorageUnavailable("Redis has just come back without its data; what was running is put back.")
         if fields[0] != tenant.encode():
             raise GenerationNotFound
         if fields[1] == b"deleted" or not has_log:
@@ -236,28 +245,57 @@ class Store:
         """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""
         check_id(gid)
         reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
-        return _outcome(reply)
+        return await self._outcome(gid, tenant, reply)
 
     async def delete(self, gid: str, tenant: str) -> tuple[str, int]:
         """Forgets it, whatever it was doing. Returns what it was and its ticket."""
         check_id(gid)
-        prefix = keys.idempotency(shard_of(gid), tenant, "").rpartition(":")[0] + ":"
+        prefix = keys.idempotency_record(shard_of(gid), tenant, "")
         reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024), prefix])
-        return _outcome(reply)
+        return await self._outcome(gid, tenant, reply)
+
+    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> tuple[str, int]:
+        if reply[0] == b"NONE":
+            await self.state(gid, tenant)  # which knows why
+            raise GenerationNotFound
+        if reply[0] == b"GONE":
+            raise GenerationGone
+        return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
+
+
+class Losses:
+    """Notices that Redis came back with another data set, by the names ("epochs") its shards give theirs."""
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._epochs: dict[str, bytes | None] = {}
+        self._lost_at: dict[str, float] = {}
+
+    def observe(self, shard: str, epoch: bytes | None) -> None:
+        known = self._epochs.get(shard)
+        if known is not None and known != epoch:
+            self._lost_at[shard] = time.monotonic()
+        self._epochs[shard] = epoch
+
+    def recent(self, shard: str) -> bool:
+        """Whether a generation that is not known may only not be known yet."""
+        return time.monotonic() - self._lost_at.get(shard, -math.inf) < self._grace
+
+
+def new_epoch() -> str:
+    """The name of a data set, should ours be the first generation in it."""
+    return f"{time.time_ns() // 1_000_000}.{secrets.token_hex(4)}"
+
+
+def created_data(model: str, created: int) -> bytes:
+    """What the `created` event says; `created` in ms."""
+    return msgspec.json.encode({"model": model, "created_at": created / 1000})
 
 
 def lifecycle_keys(gid: str) -> list[str]:
     """The first five keys of every lifecycle script."""
     shard = shard_of(gid)
     return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
-
-
-def _outcome(reply: Sequence[bytes]) -> tuple[str, int]:
-    if reply[0] == b"NONE":
-        raise GenerationNotFound
-    if reply[0] == b"GONE":
-        raise GenerationGone
-    return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
 
 
 def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:

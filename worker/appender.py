@@ -19,11 +19,11 @@ from broker.connection import Argument, Reply, Script, without_password
 from broker.ids import shard_of
 from broker.resp import RespConnection, RespError
 from broker.settings import Settings
-from broker.store import lifecycle_keys
+from broker.store import lifecycle_keys, new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
 
-APPEND, FINISH, TOUCH = Script("append"), Script("finish"), Script("touch")
+APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("touch"), Script("restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting
@@ -35,8 +35,11 @@ TRANSIENT = frozenset(
 log = logging.getLogger("tokencast.worker")
 
 
+TOUCHING, RESTORING = -1, -2
+
+
 class Call(NamedTuple):
-    """One command under way. `cut` is the last seq it sends; -1 for a touch."""
+    """One command under way. `cut` is the last seq it sends, or which of the others it is."""
 
     attempt: Attempt
     cut: int
@@ -54,6 +57,7 @@ class Appender:
         self._tick = min(0.5, settings.lease / 6)
         self._active: dict[Attempt, None] = {}
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
+        self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
         self._lingering: deque[tuple[float, Attempt]] = deque()
         self._lingering_bytes = 0
         self._wake: asyncio.Future[None] | None = None
@@ -77,6 +81,7 @@ class Appender:
         """Forgets an attempt, whatever it still has."""
         self._active.pop(attempt, None)
         self._waiting.pop(attempt, None)
+        self._restoring.pop(attempt, None)
 
     def _notify(self, attempt: Attempt) -> None:
         self._waiting[attempt] = None
@@ -140,14 +145,16 @@ class Appender:
             connection.close()
 
     async def _load_scripts(self, connection: RespConnection) -> None:
-        for script in (APPEND, FINISH, TOUCH):
+        for script in (APPEND, FINISH, TOUCH, RESTORE):
             await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
 
     def _gather(self) -> list[Call]:
         """What goes into the next pipeline: of each attempt one call, and the touches that are due."""
-        calls: list[Call] = []
+        calls = [Call(attempt, RESTORING, self._restore(attempt)) for attempt in self._restoring]
         room = PIPELINE_BYTES
         for attempt in self._waiting:
+            if attempt in self._restoring:
+                continue
             cut = attempt.next_cut()
             room -= min(attempt.behind, CALL_BYTES)
             ending = attempt.ending if cut == attempt.count else None
@@ -171,7 +178,7 @@ class Appender:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
                 keys_ = (keys.meta(gid), keys.log(gid), keys.live(shard_of(gid)))
-                calls.append(Call(attempt, -1, ("EVALSHA", TOUCH.sha, 3, *keys_, gid, own, self._lease_ms)))
+                calls.append(Call(attempt, TOUCHING, ("EVALSHA", TOUCH.sha, 3, *keys_, gid, own, self._lease_ms)))
 
     def _append(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
@@ -192,21 +199,34 @@ class Appender:
             *attempt.items[3 * acked : 3 * cut],
         )
 
+    def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
+        claim = attempt.claim
+        return (
+            *("EVALSHA", RESTORE.sha, 7, *claim.keys),
+            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms),
+            *(claim.created, *claim.first_event),
+            *(part for field in claim.meta.items() for part in field),
+        )
+
     def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
         """Takes in all replies; the refusal that asks for another connection or for the scripts, if there is one."""
         refusal: RespError | None = None
         now = time.monotonic()
         for call, reply in zip(calls, replies, strict=True):
             attempt = call.attempt
-            if call.cut < 0 and attempt not in self._active:
-                continue  # touched behind its own ending
+            if call.cut == TOUCHING and (attempt not in self._active or attempt in self._restoring):
+                continue  # touched behind its own ending, or its loss is known
             if isinstance(reply, RespError):
                 refusal = self._refused(attempt, reply, now) or refusal
                 continue
             if call.cut >= 0:
                 attempt.heard_at = now
             outcome = reply[0]
-            if outcome == b"OK":
+            if call.cut == RESTORING:
+                self._restored(attempt, reply)
+            elif outcome in (b"LOST", b"FENCED"):
+                self._restoring[attempt] = None
+            elif outcome == b"OK":
                 self._accepted(call, reply[1])
             elif outcome == b"GAP":
                 attempt.acknowledge(reply[1])
@@ -226,6 +246,17 @@ class Appender:
         self._waiting.pop(attempt, None)
         if not attempt.complete:
             self._waiting[attempt] = None  # behind the others
+
+    def _restored(self, attempt: Attempt, reply: Reply) -> None:
+        """Redis knows it again, as ours, up to some event; or it is somebody else's, or past its end."""
+        del self._restoring[attempt]
+        if reply[0] != b"OK":
+            self._end(attempt, reply[0].decode())
+            return
+        log.info("%s: restored", attempt.claim.gid)
+        attempt.epoch = reply[2]
+        attempt.acknowledge(reply[1])
+        self._waiting[attempt] = None
 
     def _refused(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
         """A refusal that will pass keeps everything; one that will not ends the attempt."""

@@ -62,6 +62,7 @@ class Attempt:
         "claim",
         "ended",
         "ending",
+        "epoch",
         "heard_at",
         "items",
         "refused_since",
@@ -72,6 +73,7 @@ class Attempt:
 
     def __init__(self, claim: Claim, notify: Callable[[Attempt], None]) -> None:
         self.claim = claim
+        self.epoch = claim.epoch
         self.items: list[bytes] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
         self._ends: list[int] = []  # bytes up to and with each event
         self._counts: list[int] = []  # chunks with tokens up to and with each event

@@ -10,9 +10,10 @@ import msgspec
 
 from broker import keys
 from broker.connection import Redis, Script
+from broker.events import RESET, STARTED
 from broker.ids import shard_of
 from broker.settings import Settings
-from broker.store import lifecycle_keys
+from broker.store import created_data, lifecycle_keys
 
 CLAIM = Script("claim")
 RELEASE = Script("release")
@@ -31,6 +32,30 @@ class Claim:
     epoch: bytes
     meta: dict[bytes, bytes]
     """All of the generation's meta at the claim, so that it could be rebuilt from here."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Those of claim.lua and restore.lua; the idempotency record's place is the epoch's where there is none."""
+        shard = shard_of(self.gid)
+        epoch, record = keys.epoch(shard), self.meta[b"ik"].decode()
+        return [
+            *lifecycle_keys(self.gid),
+            epoch,
+            keys.idempotency_record(shard, self.tenant, record) if record else epoch,
+        ]
+
+    @property
+    def created(self) -> bytes:
+        """The data of the generation's `created` event, as it was."""
+        return created_data(self.model, int(self.meta[b"ca"]))
+
+    @property
+    def first_event(self) -> tuple[bytes, bytes]:
+        """Type and data of the attempt's own first event, as claim.lua wrote it."""
+        if self.ordinal == 1:
+            return STARTED, b'{"attempt":1}'
+        reason = self.meta.get(b"why") or b"worker_lost"
+        return RESET, msgspec.json.encode({"attempt": self.ordinal, "reason": reason.decode()})
 
     @property
     def tenant(self) -> str:

@@ -22,7 +22,7 @@ local reason = again and 'upstream_error' or m[6] or 'worker_lost'
 local data = first and '{"attempt":1}' or '{"attempt":' .. k .. ',"reason":' .. text(reason) .. '}'
 redis.call('XADD', LOG, attempt .. '-0', 't', first and 'st' or 'rs', 'm', 0, 'd', data)
 local own = attempt .. '.' .. ARGV[2]
-redis.call('HSET', META, 'st', 'in_progress', 'own', own, 'a', attempt, 'n', 0, 'k', k, 'x', x, 'le', int(now + tonumber(ARGV[4])), 'by', 0, 'ct', 0, 'fa', '')
+redis.call('HSET', META, 'st', 'in_progress', 'own', own, 'a', attempt, 'n', 0, 'k', k, 'x', x, 'le', int(now + tonumber(ARGV[4])), 'by', 0, 'ct', 0, 'fa', '', 'why', reason)
 if first then redis.call('HSET', META, 'sa', int(now)) end
 expire_live(now)
 due(now + tonumber(ARGV[4]))

@@ -232,13 +232,13 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
 ) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
-        cancelled, deleted, fenced, lost = [appender.begin(await claimed(broker)) for _ in range(4)]
+        cancelled, deleted, fenced, expired = [appender.begin(await claimed(broker)) for _ in range(4)]
         await broker.cancel(cancelled.claim.gid)
         await broker.delete(deleted.claim.gid)
         await execute("HSET", keys.meta(fenced.claim.gid), "own", "somebody else")
-        await execute("DEL", keys.meta(lost.claim.gid))
-        reasons = await asyncio.gather(*map(interrupted, (cancelled, deleted, fenced, lost)))
-        assert reasons == ["CLOSED", "GONE", "FENCED", "LOST"]
+        await execute("DEL", keys.meta(expired.claim.gid))
+        reasons = await asyncio.gather(*map(interrupted, (cancelled, deleted, fenced, expired)))
+        assert reasons == ["CLOSED", "GONE", "FENCED", "GONE"]
         for attempt in (cancelled, deleted, fenced, lost):
             with pytest.raises(AttemptEnded):
                 await attempt.finish(ending())
