@@ -239,7 +239,7 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
         await execute("DEL", keys.meta(expired.claim.gid))
         reasons = await asyncio.gather(*map(interrupted, (cancelled, deleted, fenced, expired)))
         assert reasons == ["CLOSED", "GONE", "FENCED", "GONE"]
-        for attempt in (cancelled, deleted, fenced, lost):
+        for attempt in (cancelled, deleted, fenced, expired):
             with pytest.raises(AttemptEnded):
                 await attempt.finish(ending())
 
