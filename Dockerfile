@@ -2,7 +2,7 @@
 #
 #   docker build -t tokencast .
 #
-# Dependencies come hash-locked from requirements.lock. Only the finished environment reaches the last stage: no source
+# Dependencies come hash-locked, those of the build too. Only the finished environment reaches the last stage: no source
 # tree, no build tool, no package cache.
 ARG PYTHON_IMAGE=python:3.13-slim
 
@@ -14,11 +14,14 @@ RUN python -m venv --without-pip /opt/tokencast
 # The dependencies change rarely and the code often: in this order, a change of code rebuilds one small layer.
 COPY requirements.lock ./
 RUN python -m pip --python /opt/tokencast/bin/python install --require-hashes -r requirements.lock
+COPY requirements-build.lock ./
+RUN python -m pip install --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY broker broker
 COPY worker worker
 COPY api api
-RUN python -m pip --python /opt/tokencast/bin/python install --no-deps .
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && python -m pip --python /opt/tokencast/bin/python install --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE}
 # The OpenAI SDK trusts the system's certificates and brings none of its own. Python's slim images hold them already;

@@ -16,7 +16,7 @@ help:
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
 	@echo "make bench   what the broker adds to an upstream's stream (ARGS='--runs 5 --json')"
-	@echo "make lock    write both lock files (ARGS=--upgrade for newer versions)"
+	@echo "make lock    write the lock files (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove everything that the above have made"
 
 run: .venv/.run
@@ -38,6 +38,8 @@ bench: .venv/.dev
 lock: .cache/uv/bin/uv
 	$(compile) --extra dev --output-file requirements.lock pyproject.toml
 	$(compile) --extra dev --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(compile) --group build --output-file requirements-build.lock
+	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
