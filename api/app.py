@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -27,7 +26,6 @@ from api.errors import on_broker_error, on_crash, on_http_error
 from api.generations import Generations
 from api.health import Health
 from api.models import Models
-from broker.connection import without_password
 from broker.errors import BrokerError
 from broker.reaper import Reaper
 from broker.service import Broker
@@ -108,14 +106,7 @@ def _dashboard() -> list[Route]:
 async def _await_redis(broker: Broker) -> None:
     """Says what is missing at the start, and when it has come. The routes answer 503 until then."""
     for redis in {broker.store.redis.url: broker.store.redis, broker.queue.redis.url: broker.queue.redis}.values():
-        delay, waited = 0.2, False
-        while trouble := await redis.trouble():
-            logger.warning("%s Trying %s again.", trouble, without_password(redis.url))
-            waited = True
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, 5)
-        if waited:
-            logger.info("Redis answers at %s", without_password(redis.url))
+        await redis.answering(logger)
 
 
 class RequestLog:

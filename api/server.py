@@ -15,20 +15,16 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.wire import EXTENSION
+from api.wire import EXTENSION, ignore
 from broker.errors import Misconfigured
 from broker.settings import Settings
-
-
-def _ignore() -> None:
-    pass
 
 
 class HttpProtocol(HttpToolsProtocol):
     """Hands connection and request to whoever answers (`api/wire.py`), and passes on what happens to them."""
 
-    _writable: Callable[[], None] = staticmethod(_ignore)
-    _closed: Callable[[], None] = staticmethod(_ignore)
+    _writable: Callable[[], None] = staticmethod(ignore)
+    _closed: Callable[[], None] = staticmethod(ignore)
     _streaming = False
 
     def streaming(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
@@ -38,7 +34,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def streamed(self) -> None:
         """The stream is over; the connection is uvicorn's again."""
-        self._writable = self._closed = _ignore
+        self._writable = self._closed = ignore
         self._streaming = False
 
     def on_headers_complete(self) -> None:

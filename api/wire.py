@@ -29,8 +29,8 @@ def wire_for(scope: Scope, receive: Receive, send: Send) -> TransportWire | Send
     return TransportWire(*found) if found is not None else SendWire(receive, send)
 
 
-def _ignore() -> None:
-    pass
+def ignore() -> None:
+    """For who does not want to be told."""
 
 
 class TransportWire:
@@ -76,7 +76,7 @@ class SendWire:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._closing = False
-        self._writable = self._closed = _ignore
+        self._writable = self._closed = ignore
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import random
 import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -114,6 +116,18 @@ class Redis:
         except StorageUnavailable as error:
             return error.message
         return None
+
+    async def answering(self, log: logging.Logger) -> None:
+        """Until it can be used. Says what is the matter, once for each matter, and when it is over."""
+        delay, said = 0.1, None
+        while trouble := await self.trouble():
+            if trouble != said:
+                log.warning("%s Trying %s again.", trouble, without_password(self.url))
+                said = trouble
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, 5.0)
+        if said:
+            log.info("Redis answers at %s", without_password(self.url))
 
     async def close(self) -> None:
         await self.client.aclose(close_connection_pool=True)

@@ -29,8 +29,8 @@ BLOCK_MS = 5000
 
 
 class Reader:
-    """Follows feeds. `deliver(feeds)` is awaited with those that have news before the next read: a process that is
-    busy delivering reads rarer and longer, which is all the coalescing there is."""
+    """Follows feeds until it is told not to. `deliver(feeds)` is awaited with those that have news before the next
+    read: a process that is busy delivering reads rarer and longer, which is all the coalescing there is."""
 
     def __init__(
         self,
@@ -118,6 +118,4 @@ class Reader:
                 except OutOfOrder as error:
                     logger.warning("reading again: %s", error)
                     await self._resync(feed)
-                if feed.ended:
-                    self._feeds.pop(name, None)
         await self._deliver(news)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -20,15 +21,19 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def redis() -> AsyncGenerator[EmbeddedRedis, None]:
     """A server for the tests of a module; every key that they leave in it must have a lifetime."""
-    async with EmbeddedRedis() as server:
+    async with checked_redis() as server:
         yield server
-        if not server.exited():
-            await no_key_without_lifetime(server.url)
 
 
 @pytest.fixture
 async def own_redis() -> AsyncGenerator[EmbeddedRedis, None]:
     """A server for one test alone, for those that bring workers of their own."""
+    async with checked_redis() as server:
+        yield server
+
+
+@asynccontextmanager
+async def checked_redis() -> AsyncGenerator[EmbeddedRedis, None]:
     async with EmbeddedRedis() as server:
         yield server
         if not server.exited():

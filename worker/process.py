@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import signal
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from broker.connection import Redis, connect_redis, without_password
+from broker.connection import Redis, connect_redis
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.queue import Queue
 from broker.reaper import Reaper
@@ -122,12 +121,7 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
 
 async def _until_both_answer(*servers: Redis) -> None:
     for server in servers:
-        delay = 0.1
-        while trouble := await server.trouble():
-            if delay == 0.1:
-                log.warning("%s Trying %s again.", trouble, without_password(server.url))
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, 5.0)
+        await server.answering(log)
 
 
 async def _farewell(presence: Presence) -> None:

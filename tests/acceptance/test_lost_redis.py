@@ -169,7 +169,7 @@ async def test_a_claim_that_a_failover_forgot_is_asserted_again(own_redis: Embed
         names = [keys.meta(generation.id), keys.log(generation.id)]
         dumps = [await execute("DUMP", name) for name in names]
         async with worker(own_redis.url, sim, **QUICK) as process:
-            follower = asyncio.create_task(_names_and_text(broker, generation.id))
+            follower = asyncio.create_task(_names(broker, generation.id))
 
             async def begun() -> bool:
                 return (await broker.get(generation.id)).first_token_at is not None
@@ -183,7 +183,7 @@ async def test_a_claim_that_a_failover_forgot_is_asserted_again(own_redis: Embed
         assert (await broker.get(generation.id)).text == "".join(pieces(2, 100))
 
 
-async def _names_and_text(broker: Broker, gid: str) -> list[str]:
+async def _names(broker: Broker, gid: str) -> list[str]:
     return [event.name async for event in broker.follow(gid)]
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any
-
 import pytest
 
-from tests.acceptance.sdk import README_URL, Json, Sdk, documented, node, run_snippet, sdk_named
+from tests.acceptance.sdk import README_URL, documented, node, run_snippet
 from tests.support import Gateway
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
@@ -40,17 +37,6 @@ MESSAGES = [{"role": "user", "content": "Explain the GIL in CPython."}]
 SEED = seed_of(MESSAGES)
 
 
-@pytest.fixture(scope="module")
-async def sdk() -> AsyncGenerator[Sdk, None]:
-    async with sdk_named("node") as started:
-        yield started
-
-
-def asked(directive: str, **more: Any) -> Json:
-    content = f"{MESSAGES[0]['content']} [[sim speed=0 {directive}]]"
-    return {"model": "sim", "messages": [{"role": "user", "content": content}], **more}
-
-
 def said(length: int) -> str:
     return "".join(pieces(SEED, length))
 
@@ -64,11 +50,3 @@ def test_the_readme_shows_the_documented_snippet() -> None:
 async def test_the_documented_snippet_runs(running: Gateway) -> None:
     """It prints what the model said, and a line's end."""
     assert await run_snippet(running.url, "js", node(), "--input-type=module", "-") == said(60) + "\n"
-
-
-async def test_a_stored_completion_is_retrieved(running: Gateway, sdk: Sdk) -> None:
-    """By the id that the completion itself bears."""
-    created = await sdk.call(running.url, "create", **asked("tools=2 length=5"))
-    retrieved = await sdk.call(running.url, "retrieve", completion_id=created.completion["id"])
-    assert retrieved.error is None
-    assert retrieved.completion == created.completion

@@ -70,14 +70,6 @@ async def test_the_documented_snippet_runs(running: Gateway, version: str) -> No
     assert await run_snippet(running.url, "python", python, "-W", "error", "-") == said(60) + "\n"
 
 
-async def test_a_stored_completion_is_retrieved(running: Gateway, sdk: Sdk) -> None:
-    """By the id that the completion itself bears."""
-    created = await sdk.call(running.url, "create", **asked("tools=2 length=5"))
-    retrieved = await sdk.call(running.url, "retrieve", completion_id=created.completion["id"])
-    assert retrieved.error is None
-    assert retrieved.completion == created.completion
-
-
 async def test_a_running_completion_is_retrieved_as_far_as_it_is(running: Gateway, sdk: Sdk) -> None:
     """Its finish_reason is null until it has ended."""
     call = sdk.start(running.url, "stream", **asked("fault=stall at=3 length=10"))

@@ -255,3 +255,11 @@ async def test_models_are_listed(running: Gateway, sdk: Sdk) -> None:
     assert result.error is None
     assert {"gabforge-coder", "sim", "m"} <= {model["id"] for model in result.models}
     assert {(model["object"], model["owned_by"]) for model in result.models} == {("model", "default")}
+
+
+async def test_a_stored_completion_is_retrieved(running: Gateway, accumulating: Sdk) -> None:
+    """By the id that the completion itself bears. (The oldest SDK has no call for it.)"""
+    created = await accumulating.call(running.url, "create", **asked("tools=2 length=5"))
+    retrieved = await accumulating.call(running.url, "retrieve", completion_id=created.completion["id"])
+    assert retrieved.error is None
+    assert retrieved.completion == created.completion
