@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,9 @@ def run() -> int:
     except _Failed as failure:
         click.echo(f"tokencast: {failure}", err=True)
         return failure.exit_code
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to be stopped
     return 0
 
 
@@ -132,6 +135,17 @@ class _Processes:
                         await asyncio.wait_for(process.wait(), _END_WITHIN / terminations)
 
 
+def _on_signals(loop: asyncio.AbstractEventLoop, signalled: Callable[[], None]) -> None:
+    """Not through the loop, whose handlers go when it closes: a Ctrl-C in that last moment would be a crash."""
+
+    def received(_number: int, _frame: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: everything has ended
+            loop.call_soon_threadsafe(signalled)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, received)
+
+
 async def _until_stopped(settings: Settings, port: int, simulated: bool) -> None:
     """Returns after Ctrl-C or SIGTERM; raises _Failed or Misconfigured. Afterwards nothing runs any more."""
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -139,8 +153,7 @@ async def _until_stopped(settings: Settings, port: int, simulated: bool) -> None
     def signalled() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    _on_signals(asyncio.get_running_loop(), signalled)
     processes = _Processes(hurry)
     serving = asyncio.create_task(_serve(settings, port, simulated, processes))
     stopping = asyncio.create_task(stop.wait())

@@ -139,6 +139,19 @@ async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
         await running.nothing_is_left()
 
 
+async def test_ctrl_c_may_be_pressed_until_it_has_ended(tmp_path: Path) -> None:
+    """Also in the last moment, when everything has stopped and only this process is still to go."""
+    async with dev(tmp_path) as running:
+        await running.says("Ctrl-C stops everything")
+        ended = asyncio.create_task(running.wait())
+        while not ended.done():
+            running.send(signal.SIGINT)
+            await asyncio.sleep(0.001)
+        assert await ended == 0
+        assert "Traceback" not in running.output
+        await running.nothing_is_left()
+
+
 def asked_to_stop(pid: int) -> bool:
     """Whether a signal is pending for the process, which is suspended, or has ended it."""
     try:
