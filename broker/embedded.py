@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from broker.connection import servers_of
 from broker.errors import Misconfigured
-from broker.resp import RespConnection
 
 _READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
 _TRIES = 20
@@ -38,10 +39,20 @@ class EmbeddedRedis:
     """`async with EmbeddedRedis() as redis`: then `redis.url` answers; afterwards no process and no file is left.
 
     With `appendonly` it has its data back after `kill` and `restart`; they lie in `dir`, which stays, or else in a
-    temporary directory of its own.
+    temporary directory of its own. `binary` is another program than `server_binary`'s, `options` are more of its
+    settings, which hold from the next start on.
     """
 
-    def __init__(self, *, appendonly: bool = False, dir: Path | None = None) -> None:  # noqa: A002 - Redis's name for it
+    def __init__(
+        self,
+        *,
+        appendonly: bool = False,
+        dir: Path | None = None,  # noqa: A002 - Redis's name for it
+        binary: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.options = dict(options or {})
+        self._binary = binary
         self._appendonly = appendonly
         self._given_dir = dir
         self._dir: Path | None = None
@@ -59,7 +70,7 @@ class EmbeddedRedis:
         return self._process.pid if self._process is not None else 0
 
     async def __aenter__(self) -> Self:
-        binary = server_binary()
+        binary = self._binary or server_binary()
         if self._appendonly:
             self._dir = self._given_dir or Path(tempfile.mkdtemp(prefix="tokencast-redis-"))
         try:
@@ -83,7 +94,7 @@ class EmbeddedRedis:
     async def restart(self) -> None:
         """Again at the same address, killed first if it still runs: with its data if it has a file, else empty."""
         self.kill()
-        binary, deadline = server_binary(), time.monotonic() + _READY_WITHIN
+        binary, deadline = self._binary or server_binary(), time.monotonic() + _READY_WITHIN
         while not await self._start(binary, self.port):
             if time.monotonic() > deadline:
                 raise self._failure(binary)
@@ -116,6 +127,7 @@ class EmbeddedRedis:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; has no name to be left
         keep = "yes" if self._appendonly else "no"
         options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": keep, "loglevel": "warning"}
+        options |= self.options
         command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
         self._process = subprocess.Popen(  # noqa: S603 - the program is one of `server_binary`
             tethered(command),
@@ -164,7 +176,7 @@ class EmbeddedRedis:
 async def _is_serving(url: str, pid: int) -> bool:
     """Whether PING is answered, and by this very process: after a lost race for the port it would be another's."""
     try:
-        connection = await RespConnection.open(url)
+        connection = await servers_of(url).open()
     except OSError:
         return False
     try:

@@ -21,11 +21,12 @@ from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import Event, follows
 from broker.feed import Feed
-from broker.ids import Cursor
+from broker.ids import Cursor, shard_of
 from broker.reader import Reader
 from broker.segments import Dialect, Slice, View
 from broker.store import PAGE, Generation, Store
 from broker.subscriber import Subscriber, Wire
+from broker.tasks import cancelled
 
 logger = logging.getLogger("tokencast.hub")
 
@@ -76,9 +77,11 @@ class Hub:
                 self._leave(feed)
 
     async def _follow(self, feed: Feed) -> None:
-        reader = next((reader for reader in self._readers if reader.free > 0), None)
+        redis = self._store.redis
+        group = redis.servers.group(shard_of(feed.gid))
+        reader = next((reader for reader in self._readers if reader.group == group and reader.free > 0), None)
         if reader is None:
-            reader = Reader(self._store.redis, (self._process, len(self._readers)), self._deliver, self._resync)
+            reader = Reader(redis, group, (self._process, len(self._readers)), self._deliver, self._resync)
             self._readers.append(reader)
             self._spawn(reader.run())
         self._reading[feed.gid] = reader
@@ -135,7 +138,7 @@ class Hub:
         wire.attach(partial(self.resume, subscriber), partial(subscriber.end, "left"))
         self._subscribers.setdefault(feed, {})[subscriber] = None
         if self.draining:
-            self._farewell(subscriber, "draining")
+            self.farewell(subscriber, "draining")
         else:
             self.push(subscriber)
         try:
@@ -181,6 +184,8 @@ class Hub:
 
     def _push(self, subscriber: Subscriber) -> None:
         wire, view, feed = subscriber.wire, subscriber.view, subscriber.feed
+        if subscriber.stalled is not None:
+            return None  # until `resume`; more would hide whether it takes anything
         while not subscriber.ended.done():
             if wire.closing:
                 return subscriber.end("left")
@@ -191,7 +196,7 @@ class Hub:
             if part is None:
                 return self._wait(subscriber)
             if part.opens_attempt and subscriber.given and not view.dialect.crosses_attempts:
-                return self._farewell(subscriber, "reset")
+                return self.farewell(subscriber, "reset")
             if part.data:
                 wire.write(part)
                 subscriber.given = True
@@ -220,15 +225,23 @@ class Hub:
             self._stalled.pop(subscriber, None)
             self.push(subscriber)
 
-    def _farewell(self, subscriber: Subscriber, reason: str) -> None:
-        data = subscriber.view.dialect.farewell(reason)
-        if data and not subscriber.ended.done():
-            subscriber.wire.write(Slice(data, subscriber.position))
+    def farewell(self, subscriber: Subscriber, reason: str) -> None:
+        """Ends a response although its generation has not, in the dialect's own words. Nothing if it has ended."""
+        if not subscriber.ended.done():
+            self._tell(subscriber, subscriber.view.dialect.farewell(reason))
         subscriber.end(reason)
+
+    def _tell(self, subscriber: Subscriber, data: bytes) -> None:
+        """Something that is not in the log. As with `push`, its peer's trouble is its own."""
+        try:
+            if data:
+                subscriber.wire.write(Slice(data, subscriber.position))
+        except Exception:
+            subscriber.end("left")
 
     def _dismiss(self, feed: Feed, reason: str) -> None:
         for subscriber in tuple(self._subscribers.get(feed, ())):
-            self._farewell(subscriber, reason)
+            self.farewell(subscriber, reason)
 
     # --- holes -------------------------------------------------------------------------------------------
 
@@ -258,15 +271,15 @@ class Hub:
             elif events:
                 self._skip(subscriber, events[0].cursor)
             else:
-                self._farewell(subscriber, "storage")
+                self.farewell(subscriber, "storage")
 
     def _skip(self, subscriber: Subscriber, earliest: Cursor) -> None:
         """The log goes on further up: it was trimmed. Who can be told so goes on there."""
         notice = subscriber.view.dialect.gap(subscriber.position, earliest, subscriber.feed.tail)
         if not notice:
-            return self._farewell(subscriber, "storage")
+            return self.farewell(subscriber, "storage")
         subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)
-        subscriber.wire.write(Slice(notice, subscriber.position))
+        self._tell(subscriber, notice)
         return self.push(subscriber)
 
     # --- time --------------------------------------------------------------------------------------------
@@ -274,6 +287,7 @@ class Hub:
     async def run(self) -> None:
         """Heartbeats, stalled peers, quiet logs, and forgetting; for as long as the process lives."""
         checking: asyncio.Task[None] | None = None
+        self._spawn(self._store.redis.servers.watch())
         while True:
             await asyncio.sleep(self._heartbeat / _TICKS)
             self._tick += 1
@@ -325,15 +339,14 @@ class Hub:
         self.draining = True
         everybody = [subscriber for members in self._subscribers.values() for subscriber in members]
         random.shuffle(everybody)
-        pause = window / max(len(everybody), 1)
-        for subscriber in everybody:
-            self._farewell(subscriber, "draining")
-            await asyncio.sleep(pause)
+        started = time.monotonic()
+        for number, subscriber in enumerate(everybody, start=1):
+            self.farewell(subscriber, "draining")
+            # Against the clock: timers know milliseconds, and the pauses of many would be none at all, or too long.
+            await asyncio.sleep(started + window * number / len(everybody) - time.monotonic())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(self._tasks)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -18,14 +18,17 @@ from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
-from broker.ids import SHARDS
-from broker.resp import RespConnection, RespError
+from broker.resp import NotMaster, RespConnection, RespError
 
 logger = logging.getLogger("tokencast.reader")
 
 STREAMS = 32  # per connection
 COUNT = 256  # entries per stream and read
-BLOCK_MS = 5000
+BLOCK_MS = 2000
+SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
+MOVING = 0.05  # seconds between two looks at a shard that is moving
+News = tuple[bytes, list[RawEntry]]
+"""A stream's name and what it has new."""
 
 
 class Reader:
@@ -35,6 +38,7 @@ class Reader:
     def __init__(
         self,
         redis: Redis,
+        group: str,
         name: tuple[str, int],
         deliver: Callable[[Sequence[Feed]], Awaitable[None]],
         resync: Callable[[Feed], Awaitable[None]],
@@ -42,7 +46,8 @@ class Reader:
         self._redis = redis
         self._deliver = deliver
         self._resync = resync
-        self._control = keys.wake(SHARDS[0], *name)
+        self.group = group
+        self._control = keys.wake(group, *name)
         self._control_id = "0"
         self._feeds: dict[bytes, Feed] = {}
         self._wanted = asyncio.Event()
@@ -71,7 +76,7 @@ class Reader:
         delay = 0.05
         while True:
             try:
-                connection = await RespConnection.open(self._redis.url)
+                connection = await self._redis.servers.open(self.group)
             except (OSError, RespError) as error:
                 logger.warning("cannot reach Redis: %s", type(error).__name__)
             else:
@@ -79,6 +84,8 @@ class Reader:
                     delay = 0.05
                     await self._read(connection)
                 except (OSError, RespError) as error:
+                    if isinstance(error, TimeoutError):
+                        self._redis.servers.doubt()
                     logger.warning("lost Redis: %s", error if isinstance(error, RespError) else type(error).__name__)
                 except Exception:  # one generation's trouble must not end the reading of 31 others
                     logger.exception("reader failed, starts again")
@@ -95,17 +102,36 @@ class Reader:
                 await self._wanted.wait()
             streams = list(self._feeds.items())
             self._blocked = True
-            reply: list[tuple[bytes, list[RawEntry]]] | None = await connection.call(
-                *("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._control),
-                *(name for name, _ in streams),
-                self._control_id,
-                *(str(feed.tail) for _, feed in streams),
-                timeout=BLOCK_MS / 1000 + 5,
-            )
+            try:
+                reply: Sequence[News] | None = await connection.call(
+                    *("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._control),
+                    *(name for name, _ in streams),
+                    self._control_id,
+                    *(str(feed.tail) for _, feed in streams),
+                    timeout=BLOCK_MS / 1000 + SLACK,
+                )
+            except RespError as error:
+                if error.kind != "TRYAGAIN":
+                    raise
+                reply = await self._one_by_one(connection)
             self._blocked = False
+            if self._redis.servers.superseded(connection.node) or (
+                reply is None and not await connection.still_master()
+            ):
+                raise NotMaster("another server is the master now")
             await self._take(reply or ())
 
-    async def _take(self, reply: Sequence[tuple[bytes, list[RawEntry]]]) -> None:
+    async def _one_by_one(self, connection: RespConnection) -> Sequence[News]:
+        """While the shard moves to another server of a cluster: some streams are here, some there already, and no
+        read can span them."""
+        await asyncio.sleep(MOVING)
+        streams = list(self._feeds.items())
+        replies = await connection.pipeline(
+            [("XREAD", "COUNT", COUNT, "STREAMS", name, str(feed.tail)) for name, feed in streams], timeout=SLACK
+        )
+        return [news for reply in replies if reply and not isinstance(reply, RespError) for news in reply]
+
+    async def _take(self, reply: Sequence[News]) -> None:
         news: list[Feed] = []
         for name, entries in reply:
             feed = self._feeds.get(name)

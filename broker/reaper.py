@@ -13,6 +13,7 @@ import secrets
 import time
 
 from broker import keys
+from broker.checks import forbidden
 from broker.connection import Redis, RedisError, Script
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
@@ -35,51 +36,70 @@ class Reaper:
         self._lease = settings.lease
         self._max_attempts = settings.max_attempts
         self._period = 5.0 * min(1.0, settings.lease / 15)
-        self._away = False
-        self._still_until = 0.0
+        self._groups = redis.servers.groups
+        self._away: set[str] = set()
+        self._said: set[str] = set()
+        self._seen: dict[str, bytes] = {}
+        self._still_until: dict[str, float] = {}
         self._swept_at = time.time()
 
     async def run(self) -> None:
         """Until cancelled; survives every error."""
         while True:
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
-            try:
-                if await self._may_sweep():
-                    await self.sweep()
-            except StorageUnavailable as error:
-                if not self._away:
-                    log.warning("no sweep: %s", error)
-                self._away = True
-            except Exception:
-                log.exception("sweep failed")
+            if self._overslept():
+                self._away.update(self._groups)
+            await asyncio.gather(*map(self._visit, self._groups))
 
-    async def _may_sweep(self) -> bool:
-        """Not for one lease after Redis, or this machine, was away: all leases ran out because nobody could renew
-        them, and the owners come back at the same time as we do."""
-        uptime = await self._uptime()
+    async def _visit(self, group: str) -> None:
+        """On a cluster each server is on its own: one that is away keeps nobody from looking at the others."""
+        try:
+            if await self._may_sweep(group):
+                await self.sweep(group)
+                self._said.discard(group)
+        except StorageUnavailable as error:
+            if not self._said:
+                log.warning("no sweep: %s", error)
+            self._said.add(group)
+            self._away.add(group)
+        except Exception:
+            log.exception("sweep failed")
+
+    def _overslept(self) -> bool:
+        """Whether this machine was away."""
         now, slept = time.time(), time.time() - self._swept_at
         self._swept_at = now
-        if self._away or slept > self._period + self._lease / 2:
-            self._still_until = time.monotonic() + self._lease
-        self._away = False
-        return time.monotonic() >= self._still_until and uptime >= self._lease
+        return slept > self._period + self._lease / 2
 
-    async def _uptime(self) -> float:
-        """Seconds since the server started; unknown (so: long) where INFO is not allowed."""
+    async def _may_sweep(self, group: str) -> bool:
+        """Not for one lease after Redis, or this machine, was away, or another server took over: all leases ran out
+        because nobody could renew them, and the owners come back at the same time as we do."""
+        uptime, server = await self._about(group)
+        if group in self._away or self._seen.get(group, server) != server:
+            self._still_until[group] = time.monotonic() + self._lease
+        self._seen[group] = server
+        self._away.discard(group)
+        return time.monotonic() >= self._still_until.get(group, 0.0) and uptime >= self._lease
+
+    async def _about(self, group: str) -> tuple[float, bytes]:
+        """Seconds since the server started, and which one it is; unknown (so: long) where INFO is not allowed."""
         try:
-            info = await self._redis.execute("INFO", "server")
+            info = await self._redis.info("server", group)
         except RedisError:
-            return float("inf")
-        for line in bytes(info).splitlines():
-            if line.startswith(b"uptime_in_seconds:"):
-                return float(line.partition(b":")[2])
-        return float("inf")
+            info = b""
+        except StorageUnavailable as error:
+            if not forbidden(error):
+                raise
+            info = b""
+        about = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        return float(about.get(b"uptime_in_seconds", "inf")), about.get(b"run_id", b"")
 
-    async def sweep(self) -> None:
-        """One look at all shards."""
-        due = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE,)) for shard in SHARDS])
-        for shard in due:
-            for gid in shard:
+    async def sweep(self, group: str) -> None:
+        """One look at the shards of a group."""
+        shards = [shard for shard in SHARDS if self._redis.servers.group(shard) == group]
+        due = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE,)) for shard in shards])
+        for members in due:
+            for gid in members:
                 await self._reap(gid.decode())
 
     async def _reap(self, gid: str) -> None:

@@ -12,14 +12,22 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import hiredis
-from redis.asyncio.connection import parse_url
 
-from broker.connection import KEEPALIVE, Argument, Reply
+from broker.address import Address, Node
 
 READ = 1 << 18
+Argument = bytes | str | int | float
+Reply = Any  # bytes, int, None or a list of them, as the command has it
+
+# A dead peer is noticed after 15 + 3 × 5 s: without this a half-open connection waits for ever.
+KEEPALIVE: dict[int, int | bytes] = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
 
 
 class RespError(Exception):
@@ -30,50 +38,68 @@ class RespError(Exception):
         return str(self).partition(" ")[0]
 
 
+class Refused(ConnectionError):
+    """The server answers, but is not one for us; the message says why."""
+
+
+class NotMaster(Refused):
+    """It is a replica: it may be behind, and takes no writes."""
+
+
 class RespConnection:
     """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node: Node) -> None:
         self._reader = reader
         self._writer = writer
         self._parser = hiredis.Reader(replyError=RespError)
+        self.node = node
 
     @classmethod
-    async def open(cls, url: str, *, timeout: float = 2.0) -> RespConnection:
-        """Connects, authenticates and selects the database, as the URL says (redis://, rediss://, unix://)."""
-        options: dict[str, Any] = dict(parse_url(url))
+    async def open(cls, address: Address, node: Node, *, any_role: bool = False, timeout: float = 2.0) -> Self:
+        """Connects to one of the servers of an address, authenticates and selects the database. NotMaster from a
+        replica, unless `any_role`."""
+        options = address.options
         async with asyncio.timeout(timeout):
             if "path" in options:
                 streams = await asyncio.open_unix_connection(options["path"], limit=READ)
             else:
-                secure = _tls(options) if url.startswith("rediss:") else None
-                streams = await asyncio.open_connection(
-                    options.get("host", "localhost"), options.get("port", 6379), limit=READ, ssl=secure
-                )
+                secure = _tls(options) if address.secure else None
+                streams = await asyncio.open_connection(*node, limit=READ, ssl=secure)
                 _keep_alive(streams[1])
-            connection = cls(*streams)
+            connection = cls(*streams, node)
             try:
-                await connection._greet(options)
+                await connection._greet(options, any_role)
             except BaseException:
                 connection.close()
                 raise
         return connection
 
-    async def _greet(self, options: dict[str, Any]) -> None:
-        commands: list[tuple[Argument, ...]] = []
+    async def _greet(self, options: dict[str, Any], any_role: bool) -> None:
+        commands: list[tuple[Argument, ...]] = [] if any_role else [("HELLO",)]
+        if options.get("db"):
+            commands.insert(0, ("SELECT", options["db"]))
         if options.get("password"):
             user = (options["username"],) if options.get("username") else ()
-            commands.append(("AUTH", *user, options["password"]))
-        if options.get("db"):
-            commands.append(("SELECT", options["db"]))
-        for reply in await self.pipeline(commands, timeout=2.0):
+            commands.insert(0, ("AUTH", *user, options["password"]))
+        replies = await self.pipeline(commands, timeout=2.0)
+        if not any_role and is_replica(replies.pop()):
+            raise NotMaster(f"{self.node[0]}:{self.node[1]} is a replica")
+        for reply in replies:
             if isinstance(reply, RespError):
-                raise ConnectionError(f"Redis refuses the connection: {reply.kind}")
+                raise Refused(reply.kind)
+
+    async def still_master(self) -> bool:
+        """A demoted server may go on answering reads, from behind."""
+        (reply,) = await self.pipeline((("HELLO",),), timeout=5.0)
+        return not is_replica(reply)
 
     async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
         """Replies in order; an error reply is a RespError in its place, not raised."""
         if not commands:
             return []
+        if self._writer.transport.is_closing():  # uvloop would raise a RuntimeError
+            raise ConnectionResetError("Redis closed the connection")
         self._writer.write(b"".join([hiredis.pack_command(command) for command in commands]))  # pyright: ignore
         replies: list[Reply] = []
         async with asyncio.timeout(timeout):
@@ -97,6 +123,13 @@ class RespConnection:
     def close(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.transport.abort()
+
+
+def is_replica(hello: Reply) -> bool:
+    """HELLO tells the role to everybody; ROLE would need administrator's rights. Unknown where it is refused."""
+    if isinstance(hello, RespError):
+        return False
+    return dict(zip(hello[::2], hello[1::2], strict=True)).get(b"role") == b"replica"
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:

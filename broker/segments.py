@@ -43,7 +43,7 @@ class Dialect(Protocol):
 
     def farewell(self, reason: str) -> bytes:
         """The last bytes for a reader whose response ends although its generation has not: `reason` is
-        `reset`, `draining`, `storage` or `gone`."""
+        `reset`, `draining`, `storage`, `gone` or `expired` (the reader's token)."""
         ...
 
 
@@ -145,21 +145,21 @@ class View:
     def insert(self, position: Cursor, events: Sequence[Event]) -> None:
         """Fills a hole behind `position` with what was read there, up to what is already known."""
         self._slices.clear()
-        segment: Segment | None = None
+        read: list[Segment] = []
         for event in events:
             known = self._at(event.cursor)
             if known is not None:
                 if known.first == event.cursor.seq:
                     known.start = position  # now its predecessor is known
                 break
-            if segment is None or not segment.takes(event):
-                if segment is not None:
-                    self.seal(segment)
-                segment = Segment(position, event)
-                self._segments.insert(bisect_right(self._segments, event.cursor, key=_first), segment)
-            segment.add(self.dialect.frame(event))
+            if not read or not read[-1].takes(event):
+                read.append(Segment(position, event))
+                self._segments.insert(bisect_right(self._segments, event.cursor, key=_first), read[-1])
+            read[-1].add(self.dialect.frame(event))
             position = event.cursor
-        if segment is not None:
+        # The first one last, so that it is evicted last: it is what a reader waits for. Where a page is larger than the
+        # cache, the other order read the same page for ever.
+        for segment in reversed(read):
             self.seal(segment)
 
     def slice(self, position: Cursor) -> Slice | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from broker.connection import Redis, connect_redis
-from broker.errors import BrokerError, GenerationGone
+from broker.connection import Redis, connect_both
+from broker.errors import BodyTooLarge, BrokerError, GenerationGone
 from broker.events import Event, follows
 from broker.hub import Hub
 from broker.ids import START, Cursor, parse_cursor
@@ -19,6 +19,8 @@ from broker.queue import Queue
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.settings import Settings
 from broker.store import PAGE, Created, Generation, Store
+from broker.tasks import cancelled
+from broker.tokens import Tokens
 
 logger = logging.getLogger("tokencast.broker")
 OPEN_TENANT = "default"
@@ -32,6 +34,7 @@ class Broker:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
         self.queue = Queue(queue, settings.retention)
+        self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
             heartbeat=settings.heartbeat,
@@ -43,8 +46,11 @@ class Broker:
         self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
     ) -> Generation:
         """Accepts a chat.completions body (`model`, `messages`, …, and our `metadata`, `on_upstream_error`,
-        `ttl_seconds`). InvalidRequest, IdempotencyConflict, StorageUnavailable."""
-        request = parse_request(parse_json(msgspec.json.encode(body)))
+        `ttl_seconds`). InvalidRequest, BodyTooLarge, IdempotencyConflict, StorageUnavailable."""
+        encoded = msgspec.json.encode(body)
+        if len(encoded) > self.settings.max_body:
+            raise BodyTooLarge
+        request = parse_request(parse_json(encoded))
         created = await self.submit(request, tenant, idempotency_key)
         return await self.store.state(created.id, tenant)
 
@@ -128,15 +134,14 @@ class GapFound(BrokerError):
 
 @asynccontextmanager
 async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
-    """A Broker on one Redis (`redis://`, `rediss://`, `unix://`), or on what the settings name. Connects when
-    it is first used."""
+    """A Broker on one Redis (`redis://`, `rediss://`, `unix://`, `redis+sentinel://`), or on what the settings name.
+    Connects when it is first used."""
     settings = settings or (Settings(REDIS_URL=url) if url else Settings())  # pyright: ignore[reportCallIssue]
-    async with connect_redis(settings.logs_url) as streams, connect_redis(settings.redis_url) as queue:
+    async with connect_both(settings.logs_url, settings.redis_url) as (streams, queue):
         broker = Broker(streams, queue, settings)
         upkeep = asyncio.get_running_loop().create_task(broker.hub.run())
         try:
             yield broker
         finally:
-            upkeep.cancel()
-            await asyncio.gather(upkeep, return_exceptions=True)
+            await cancelled([upkeep])
             await broker.hub.close()

@@ -1,4 +1,4 @@
-"""Carries the events of all attempts of this process to Redis, over one connection.
+"""Carries the events of all attempts of this process to Redis, over one connection to each server.
 
 While one pipeline is under way the next gathers: idle, a token leaves at once; under load the calls get longer by
 themselves. Everything may be sent again, since ids are explicit: after any trouble the same events go out under
@@ -8,6 +8,7 @@ the same ids, and the scripts skip what is there and say what is missing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -15,9 +16,10 @@ from collections import deque
 from typing import NamedTuple
 
 from broker import keys
-from broker.connection import Argument, Reply, Script, without_password
+from broker.connection import Argument, Reply, Script, servers_of, without_password
 from broker.ids import shard_of
-from broker.resp import RespConnection, RespError
+from broker.resp import NotMaster, RespConnection, RespError
+from broker.servers import Servers
 from broker.settings import Settings
 from broker.store import lifecycle_keys, new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
@@ -26,12 +28,15 @@ from worker.claims import Claim
 APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("touch"), Script("restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
-STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting
+STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
 LINGER = 15.0  # seconds for which an ended attempt is kept, for a Redis that forgets its ending
 LINGER_BYTES = 64 << 20
-TRANSIENT = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN", "MOVED", "NOAUTH"}
-)
+MOVING = 0.05  # seconds
+FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
+_REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
+TRANSIENT = _REDIRECTING | {
+    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "NOAUTH")
+}
 log = logging.getLogger("tokencast.worker")
 
 
@@ -47,14 +52,78 @@ class Call(NamedTuple):
 
 
 class Appender:
-    """`begin` an attempt for each claim; `run` for ever beside them."""
+    """`begin` an attempt for each claim; `run` for ever beside them. One lane, and on a cluster one for each shard, so
+    that a server's trouble stalls only what is on it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, servers: Servers | None = None) -> None:
+        """`servers`: as the rest of the process knows them."""
         self._url = settings.logs_url
-        self._lease_ms = int(settings.lease * 1000)
-        self._max_output = settings.max_output
+        self._servers = servers or servers_of(settings.logs_url)
         # Often enough that a cancel comes home at once, and that a lease never runs down.
         self._tick = min(0.5, settings.lease / 6)
+        self._lanes = {group: Lane(self, self._servers, group, settings, self._tick) for group in self._servers.groups}
+        self._whole: bool | None = None
+
+    @property
+    def connected(self) -> bool:
+        return any(lane.connected.is_set() for lane in self._lanes.values())
+
+    async def ready(self) -> None:
+        """Until connected."""
+        waits = [asyncio.create_task(lane.connected.wait()) for lane in self._lanes.values()]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def begin(self, claim: Claim) -> Attempt:
+        return self._lane(claim).begin(claim)
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forgets an attempt, whatever it still has."""
+        self._lane(attempt.claim).drop(attempt)
+
+    def _lane(self, claim: Claim) -> Lane:
+        return self._lanes[self._servers.group(shard_of(claim.gid))]
+
+    async def run(self) -> None:
+        """Until cancelled. Redis may come and go."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick_for_ever())
+            tasks.create_task(self._servers.watch())
+            for lane in self._lanes.values():
+                tasks.create_task(lane.run())
+
+    async def _tick_for_ever(self) -> None:
+        for turn in itertools.count():
+            await asyncio.sleep(self._tick / 2)
+            for number, lane in enumerate(self._lanes.values()):
+                lane.tick(idle_too=number == turn % len(self._lanes))
+
+    def lost(self, why: str) -> None:
+        """A lane has lost its connection, gets none, or is refused. Said once, until all are served."""
+        if self._whole is not False:
+            log.warning("events wait: Redis at %s: %s", without_password(self._url), why)
+        self._whole = False
+
+    def found(self) -> None:
+        """A lane is connected, and served."""
+        if not self._whole and all(lane.connected.is_set() for lane in self._lanes.values()):
+            self._whole = True
+            log.info("connected to Redis at %s", without_password(self._url))
+
+
+class Lane:
+    """The attempts of the shards that one connection reaches."""
+
+    def __init__(self, appender: Appender, servers: Servers, group: str, settings: Settings, tick: float) -> None:
+        self._appender = appender
+        self._servers = servers
+        self._group = group
+        self._lease_ms = int(settings.lease * 1000)
+        self._max_output = settings.max_output
+        self._tick = tick
         self._active: dict[Attempt, None] = {}
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
@@ -62,15 +131,7 @@ class Appender:
         self._lingering_bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
-        self._connected = asyncio.Event()
-
-    @property
-    def connected(self) -> bool:
-        return self._connected.is_set()
-
-    async def ready(self) -> None:
-        """Until connected."""
-        await self._connected.wait()
+        self.connected = asyncio.Event()
 
     def begin(self, claim: Claim) -> Attempt:
         attempt = Attempt(claim, self._notify)
@@ -78,10 +139,16 @@ class Appender:
         return attempt
 
     def drop(self, attempt: Attempt) -> None:
-        """Forgets an attempt, whatever it still has."""
         self._active.pop(attempt, None)
         self._waiting.pop(attempt, None)
         self._restoring.pop(attempt, None)
+
+    def tick(self, *, idle_too: bool) -> None:
+        """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
+        self._forget_lingering(time.monotonic())
+        if idle_too or self._active or self._lingering:
+            self._touch = True
+            self._rouse()
 
     def _notify(self, attempt: Attempt) -> None:
         self._waiting[attempt] = None
@@ -92,40 +159,29 @@ class Appender:
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        """Until cancelled. Redis may come and go."""
-        ticker = asyncio.create_task(self._tick_for_ever())
         failures = 0
-        try:
-            while True:
-                started = time.monotonic()
-                try:
-                    await self._connect_and_serve()
-                except (OSError, RespError) as error:
-                    failures = 0 if time.monotonic() - started > 5 else failures + 1
-                    if self.connected or failures == 1:
-                        kind = error.kind if isinstance(error, RespError) else type(error).__name__
-                        log.warning("events wait: Redis at %s: %s", without_password(self._url), kind)
-                    self._connected.clear()
-                await asyncio.sleep(min(2.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
-        finally:
-            ticker.cancel()
-
-    async def _tick_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._tick / 2)
-            self._touch = True
-            self._rouse()
-            self._forget_lingering(time.monotonic())
+            started = time.monotonic()
+            try:
+                await self._connect_and_serve()
+            except (OSError, RespError) as error:
+                failures = 0 if time.monotonic() - started > 5 else failures + 1
+                if isinstance(error, TimeoutError):
+                    self._servers.doubt()
+                self._unwell(error.kind if isinstance(error, RespError) else type(error).__name__)
+            # Back within a lease of Redis: so long the reapers wait for us.
+            await asyncio.sleep(min(2.0, self._lease_ms / 3000, 0.05 * 2**failures) * random.uniform(0.5, 1))
 
     async def _connect_and_serve(self) -> None:
-        connection = await RespConnection.open(self._url)
+        connection = await self._servers.open(self._group)
         try:
             await self._load_scripts(connection)
-            if not self.connected:
-                log.info("connected to Redis at %s", without_password(self._url))
-            self._connected.set()
             self._send_endings_again()
+            if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
+                self._well()
             while True:
+                if self._servers.superseded(connection.node):
+                    raise NotMaster("another server is the master now")
                 touching = self._touch
                 calls = self._gather()
                 if not calls:
@@ -137,12 +193,28 @@ class Appender:
                     continue
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 refusal = self._settle(calls, replies)
-                if refusal is not None:
-                    if refusal.kind != "NOSCRIPT":
-                        raise refusal
+                if refusal is None:
+                    self._well()
+                elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
+                elif _is_full(refusal):  # on this connection leases are kept and endings pass
+                    self._unwell("it is full")
+                    await asyncio.sleep(min(FULL_PAUSE, self._tick / 2))
+                elif refusal.kind == "TRYAGAIN":  # a shard on its way to another server of a cluster
+                    await asyncio.sleep(MOVING)
+                else:
+                    raise refusal
         finally:
             connection.close()
+
+    def _well(self) -> None:
+        if not self.connected.is_set():
+            self.connected.set()
+            self._appender.found()
+
+    def _unwell(self, why: str) -> None:
+        self.connected.clear()
+        self._appender.lost(why)
 
     async def _load_scripts(self, connection: RespConnection) -> None:
         for script in (APPEND, FINISH, TOUCH, RESTORE):
@@ -153,7 +225,7 @@ class Appender:
         calls = [Call(attempt, RESTORING, self._restore(attempt)) for attempt in self._restoring]
         room = PIPELINE_BYTES
         for attempt in self._waiting:
-            if attempt in self._restoring:
+            if attempt in self._restoring or attempt.held:
                 continue
             cut = attempt.next_cut()
             room -= min(attempt.behind, CALL_BYTES)
@@ -249,6 +321,8 @@ class Appender:
 
     def _restored(self, attempt: Attempt, reply: Reply) -> None:
         """Redis knows it again, as ours, up to some event; or it is somebody else's, or past its end."""
+        if attempt not in self._restoring:
+            return  # dropped while its call was under way
         del self._restoring[attempt]
         if reply[0] != b"OK":
             self._end(attempt, reply[0].decode())
@@ -263,9 +337,9 @@ class Appender:
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
-        if kind == "OOM" or "-OOM " in str(error):  # Redis 6 wraps it
+        if _is_full(error):
             attempt.refused_since = attempt.refused_since or now
-            if now - attempt.refused_since > STORAGE_FULL:
+            if now - attempt.refused_since > min(STORAGE_FULL, self._lease_ms / 500):
                 self._end(attempt, "FULL")
             return error
         if kind in TRANSIENT:
@@ -298,3 +372,7 @@ class Appender:
         lingering = self._lingering
         while lingering and (lingering[0][0] < now or self._lingering_bytes > LINGER_BYTES):
             self._lingering_bytes -= lingering.popleft()[1].size
+
+
+def _is_full(refusal: RespError) -> bool:
+    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps what a script meets

@@ -15,10 +15,11 @@ from typing import Any
 
 from arq import Retry
 from arq.connections import ArqRedis
+from arq.utils import poll
 from arq.worker import Worker, func
 
 from broker import keys
-from broker.connection import Redis, RedisError, without_password
+from broker.connection import Redis, RedisError, open_pool, servers_of, without_password
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue import JOB_NAME, deserialize, serialize
@@ -37,14 +38,14 @@ log = logging.getLogger("tokencast.worker")
 class TicketWorker(Worker):
     """arq's worker that takes only as many tickets as there are free slots. One lock for the poll and the bell."""
 
-    def __init__(self, picker: Picker, pool: ArqRedis, slots: int) -> None:
+    def __init__(self, picker: Picker, pool: ArqRedis, settings: Settings) -> None:
         super().__init__(
             [func(picker.begin, name=JOB_NAME)],
             queue_name=keys.QUEUE,
             redis_pool=pool,
             handle_signals=False,
-            max_jobs=slots,
-            job_timeout=5,  # in-progress keys live 10 s longer
+            max_jobs=settings.slots,
+            job_timeout=5,
             keep_result=0,
             max_tries=1000,  # the budget is ours
             poll_delay=1,  # the bell is what is quick
@@ -53,8 +54,16 @@ class TicketWorker(Worker):
             job_deserializer=deserialize,
             log_results=False,
         )
+        # For so long a ticket waits whose worker died before the claim; arq would say `job_timeout` and ten seconds.
+        # Who takes it again while its first worker still lives finds the generation claimed.
+        self.in_progress_timeout_s = settings.lease
         self._picker = picker
         self._lock = asyncio.Lock()
+
+    async def main(self) -> None:
+        """As arq's own, which first asks INFO: where that is not allowed, it would never get further."""
+        async for _ in poll(self.poll_delay_s):
+            await self._poll_iteration()
 
     async def look(self) -> None:
         """Takes what is there, now."""
@@ -66,6 +75,13 @@ class TicketWorker(Worker):
             self.allow_pick_jobs = free > 0
             self.queue_read_limit = max(free, 1)
             await super()._poll_iteration()
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Over a name that is no text arq's loop would end, and find it at the queue's head again, for ever."""
+        texts = [job_id for job_id in job_ids if job_id.isascii()]
+        if len(texts) < len(job_ids):
+            await self.pool.zrem(self.queue_name, *(job_id for job_id in job_ids if not job_id.isascii()))
+        await super().start_jobs(texts)
 
     @property
     def starting(self) -> set[str]:
@@ -108,7 +124,7 @@ class Picker:
         except GenerationNotFound:
             return
         except StorageUnavailable:
-            raise Retry(defer=1) from None
+            raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's fair tag
         if isinstance(outcome, Claim):
             self._running.start(ctx["job_id"], outcome)
 
@@ -133,7 +149,7 @@ class Picker:
         """arq ends its loop at any error of Redis. This begins another one, with a new worker: the old one's count
         of free slots leaks where the error came between taking a slot and starting the job."""
         url = self._settings.redis_url
-        redis = Redis(url, max_connections=self._settings.slots + 8)
+        redis = open_pool(url, max_connections=self._settings.slots + 8)
         pool = ArqRedis(redis.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
         loop = asyncio.get_running_loop()
         failures = 0
@@ -151,7 +167,7 @@ class Picker:
             await redis.close()
 
     async def _poll(self, pool: ArqRedis) -> None:
-        worker = self._worker = TicketWorker(self, pool, self._settings.slots)
+        worker = self._worker = TicketWorker(self, pool, self._settings)
         try:
             await worker.async_run()
         except asyncio.CancelledError:
@@ -162,10 +178,10 @@ class Picker:
             await worker.finished()
 
     async def _listen_for_ever(self) -> None:
-        failures = 0
+        failures, servers = 0, servers_of(self._settings.redis_url)
         while not self._stopping:
             try:
-                connection = await RespConnection.open(self._settings.redis_url)
+                connection = await servers.open()
                 try:
                     failures = 0
                     await self._listen(connection)

@@ -9,11 +9,13 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from broker.connection import Redis, connect_redis
+from broker.checks import Watch
+from broker.connection import Redis, connect_both
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.queue import Queue
 from broker.reaper import Reaper
 from broker.settings import SIMULATED_KEY, Settings
+from broker.tasks import cancelled
 from worker.appender import Appender
 from worker.generate import Generator
 from worker.main import Picker
@@ -45,22 +47,26 @@ def check_upstreams(settings: Settings) -> None:
 async def run(settings: Settings) -> int:
     """The exit code: 0 after a stop that was asked for."""
     stop, hurry = _signals()
-    async with (
-        connect_redis(settings.logs_url, max_connections=settings.slots + 32) as store,
-        connect_redis(settings.redis_url) as queue,
-    ):
-        await _first(stop.wait(), _until_both_answer(store, queue))
+    connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
+    async with connecting as (store, queue):
+        watch = Watch(store, queue, settings, log)
+        await _first(stop.wait(), watch.begin())
         if stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
-            return await _work(settings, (stop, hurry), store, Queue(queue, settings.retention), upstreams)
+            return await _work(settings, (stop, hurry), store, Queue(queue, settings.retention), upstreams, watch)
 
 
 async def _work(
-    settings: Settings, signals: tuple[asyncio.Event, asyncio.Event], store: Redis, queue: Queue, upstreams: Upstreams
+    settings: Settings,
+    signals: tuple[asyncio.Event, asyncio.Event],
+    store: Redis,
+    queue: Queue,
+    upstreams: Upstreams,
+    watch: Watch,
 ) -> int:
     stop, hurry = signals
-    appender = Appender(settings)
+    appender = Appender(settings, store.servers)
     running = Running(Generator(store, appender, upstreams, settings), store, queue, settings.slots)
     picker = Picker(store, running, appender, settings)
     presence = Presence(queue.redis, running)
@@ -72,6 +78,7 @@ async def _work(
             Reaper(store, queue, settings).run(),
             ModelLists(queue.redis, upstreams).run(),
             picker.run(),
+            watch.run(),
         )
     ]
     try:
@@ -85,9 +92,7 @@ async def _work(
         await running.hand_over()
         await _farewell(presence)
     finally:
-        for part in parts:
-            part.cancel()
-        ends = await asyncio.gather(*parts, return_exceptions=True)
+        ends = await cancelled(parts)
     for error in ends:
         if isinstance(error, Exception):
             log.error("a part of the worker failed", exc_info=error)
@@ -109,19 +114,14 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 async def _first(*works: Coroutine[Any, Any, object]) -> None:
-    """Until one of them is done; the others are cancelled."""
+    """Until one of them is done, and raises what it raised; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until_both_answer(*servers: Redis) -> None:
-    for server in servers:
-        await server.answering(log)
+        await cancelled(tasks)
 
 
 async def _farewell(presence: Presence) -> None:

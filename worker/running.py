@@ -9,6 +9,7 @@ from contextlib import suppress
 from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.queue import Queue
+from broker.tasks import cancelled
 from worker.claims import Claim, release
 from worker.generate import Generator
 
@@ -60,9 +61,7 @@ class Running:
     async def hand_over(self) -> None:
         """Stops them all and puts them back into the queue."""
         claims, tasks = list(self._generator.claims.values()), list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
         try:
             async with asyncio.timeout(HAND_OVER):
                 await asyncio.gather(*map(self._hand_over, claims))

@@ -1,8 +1,10 @@
-"""A TCP proxy in front of Redis that loses replies, stalls, and is away, when a test says so."""
+"""A TCP proxy in front of Redis that loses replies, stalls, resets, swallows, and is away, when a test says so."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -10,7 +12,8 @@ from urllib.parse import urlsplit
 
 class RedisProxy:
     """`lose_reply_to` a word: the next command that holds it reaches Redis, its reply nobody; the connection breaks.
-    `pause`: nothing comes back until `resume`."""
+    `pause`: nothing comes back until `resume`. `reset`: an RST to everybody. `blackhole`: the connections there are
+    swallow everything, both ways, and never close, as when a machine or a path is gone; new ones are as before."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -19,6 +22,7 @@ class RedisProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._connections: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.StreamWriter, asyncio.Event] = {}  # to each, whether it is swallowed
         self.lose_reply_to: bytes | None = None
         self.lost = 0
         self.port = 0
@@ -32,6 +36,17 @@ class RedisProxy:
 
     def resume(self) -> None:
         self._flowing.set()
+
+    def reset(self) -> None:
+        for client in self._clients:
+            client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.transport.abort()
+
+    def blackhole(self) -> int:
+        """How many there are."""
+        for swallowed in self._clients.values():
+            swallowed.set()
+        return len(self._clients)
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -53,9 +68,10 @@ class RedisProxy:
         try:
             from_redis, to_redis = await asyncio.open_connection(*self._target)
             losing = asyncio.Event()
+            swallowed = self._clients[writer] = asyncio.Event()
             pumps = [
-                asyncio.create_task(self._forward(reader, to_redis, losing)),
-                asyncio.create_task(self._back(from_redis, writer, losing)),
+                asyncio.create_task(self._forward(reader, _Hole(to_redis, swallowed), losing)),
+                asyncio.create_task(self._back(from_redis, _Hole(writer, swallowed), losing)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -67,26 +83,38 @@ class RedisProxy:
             pass
         finally:
             self._connections.discard(task)
+            self._clients.pop(writer, None)
             for stream in (writer, to_redis):
                 if stream is not None:
                     stream.transport.abort()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: _Hole, losing: asyncio.Event) -> None:
         while data := await reader.read(1 << 18):
             if self.lose_reply_to is not None and self.lose_reply_to in data:
                 self.lose_reply_to = None
                 losing.set()
-            writer.write(data)
-            await writer.drain()
+            await writer.write(data)
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _back(self, reader: asyncio.StreamReader, writer: _Hole, losing: asyncio.Event) -> None:
         while data := await reader.read(1 << 18):
             await self._flowing.wait()
             if losing.is_set():
                 self.lost += 1
                 return
-            writer.write(data)
-            await writer.drain()
+            await writer.write(data)
+
+
+class _Hole:
+    """One direction of a connection."""
+
+    def __init__(self, writer: asyncio.StreamWriter, swallowed: asyncio.Event) -> None:
+        self._writer = writer
+        self._swallowed = swallowed
+
+    async def write(self, data: bytes) -> None:
+        if not self._swallowed.is_set():
+            self._writer.write(data)
+            await self._writer.drain()
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from broker import Broker, keys
-from broker.connection import Redis
+from broker.connection import open_pool
 from broker.embedded import EmbeddedRedis
 from broker.queue import JOB_NAME, deserialize, serialize
 from tests.support import DEADLINE, wait_until
@@ -27,15 +27,17 @@ Started = list[tuple[str, str, str]]
 
 @pytest.fixture
 async def pool(redis: EmbeddedRedis) -> AsyncGenerator[ArqRedis, None]:
-    connection = Redis(redis.url)
+    connection = open_pool(redis.url)
     await connection.execute("FLUSHALL")
     yield ArqRedis(connection.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
     await connection.close()
 
 
-def worker(pool: ArqRedis, job: Callable[..., Awaitable[None]], max_jobs: int = 10) -> Worker:
+def worker(
+    pool: ArqRedis, job: Callable[..., Awaitable[None]], max_jobs: int = 10, kind: type[Worker] = Worker
+) -> Worker:
     """As worker/main.py builds it."""
-    return Worker(
+    return kind(
         [func(job, name=JOB_NAME)],  # type: ignore[arg-type]
         queue_name=keys.QUEUE,
         redis_pool=pool,
@@ -112,13 +114,16 @@ async def empty(broker: Broker) -> bool:
     return await broker.queue.depth() == 0
 
 
-async def test_a_running_job_is_marked_for_job_timeout_and_ten_seconds(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_running_job_is_marked_for_as_long_as_in_progress_timeout_s_says(
+    pool: ArqRedis, broker: Broker
+) -> None:
     [ticket] = await enqueue(broker)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job)
+    arq_worker.in_progress_timeout_s = 60
     async with running(arq_worker):
         await wait_until(lambda: recorder.started)
-        assert 10_000 < await broker.queue.redis.execute("PTTL", in_progress_key_prefix + ticket) <= 15_000
+        assert 30_000 < await broker.queue.redis.execute("PTTL", in_progress_key_prefix + ticket) <= 60_000
         assert await broker.queue.redis.execute("PTTL", retry_key_prefix + ticket) > 0
         assert await broker.queue.depth() == 1  # which is why ours return at once
         assert set(arq_worker.tasks) == {ticket}
@@ -154,6 +159,26 @@ async def test_a_poll_takes_nothing_where_allow_pick_jobs_says_so(pool: ArqRedis
     arq_worker.allow_pick_jobs = True
     await arq_worker._poll_iteration()
     await finished(arq_worker)
+    assert len(recorder.started) == 1
+
+
+async def test_a_name_that_is_no_text_ends_a_poll_unless_start_jobs_leaves_it_out(
+    pool: ArqRedis, broker: Broker
+) -> None:
+    await broker.queue.redis.execute("ZADD", keys.QUEUE, 0.5, b"\xff")
+    await enqueue(broker)
+    arq_worker = worker(pool, Recorder().job)
+    with pytest.raises(UnicodeDecodeError):
+        await arq_worker._poll_iteration()
+
+    class Careful(Worker):
+        async def start_jobs(self, job_ids: list[bytes]) -> None:
+            await super().start_jobs([job_id for job_id in job_ids if job_id.isascii()])
+
+    recorder = Recorder()
+    careful = worker(pool, recorder.job, kind=Careful)
+    await careful._poll_iteration()
+    await finished(careful)
     assert len(recorder.started) == 1
 
 
@@ -221,7 +246,7 @@ async def test_a_job_that_asks_for_it_is_run_again(pool: ArqRedis, broker: Broke
 async def test_an_error_of_redis_ends_the_loop_and_leaks_a_slot(broker: Broker, redis: EmbeddedRedis) -> None:
     """So the loop is begun anew, with a new worker."""
     async with EmbeddedRedis() as other:
-        connection = Redis(other.url)
+        connection = open_pool(other.url)
         pool = ArqRedis(connection.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
         arq_worker = worker(pool, Recorder().job)
         async with running(arq_worker) as task:

@@ -151,6 +151,21 @@ async def test_what_redis_forgot_is_sent_again(redis: EmbeddedRedis, broker: Bro
         await wait_until(whole)
 
 
+async def test_an_attempt_may_be_dropped_at_any_moment(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Between the calls that find it lost and put it back, too: a reply to who is gone ended the worker once."""
+    async with appending(redis.url) as appender:
+        for turns in range(60):
+            attempt = appender.begin(await claimed(broker))
+            await broker.store.redis.execute("DEL", keys.meta(attempt.claim.gid), keys.log(attempt.claim.gid))
+            attempt.push(chunks("a"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            appender.drop(attempt)
+        attempt = appender.begin(await claimed(broker))
+        await attempt.finish(ending())
+    assert await log_of(broker, attempt.claim.gid) == expected("", b"ok")
+
+
 async def test_an_ending_that_redis_forgot_is_sent_again_after_a_reconnect(proxy: RedisProxy, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(proxy.url) as appender:

@@ -1,0 +1,266 @@
+"""Short commands: a pool of the library's connections, to one server at a time.
+
+Replies come as Redis sends them, bytes in lists: the library's own conversions cost more than the commands
+and hide the order of a stream entry's fields, which the hot paths rely on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from broker.address import Node, without_password
+from broker.errors import StorageUnavailable
+from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica
+from broker.servers import Servers
+
+Command = Sequence[Argument]
+Call = tuple[Sequence[str], Sequence[Argument]]
+"""A script's keys and arguments."""
+
+
+class Script:
+    """One of `broker/scripts/*.lua`, its `--#include` lines resolved. Loads itself where Redis lacks it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.source = _source(name)
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _source(name: str) -> str:
+    text = files("broker").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("--#include "):
+            lines.append(_source(line.removeprefix("--#include ").strip()))
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+class Redis(ABC):
+    """Commands that answer at once. Raises StorageUnavailable where Redis is away, loading, read-only or full; never
+    repeats what may have been executed, since only the caller knows what may be."""
+
+    def __init__(self, url: str, servers: Servers) -> None:
+        self.url = url
+        self.servers = servers
+
+    @abstractmethod
+    async def execute(self, *command: Argument) -> Reply: ...
+
+    @abstractmethod
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        """All commands in one round trip, not atomic. A single command's error is raised."""
+
+    @abstractmethod
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        """One EVALSHA; loads the script first where a restart or a failover forgot it."""
+
+    @abstractmethod
+    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
+        """The same script with several key sets, in one round trip."""
+
+    @abstractmethod
+    async def info(self, section: str, group: str) -> bytes:
+        """INFO, of the server that has this group of shards."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    async def trouble(self) -> str | None:
+        """Why it cannot be used; None if it can."""
+        try:
+            await self.execute("PING")
+        except StorageUnavailable as error:
+            return error.message
+        return None
+
+    async def answering(self, log: logging.Logger) -> None:
+        """Until it can be used. Says what is the matter, once for each matter, and when it is over."""
+        delay, said = 0.1, None
+        while trouble := await self.trouble():
+            if trouble != said:
+                log.warning("%s Trying %s again.", trouble, without_password(self.url))
+                said = trouble
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, 5.0)
+        if said:
+            log.info("Redis answers at %s", without_password(self.url))
+
+
+class Pool(Redis):
+    """Connections to one server, or to whichever is the master when each is made."""
+
+    def __init__(self, url: str, servers: Servers, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
+        super().__init__(url, servers)
+        address = servers.address
+        options: dict[str, Any] = {
+            "socket_timeout": socket_timeout,
+            "socket_connect_timeout": 2.0,
+            "health_check_interval": 15,
+            "servers": servers,
+            **address.options,
+        }
+        pool = redis_asyncio.BlockingConnectionPool(
+            max_connections=max_connections,
+            timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
+            connection_class=_OverUnix if "path" in address.options else _OverTls if address.secure else _OverTcp,
+            **options,
+        )
+        # The library's asyncio half is only partly typed; this class is where that ends.
+        self.client: Any = redis_asyncio.Redis(connection_pool=pool)
+        self.client.response_callbacks.clear()
+
+    async def execute(self, *command: Argument) -> Reply:
+        with translated():
+            return await self.client.execute_command(*command)
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        if not commands:
+            return []
+        with translated():
+            return [raised(reply) for reply in await self.attempt(commands)]
+
+    async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
+        """As `pipeline`, with the library's exceptions, and a single command's error in its place: the library would
+        put the command, which may hold a secret, before the error's own words."""
+        async with self.client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute(raise_on_error=False)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        command = (script.sha, len(keys), *keys, *args)
+        try:
+            with translated():
+                return await self.client.execute_command("EVALSHA", *command)
+        except NoScriptError:
+            with translated():
+                return await self.client.execute_command("EVAL", script.source, *command[1:])
+
+    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        try:
+            return await self.pipeline(commands)
+        except NoScriptError:
+            await self.execute("SCRIPT", "LOAD", script.source)
+            return await self.pipeline(commands)
+
+    async def info(self, section: str, group: str) -> bytes:
+        return await self.execute("INFO", section)
+
+    async def close(self) -> None:
+        await self.client.aclose(close_connection_pool=True)
+
+
+class _ToMaster(AbstractConnection):
+    """Asks where the master is at every connect, and lets a connection go once the master is elsewhere."""
+
+    def __init__(self, *, servers: Servers, **options: Any) -> None:
+        self._servers = servers
+        self._node: Node = ("", 0)
+        self._refused = False
+        self._connected_at = 0.0
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
+
+    async def connect(self) -> None:
+        if self.is_connected and self._useless():
+            await self.disconnect(nowait=True)
+        if not self.is_connected:
+            self._refused, self._connected_at = False, time.monotonic()
+            self._node = self.host, self.port = await self._servers.master()
+            await super().connect()
+            await self._refuse_replica()
+
+    def _useless(self) -> bool:
+        return self._refused or self._connected_at < self._servers.doubted_at or self._servers.superseded(self._node)
+
+    async def _refuse_replica(self) -> None:
+        await self.send_command("HELLO", check_health=False)
+        try:
+            hello = await self.read_response()
+        except ResponseError:
+            return
+        if is_replica(hello):
+            await self.disconnect(nowait=True)
+            raise NotMaster(f"{self.host}:{self.port} is a replica")
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # pyright: ignore
+        except ResponseError as error:
+            # Demoted, or cut off from its replicas: the next connection may lead to another master.
+            self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
+            raise
+        except RedisTimeoutError:
+            self._servers.doubt()
+            raise
+
+
+class _OverTcp(_ToMaster, Connection):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
+
+
+class _OverTls(_ToMaster, SSLConnection):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
+
+
+class _OverUnix(_ToMaster, UnixDomainSocketConnection):
+    pass
+
+
+def raised(reply: Reply) -> Reply:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+class translated:  # noqa: N801 - reads as a word in `with translated():`
+    """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, AuthenticationError):
+            raise StorageUnavailable("Redis refuses the name or the password.") from error
+        if isinstance(error, Refused):
+            raise StorageUnavailable(f"Redis refuses: {error}") from error
+        if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
+            raise StorageUnavailable from error
+        if isinstance(error, RuntimeError) and "closed" in str(
+            error
+        ):  # uvloop's word for a write to a reset connection
+            raise StorageUnavailable from error
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSING)):
+            raise StorageUnavailable(f"Redis refuses: {error}") from error
+
+
+# Of the server's state or of our rights there, not of the command: nobody but its operator can do anything. The
+# library has classes for some, and takes their first word away; the rest are known by it.
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
+_REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")

@@ -1,0 +1,264 @@
+"""Several real servers: a master with replicas watched by sentinels, and a cluster. All on loopback, on free ports, and
+gone with the test, like the embedded one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from broker.address import Address
+from broker.embedded import free_port, server_binary, tethered
+from broker.resp import RespConnection, RespError
+from tests.support import wait_until
+
+SERVICE = "logs"
+ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server") or server_binary()}
+"""The second one where it is installed."""
+
+
+class Server:
+    """One process. Its port stays the same over `kill` and `start`."""
+
+    def __init__(self, binary: str, directory: Path, *options: str, sentinel: bool = False, password: str = "") -> None:
+        self.port = free_port()
+        self._binary = binary
+        self.options = options
+        self._sentinel = sentinel
+        self.password = password
+        self._dir = directory / str(self.port)
+        self._dir.mkdir()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        config = self._dir / "server.conf"
+        if not config.exists():  # sentinels and clusters write into theirs, and read it again
+            lines = [
+                f"port {self.port}",
+                "bind 127.0.0.1",
+                *([] if self._sentinel else ['save ""', "repl-diskless-sync-delay 0"]),
+                *self.options,
+            ]
+            config.write_text("\n".join(lines) + "\n")
+        with (self._dir / "output").open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - tethered to the main thread
+                tethered([self._binary, str(config), *(["--sentinel"] if self._sentinel else [])]),
+                cwd=self._dir,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        await wait_until(self._answers, (self._dir / "output").read_text())
+
+    async def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._dir / "output").read_text()
+        with contextlib.suppress(OSError):
+            await self.ask("PING")
+            return True
+        return False
+
+    async def ask(self, *command: Any) -> Any:
+        """One command, as this server's administrator. RespError is raised."""
+        options = {"password": self.password} if self.password and not self._sentinel else {}
+        address = Address("server", (self.node,), secure=False, options=options)
+        connection = await RespConnection.open(address, self.node, any_role=True)
+        try:
+            return await connection.call(*command, timeout=10)
+        finally:
+            connection.close()
+
+    @property
+    def node(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    async def role(self) -> str:
+        return (await self.ask("ROLE"))[0].decode()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@asynccontextmanager
+async def _servers() -> AsyncGenerator[tuple[Path, list[Server]], None]:
+    """A directory, and a list: what is put into it ends with the test."""
+    servers: list[Server] = []
+    directory = Path(tempfile.mkdtemp(prefix="tokencast-servers-"))
+    try:
+        yield directory, servers
+    finally:
+        for server in servers:
+            server.kill()
+        shutil.rmtree(directory)
+
+
+class Watched:
+    """A master with replicas, and the sentinels that watch them."""
+
+    def __init__(self, servers: list[Server], sentinels: list[Server], password: str) -> None:
+        self.servers = servers
+        self.sentinels = sentinels
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        self.url = f"redis+sentinel://{f':{password}@' if password else ''}{hosts}/{SERVICE}/0"
+
+    async def master(self) -> Server:
+        """As most sentinels see it."""
+        for sentinel in self.sentinels:
+            with contextlib.suppress(OSError):
+                _, port = await sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                return next(server for server in self.servers if server.port == int(port))
+        raise AssertionError("no sentinel")
+
+    async def failed_over(self, old: Server) -> Server:
+        """Waits for a new master, and that it acts as one."""
+
+        async def changed() -> Server | None:
+            new = await self.master()
+            return new if new is not old and await new.role() == "master" else None
+
+        return await wait_until(changed)
+
+    async def ready(self) -> bool:
+        for sentinel in self.sentinels:
+            flat = await sentinel.ask("SENTINEL", "MASTER", SERVICE)
+            state = dict(zip(flat[::2], flat[1::2], strict=True))
+            if int(state[b"num-other-sentinels"]) != len(self.sentinels) - 1:
+                return False
+            if int(state[b"num-slaves"]) != len(self.servers) - 1 or state[b"flags"] != b"master":
+                return False
+        return True
+
+
+@asynccontextmanager
+async def watched(
+    binary: str,
+    *,
+    replicas: int = 1,
+    options: tuple[str, ...] = (),
+    sentinel_options: tuple[str, ...] = (),
+    password: str = "",
+) -> AsyncGenerator[Watched, None]:
+    """Three sentinels, who need two votes and one second."""
+    async with _servers() as (directory, all_of_them):
+        servers = [Server(binary, directory, *options, password=password) for _ in range(1 + replicas)]
+        first, *others = servers
+        for other in others:
+            other.options += (f"replicaof 127.0.0.1 {first.port}",)
+        all_of_them.extend(servers)
+        await asyncio.gather(*(server.start() for server in servers))
+
+        async def linked() -> bool:
+            return (await first.ask("INFO", "replication")).count(b"state=online") == replicas
+
+        await wait_until(linked)
+        sentinels = [Server(binary, directory, *sentinel_options, sentinel=True) for _ in range(3)]
+        for sentinel in sentinels:
+            sentinel.options += _watch(sentinel, sentinels, servers)
+        all_of_them.extend(sentinels)
+        await asyncio.gather(*(sentinel.start() for sentinel in sentinels))
+        found = Watched(servers, sentinels, password)
+        await wait_until(found.ready)
+        yield found
+
+
+def _watch(sentinel: Server, sentinels: Sequence[Server], servers: Sequence[Server]) -> tuple[str, ...]:
+    """Who is there is told them, since to find out takes them ten seconds."""
+    first, *replicas = servers
+    return (
+        f"sentinel myid {sentinel.port:040}",
+        f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} 2",
+        f"sentinel down-after-milliseconds {SERVICE} 1000",
+        f"sentinel failover-timeout {SERVICE} 3000",
+        *(f"sentinel known-replica {SERVICE} 127.0.0.1 {replica.port}" for replica in replicas),
+        *(
+            f"sentinel known-sentinel {SERVICE} 127.0.0.1 {other.port} {other.port:040}"
+            for other in sentinels
+            if other is not sentinel
+        ),
+    )
+
+
+class Clustered:
+    """Masters with a third of the slots each, and a replica for each."""
+
+    def __init__(self, masters: list[Server], replicas: list[Server]) -> None:
+        self.masters = masters
+        self.replicas = replicas
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in masters)
+
+    @property
+    def servers(self) -> list[Server]:
+        return [*self.masters, *self.replicas]
+
+    async def whole(self) -> bool:
+        """Everybody knows everybody, all slots are served, and each replica follows its master."""
+        for server in self.servers:
+            info = await server.ask("CLUSTER", "INFO")
+            if b"cluster_state:ok" not in info or f"cluster_known_nodes:{len(self.servers)}\r".encode() not in info:
+                return False
+        replications = [await server.ask("INFO", "replication") for server in self.replicas]
+        return all(b"master_link_status:up" in info for info in replications)
+
+    async def owner(self, slot: int) -> Server:
+        """Which of those that run says that it has it."""
+        for server in self.servers:
+            with contextlib.suppress(OSError):
+                own = await server.ask("CLUSTER", "MYID")
+                for first, last, master, *_ in await server.ask("CLUSTER", "SLOTS"):
+                    if master[2] == own and first <= slot <= last:
+                        return server
+        raise AssertionError(f"nobody has slot {slot}")
+
+
+@asynccontextmanager
+async def clustered(binary: str, *, replicas: bool = True) -> AsyncGenerator[Clustered, None]:
+    """Three masters. A master that is silent for a second is replaced."""
+    async with _servers() as (directory, all_of_them):
+        options = (
+            "cluster-enabled yes",
+            "cluster-node-timeout 1000",
+            "cluster-require-full-coverage no",
+            "cluster-replica-validity-factor 0",
+        )
+
+        def server() -> Server:
+            return Server(binary, directory, *options, f"cluster-port {free_port()}")
+
+        masters, copies = [server() for _ in range(3)], [server() for _ in range(3 if replicas else 0)]
+        all_of_them.extend((*masters, *copies))
+        await asyncio.gather(*(server.start() for server in all_of_them))
+        for number, master in enumerate(masters):
+            first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
+            await master.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for number, server_ in enumerate(all_of_them):
+            await server_.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            if number:
+                bus = next(o for o in masters[0].options if o.startswith("cluster-port")).split()[1]
+                await server_.ask("CLUSTER", "MEET", "127.0.0.1", masters[0].port, bus)
+        found = Clustered(masters, copies)
+
+        async def met() -> bool:
+            known = f"cluster_known_nodes:{len(found.servers)}\r".encode()
+            return all([known in await server.ask("CLUSTER", "INFO") for server in found.servers])
+
+        await wait_until(met)
+        for master, copy in zip(masters, copies, strict=False):
+            own = await master.ask("CLUSTER", "MYID")
+
+            async def replicates(copy: Server = copy, own: bytes = own) -> bool:
+                with contextlib.suppress(RespError):  # not known to it yet
+                    return await copy.ask("CLUSTER", "REPLICATE", own) == b"OK"
+                return False
+
+            await wait_until(replicates)
+        await wait_until(found.whole)
+        yield found

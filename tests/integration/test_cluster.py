@@ -1,0 +1,254 @@
+"""The logs on a Redis Cluster of real processes, the queue on a server of its own, gateway and worker beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from typing import Any
+
+import pytest
+
+from broker import keys
+from broker.cluster import slot_of
+from broker.connection import connect_redis
+from broker.embedded import EmbeddedRedis
+from broker.ids import SHARDS, idempotency_shard, shard_of
+from tests.integration.redis_servers import ENGINES, Clustered, Server, clustered
+from tests.support import (
+    Frame,
+    Gateway,
+    Service,
+    gateway,
+    gather,
+    request_body,
+    texts,
+    upstream_calls,
+    wait_until,
+    worker,
+)
+from worker.upstream_sim.text import pieces
+
+LEASE = {"TOKENCAST_LEASE": "3"}
+
+
+@pytest.fixture(scope="module")
+async def cluster() -> AsyncGenerator[Clustered, None]:
+    async with clustered(ENGINES["redis"]) as started:
+        yield started
+        for server in started.servers:
+            if await server.role() == "master":
+                names = await server.ask("KEYS", "*")
+                assert [name for name in names if await server.ask("PTTL", name) == -1] == []
+
+
+@pytest.fixture(scope="module")
+def logs(cluster: Clustered) -> dict[str, str]:
+    """The setting that says where the logs are."""
+    return {"TOKENCAST_STREAMS_URL": cluster.url, **LEASE}
+
+
+@pytest.fixture(scope="module")
+async def api(redis: EmbeddedRedis, logs: dict[str, str]) -> AsyncGenerator[Gateway, None]:
+    async with gateway(redis.url, **logs) as started:
+        yield started
+
+
+class Workers:
+    """One worker, which can be replaced by another one."""
+
+    def __init__(self, stack: AsyncExitStack, start: Callable[[], AbstractAsyncContextManager[Service]]) -> None:
+        self._stack = stack
+        self._start = start
+
+    async def begin(self) -> None:
+        self.current = await self._stack.enter_async_context(self._start())
+
+    async def kill_and_replace(self) -> None:
+        self.current.process.kill()
+        await self.begin()
+
+
+@pytest.fixture(scope="module")
+async def workers(redis: EmbeddedRedis, sim: str, logs: dict[str, str]) -> AsyncGenerator[Workers, None]:
+    async with AsyncExitStack() as stack:
+        workers = Workers(stack, lambda: worker(redis.url, sim, **logs))
+        await workers.begin()
+        yield workers
+
+
+def key_for(shard: str, number: int) -> str:
+    """An idempotency key whose generation comes into the shard."""
+    wanted = (f"{shard}-{number}-{n}" for n in range(10_000))
+    return next(key for key in wanted if idempotency_shard("default", key) == shard)
+
+
+async def in_shard(api: Gateway, shard: str, prompt: str, number: int = 0) -> str:
+    made = await api.create(request_body(prompt, model="sim"), **{"idempotency-key": key_for(shard, number)})
+    assert shard_of(made["id"]) == shard
+    return made["id"]
+
+
+def check_text(frames: list[Any], seed: int, length: int, resets: int = 0) -> None:
+    names = [frame.event for frame in frames if frame.event]
+    assert names.count("reset") == resets
+    assert names[-1] == "completed"
+    last = max(at for at, name in enumerate(names) if name in ("started", "reset"))
+    assert texts(frames[last:]) == "".join(pieces(seed, length))
+
+
+async def test_the_whole_way_over_all_shards(api: Gateway, workers: Workers, sim: str, cluster: Clustered) -> None:
+    """64 generations, two in each shard; followed live and read late; listed, repeated."""
+    prompt = "[[sim seed={n} length=30 speed=60 label=way]]"
+    made = [await in_shard(api, SHARDS[n % 32], prompt.format(n=n), n) for n in range(64)]
+    for _ in range(2):  # live, then from the log
+        for number, frames in enumerate(await gather(*(api.events(gid) for gid in made))):
+            check_text(frames, number, 30)
+    assert len(await upstream_calls(sim, "way")) == 64
+    again = await api.http.post(
+        "/v1/generations",
+        json=request_body(prompt.format(n=5), model="sim"),
+        headers={"idempotency-key": key_for(SHARDS[5], 5)},
+    )
+    assert (again.status_code, again.json()["id"]) == (200, made[5])
+    listed: list[str] = []
+    page = {"data": [], "has_more": True}
+    while page["has_more"]:
+        after = {"after": listed[-1]} if listed else {}
+        page = (await api.http.get("/v1/generations", params={"limit": 20, "status": "completed", **after})).json()
+        listed += [generation["id"] for generation in page["data"]]
+    assert listed == sorted(made, reverse=True)
+    held = [await server.ask("DBSIZE") for server in cluster.masters]
+    assert min(held) > 50  # each has its part
+
+
+async def test_cancel_and_delete(api: Gateway, workers: Workers) -> None:
+    for shard in SHARDS[::8]:
+        gid = await in_shard(api, shard, "[[sim length=2000 speed=20]]", 100)
+        async with aclosing(api.follow(gid)) as stream:
+            async for frame in stream:
+                if frame.event == "chunk":
+                    break
+            assert (await api.http.post(f"/v1/generations/{gid}/cancel")).json()["status"] == "cancelled"
+            assert [frame.event async for frame in stream][-1] == "cancelled"
+        assert (await api.http.delete(f"/v1/generations/{gid}")).status_code == 204
+        assert (await api.http.get(f"/v1/generations/{gid}")).status_code == 410
+
+
+async def test_a_killed_workers_generations_start_again(api: Gateway, workers: Workers) -> None:
+    made = [await in_shard(api, shard, f"[[sim seed={n} length=100 speed=50]]", 200) for n, shard in shards(8)]
+    readers = [asyncio.create_task(api.events(gid)) for gid in made]
+    await wait_until(lambda: begun(api, made[-1]))
+    await workers.kill_and_replace()
+    for number, frames in enumerate(await gather(*readers)):
+        check_text(frames, number, 100, resets=1)
+
+
+def shards(count: int) -> list[tuple[int, str]]:
+    return list(enumerate(SHARDS[:: 32 // count]))
+
+
+async def begun(api: Gateway, gid: str) -> bool:
+    return (await api.get(gid))["first_token_at"] is not None
+
+
+async def test_a_shard_moves_under_running_generations(
+    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+) -> None:
+    """While some of its keys are here and some there, its scripts and reads are answered ASK or TRYAGAIN, and then
+    MOVED. Its readers see nothing of it; creating there waits."""
+    shard = SHARDS[9]
+    slot = slot_of(shard)
+    source = await cluster.owner(slot)
+    target = next(server for server in cluster.masters if server is not source)
+    ids = {server: (await server.ask("CLUSTER", "MYID")).decode() for server in (source, target)}
+    prompt = "[[sim seed={} length=400 speed=50 label=moves]]"
+    first, second = [await in_shard(api, shard, prompt.format(n), 300 + n) for n in (0, 1)]
+    third = await in_shard(api, shard, "[[sim seed=2 length=40 speed=50 label=third]]", 302)
+    seen: dict[str, list[Frame]] = {gid: [] for gid in (first, second, third)}
+    readers = [asyncio.create_task(collect(api, gid, into)) for gid, into in seen.items()]
+    await wait_until(lambda: all(len(frames) > 5 for frames in seen.values()))
+
+    await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+    await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+    late = asyncio.create_task(wait_until(lambda: created(api, shard, prompt.format(3))))
+    for name in (keys.meta(first), keys.log(first)):
+        await source.ask("MIGRATE", *target.node, name, 0, 5000)
+    await goes_on(seen[first])  # over there, and read with others that are here
+    await goes_on(seen[second])
+    assert [(await api.get(gid))["status"] for gid in (first, second)] == ["in_progress"] * 2
+    while names := await source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        await source.ask("MIGRATE", *target.node, "", 0, 5000, "KEYS", *names)
+    await goes_on(seen[first])
+    await goes_on(seen[second])
+    await wait_until(lambda: answered(sim, "third"))  # its ending waits: one of the script's keys is nowhere
+    for server in (target, source):
+        await server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    await gather(*readers)
+    for gid, seed, length in ((first, 0, 400), (second, 1, 400), (third, 2, 40)):
+        check_text(seen[gid], seed, length)
+    check_text(await api.events(await late), 3, 400)
+    assert len(await upstream_calls(sim, "moves")) == 3
+
+
+async def created(api: Gateway, shard: str, prompt: str) -> str | None:
+    """None where the gateway says that the storage is not available for now."""
+    body, headers = request_body(prompt, model="sim"), {"idempotency-key": key_for(shard, 303)}
+    answer = await api.http.post("/v1/generations", json=body, headers=headers)
+    assert answer.status_code in (202, 503), answer.text
+    return answer.json().get("id")
+
+
+async def collect(api: Gateway, gid: str, into: list[Frame]) -> None:
+    async for frame in api.follow(gid):
+        into.append(frame)
+
+
+async def goes_on(frames: list[Frame]) -> None:
+    seen = len(frames)
+    await wait_until(lambda: len(frames) > seen + 5)
+
+
+async def answered(sim: str, label: str) -> bool:
+    (call,) = await upstream_calls(sim, label)
+    return call["outcome"] == "completed"
+
+
+async def test_a_killed_master_stalls_only_its_shards(
+    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+) -> None:
+    """Its generations pause until a replica has taken over, and what the replica lacks is sent again; the others'
+    readers notice nothing."""
+    doomed = cluster.masters[1]
+    own, others = [], []
+    for number, shard in shards(16):
+        gid = await in_shard(api, shard, f"[[sim seed={number} length=250 speed=50 label=killed]]", 400)
+        (own if await cluster.owner(slot_of(shard)) is doomed else others).append((number, gid))
+    seen: dict[str, list[Frame]] = {gid: [] for _, gid in (*own, *others)}
+    readers = [asyncio.create_task(collect(api, gid, into)) for gid, into in seen.items()]
+    await wait_until(lambda: all(len(frames) > 5 for frames in seen.values()))
+    doomed.kill()
+    for _, gid in others:
+        await goes_on(seen[gid])
+    await gather(*readers)
+    for number, gid in (*own, *others):
+        check_text(seen[gid], number, 250)
+    assert len(await upstream_calls(sim, "killed")) == 16
+    assert len(own) >= 4
+    after = await in_shard(api, shard_of(own[0][1]), "[[sim seed=1 length=5 speed=0]]", 401)
+    check_text(await api.events(after), 1, 5)
+    await doomed.start()
+    await wait_until(lambda: is_replica(doomed))
+
+
+async def is_replica(server: Server) -> bool:
+    return await server.role() == "slave"
+
+
+async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> None:
+    """The queue on a cluster is refused in one line, a cluster that is none is told so."""
+    with pytest.raises(AssertionError, match=r"^ended.*\nREDIS_URL: the queue cannot be on a Redis Cluster[^\n]*$"):
+        async with worker(cluster.url, "http://127.0.0.1:9/v1"):
+            pass
+    async with connect_redis(redis.url.replace("redis://", "redis+cluster://")) as alone:
+        assert "cluster support disabled" in str(await alone.trouble())
