@@ -25,6 +25,7 @@ import click
 import httpx2
 
 from broker import keys
+from broker.checks import mark_embedded
 from broker.connection import Redis, connect_redis, without_password
 from broker.embedded import EmbeddedRedis, free_port, tethered
 from broker.errors import Misconfigured, StorageUnavailable
@@ -189,6 +190,7 @@ async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Re
     if "redis_url" not in settings.model_fields_set:
         async with EmbeddedRedis() as embedded, connect_redis(embedded.url) as redis:
             processes.watch_redis(embedded)
+            await mark_embedded(redis)  # what it does not keep is said below
             yield redis
         return
     async with connect_redis(settings.redis_url) as redis:

@@ -20,7 +20,7 @@ def meta(gid: str) -> str:
     """hash · all about one generation · expires + 1 h (the tombstone) · lifecycle scripts
 
     tn tenant · md model · rq request body for the upstream · mt metadata JSON · pol fail|restart · ca created ms ·
-    ttl retention ms · ik idempotency key's hash · fp body's fingerprint · st status · a attempt id · n last seq ·
+    ttl retention ms · ik idempotency record's key · fp body's fingerprint · st status · a attempt id · n last seq ·
     own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
     ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
     xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
@@ -48,13 +48,8 @@ def index(shard: str, tenant: str | None = None, status: str | None = None) -> s
 
 
 def idempotency(shard: str, tenant: str, key: str) -> str:
-    """string · "<generation> <fingerprint>" · expires · create, restore, delete"""
-    return idempotency_record(shard, tenant, hashlib.sha256(key.encode()).hexdigest())
-
-
-def idempotency_record(shard: str, tenant: str, digest: str) -> str:
-    """The same, by the key's SHA-256 (hex), which is what a generation's meta holds."""
-    return f"tc:{{{shard}}}:idem:{tenant}:{digest}"
+    """string · "<generation> <fingerprint>" · expires · create, restore, delete; lifecycle scripts renew it"""
+    return f"tc:{{{shard}}}:idem:{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def activity(shard: str) -> str:
@@ -83,6 +78,15 @@ BELL = "tc:bell"
 FAIR = "tc:fair"
 """hash · tenant → its newest fair tag · 7 d · enqueue.lua"""
 
+SIGNING_KEY = "tc:secret"
+"""string · what signs stream tokens where TOKENCAST_SECRET does not · 30 d, renewed by each new one · gateways"""
+
+SHARD_COUNT = "tc:shards"
+"""string · how many shards the streams Redis has its data in · 30 d, renewed · workers and gateways"""
+
+EMBEDDED = "tc:embedded"
+"""string · says that this server is meant to keep nothing · 30 d · `tokencast dev`"""
+
 WORKERS = "tc:workers"
 """zset · worker id → last seen ms · 1 d · workers"""
 
@@ -90,11 +94,12 @@ MODELS = "tc:models"
 """hash · upstream → JSON list of the models it says it has · 1 d · workers"""
 
 WORKER_HEALTH = "tc:worker-health"
-"""string (arq's health record; ours is WORKERS) · 1 h · arq"""
+"""string (arq's) · its health record; ours is WORKERS · 1 h · arq"""
 
 
 def arq_job(ticket: str) -> str:
-    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention · enqueue.lua"""
+    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention, 2 h at least ·
+    enqueue.lua"""
     return f"arq:job:{ticket}"
 
 

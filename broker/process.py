@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from contextlib import suppress
 
 
-def prepare() -> None:
-    """As many sockets as the system lets us have, and no collector that walks what was imported.
+def prepare(log: logging.Logger, files: int) -> None:
+    """As many sockets as the system lets us have, and no collector that walks what was imported. Says so where that
+    is less than `files`.
 
     A subscriber is a socket: the usual soft limit of 1,024 files would be the number of readers.
     """
@@ -18,4 +20,17 @@ def prepare() -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(OSError, ValueError):  # macOS names a hard limit that it does not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < files:
+            log.warning("only %d files may be open at once (ulimit -n), %d would be good", soft, files)
     gc.freeze()
+
+
+def open_files() -> int:
+    """How many files, sockets among them, this process may have open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

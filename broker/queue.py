@@ -18,6 +18,7 @@ from broker.connection import Redis, Script
 
 ENQUEUE = Script("enqueue")
 JOB_NAME = "generate"
+SHORTEST = 7200  # seconds for which a ticket lives at least: as long as the generation does while nobody looks after it
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -34,7 +35,7 @@ class Queue:
 
     def __init__(self, redis: Redis, retention: float) -> None:
         self.redis = redis
-        self._keep_ms = int(retention * 1000)
+        self._keep_ms = int(max(retention, SHORTEST) * 1000)
 
     async def enqueue(self, gid: str, tenant: str, number: int) -> bool:
         """True if the ticket is new. May be repeated."""

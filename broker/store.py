@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from broker import keys
+from broker.clock import RedisClock
 from broker.completion import Completion, fold, text_of
-from broker.connection import Redis, Script
+from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
 from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, new_id, shard_of
@@ -93,6 +94,7 @@ class Store:
     def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
         """`grace`: seconds that a worker may take to put a running generation back after Redis has lost it."""
         self.redis = redis
+        self._clock = RedisClock(redis)
         self._retention = retention
         self._losses = Losses(grace)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
@@ -100,31 +102,33 @@ class Store:
     async def create(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
         """IdempotencyConflict where the key stands for another body; StorageUnavailable where Redis is away.
         May be repeated with the same key."""
-        now = time.time_ns() // 1_000_000
+        now = await self._clock.now_ms()
         gid = new_id(now, tenant, idempotency_key)
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
-        reply = await self.redis.run(
-            CREATE,
-            [*lifecycle_keys(gid), keys.epoch(shard), record],
-            [
-                gid,
-                tenant,
-                request.model,
-                request.upstream,
-                msgspec.json.encode(request.metadata),
-                request.on_upstream_error,
-                now,
-                int(ttl * 1000),
-                record.rpartition(":")[2] if idempotency_key else "",
-                request.fingerprint,
-                request.prompt_tokens,
-                new_epoch(),
-                created_data(request.model, now),
-                keys.meta(gid).removesuffix(gid),
-            ],
-        )
+        lifecycle = [*lifecycle_keys(gid), keys.epoch(shard), record]
+        fields: list[Argument] = [
+            gid,
+            tenant,
+            request.model,
+            request.upstream,
+            msgspec.json.encode(request.metadata),
+            request.on_upstream_error,
+            now,
+            int(ttl * 1000),
+            record if idempotency_key else "",
+            request.fingerprint,
+            request.prompt_tokens,
+            new_epoch(),
+            created_data(request.model, now),
+            keys.meta(gid).removesuffix(gid),
+        ]
+        try:
+            reply = await self.redis.run(CREATE, lifecycle, fields)
+        except StorageUnavailable:
+            # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
+            reply = await self.redis.run(CREATE, lifecycle, fields)
         if reply[0] == b"OK":
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
@@ -231,10 +235,17 @@ class Store:
         return gids[:limit], len(gids) > limit
 
     async def _still_there(self, tenant: str, gids: Sequence[str]) -> list[Generation]:
-        metas = await self.redis.pipeline([("HMGET", keys.meta(gid), *_FIELDS) for gid in gids])
-        known = list(zip(gids, metas, strict=True))
-        await self._drop_dead(tenant, [gid for gid, meta in known if meta[1] is None])
-        return [_generation(gid, meta) for gid, meta in known if meta[1] not in (None, b"deleted")]
+        """Those of a page that can still be read, as `state` sees it."""
+        replies = await self.redis.pipeline(
+            [command for gid in gids for command in (("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)))]
+        )
+        found = [
+            (_generation(gid, fields), has_log)
+            for gid, fields, has_log in zip(gids, replies[::2], replies[1::2], strict=True)
+        ]
+        expired = [one.id for one, has_log in found if not one.status or (one.ended and not has_log)]
+        await self._drop_dead(tenant, expired)
+        return [one for one, has_log in found if has_log and one.status not in ("", "deleted")]
 
     async def _drop_dead(self, tenant: str, gids: Sequence[str]) -> None:
         await self.redis.pipeline(
@@ -250,8 +261,7 @@ class Store:
     async def delete(self, gid: str, tenant: str) -> tuple[str, int]:
         """Forgets it, whatever it was doing. Returns what it was and its ticket."""
         check_id(gid)
-        prefix = keys.idempotency_record(shard_of(gid), tenant, "")
-        reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024), prefix])
+        reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
     async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> tuple[str, int]:
@@ -283,8 +293,8 @@ class Losses:
 
 
 def new_epoch() -> str:
-    """The name of a data set, should ours be the first generation in it."""
-    return f"{time.time_ns() // 1_000_000}.{secrets.token_hex(4)}"
+    """The name of a data set, should ours be the first generation in it; Redis puts its time before it."""
+    return secrets.token_hex(4)
 
 
 def created_data(model: str, created: int) -> bytes:

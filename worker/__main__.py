@@ -32,7 +32,7 @@ def _work(settings: Settings) -> int:
     from worker import process
 
     process.check_upstreams(settings)
-    prepare()
+    prepare(process.log, files=4 * settings.slots + 200)  # each slot has a connection to the upstream, some to Redis
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(process.run(settings))
 

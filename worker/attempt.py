@@ -190,6 +190,11 @@ class Attempt:
         return self.ended is not None or (self.acked == len(self._ends) and self.ending is None)
 
     @property
+    def held(self) -> bool:
+        """Cut, and its ending not there yet: without it Redis would refuse the rest again."""
+        return self._whole and self.ending is None
+
+    @property
     def size(self) -> int:
         return self._ends[-1] if self._ends else 0
 
@@ -211,8 +216,10 @@ class Attempt:
 
     def acknowledge(self, last: int) -> None:
         """Redis has everything up to seq `last`; less than it had before, if it forgot some."""
-        self.acked = min(last, len(self._ends))
-        self.refused_since = None
+        acked = min(last, len(self._ends))
+        if acked > self.acked:  # a touch that passes says nothing of what waits
+            self.refused_since = None
+        self.acked = acked
         if self._room is not None and not self.crowded:
             _resolve(self._room)
 

@@ -36,13 +36,8 @@ class Claim:
     @property
     def keys(self) -> list[str]:
         """Those of claim.lua and restore.lua; the idempotency record's place is the epoch's where there is none."""
-        shard = shard_of(self.gid)
-        epoch, record = keys.epoch(shard), self.meta[b"ik"].decode()
-        return [
-            *lifecycle_keys(self.gid),
-            epoch,
-            keys.idempotency_record(shard, self.tenant, record) if record else epoch,
-        ]
+        epoch = keys.epoch(shard_of(self.gid))
+        return [*lifecycle_keys(self.gid), epoch, self.meta[b"ik"].decode() or epoch]
 
     @property
     def created(self) -> bytes:

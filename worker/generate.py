@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from broker.clock import RedisClock
 from broker.completion import Completion, decode_chunk
 from broker.connection import Redis
 from broker.errors import StorageUnavailable
@@ -39,6 +40,7 @@ class Generator:
 
     def __init__(self, store: Redis, appender: Appender, upstreams: Upstreams, settings: Settings) -> None:
         self._store = store
+        self._clock = RedisClock(store)
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
@@ -98,9 +100,17 @@ class Generator:
                 if delay is None:
                     raise
                 log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
-                waiting = {"reason": error.code, "retry_at": round(time.time() + delay, 3)}
+                waiting = {"reason": error.code, "retry_at": await self._later(delay)}
             attempt.note(WAITING, msgspec.json.encode(waiting))
             await asyncio.sleep(delay)
+
+    async def _later(self, delay: float) -> float:
+        """When that will be, unix seconds."""
+        try:
+            now = await self._clock.now_ms() / 1000
+        except StorageUnavailable:
+            now = time.time()
+        return round(now + delay, 3)
 
     async def _call(self, attempt: Attempt) -> None:
         """One upstream call. Chunks without a token (a role, a content filter's verdict) wait for the first one:

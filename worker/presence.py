@@ -7,10 +7,10 @@ import logging
 import os
 import secrets
 import socket
-import time
 from typing import TYPE_CHECKING
 
 from broker import keys
+from broker.clock import RedisClock
 from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.version import __version__
@@ -28,6 +28,7 @@ class Presence:
 
     def __init__(self, redis: Redis, running: Running) -> None:
         self._redis = redis
+        self._clock = RedisClock(redis)
         self._running = running
         self._host = socket.gethostname()
         self.id = f"{self._host}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -41,7 +42,7 @@ class Presence:
             await asyncio.sleep(REFRESH)
 
     async def _refresh(self) -> None:
-        key, now = keys.worker(self.id), int(time.time() * 1000)
+        key, now = keys.worker(self.id), await self._clock.now_ms()
         fields = {
             "host": self._host,
             "pid": os.getpid(),

@@ -19,12 +19,20 @@ local function fresh_attempt(now, previous, random)
   return int(math.max(now * 1024 + tonumber(random), tonumber(previous) + 1))
 end
 
--- Two hours from now, for whatever lives; renewed with the lease.
-local function expire_live(now)
-  local xa = now + 2 * HOUR
-  redis.call('HSET', META, 'xa', int(xa))
+-- Log, tombstone and idempotency record go together. A script that begins with this may write even above maxmemory
+-- (reproduced on Redis 7.0 and Valkey 9.1), so only those may that make room or keep what is there.
+local function expire(xa)
   redis.call('PEXPIREAT', LOG, int(xa))
   redis.call('PEXPIREAT', META, int(xa + HOUR))
+  local record = redis.call('HGET', META, 'ik')
+  if record and record ~= '' then redis.call('PEXPIREAT', record, int(xa)) end
+end
+
+-- Two hours from now, for whatever lives; renewed with the lease, which must not run out because Redis is full.
+local function expire_live(now)
+  local xa = now + 2 * HOUR
+  expire(xa)
+  redis.call('HSET', META, 'xa', int(xa))
 end
 
 local function due(at)
@@ -62,12 +70,10 @@ local function transition(from, to, event)
   announce(m[1], event)
 end
 
--- First write of every ending: Redis lets a script that began so write even above maxmemory, and the end of
--- a generation is what makes room (reproduced on Redis 7.0 and Valkey 9.1).
+-- First write of every ending, which must be possible above maxmemory too.
 local function expire_ended(now)
   local xa = now + tonumber(redis.call('HGET', META, 'ttl'))
-  redis.call('PEXPIREAT', LOG, int(xa))
-  redis.call('PEXPIREAT', META, int(xa + HOUR))
+  expire(xa)
   return int(xa)
 end
 

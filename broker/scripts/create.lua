@@ -2,7 +2,7 @@
 -- A new generation, queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
---       fingerprint, prompt tokens, new epoch, data of `created`, prefix of meta keys in this shard
+--       fingerprint, prompt tokens, random part of a new epoch, data of `created`, prefix of meta keys in this shard
 -- Returns OK (also for its own resend) | REPLAY gid | CONFLICT gid
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
@@ -16,13 +16,24 @@ if held then
 end
 if redis.call('EXISTS', META) == 1 then return {'OK'} end
 
-redis.call('SET', KEYS[6], ARGV[12], 'NX')
+redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[12], 'NX')
 redis.call('PEXPIRE', KEYS[6], 30 * DAY)
 redis.call('HSET', META, 'tn', ARGV[2], 'md', ARGV[3], 'rq', ARGV[4], 'mt', ARGV[5], 'pol', ARGV[6], 'ca', ARGV[7], 'ttl', ARGV[8],
-  'ik', ARGV[9], 'fp', ARGV[10], 'pt', ARGV[11], 'st', 'queued', 'a', 0, 'n', 1, 'own', '', 'k', 0, 'x', 0, 'le', 0, 'tk', 1, 'by', 0, 'ct', 0)
+  'ik', ARGV[9] ~= '' and KEYS[7] or '', 'fp', ARGV[10], 'pt', ARGV[11], 'st', 'queued', 'a', 0, 'n', 1, 'own', '', 'k', 0, 'x', 0, 'le', 0, 'tk', 1, 'by', 0, 'ct', 0)
 redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[13])
+if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10]) end
 expire_live(now)
-if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10], 'PX', int(2 * HOUR + tonumber(ARGV[8]))) end
 due(now + 5000)
 transition(nil, 'queued', 'created')
+-- An index outlives its members, and its tenant may never ask for it: with three looked at for each that comes, no more
+-- than about a third of it is dead.
+local index = INDEX .. ':' .. ARGV[2]
+for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
+  if redis.call('EXISTS', ARGV[14] .. other) == 0 then
+    redis.call('ZREM', index, other)
+    for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
+      redis.call('ZREM', index .. ':' .. status, other)
+    end
+  end
+end
 return {'OK'}

@@ -1,7 +1,7 @@
 --#include common
 -- Forgets a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and a tombstone answers
 -- "deleted" for an hour.
--- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023, prefix of idempotency keys in this shard
+-- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
 -- Returns NONE | GONE | OK was ticket
 local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'ca', 'tk')
 if m[1] ~= ARGV[2] then return {'NONE'} end
@@ -14,7 +14,7 @@ redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
 redis.call('ZREM', INDEX .. ':' .. m[1], GID)
 redis.call('ZREM', INDEX .. ':' .. m[1] .. ':' .. m[2], GID)
-if m[4] ~= '' then redis.call('DEL', ARGV[4] .. m[4]) end
+if m[4] ~= '' then redis.call('DEL', m[4]) end
 redis.call('DEL', META)
 redis.call('HSET', META, 'st', 'deleted', 'tn', m[1], 'ca', m[5])
 redis.call('PEXPIRE', META, HOUR)

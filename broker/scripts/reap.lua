@@ -20,14 +20,14 @@ if tonumber(m[2]) > now then
   return {'NO'}
 end
 local x = tonumber(m[3]) + 1
-redis.call('HSET', META, 'x', x)
 if x >= tonumber(ARGV[3]) then
   local err = '{"message":"The generation was lost ' .. x .. ' times with the worker that ran it.","type":"server_error","code":"attempts_exhausted"}'
   end_from_outside(now, ARGV[2], 'failed', 'f', '{"error":' .. err .. '}', counted_usage(), err)
+  redis.call('HSET', META, 'x', x)
   return {'FAILED', m[5]}
 end
 local ticket = tonumber(m[4]) + 1
-redis.call('HSET', META, 'st', 'queued', 'own', '', 'le', 0, 'tk', ticket, 'why', 'worker_lost')
+redis.call('HSET', META, 'st', 'queued', 'own', '', 'le', 0, 'x', x, 'tk', ticket, 'why', 'worker_lost')
 expire_live(now)
 due(now + 5000)
 transition('in_progress', 'queued', 'queued')

@@ -9,8 +9,8 @@ local no = refusal(m, ARGV[2], 0)
 if no then return no end
 local now, lease = now_ms(), tonumber(ARGV[3])
 if tonumber(m[4]) - now < lease * 2 / 3 then
-  redis.call('HSET', META, 'le', int(now + lease))
   expire_live(now)
+  redis.call('HSET', META, 'le', int(now + lease))
   due(now + lease)
 end
 return {'OK', tonumber(m[3])}

@@ -1,0 +1,228 @@
+"""What must be true of a Redis before it is used, and what an operator should know of it.
+
+`Watch` looks at the start, when nothing is in danger yet, and again as long as the process lives: another server may
+have taken over, or somebody may have changed a setting. INFO is all it needs; CONFIG would want administrator's rights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from redis.exceptions import NoPermissionError
+
+from broker import keys
+from broker.clock import RedisClock
+from broker.connection import Redis, RedisError, without_password
+from broker.errors import Misconfigured, StorageUnavailable
+from broker.ids import SHARDS
+from broker.settings import Settings
+
+OLDEST = (6, 2)  # XADD NOMKSTREAM, and exclusive ranges in XRANGE: the scripts and the readers rest on them
+SKEW = 1.0  # seconds between two clocks that are not worth a word
+MONTH_MS = 30 * 86_400_000
+
+# The first releases, by branch, without CVE-2026-23479 (a use after free when blocked commands are woken) and
+# CVE-2026-23631 (in Lua): blocking reads and scripts are all that we do. Newer branches have neither.
+PATCHED = {
+    "Redis": {(6, 2): 22, (7, 2): 14, (7, 4): 9, (8, 2): 6, (8, 4): 3, (8, 6): 3},
+    "Valkey": {(7, 2): 13, (8, 0): 8, (8, 1): 7, (9, 0): 4},
+}
+
+
+class Finding(NamedTuple):
+    kind: str
+    message: str
+    fatal: bool = False
+
+    @property
+    def known_by(self) -> str:
+        """What makes a repeated one the same: of a clock not its numbers."""
+        return self.kind if self.kind == "clock" else self.message
+
+
+class Server:
+    """One Redis, what it is used for, and what was said of it."""
+
+    def __init__(self, redis: Redis, *, logs: bool, queue: bool) -> None:
+        self.redis = redis
+        self.clock = RedisClock(redis)
+        self.logs, self.queue = logs, queue
+        self.accepted = False
+        self.said: frozenset[str] = frozenset()
+
+
+class Watch:
+    """`look` once, or `begin` where Redis may be away still; then `run` for ever."""
+
+    def __init__(self, streams: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
+        both = streams.url == queue.url
+        self._servers = [Server(streams, logs=True, queue=both)]
+        if not both:
+            self._servers.append(Server(queue, logs=False, queue=True))
+        self._period = settings.lease
+        self._log = log
+
+    async def begin(self) -> None:
+        """Until each server answers and may be used. Misconfigured says why one may not."""
+        while not all(server.accepted for server in self._servers):
+            for server in self._servers:
+                await server.redis.answering(self._log)
+            await self.look()
+
+    async def run(self) -> None:
+        """Looks again once a lease. Says what is new; ends nothing, since what runs already is best served so."""
+        while True:
+            await asyncio.sleep(self._period * random.uniform(0.8, 1))
+            await self.look()
+
+    async def look(self) -> None:
+        """At those that answer. Misconfigured where one cannot be used that was not in use yet."""
+        for server in self._servers:
+            try:
+                findings = await self._examine(server)
+            except (StorageUnavailable, RedisError):
+                continue  # whoever uses it says that it is away
+            self._report(server, findings)
+
+    def _report(self, server: Server, findings: list[Finding]) -> None:
+        where = f"Redis at {without_password(server.redis.url)}"
+        fatal = next((finding for finding in findings if finding.fatal), None)
+        if fatal is not None and not server.accepted:
+            raise Misconfigured(f"{where}: {fatal.message}")
+        for finding in findings:
+            if finding.known_by not in server.said:
+                level = logging.ERROR if finding.fatal else logging.WARNING
+                self._log.log(level, "%s: %s", where, finding.message)
+        server.accepted = True
+        server.said = frozenset(finding.known_by for finding in findings)
+
+    async def _examine(self, server: Server) -> list[Finding]:
+        embedded = bool(await server.redis.execute("EXISTS", keys.EMBEDDED)) if server.queue else False
+        findings: list[Finding] = []
+        for group in server.redis.servers.groups:
+            info = await _info(server.redis, group)
+            findings += [NO_INFO] if info is None else about(info, durable=server.logs and not embedded)
+        if server.queue:
+            findings += await _layout(server.redis)
+        findings += about_clock(*await server.clock.ask())
+        return list(dict.fromkeys(findings))  # the servers of a cluster are mostly alike
+
+
+NO_INFO = Finding(
+    "info", "this user may not ask INFO (ACL: +info), so version, maxmemory-policy and persistence are not checked"
+)
+
+
+async def _info(redis: Redis, group: str) -> dict[str, str] | None:
+    """None where it is not allowed: by ACL, or by a managed service that took the command away."""
+    try:
+        text = await redis.info("default", group)
+    except RedisError:
+        return None
+    except StorageUnavailable as error:
+        if forbidden(error):
+            return None
+        raise
+    lines = text.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def about(info: Mapping[str, str], *, durable: bool) -> list[Finding]:
+    """What INFO tells, if it tells it: a compatible server may leave out what it does not have. `durable` is asked of
+    the logs' server; the queue can be lost whole."""
+    return [
+        finding
+        for finding in (_about_version(info), _about_eviction(info), _about_persistence(info) if durable else None)
+        if finding is not None
+    ]
+
+
+def _about_version(info: Mapping[str, str]) -> Finding | None:
+    # Valkey tells the version of Redis that it is compatible with, and its own beside it.
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    offered, told = info.get("redis_version", ""), info.get(f"{name.lower()}_version", "")
+    compatible, version = _version(offered), _version(told)
+    if compatible is None or version is None:
+        return None
+    if compatible[:2] < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return Finding("version", f"Redis {offered} is too old, {oldest} is needed (XADD NOMKSTREAM)", fatal=True)
+    patched = PATCHED[name]
+    branch, patch = version[:2], version[2]
+    if branch > max(patched) or patch >= patched.get(branch, patch + 1):
+        return None
+    (major, minor), fixed = max(patched.items())
+    return Finding(
+        "version",
+        f"{name} {told} has CVE-2026-23479 and CVE-2026-23631, in the commands used here, unless whoever built it "
+        f"has mended them; {name} {major}.{minor}.{fixed} has neither",
+    )
+
+
+def _version(text: str) -> tuple[int, int, int] | None:
+    parts = text.split(".")
+    if len(parts) < 3 or not all(part.isdigit() for part in parts[:3]):
+        return None
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _about_eviction(info: Mapping[str, str]) -> Finding | None:
+    """Whether or not there is a limit already: with one set later, while we run, nothing would be left to refuse.
+    Every key here has a lifetime, so `volatile-…` is no better than `allkeys-…`."""
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return None
+    return Finding(
+        "eviction",
+        f"maxmemory-policy is {policy}, which would drop generations while they run or are read; "
+        "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)",
+        fatal=True,
+    )
+
+
+def _about_persistence(info: Mapping[str, str]) -> Finding | None:
+    if info.get("aof_enabled", "1") != "0":
+        return None
+    return Finding(
+        "persistence",
+        "it has no append-only file, so a restart of it loses queued and ended generations, not only the last second "
+        "(appendonly yes, appendfsync everysec)",
+    )
+
+
+async def _layout(queue: Redis) -> list[Finding]:
+    """The number of shards is part of what is stored: a process with another one would not find a part of it."""
+    ours = str(len(SHARDS)).encode()
+    with suppress(StorageUnavailable):  # full, or not to be written to at the moment
+        await queue.execute("SET", keys.SHARD_COUNT, ours, "NX", "PX", MONTH_MS)
+        await queue.execute("PEXPIRE", keys.SHARD_COUNT, MONTH_MS)
+    theirs = await queue.execute("GET", keys.SHARD_COUNT)
+    if theirs in (None, ours):
+        return []
+    there, here = theirs.decode(errors="replace")[:20], ours.decode()
+    message = f"what is stored there has {there} shards, this version has {here}; use another database"
+    return [Finding("shards", f"{message} ({keys.SHARD_COUNT})", fatal=True)]
+
+
+async def mark_embedded(redis: Redis) -> None:
+    """Says in the server itself that it is there for as long as its owner, and its owner knows."""
+    await redis.execute("SET", keys.EMBEDDED, "1", "PX", MONTH_MS)
+
+
+def about_clock(least: float, most: float) -> list[Finding]:
+    """`least` and `most`: by how many seconds Redis's clock is ahead of this machine's."""
+    off = least if least > SKEW else most if most < -SKEW else 0.0
+    if not off:
+        return []
+    which = "behind" if off > 0 else "ahead of"
+    return [Finding("clock", f"this machine's clock is {abs(off):.1f} s {which} its; one of the two is wrong")]
+
+
+def forbidden(error: StorageUnavailable) -> bool:
+    """Whether the user's rights are the reason."""
+    return isinstance(error.__cause__, NoPermissionError)
