@@ -87,6 +87,7 @@ class ChatCompletions:
         headers: dict[str, str],
         *,
         given: bool = False,
+        until: float | None = None,
     ) -> EventStream:
         return EventStream(
             self._broker.hub,
@@ -95,6 +96,7 @@ class ChatCompletions:
             dialect,
             position,
             given=given,
+            until=until,
             headers=headers,
             send_timeout=self._broker.settings.send_timeout,
         )
@@ -145,17 +147,19 @@ class ChatCompletions:
 
     async def get(self, request: Request) -> Response:
         """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
-        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        gid = request.path_params["id"]
+        reader = await self._access.reader(request, gid)
         query = request.query_params
         if query.get("stream") != "true" or request.method == "HEAD":
-            return _completion_or_error(await self._broker.get(gid, tenant=tenant))
+            return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
-            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
+            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
             after = query.get("after") or query.get("starting_after")
             position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
             dialect = CHAT_WITH_USAGE if query.get("include_usage") == "true" else CHAT
             given = after is not None and position.attempt > 0 and position.seq > 0
-            return self._stream(stack.pop_all(), feed, dialect, position, {"x-generation-id": gid}, given=given)
+            headers = {"x-generation-id": gid}
+            return self._stream(stack.pop_all(), feed, dialect, position, headers, given=given, until=reader.until)
         raise StorageUnavailable  # never: the stack suppresses nothing
 
     async def _behind(self, after: str, generation: Generation) -> Cursor:

@@ -12,14 +12,16 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
 from api.errors import JSONResponse
-from api.routing import by_method, limit_of, read_request, submit
+from api.routing import by_method, limit_of, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later
 from broker.errors import InvalidCursor, InvalidRequest, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
-from broker.ids import START, Cursor, check_id, parse_cursor
+from broker.ids import START, Cursor, parse_cursor
+from broker.requests import parse_json, ttl_of
 from broker.service import Broker
 from broker.store import Generation
+from broker.tokens import LONGEST
 
 LIST_LIMIT = 100
 EVENTS_LIMIT = 1000
@@ -39,6 +41,7 @@ class Generations:
             by_method(one, GET=self.get, DELETE=self.delete),
             by_method(f"{one}/cancel", POST=self.cancel),
             by_method(f"{one}/events", GET=self.events),
+            by_method(f"{one}/token", POST=self.token),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -64,8 +67,9 @@ class Generations:
         return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
-        generation = await self._broker.get(request.path_params["id"], tenant=self._access.tenant(request))
-        return JSONResponse(generation.to_json())
+        gid = request.path_params["id"]
+        reader = await self._access.reader(request, gid)
+        return JSONResponse((await self._broker.get(gid, tenant=reader.tenant)).to_json())
 
     async def cancel(self, request: Request) -> Response:
         generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
@@ -75,27 +79,38 @@ class Generations:
         await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
+    async def token(self, request: Request) -> Response:
+        """For who cannot send a key, to read this generation. `events_url` is relative to the gateway's origin."""
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        body = await read_body(request, self._broker.settings.max_body)
+        seconds = ttl_of(parse_json(body), LONGEST) if body else None
+        await self._broker.store.state(gid, tenant)
+        token, expires_at = await self._broker.tokens.issue(gid, tenant, seconds or LONGEST)
+        events_url = f"/v1/generations/{gid}/events?token={token}"
+        return JSONResponse({"token": token, "expires_at": expires_at, "events_url": events_url})
+
     async def events(self, request: Request) -> Response:
         """A browser's stream is never refused with an error status for what is our trouble: EventSource would
         not come back."""
-        tenant = self._access.tenant(request)
-        gid = check_id(request.path_params["id"])
+        gid = request.path_params["id"]
         if "application/json" in request.headers.get("accept", ""):
-            return await self._page(request, gid, tenant)
+            return await self._page(request, gid)
         if request.method == "HEAD":
-            await self._broker.store.state(gid, tenant)
+            reader = await self._access.reader(request, gid)
+            await self._broker.store.state(gid, reader.tenant)
             return Response(headers=HEADERS)
-        if self._broker.hub.draining:
-            return Later(retry(500, 10_000))
         try:
-            return await self._stream(request, gid, tenant)
+            return await self._stream(request, gid)
         except StorageUnavailable:
             return Later(retry(1000, 4000))
 
-    async def _stream(self, request: Request, gid: str, tenant: str) -> Response:
+    async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
+        reader = await self._access.reader(request, gid)
+        if hub.draining:
+            return Later(retry(500, 10_000))
         async with AsyncExitStack() as stack:
-            feed, generation = await stack.enter_async_context(hub.open(gid, tenant))
+            feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))
             position, preface = await self._begin(request, feed, generation)
             if generation.ended and position >= generation.cursor:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -106,6 +121,7 @@ class Generations:
                 NATIVE,
                 position,
                 preface=preface,
+                until=reader.until,
                 headers={"x-generation-id": gid},
                 send_timeout=self._broker.settings.send_timeout,
             )
@@ -140,8 +156,9 @@ class Generations:
             return wanted, b""
         return START, unknown_cursor(generation.attempt)
 
-    async def _page(self, request: Request, gid: str, tenant: str) -> Response:
-        await self._broker.store.state(gid, tenant)
+    async def _page(self, request: Request, gid: str) -> Response:
+        reader = await self._access.reader(request, gid)
+        await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(request.query_params.get("after") or str(START))
         limit = limit_of(request, 100, EVENTS_LIMIT)
         events = await self._broker.store.page(gid, after, limit + 1)

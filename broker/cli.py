@@ -21,6 +21,7 @@ from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import STATUSES
 from broker.ids import check_id
 from broker.settings import ClientSettings, load
+from broker.tokens import LONGEST
 from broker.version import __version__
 
 FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED = 1, 2, 3, 4, 130
@@ -193,6 +194,21 @@ def cancel(id: str) -> None:  # noqa: A002
     """Cancel generation ID and print its status; one that has ended stays as it is."""
     with _client() as client:
         click.echo(client.post(f"/v1/generations/{check_id(id)}/cancel")["status"])
+
+
+@cli.command()
+@click.argument("id")
+@click.option("--ttl", type=click.IntRange(1, LONGEST), default=LONGEST, show_default=True, help="In seconds.")
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives it.")
+def token(id: str, ttl: int, as_json: bool) -> None:  # noqa: A002
+    """Make a token with which a browser may read generation ID, and nothing else, for a while."""
+    with _client() as client:
+        made = client.post(f"/v1/generations/{check_id(id)}/token", {"ttl_seconds": ttl})
+        url = client.url + made["events_url"]
+    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made["expires_at"]))
+    lines = [_json(made)] if as_json else table([("token", made["token"]), ("expires", expires), ("url", url)])
+    for line in lines:
+        click.echo(line)
 
 
 # --- following -----------------------------------------------------------------------------------------------

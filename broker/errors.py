@@ -53,6 +53,19 @@ class InvalidKey(BrokerError):
     code = "invalid_api_key"
 
 
+class InvalidToken(BrokerError):
+    """The stream token is not valid."""
+
+    code = "invalid_token"
+    param = "token"
+
+
+class TokenExpired(InvalidToken):
+    """The stream token has expired; ask for another."""
+
+    code = "token_expired"
+
+
 class InvalidCursor(BrokerError):
     """A cursor is `<attempt>-<seq>`, two whole numbers."""
 

@@ -72,7 +72,7 @@ def parse_request(body: Json) -> CompletionRequest:
         include_usage=_optional(stream_options, "include_usage", bool, False, within="stream_options."),
         metadata=_metadata(body),
         on_upstream_error=_policy(body),
-        ttl_seconds=_ttl(body),
+        ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
         fingerprint=_fingerprint(body),
         prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
     )
@@ -134,14 +134,15 @@ def _policy(body: Json) -> str:
     return policy
 
 
-def _ttl(body: Json) -> float | None:
+def ttl_of(body: Json, most: int) -> float | None:
+    """`ttl_seconds`, from 1 to `most`; None where the body does not say."""
     ttl = body.get("ttl_seconds")
     if ttl is None:
         return None
     if not isinstance(ttl, int | float) or isinstance(ttl, bool):
         raise InvalidRequest("`ttl_seconds` must be a number.", param="ttl_seconds", code="invalid_type")
-    if not 1 <= ttl <= MAX_TTL_SECONDS:
-        raise InvalidRequest(f"`ttl_seconds` must be between 1 and {MAX_TTL_SECONDS}.", param="ttl_seconds")
+    if not 1 <= ttl <= most:
+        raise InvalidRequest(f"`ttl_seconds` must be between 1 and {most}.", param="ttl_seconds")
     return float(ttl)
 
 

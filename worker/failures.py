@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, cast
 
 Json = dict[str, Any]
 LONGEST_MESSAGE = 2000
+_NAME = re.compile(r"[\w./:-]{1,64}", re.ASCII)
 OF_THE_REQUEST = frozenset({400, 404, 413, 422})  # what the upstream says about the request, for the caller
 
 
@@ -98,15 +100,16 @@ def broken(*, begun: bool) -> UpstreamError:
 
 
 def _details(body: object, api_key: str | None) -> tuple[str, str | None, str | None, str | None]:
-    """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. Neither
-    holds our key."""
+    """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. None of
+    them holds our key, and the code, which is logged, is a name: a sentence may quote the prompt."""
     fields = cast(Json, body) if isinstance(body, dict) else {}
     error = fields.get("error", fields)
     if isinstance(error, str):
         return _clean(error, api_key) or "", None, None, None
     fields = cast(Json, error) if isinstance(error, dict) else {}
     message = _clean(fields.get("message") or fields.get("detail"), api_key) or ""
-    return message, *(_clean(fields.get(name), api_key) for name in ("type", "param", "code"))  # pyright: ignore
+    kind, param, code = (_clean(fields.get(name), api_key) for name in ("type", "param", "code"))
+    return message, kind, param, code if code and _NAME.fullmatch(code) else None
 
 
 def _clean(value: object, api_key: str | None) -> str | None:

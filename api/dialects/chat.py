@@ -82,12 +82,14 @@ _ENDS = {
     "storage": ("storage_unavailable", "The log cannot be read at the moment; the generation can be read again."),
     "gone": ("generation_gone", "The generation was deleted."),
     "cancelled": ("generation_cancelled", "The generation was cancelled."),
+    "expired": ("token_expired", "The stream token has expired; the generation can be read on with another."),
 }
 
 
 def _error(reason: str) -> bytes:
     code, message = _ENDS[reason]
-    return msgspec.json.encode({"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+    kind = "authentication_error" if reason == "expired" else "server_error"
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
 CANCELLED_ERROR = _error("cancelled")
