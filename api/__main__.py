@@ -12,34 +12,47 @@ import uvloop
 
 from api.app import create_app
 from api.server import Server, config_for, listen
+from broker.checks import Watch
 from broker.connection import without_password
 from broker.errors import Misconfigured
 from broker.process import prepare
 from broker.service import connect
 from broker.settings import Settings, load
+from broker.tasks import cancelled
 from broker.telemetry import configure_logging
 
+FILES = 4096  # a subscriber is one
 logger = logging.getLogger("tokencast.api")
 
 
 async def serve(settings: Settings) -> None:
     """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
-    sock = listen(settings.host, settings.port)
-    loop = asyncio.get_running_loop()
+    sock = listen(settings)
     async with connect(settings=settings) as broker:
-        draining: list[asyncio.Task[None]] = []
+        watch = Watch(broker.store.redis, broker.queue.redis, settings, logger)
+        await watch.look()
 
-        def drain() -> None:
+        async def drain() -> None:
             logger.info("stopping: %d streams to end", broker.hub.subscribers)
-            draining.append(loop.create_task(broker.hub.drain(settings.drain)))
+            await broker.hub.drain(settings.drain)
 
-        server = Server(config_for(create_app(broker), settings), lambda: loop.call_soon_threadsafe(drain))
+        server = Server(config_for(create_app(broker), settings), drain)
         host, port = sock.getsockname()[:2]
         logger.info("listening on http://%s:%d (Redis %s)", host, port, without_password(settings.logs_url))
+        watching = asyncio.create_task(_watch(watch))
+        watching.add_done_callback(lambda _: setattr(server, "should_exit", True))
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve(sockets=[sock])
-        for task in draining:
-            task.cancel()
+        [ended] = await cancelled([watching])
+        if isinstance(ended, Misconfigured):
+            raise ended
+
+
+async def _watch(watch: Watch) -> None:
+    """Ends with Misconfigured where Redis was away at the start and is not one to use once it is there; the routes
+    answer 503 until it is."""
+    await watch.begin()
+    await watch.run()
 
 
 def check_open(settings: Settings) -> None:
@@ -61,7 +74,7 @@ def main() -> int:
         settings = load(Settings)
         configure_logging(settings.log)
         check_open(settings)
-        prepare()
+        prepare(logger, FILES)
         uvloop.run(serve(settings))
     except Misconfigured as error:
         sys.stderr.write(f"tokencast api: {error}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,36 +15,36 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import Access
+from api.admission import Admission
 from api.chat import ChatCompletions
-from api.errors import on_broker_error, on_crash, on_http_error
+from api.errors import new_request_id, on_broker_error, on_crash, on_http_error, on_left
 from api.generations import Generations
 from api.health import Health
 from api.models import Models
 from broker.errors import BrokerError
 from broker.reaper import Reaper
 from broker.service import Broker
+from broker.tasks import cancelled
 
 logger = logging.getLogger("tokencast.api")
 
 
 def create_app(broker: Broker) -> Starlette:
     """Serves until its lifespan ends; the broker must be connected around it."""
-    access = Access(broker.settings)
+    access = Access(broker.settings, broker.tokens)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         reaper = Reaper(broker.store.redis, broker.queue, broker.settings)
-        tasks = [asyncio.create_task(work) for work in (reaper.run(), _await_redis(broker))]
+        reaping = asyncio.create_task(reaper.run())
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled((reaping,))
 
     return Starlette(
         routes=[
@@ -54,8 +54,13 @@ def create_app(broker: Broker) -> Starlette:
             *Health(broker).routes(),
             *_dashboard(),
         ],
-        middleware=[Middleware(RequestLog), *_cors(broker)],
-        exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_error, Exception: on_crash},
+        middleware=[Middleware(RequestLog), *_cors(broker), Middleware(Admission)],
+        exception_handlers={
+            BrokerError: on_broker_error,
+            HTTPException: on_http_error,
+            ClientDisconnect: on_left,
+            Exception: on_crash,
+        },
         lifespan=lifespan,
     )
 
@@ -103,15 +108,13 @@ def _dashboard() -> list[Route]:
     return [*(route(path, name) for path, name in _STATIC.items()), Route("/favicon.ico", no_icon)]
 
 
-async def _await_redis(broker: Broker) -> None:
-    """Says what is missing at the start, and when it has come. The routes answer 503 until then."""
-    for redis in {broker.store.redis.url: broker.store.redis, broker.queue.redis.url: broker.queue.redis}.values():
-        await redis.answering(logger)
+_BEYOND = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # what stands in none of our paths, and all behind it
 
 
 class RequestLog:
     """`x-request-id` on every answer, and a line for every refusal: method, path, status, time. Never a query,
-    a header or a body, which hold tokens, keys and prompts."""
+    a header or a body, which hold tokens, keys and prompts; nor the rest of a path that holds a query's beginning,
+    however misspelled or escaped."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -120,12 +123,15 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = new_request_id()
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.setdefault("referrer-policy", "no-referrer")  # a URL may hold a token,
+                headers.setdefault("cache-control", "no-store")  # and an answer must not be there longer than it
                 if message["status"] >= 400:
                     self._log(scope, message["status"], request_id, time.perf_counter() - started)
             await send(message)
@@ -133,7 +139,7 @@ class RequestLog:
         await self._app(scope, receive, send_with_id)
 
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        path = scope["path"][:200].encode("unicode_escape").decode()  # a path may hold anything, line breaks too
+        path = _BEYOND.sub("…", scope["path"])[:200]
         fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
         level = logging.ERROR if status >= 500 else logging.WARNING
         line = "%s %s → %d in %.1f ms (%s)"

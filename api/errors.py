@@ -4,6 +4,8 @@ status an error has."""
 from __future__ import annotations
 
 import logging
+import random
+import secrets
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +24,7 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.InvalidRequest: 400,
     errors.InvalidCursor: 400,
     errors.InvalidKey: 401,
+    errors.InvalidToken: 401,
     errors.ModelNotFound: 404,
     errors.GenerationNotFound: 404,
     errors.GenerationGone: 410,
@@ -67,6 +70,8 @@ async def on_broker_error(_: Request, error: Exception) -> Response:
         headers["retry-after"] = "1"
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.BodyTooLarge):
+        headers["connection"] = "close"  # the rest of it is not waited for
     if isinstance(error, errors.IdempotencyConflict):
         headers |= NO_RETRY
     return error_response(status, error.message, error.code, error.param, headers)
@@ -88,6 +93,17 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 async def on_crash(_: Request, error: Exception) -> Response:
     logger.error("unhandled %s", type(error).__name__)  # the server logs the trace
     return error_response(500, "Something went wrong here.", "internal_error")
+
+
+async def on_left(_: Request, __: Exception) -> Response:
+    """A caller who left before the request was in. nginx's number for it: nobody reads the answer but the log."""
+    return Response(status_code=499)
+
+
+def full_error() -> JSONResponse:
+    message = "This gateway has as many connections as it can hold; try again in a moment."
+    headers = {"retry-after": str(random.randint(1, 5))}
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "server_full", None, headers)
 
 
 def draining_error(headers: dict[str, str]) -> JSONResponse:
@@ -119,3 +135,25 @@ def generation_error(generation: Generation) -> JSONResponse:
         headers["retry-after"] = str(max(1, round(float(error.get("retry_after") or 1))))
     body = {key: error.get(key) for key in ("message", "type", "param", "code")}
     return JSONResponse({"error": body}, status, headers)
+
+
+_UNASKED = {
+    "headers_too_large": "The request's target and headers are longer than 32 KiB.",
+    "request_timeout": "The request did not come in time.",
+    "invalid_http": "This is no HTTP request.",
+}
+
+
+def bare_error(status: int, code: str) -> bytes:
+    """A whole response, the connection's last, for who is refused before there is a request to answer."""
+    request_id = new_request_id()
+    logger.warning("refused: %d %s (%s)", status, code, request_id)
+    body = bytes(error_response(status, _UNASKED[code], code).body)
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+    ).encode() + body
+
+
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(12)

@@ -1,83 +1,59 @@
-"""uvicorn with three things it lacks: a way to its transport, a word to the streams before it stops, and an end to
-peers that stall.
-
-It waits for open streams for ever when it is told to stop, and its lifespan's shutdown comes only after they have
-closed; so the signal itself must start the drain.
-"""
+"""uvicorn with an end: it waits for open streams for ever when it is told to stop, and its lifespan's shutdown comes
+only after they have closed. So the streams are ended first, while it still answers."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.wire import EXTENSION, ignore
+from api.protocol import HttpProtocol, Limits, State
 from broker.errors import Misconfigured
+from broker.process import open_files
 from broker.settings import Settings
 
+OWN_FILES = 110
+"""What a gateway may have open itself under load: connections to Redis, nearly all of it."""
 
-class HttpProtocol(HttpToolsProtocol):
-    """Hands connection and request to whoever answers (`api/wire.py`), and passes on what happens to them."""
-
-    _writable: Callable[[], None] = staticmethod(ignore)
-    _closed: Callable[[], None] = staticmethod(ignore)
-    _streaming = False
-
-    def streaming(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
-        """From now on somebody writes to the transport: whom to tell that it takes more, and that it is gone."""
-        self._writable, self._closed = writable, closed
-        self._streaming = True
-
-    def streamed(self) -> None:
-        """The stream is over; the connection is uvicorn's again."""
-        self._writable = self._closed = ignore
-        self._streaming = False
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        extensions = self.scope.setdefault("extensions", {})  # pyright: ignore
-        extensions[EXTENSION] = (self, self.cycle)  # pyright: ignore
-
-    def data_received(self, data: bytes) -> None:
-        if self._streaming:
-            # A request pipelined behind a stream: uvicorn stops reading, and would not see the peer leave.
-            self.transport.close()
-            return
-        super().data_received(data)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._writable()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._closed()
+VANISHED = 30
+"""Seconds without an acknowledgement, of a heartbeat at the latest, behind which a peer's machine or network is taken
+for gone. The kernel by itself would try for a quarter of an hour."""
 
 
 class Server(uvicorn.Server):
-    """`on_stop()` is called at the first signal, before the server stops taking connections."""
+    """`drain()` is awaited at the first signal, and not if a second one (Ctrl-C) is in a hurry. Connections are taken
+    until it is over: who comes meanwhile is told to come back, and by whom if not by us."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._drain = drain
+        self.server_state = State()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            self._on_stop()
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.stopping = True
+        for connection in cast("set[HttpProtocol]", self.server_state.connections).copy():
+            connection.let_go()
+        draining = asyncio.ensure_future(self._drain())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait((draining,), timeout=0.1)
+        draining.cancel()
+        await super().shutdown(sockets)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; Misconfigured names the variable where that fails."""
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket, whose options its connections inherit; Misconfigured names the variable where that fails."""
+    host, port = settings.host, settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Less of the kernel's buffer per stalled reader: 343 instead of 3,975 kB were pinned by one.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED * 1000)
     try:
         sock.bind((host, port))
     except OSError as error:
@@ -88,15 +64,31 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def limits_of(settings: Settings) -> Limits:
+    """Four fifths of the files that the process may open are for connections, and a tenth for telling others that
+    there is no room. Where files are few, as many as Redis may take are left to it."""
+    files = open_files()
+    room = max(min(files * 8 // 10, files - OWN_FILES), files // 4)
+    return Limits(
+        request_time=settings.header_timeout,
+        send_time=settings.send_timeout,
+        connections=min(settings.max_connections or room, room),
+        most_connections=room + files // 10,
+    )
+
+
 def config_for(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    class Protocol(HttpProtocol):
+        limits = limits_of(settings)
+
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=Protocol,
         ws="none",
         loop="uvloop",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.drain) + 5,
+        timeout_graceful_shutdown=int(settings.send_timeout) + 5,  # for what is still being taken after the drain
     )

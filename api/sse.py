@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 from starlette.responses import Response
@@ -21,11 +22,12 @@ HEADERS = {
 }
 
 # What ends a response as it should end. The rest (`left`, `stalled`) has nobody to end it for.
-_CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone"})
+_CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
 
 
 class EventStream(Response):
-    """Everything behind `position`, framed by `dialect`, after `preface`. Closes `stack` when it is over."""
+    """Everything behind `position`, framed by `dialect`, after `preface`; until `until` (unix seconds) at most, where
+    the reader's right ends. Closes `stack` when it is over."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class EventStream(Response):
         *,
         preface: bytes = b"",
         given: bool = False,
+        until: float | None = None,
         headers: dict[str, str] | None = None,
         send_timeout: float,
     ) -> None:
@@ -49,6 +52,7 @@ class EventStream(Response):
         self._position = position
         self._preface = preface
         self._given = given
+        self._until = until
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,16 +64,20 @@ class EventStream(Response):
             async with self._hub.subscribe(
                 self._feed, self._dialect, wire, self._position, given=self._given
             ) as subscriber:
+                if self._until is not None:
+                    await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
+                    self._hub.farewell(subscriber, "expired")
                 reason = await subscriber.ended
             try:
                 async with asyncio.timeout(self._send_timeout):
+                    if reason not in _CLEAN:
+                        wire.abort()  # it may have said goodbye and still not take what is pending
                     await wire.close()
                     if reason in _CLEAN:
                         # waits for the peer to take what is pending, and has no limit of its own
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
                 wire.abort()
-                await asyncio.sleep(0)  # the server learns of it in its next turn, and must before we return
 
 
 class Later(Response):

@@ -18,7 +18,7 @@ from broker.segments import Slice
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from api.server import HttpProtocol
+    from api.protocol import HttpProtocol
 
 EXTENSION = "tokencast.transport"
 
@@ -34,7 +34,7 @@ def ignore() -> None:
 
 
 class TransportWire:
-    """uvicorn's own connection (`api/server.py` hands it out). Frames go out as chunks of the chunked encoding."""
+    """uvicorn's own connection (`api/protocol.py` hands it out). Frames go out as chunks of the chunked encoding."""
 
     def __init__(self, protocol: HttpProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
@@ -59,6 +59,7 @@ class TransportWire:
         self._transport.write(part.chunk if self._chunked else part.data)
 
     def abort(self) -> None:
+        self._cycle.disconnected = True  # nothing more is to be sent, and the server need not ask why
         self._transport.abort()
 
     async def close(self) -> None:

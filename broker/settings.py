@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from broker.address import parse_address
 from broker.errors import Misconfigured, ModelNotFound
+from broker.requests import MAX_TTL_SECONDS
 
 SECRETS = (
     "REDIS_URL",
@@ -97,7 +99,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins that browsers may call from"
     )
-    secret: str | None = Field(None, description="Signs stream tokens")
+    secret: str | None = Field(
+        None, min_length=16, description="Signs stream tokens; default a random one in the queue's Redis"
+    )
     slots: int = Field(100, ge=1, description="Generations a worker runs at once")
     max_attempts: int = Field(
         3, ge=1, description="Times a generation is started before it fails as `attempts_exhausted`"
@@ -112,8 +116,14 @@ class Settings(BaseSettings):
     )
     # Below the 10 s for which an OpenAI client's status line waits: a refusal then still has a status of its own.
     max_duration: float = Field(900, gt=0, description="A generation's longest run")
-    retention: float = Field(86400, ge=1, description="How long an ended generation stays readable")
+    retention: float = Field(86400, ge=1, le=MAX_TTL_SECONDS, description="How long an ended generation stays readable")
     max_body: int = Field(1024 * 1024, ge=1, description="Bytes of a request body")
+    header_timeout: float = Field(
+        10, gt=0, description="A request's head must be there so soon; a body may take longer, at 16 KiB a second"
+    )
+    max_connections: int = Field(
+        0, ge=0, description="Connections a gateway serves; 0, and at most: four fifths of the files it may open"
+    )
     max_output: int = Field(
         8 * 1024 * 1024,
         ge=1024,
@@ -131,6 +141,17 @@ class Settings(BaseSettings):
         256 * 1024 * 1024, ge=1024 * 1024, description="Framed bytes a gateway keeps of recently read logs"
     )
     log: Literal["text", "json"] = Field("text", description="Log format, `text` or `json`")
+
+    @field_validator("redis_url", "streams_url")
+    @classmethod
+    def _check_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        address = parse_address(value) if value is not None else None
+        if address is not None and address.kind == "cluster" and info.field_name == "redis_url":
+            raise ValueError(
+                "the queue cannot be on a Redis Cluster; set it to one server or to Sentinel's, and "
+                "TOKENCAST_STREAMS_URL to the cluster"
+            )
+        return value
 
     @field_validator("models", "api_keys", "cors_origins", mode="before")
     @classmethod
@@ -225,7 +246,10 @@ def load(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        lines = [f"{_variable(kind, str(wrong['loc'][0]))}: {wrong['msg']}" for wrong in error.errors()]
+        lines = [
+            f"{_variable(kind, str(wrong['loc'][0]))}: {wrong['msg'].removeprefix('Value error, ')}"
+            for wrong in error.errors()
+        ]
         raise Misconfigured("; ".join(lines)) from None
 
 

@@ -10,12 +10,23 @@ import pytest
 
 from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
-from tests.support import Gateway, gateway, upstream_sim, worker
+from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(
+    params=[pytest.param("valkey"), pytest.param("redis", marks=pytest.mark.engine)],
+)
+def engine(request: pytest.FixtureRequest) -> str:
+    """A server program: first the one that everything else here runs on, then the other one."""
+    binary = ENGINES[request.param]
+    if binary is None:
+        pytest.skip(f"not run: there is no {request.param}-server")
+    return binary
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,13 @@ async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerato
 
 # --- what could not be run ------------------------------------------------------------------------------------
 
-OUTSIDE = {"browser": "a browser (Chromium)", "node": "Node.js", "compose": "a container engine with compose"}
+OUTSIDE = {
+    "browser": "a browser (Chromium)",
+    "node": "Node.js",
+    "compose": "a container engine with compose",
+    "engine": "a second engine (redis-server)",
+    "proxy": "a reverse proxy (nginx)",
+}
 """Markers of tests that need something no Python package brings."""
 
 

@@ -2,26 +2,24 @@
 
 Two questions, each asked of a real gateway, worker and Redis, and of the simulated upstream directly, interleaved in
 one run: how long from a chunk leaving the upstream to its arrival at a subscriber, and how long from a POST to the
-first chunk. The client reads raw sockets, so that its own time hardly counts. Prints a table, and with `--json` the
-same as one object. On a machine with other work the ratio between the two lines means more than either.
+first chunk. The client reads raw sockets, so that its own time hardly counts. On a machine with other work the ratio
+between the two lines means more than either.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
-import statistics
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from broker.embedded import EmbeddedRedis
+from tests.bench.report import Rows, report, row
 from tests.support import gateway, request_body, upstream_sim, worker
 
 STAMP = re.compile(rb'"sim_ns":(\d+)')
-Rows = dict[str, dict[str, float]]
 
 
 async def post(url: str, path: str, body: dict[str, object]) -> AsyncIterator[tuple[int, bytes]]:
@@ -58,11 +56,6 @@ async def first_chunk(url: str, prompt: str) -> float:
     raise AssertionError("no chunk")
 
 
-def row(values: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=100)
-    return {"n": len(values), "p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(values), 2)}
-
-
 async def measure(runs: int) -> Rows:
     async with (
         EmbeddedRedis() as redis,
@@ -97,19 +90,5 @@ async def measure(runs: int) -> Rows:
         return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What the broker adds to an upstream's stream.")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    table = asyncio.run(measure(arguments.runs))
-    if arguments.json:
-        print(json.dumps(table))
-        return
-    print(f"{'':48}{'n':>7}{'p50':>9}{'p99':>9}{'max':>9}")
-    for name, figures in table.items():
-        print(f"{name:48}{figures['n']:>7}{figures['p50']:>9.2f}{figures['p99']:>9.2f}{figures['max']:>9.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    report(measure, "What the broker adds to an upstream's stream.")

@@ -38,12 +38,12 @@ def test_a_wrong_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPa
 
 
 def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("from-file\n")
+    (tmp_path / "key").write_text("unix:///from-file\n")
     for name in ("OPENAI_API_KEY", "TOKENCAST_API_KEY", "REDIS_URL"):
         monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "key"))
     settings = load(Settings)
-    assert (settings.openai_api_key, settings.redis_url) == ("from-file", "from-file")
-    assert load(ClientSettings).api_key == "from-file"
+    assert (settings.openai_api_key, settings.redis_url) == ("unix:///from-file", "unix:///from-file")
+    assert load(ClientSettings).api_key == "unix:///from-file"
     monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "missing"))
     with pytest.raises(Misconfigured, match="OPENAI_API_KEY_FILE"):
         load(Settings)

@@ -1,0 +1,193 @@
+"""Bare connections to a gateway, for peers that no HTTP client would play, and what the gateway holds for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import struct
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support import DEADLINE, Frame, Gateway, gather, wait_until
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole response. `body` is as it was sent, chunked or not."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Answer:
+        head, _, body = raw.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return cls(int(status.split(" ")[1]), headers, body)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at what the kernel says in /proc")
+
+
+def unchunked(body: bytes) -> bytes:
+    """What HTTP/1.1's chunked encoding carries; fails where it was not ended as it should be."""
+    data, at = bytearray(), 0
+    while True:
+        line = body.find(b"\r\n", at)
+        assert line > at, "cut off"
+        end = line + 2 + int(body[at:line], 16)
+        assert body[end : end + 2] == b"\r\n", "cut off"
+        if end == line + 2:
+            assert end + 2 == len(body), "something behind the end"
+            return bytes(data)
+        data += body[line + 2 : end]
+        at = end + 2
+
+
+def frames(stream: bytes) -> list[Frame]:
+    return [Frame.parse(block) for block in stream.split(b"\n\n") if block]
+
+
+class Peer:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def get(self, path: str, *, version: str = "1.1", headers: str = "") -> None:
+        self.send(f"GET {path} HTTP/{version}\r\nHost: x\r\n{headers}\r\n")
+
+    def follow(self, gid: str, *, after: str = "", version: str = "1.1") -> None:
+        self.get(f"/v1/generations/{gid}/events", version=version, headers=f"Last-Event-ID: {after}\r\n" * bool(after))
+
+    @property
+    def port(self) -> int:
+        """Which of `connections` is this one."""
+        return self.writer.get_extra_info("sockname")[1]
+
+    def send(self, data: str | bytes) -> None:
+        self.writer.write(data.encode() if isinstance(data, str) else data)
+
+    async def until(self, separator: bytes) -> bytes:
+        async with asyncio.timeout(DEADLINE):
+            return await self.reader.readuntil(separator)
+
+    async def rest(self) -> bytes:
+        """Everything until the other side ends it, in whatever way."""
+        received = bytearray()
+        with suppress(ConnectionError):
+            async with asyncio.timeout(DEADLINE):
+                while data := await self.reader.read(1 << 16):
+                    received += data
+        return bytes(received)
+
+    async def answer(self) -> Answer:
+        """The only response of a connection that the gateway then closes."""
+        return Answer.parse(await self.rest())
+
+    def finish(self) -> None:
+        """A FIN: this side says no more."""
+        self.writer.write_eof()
+
+    def reset(self) -> None:
+        """A RST, as of a process that was killed with bytes unread."""
+        linger = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+
+
+async def dial(api: Gateway, *, receive_buffer: int | None = None) -> Peer:
+    """To be closed. With a small `receive_buffer` (bytes) the kernel takes little for who does not read, and asyncio
+    even less."""
+    where = urlsplit(api.url)
+    sock = socket.socket()
+    sock.setblocking(False)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    await asyncio.get_running_loop().sock_connect(sock, (where.hostname, where.port))
+    return Peer(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 20))
+
+
+@asynccontextmanager
+async def peer(api: Gateway, *, receive_buffer: int | None = None) -> AsyncGenerator[Peer, None]:
+    """A connection for the length of a block."""
+    connected = await dial(api, receive_buffer=receive_buffer)
+    try:
+        yield connected
+    finally:
+        connected.writer.transport.abort()
+
+
+@asynccontextmanager
+async def peers(api: Gateway, number: int, *, receive_buffer: int | None = None) -> AsyncGenerator[list[Peer], None]:
+    """So many connections for the length of a block."""
+    room_for(number * 2 + 200)
+    connected: list[Peer] = []
+    try:
+        while len(connected) < number:  # in turns: a listening socket's queue is finite
+            connected += await gather(
+                *(dial(api, receive_buffer=receive_buffer) for _ in range(min(100, number - len(connected))))
+            )
+        yield connected
+    finally:
+        for one in connected:
+            one.writer.transport.abort()
+
+
+async def listed(api: Gateway) -> set[str]:
+    """The ids of the newest generations."""
+    return {one["id"] for one in (await api.http.get("/v1/generations?limit=100")).json()["data"]}
+
+
+async def new_one(api: Gateway, before: set[str]) -> str:
+    """The generation that is there now and was not before, as soon as it is."""
+    found: set[str] = set()
+
+    async def look() -> set[str]:
+        found.update(await listed(api) - before)
+        return found
+
+    await wait_until(look)
+    (gid,) = found
+    return gid
+
+
+def room_for(files: int) -> None:
+    """This process may have so many open; some systems begin with 256 or 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (files if hard == resource.RLIM_INFINITY else min(files, hard), hard)
+        )
+
+
+def connections(api: Gateway) -> set[int]:
+    """The ports of the peers whose connections the gateway has open: Linux's own table, without those that it has
+    closed and the kernel still flushes, which belong to no process (inode 0)."""
+    own = f":{urlsplit(api.url).port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(row[2].rpartition(":")[2], 16) for row in rows if row[1].endswith(own) and row[3] != "0A" and row[9] != "0"
+    }
+
+
+def resident(api: Gateway) -> int:
+    """Bytes of memory that the gateway holds."""
+    status = Path(f"/proc/{api.process.process.pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+def cpu_seconds(api: Gateway) -> float:
+    """That the gateway has used so far."""
+    fields = Path(f"/proc/{api.process.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
