@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check chaos bench recovery lock clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,7 +15,9 @@ help:
 	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
+	@echo "make chaos   every fault at random under load, and a verdict (MINUTES=20 SEED=7)"
 	@echo "make bench   what the broker adds to an upstream's stream (ARGS='--runs 5 --json')"
+	@echo "make recovery how long it is felt that a worker, a gateway or Redis failed (ARGS as for bench)"
 	@echo "make lock    write the lock files (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove everything that the above have made"
 
@@ -31,8 +33,15 @@ check: .venv/.dev
 	$(python) -m pyright
 	$(python) -m pytest -q tests/unit $(wildcard tests/test_*.py)
 
+chaos: .venv/.dev .venv/.system
+	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
+
 bench: .venv/.dev
 	@$(python) -m tests.bench.latency $(ARGS)
+	@$(python) -m tests.bench.stalled $(ARGS)
+
+recovery: .venv/.dev
+	@$(python) -m tests.bench.recovery $(ARGS)
 
 # One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
 lock: .cache/uv/bin/uv
@@ -74,13 +83,14 @@ clean:
 .cache/uv/bin/uv: | .cache/uv/bin/pip
 	@.cache/uv/bin/pip install --quiet uv
 
-# What the tests can use beyond Python: a second engine and a browser, from the distribution, in a container or on a CI
-# machine (root, apt-get, and no service manager that would start the engine for good). Tried once; the suite says at its
-# end what is missing.
+# What the tests can use beyond Python: a second engine, a proxy and a browser, from the distribution, in a container or
+# on a CI machine (root, apt-get, and no service manager that would start the engine for good). Tried once; the suite says
+# at its end what is missing.
 .venv/.system: | .venv/bin/pip
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
 		wanted=; \
 		command -v redis-server >/dev/null || wanted="$$wanted redis-server"; \
+		command -v nginx >/dev/null || wanted="$$wanted nginx"; \
 		command -v chromium >/dev/null || command -v google-chrome >/dev/null || wanted="$$wanted chromium"; \
 		if [ -n "$$wanted" ]; then \
 			echo "Installing$$wanted for the tests (this once) …"; \

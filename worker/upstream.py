@@ -7,7 +7,7 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ Json = dict[str, Any]
 # through: httpx2's, and through the aiohttp transport unmapped aiohttp ones too. ValueError: what SDK and
 # transport make of a body that is not what its headers say.
 FAMILIES = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+ERROR_BODY = 64 * 1024  # bytes of an error's body that are read; the SDK would take all of it
 AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
 
 
@@ -263,6 +264,7 @@ def _client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
         limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=4.0),
         follow_redirects=False,
         trust_env=False,
+        event_hooks={"response": [_bound_error]},
     )
     return openai.AsyncOpenAI(
         api_key=upstream.api_key or "",
@@ -272,6 +274,29 @@ def _client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
         http_client=http_client,
         default_headers={"Accept-Encoding": "identity", "Accept": "text/event-stream"},
     )
+
+
+async def _bound_error(response: httpx2.Response) -> None:
+    if response.status_code >= 300:
+        response.stream = _Head(response.stream)
+
+
+class _Head(httpx2.AsyncByteStream):
+    """The first ERROR_BODY bytes of a response, as if there were no more."""
+
+    def __init__(self, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream) -> None:
+        self._stream = cast(httpx2.AsyncByteStream, stream)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = ERROR_BODY
+        async for part in self._stream:
+            yield part[:left]
+            left -= len(part)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def _with_usage(body: Json) -> Json:

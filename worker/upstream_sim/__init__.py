@@ -39,7 +39,7 @@ fault           one of the below
 at              content chunks before the fault strikes (5); where there is no content, tool or refusal chunks
 times           calls of this label (else this seed) that the fault strikes before all goes well (every call)
 retry_after     seconds, for the Retry-After header of an error status
-bytes           length of a huge line (2097152)
+bytes           length of a huge line, or of a huge error's body (2097152)
 to              where a redirect leads (this address, next port)
 
 FAULTS          MEANING
@@ -71,6 +71,7 @@ mute            takes the request, never answers
 silent          headers, then nothing
 json-200        200 with a JSON error for a body
 html            200 with a captive portal's page
+huge-error      500 with a body of more than `bytes` bytes
 redirect        307 to `to`
 400-usage       400 that names stream_options, if those were sent
 400 401 403 404 413 422 429 500 502 503   that status, with an error in OpenAI's shape
@@ -79,6 +80,6 @@ STYLES          (models sim-<style>) fast, slow, long, reasoning, tools, refusal
                 extra, no-usage, stamp, crlf, unicode, surrogate, keepalive
 
 What the model says is `text.pieces(seed, length)`: a test need not ask the server what to expect. With
-`stream: false`, the faults that make sense there apply: error statuses, html, json-200, redirect, mute, silent,
-slow-headers, gzip, rst, cut, truncate (as cut), stall, bad-json, bad-utf8-content.
+`stream: false`, the faults that make sense there apply: error statuses, huge-error, html, json-200, redirect, mute,
+silent, slow-headers, gzip, rst, cut, truncate (as cut), stall, bad-json, bad-utf8-content.
 """

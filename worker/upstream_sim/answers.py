@@ -26,6 +26,9 @@ async def answer(request: web.Request, ask: Ask, call: Call) -> web.StreamRespon
     match ask.fault:
         case "html":
             return _instead(call, 200, PORTAL, {"Content-Type": "text/html; charset=utf-8"})
+        case "huge-error":
+            page = "<!DOCTYPE html>" + "x" * how.bytes
+            return _instead(call, 500, page, {"Content-Type": "text/html; charset=utf-8"})
         case "json-200":
             error = json.dumps(error_body(Refusal(200, "server_error", "sim_error", "Something went wrong.")))
             return _instead(call, 200, error, {"Content-Type": "application/json"})

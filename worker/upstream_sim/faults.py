@@ -178,6 +178,7 @@ FAULTS: dict[str, Fault] = {
     "silent": Fault(),
     "json-200": Fault(),
     "html": Fault(),
+    "huge-error": Fault(),
     "redirect": Fault(),
     "400-usage": Fault(
         refusal=Refusal(

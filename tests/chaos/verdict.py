@@ -1,0 +1,129 @@
+"""What a chaos run showed: a table, with zeros where a promise is at stake."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.chaos.load import Followed
+from tests.chaos.world import MAX_ATTEMPTS, World
+from tests.faults.oracle import ENDINGS, Wrong
+
+PROMISED: tuple[Wrong, ...] = ("gap", "duplicate", "mixed", "hang", "ending", "refused", "malformed")
+
+
+@dataclass
+class Verdict:
+    """`complaints` is empty after a good run; `rows` are the table."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    wrong: Counter[str] = field(default_factory=Counter)
+    complaints: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        table = "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows)
+        return table + "".join(f"\n  ! {complaint}" for complaint in self.complaints[:40])
+
+
+def judge(world: World, followed: list[Followed]) -> Verdict:
+    verdict = Verdict()
+    for generation in followed:
+        _judge(generation, world.losses, verdict)
+    for complaint in world.complaints():
+        verdict.wrong["process"] += 1
+        verdict.complaints.append(complaint)
+    _tabulate(world, followed, verdict)
+    return verdict
+
+
+def _judge(generation: Followed, losses: int, verdict: Verdict) -> None:
+    def complain(wrong: str, about: str) -> None:
+        verdict.wrong[wrong] += 1
+        verdict.complaints.append(f"{wrong}: {generation.label}: {about}")
+
+    for complaint in generation.complaints:
+        complain("refused", complaint)
+    if generation.said is None:
+        complain("hang", "was never accepted")
+        return
+    may_be_lost = losses > generation.losses_before
+    for reader in generation.readers:
+        for wrong, about in reader.shown.complaints:
+            complain(wrong, about)
+        if reader.shown.ending is None:
+            complain(
+                "hang", f"a reader has no ending (at {reader.shown.cursor}, after {reader.connections} connections)"
+            )
+    endings = {str(reader.shown.ending) for reader in generation.readers} & (ENDINGS | {"nothing"})
+    allowed = allowed_endings(generation, may_be_lost=may_be_lost)
+    if endings - allowed:
+        complain("ending", f"{sorted(endings)} where only {sorted(allowed)} can be; errors {errors_of(generation)}")
+    if len(endings - {"gone"}) > 1 and not may_be_lost:
+        complain("ending", f"not the same for all: {sorted(endings)}")
+    _judge_stored(generation, endings, may_be_lost=may_be_lost, complain=complain)
+
+
+def allowed_endings(generation: Followed, *, may_be_lost: bool) -> set[str]:
+    """How it may end, by what its upstream says and by what was done to it."""
+    attempts = (generation.stored or {"attempt": MAX_ATTEMPTS})["attempt"]
+    allowed = {"failed"} if generation.poison or generation.asked.fails else {"completed"}
+    if attempts >= MAX_ATTEMPTS and errors_of(generation) == {"attempts_exhausted"}:
+        allowed.add("failed")  # every worker it met was killed
+    if generation.cancelled:
+        allowed.add("cancelled")
+    if generation.deleted or may_be_lost:
+        allowed.add("gone")
+    return allowed
+
+
+def errors_of(generation: Followed) -> set[str | None]:
+    """The codes with which it failed, as its readers have them."""
+    return {reader.shown.error for reader in generation.readers if reader.shown.ending == "failed"}
+
+
+def _judge_stored(generation: Followed, endings: set[str], *, may_be_lost: bool, complain: object) -> None:
+    assert callable(complain)
+    stored = generation.stored
+    if stored is None:
+        if not generation.deleted and not may_be_lost:
+            complain("ending", "is no more, though nobody deleted it")
+        return
+    if stored["status"] not in ENDINGS:
+        complain("hang", f"is still {stored['status']}, readers saw {sorted(endings)}")
+    elif endings - {"gone", stored["status"]} and not may_be_lost:
+        complain("ending", f"stored as {stored['status']}, readers saw {sorted(endings)}")
+    if stored["status"] == "completed" and generation.said and stored["text"] != generation.said.text:
+        complain("gap", "the stored text is not the upstream's")
+    faultless = not generation.asked.upstream.count("fault=")
+    if faultless and not may_be_lost and generation.calls > stored["attempt"]:
+        complain("doubled", f"{generation.calls} upstream calls in {stored['attempt']} attempts")
+
+
+def _tabulate(world: World, followed: list[Followed], verdict: Verdict) -> None:
+    shown = [reader.shown for generation in followed for reader in generation.readers]
+    subscribers = [subscriber for generation in followed for subscriber in generation.subscribers]
+    readers = [reader for generation in followed for reader in generation.readers]
+    statuses = Counter((generation.stored or {"status": "gone"})["status"] for generation in followed)
+    attempts = sum((generation.stored or {}).get("attempt", 0) for generation in followed)
+    row = verdict.rows.append
+    row(("generations", f"{len(followed):,}: " + ", ".join(f"{n:,} {name}" for name, n in statuses.most_common())))
+    row(("attempts", f"{attempts:,}, upstream calls {sum(generation.calls for generation in followed):,}"))
+    row(("faults", f"{world.done.total():,}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(world.done.items()))))
+    kills = sum(n for kind, n in world.done.items() if kind.startswith("kill") or kind == "empty-redis")
+    row(("kills (-9)", f"{kills:,}"))
+    row(("subscribers", f"{len(readers):,}, {len(readers) - len(subscribers):,} of them OpenAI's dialect"))
+    reconnects = sum(max(reader.connections - 1, 0) for reader in readers)
+    row(("reconnects", f"{reconnects:,}, {sum(reader.cut for reader in readers):,} of them after a broken response"))
+    row(("resets announced", f"{sum(subscriber.shown.resets for subscriber in subscribers):,}"))
+    row(("bytes compared", f"{sum(one.bytes for one in shown):,}"))
+    names = {
+        "gap": "gaps",
+        "duplicate": "duplicates",
+        "mixed": "mixed texts",
+        "hang": "hangs",
+        "ending": "wrong endings",
+    }
+    names |= {"refused": "refusals", "malformed": "malformed", "doubled": "doubled calls", "process": "processes amiss"}
+    for wrong, name in names.items():
+        row((name, f"{verdict.wrong[wrong]}"))

@@ -1,0 +1,205 @@
+"""What a subscriber shows, folded from the bytes it was sent by the contract alone, and what was wrong with them.
+
+Knows ids, `reset`, `gap`, terminal events and the text that the simulated upstream says for a seed; knows nothing of
+the broker's code. Whoever subscribes under faults feeds one of these, and a run is good when none has a complaint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from tests.support import Frame
+from worker.upstream_sim.text import pieces
+
+Wrong = Literal["gap", "duplicate", "mixed", "ending", "refused", "malformed", "hang"]
+
+TERMINAL = frozenset({"completed", "failed", "cancelled"})
+ENDINGS = TERMINAL | {"gone"}
+KNOWN = ENDINGS | {"created", "started", "reset", "waiting", "chunk", "gap"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A generation, and what its upstream will say of it."""
+
+    gid: str
+    seed: int
+    length: int
+    unicode: bool = False
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(pieces(self.seed, self.length, unicode=self.unicode))
+
+
+@dataclass
+class Shown:
+    """`take` every frame, over all connections; `complaints` stays empty while every promise is kept."""
+
+    said: Said
+    complaints: list[tuple[Wrong, str]] = field(default_factory=list)
+    text: str = ""
+    ending: str | None = None
+    error: str | None = None
+    """The code of a `failed`."""
+    attempt: int = 0
+    """As the events count it, from 1."""
+    resets: int = 0
+    gaps: int = 0
+    """Announced ones."""
+    bytes: int = 0
+    """Of text, compared with the upstream's."""
+    _at: tuple[int, int] = (0, 0)
+    _call: str | None = None
+
+    @property
+    def cursor(self) -> str | None:
+        """What an EventSource would send as Last-Event-ID."""
+        return None if self._at == (0, 0) else "{}-{}".format(*self._at)
+
+    def complain(self, wrong: Wrong, about: str) -> None:
+        self.complaints.append((wrong, f"{self.said.gid} at {self._at}: {about}"))
+
+    def take(self, frame: Frame) -> None:
+        if frame.data is None:
+            return
+        if self.ending:
+            self.complain("ending", f"{frame.event} {frame.id} after {self.ending}")
+        if frame.event == "gone" and frame.id is None:
+            self.ending = "gone"  # nothing is left that could have an id
+        elif frame.event not in KNOWN or frame.id is None:
+            self.complain("malformed", repr(frame.raw[:200]))
+        elif self._moves_on(frame.event, frame.id):
+            self._show(frame.event, frame.json)
+
+    def _moves_on(self, event: str, cursor: str) -> bool:
+        """Whether the event may follow what was shown. Ids are dense; a new attempt begins at 0."""
+        attempt, seq = map(int, cursor.split("-"))
+        before, self._at = self._at, (attempt, seq)
+        if event == "reset" and (attempt, seq) == (0, 0):
+            return True  # the gateway forgets for us: all of it comes again
+        if event in {"gap", "gone"}:
+            return True  # they say themselves that something is missing
+        if attempt == before[0]:
+            if seq <= before[1]:
+                self._at = before
+                self.complain("duplicate", f"{event} {cursor} again")
+                return False
+            if seq != before[1] + 1:
+                self.complain("gap", f"{event} {cursor} without what is before it")
+        elif attempt < before[0]:
+            self.complain("mixed", f"{event} {cursor} of an older attempt")
+            return False
+        elif seq != 0:
+            self.complain("gap", f"{event} {cursor} without its attempt's beginning")
+        elif event not in {"started", "reset", *ENDINGS}:
+            self.complain("malformed", f"an attempt begins with {event}")
+        return True
+
+    def _show(self, event: str, data: dict[str, Any]) -> None:
+        if event in {"started", "reset"}:
+            if event == "started" and self.text:
+                self.complain("mixed", "a new attempt that was not announced as a reset")
+            self.resets += event == "reset"
+            self.text, self._call = "", None
+            self.attempt = data["attempt"]
+        elif event == "gap":
+            self.gaps += 1
+            at = data["earliest"].split("-")
+            self._at = (int(at[0]), int(at[1]) - 1)
+        elif event == "chunk":
+            self._append(data)
+        elif event in ENDINGS:
+            self._end(event, data)
+
+    def _append(self, chunk: dict[str, Any]) -> None:
+        # The simulated upstream gives each call's chunks an id of their own: two calls of one seed say the same text.
+        call = chunk.get("id") or self._call  # Azure's first chunk has an empty one
+        if self._call is not None and call != self._call:
+            self.complain("mixed", f"chunks of two upstream calls, {self._call} and {call}")
+        self._call = call
+        added = content_of(chunk)
+        if not self.gaps and not self.said.text.startswith(added, len(self.text)):
+            self.complain("mixed", f"{added!r} where the upstream said otherwise")
+        self.text += added
+        self.bytes += len(added.encode(errors="surrogatepass"))
+
+    def _end(self, event: str, data: dict[str, Any]) -> None:
+        self.ending = event
+        if event == "failed":
+            self.error = data["error"]["code"]
+        if event == "completed" and not self.gaps and self.text != self.said.text:
+            self.complain("gap", f"completed with {len(self.text)} of {len(self.said.text)} characters")
+
+
+@dataclass
+class ShownCompletion:
+    """The same for the OpenAI dialect, whose reader cannot be told to forget: an error frame ends its stream."""
+
+    said: Said
+    complaints: list[tuple[Wrong, str]] = field(default_factory=list)
+    text: str = ""
+    ending: str | None = None
+    error: str | None = None
+    """The code of the last error frame."""
+    bytes: int = 0
+    _at: tuple[int, int] = (0, 0)
+    _call: str | None = None
+
+    @property
+    def cursor(self) -> str | None:
+        return None if self._at == (0, 0) else "{}-{}".format(*self._at)
+
+    def complain(self, wrong: Wrong, about: str) -> None:
+        self.complaints.append((wrong, f"{self.said.gid} at {self._at}, OpenAI dialect: {about}"))
+
+    def forget(self) -> None:
+        """Begin again, as a client does after `generation_reset`."""
+        self.text, self.error, self._at, self._call = "", None, (0, 0), None
+
+    def take(self, frame: Frame) -> None:
+        if frame.data is None:
+            return
+        if self.ending:
+            self.complain("ending", f"{frame.data[:80]} after {self.ending}")
+        if frame.data == "[DONE]":
+            if self.error is None:
+                self.ending = "completed"
+                if self.text != self.said.text:
+                    self.complain("gap", f"[DONE] with {len(self.text)} of {len(self.said.text)} characters")
+        elif "error" in (data := json.loads(frame.data)):
+            self.error = data["error"]["code"]
+        else:
+            self._chunk(frame, data)
+
+    def _chunk(self, frame: Frame, data: dict[str, Any]) -> None:
+        if frame.id is None:
+            self.complain("malformed", "a data frame without an id")
+            return
+        attempt, seq = map(int, frame.id.split("-"))
+        if self._at != (0, 0) and attempt != self._at[0]:
+            self.complain("mixed", f"{frame.id} of another attempt")
+        elif (attempt, seq) <= self._at:
+            self.complain("duplicate", f"{frame.id} again")
+        self._at = (attempt, seq)
+        call = data.get("id") or self._call
+        if self._call is not None and call != self._call:
+            self.complain("mixed", f"chunks of two upstream calls, {self._call} and {call}")
+        self._call = call
+        added = content_of(data)
+        if not self.said.text.startswith(added, len(self.text)):
+            self.complain("mixed", f"{added!r} where the upstream said otherwise")
+        self.text += added
+        self.bytes += len(added.encode(errors="surrogatepass"))
+
+
+def content_of(chunk: dict[str, Any]) -> str:
+    """Choice 0's content."""
+    return "".join(
+        (choice.get("delta") or {}).get("content") or ""
+        for choice in chunk.get("choices") or ()
+        if choice.get("index") == 0
+    )

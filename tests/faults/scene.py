@@ -1,0 +1,117 @@
+"""What the fault tests share: how a generation is asked for, who watches it, and what must be true in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from broker import connect, keys
+from broker.ids import shard_of
+from tests.faults.oracle import Said
+from tests.faults.subscriber import CompletionSubscriber, Subscriber
+from tests.support import Gateway, gather, request_body, upstream_calls, wait_until
+
+QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
+"""Settings of processes whose deaths shall be noticed soon."""
+
+
+def prompt(label: str, *, seed: int, length: int, speed: int, more: str = "") -> dict[str, Any]:
+    """A request body; what the simulated upstream will say to it is `Said(gid, seed, length)`."""
+    directive = f"[[sim label={label} seed={seed} length={length} speed={speed} {more}]]"
+    return request_body(directive, model="sim", metadata={"label": label})
+
+
+async def ask(
+    api: Gateway, label: str, *, seed: int = 7, length: int = 60, speed: int = 100, more: str = "", **headers: str
+) -> Said:
+    created = await api.create(prompt(label, seed=seed, length=length, speed=speed, more=more), **headers)
+    return Said(created["id"], seed, length)
+
+
+class Audience:
+    """Subscribers of one generation, in both dialects."""
+
+    def __init__(self, said: Said, native: Sequence[Subscriber], completions: Sequence[CompletionSubscriber]) -> None:
+        self.said = said
+        self.native = native
+        self.completions = completions
+        self.tasks = [asyncio.create_task(one.run()) for one in (*native, *completions)]
+
+    async def has_text(self, characters: int = 1) -> None:
+        """Until each of them has been shown so much of the answer."""
+        await wait_until(lambda: all(len(one.shown.text) >= characters for one in (*self.native, *self.completions)))
+
+    async def begins_anew(self, resets: int = 1) -> None:
+        """Until each has text of the attempt after so many."""
+        await wait_until(lambda: all(one.shown.resets == resets and one.shown.text for one in self.native))
+
+    async def ending(self) -> str:
+        """What all of them have been shown in the end, and rightly so."""
+        await gather(*self.tasks)
+        subscribers = (*self.native, *self.completions)
+        assert [complaint for one in subscribers for complaint in one.shown.complaints] == []
+        (ending,) = {one.shown.ending for one in subscribers}
+        assert ending is not None
+        return ending
+
+    @property
+    def resets(self) -> int:
+        """As announced to each of the native ones."""
+        (resets,) = {one.shown.resets for one in self.native}
+        return resets
+
+
+@asynccontextmanager
+async def audience(
+    http: aiohttp.ClientSession, gateways: Callable[[], str], said: Said, *, native: int = 3, completions: int = 2
+) -> AsyncGenerator[Audience, None]:
+    people = Audience(
+        said,
+        [Subscriber(http, gateways, said) for _ in range(native)],
+        [CompletionSubscriber(http, gateways, said) for _ in range(completions)],
+    )
+    try:
+        yield people
+    finally:
+        for task in people.tasks:
+            task.cancel()
+        await asyncio.gather(*people.tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A generation as Redis has it, and what it took."""
+
+    status: str
+    attempts: int
+    budget: int
+    """Used up, of TOKENCAST_MAX_ATTEMPTS."""
+    calls: int
+    """Of the upstream."""
+
+
+async def stored(redis_url: str, upstream_url: str, said: Said, label: str) -> Stored:
+    async with connect(redis_url) as broker:
+        status, attempts, budget = await broker.store.redis.execute("HMGET", keys.meta(said.gid), "st", "k", "x")
+    return Stored(status.decode(), int(attempts), int(budget), len(await upstream_calls(upstream_url, label)))
+
+
+async def queue_is_empty(redis_url: str) -> None:
+    """Until nothing waits and nothing of arq's is left."""
+    async with connect(redis_url) as broker:
+
+        async def empty() -> bool:
+            return await broker.queue.depth() == 0 and not await broker.queue.redis.execute("KEYS", "arq:*")
+
+        await wait_until(empty, "the queue is empty")
+
+
+async def is_overdue(redis_url: str, gid: str) -> None:
+    """Lets the reapers look at a generation now; they would after five seconds."""
+    async with connect(redis_url) as broker:
+        await broker.store.redis.execute("ZADD", keys.live(shard_of(gid)), "XX", 1, gid)

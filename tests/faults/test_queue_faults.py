@@ -1,0 +1,130 @@
+"""What can go wrong in the queue, between a generation's creation and its start."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import AsyncGenerator
+from functools import partial
+
+import msgspec
+import pytest
+
+from broker import Broker, connect, keys
+from broker.embedded import EmbeddedRedis
+from broker.queue import ENQUEUE, JOB_NAME
+from broker.requests import parse_request
+from broker.service import OPEN_TENANT
+from tests.faults.oracle import Said
+from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, prompt, queue_is_empty, stored
+from tests.faults.subscriber import client
+from tests.support import Gateway, Service, gateway, gather, upstream_calls, wait_until, worker
+
+ONCE = Stored("completed", attempts=1, budget=0, calls=1)
+
+
+@pytest.fixture(scope="module")
+async def api(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+    async with gateway(redis.url, **QUICK) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+async def one_slot(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Service, None]:
+    """A worker that looks at one ticket at a time: what stays at the queue's head stands before all others."""
+    async with worker(redis.url, sim, **QUICK, TOKENCAST_SLOTS="1") as started:
+        yield started
+
+
+async def created(broker: Broker, label: str) -> Said:
+    """A generation without a ticket."""
+    request = parse_request(prompt(label, seed=7, length=20, speed=200))
+    return Said((await broker.store.create(request, OPEN_TENANT, None)).id, 7, 20)
+
+
+async def completes(api: Gateway, said: Said) -> None:
+    async with client() as http, audience(http, lambda: api.url, said) as people:
+        assert await people.ending() == "completed"
+
+
+def job(*arguments: object, function: str = JOB_NAME) -> bytes:
+    return msgspec.json.encode({"t": None, "f": function, "a": arguments, "k": {}, "et": 1})
+
+
+NOWHERE = "gen_" + "0" * 10 + "10" + "0" * 22
+BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
+    "not JSON": (b"bad.1", b"\xff{"),
+    "JSON of something else": (b"bad.2", b"[1, 2]"),
+    "a pickle": (b"bad.3", pickle.dumps({"t": None, "f": JOB_NAME, "a": ("x", "y"), "k": {}, "et": 1})),
+    "no payload": (b"bad.4", None),
+    "a function nobody knows": (b"bad.5", job(NOWHERE, "t", function="generate_v9")),
+    "too few arguments": (b"bad.6", job(NOWHERE)),
+    "arguments of other types": (b"bad.7", job(17, None)),
+    "an id that is none": (b"bad.8", job("gen_none", "t")),
+    "a generation that never was": (b"bad.9", job(NOWHERE, "t")),
+    "a name that is no text": (b"bad.\xff\xfe", None),
+}
+
+
+@pytest.mark.parametrize(("ticket", "payload"), BAD_TICKETS.values(), ids=BAD_TICKETS.keys())
+async def test_a_bad_ticket_does_not_stop_a_worker(
+    redis: EmbeddedRedis, api: Gateway, one_slot: Service, ticket: bytes, payload: bytes | None
+) -> None:
+    """It stands at the head of the queue; the next generation is taken none the less, and nothing of it is left."""
+    async with connect(redis.url) as broker:
+        execute = broker.queue.redis.execute
+        if payload is not None:
+            await execute("SET", b"arq:job:" + ticket, payload, "PX", 60_000)
+        await execute("ZADD", keys.QUEUE, 0.5, ticket)
+        await execute("EXPIRE", keys.QUEUE, 60)
+    await completes(api, await ask(api, "behind-a-bad-ticket", length=5))
+    await queue_is_empty(redis.url)
+    assert one_slot.process.returncode is None
+
+
+async def test_a_ticket_of_another_version_is_written_again(
+    redis: EmbeddedRedis, sim: str, api: Gateway, one_slot: Service
+) -> None:
+    """A worker that does not know its function throws it away; its generation still runs."""
+    async with connect(redis.url) as broker:
+        said = await created(broker, "other-version")
+        execute = broker.queue.redis.execute
+        payload = job(said.gid, OPEN_TENANT, function="generate_v9")
+        await execute("SET", keys.arq_job(f"{said.gid}.1"), payload, "PX", 60_000)
+        await execute("ZADD", keys.QUEUE, 1, f"{said.gid}.1")
+        await queue_is_empty(redis.url)
+        assert (await broker.store.state(said.gid, OPEN_TENANT)).status == "queued"
+    await is_overdue(redis.url, said.gid)
+    await completes(api, said)
+    assert await stored(redis.url, sim, said, "other-version") == ONCE
+
+
+async def test_a_ticket_without_the_bell_is_found(
+    redis: EmbeddedRedis, sim: str, api: Gateway, one_slot: Service
+) -> None:
+    """By the poll: nothing else would ever look."""
+    async with connect(redis.url) as broker:
+        said = await created(broker, "no-bell")
+        names = [keys.arq_job(f"{said.gid}.1"), keys.QUEUE, "nobody:hears:this", keys.FAIR]
+        arguments = [f"{said.gid}.1", job(said.gid, OPEN_TENANT), 60_000, OPEN_TENANT]
+        assert await broker.queue.redis.run(ENQUEUE, names, arguments) == 1
+    await completes(api, said)
+    assert await stored(redis.url, sim, said, "no-bell") == ONCE
+
+
+async def test_two_hundred_silent_ones_do_not_keep_a_new_one_waiting(own_redis: EmbeddedRedis, sim: str) -> None:
+    async with (
+        gateway(own_redis.url) as api,
+        worker(own_redis.url, sim, TOKENCAST_SLOTS="101"),
+        worker(own_redis.url, sim, TOKENCAST_SLOTS="101"),
+        connect(own_redis.url) as broker,
+    ):
+        mute = prompt("silent", seed=1, length=1, speed=1, more="fault=mute")
+        silent = await gather(*(broker.enqueue(mute) for _ in range(200)))
+        await wait_until(partial(all_called, sim, "silent", 200))
+        assert await broker.queue.depth() == 0
+        await completes(api, await ask(api, "the-201st", length=5))
+        await gather(*(broker.cancel(one.id) for one in silent))
+
+
+async def all_called(upstream: str, label: str, count: int) -> bool:
+    return len(await upstream_calls(upstream, label)) == count

@@ -1,0 +1,235 @@
+"""What an upstream can do wrong, all the way to the readers: what they show, how it ends, how often was called."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from broker.embedded import EmbeddedRedis
+from tests.faults.oracle import Said
+from tests.faults.subscriber import CompletionSubscriber, Subscriber, client
+from tests.support import (
+    Gateway,
+    Service,
+    gateway,
+    gather,
+    request_body,
+    service,
+    texts,
+    upstream_calls,
+    wait_until,
+    worker,
+)
+from worker.upstream_sim.text import pieces
+
+LIMITS = {"TOKENCAST_FIRST_TOKEN_TIMEOUT": "1", "TOKENCAST_IDLE_TIMEOUT": "0.7", "TOKENCAST_MAX_DURATION": "20"}
+SEED, LENGTH = 7, 20
+labels = (f"e{number}" for number in count())
+
+
+@pytest.fixture(scope="module")
+async def impatient(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Service, None]:
+    """A worker that gives an upstream little time."""
+    async with worker(redis.url, sim, TOKENCAST_MAX_OUTPUT="100000", **LIMITS) as started:
+        yield started
+
+
+# What each fault must become: the ending, its code (None: completed), the pieces shown, and the upstream's calls.
+FAULTS = {
+    # E1, E3: a stream that just ends is no completion, whatever it held.
+    "fault=truncate": ("upstream_truncated", 5, 1),
+    "fault=truncate at=19": ("upstream_truncated", 19, 1),
+    "fault=truncate shape=gabforge": ("upstream_truncated", 5, 1),
+    "fault=no-blank-line": ("upstream_truncated", 5, 1),
+    # ... but one of [DONE] and finish_reason is enough.
+    "fault=no-done": (None, 20, 1),
+    "fault=done-only": (None, 20, 1),
+    "shape=gabforge": (None, 20, 1),
+    # E2
+    "fault=cut": ("upstream_truncated", 5, 1),
+    "fault=rst": ("upstream_truncated", 5, 1),
+    # E4
+    "fault=error-frame": ("sim_error", 5, 1),
+    # E5
+    "fault=html": ("bad_upstream_response", 0, 1),
+    "fault=json-200": ("bad_upstream_response", 0, 1),
+    "fault=empty": ("bad_upstream_response", 0, 1),
+    # E6
+    "fault=bad-json": ("bad_upstream_response", 5, 1),
+    "fault=bad-utf8": ("bad_upstream_response", 5, 1),
+    "fault=bad-utf8-content": ("bad_upstream_response", 5, 1),
+    "fault=nan": ("bad_upstream_response", 5, 1),
+    # E7, E8
+    "fault=mute": ("upstream_timeout", 0, 1),
+    "fault=silent keepalive=0.1": ("upstream_timeout", 0, 1),
+    "fault=stall": ("upstream_timeout", 5, 1),
+    "fault=comments keepalive=0.1": ("upstream_timeout", 5, 1),
+    # E9
+    "fault=429 times=1 retry_after=0.1": (None, 20, 2),
+    "fault=503 times=1 retry_after=0.1": (None, 20, 2),
+    "fault=429 retry_after=60": ("upstream_rate_limited", 0, 1),
+    "fault=400": ("sim_error", 0, 1),
+    # E13
+    "fault=huge-line": ("bad_upstream_response", 5, 1),
+    # E14
+    "shape=azure": (None, 20, 1),
+    "shape=extra tools=2 reasoning=3": (None, 20, 1),
+    # F3
+    "fault=redirect": ("bad_upstream_response", 0, 1),
+}
+
+
+@pytest.mark.parametrize("directive", FAULTS, ids=lambda directive: directive.removeprefix("fault="))
+async def test_every_reader_has_the_same_truth(api: Gateway, sim: str, impatient: Service, directive: str) -> None:
+    code, shown, calls = FAULTS[directive]
+    label = next(labels)
+    prompt = f"[[sim seed={SEED} length={LENGTH} speed=200 label={label} {directive}]]"
+    created = await api.create(request_body(prompt, model="sim"))
+    said = Said(created["id"], SEED, LENGTH)
+    async with client() as http:
+        followers = [Subscriber(http, lambda: api.url, said) for _ in range(3)]
+        completions = [CompletionSubscriber(http, lambda: api.url, said) for _ in range(2)]
+        await gather(*(reader.run() for reader in [*followers, *completions]))
+        late = await Subscriber(http, lambda: api.url, said).run()
+    ending = "failed" if code else "completed"
+    stored = await api.get(created["id"])
+    for reader in [*followers, *completions, late]:
+        assert reader.shown.complaints == []
+        assert reader.shown.ending == ending
+        assert reader.shown.text == "".join(pieces(SEED, LENGTH)[:shown]) == stored["text"]
+    assert {follower.shown.error for follower in [*followers, late]} == {stored["error"]["code"] if code else None}
+    if code and code != "sim_error":  # the upstream's own words are passed on as they are
+        assert stored["error"]["code"] == code
+    assert (stored["status"], stored["attempt"]) == (ending, 1)
+    assert len(await upstream_calls(sim, label)) == calls
+
+
+async def test_after_shown_text_a_new_attempt_is_a_reset(api: Gateway, sim: str, impatient: Service) -> None:
+    """E10: only where the caller asked for it; else the failure is the end."""
+    prompt = f"[[sim seed={SEED} length={LENGTH} speed=100 label=anew fault=cut at=10 times=1]]"
+    created = await api.create(request_body(prompt, model="sim", on_upstream_error="restart"))
+    said = Said(created["id"], SEED, LENGTH)
+    async with client() as http:
+        follower = await Subscriber(http, lambda: api.url, said).run()
+    assert (follower.shown.complaints, follower.shown.ending, follower.shown.resets) == ([], "completed", 1)
+    assert len(await upstream_calls(sim, "anew")) == 2
+
+
+async def test_a_cancel_closes_the_upstream_within_a_second(api: Gateway, sim: str, impatient: Service) -> None:
+    """E11, E12: by the upstream's own clock, while it streams."""
+    prompt = f"[[sim seed={SEED} length=5000 speed=50 label=cancelled]]"
+    created = await api.create(request_body(prompt, model="sim"))
+    loop = asyncio.get_running_loop()
+    async with aclosing(api.follow(created["id"])) as stream:
+        async for frame in stream:
+            if texts([frame]):
+                break
+        asked = loop.time()
+        assert (await api.http.post(f"/v1/generations/{created['id']}/cancel")).status_code == 200
+        assert [frame.event async for frame in stream][-1] == "cancelled"
+
+    async def closed() -> bool:
+        (call,) = await upstream_calls(sim, "cancelled")
+        return call["outcome"] == "disconnected"
+
+    await wait_until(closed)
+    assert loop.time() - asked < 1
+
+
+async def test_a_huge_error_is_not_read_whole(own_redis: EmbeddedRedis, sim: str) -> None:
+    """E13: a refusal's body is the upstream's too. Its worker's memory does not grow by it."""
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim, TOKENCAST_RETRY_BUDGET="0") as process:
+        small = await api.create(request_body("[[sim fault=500]]", model="sim"))
+        await api.ended(small["id"])
+        before = peak_memory(process)
+        huge = await api.create(request_body("[[sim fault=huge-error bytes=60000000]]", model="sim"))
+        ended = await api.ended(huge["id"])
+        assert peak_memory(process) - before < 20_000_000
+    assert ended["error"]["code"] == "upstream_error"
+    assert len(ended["error"]["message"]) < 3000
+
+
+async def test_a_frozen_upstream_is_noticed(own_redis: EmbeddedRedis) -> None:
+    """E16: a peer that is there and never answers again, as behind a dead NAT entry."""
+    async with service("worker.upstream_sim", "--port", "0") as upstream:
+        url = (await upstream.says(r"upstream-sim ready on (\S+)"))[1]
+        async with gateway(own_redis.url) as api, worker(own_redis.url, url, **LIMITS):
+            created = await api.create(request_body("[[sim seed=7 length=500 speed=50]]", model="sim"))
+            async with aclosing(api.follow(created["id"])) as stream:
+                async for frame in stream:
+                    if texts([frame]):
+                        break
+                upstream.send(signal.SIGSTOP)
+                last = [frame async for frame in stream][-1]
+            upstream.send(signal.SIGCONT)
+    assert last.event == "failed"
+    assert last.json["error"]["code"] == "upstream_timeout"
+
+
+@asynccontextmanager
+async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
+    """A server whose event streams are noise: bytes, and pieces of what a stream is made of."""
+    chance = random.Random(seed)
+    chunk = b'{"choices":[{"delta":{"content":"x"},"index":0}]}'
+    morsels = [
+        b"data: ",
+        b"data: []\n\n",
+        b"\n\n",
+        b"\r\n",
+        b": \n",
+        b"event: x\n",
+        b"[DONE]",
+        b"null",
+        b"{}",
+        b'"',
+        b"\xff\x00",
+    ]
+    morsels += [chunk, b'{"choices":null}', b'{"choices":[{"index":-1}]}']
+    frames = [b"data: " + chunk + b"\n\n"] * 8 + [b"data: [DONE]\n\n"]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):  # the worker leaves as soon as it has had enough
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            order = chance.random()
+            for _ in range(chance.randrange(1, 60)):
+                kind = chance.random()
+                writer.write(chance.choice(frames if kind < order else morsels) if kind < 0.98 else chance.randbytes(9))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+async def test_noise_from_an_upstream_is_a_failure_and_no_crash(own_redis: EmbeddedRedis) -> None:
+    """E6: whatever comes, every generation has one ending, and the worker lives."""
+    async with (
+        babbling_upstream(5) as url,
+        gateway(own_redis.url) as api,
+        worker(own_redis.url, url, TOKENCAST_RETRY_BUDGET="0", **LIMITS) as process,
+    ):
+        created = [await api.create() for _ in range(150)]
+        streams = await gather(*(api.events(generation["id"]) for generation in created))
+        assert process.process.returncode is None
+    for frames in streams:
+        endings = [frame.event for frame in frames if frame.event in ("completed", "failed")]
+        assert endings == [frames[-1].event]
+    assert {frames[-1].event for frames in streams} == {"completed", "failed"}
+    assert "Traceback" not in process.output
+
+
+def peak_memory(process: Service) -> int:
+    """Bytes; the most that the process has held."""
+    for line in Path(f"/proc/{process.process.pid}/status").read_text("utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM")

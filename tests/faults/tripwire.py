@@ -1,0 +1,173 @@
+"""A TCP proxy in front of Redis that knows commands from each other, and strikes at the very moment one passes.
+
+Before it: the process has sent the command, Redis never gets it. After it: Redis has executed it, the process never
+learns so. In that moment the trap does what it was set for (kills the process, or nothing more), then the
+connection breaks. What a product would need crash hooks for is so done from outside, to the product as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import hiredis
+
+from broker.connection import Script
+
+Command = list[bytes]
+Matcher = Callable[[Command], bool]
+When = Literal["before", "after"]
+
+
+def script(name: str) -> Matcher:
+    """A call of that script."""
+    sha, source = Script(name).sha.encode(), Script(name).source.encode()
+    return lambda command: command[1:2] == [sha] or (command[0] == b"EVAL" and command[1] == source)
+
+
+def command(name: bytes) -> Matcher:
+    return lambda command: command[0] == name
+
+
+def transaction(name: bytes) -> Matcher:
+    """The EXEC of a transaction with such a command."""
+    inside = False
+
+    def matches(command: Command) -> bool:
+        nonlocal inside
+        if command[0] == b"EXEC":
+            found, inside = inside, False
+            return found
+        inside = inside or command[0] == name
+        return False
+
+    return matches
+
+
+class Trap:
+    """Springs once, at the `nth` command that matches; one that came to nothing does not count."""
+
+    def __init__(self, matches: Matcher, when: When, act: Callable[[], object], nth: int) -> None:
+        self.when = when
+        self.sprung = asyncio.Event()
+        self._matches = matches
+        self._act = act
+        self._left = nth
+
+    def springs(self, when: When, command: Command) -> bool:
+        """Whether this is the moment; what it was set for is then done."""
+        if when != self.when or self._left == 0 or not self._matches(command):
+            return False
+        self._left -= 1
+        if self._left > 0:
+            return False
+        self._act()
+        self.sprung.set()
+        return True
+
+
+class Tripwire:
+    """Set one trap at a time."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 6379)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._trap: Trap | None = None
+        self.latency = (0.0, 0.0)
+        """Seconds, least and most, that every reply takes longer."""
+        self.url = ""
+
+    def trap(self, matches: Matcher, when: When, act: Callable[[], object] = lambda: None, *, nth: int = 1) -> Trap:
+        self._trap = Trap(matches, when, act, nth)
+        return self._trap
+
+    def cut(self) -> None:
+        """All connections break; new ones are taken."""
+        for connection in self._connections:
+            connection.cancel()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        streams = [writer]
+        try:
+            from_redis, to_redis = await asyncio.open_connection(*self._target)
+            streams.append(to_redis)
+            awaited: deque[Command] = deque()
+            pumps = [
+                asyncio.create_task(self._forward(reader, to_redis, awaited)),
+                asyncio.create_task(self._back(from_redis, writer, awaited)),
+            ]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(task)
+            for stream in streams:
+                stream.transport.abort()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, to_redis: asyncio.StreamWriter, awaited: deque[Command]
+    ) -> None:
+        """Command by command: what a client has written in one go may be cut anywhere."""
+        parser = hiredis.Reader()
+        while data := await reader.read(1 << 18):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                if self._trap is not None and self._trap.springs("before", command):
+                    return
+                awaited.append(command)
+                to_redis.write(hiredis.pack_command(tuple(command)))
+            await to_redis.drain()
+
+    async def _back(
+        self, from_redis: asyncio.StreamReader, writer: asyncio.StreamWriter, awaited: deque[Command]
+    ) -> None:
+        parser = hiredis.Reader()
+        while data := await from_redis.read(1 << 18):
+            parser.feed(data)
+            while (reply := parser.gets()) is not False:
+                command = awaited.popleft()
+                if self._trap is not None and not _is_nothing(reply) and self._trap.springs("after", command):
+                    return
+            await asyncio.sleep(random.uniform(*self.latency))
+            writer.write(data)
+            await writer.drain()
+
+
+def _is_nothing(reply: Any) -> bool:
+    """A blocking command's time was over, or the server did not know the script."""
+    return reply is None or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"))
+
+
+@asynccontextmanager
+async def tripwire(target: str) -> AsyncGenerator[Tripwire, None]:
+    wire = Tripwire(target)
+    await wire.open()
+    try:
+        yield wire
+    finally:
+        await wire.close()
