@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -21,11 +22,14 @@ import httpx2
 
 from broker import keys
 from broker.connection import Redis, Script
+from broker.embedded import server_binary
 from broker.ids import shard_of
 from broker.settings import SIMULATED_KEY
 from broker.store import lifecycle_keys
 
 ROOT = Path(__file__).parent.parent
+ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
+"""Programs of the two engines that this is made for."""
 DEADLINE = 30.0  # seconds; far above what anything here takes, so it only ever ends what hangs
 
 # Settings of the machine, or of whoever runs the tests, must not reach the processes under test.
