@@ -90,6 +90,7 @@ clean:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
 		wanted=; \
 		command -v redis-server >/dev/null || wanted="$$wanted redis-server"; \
+		command -v faketime >/dev/null || wanted="$$wanted faketime"; \
 		command -v nginx >/dev/null || wanted="$$wanted nginx"; \
 		command -v chromium >/dev/null || command -v google-chrome >/dev/null || wanted="$$wanted chromium"; \
 		if [ -n "$$wanted" ]; then \

@@ -20,7 +20,7 @@ from broker.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads a generation, and when the right to do so ends (unix seconds)."""
+    """Who reads a generation, and when the right to do so ends (unix seconds, by this machine's clock)."""
 
     tenant: str
     until: float | None = None
@@ -57,7 +57,7 @@ class Access:
             raise InvalidToken  # its tenant's keys were taken away
         if token.gid != gid:
             raise GenerationNotFound
-        return Reader(token.tenant, token.expires_at)
+        return Reader(token.tenant, self._tokens.clock.here(token.expires_at))
 
 
 def _bearer(connection: HTTPConnection) -> str:

@@ -23,6 +23,9 @@ class Silence:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b": gap\n"  # goes on
 
+    def forget(self) -> bytes:
+        return b""
+
     def farewell(self, reason: str) -> bytes:
         return b""
 

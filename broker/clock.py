@@ -1,15 +1,19 @@
 """What time it is by Redis's clock: the only one that all processes share.
 
 The clock of one machine may be wrong. Whatever is compared with what a script wrote, or with what another process
-wrote, goes by Redis: ids and `created_at`, presence, the time of a retry.
+wrote, goes by Redis: ids and `created_at`, the end of a token, presence, the time of a retry.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 
 from broker.connection import Redis
+from broker.errors import StorageUnavailable
 
+AGAIN = 1.0  # seconds until it is asked again where it did not answer
 FRESH = 30.0  # seconds for which an answer of Redis holds: after that this machine's clock may have been set
 
 
@@ -19,14 +23,22 @@ class RedisClock:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._ahead = 0.0
-        self._asked = float("-inf")
+        self._asking = asyncio.Lock()
+        self._stale_at = float("-inf")
 
-    async def now_ms(self) -> int:
-        """Milliseconds since the epoch, never ahead of Redis's own: what comes of it there is never earlier.
-        StorageUnavailable where Redis must be asked and is away."""
-        if time.monotonic() - self._asked > FRESH:
-            await self.ask()
-        return int((time.time() + self._ahead) * 1000)
+    async def now(self) -> float:
+        """Unix seconds, never ahead of Redis's own: what comes of it there is never earlier. By what it said before
+        where it is away."""
+        async with self._asking:  # who comes meanwhile must not go by an uncorrected clock
+            if time.monotonic() > self._stale_at:
+                self._stale_at = time.monotonic() + AGAIN
+                with suppress(StorageUnavailable):
+                    await self.ask()
+        return time.time() + self._ahead
+
+    def here(self, moment: float) -> float:
+        """When that is by this machine's clock."""
+        return moment - self._ahead
 
     async def ask(self) -> tuple[float, float]:
         """By how many seconds Redis's clock is ahead of this machine's: at least, and at most, since the answer
@@ -37,5 +49,5 @@ class RedisClock:
         least, most = now - time.time(), now - sent
         if not least <= self._ahead <= most:  # else what is known is as good, and keeps the order of ids
             self._ahead = least
-        self._asked = time.monotonic()
+        self._stale_at = time.monotonic() + FRESH
         return least, most

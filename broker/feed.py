@@ -24,6 +24,7 @@ class Feed:
         self.tenant = tenant
         self.users = 0
         self.checked = 0  # the hub's tick at which it was last heard of, or asked for
+        self.doubted = False  # somebody is ahead of it, in another attempt: the log may have gone back
         self.views: dict[Dialect, View] = {}
         self._used = used
         self._waiters: set[asyncio.Future[None]] = set()
@@ -34,15 +35,18 @@ class Feed:
 
     def refresh(self, generation: Generation) -> None:
         """Takes over what Redis says now, after a time without a reader. What is held stays valid, since a log
-        only grows; if it went back (a failover), everything is forgotten."""
-        if generation.cursor < self.tail:
-            for view in self.views.values():
-                view.clear()
+        only grows; if it may have gone back in between (a failover), everything is forgotten."""
+        if generation.cursor < self.tail or generation.cursor.attempt != self.tail.attempt:
+            self._forget()
         self.tail = generation.cursor
         self.ended = generation.ended
         self.gone = False
         self.has_chunk = generation.first_token_at is not None
         self.changed()
+
+    def _forget(self) -> None:
+        for view in self.views.values():
+            view.clear()
 
     def vanish(self) -> None:
         """Redis does not know the generation any more; nothing will come."""
@@ -64,6 +68,8 @@ class Feed:
                 continue
             if not follows(event, self.tail):
                 raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
+            if event.cursor.attempt != self.tail.attempt:
+                self._forget()  # Redis may have forgotten some of the attempt before; who asks for it reads it again
             for view in self.views.values():
                 view.append(self.tail, event)
             self._advance(event)
@@ -86,21 +92,24 @@ class Feed:
         self._waiters.clear()
 
     async def beyond(self, position: Cursor) -> None:
-        """Until there is something behind the position, or there never will be."""
+        """Until there is something behind the position, or there never will be; or the log may have gone back."""
         while self.tail <= position and not self.ended:
-            await self._change()
+            await self.change()
+            if self.tail < position:
+                return
 
     async def begun(self) -> None:
         """Until the newest attempt has a chunk, or the generation has ended."""
         while not self.has_chunk and not self.ended:
-            await self._change()
+            await self.change()
 
     async def over(self) -> None:
         """Until the generation has ended."""
         while not self.ended:
-            await self._change()
+            await self.change()
 
-    async def _change(self) -> None:
+    async def change(self) -> None:
+        """Until there is any news."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:

@@ -19,9 +19,9 @@ from functools import partial
 
 from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
-from broker.events import Event, follows
+from broker.events import STARTED, Event, follows
 from broker.feed import Feed
-from broker.ids import Cursor, shard_of
+from broker.ids import START, Cursor, shard_of
 from broker.reader import Reader
 from broker.segments import Dialect, Slice, View
 from broker.store import PAGE, Generation, Store
@@ -59,17 +59,24 @@ class Hub:
     async def open(self, gid: str, tenant: str) -> AsyncGenerator[tuple[Feed, Generation]]:
         """A feed that is kept up to date until it is left, and the generation as it was found. Raises what
         Store.state raises."""
+        feed = self._feeds.get(gid)
+        known = feed.tail if feed is not None else START
         generation = await self._store.state(gid, tenant)
         feed = self._feeds.get(gid)
+        went_back = False
         if feed is None:
             feed = self._feeds[gid] = Feed(generation, tenant, self.cache.use)
-        elif feed.users == 0:
-            feed.refresh(generation)
+        else:
+            went_back = generation.cursor < known or (feed.ended and generation.cursor != feed.tail)
+            if feed.users == 0 or went_back:
+                feed.refresh(generation)
         feed.users += 1
         feed.checked = self._tick
         try:
             if not feed.ended and gid not in self._reading:
                 await self._follow(feed)
+            if went_back:
+                await self._deliver((feed,))  # to those who were here before
             yield feed, generation
         finally:
             feed.users -= 1
@@ -103,8 +110,11 @@ class Hub:
             self._feeds.pop(feed.gid, None)
 
     async def _resync(self, feed: Feed) -> None:
-        """Takes the log as it is now, unless news came meanwhile. Holes are read by who stands before them."""
+        """Takes the log as it is now, unless news came meanwhile. Holes are read by who stands before them; who stands
+        where the log will not come again has to begin anew."""
         tail = feed.tail
+        positions = [(subscriber, subscriber.position) for subscriber in self._subscribers.get(feed, ())]
+        feed.doubted = False
         try:
             generation = await self._store.state(feed.gid, feed.tenant)
         except (GenerationNotFound, GenerationGone):
@@ -113,13 +123,17 @@ class Hub:
         except StorageUnavailable:
             pass  # the reader meets it too, and comes back
         else:
+            for subscriber, position in positions:
+                if generation.lacks(position):
+                    self.farewell(subscriber, "reset")
             if feed.tail == tail:
                 feed.refresh(generation)
 
     async def _check_quiet(self) -> None:
         """A blocked read does not notice that its stream is gone, or went back: whoever is quiet is asked for."""
         for feed in list(self._feeds.values()):
-            if feed.users and not feed.ended and self._tick - feed.checked >= _TICKS:
+            quiet = self._tick - feed.checked >= _TICKS
+            if feed.users and not feed.ended and (quiet or feed.doubted):
                 feed.checked = self._tick
                 await self._resync(feed)
                 await self._deliver((feed,))
@@ -183,7 +197,7 @@ class Hub:
             subscriber.end("left")
 
     def _push(self, subscriber: Subscriber) -> None:
-        wire, view, feed = subscriber.wire, subscriber.view, subscriber.feed
+        wire, view = subscriber.wire, subscriber.view
         if subscriber.stalled is not None:
             return None  # until `resume`; more would hide whether it takes anything
         while not subscriber.ended.done():
@@ -197,21 +211,28 @@ class Hub:
                 return self._wait(subscriber)
             if part.opens_attempt and subscriber.given and not view.dialect.crosses_attempts:
                 return self.farewell(subscriber, "reset")
+            if part.opens == STARTED and subscriber.position.attempt > 0:
+                # A first attempt behind another one: a failover forgot that one's claim, so nobody wrote `reset`.
+                self._tell(subscriber, view.dialect.forget())
             if part.data:
                 wire.write(part)
                 subscriber.given = True
                 subscriber.quiet_since = self._tick
             subscriber.position = part.end
-            if feed.ended and part.end >= feed.tail:
+            if part.last:
                 return subscriber.end("ended")
         return None
 
     def _wait(self, subscriber: Subscriber) -> None:
-        """Nothing is held behind its position: it is at the tail, or before a hole."""
-        if subscriber.position < subscriber.feed.tail:
+        """Nothing is held behind its position: it is at the tail, before a hole, or where the log was before Redis
+        forgot some of it."""
+        position, feed = subscriber.position, subscriber.feed
+        if position < feed.tail:
             self._load(subscriber)
-        elif subscriber.feed.ended:
-            subscriber.end("ended")
+        elif feed.ended:
+            subscriber.end("ended") if position == feed.tail else self.farewell(subscriber, "reset")
+        elif position.attempt != feed.tail.attempt:
+            feed.doubted = True
 
     def _stall(self, subscriber: Subscriber, pending: int) -> None:
         if subscriber.stalled is None:
@@ -275,7 +296,7 @@ class Hub:
 
     def _skip(self, subscriber: Subscriber, earliest: Cursor) -> None:
         """The log goes on further up: it was trimmed. Who can be told so goes on there."""
-        notice = subscriber.view.dialect.gap(subscriber.position, earliest, subscriber.feed.tail)
+        notice = subscriber.view.dialect.gap(subscriber.position, earliest, max(earliest, subscriber.feed.tail))
         if not notice:
             return self.farewell(subscriber, "storage")
         subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)

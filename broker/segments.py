@@ -41,6 +41,11 @@ class Dialect(Protocol):
         """Tells a reader that what it asked for was trimmed; b"" if this dialect cannot say it."""
         ...
 
+    def forget(self) -> bytes:
+        """Tells a reader that what it was shown is not of this log any more, and a first attempt follows; b"" if
+        this dialect's readers stay with one attempt."""
+        ...
+
     def farewell(self, reason: str) -> bytes:
         """The last bytes for a reader whose response ends although its generation has not: `reason` is
         `reset`, `draining`, `storage`, `gone` or `expired` (the reader's token)."""
@@ -50,13 +55,18 @@ class Dialect(Protocol):
 class Slice:
     """Frames to write, and the position behind them. Shared by everybody who stood at the same position."""
 
-    __slots__ = ("_chunk", "data", "end", "opens_attempt")
+    __slots__ = ("_chunk", "data", "end", "last", "opens")
 
-    def __init__(self, data: bytes, end: Cursor, *, opens_attempt: bool = False) -> None:
+    def __init__(self, data: bytes, end: Cursor, opens: bytes = b"", *, last: bool = False) -> None:
         self.data = data
         self.end = end
-        self.opens_attempt = opens_attempt  # the first event is an attempt's `started` or `reset`
+        self.last = last  # the last event is the terminal one
+        self.opens = opens  # the first event's type, where that is an attempt's `started` or `reset`
         self._chunk: bytes | None = None
+
+    @property
+    def opens_attempt(self) -> bool:
+        return self.opens != b""
 
     @property
     def chunk(self) -> bytes:
@@ -70,14 +80,15 @@ class Segment:
     """Consecutive events of one attempt. `start` is the position before the first: the last one of the attempt
     before where `first` is 0. Grows until it is sealed."""
 
-    __slots__ = ("attempt", "data", "ends", "first", "opens", "sealed", "start")
+    __slots__ = ("attempt", "data", "ends", "first", "last", "opens", "sealed", "start")
 
     def __init__(self, start: Cursor, event: Event) -> None:
         self.start = start
         self.attempt, self.first = event.cursor
-        self.opens = event.type in (STARTED, RESET)
+        self.opens = event.type if event.type in (STARTED, RESET) else b""
         self.data = bytearray()
         self.ends = array("I")
+        self.last = False
         self.sealed = False
 
     @property
@@ -88,9 +99,10 @@ class Segment:
     def size(self) -> int:
         return len(self.data) + len(self.ends) * self.ends.itemsize
 
-    def add(self, frame: bytes) -> None:
+    def add(self, event: Event, frame: bytes) -> None:
         self.data += frame
         self.ends.append(len(self.data))
+        self.last = event.terminal
 
     def takes(self, event: Event) -> bool:
         """Whether the event is the next one, and there is room."""
@@ -110,7 +122,7 @@ class Segment:
         skipped = position.seq - self.first + 1 if position.attempt == self.attempt else 0
         offset = self.ends[skipped - 1] if skipped > 0 else 0
         data = bytes(memoryview(self.data)[offset:]) if offset else bytes(self.data)
-        return Slice(data, self.end, opens_attempt=self.opens and skipped <= 0)
+        return Slice(data, self.end, self.opens if skipped <= 0 else b"", last=self.last)
 
 
 class View:
@@ -140,7 +152,7 @@ class View:
                 self.seal(last)
             last = Segment(previous, event)
             self._segments.append(last)
-        last.add(self.dialect.frame(event))
+        last.add(event, self.dialect.frame(event))
 
     def insert(self, position: Cursor, events: Sequence[Event]) -> None:
         """Fills a hole behind `position` with what was read there, up to what is already known."""
@@ -155,7 +167,7 @@ class View:
             if not read or not read[-1].takes(event):
                 read.append(Segment(position, event))
                 self._segments.insert(bisect_right(self._segments, event.cursor, key=_first), read[-1])
-            read[-1].add(self.dialect.frame(event))
+            read[-1].add(event, self.dialect.frame(event))
             position = event.cursor
         # The first one last, so that it is evicted last: it is what a reader waits for. Where a page is larger than the
         # cache, the other order read the same page for ever.

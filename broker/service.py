@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from broker.connection import Redis, connect_both
-from broker.errors import BodyTooLarge, BrokerError, GenerationGone
-from broker.events import Event, follows
+from broker.errors import BodyTooLarge, BrokerError, GenerationGone, StorageUnavailable
+from broker.events import RESET, STARTED, Event, follows
 from broker.hub import Hub
 from broker.ids import START, Cursor, parse_cursor
 from broker.queue import Queue
@@ -103,22 +103,40 @@ class Broker:
     ) -> AsyncGenerator[Event, None]:
         """The events behind `after`, from the log and then live, until the terminal one. Costs no Redis
         connection of its own. A `reset` event means: forget what you showed. GenerationGone where events are
-        missing behind `after`."""
+        missing behind `after`; StorageUnavailable while Redis is away: go on behind the last event then."""
         position = parse_cursor(after) if isinstance(after, str) else after
         async with self.hub.open(gid, tenant) as (feed, _):
             while True:
-                for event in await self.store.page(gid, position, PAGE):
+                events = await self.store.page(gid, position, PAGE)
+                for event in events:
                     if not follows(event, position):
                         raise GapFound(position, event.cursor)
+                    if event.type == STARTED and position.attempt > 0:
+                        yield _FORGET
                     position = event.cursor
                     yield event
                     if event.terminal:
                         return
-                if feed.ended and feed.tail <= position:
-                    if feed.gone:
-                        raise GenerationGone
-                    return
-                await feed.beyond(position)
+                if events or feed.tail == position:
+                    if feed.ended and feed.tail == position:
+                        if feed.gone:
+                            raise GenerationGone
+                        return
+                    await feed.beyond(position)
+                    continue
+                # The feed knows of more than there is, or of less: the log is gone, or went back, or one of us is late.
+                generation = await self.store.state(gid, tenant)
+                if generation.lacks(position):
+                    position = START
+                    yield _FORGET
+                elif generation.cursor <= position:
+                    if feed.ended:
+                        raise StorageUnavailable("The log went back while it was followed.")
+                    await feed.change()
+
+
+# The log went back, to before what was shown: what follows is not its continuation.
+_FORGET = Event(START, RESET, 0, b'{"attempt":1,"reason":"unknown_cursor"}')
 
 
 class GapFound(BrokerError):

@@ -58,6 +58,13 @@ class Generation:
     def ended(self) -> bool:
         return self.status in FINAL_STATUSES
 
+    def lacks(self, position: Cursor) -> bool:
+        """Whether Redis forgot what was at this position, and goes on or has ended without it. In the same attempt its
+        worker may still put it back; a queued one will begin anew anyway."""
+        if position <= self.cursor:
+            return False
+        return self.ended or (self.status == "in_progress" and position.attempt != self.cursor.attempt)
+
     def summary(self) -> Json:
         """As the list shows it."""
         return {
@@ -102,7 +109,7 @@ class Store:
     async def create(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
         """IdempotencyConflict where the key stands for another body; StorageUnavailable where Redis is away.
         May be repeated with the same key."""
-        now = await self._clock.now_ms()
+        now = int(await self._clock.now() * 1000)
         gid = new_id(now, tenant, idempotency_key)
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hmac
 import secrets
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
 from broker import keys
+from broker.clock import RedisClock
 from broker.connection import Redis
 from broker.errors import InvalidToken, StorageUnavailable, TokenExpired
 
@@ -59,12 +59,13 @@ class Tokens:
 
     def __init__(self, redis: Redis, secret: str | None) -> None:
         self._redis = redis
+        self.clock = RedisClock(redis)
         self._secret = secret.encode() if secret else None
         self._known: bytes | None = None
 
     async def issue(self, gid: str, tenant: str, seconds: float = LONGEST) -> tuple[str, float]:
         """The token, and when it ends (unix seconds). Does not ask whether the generation exists."""
-        token = Token(gid, tenant, round(time.time() + seconds, 3))
+        token = Token(gid, tenant, round(await self.clock.now() + seconds, 3))
         return token.signed(self._secret or await self._shared_key()), token.expires_at
 
     async def check(self, text: str) -> Token:
@@ -73,7 +74,7 @@ class Tokens:
         if key is None:
             raise InvalidToken
         token = verified(key, text)
-        if token.expires_at <= time.time():
+        if token.expires_at <= await self.clock.now():
             raise TokenExpired
         return token
 

@@ -93,6 +93,7 @@ OUTSIDE = {
     "node": "Node.js",
     "compose": "a container engine with compose",
     "engine": "a second engine (redis-server)",
+    "clock": "clocks that are wrong (libfaketime)",
     "proxy": "a reverse proxy (nginx)",
 }
 """Markers of tests that need something no Python package brings."""

@@ -100,17 +100,9 @@ class Generator:
                 if delay is None:
                     raise
                 log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
-                waiting = {"reason": error.code, "retry_at": await self._later(delay)}
+                waiting = {"reason": error.code, "retry_at": round(await self._clock.now() + delay, 3)}
             attempt.note(WAITING, msgspec.json.encode(waiting))
             await asyncio.sleep(delay)
-
-    async def _later(self, delay: float) -> float:
-        """When that will be, unix seconds."""
-        try:
-            now = await self._clock.now_ms() / 1000
-        except StorageUnavailable:
-            now = time.time()
-        return round(now + delay, 3)
 
     async def _call(self, attempt: Attempt) -> None:
         """One upstream call. Chunks without a token (a role, a content filter's verdict) wait for the first one:

@@ -42,7 +42,7 @@ class Presence:
             await asyncio.sleep(REFRESH)
 
     async def _refresh(self) -> None:
-        key, now = keys.worker(self.id), await self._clock.now_ms()
+        key, now = keys.worker(self.id), int(await self._clock.now() * 1000)
         fields = {
             "host": self._host,
             "pid": os.getpid(),

@@ -58,6 +58,9 @@ class Chat:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
+    def forget(self) -> bytes:
+        return b""
+
     def farewell(self, reason: str) -> bytes:
         return b"data: %b\n\n" % _error(reason)
 

@@ -32,6 +32,9 @@ class Native:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
         return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)
 
+    def forget(self) -> bytes:
+        return unknown_cursor(1)
+
     def farewell(self, reason: str) -> bytes:
         """Come back, at a time of your own: no error, and nothing lost."""
         if reason == "gone":

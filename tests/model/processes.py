@@ -1,0 +1,453 @@
+"""Gateways and workers of the model: the real ones, in one event loop, taking their turns when the model says so.
+
+Real are the application with its routes, broker, hub, reader, appender, generator and the hand-over. Replaced are what
+would act by itself or wait: the appender's and the reader's connection loops (their turns are taken here, with replies
+that can be lost), arq (tickets are taken from its queue by hand), the upstream, and the HTTP server (the application
+is called as ASGI has it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from api.app import create_app
+from broker import Broker
+from broker.connection import Pool, Redis
+from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.events import CHUNK
+from broker.ids import Cursor
+from broker.queue import Queue
+from broker.reader import Reader
+from broker.resp import RespError
+from broker.service import GapFound
+from broker.settings import Settings
+from tests.model.oracle import ChatReader, NativeReader
+from tests.model.storage import Storage
+from worker import appender as appender_module
+from worker import claims
+from worker.appender import RESTORING, Appender, Call
+from worker.attempt import Attempt
+from worker.chunks import Chunk
+from worker.claims import Claim
+from worker.failures import UpstreamError
+from worker.generate import Generator
+from worker.running import Running
+
+
+class CountedRedis(Pool):
+    """Knows whether somebody waits for it, which is how the model knows that nothing more will happen by itself."""
+
+    busy = 0
+
+    async def _counted(self, work: Any) -> Any:
+        self.busy += 1
+        try:
+            return await work
+        finally:
+            self.busy -= 1
+
+    async def execute(self, *command: Any) -> Any:
+        return await self._counted(super().execute(*command))
+
+    async def pipeline(self, commands: Any) -> Any:
+        return await self._counted(super().pipeline(commands))
+
+    async def run(self, script: Any, keys: Any, args: Any) -> Any:
+        return await self._counted(super().run(script, keys, args))
+
+
+# --- gateways ---------------------------------------------------------------------------------------------------
+
+
+class _TurnOver(Exception):
+    pass
+
+
+class _OneTurn:
+    """A connection for one XREAD that does not block."""
+
+    node = ("", 0)
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._used = False
+
+    async def still_master(self) -> bool:
+        return True
+
+    async def call(self, *command: Any, timeout: float) -> Any:
+        if self._used:
+            raise _TurnOver
+        self._used = True
+        at = command.index("BLOCK")
+        return await self._redis.execute(*command[:at], *command[at + 2 :])
+
+
+class SteppedReader(Reader):
+    """Put in the hub's place of the real one, which it is, but for the loop that connects and blocks."""
+
+    async def run(self) -> None:
+        pass
+
+    async def turn(self) -> None:
+        with suppress(_TurnOver):
+            await self._read(_OneTurn(self._redis))  # pyright: ignore
+
+
+class Connection:
+    """One request, in flight or answered. `received` is what came since it was looked at last."""
+
+    def __init__(self, app: Any, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> None:
+        path, _, query = path.partition("?")
+        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": raw,
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "extensions": {},
+        }
+        self._request: dict[str, Any] | None = {"type": "http.request", "body": body, "more_body": False}
+        self._left = asyncio.Event()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.status = 0
+        self.received: list[bytes] = []
+        self.complete = False
+        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._request is not None:
+            request, self._request = self._request, None
+            return request
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        await self._flowing.wait()
+        if message.get("body"):
+            self.received.append(message["body"])
+        self.complete = not message.get("more_body", False)
+
+    @property
+    def stuck(self) -> bool:
+        return not self._flowing.is_set()
+
+    def stall(self) -> None:
+        """The peer takes nothing more."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    async def leave(self) -> None:
+        self._left.set()
+        self._flowing.set()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    def take(self) -> bytes:
+        data = b"".join(self.received)
+        self.received.clear()
+        return data
+
+    @property
+    def json(self) -> Any:
+        return json.loads(b"".join(self.received))
+
+
+class Follower:
+    """Somebody who wants to see a generation, over as many connections as it takes."""
+
+    def __init__(self, number: int, gid: str, kind: str) -> None:
+        self.number = number
+        self.gid = gid
+        self.kind = kind  # native | latest | chat | python
+        self.reader: Any = ChatReader() if kind == "chat" else NativeReader(latest=kind == "latest")
+        self.connection: Any = None
+        self.gateway: Gateway | None = None
+        self.era = 0
+        self.done = False
+
+    def connect(self, gateway: Gateway) -> None:
+        self.reader.connect()
+        self.gateway = gateway
+        if self.kind == "python":
+            self.connection = Following(gateway, self)
+        elif self.kind == "chat":
+            self.connection = Connection(gateway.app, f"/v1/chat/completions/{self.gid}?stream=true")
+        else:
+            headers = {"last_event_id": self.reader.last_id} if self.reader.last_id else {}
+            query = "?after=latest" if self.kind == "latest" else ""
+            self.connection = Connection(gateway.app, f"/v1/generations/{self.gid}/events{query}", **headers)
+
+    def __repr__(self) -> str:
+        return f"<follower {self.number}, {self.kind}>"
+
+
+class Following:
+    """`broker.follow`, as a Python program uses it."""
+
+    stuck = False
+
+    def __init__(self, gateway: Gateway, follower: Follower) -> None:
+        self.status = 200
+        self.complete = False
+        self._broker, self._reader, self._gid = gateway.broker, follower.reader, follower.gid
+        self._events: list[tuple[str | None, str, str]] = []
+        self.task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        after = Cursor(*self._reader.position)
+        try:
+            async for event in self._broker.follow(self._gid, after):
+                self._events.append((str(event.cursor), event.name, event.data.decode()))
+        except GapFound as gap:
+            told = {"requested": gap.requested, "earliest": gap.found, "latest": gap.found}
+            self._events.append((None, "gap", json.dumps({name: str(at) for name, at in told.items()})))
+            self._events.append((None, "retry", ""))
+        except GenerationGone:
+            self.status = 410
+        except GenerationNotFound:
+            self.status = 404
+        except BrokerError:
+            self._events.append((None, "retry", ""))
+        self.complete = True
+
+    def take(self) -> bytes:
+        for cursor, name, data in self._events:
+            if name == "retry":
+                self._reader.asked_back = True
+            else:
+                self._reader.history.append(f"{name} {cursor} {data[:100]}")
+                self._reader.event(cursor, name, data)
+        self._events.clear()
+        return b""
+
+    def stall(self) -> None:
+        pass
+
+    def flow(self) -> None:
+        pass
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class Gateway:
+    """A gateway process without a server: its application, and the turns of its hub."""
+
+    def __init__(self, redis: CountedRedis, settings: Settings, cache_bytes: int) -> None:
+        self.broker = Broker(redis, redis, settings.model_copy(update={"cache_bytes": cache_bytes}))
+        self.app = create_app(self.broker)
+
+    @property
+    def hub(self) -> Any:
+        return self.broker.hub
+
+    def turns(self) -> list[asyncio.Task[None]]:
+        """One read of each of its readers, as tasks: one that has nothing left to follow waits."""
+        loop = asyncio.get_running_loop()
+        return [loop.create_task(reader.turn()) for reader in self.hub._readers if reader._feeds]
+
+    def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
+        """An epoch names its time of birth, and the model's time went on."""
+        known: dict[str, bytes | None] = self.broker.store._losses._epochs  # pyright: ignore
+        known.update({shard: earlier(epoch) for shard, epoch in known.items() if epoch is not None})
+
+    async def check_quiet(self) -> None:
+        """A heartbeat's time passes without news."""
+        self.hub._tick += 1000
+        await self.hub._check_quiet()
+
+
+# --- workers ----------------------------------------------------------------------------------------------------
+
+
+class Sender:
+    """The appender's way to Redis, without its connection: what `Lane._connect_and_serve` does in one turn, in three
+    steps
+    between which anything may happen."""
+
+    def __init__(self, appender: Appender, storage: Storage) -> None:
+        (self._lane,) = appender._lanes.values()  # pyright: ignore
+        self._storage = storage
+        self.calls: list[Call] | None = None
+        self.replies: list[Any] | None = None
+        self.reconnecting = True
+
+    @property
+    def idle(self) -> bool:
+        lane = self._lane
+        return self.calls is None and not lane._waiting and not lane._restoring and not self.reconnecting
+
+    def gather(self, *, touch: bool) -> None:
+        if self.reconnecting:
+            self.reconnecting = False
+            self._lane.connected.set()
+            self._lane._send_endings_again()
+        if touch:
+            self._lane._touch = True
+            for attempt in self._lane._active:
+                attempt.heard_at = attempt.touched_at = -1e9
+        self.calls = self._lane._gather() or None
+
+    def settle(self) -> None:
+        assert self.calls is not None
+        assert self.replies is not None
+        calls, replies, self.calls, self.replies = self.calls, self.replies, None, None
+        refusal = self._lane._settle(calls, replies)
+        if refusal is not None:
+            if refusal.kind == "NOSCRIPT":
+                load_scripts(self._storage)
+            else:
+                self.break_off()
+
+    def renew_calls(self) -> None:
+        """What was gathered names an epoch; the model's time went on."""
+        if self.calls is not None and self.replies is None:
+            self.calls = [
+                call._replace(command=self._lane._restore(call.attempt)) if call.cut == RESTORING else call
+                for call in self.calls
+            ]
+
+    def break_off(self) -> list[Call]:
+        """The connection is gone, and with it the replies under way. What had not arrived may still do."""
+        late = self.calls if self.calls is not None and self.replies is None else None
+        self.calls = self.replies = None
+        self.reconnecting = True
+        return late or []
+
+    def linger_no_more(self) -> None:
+        self._lane._forget_lingering(float("inf"))
+
+
+def load_scripts(storage: Storage) -> None:
+    module = appender_module
+    for script in (module.APPEND, module.FINISH, module.TOUCH, module.RESTORE):
+        storage.call("SCRIPT", "LOAD", script.source)
+
+
+class Run:
+    """One attempt and the upstream call behind it: what the upstream said is the truth."""
+
+    def __init__(self, number: int, attempt: Attempt) -> None:
+        self.number = number
+        self.attempt = attempt
+        self.said = 0
+        self.over = False
+        self.completes = False
+        self._orders: asyncio.Queue[Any] = asyncio.Queue()
+
+    def __aiter__(self) -> Run:
+        return self
+
+    async def __anext__(self) -> list[Chunk]:
+        order = await self._orders.get()
+        if order is None:
+            raise StopAsyncIteration
+        if isinstance(order, UpstreamError):
+            raise order
+        return order
+
+    def say(self, count: int) -> None:
+        chunks: list[Chunk] = []
+        for _ in range(count):
+            choice = {"index": 0, "delta": {"content": f"{self.number}.{self.said} "}, "finish_reason": None}
+            chunks.append(Chunk(CHUNK, json.dumps({"choices": [choice]}).encode(), 1, (), None))
+            self.said += 1
+        self._orders.put_nowait(chunks)
+
+    def complete(self) -> None:
+        self.over = self.completes = True
+        self._orders.put_nowait(None)
+
+    def fail(self) -> None:
+        self.over = True
+        self._orders.put_nowait(UpstreamError("upstream_truncated", "The upstream's stream ended too early."))
+
+
+class NotingAppender(Appender):
+    """Knows which attempt was begun last: the one that calls the upstream next."""
+
+    newest: Attempt | None = None
+
+    def begin(self, claim: Claim) -> Attempt:
+        self.newest = super().begin(claim)
+        return self.newest
+
+
+class ScriptedUpstreams:
+    """In the place of worker.upstream.Upstreams."""
+
+    def __init__(self, appender: NotingAppender, begun: Callable[[Attempt], Run]) -> None:
+        self._appender = appender
+        self._begun = begun
+
+    @asynccontextmanager
+    async def open(self, model: str, body: Any) -> AsyncGenerator[Run]:
+        assert self._appender.newest is not None
+        yield self._begun(self._appender.newest)
+
+
+class Worker:
+    """A worker process, without arq."""
+
+    def __init__(self, redis: CountedRedis, storage: Storage, settings: Settings, number: Callable[[], int]) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._number = number
+        self.awake = True
+        self.runs: list[Run] = []
+        appender = NotingAppender(settings)
+        self.sender = Sender(appender, storage)
+        upstreams: Any = ScriptedUpstreams(appender, self._begun)
+        generator = Generator(redis, appender, upstreams, settings)
+        self.running = Running(generator, redis, Queue(redis, settings.retention), 1000)
+
+    def _begun(self, attempt: Attempt) -> Run:
+        run = Run(self._number(), attempt)
+        self.runs.append(run)
+        return run
+
+    @property
+    def busy(self) -> list[Run]:
+        """Those whose upstream still speaks."""
+        return [run for run in self.runs if not run.over and run.attempt.ended is None]
+
+    async def take(self, ticket: str) -> str:
+        """What arq's job does."""
+        gid = ticket.partition(".")[0]
+        outcome = await claims.claim(self._redis, gid, self._settings)
+        if isinstance(outcome, Claim):
+            self.running.start(f"{ticket}/{outcome.attempt}", outcome)
+            return "OK"
+        return outcome
+
+    async def hand_over(self) -> None:
+        await self.running.hand_over()
+
+    async def crash(self) -> None:
+        tasks = list(self.running._tasks.values())  # pyright: ignore
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def is_error(reply: Any) -> bool:
+    return isinstance(reply, RespError)

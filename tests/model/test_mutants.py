@@ -1,0 +1,132 @@
+"""A guard that is missing is noticed: what the schedules, and the tests of single guards, are worth."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from redis.exceptions import ResponseError
+
+from broker import Broker, connect, keys
+from broker.connection import Script
+from broker.embedded import EmbeddedRedis
+from broker.ids import shard_of
+from broker.store import lifecycle_keys
+from tests.model.machine import LogMachine
+from tests.model.mutants import DIRECTED, SCHEDULED, Mutant, mutated
+from tests.model.oracle import Violation
+from tests.model.world import World
+from tests.support import CLAIM, Writer, request_body
+
+RELEASE = Script("release")
+Check = Callable[[Broker], Awaitable[None]]
+EXAMPLES = 400
+
+
+@pytest.mark.parametrize("world", ["valkey"], indirect=True)
+@pytest.mark.parametrize("mutant", SCHEDULED, ids=[mutant.name for mutant in SCHEDULED])
+def test_the_schedules_miss_a_guard(world: World, mutant: Mutant) -> None:
+    class Machine(LogMachine):
+        pass
+
+    Machine.world = world
+    schedules = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=50,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with mutated(mutant), pytest.raises(Violation):
+        run_state_machine_as_test(Machine, settings=schedules)
+
+
+# --- single guards ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+async def unchecked() -> AsyncGenerator[Broker, None]:
+    """On a server of its own: what a mutant leaves there may live for ever."""
+    async with EmbeddedRedis() as server, connect(server.url) as broker:
+        yield broker
+
+
+async def created(broker: Broker) -> Writer:
+    return Writer(broker.store.redis, (await broker.enqueue(request_body())).id)
+
+
+async def claim(writer: Writer) -> list[bytes]:
+    names = [*lifecycle_keys(writer.gid), keys.epoch(shard_of(writer.gid))]
+    return await writer.redis.run(CLAIM, names, [writer.gid, "other", 7, 60_000, "", 9])
+
+
+async def every_attempt_is_number_one_more(broker: Broker) -> None:
+    """Two workers claim the same generation, the second after a failover that forgot the first."""
+    writer = await created(broker)
+    names = [keys.meta(writer.gid), keys.log(writer.gid)]
+    dumps = [await writer.redis.execute("DUMP", name) for name in names]
+    await writer.claim()
+    for name, dump in zip(names, dumps, strict=True):
+        await writer.redis.execute("RESTORE", name, 7_200_000, dump, "REPLACE")
+    assert (await claim(writer))[1].decode() != writer.attempt
+
+
+async def a_running_generation_can_be_claimed(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    assert (await claim(writer))[0] == b"RUNNING"
+
+
+async def an_ended_generation_can_be_claimed(broker: Broker) -> None:
+    writer = await created(broker)
+    await broker.cancel(writer.gid)
+    assert (await claim(writer))[0] == b"CLOSED"
+
+
+async def a_log_is_made_anew(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    await writer.redis.execute("DEL", keys.log(writer.gid))
+    assert await writer.append("a") == b"LOST"
+    assert not await writer.redis.execute("EXISTS", keys.log(writer.gid))
+
+
+async def anybody_hands_over(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    reply = await writer.redis.run(RELEASE, lifecycle_keys(writer.gid), [writer.gid, "1.another"])
+    assert reply[0] == b"NO"
+
+
+async def a_deleted_one_leaves_nothing(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    await broker.delete(writer.gid)
+    assert await writer.append("a") == b"GONE"
+
+
+async def an_ending_from_outside_takes_the_owner_s_next_id(broker: Broker) -> None:
+    """A rollback could bring the owner's event back under the same id: a follower that has it would wait for ever."""
+    writer = await (await created(broker)).claim()
+    await writer.append("a")
+    await broker.cancel(writer.gid)
+    last = (await broker.get(writer.gid)).cursor
+    assert (last.attempt > int(writer.attempt), last.seq) == (True, 0)
+
+
+CHECKS = [
+    every_attempt_is_number_one_more,
+    a_running_generation_can_be_claimed,
+    an_ended_generation_can_be_claimed,
+    a_log_is_made_anew,
+    anybody_hands_over,
+    a_deleted_one_leaves_nothing,
+    an_ending_from_outside_takes_the_owner_s_next_id,
+]
+
+
+@pytest.mark.parametrize(("mutant", "check"), list(zip(DIRECTED, CHECKS, strict=True)), ids=[m.name for m in DIRECTED])
+async def test_a_guard_holds_and_is_missed(unchecked: Broker, mutant: Mutant, check: Check) -> None:
+    await check(unchecked)
+    with mutated(mutant), pytest.raises((AssertionError, ResponseError)):
+        await check(unchecked)
