@@ -45,25 +45,11 @@ SCHEDULED = [
         "a log that is not dense, behind a failover",
     ),
     Mutant(
-        "what is there is written again",
-        ("append", "finish"),
-        "for i = at + 3 * (n + 1 - first), #ARGV, 3 do",
-        "for i = at, #ARGV, 3 do",
-        "text twice, behind a lost reply",
-    ),
-    Mutant(
         "a cancel ends what has ended",
         ("cancel",),
         "if TERMINAL[m[2]] then return {'CLOSED', m[2]} end",
         "",
         "two endings",
-    ),
-    Mutant(
-        "a restore asks for no epoch",
-        ("restore",),
-        "if epoch and (epoch == ARGV[4] or now - born > HOUR) then return {'GONE'} end",
-        "",
-        "an expired generation that lives again",
     ),
     Mutant(
         "a restore takes it from whoever has it",
@@ -125,6 +111,20 @@ DIRECTED = [
         "local attempt = fresh_attempt(now, m[1], random)",
         "local attempt = m[1]",
         "an event where the owner's next would be",
+    ),
+    Mutant(
+        "what is there is written again",
+        ("append", "finish"),
+        "for i = at + 3 * (n + 1 - first), #ARGV, 3 do",
+        "for i = at, #ARGV, 3 do",
+        "text twice, behind a lost reply",
+    ),
+    Mutant(
+        "a restore asks for no epoch",
+        ("restore",),
+        "if epoch and (epoch == ARGV[4] or now - born > HOUR) then return {'GONE'} end",
+        "",
+        "an expired generation that lives again",
     ),
 ]
 """Missed by so few of the schedules that each has a test of its own."""
