@@ -103,8 +103,10 @@ class Service:
                 await self._more.wait()
 
     def send(self, sig: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(sig)
+        """Not by the process object: it first asks whether the process has ended, and takes the exit status with it."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, sig)
 
     async def wait(self) -> int:
         async with asyncio.timeout(DEADLINE):

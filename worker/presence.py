@@ -24,19 +24,21 @@ log = logging.getLogger("tokencast.worker")
 
 
 class Presence:
-    """`run` for ever; `remove` at the end."""
+    """`run` for ever; `remove` at the end. `there` is set once the worker is known of."""
 
     def __init__(self, redis: Redis, running: Running) -> None:
         self._redis = redis
         self._clock = RedisClock(redis)
         self._running = running
         self._host = socket.gethostname()
+        self.there = asyncio.Event()
         self.id = f"{self._host}-{os.getpid()}-{secrets.token_hex(3)}"
 
     async def run(self) -> None:
         while True:
             try:
                 await self._refresh()
+                self.there.set()
             except StorageUnavailable:
                 log.debug("presence not refreshed")
             await asyncio.sleep(REFRESH)

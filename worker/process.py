@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any
 
 from broker.checks import Watch
 from broker.connection import Redis, connect_both
@@ -82,7 +81,7 @@ async def _work(
         )
     ]
     try:
-        await _first(stop.wait(), appender.ready())
+        await _first(stop.wait(), asyncio.gather(appender.ready(), presence.there.wait()))
         log.info("worker %s ready: %d slots", presence.id, settings.slots)
         await _first(stop.wait(), asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED))
         await picker.stop()
@@ -113,7 +112,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return stop, hurry
 
 
-async def _first(*works: Coroutine[Any, Any, object]) -> None:
+async def _first(*works: Awaitable[object]) -> None:
     """Until one of them is done, and raises what it raised; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -115,7 +115,7 @@ async def test_a_takeover_takes_a_lease_and_none_comes_early(own_redis: Embedded
             both[doomed if f"{gid}: attempt 1" in doomed.output else other] = gid
         async with aclosing(api.follow(both[doomed])) as stream:
             frames = await until_text(stream)
-            doomed.process.kill()
+            doomed.send(signal.SIGKILL)
             frames += [frame async for frame in stream if not frame.comment]
         resets = [frame for frame in frames if frame.event == "reset"]
         assert [frame.json for frame in resets] == [{"attempt": 2, "reason": "worker_lost"}]
@@ -142,11 +142,11 @@ async def test_what_ran_is_put_back_after_redis_lost_it(own_redis: EmbeddedRedis
         gid = (await api.create(asking("seed=6 length=300 speed=40"), **{"idempotency-key": "first"}))["id"]
         async with aclosing(api.follow(gid)) as stream:
             frames = await until_text(stream)
-            process.process.send_signal(signal.SIGSTOP)  # the gateway is to be the first in the empty server
+            process.send(signal.SIGSTOP)  # the gateway is to be the first in the empty server
             await own_redis.restart()
             shard_mate = await wait_until(partial(_created, api, "first"))
             assert shard_mate[14:16] == gid[14:16]
-            process.process.send_signal(signal.SIGCONT)
+            process.send(signal.SIGCONT)
             frames += [frame async for frame in stream if not frame.comment]
         assert [frame.event for frame in frames][-1] == "completed"
         assert texts(frames) == "".join(pieces(6, 300))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -271,7 +272,7 @@ async def test_a_killed_worker_costs_one_more_call(own_redis: EmbeddedRedis, sim
         posts = [FORMS[n // 2 % 4](gateways[n % 2], body, lambda: begun.append(1), **key) for n in range(40)]
         readers = asyncio.gather(*posts)
         await wait_until(lambda: len(begun) == 40)
-        doomed.process.kill()
+        doomed.send(signal.SIGKILL)
         async with worker(own_redis.url, sim, **lease):
             [given] = await gather(readers)
             again = await gather(*(form(api, body, **key) for api in gateways for form in FORMS))

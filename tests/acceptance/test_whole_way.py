@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from contextlib import aclosing
 
 import pytest
@@ -189,7 +190,7 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
             async for frame in stream:
                 if frame.event == "chunk" and texts([frame]):
                     break
-            doomed.process.kill()
+            doomed.send(signal.SIGKILL)
             async with worker(own_redis.url, sim, **lease):
                 frames = [frame async for frame in stream]
     names = [frame.event for frame in frames]
