@@ -1,16 +1,19 @@
-"""`tokencast api`: one gateway process, from the environment."""
+"""`tokencast api`: a gateway, from the environment; in one process or several."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import ipaddress
 import logging
+import socket
 import sys
 
 import uvloop
 
 from api.app import create_app
+from api.processes import supervise
 from api.server import Server, config_for, listen
 from broker.checks import Watch
 from broker.connection import without_password
@@ -25,9 +28,8 @@ FILES = 4096  # a subscriber is one
 logger = logging.getLogger("tokencast.api")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, sock: socket.socket) -> None:
     """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
-    sock = listen(settings)
     async with connect(settings=settings) as broker:
         watch = Watch(broker.store.redis, broker.queue.redis, settings, logger)
         await watch.look()
@@ -70,12 +72,24 @@ def check_open(settings: Settings) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tokencast api", description="A gateway: HTTP and event streams. All settings are in the environment."
+    )
+    parser.add_argument("--processes", type=int, help="how many share the port (default: TOKENCAST_PROCESSES, 1)")
+    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # one of several: the one it is to listen on
+    arguments = parser.parse_args()
     try:
         settings = load(Settings)
         configure_logging(settings.log)
         check_open(settings)
+        count = settings.processes if arguments.processes is None else arguments.processes
+        if count < 1:
+            parser.error("--processes is at least 1")
+        if arguments.socket is None and count > 1:
+            return uvloop.run(supervise(settings, count))
+        sock = listen(settings) if arguments.socket is None else socket.socket(fileno=arguments.socket)
         prepare(logger, FILES)
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, sock))
     except Misconfigured as error:
         sys.stderr.write(f"tokencast api: {error}\n")
         return 2

@@ -44,12 +44,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """A listening socket, whose options its connections inherit; Misconfigured names the variable where that fails."""
+def listen(settings: Settings, *, spread: bool = False) -> socket.socket:
+    """A listening socket, whose options its connections inherit; Misconfigured names the variable where that fails.
+    `spread`: one of several on this port, among which the kernel spreads the connections."""
     host, port = settings.host, settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if spread:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # Less of the kernel's buffer per stalled reader: 343 instead of 3,975 kB were pinned by one.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 
 Node = tuple[str, int]
 """Host and port."""
@@ -42,6 +43,7 @@ def parse_address(url: str) -> Address:
         raise ValueError("a Redis URL begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://")
     options: dict[str, Any] = dict(parse_url(url))
     options.pop("connection_class", None)
+    _check(options, secure=scheme == "rediss")
     node = (options.pop("host", "localhost"), options.pop("port", 6379))
     return Address("server", () if "path" in options else (node,), scheme == "rediss", options)
 
@@ -63,6 +65,16 @@ def _several(url: str, kind: Literal["sentinel", "cluster"], scheme: str) -> Add
     one = urlunsplit((scheme, f"{login}{at}localhost", f"/{db}" if kind == "sentinel" else "", urlencode(query), ""))
     options = parse_address(one).options
     return Address(kind, nodes, scheme == "rediss", options, unquote(service), sentinel_login)
+
+
+def _check(options: dict[str, Any], *, secure: bool) -> None:
+    """What the library does not know it says only when it connects, and not as an error of the URL's."""
+    connection = UnixDomainSocketConnection if "path" in options else SSLConnection if secure else Connection
+    known: set[str] = set()
+    for kind in connection.__mro__:
+        known.update(inspect.signature(kind.__init__).parameters)
+    for name in options.keys() - known:
+        raise ValueError(f"there is no option {name}")
 
 
 def _node(host: str, default_port: int) -> Node:

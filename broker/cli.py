@@ -20,6 +20,7 @@ from broker.client import Client, Json, Received
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import STATUSES
 from broker.ids import check_id
+from broker.process import python_module
 from broker.settings import ClientSettings, load
 from broker.tokens import LONGEST
 from broker.version import __version__
@@ -92,7 +93,7 @@ def _becomes(name: str, module: str, summary: str) -> None:
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def command(arguments: tuple[str, ...]) -> None:
         sys.stdout.flush()
-        program, *rest = dev_run.python_module(module, *arguments)
+        program, *rest = python_module(module, *arguments)
         os.execv(program, [program, *rest])  # noqa: S606 - our own interpreter
 
     del command

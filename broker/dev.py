@@ -13,11 +13,9 @@ import json
 import shlex
 import signal
 import socket
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +27,7 @@ from broker.checks import mark_embedded
 from broker.connection import Redis, connect_redis, without_password
 from broker.embedded import EmbeddedRedis, free_port, tethered
 from broker.errors import Misconfigured, StorageUnavailable
+from broker.process import python_module
 from broker.settings import SIMULATED_KEY, ClientSettings, Settings, environment, load
 
 SIMULATED_MODEL = "gabforge-coder"
@@ -56,12 +55,6 @@ def run() -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # nothing is left to be stopped
     return 0
-
-
-def python_module(name: str, *arguments: str) -> list[str]:
-    """The command that runs one of our modules, and not one of that name in the current directory."""
-    at_home = Path.cwd() == Path(__file__).resolve().parents[1]
-    return [sys.executable, *([] if at_home else ["-P"]), "-m", name, *arguments]
 
 
 class _Failed(Exception):

@@ -1,4 +1,4 @@
-"""What every long-running process of ours does to itself first."""
+"""What every long-running process of ours does to itself first, and how another one is started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 
 def prepare(log: logging.Logger, files: int) -> None:
@@ -34,3 +35,9 @@ def open_files() -> int:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def python_module(name: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules, and not one of that name in the current directory."""
+    at_home = Path.cwd() == Path(__file__).resolve().parents[1]
+    return [sys.executable, *([] if at_home else ["-P"]), "-m", name, *arguments]

@@ -137,6 +137,7 @@ class Settings(BaseSettings):
     worker_drain: float = Field(
         300, ge=0, description="The worker's; what still runs then, or at a second signal, is handed over"
     )
+    processes: int = Field(1, ge=1, description="Gateway processes on one port; what is set per gateway is per process")
     cache_bytes: int = Field(
         256 * 1024 * 1024, ge=1024 * 1024, description="Framed bytes a gateway keeps of recently read logs"
     )

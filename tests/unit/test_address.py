@@ -51,6 +51,8 @@ def test_what_a_url_names(url: str, expected: Address) -> None:
         ("redis+sentinel://u:s3cret@/logs", "names no host"),
         ("redis+cluster://u:s3cret@h:1/3", "one database"),
         ("redis+cluster://u:s3cret@h:port", "Port"),
+        ("redis://u:s3cret@h/0?nonsense=1", "there is no option nonsense"),
+        ("redis+sentinel://u:s3cret@h/logs?nonsense=1", "there is no option nonsense"),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
