@@ -36,7 +36,7 @@ check: .venv/.dev
 chaos: .venv/.dev .venv/.system
 	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
-bench: .venv/.dev
+bench: .venv/.dev .venv/.peers
 	@$(python) -m tests.bench.latency $(ARGS)
 	@$(python) -m tests.bench.stalled $(ARGS)
 
@@ -98,6 +98,21 @@ clean:
 			export DEBIAN_FRONTEND=noninteractive; \
 			{ apt-get update && apt-get install --yes --no-install-recommends $$wanted; } >.venv/system.log 2>&1 \
 				|| echo "Could not be installed, see .venv/system.log:$$wanted"; \
+		fi; \
+	fi
+	@touch $@
+
+# What the bench can use beyond that: a compiler for its load client, and another fan-out server to be measured beside.
+.venv/.peers: | .venv/bin/pip
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
+		wanted=; \
+		command -v cc >/dev/null || wanted="$$wanted gcc libc6-dev"; \
+		[ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] || wanted="$$wanted libnginx-mod-nchan"; \
+		if [ -n "$$wanted" ]; then \
+			echo "Installing$$wanted for the bench (this once) …"; \
+			export DEBIAN_FRONTEND=noninteractive; \
+			{ apt-get update && apt-get install --yes --no-install-recommends $$wanted; } >.venv/peers.log 2>&1 \
+				|| echo "Could not be installed, see .venv/peers.log:$$wanted"; \
 		fi; \
 	fi
 	@touch $@

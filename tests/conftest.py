@@ -93,6 +93,7 @@ OUTSIDE = {
     "node": "Node.js",
     "compose": "a container engine with compose",
     "engine": "a second engine (redis-server)",
+    "compiler": "a C compiler (cc)",
     "clock": "clocks that are wrong (libfaketime)",
     "proxy": "a reverse proxy (nginx)",
 }

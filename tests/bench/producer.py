@@ -1,0 +1,166 @@
+"""Emits the events that the subscribers count, as a process of its own: `python -m tests.bench.producer append …`.
+
+Paced, to a schedule that does not move: chunk i of generation g is due at i/rate + g/(rate × generations), and whatever
+is due at once leaves in one write, one call for each generation. With rate 0 a flood: calls of up to 100 chunks, in
+turns of the generations, a few under way at a time. A generation is ended right behind its last chunk. Sockets and
+loops only, since its time is taken from what is measured.
+
+Says READY, waits for a line (or the end) of standard input, and gives its figures as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import select
+import socket
+import statistics
+import sys
+import time
+from array import array
+from pathlib import Path
+
+from tests.bench.targets import TARGETS, Refused, Target, bulk
+
+TOGETHER = 100  # chunks in a call of a flood
+UNDER_WAY = 4  # calls
+READ = 1 << 18
+
+
+class Emitter:
+    """Writes calls, and takes in their replies while it has nothing better to do."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._socket = target.socket
+        self.unanswered = 0
+        self._began = time.monotonic()
+
+    def begin(self) -> float:
+        """By time.monotonic, as all moments here."""
+        self._began = time.monotonic()
+        return self._began
+
+    def stamps(self) -> tuple[bytes, bytes]:
+        """Of this moment, for a marker and for the log."""
+        return b"%016d" % (time.time_ns() // 1000), bulk(int((time.monotonic() - self._began) * 1000))
+
+    def write(self, data: bytes, replies: int) -> None:
+        """Waits for room, and takes in replies meanwhile: a server whose replies nobody reads may read no requests."""
+        self.unanswered += replies
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                select.select([self._socket], [self._socket], [])
+                self.take_what_is_there()
+
+    def take_what_is_there(self) -> None:
+        """Without waiting."""
+        with contextlib.suppress(BlockingIOError):
+            while self.unanswered and self._take(socket.MSG_DONTWAIT):
+                pass
+
+    def wait_until(self, unanswered: int) -> None:
+        """No more than so many replies are missing."""
+        while self.unanswered > unanswered:
+            self._take()
+
+    def _take(self, flags: int = 0) -> bool:
+        """Whether there may be more."""
+        data = self._socket.recv(READ, flags)
+        if not data:
+            raise Refused("the server closed the connection")
+        self.unanswered -= self._target.replies(data)
+        return len(data) == READ
+
+
+def paced(target: Target, emitter: Emitter, rate: float) -> array[float]:
+    """How late each chunk was, in seconds."""
+    generations = len(target.names)
+    per_second, total = rate * generations, target.events * generations
+    lateness = array("d")
+    began = emitter.begin()
+    sent = 0
+    while sent < total:
+        now = time.monotonic()
+        due = min(total, int((now - began) * per_second) + 1)
+        if due > sent:
+            micros, at_ms = emitter.stamps()
+            calls = calls_for(target, sent, due, micros, at_ms)
+            emitter.write(b"".join([data for data, _ in calls]), sum([replies for _, replies in calls]))
+            lateness.extend([now - began - n / per_second for n in range(sent, due)])
+            sent = due
+        emitter.take_what_is_there()
+        pause = began + sent / per_second - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+    return lateness
+
+
+def calls_for(target: Target, sent: int, due: int, micros: bytes, at_ms: bytes) -> list[tuple[bytes, int]]:
+    """For the chunks from `sent` to before `due`, counted over all generations in the order of the schedule."""
+    generations, last = len(target.names), target.events - 1
+    calls: list[tuple[bytes, int]] = []
+    for n in range(sent, min(due, sent + generations)):
+        seq, generation = divmod(n, generations)
+        if n + generations >= due:
+            calls.append(target.one(generation, seq, micros, at_ms))
+        else:
+            count = (due - 1 - n) // generations + 1
+            calls.append(target.many(generation, seq, count, micros, at_ms))
+            seq += count - 1
+        if seq == last:
+            calls.append(target.end(generation))
+    return calls
+
+
+def flood(target: Target, emitter: Emitter) -> None:
+    emitter.begin()
+    for seq in range(0, target.events, TOGETHER):
+        count = min(TOGETHER, target.events - seq)
+        for generation in range(len(target.names)):
+            data, replies = target.many(generation, seq, count, *emitter.stamps())
+            emitter.write(data, replies)
+            emitter.wait_until((UNDER_WAY - 1) * replies)
+            if seq + count == target.events:
+                emitter.write(*target.end(generation))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Emits the events that the subscribers count.")
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--names", type=Path, required=True, help="file of generations, keys or paths, one a line")
+    parser.add_argument("--events", type=int, required=True, help="for each of them")
+    parser.add_argument("--rate", type=float, required=True, help="events a second for each of them; 0: a flood")
+    arguments = parser.parse_args()
+    try:
+        target = TARGETS[arguments.target](arguments.port, arguments.names.read_text().split(), arguments.events)
+        emitter = Emitter(target)
+        print("READY", flush=True)
+        sys.stdin.readline()
+        before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+        lateness = paced(target, emitter, arguments.rate) if arguments.rate else array("d")
+        if not arguments.rate:
+            flood(target, emitter)
+        emitter.wait_until(0)
+    except (Refused, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    cuts = statistics.quantiles(lateness, n=100, method="inclusive") if len(lateness) > 1 else [0.0] * 99
+    figures = {
+        "events": target.events * len(target.names),
+        "seconds": round(time.monotonic() - started, 4),
+        "late_p50_ms": round(cuts[49] * 1000, 3),
+        "late_p99_ms": round(cuts[98] * 1000, 3),
+        "cpu_s": round(spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime, 3),
+    }
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
