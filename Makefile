@@ -37,8 +37,7 @@ chaos: .venv/.dev .venv/.system
 	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
 bench: .venv/.dev .venv/.peers
-	@$(python) -m tests.bench.latency $(ARGS)
-	@$(python) -m tests.bench.stalled $(ARGS)
+	@$(python) -m tests.bench $(ARGS)
 
 recovery: .venv/.dev
 	@$(python) -m tests.bench.recovery $(ARGS)
