@@ -7,22 +7,34 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from broker.errors import BodyTooLarge, InvalidRequest
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.service import Broker
 from broker.store import Created
 
+Handler = Callable[[Request], Awaitable[Response]]
 
-def by_method(path: str, **handlers: Callable[[Request], Awaitable[Response]]) -> Route:
+
+def by_method(path: str, **handlers: Handler) -> Route:
     """One route a path, so that a wrong method is told all the right ones. GET answers HEAD too."""
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
 
-    async def handle(request: Request) -> Response:
-        return await handlers[request.method](request)
+    return Route(path, _ByMethod(handlers), methods=list(handlers))
 
-    return Route(path, handle, methods=list(handlers))
+
+class _ByMethod:
+    """An application of its own, not a function, around which Starlette would put another guard: of the 22 KiB that a
+    subscriber took those were 2. Nor is the request kept for as long as the response lasts."""
+
+    def __init__(self, handlers: dict[str, Handler]) -> None:
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handlers[scope["method"]](Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 async def read_body(request: Request, most: int) -> bytes:

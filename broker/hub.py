@@ -27,6 +27,7 @@ from broker.segments import Dialect, Slice, View
 from broker.store import PAGE, Generation, Store
 from broker.subscriber import Subscriber, Wire
 from broker.tasks import cancelled
+from broker.together import Together
 
 logger = logging.getLogger("tokencast.hub")
 
@@ -39,6 +40,7 @@ class Hub:
 
     def __init__(self, store: Store, *, heartbeat: float, send_timeout: float, cache_bytes: int) -> None:
         self._store = store
+        self._states = Together(store.state)
         self._heartbeat = heartbeat
         self._send_timeout = send_timeout
         self._process = secrets.token_hex(6)
@@ -61,7 +63,7 @@ class Hub:
         Store.state raises."""
         feed = self._feeds.get(gid)
         known = feed.tail if feed is not None else START
-        generation = await self._store.state(gid, tenant)
+        generation = await self._states.ask(gid, tenant)
         feed = self._feeds.get(gid)
         went_back = False
         if feed is None:
