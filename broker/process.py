@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def prepare(log: logging.Logger, files: int) -> None:
-    """As many sockets as the system lets us have, and a collector that does not walk what was imported, and is not at it all the time. Says so where that
-    is less than `files`.
+    """As many sockets as the system lets us have, and a collector that is not at it all the time, nor walks what was
+    imported. Says so where the files are fewer than `files`.
 
     A subscriber is a socket: the usual soft limit of 1,024 files would be the number of readers. And it is some hundred
     objects that live long: with the usual thresholds the collector took a quarter of the time in which they connect
