@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tests.bench.memory import memory
 from tests.bench.native import NoCompiler
 from tests.bench.reading import alone, flood, idle, live, many, quiet, replay
 from tests.bench.table import Row, markdown
@@ -28,12 +29,13 @@ LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
     "W8": whole_way,
     "W9": requests,
     "W10": quiet,
+    "memory": memory,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("loads", nargs="*", metavar="W1 … W10", help="only these (W7's idle rows are with W8)")
+    parser.add_argument("loads", nargs="*", metavar="W1 … W10 memory", help="only these (W7's idle rows are with W8)")
     parser.add_argument("--quick", action="store_true", help="one run of smaller loads, within three minutes")
     parser.add_argument("--runs", type=int, help="default: 3, and 1 with --quick")
     parser.add_argument("--json", metavar="FILE", help="every figure of every run, too; - is standard output, alone")
