@@ -23,10 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.access import Access
 from api.admission import Admission
 from api.chat import ChatCompletions
+from api.dialects.lifecycle import LIFECYCLE
 from api.errors import new_request_id, on_broker_error, on_crash, on_http_error, on_left
 from api.generations import Generations
 from api.health import Health
 from api.models import Models
+from api.multiplex import Events
+from api.watching import Watching
+from broker.activity import Activity
 from broker.errors import BrokerError
 from broker.reaper import Reaper
 from broker.service import Broker
@@ -38,6 +42,7 @@ logger = logging.getLogger("tokencast.api")
 def create_app(broker: Broker) -> Starlette:
     """Serves until its lifespan ends; the broker must be connected around it."""
     access = Access(broker.settings, broker.tokens)
+    activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
@@ -45,10 +50,13 @@ def create_app(broker: Broker) -> Starlette:
         reaping = asyncio.create_task(reaper.run())
         yield
         await cancelled((reaping,))
+        await activity.close()
 
     return Starlette(
         routes=[
             *Generations(broker, access).routes(),
+            *Events(broker, access).routes(),
+            *Watching(broker, access, activity).routes(),
             *ChatCompletions(broker, access).routes(),
             *Models(broker, access).routes(),
             *Health(broker).routes(),

@@ -12,6 +12,8 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
 from api.errors import JSONResponse
+from api.positions import locate
+from api.replay import Replay, parse_speed
 from api.routing import by_method, limit_of, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later
 from broker.errors import InvalidCursor, InvalidRequest, StorageUnavailable
@@ -107,6 +109,8 @@ class Generations:
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
         reader = await self._access.reader(request, gid)
+        speed = request.query_params.get("speed")
+        pace = None if speed is None else parse_speed(speed)
         if hub.draining:
             return Later(retry(500, 10_000))
         async with AsyncExitStack() as stack:
@@ -114,6 +118,9 @@ class Generations:
             position, preface = await self._begin(request, feed, generation)
             if generation.ended and position >= generation.cursor:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
+            if pace is not None:
+                opened = stack.pop_all()
+                return Replay(self._broker, opened, feed, position, pace, preface=preface, until=reader.until)
             return EventStream(
                 hub,
                 stack.pop_all(),
@@ -142,19 +149,8 @@ class Generations:
             wanted = parse_cursor(query)
         else:
             return START, b""
-        return await self._locate(wanted, generation)
-
-    async def _locate(self, wanted: Cursor, generation: Generation) -> tuple[Cursor, bytes]:
-        """A cursor of this log, or one that may have been before the log was trimmed; else all of it again."""
-        if wanted in (START, generation.cursor):
-            return wanted, b""
-        store = self._broker.store
-        if await store.page(generation.id, Cursor(wanted.attempt, wanted.seq - 1), 1, until=wanted):
-            return wanted, b""
-        (first,) = await store.page(generation.id, START, 1) or (None,)
-        if first is not None and wanted < first.cursor and first.cursor.attempt > 0:
-            return wanted, b""
-        return START, unknown_cursor(generation.attempt)
+        position = await locate(self._broker.store, wanted, generation)
+        return (START, unknown_cursor(generation.attempt)) if position is None else (position, b"")
 
     async def _page(self, request: Request, gid: str) -> Response:
         reader = await self._access.reader(request, gid)

@@ -14,6 +14,7 @@ from broker.feed import Feed
 from broker.hub import Hub
 from broker.ids import Cursor
 from broker.segments import Dialect, Slice
+from broker.subscriber import Wire
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -25,9 +26,39 @@ HEADERS = {
 _CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
 
 
-class EventStream(Response):
+class LiveResponse(Response):
+    """A response that writes for as long as there is something to follow. Closes `stack` when it is over."""
+
+    def __init__(self, stack: AsyncExitStack, *, headers: dict[str, str] | None = None, send_timeout: float) -> None:
+        super().__init__(None, 200, {**HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self._stack = stack
+        self._send_timeout = send_timeout
+
+    async def write_to(self, wire: Wire) -> str:
+        """Everything there is to write; returns the reason why it ended, as `Subscriber.ended` has it."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            wire = wire_for(scope, receive, send)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            reason = await self.write_to(wire)
+            try:
+                async with asyncio.timeout(self._send_timeout):
+                    if reason not in _CLEAN:
+                        wire.abort()  # it may have said goodbye and still not take what is pending
+                    await wire.close()
+                    if reason in _CLEAN:
+                        # waits for the peer to take what is pending, and has no limit of its own
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            except TimeoutError:
+                wire.abort()
+
+
+class EventStream(LiveResponse):
     """Everything behind `position`, framed by `dialect`, after `preface`; until `until` (unix seconds) at most, where
-    the reader's right ends. Closes `stack` when it is over."""
+    the reader's right ends."""
 
     def __init__(
         self,
@@ -43,41 +74,25 @@ class EventStream(Response):
         headers: dict[str, str] | None = None,
         send_timeout: float,
     ) -> None:
-        super().__init__(None, 200, {**HEADERS, **(headers or {})})
-        del self.headers["content-length"]
+        super().__init__(stack, headers=headers, send_timeout=send_timeout)
         self._hub = hub
-        self._stack = stack
         self._feed = feed
         self._dialect: Dialect = dialect
         self._position = position
         self._preface = preface
         self._given = given
         self._until = until
-        self._send_timeout = send_timeout
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            wire = wire_for(scope, receive, send)
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            if self._preface:
-                wire.write(Slice(self._preface, self._position))
-            async with self._hub.subscribe(
-                self._feed, self._dialect, wire, self._position, given=self._given
-            ) as subscriber:
-                if self._until is not None:
-                    await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
-                    self._hub.farewell(subscriber, "expired")
-                reason = await subscriber.ended
-            try:
-                async with asyncio.timeout(self._send_timeout):
-                    if reason not in _CLEAN:
-                        wire.abort()  # it may have said goodbye and still not take what is pending
-                    await wire.close()
-                    if reason in _CLEAN:
-                        # waits for the peer to take what is pending, and has no limit of its own
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
-            except TimeoutError:
-                wire.abort()
+    async def write_to(self, wire: Wire) -> str:
+        if self._preface:
+            wire.write(Slice(self._preface, self._position))
+        async with self._hub.subscribe(
+            self._feed, self._dialect, wire, self._position, given=self._given
+        ) as subscriber:
+            if self._until is not None:
+                await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
+                self._hub.farewell(subscriber, "expired")
+            return await subscriber.ended
 
 
 class Later(Response):

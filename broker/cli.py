@@ -10,16 +10,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import click
 
 from broker import dev as dev_run
-from broker.client import Client, Json, Received
+from broker.client import Client, Json
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import STATUSES
 from broker.ids import check_id
+from broker.printer import CONTROL, LinePrinter, Printer, harmless, json_event
 from broker.process import python_module
 from broker.settings import ClientSettings, load
 from broker.tokens import LONGEST
@@ -27,9 +28,6 @@ from broker.version import __version__
 
 FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED = 1, 2, 3, 4, 130
 _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gone": NOT_FOUND}
-
-# What a model says can hold escape sequences; a terminal would carry them out.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 _EPILOG = f"""\b
 Exit codes:
@@ -140,20 +138,35 @@ def enqueue(
             click.echo(_json(generation) if as_json else generation["id"])
             return
         click.echo(generation["id"], err=True)
-        _follow(client, generation["id"], None, as_json)
+        _follow(client, [generation["id"]], None, as_json)
+
+
+@cli.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--after", metavar="CURSOR", help="Begin behind this event; `latest`: with what comes from now on.")
+@click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
+def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
+    """Print the text of generation ID as it comes, from its beginning, until it ends.
+
+    Survives lost connections and restarts of the gateway. Several are printed line by line, each line behind the end of
+    its generation's id, or as JSON with a "generation"; the exit code is then 0 only if all of them completed.
+    """
+    gids = list(dict.fromkeys(map(check_id, ids)))
+    if len(gids) > 1 and after not in (None, "latest"):
+        raise click.UsageError("With several IDs, --after can only be `latest`.")
+    with _client() as client:
+        _follow(client, gids, after, as_json)
 
 
 @cli.command()
 @click.argument("id")
-@click.option("--after", metavar="CURSOR", help="Begin behind this event; `latest`: with what comes from now on.")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="So many times as fast; 0.01 to 1000.")
+@click.option("--after", metavar="CURSOR", help="Begin behind this event.")
 @click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
-def follow(id: str, after: str | None, as_json: bool) -> None:  # noqa: A002 - click names the argument by it
-    """Print the text of generation ID as it comes, from its beginning, until it ends.
-
-    Survives lost connections and restarts of the gateway.
-    """
+def replay(id: str, speed: float, after: str | None, as_json: bool) -> None:  # noqa: A002
+    """Print the text of generation ID as it came, at the speed it came with, or another one."""
     with _client() as client:
-        _follow(client, check_id(id), after, as_json)
+        _follow(client, [check_id(id)], after, as_json, speed)
 
 
 @cli.command()
@@ -186,15 +199,17 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002
     for line in table(list(facts(generation, time.time()))):
         click.echo(line)
     if generation["text"]:
-        click.echo("\n" + _harmless(generation["text"]))
+        click.echo("\n" + harmless(generation["text"]))
 
 
 @cli.command()
 @click.argument("id")
-def cancel(id: str) -> None:  # noqa: A002
+@click.option("--json", "as_json", is_flag=True, help="The generation as the gateway gives it.")
+def cancel(id: str, as_json: bool) -> None:  # noqa: A002
     """Cancel generation ID and print its status; one that has ended stays as it is."""
     with _client() as client:
-        click.echo(client.post(f"/v1/generations/{check_id(id)}/cancel")["status"])
+        generation = client.post(f"/v1/generations/{check_id(id)}/cancel")
+    click.echo(_json(generation) if as_json else generation["status"])
 
 
 @cli.command()
@@ -215,93 +230,36 @@ def token(id: str, ttl: int, as_json: bool) -> None:  # noqa: A002
 # --- following -----------------------------------------------------------------------------------------------
 
 
-def _follow(client: Client, gid: str, after: str | None, as_json: bool) -> NoReturn:
-    printer = Printer()
-    event, cursor = "", after
+def _follow(
+    client: Client, gids: Sequence[str], after: str | None, as_json: bool, speed: float | None = None
+) -> NoReturn:
+    """The text of one, or of several line by line; the exit code is the worst one's."""
+    one = gids[0] if len(gids) == 1 else None
+    printer = Printer() if one else LinePrinter()
+    if one:
+        events = client.follow(one, after, speed=speed, notice=printer.note)
+    else:
+        events = client.follow_all([f"{gid}@{after}" if after else gid for gid in gids], notice=printer.note)
+    endings: dict[str, str] = {}
+    cursor = after
     try:
-        for received in client.follow(gid, after, notice=printer.note):
-            event, cursor = received.event, received.id or cursor
+        for received in events:
+            cursor = received.id or cursor
+            if received.event in _EXIT_BY_EVENT:
+                endings[received.generation or gids[0]] = received.event
             if as_json:
                 click.echo(json_event(received))
             else:
                 printer.show(received)
     except KeyboardInterrupt:
-        behind = f" --after {cursor}" if cursor else ""
-        printer.note(f"it goes on; read on with: tokencast follow {gid}{behind}")
+        behind = f" --after {cursor}" if cursor and one else ""
+        printer.note(f"it goes on; read on with: tokencast follow {' '.join(gids)}{behind}")
         sys.exit(INTERRUPTED)
-    if not event:  # there was nothing behind the cursor
-        event = str(client.get(f"/v1/generations/{gid}")["status"])
-    sys.exit(_EXIT_BY_EVENT.get(event, FAILED))
-
-
-_PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *_EXIT_BY_EVENT})
-
-
-class Printer:
-    """Shows events to a person: the text of choice 0 on stdout, everything else on stderr."""
-
-    def __init__(self) -> None:
-        self._in_line = False
-        self._half: str = ""  # of a surrogate pair: some upstreams send its two escapes in two chunks
-
-    def show(self, received: Received) -> None:
-        if received.event not in _PRINTED:
-            return
-        data = cast(Json, json.loads(received.data))
-        if received.event not in ("chunk", "waiting", "gap"):
-            self._end_line()
-        match received.event:
-            case "chunk":
-                self._write(text_of(data))
-            case "reset":
-                self.note(f"started again ({data.get('reason')}), forget the text so far")
-            case "gap":
-                self.note("a part of the text is no longer kept")
-            case "waiting":
-                self.note(f"waiting for the upstream ({data.get('reason')})")
-            case "failed":
-                self.note(f"failed: {data['error']['message']} ({data['error'].get('code')})")
-            case "cancelled":
-                self.note("cancelled")
-            case "gone":
-                self.note("deleted")
-            case _:
-                pass
-
-    def note(self, text: str) -> None:
-        """On stderr. Never alters the text, which a file or a pipe may get: the line break is the terminal's."""
-        before = "\n" if self._in_line and sys.stdout.isatty() else ""
-        click.echo(f"{before}tokencast: {text.translate(_CONTROL)}", err=True)
-
-    def _write(self, text: str) -> None:
-        text = self._half + text
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        text = text.removesuffix(self._half).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if text:
-            click.echo(_harmless(text), nl=False)
-            self._in_line = not text.endswith("\n")
-
-    def _end_line(self) -> None:
-        self._half = ""
-        if self._in_line:
-            click.echo()
-            self._in_line = False
-
-
-def text_of(chunk: Json) -> str:
-    """What a chunk adds to the text of choice 0."""
-    text = ""
-    for choice in cast("list[Json]", chunk.get("choices") or []):
-        if choice.get("index", 0) == 0:
-            delta = cast(Json, choice.get("delta") or {})
-            text += delta.get("content") or ""
-    return text
-
-
-def json_event(received: Received) -> str:
-    """One line; the data as it came."""
-    data = received.data.replace("\n", " ")  # raw line breaks in JSON are nothing but white space
-    return f'{{"id":{_json(received.id)},"event":{_json(received.event)},"data":{data}}}'
+    for gid in gids:
+        if gid not in endings:  # there was nothing behind the cursor
+            endings[gid] = str(client.get(f"/v1/generations/{gid}")["status"])
+    codes = {_EXIT_BY_EVENT.get(ending, FAILED) for ending in endings.values()} - {0}
+    sys.exit(min(codes, default=0))
 
 
 # --- input and output ----------------------------------------------------------------------------------------
@@ -336,7 +294,7 @@ def facts(generation: Json, now: float) -> Iterator[tuple[str, str]]:
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     """The rows as lines, in columns."""
-    clean = [[cell.translate(_CONTROL).replace("\n", " ") for cell in cells] for cells in rows]
+    clean = [[cell.translate(CONTROL).replace("\n", " ") for cell in cells] for cells in rows]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     for cells in clean:
         yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -387,7 +345,3 @@ def _client() -> Client:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _harmless(text: str) -> str:
-    return text.translate(_CONTROL) if sys.stdout.isatty() else text

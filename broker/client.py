@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -15,6 +16,7 @@ from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.settings import ClientSettings
 
 Json = dict[str, Any]
+Params = tuple[tuple[str, str], ...]
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "gone"})
 _PAGE = 100  # generations, the most that the gateway lists at once
@@ -38,11 +40,13 @@ class Refused(BrokerError):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One event of a generation, as it came; `id` is the cursor to go on from."""
+    """One event of a generation, as it came; `id` is the cursor to go on from. Where several are followed,
+    `generation` says whose it is."""
 
     id: str
     event: str
     data: str
+    generation: str = ""
 
 
 class Client:
@@ -90,22 +94,52 @@ class Client:
             raise Refused(f"The gateway at {self.url} names no model; choose one with --model.")
         return named[0]
 
-    def follow(self, gid: str, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
-        """Every event behind `after`, once each, up to the terminal one, over as many connections as it takes.
+    def follow(
+        self, gid: str, after: str | None, *, speed: float | None = None, notice: Callable[[str], None]
+    ) -> Iterator[Received]:
+        """Every event behind `after`, once each, up to the terminal one, over as many connections as it takes; with
+        `speed` as they came, so many times as fast.
 
         Ends without a terminal event only where `after` is the end already. `notice` is told of lost connections.
         """
-        cursor, pause = after, _Pause(self.url)
+        always = (("speed", f"{speed:g}"),) if speed is not None else ()
+        first = (("after", after),) if after else ()
+        for received in self._events(f"/v1/generations/{gid}/events", always, first, notice):
+            if received.data:
+                yield received
+                if received.event in TERMINAL:
+                    return
+
+    def follow_all(self, named: Sequence[str], *, notice: Callable[[str], None]) -> Iterator[Received]:
+        """As `follow`, of several generations, up to the last one's terminal event. A name is `ID` or `ID@CURSOR`."""
+        cursors: dict[str, tuple[int, ...]] = {}
+        running = {name.partition("@")[0] for name in named}
+        for received in self._events("/v1/events", tuple(("generation", name) for name in named), (), notice):
+            if not received.data:
+                continue
+            wrapped = cast(Json, json.loads(received.data))
+            gid, cursor, event = str(wrapped["generation"]), str(wrapped["cursor"]), received.event
+            place = tuple(map(int, cursor.split("-")))
+            again = place <= cursors.get(gid, (0, 0)) and event not in ("reset", "gap", "gone")
+            if again or gid not in running:
+                continue  # it came between the last connection's last id and its end
+            cursors[gid] = place
+            yield Received(cursor, event, json.dumps(wrapped["data"], ensure_ascii=False), gid)
+            if event in TERMINAL:
+                running.discard(gid)
+                if not running:
+                    return
+
+    def _events(self, path: str, always: Params, first: Params, notice: Callable[[str], None]) -> Iterator[Received]:
+        """What one stream says, and its next ones, each behind the last id of the one before. `first` are parameters
+        for as long as there is none. Ends where the gateway says that there is no more."""
+        last_id, pause = "", _Pause(self.url)
         while True:
-            began = cursor
+            began = last_id
             try:
-                for received in self._connection(gid, cursor, pause, first=cursor == after):
-                    cursor = received.id or cursor
-                    if not received.data:
-                        continue
+                for received in self._connection(path, always if last_id else (*always, *first), last_id, pause):
+                    last_id = received.id or last_id
                     yield received
-                    if received.event in TERMINAL:
-                        return
                 if pause.ended:
                     return
             except httpx2.SSEError:
@@ -115,14 +149,12 @@ class Client:
                     raise self._unreachable(error) from None
                 if not pause.lost:
                     notice("connection lost, reconnecting")
-            pause.wait(progress=cursor != began)
+            pause.wait(progress=last_id != began)
 
-    def _connection(self, gid: str, cursor: str | None, pause: _Pause, *, first: bool) -> Iterator[Received]:
+    def _connection(self, path: str, params: Params, last_id: str, pause: _Pause) -> Iterator[Received]:
         """One response's events; nothing where the gateway asks for a later try."""
-        asked_for = {"after": cursor} if cursor and first else {}
-        resume = {"Last-Event-ID": cursor} if cursor and not first else {}
-        path = f"/v1/generations/{gid}/events"
-        with self._http.sse(path, params=asked_for, headers=resume, max_event_size=None) as source:
+        resume = {"Last-Event-ID": last_id} if last_id else {}
+        with self._http.sse(path, params=params, headers=resume, max_event_size=None) as source:
             response = source.response
             if response.status_code in (429, 502, 503, 504):
                 pause.asked_for(response.headers.get("retry-after", ""))

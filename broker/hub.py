@@ -190,6 +190,10 @@ class Hub:
             if feed.ended:
                 self._unfollow(feed)
 
+    async def deliver(self, feed: Feed) -> None:
+        """To the subscribers of a feed to which somebody else appends."""
+        await self._deliver((feed,))
+
     def push(self, subscriber: Subscriber) -> None:
         """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
         try:

@@ -255,15 +255,16 @@ class Writer:
         self.attempt, self.n, self.text = reply[1].decode(), 0, ""
         return self
 
-    async def append(self, *texts: str, kind: str = "c") -> bytes:
+    async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
+        """Chunks that arrived `at` ms after the attempt's beginning; by itself one that nobody looks at."""
         chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
-        outcome = await self.append_raw(*chunks, kind=kind)
+        outcome = await self.append_raw(*chunks, kind=kind, at=at)
         if outcome == b"OK":
             self.text += "".join(texts)
         return outcome
 
-    async def append_raw(self, *chunks: bytes, kind: str = "c") -> bytes:
-        items: list[Any] = [part for chunk in chunks for part in (kind, self.n, chunk)]
+    async def append_raw(self, *chunks: bytes, kind: str = "c", at: int | None = None) -> bytes:
+        items: list[Any] = [part for chunk in chunks for part in (kind, self.n if at is None else at, chunk)]
         first = int(self.n == 0)
         reply = await self.redis.run(
             APPEND,

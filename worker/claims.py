@@ -17,6 +17,7 @@ from broker.store import created_data, lifecycle_keys
 
 CLAIM = Script("claim")
 RELEASE = Script("release")
+WAITING = Script("waiting")
 Json = dict[str, Any]
 
 
@@ -96,3 +97,8 @@ async def release(redis: Redis, claim: Claim) -> int | None:
     """Hands a running generation back, no budget burnt. The number of its new ticket, None if it was not ours."""
     reply = await redis.run(RELEASE, lifecycle_keys(claim.gid), [claim.gid, claim.own])
     return int(reply[1]) if reply[0] == b"OK" else None
+
+
+async def announce_waiting(redis: Redis, claim: Claim) -> None:
+    """To who watches all generations; those who follow this one learn it from its log."""
+    await redis.run(WAITING, lifecycle_keys(claim.gid), [claim.gid, claim.own])

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from broker.settings import Settings
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.chunks import Chunk
-from worker.claims import Claim, claim
+from worker.claims import Claim, announce_waiting, claim
 from worker.failures import UpstreamError
 from worker.upstream import Upstreams
 
@@ -102,6 +103,8 @@ class Generator:
                 log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
                 waiting = {"reason": error.code, "retry_at": round(await self._clock.now() + delay, 3)}
             attempt.note(WAITING, msgspec.json.encode(waiting))
+            with suppress(StorageUnavailable):
+                await announce_waiting(self._store, attempt.claim)
             await asyncio.sleep(delay)
 
     async def _call(self, attempt: Attempt) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -237,6 +238,69 @@ async def test_a_reader_that_leaves_is_no_error(api: Gateway, broker: Broker) ->
     assert done[1] == b""
 
 
+async def test_a_replay_takes_its_time(api: Gateway, broker: Broker) -> None:
+    """A fifth of it here; what is not due yet does not come."""
+    writer = await claimed(api, broker)
+    await writer.append("Hello ", at=0)
+    await writer.append("wörld", at=1500)
+    await writer.finish()
+    began = time.monotonic()
+    quick, events, wrong = await gather(
+        tokencast("replay", writer.gid, "--speed", "5", url=api.url),
+        tokencast("replay", writer.gid, "--speed", "1000", "--json", url=api.url),
+        tokencast("replay", writer.gid, "--speed", "0", url=api.url),
+    )
+    assert time.monotonic() - began >= 0.3
+    assert quick == Done(0, "Hello wörld\n", "")
+    assert [json.loads(line)["id"] for line in events.out.splitlines()] == [
+        frame.id for frame in await api.events(writer.gid)
+    ]
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "speed" in wrong.err
+
+
+async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Over a crash of the gateway, no event twice; the exit code is 0 only if all completed."""
+    port = str(free_port())
+    variables = {"REDIS_URL": redis.url, "PORT": port}
+    writers = [await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim() for _ in range(3)]
+    gids = [writer.gid for writer in writers]
+    url = f"http://127.0.0.1:{port}"
+    async with service("api", **variables) as first:
+        await first.says("listening")
+        by_line, as_json = [await start("follow", *gids, *option, url=url) for option in ((), ("--json",))]
+        for writer in writers:
+            await writer.append("one\n", "two")
+        assert by_line.stdout is not None
+        assert as_json.stdout is not None
+        async with asyncio.timeout(DEADLINE):
+            begun = [await by_line.stdout.readline() for _ in writers]
+            events = [json.loads(await as_json.stdout.readline()) for _ in range(4 * 3)]
+        first.send(signal.SIGKILL)
+        await first.wait()
+    await writers[0].finish()
+    await writers[1].finish("failed", b'{"error":{"message":"It broke.","type":"server_error","code":"c"}}')
+    async with service("api", **variables):
+        await broker.cancel(gids[2])
+        lines, rest = await finish(by_line), await finish(as_json)
+    assert (lines.code, rest.code) == (1, 1)
+    printed = [line.decode() for line in begun] + lines.out.splitlines(keepends=True)
+    assert sorted(printed) == sorted(f"{gid[-8:]} | {text}\n" for gid in gids for text in ("one", "two"))
+    assert f"{gids[1][-8:]}: failed: It broke." in lines.err
+    events += map(json.loads, rest.out.splitlines())
+    async with service("api", **variables) as again:
+        url = (await again.says(r"listening on (http://\S+)"))[1]
+        for gid, done in zip(
+            gids, await gather(*(tokencast("follow", gid, "--json", url=url) for gid in gids)), strict=True
+        ):
+            alone = [json.loads(line) for line in done.out.splitlines()]
+            assert [event for event in events if event["generation"] == gid] == [
+                {"generation": gid, **event} for event in alone
+            ]
+        wrong = await tokencast("follow", *gids, "--after", "0-1", url=url)
+        assert (wrong.code, wrong.out) == (2, "")
+
+
 async def test_ctrl_c_leaves_the_generation_alone_and_says_how_to_read_on(api: Gateway, broker: Broker) -> None:
     writer = await claimed(api, broker)
     await writer.append("Hello ")
@@ -337,7 +401,19 @@ async def test_the_help_names_every_command_and_exit_code() -> None:
         tokencast("upstream-sim", "--help", url=""),
         tokencast("frobnicate", url=""),
     )
-    for word in ("dev", "api", "worker", "enqueue", "follow", "ls", "show", "cancel", "upstream-sim", "Exit codes"):
+    for word in (
+        "dev",
+        "api",
+        "worker",
+        "enqueue",
+        "follow",
+        "replay",
+        "ls",
+        "show",
+        "cancel",
+        "upstream-sim",
+        "Exit codes",
+    ):
         assert word in help_text.out
     assert re.fullmatch(r"tokencast \d+\.\d+\.\d+\n", version.out)
     assert (sim.code, "--require-key" in sim.out) == (0, True), "its own help"

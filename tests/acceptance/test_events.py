@@ -112,6 +112,20 @@ async def test_a_reader_from_latest_gets_a_bookmark_and_then_what_comes(api: Gat
         assert texts([await anext(stream)]) == "new "
 
 
+async def test_a_reader_from_latest_that_loses_its_connection_loses_nothing(api: Gateway, broker: Broker) -> None:
+    """It had nothing but the bookmark; what came meanwhile is behind that. At an end there is nothing to wait for."""
+    writer = await claimed(api, broker)
+    await writer.append("old ")
+    async with aclosing(api.follow(writer.gid, "?after=latest")) as stream:
+        bookmark = await anext(stream)
+    await writer.append("meanwhile ")
+    await writer.finish()
+    frames = await api.events(writer.gid, "?after=latest", **{"Last-Event-ID": bookmark.id or ""})
+    assert texts(frames) == "meanwhile "
+    assert frames[-1].event == "completed"
+    assert await api.events(writer.gid, "?after=latest") == []
+
+
 async def test_a_second_attempt_is_announced_by_a_reset(api: Gateway, broker: Broker) -> None:
     """Followers forget what they showed; the log's ids only ever go up."""
     writer = await claimed(api, broker)

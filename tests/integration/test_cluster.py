@@ -122,6 +122,23 @@ async def test_the_whole_way_over_all_shards(api: Gateway, workers: Workers, sim
     assert min(held) > 50  # each has its part
 
 
+async def test_all_shards_are_watched_on_one_connection(api: Gateway, workers: Workers) -> None:
+    """Beginnings and ends of a generation in each, told in one stream; and their events in another."""
+    async with asyncio.timeout(60), aclosing(api.stream("GET", "/v1/activity?after=latest")) as activity:
+        await anext(activity)
+        made = [await in_shard(api, shard, "[[sim length=5 speed=60]]", 900) for shard in SHARDS]
+        path = "/v1/events?" + "&".join(f"generation={gid}" for gid in made)
+        frames = [frame async for frame in api.stream("GET", path)]
+        ends = {gid: [f.event for f in frames if f.data and f.json["generation"] == gid][-1] for gid in made}
+        assert ends == dict.fromkeys(made, "completed")
+        seen: dict[str, list[str | None]] = {gid: [] for gid in made}
+        while not all("completed" in events for events in seen.values()):
+            frame = await anext(activity)
+            if frame.data:
+                seen[frame.json["id"]].append(frame.event)
+        assert list(seen.values()) == [["created", "started", "completed"]] * len(made)
+
+
 async def test_cancel_and_delete(api: Gateway, workers: Workers) -> None:
     for shard in SHARDS[::8]:
         gid = await in_shard(api, shard, "[[sim length=2000 speed=20]]", 100)

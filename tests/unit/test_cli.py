@@ -9,6 +9,7 @@ import pytest
 
 from broker import cli
 from broker.client import Received
+from broker.printer import LinePrinter, Printer, json_event, text_of
 
 ID = "gen_01kbn2h8v010" + "0" * 22
 GENERATION = {
@@ -74,35 +75,35 @@ def test_the_facts_of_show() -> None:
 
 def test_only_the_content_of_choice_0_is_text() -> None:
     for delta in ({}, {"content": None}, {"reasoning_content": "hm"}, {"role": "assistant"}):
-        assert cli.text_of({"choices": [{"index": 0, "delta": delta}]}) == ""
-    assert cli.text_of({"choices": []}) == ""
-    assert cli.text_of({"usage": {}}) == ""
-    assert cli.text_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
+        assert text_of({"choices": [{"index": 0, "delta": delta}]}) == ""
+    assert text_of({"choices": []}) == ""
+    assert text_of({"usage": {}}) == ""
+    assert text_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
 
 
 def test_an_event_in_json_is_one_line_with_its_data_as_it_came() -> None:
-    line = cli.json_event(Received("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
+    line = json_event(Received("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
     assert "\n" not in line
     assert '"data":{"a": "\\ud83d",  "b": 1.0}' in line
     assert json.loads(line)["id"] == "7-1"
 
 
 def test_the_text_goes_out_as_it_is_and_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = cli.Printer()
+    printer = Printer()
     for received in (chunk("Hel"), chunk("lo"), chunk("other", index=1), Received("1-4", "completed", "{}")):
         printer.show(received)
     assert capsys.readouterr() == ("Hello\n", "")
 
 
 def test_halves_of_a_character_are_put_together(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = cli.Printer()
+    printer = Printer()
     for content in ("a\ud83d", "\ude00b", "c\ud83d", "d\ude00"):
         printer.show(chunk(content))
     assert capsys.readouterr().out == "a😀bc\ufffdd\ufffd"
 
 
 def test_a_remark_leaves_the_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = cli.Printer()
+    printer = Printer()
     printer.show(chunk("Hel"))
     printer.note("connection lost, reconnecting")
     printer.show(chunk("lo"))
@@ -110,7 +111,7 @@ def test_a_remark_leaves_the_text_alone(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = cli.Printer()
+    printer = Printer()
     reset = Received("2-0", "reset", '{"attempt": 2, "reason": "worker_lost"}')
     for received in (chunk("Hel"), reset, chunk("Hello"), Received("2-2", "completed", "{}")):
         printer.show(received)
@@ -131,7 +132,7 @@ def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pyte
     ],
 )
 def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.Printer().show(Received("1-1", event, data))
+    Printer().show(Received("1-1", event, data))
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
@@ -150,3 +151,18 @@ def test_metadata_is_key_and_value() -> None:
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
             cli.pairs_from([wrong])
+
+
+def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line is printed when it is whole, or with its generation's end; what is not text goes beside it."""
+    one, other = "gen_" + "0" * 33 + "1", "gen_" + "0" * 33 + "2"
+    lines = LinePrinter()
+    for gid, content in ((one, "Hel"), (other, "a\nb"), (one, "lo\n2nd "), (one, "half")):
+        lines.show(Received("1-1", "chunk", chunk(content).data, gid))
+    assert capsys.readouterr().out.splitlines() == ["00000002 | a", "00000001 | Hello"]
+    lines.show(Received("1-2", "completed", "{}", one))
+    lines.show(Received("1-2", "failed", '{"error": {"message": "It broke.", "code": "x"}}', other))
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["00000001 | 2nd half", "00000002 | b"]
+    assert shown.err.splitlines() == ["tokencast: 00000001: completed", "tokencast: 00000002: failed: It broke. (x)"]
+    assert json_event(Received("1-1", "chunk", "{}", one)).startswith(f'{{"generation":"{one}","id":"1-1",')

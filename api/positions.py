@@ -1,0 +1,18 @@
+"""Where a reader begins."""
+
+from __future__ import annotations
+
+from broker.ids import START, Cursor
+from broker.store import Generation, Store
+
+
+async def locate(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:
+    """A cursor of this log, or one that may have been before the log was trimmed; None for any other."""
+    if wanted in (START, generation.cursor):
+        return wanted
+    if await store.page(generation.id, Cursor(wanted.attempt, wanted.seq - 1), 1, until=wanted):
+        return wanted
+    (first,) = await store.page(generation.id, START, 1) or (None,)
+    if first is not None and wanted < first.cursor and first.cursor.attempt > 0:
+        return wanted
+    return None

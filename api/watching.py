@@ -1,0 +1,74 @@
+"""`GET /v1/activity`: what happens to the caller's generations, for lists and dashboards."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.access import Access
+from api.dialects.lifecycle import LIFECYCLE, missed
+from api.dialects.native import retry
+from api.routing import by_method
+from api.sse import HEADERS, EventStream, Later
+from broker.activity import Activity, History
+from broker.channel import FIRST
+from broker.errors import InvalidCursor, StorageUnavailable
+from broker.ids import Cursor
+from broker.service import Broker
+
+_ID = re.compile(r"\d{1,16}", re.ASCII)
+
+
+class Watching:
+    """Begins with what is kept of the past, with `?after=latest` now, or behind an id of this stream (`Last-Event-ID`,
+    which wins, or `?after=`; in the header, one that is none is as good as no id). The last two seconds before an id
+    are told again; each event holds all there is to know, so that it may be taken twice."""
+
+    def __init__(self, broker: Broker, access: Access, activity: Activity) -> None:
+        self._broker = broker
+        self._access = access
+        self._activity = activity
+
+    def routes(self) -> list[Route]:
+        return [by_method("/v1/activity", GET=self.watch)]
+
+    async def watch(self, request: Request) -> Response:
+        tenant, hub = self._access.tenant(request), self._broker.hub
+        header, query = request.headers.get("last-event-id"), request.query_params.get("after")
+        if not header and query and query != "latest" and not _ID.fullmatch(query):
+            raise InvalidCursor("`after` is an id of this stream, or `latest`.")
+        if request.method == "HEAD":
+            return Response(headers=HEADERS)
+        if hub.draining:
+            return Later(retry(500, 10_000))
+        try:
+            async with AsyncExitStack() as stack:
+                channel = await stack.enter_async_context(self._activity.open(tenant))
+                position, preface = _begin(channel, header or query or "")
+                return EventStream(
+                    hub,
+                    stack.pop_all(),
+                    channel,
+                    LIFECYCLE,
+                    position,
+                    preface=preface,
+                    send_timeout=self._broker.settings.send_timeout,
+                )
+        except StorageUnavailable:
+            return Later(retry(1000, 4000))
+        raise AssertionError("unreachable")
+
+
+def _begin(channel: History, wanted: str) -> tuple[Cursor, bytes]:
+    """Where the reader begins, and what it must be told first."""
+    if wanted == "latest":
+        return channel.tail, b"id: %d\n\n" % channel.id
+    if not _ID.fullmatch(wanted):
+        return FIRST, b""
+    resumed = int(wanted)
+    lost = resumed < channel.complete_since
+    return channel.behind(resumed), missed(resumed, channel.complete_since, channel.id) if lost else b""

@@ -1,0 +1,72 @@
+"""What a channel keeps, and where its readers go on."""
+
+from __future__ import annotations
+
+from api.dialects.lifecycle import LIFECYCLE
+from broker.activity import OVERLAP, Entry, History
+from broker.channel import FIRST, Channel
+from broker.ids import Cursor
+from broker.segments import SEGMENT_BYTES
+
+DATA = b'{"id":"%d","padding":"' + b"x" * 1000 + b'"}'
+
+
+def read(channel: Channel, position: Cursor) -> bytes:
+    """All that a subscriber is given from there on."""
+    data = b""
+    while position < channel.tail:
+        part = channel.window.slice(position)
+        assert part is not None
+        data += part.data
+        position = part.end
+    assert channel.window.slice(position) is None
+    return data
+
+
+def test_a_reader_gets_all_of_it_from_any_position() -> None:
+    channel = Channel("", LIFECYCLE, 1 << 20)
+    frames = [LIFECYCLE.frame(channel.add(b"created", number, DATA % number)) for number in range(300)]
+    for seq in range(-1, 300, 7):
+        assert read(channel, Cursor(FIRST.attempt, seq)) == b"".join(frames[seq + 1 :])
+
+
+def test_who_is_behind_the_window_goes_on_at_its_beginning() -> None:
+    """And what is kept is so many bytes, and the segment that grows."""
+    limit = 4 * SEGMENT_BYTES
+    channel = Channel("", LIFECYCLE, limit)
+    frames = [LIFECYCLE.frame(channel.add(b"created", number, DATA % number)) for number in range(2000)]
+    kept = read(channel, FIRST)
+    assert b"".join(frames).endswith(kept)
+    assert limit - 2 * SEGMENT_BYTES < len(kept) < limit + 2 * SEGMENT_BYTES
+    first = channel.window.earliest.seq + 1
+    assert kept == b"".join(frames[first:])
+    assert read(channel, Cursor(FIRST.attempt, first + 3)) == b"".join(frames[first + 4 :])
+
+
+async def test_who_resumes_is_told_what_was_written_since_and_a_little_before() -> None:
+    """By when it was written, not by the id under which it was told: that may be lower, while a server is behind."""
+    history = History("", LIFECYCLE)
+    for second, all_told in ((10, 10), (20, 20), (30, 25), (28, 40), (40, 40)):
+        history.tell(Entry((second * 1000, 0), f"s{second}", "", b"created", b"{}"), all_told * 1000)
+    assert history.behind(0) == FIRST
+    assert history.behind(20_000 + OVERLAP) == Cursor(FIRST.attempt, 1)
+    assert history.behind(25_000 + OVERLAP) == Cursor(FIRST.attempt, 1), "both that were told late are told again"
+    assert history.behind(40_000 + OVERLAP) == Cursor(FIRST.attempt, 4) == history.tail
+    ids = [int(line[4:]) for line in read(history, FIRST).decode().splitlines() if line.startswith("id: ")]
+    assert ids == [10_000, 20_000, 25_000, 28_000, 40_000]
+
+
+async def test_an_entry_that_the_history_held_is_not_told_again() -> None:
+    history = History("", LIFECYCLE)
+    history.loaded = {"10": (5000, 1)}
+    for at, shard in (((5000, 0), "10"), ((5000, 1), "10"), ((5000, 2), "10"), ((4000, 0), "by")):
+        history.tell(Entry(at, shard, "", b"created", b"{}"), 6000)
+    assert history.tail == Cursor(FIRST.attempt, 1)
+
+
+async def test_what_left_the_window_is_not_complete_any_more() -> None:
+    history = History("", LIFECYCLE)
+    for number in range(1, 3001):
+        history.tell(Entry((number, 0), "10", "", b"created", DATA % number), number)
+    assert history.complete_since == history.window.earliest.seq + 1 > 1
+    assert history.behind(0) == history.window.earliest
