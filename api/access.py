@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from api.subscribers import Subscribers
 from broker.errors import GenerationNotFound, InvalidKey, InvalidToken
-from broker.service import OPEN_TENANT
+from broker.limits import OPEN_TENANT
 from broker.settings import Settings
 from broker.tokens import Tokens
 
@@ -33,6 +34,7 @@ class Access:
         self._tenants = settings.tenants
         self._names = frozenset(self._tenants.values()) or {OPEN_TENANT}
         self._tokens = tokens
+        self.subscribers = Subscribers(settings)
 
     def tenant(self, connection: HTTPConnection) -> str:
         """InvalidKey where keys are configured and the caller shows none of them."""

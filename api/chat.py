@@ -50,6 +50,7 @@ class ChatCompletions:
         asked = await read_request(request, self._broker)
         if self._broker.hub.draining:
             return draining_error({"retry-after": "1"})  # another gateway takes it
+        self._access.subscribers.check(tenant)
         created = await submit(self._broker, request, asked, tenant)
         headers = {"x-generation-id": created.id}
         if created.replayed:
@@ -67,6 +68,7 @@ class ChatCompletions:
         """What becomes of a generation that was accepted, in the form that was asked for."""
         dialect = CHAT_WITH_USAGE if asked.include_usage else CHAT
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
             if not asked.stream:
                 response = await self._whole(request, feed, tenant)
@@ -153,6 +155,7 @@ class ChatCompletions:
         if query.get("stream") != "true" or request.method == "HEAD":
             return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
             after = query.get("after") or query.get("starting_after")
             position = await self._behind(after, generation) if after else await self._newest_attempt(generation)

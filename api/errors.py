@@ -30,6 +30,7 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.GenerationGone: 410,
     errors.BodyTooLarge: 413,
     errors.IdempotencyConflict: 422,
+    errors.LimitExceeded: 429,
     errors.StorageUnavailable: 503,
 }
 
@@ -68,6 +69,8 @@ async def on_broker_error(_: Request, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = "1"
+    if isinstance(error, errors.LimitExceeded):
+        headers["retry-after"] = str(error.retry_after)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooLarge):

@@ -16,13 +16,13 @@ from api.positions import locate
 from api.replay import Replay, parse_speed
 from api.routing import by_method, limit_of, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later
-from broker.errors import InvalidCursor, InvalidRequest, StorageUnavailable
+from broker.errors import InvalidCursor, InvalidRequest, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
 from broker.requests import parse_json, ttl_of
 from broker.service import Broker
-from broker.store import Generation
+from broker.store import Generation, queued
 from broker.tokens import LONGEST
 
 LIST_LIMIT = 100
@@ -50,8 +50,7 @@ class Generations:
         tenant = self._access.tenant(request)
         asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
-        look = self._broker.get if created.replayed else self._broker.store.state  # a new one has no text to fold
-        generation = await look(created.id, tenant)
+        generation = await self._broker.get(created.id, tenant) if created.replayed else queued(created.id, asked)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
@@ -105,6 +104,8 @@ class Generations:
             return await self._stream(request, gid)
         except StorageUnavailable:
             return Later(retry(1000, 4000))
+        except LimitExceeded:
+            return Later(retry(2000, 10_000))
 
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
@@ -114,6 +115,7 @@ class Generations:
         if hub.draining:
             return Later(retry(500, 10_000))
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))
             position, preface = await self._begin(request, feed, generation)
             if generation.ended and position >= generation.cursor:

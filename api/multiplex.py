@@ -25,7 +25,14 @@ from api.routing import by_method
 from api.shared_wire import GenerationShare, Share, SharedWire
 from api.sse import HEADERS, Later, LiveResponse
 from broker.channel import FIRST, Channel
-from broker.errors import BrokerError, GenerationGone, GenerationNotFound, InvalidRequest, StorageUnavailable
+from broker.errors import (
+    BrokerError,
+    GenerationGone,
+    GenerationNotFound,
+    InvalidRequest,
+    LimitExceeded,
+    StorageUnavailable,
+)
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
 from broker.segments import Slice
@@ -58,7 +65,7 @@ class Events:
     An id that is unknown, another tenant's, deleted or expired is told by one `gone` event and does not decide over the
     others; only a first request that names nothing else is refused, 404 or 410. `Last-Event-ID` wins over all
     `@CURSOR`; one that is not of this URL means `reset`, and all of it again. No id, more than 100, or a malformed
-    `@CURSOR`: 400. An id that is named twice counts once.
+    `@CURSOR`: 400. An id that is named twice counts once. Each is one of the subscribers that a tenant may have.
     """
 
     def __init__(self, broker: Broker, access: Access) -> None:
@@ -80,6 +87,8 @@ class Events:
             return await self._stream(request, named)
         except StorageUnavailable:
             return Later(retry(1000, 4000))
+        except LimitExceeded:
+            return Later(retry(2000, 10_000))
 
     async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
         gids, header = list(named), request.headers.get("last-event-id")
@@ -104,6 +113,7 @@ class Events:
             return Place(dialect, None)
         try:
             reader = await self._access.reader(request, gid)
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
         except (GenerationNotFound, GenerationGone) as error:
             return Place(dialect, None, preface=dialect.gone(max(wanted, START)), missing=error)

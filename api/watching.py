@@ -16,7 +16,7 @@ from api.routing import by_method
 from api.sse import HEADERS, EventStream, Later
 from broker.activity import Activity, History
 from broker.channel import FIRST
-from broker.errors import InvalidCursor, StorageUnavailable
+from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.ids import Cursor
 from broker.service import Broker
 
@@ -47,6 +47,7 @@ class Watching:
             return Later(retry(500, 10_000))
         try:
             async with AsyncExitStack() as stack:
+                stack.enter_context(self._access.subscribers.one(tenant))
                 channel = await stack.enter_async_context(self._activity.open(tenant))
                 position, preface = _begin(channel, header or query or "")
                 return EventStream(
@@ -60,6 +61,8 @@ class Watching:
                 )
         except StorageUnavailable:
             return Later(retry(1000, 4000))
+        except LimitExceeded:
+            return Later(retry(2000, 10_000))
         raise AssertionError("unreachable")
 
 

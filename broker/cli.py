@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from broker import dev as dev_run
+from broker.cli_access import new_key
 from broker.client import Client, Json
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import STATUSES
@@ -100,6 +101,7 @@ def _becomes(name: str, module: str, summary: str) -> None:
 _becomes("api", "api", "One gateway, from the environment.")
 _becomes("worker", "worker", "One worker, from the environment.")
 _becomes("upstream-sim", "worker.upstream_sim", "The simulated OpenAI-compatible upstream.")
+cli.add_command(new_key)
 
 
 # --- the client ----------------------------------------------------------------------------------------------

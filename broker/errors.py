@@ -94,6 +94,17 @@ class IdempotencyConflict(BrokerError):
     param = "idempotency-key"
 
 
+class LimitExceeded(BrokerError):
+    """The tenant is at one of its limits."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str | None = None, *, retry_after: int) -> None:
+        """`retry_after`: seconds."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class StorageUnavailable(BrokerError):
     """Redis does not answer."""
 

@@ -78,6 +78,31 @@ BELL = "tc:bell"
 FAIR = "tc:fair"
 """hash · tenant → its newest fair tag · 7 d · enqueue.lua"""
 
+
+def queued(tenant: str) -> str:
+    """zset · generation that waits → ms at which its place ends · 1 d · admit, start; enqueue renews it"""
+    return f"tc:q:{tenant}"
+
+
+def running(tenant: str) -> str:
+    """zset · generation that runs → ms at which its place ends · 1 d · start, stop, enqueue; hold renews it"""
+    return f"tc:r:{tenant}"
+
+
+def parked(tenant: str) -> str:
+    """zset · ticket whose turn came when its tenant was at the limit → 0, so in the order of their generations' times ·
+    retention, 2 h at least · enqueue, stop"""
+    return f"tc:park:{tenant}"
+
+
+def creations(tenant: str, minute: int | None = None) -> str:
+    """int · generations asked for in that minute since the epoch · 120 s · admit
+
+    Without a minute: the base from which the script derives it.
+    """
+    return f"tc:rate:{tenant}" if minute is None else f"tc:rate:{tenant}:{minute}"
+
+
 SIGNING_KEY = "tc:secret"
 """string · what signs stream tokens where TOKENCAST_SECRET does not · 30 d, renewed by each new one · gateways"""
 

@@ -15,9 +15,11 @@ from arq.jobs import serialize_job
 
 from broker import keys
 from broker.connection import Redis, Script
+from broker.limits import Limits, Places
 
 ENQUEUE = Script("enqueue")
 JOB_NAME = "generate"
+NO_LIMITS = Limits()
 SHORTEST = 7200  # seconds for which a ticket lives at least: as long as the generation does while nobody looks after it
 
 
@@ -33,25 +35,41 @@ def deserialize(data: bytes) -> dict[str, Any]:
 class Queue:
     """The tickets of generations that wait for a worker."""
 
-    def __init__(self, redis: Redis, retention: float) -> None:
+    def __init__(self, redis: Redis, retention: float, limits: Limits = NO_LIMITS) -> None:
         self.redis = redis
+        self.places = Places(redis, limits)
         self._keep_ms = int(max(retention, SHORTEST) * 1000)
 
-    async def enqueue(self, gid: str, tenant: str, number: int) -> bool:
-        """True if the ticket is new. May be repeated."""
+    async def enqueue(self, gid: str, tenant: str, number: int, *, park: bool = False) -> bool:
+        """True if the ticket is new. May be repeated. `park`: its turn has come, and there was no place for it."""
         ticket = f"{gid}.{number}"
         job = serialize_job(JOB_NAME, (gid, tenant), {}, None, time.time_ns() // 1_000_000, serializer=serialize)
         added = await self.redis.run(
             ENQUEUE,
-            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR],
-            [ticket, job, self._keep_ms, tenant],
+            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR, *self.places.names(tenant)],
+            [ticket, job, self._keep_ms, tenant, *self.places.arguments(tenant, gid, park=park)],
         )
         return bool(added)
 
-    async def withdraw(self, gid: str, number: int) -> None:
+    async def stopped(self, gid: str, tenant: str) -> None:
+        """It runs no longer: its place is the oldest parked one's."""
+        for ticket in await self.places.stop(tenant, gid):
+            other, _, number = ticket.rpartition(".")
+            await self.enqueue(other, tenant, int(number))
+
+    async def withdraw(self, gid: str, tenant: str, number: int) -> None:
         """Takes a ticket back. A worker that has it already finds the generation ended."""
         ticket = f"{gid}.{number}"
-        await self.redis.pipeline([("ZREM", keys.QUEUE, ticket), ("DEL", keys.arq_job(ticket))])
+        await self.redis.pipeline(
+            [
+                ("ZREM", keys.QUEUE, ticket),
+                ("DEL", keys.arq_job(ticket)),
+                ("ZREM", keys.queued(tenant), gid),
+                ("ZREM", keys.parked(tenant), ticket),
+            ]
+        )
+        if self.places.limits.count(tenant):  # it may have been next, with a place
+            await self.stopped(gid, tenant)
 
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from broker.connection import Redis, connect_both
-from broker.errors import BodyTooLarge, BrokerError, GenerationGone, StorageUnavailable
+from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
 from broker.events import RESET, STARTED, Event, follows
 from broker.hub import Hub
 from broker.ids import START, Cursor, parse_cursor
+from broker.limits import OPEN_TENANT, Limits
 from broker.queue import Queue
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.settings import Settings
-from broker.store import PAGE, Created, Generation, Store
+from broker.store import PAGE, Created, Generation, Store, queued
 from broker.tasks import cancelled
 from broker.tokens import Tokens
 
 logger = logging.getLogger("tokencast.broker")
-OPEN_TENANT = "default"
-"""Whose generations they are where no API keys are set."""
 
 
 class Broker:
@@ -33,7 +32,7 @@ class Broker:
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
-        self.queue = Queue(queue, settings.retention)
+        self.queue = Queue(queue, settings.retention, Limits.of(settings))
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
@@ -52,18 +51,39 @@ class Broker:
             raise BodyTooLarge
         request = parse_request(parse_json(encoded))
         created = await self.submit(request, tenant, idempotency_key)
-        return await self.store.state(created.id, tenant)
+        return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
 
     async def submit(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
         """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
         not be written, the reaper writes one within ten seconds."""
-        created = await self.store.create(request, tenant, idempotency_key)
-        if not created.replayed:
+        gid = await self.store.name(tenant, idempotency_key)
+        counted = await self._admit(gid, tenant, idempotency_key)
+        try:
+            created = await self.store.create(request, tenant, idempotency_key, gid)
+        except BrokerError:
+            await self._forgo(gid, tenant, counted)
+            raise
+        if created.replayed:
+            await self._forgo(gid, tenant, counted)
+        else:
             try:
                 await self.queue.enqueue(created.id, tenant, 1)
             except BrokerError as error:
                 logger.warning("no ticket yet for %s: %s", created.id, error.code)
         return created
+
+    async def _admit(self, gid: str, tenant: str, idempotency_key: str | None) -> str:
+        """LimitExceeded, but not where the key stands for a generation already: that costs nothing."""
+        try:
+            return await self.queue.places.admit(tenant, gid)
+        except LimitExceeded:
+            if idempotency_key is None or not await self.store.knows(tenant, idempotency_key):
+                raise
+            return ""
+
+    async def _forgo(self, gid: str, tenant: str, counted: str) -> None:
+        with suppress(StorageUnavailable):  # the place ends by itself
+            await self.queue.places.forgo(tenant, gid, counted)
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
@@ -83,18 +103,18 @@ class Broker:
     async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Ends it as cancelled, at once; one that has ended stays as it is."""
         was, ticket = await self.store.cancel(gid, tenant)
-        await self._withdraw(gid, was, ticket)
+        await self._withdraw(gid, tenant, was, ticket)
         return await self.store.get(gid, tenant)
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Forgets it; its followers get `gone`."""
         was, ticket = await self.store.delete(gid, tenant)
-        await self._withdraw(gid, was, ticket)
+        await self._withdraw(gid, tenant, was, ticket)
 
-    async def _withdraw(self, gid: str, was: str, ticket: int) -> None:
+    async def _withdraw(self, gid: str, tenant: str, was: str, ticket: int) -> None:
         if was == "queued" and ticket:
             try:
-                await self.queue.withdraw(gid, ticket)
+                await self.queue.withdraw(gid, tenant, ticket)
             except BrokerError as error:  # a worker that takes it finds it ended
                 logger.warning("ticket of %s stays: %s", gid, error.code)
 

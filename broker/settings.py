@@ -6,6 +6,7 @@ also stand in a file named by `<NAME>_FILE`.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ class Upstream:
     models: tuple[str, ...]
     usage: bool
     api_key_env: str
-    api_key: str | None
+    api_key: str | None = dataclasses.field(repr=False)
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -75,13 +76,16 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         validation_alias="REDIS_URL",
+        repr=False,
         description="The queue's Redis; the logs' too unless `TOKENCAST_STREAMS_URL` is set",
     )
-    streams_url: str | None = Field(None, description="The logs' Redis; default `REDIS_URL`")
+    streams_url: str | None = Field(None, repr=False, description="The logs' Redis; default `REDIS_URL`")
     openai_base_url: str | None = Field(
         None, validation_alias="OPENAI_BASE_URL", description="The upstream; default the SDK's own"
     )
-    openai_api_key: str | None = Field(None, validation_alias="OPENAI_API_KEY", description="The upstream's key")
+    openai_api_key: str | None = Field(
+        None, validation_alias="OPENAI_API_KEY", repr=False, description="The upstream's key"
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), description="Models of that upstream, comma-separated patterns"
     )
@@ -93,15 +97,22 @@ class Settings(BaseSettings):
         8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free one"
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Comma-separated `tenant:sha256-of-key`; empty = open, then loopback only"
+        (), repr=False, description="Comma-separated `tenant:sha256-of-key`; empty = open, then loopback only"
     )
     allow_open: bool = Field(False, description="1 = without keys bind to other addresses than loopback too")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins that browsers may call from"
     )
     secret: str | None = Field(
-        None, min_length=16, description="Signs stream tokens; default a random one in the queue's Redis"
+        None, min_length=16, repr=False, description="Signs stream tokens; default a random one in the queue's Redis"
     )
+    tenant_running: int = Field(
+        20, ge=0, description="Generations of one tenant that run at once; 0 = any number, here and below"
+    )
+    tenant_queued: int = Field(100, ge=0, description="Generations of one tenant that wait")
+    tenant_per_minute: int = Field(60, ge=0, description="Generations that one tenant asks for in a minute")
+    tenant_subscribers: int = Field(500, ge=0, description="Subscribers of one tenant on a gateway")
+    generation_subscribers: int = Field(50, ge=0, description="Subscribers of one generation on a gateway")
     slots: int = Field(100, ge=1, description="Generations a worker runs at once")
     max_attempts: int = Field(
         3, ge=1, description="Times a generation is started before it fails as `attempts_exhausted`"
@@ -156,8 +167,14 @@ class Settings(BaseSettings):
 
     @field_validator("models", "api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _split(cls, value: object, info: ValidationInfo) -> object:
+        """In a file, each may have a line of its own."""
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.replace("\n", ",").split(",") if part.strip())
+        if not parts and info.field_name == "api_keys":
+            raise ValueError("names no key; unset it to serve everybody")
+        return parts
 
     @property
     def logs_url(self) -> str:
@@ -169,7 +186,7 @@ class Settings(BaseSettings):
         tenants: dict[str, str] = {}
         for entry in self.api_keys:
             tenant, _, digest = entry.partition(":")
-            if not tenant.isalnum() or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            if not is_tenant(tenant) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
                 raise Misconfigured(
                     "TOKENCAST_API_KEYS holds `tenant:sha256-of-key`, comma-separated; a tenant is letters and digits."
                 )
@@ -214,7 +231,7 @@ class ClientSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     url: str = Field("http://127.0.0.1:8000", description="The gateway that the client commands talk to")
-    api_key: str | None = Field(None, description="The key they present")
+    api_key: str | None = Field(None, repr=False, description="The key they present")
 
     @classmethod
     def settings_customise_sources(
@@ -239,6 +256,10 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return found
 
 
+def is_tenant(name: str) -> bool:
+    return name.isalnum()
+
+
 AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
 
 
@@ -256,12 +277,13 @@ def load(kind: type[AnySettings]) -> AnySettings:
 
 def read_variable(name: str) -> str | None:
     """A variable that another one names (`api_key_env`), or its file."""
-    return os.environ.get(name) or _from_file(name)
+    return _from_file(name) or os.environ.get(name)
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment with some variables set: for a child process."""
-    return {**os.environ, **variables}
+    """This process's environment with some variables set, whatever stood in their files: for a child process."""
+    kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in variables}
+    return {**kept, **variables}
 
 
 def variables() -> Iterator[tuple[str, str, str]]:
@@ -289,10 +311,18 @@ def _shown(default: object) -> str:
 
 
 def _from_file(name: str) -> str | None:
+    """An empty file is a mistake: without keys everybody would be served."""
     path = os.environ.get(f"{name}_FILE")
     if not path:
         return None
+    if os.environ.get(name):
+        raise Misconfigured(f"{name} and {name}_FILE are both set; unset one of them.")
     try:
-        return Path(path).read_text("utf-8").strip()
+        value = Path(path).read_text("utf-8").strip()
     except OSError as error:
         raise Misconfigured(f"{name}_FILE: {error.strerror}: {path}") from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"{name}_FILE: no UTF-8 text: {path}") from None
+    if not value:
+        raise Misconfigured(f"{name}_FILE: empty: {path}")
+    return value

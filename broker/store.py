@@ -20,7 +20,7 @@ from broker.completion import Completion, fold, text_of
 from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
-from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, new_id, shard_of
+from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.requests import CompletionRequest
 
 Json = dict[str, Any]
@@ -106,11 +106,22 @@ class Store:
         self._losses = Losses(grace)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
-    async def create(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
-        """IdempotencyConflict where the key stands for another body; StorageUnavailable where Redis is away.
-        May be repeated with the same key."""
-        now = int(await self._clock.now() * 1000)
-        gid = new_id(now, tenant, idempotency_key)
+    async def name(self, tenant: str, idempotency_key: str | None) -> str:
+        """The id of a generation that is to be created."""
+        return new_id(int(await self._clock.now() * 1000), tenant, idempotency_key)
+
+    async def knows(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether the key stands for a generation."""
+        shard = idempotency_shard(tenant, idempotency_key)
+        return bool(await self.redis.execute("EXISTS", keys.idempotency(shard, tenant, idempotency_key)))
+
+    async def create(
+        self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
+    ) -> Created:
+        """`gid`: what `name` gave it. IdempotencyConflict where the key stands for another body; StorageUnavailable
+        where Redis is away. May be repeated with the same key."""
+        gid = gid or await self.name(tenant, idempotency_key)
+        now = created_ms(gid)
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
@@ -307,6 +318,13 @@ def new_epoch() -> str:
 def created_data(model: str, created: int) -> bytes:
     """What the `created` event says; `created` in ms."""
     return msgspec.json.encode({"model": model, "created_at": created / 1000})
+
+
+def queued(gid: str, request: CompletionRequest) -> Generation:
+    """A generation as it is right after its creation."""
+    created = created_ms(gid) / 1000
+    cursor = Cursor(0, 1)
+    return Generation(gid, "queued", request.model, created, None, None, None, 0, cursor, None, None, request.metadata)
 
 
 def lifecycle_keys(gid: str) -> list[str]:

@@ -53,6 +53,7 @@ class TicketWorker(Worker):
             job_serializer=serialize,
             job_deserializer=deserialize,
             log_results=False,
+            after_job_end=picker.after,
         )
         # For so long a ticket waits whose worker died before the claim; arq would say `job_timeout` and ten seconds.
         # Who takes it again while its first worker still lives finds the generation claimed.
@@ -119,14 +120,26 @@ class Picker:
 
     async def begin(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
         """The arq job."""
+        places = self._running.places
         try:
-            outcome = await claim(self._store, check_id(gid), self._settings)
+            if not await places.take(check_id(gid), tenant):
+                ctx["parked"] = gid, tenant
+                return
+            outcome = await claim(self._store, gid, self._settings)
         except GenerationNotFound:
             return
         except StorageUnavailable:
             raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's fair tag
         if isinstance(outcome, Claim):
             self._running.start(ctx["job_id"], outcome)
+        elif outcome != "RUNNING":  # then the place is that one's
+            places.leave(gid, tenant)
+
+    async def after(self, ctx: dict[str, Any]) -> None:
+        """arq's own end of the job: it has forgotten the ticket."""
+        if "parked" in ctx:
+            gid, tenant = ctx["parked"]
+            await self._running.places.park(gid, tenant, ctx["job_id"])
 
     async def run(self) -> None:
         """Until cancelled or stopped."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from broker.checks import Watch
 from broker.connection import Redis, connect_both
 from broker.errors import Misconfigured, StorageUnavailable
+from broker.limits import Limits
 from broker.queue import Queue
 from broker.reaper import Reaper
 from broker.settings import SIMULATED_KEY, Settings
@@ -53,7 +54,9 @@ async def run(settings: Settings) -> int:
         if stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
-            return await _work(settings, (stop, hurry), store, Queue(queue, settings.retention), upstreams, watch)
+            return await _work(
+                settings, (stop, hurry), store, Queue(queue, settings.retention, Limits.of(settings)), upstreams, watch
+            )
 
 
 async def _work(
@@ -74,6 +77,7 @@ async def _work(
         for part in (
             appender.run(),
             presence.run(),
+            running.places.run(),
             Reaper(store, queue, settings).run(),
             ModelLists(queue.redis, upstreams).run(),
             picker.run(),

@@ -12,6 +12,7 @@ from broker.queue import Queue
 from broker.tasks import cancelled
 from worker.claims import Claim, release
 from worker.generate import Generator
+from worker.places import Held
 
 HAND_OVER = 5.0  # seconds; the reaper finds what could not be handed over
 log = logging.getLogger("tokencast.worker")
@@ -27,6 +28,7 @@ class Running:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self.slots = slots
+        self.places = Held(queue, generator.claims)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -38,12 +40,15 @@ class Running:
     def start(self, ticket: str, claim: Claim) -> None:
         task = asyncio.create_task(self._generator.run(claim), name=claim.gid)
         self._tasks[ticket] = task
-        task.add_done_callback(lambda task: self._stopped(ticket, task))
+        task.add_done_callback(lambda task: self._stopped(ticket, claim, task))
 
-    def _stopped(self, ticket: str, task: asyncio.Task[None]) -> None:
+    def _stopped(self, ticket: str, claim: Claim, task: asyncio.Task[None]) -> None:
         del self._tasks[ticket]
         self._changed.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():  # it is handed over, and keeps its place
+            return
+        self.places.leave(claim.gid, claim.tenant)
+        if (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), type(error).__name__)
 
     async def changed(self, within: float | None = None) -> None:
@@ -64,7 +69,7 @@ class Running:
         await cancelled(tasks)
         try:
             async with asyncio.timeout(HAND_OVER):
-                await asyncio.gather(*map(self._hand_over, claims))
+                await asyncio.gather(self.places.left(), *map(self._hand_over, claims))
         except TimeoutError:
             log.warning("some generations could not be handed over in time")
 

@@ -110,6 +110,27 @@ async def test_a_job_that_returns_leaves_nothing_behind(pool: ArqRedis, broker: 
     assert await broker.queue.redis.execute("KEYS", "arq:*") == []
 
 
+async def test_after_job_end_comes_when_the_ticket_is_gone_with_what_the_job_noted(
+    pool: ArqRedis, broker: Broker
+) -> None:
+    """So a ticket of the same name may be written there."""
+    [ticket] = await enqueue(broker)
+    seen: list[Any] = []
+
+    async def job(ctx: dict[str, Any], gid: str, tenant: str) -> None:
+        ctx["noted"] = gid
+
+    async def after(ctx: dict[str, Any]) -> None:
+        there = await broker.queue.redis.execute("EXISTS", keys.arq_job(ticket))
+        seen.append((ctx["job_id"], ctx["noted"], await broker.queue.depth(), there))
+
+    arq_worker = worker(pool, job)
+    arq_worker.after_job_end = after
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert seen == [(ticket, "gen_0", 0, 0)]
+
+
 async def empty(broker: Broker) -> bool:
     return await broker.queue.depth() == 0
 

@@ -170,7 +170,7 @@ async def user_of(redis: EmbeddedRedis, name: str, *rights: str) -> str:
 async def runs(broker: Broker) -> bool:
     """Whether a generation completes whose ticket was lost, so that the reaper must find it too."""
     generation = await broker.enqueue(request_body("[[sim length=3 speed=0]]", model="sim"))
-    await broker.queue.withdraw(generation.id, 1)
+    await broker.queue.withdraw(generation.id, "default", 1)
     await broker.store.redis.execute("ZADD", keys.live(generation.id[14:16]), 1, generation.id)  # its time has come
     return [event.name async for event in broker.follow(generation.id)][-1] == "completed"
 

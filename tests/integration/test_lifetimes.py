@@ -16,7 +16,9 @@ import pytest
 from broker import Broker, connect, keys
 from broker.checks import Watch, mark_embedded
 from broker.embedded import EmbeddedRedis
-from broker.ids import idempotency_shard, shard_of
+from broker.ids import idempotency_shard, new_id, shard_of
+from broker.limits import Limits
+from broker.queue import Queue
 from broker.reaper import REAP, log
 from broker.settings import Settings
 from broker.store import lifecycle_keys, new_epoch
@@ -29,7 +31,8 @@ HOUR, DAY = 3600, 86400
 SAMPLES: dict[str, tuple[Any, str]] = {
     "gid": ("gen_0123456789" + "10" + "s" * 22, "gen_.{34}"),
     "shard": ("10", ".."),
-    "tenant": ("sampletenant", "default"),
+    "tenant": ("sampletenant", "(default|limited)"),
+    "minute": (77777777, "[0-9]+"),
     "status": ("samplestatus", "[a-z_]+"),
     "key": ("samplekey", "[0-9a-f]{64}"),
     "process": ("sampleprocess", "[0-9a-f]+"),
@@ -128,6 +131,7 @@ async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: 
     seen = Seen(broker)
     await _lifecycle(broker, seen)
     await _losses(broker, seen)
+    await _limits(broker, seen)
     await _processes(broker, seen, sim)
     await seen.after("the mark of an embedded server", mark_embedded(broker.queue.redis))
     watch = Watch(broker.store.redis, broker.queue.redis, broker.settings, log)
@@ -170,6 +174,27 @@ async def _lifecycle(broker: Broker, seen: Seen) -> None:
     await redis.execute("ZADD", keys.live(shard_of(left.gid)), 1, left.gid)
     await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9]))
     await after("the list", broker.store.list("default"))
+
+
+async def _limits(broker: Broker, seen: Seen) -> None:
+    """What a tenant with limits leaves in the queue's Redis."""
+    queue, after = Queue(broker.queue.redis, RETENTION, Limits(running=1, queued=9, per_minute=9)), seen.after
+    running, waiting = [new_id(n, "limited") for n in range(2)]
+    for gid in (running, waiting):
+        counted = await after("admit.lua", queue.places.admit("limited", gid))
+    await after("start.lua", queue.places.start("limited", running))
+    await after("hold.lua", queue.places.hold({"limited": [running]}))
+    assert not await queue.places.start("limited", waiting)
+    await after("enqueue.lua, parked", queue.enqueue(waiting, "limited", 1, park=True))
+    await queue.redis.execute("DEL", keys.running("limited"))
+    await after("enqueue.lua, no longer parked", queue.enqueue(waiting, "limited", 1))
+    await queue.redis.execute("ZADD", keys.parked("limited"), 0, f"{waiting}.1")
+    await queue.redis.execute("EXPIRE", keys.parked("limited"), 60)
+    await queue.redis.execute("DEL", keys.running("limited"))
+    await after("stop.lua", queue.stopped(running, "limited"))
+    await queue.redis.execute("DEL", counted)
+    await after("a creation that was none", queue.places.forgo("limited", waiting, counted))
+    await after("a withdrawal", queue.withdraw(waiting, "limited", 1))
 
 
 async def _losses(broker: Broker, seen: Seen) -> None:

@@ -261,7 +261,7 @@ async def test_a_stopped_worker_cannot_write_when_it_goes_on(sim: str) -> None:
 async def test_a_lost_ticket_is_written_again(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
         created = await broker.enqueue(asking("length=3 speed=0"))
-        await broker.queue.withdraw(created.id, 1)
+        await broker.queue.withdraw(created.id, "default", 1)
         await broker.store.redis.execute("ZADD", keys.live(created.id[14:16]), 1, created.id)  # its time has come
         async with worker(redis.url, sim, TOKENCAST_LEASE="0.5"):
             assert [event.name async for event in broker.follow(created.id)][-1] == "completed"

@@ -47,7 +47,7 @@ async def reaping(url: str, **more: Any) -> AsyncGenerator[Reaper, None]:
 
 async def claimed(broker: Broker, lease: float) -> Claim:
     generation = await broker.enqueue(request_body())
-    await broker.queue.withdraw(generation.id, 1)
+    await broker.queue.withdraw(generation.id, "default", 1)
     outcome = await claim(broker.store.redis, generation.id, settings(broker.store.redis.url, lease=lease))
     assert isinstance(outcome, Claim)
     return outcome

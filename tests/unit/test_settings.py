@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.errors import Misconfigured, ModelNotFound
-from broker.settings import ClientSettings, Settings, load, variables
+from broker.settings import SECRETS, ClientSettings, Settings, environment, load, variables
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +47,63 @@ def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "missing"))
     with pytest.raises(Misconfigured, match="OPENAI_API_KEY_FILE"):
         load(Settings)
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "A_KEY"])
+def test_a_secret_that_is_set_twice_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Whichever counted, somebody would have thought of the other one."""
+    upstreams = '[{"name":"a","base_url":"http://a/v1","api_key_env":"A_KEY"}]'
+    monkeypatch.setenv("TOKENCAST_UPSTREAMS", upstreams)
+    (tmp_path / "secret").write_text("s3cret")
+    monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(Misconfigured) as caught:
+        _ = load(Settings).all_upstreams() if name != "TOKENCAST_API_KEY" else load(ClientSettings)
+    assert f"{name} and {name}_FILE are both set" in caught.value.message
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
+@pytest.mark.parametrize("name", ["TOKENCAST_API_KEYS", "OPENAI_API_KEY"])
+def test_a_file_without_a_secret_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes
+) -> None:
+    """Taken for "not set", it would open the gateway to everybody."""
+    (tmp_path / "secret").write_bytes(content)
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(Misconfigured, match=f"{name}_FILE"):
+        load(Settings)
+
+
+def test_keys_that_are_none_are_not_an_open_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", " , ")
+    with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS"):
+        load(Settings)
+
+
+def test_in_a_file_each_key_may_have_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, other = "a" * 64, "b" * 64
+    (tmp_path / "keys").write_text(f"anna:{one}\nben:{other},\n")
+    monkeypatch.setenv("TOKENCAST_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load(Settings).tenants == {one: "anna", other: "ben"}
+
+
+def test_a_child_process_is_given_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the same secret stood in a file: both would be an error there."""
+    monkeypatch.setenv("REDIS_URL_FILE", "/run/secrets/redis")
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", "/run/secrets/key")
+    given = environment(REDIS_URL="redis://127.0.0.1/0")
+    assert (given["REDIS_URL"], given["OPENAI_API_KEY_FILE"]) == ("redis://127.0.0.1/0", "/run/secrets/key")
+    assert "REDIS_URL_FILE" not in given
+
+
+def test_no_secret_is_shown_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(
+            name, "redis://:s3cret-s3cret-s3cret@127.0.0.1/0" if "URL" in name else "s3cret-s3cret-s3cret"
+        )
+    for shown in (load(Settings), load(Settings).all_upstreams(), load(ClientSettings)):
+        assert "s3cret" not in f"{shown} {shown!r}"
 
 
 def test_the_model_chooses_the_upstream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,46 @@
+"""How many subscribers one tenant, and one generation, may have on this gateway."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from broker.errors import LimitExceeded
+from broker.limits import OPEN_TENANT
+from broker.settings import Settings
+
+SOON = 5  # seconds after which somebody may have left
+
+
+class Subscribers:
+    """Counts them where they are: they cost Redis nothing. Where no keys are set there is no limit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.tenant_subscribers
+        self._most_of_one = settings.generation_subscribers
+        self._of_tenant: Counter[str] = Counter()
+        self._of_generation: Counter[tuple[str, str]] = Counter()
+
+    def check(self, tenant: str) -> None:
+        """LimitExceeded where the tenant has as many as it may."""
+        if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
+            raise LimitExceeded(f"{self._most} streams are open, as many as may.", retry_after=SOON)
+
+    @contextmanager
+    def one(self, tenant: str, gid: str = "") -> Generator[None, None, None]:
+        """One more, until it is left; of a generation, or of none in particular. LimitExceeded."""
+        self.check(tenant)
+        both = tenant, gid
+        if gid and tenant != OPEN_TENANT and 0 < self._most_of_one <= self._of_generation[both]:
+            message = f"{self._most_of_one} subscribers follow this generation, as many as may."
+            raise LimitExceeded(message, retry_after=SOON)
+        self._of_tenant[tenant] += 1
+        self._of_generation[both] += 1
+        try:
+            yield
+        finally:
+            self._of_tenant[tenant] -= 1
+            self._of_generation[both] -= 1
+            if not self._of_generation[both]:
+                del self._of_generation[both]

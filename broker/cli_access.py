@@ -1,0 +1,24 @@
+"""The command that makes keys. Needs no gateway: whoever runs one decides who is let in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+
+import click
+
+from broker.settings import is_tenant
+
+
+@click.command("key")
+@click.argument("tenant")
+@click.option("--json", "as_json", is_flag=True, help='{"key", "entry"}')
+def new_key(tenant: str, as_json: bool) -> None:
+    """Make a key for TENANT. It is shown this once; the gateway gets the entry, which is no secret, in
+    TOKENCAST_API_KEYS."""
+    if not is_tenant(tenant):
+        raise click.BadParameter("a tenant is letters and digits.", param_hint="TENANT")
+    made = "tck_" + secrets.token_urlsafe(32)  # 256 bits: there is nothing to guess, so a plain hash keeps it
+    entry = f"{tenant}:{hashlib.sha256(made.encode()).hexdigest()}"
+    click.echo(json.dumps({"key": made, "entry": entry}) if as_json else f"key    {made}\nentry  {entry}")
