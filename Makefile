@@ -45,7 +45,7 @@ recovery: .venv/.dev
 # One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
 lock: .cache/uv/bin/uv
 	$(compile) --extra dev --output-file requirements.lock pyproject.toml
-	$(compile) --extra dev --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(compile) --extra dev --extra otel --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(compile) --group build --output-file requirements-build.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 

@@ -23,6 +23,7 @@ from broker.service import connect
 from broker.settings import Settings, load
 from broker.tasks import cancelled
 from broker.telemetry import configure_logging
+from broker.trace import configure_tracing
 
 FILES = 4096  # a subscriber is one
 logger = logging.getLogger("tokencast.api")
@@ -38,7 +39,9 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
             logger.info("stopping: %d streams to end", broker.hub.subscribers)
             await broker.hub.drain(settings.drain)
 
-        server = Server(config_for(create_app(broker), settings), drain)
+        app = create_app(broker)
+        server = Server(config_for(app, settings), drain)
+        app.state.metrics.connections = server.server_state.connections
         host, port = sock.getsockname()[:2]
         logger.info("listening on http://%s:%d (Redis %s)", host, port, without_password(settings.logs_url))
         watching = asyncio.create_task(_watch(watch))
@@ -89,7 +92,11 @@ def main() -> int:
             return uvloop.run(supervise(settings, count))
         sock = listen(settings) if arguments.socket is None else socket.socket(fileno=arguments.socket)
         prepare(logger, FILES)
-        uvloop.run(serve(settings, sock))
+        send_traces = configure_tracing("tokencast-api")
+        try:
+            uvloop.run(serve(settings, sock))
+        finally:
+            send_traces()
     except Misconfigured as error:
         sys.stderr.write(f"tokencast api: {error}\n")
         return 2

@@ -17,7 +17,7 @@ from api.sse import Later
 FULL = "tokencast.full"
 """The scope's extension that says so; `api/protocol.py` counts."""
 
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Admission:

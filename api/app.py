@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -27,14 +27,18 @@ from api.dialects.lifecycle import LIFECYCLE
 from api.errors import new_request_id, on_broker_error, on_crash, on_http_error, on_left
 from api.generations import Generations
 from api.health import Health
+from api.metrics import Metrics, Requests
 from api.models import Models
 from api.multiplex import Events
+from api.openapi import OpenApi
 from api.watching import Watching
 from broker.activity import Activity
 from broker.errors import BrokerError
 from broker.reaper import Reaper
 from broker.service import Broker
 from broker.tasks import cancelled
+from broker.telemetry import REQUEST_ID
+from broker.trace import span, tracing
 
 logger = logging.getLogger("tokencast.api")
 
@@ -43,16 +47,17 @@ def create_app(broker: Broker) -> Starlette:
     """Serves until its lifespan ends; the broker must be connected around it."""
     access = Access(broker.settings, broker.tokens)
     activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
+    reaper = Reaper(broker.store.redis, broker.queue, broker.settings)
+    metrics = Metrics(broker, reaper)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        reaper = Reaper(broker.store.redis, broker.queue, broker.settings)
-        reaping = asyncio.create_task(reaper.run())
+        beside = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
         yield
-        await cancelled((reaping,))
+        await cancelled(beside)
         await activity.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *Generations(broker, access).routes(),
             *Events(broker, access).routes(),
@@ -60,9 +65,11 @@ def create_app(broker: Broker) -> Starlette:
             *ChatCompletions(broker, access).routes(),
             *Models(broker, access).routes(),
             *Health(broker).routes(),
+            *metrics.routes(),
+            *OpenApi().routes(),
             *_dashboard(),
         ],
-        middleware=[Middleware(RequestLog), *_cors(broker), Middleware(Admission)],
+        middleware=[Middleware(RequestLog, metrics.requests), *_cors(broker), Middleware(Admission)],
         exception_handlers={
             BrokerError: on_broker_error,
             HTTPException: on_http_error,
@@ -71,6 +78,8 @@ def create_app(broker: Broker) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.state.metrics = metrics
+    return app
 
 
 def _cors(broker: Broker) -> list[Middleware]:
@@ -88,7 +97,7 @@ def _cors(broker: Broker) -> list[Middleware]:
     ]
 
 
-_STATIC = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+_STATIC = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/docs.css": "docs.css"}
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -124,14 +133,16 @@ class RequestLog:
     a header or a body, which hold tokens, keys and prompts; nor the rest of a path that holds a query's beginning,
     however misspelled or escaped."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, requests: Requests) -> None:
         self._app = app
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = new_request_id()
+        REQUEST_ID.set(request_id)
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -140,15 +151,29 @@ class RequestLog:
                 headers["x-request-id"] = request_id
                 headers.setdefault("referrer-policy", "no-referrer")  # a URL may hold a token,
                 headers.setdefault("cache-control", "no-store")  # and an answer must not be there longer than it
+                took = time.perf_counter() - started
+                self._requests.note(scope["method"], _route(scope), message["status"], took)
                 if message["status"] >= 400:
-                    self._log(scope, message["status"], request_id, time.perf_counter() - started)
+                    self._log(scope, message["status"], request_id, took)
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        if not tracing():  # nothing more on the stack of each subscriber than there must be
+            await self._app(scope, receive, send_with_id)
+            return
+        parent = Headers(scope=scope).get("traceparent", "")
+        with span(scope["method"], parent, server=True, request__id=request_id) as serving:
+            await self._app(scope, receive, send_with_id)
+            serving.rename(f"{scope['method']} {_route(scope)}")
 
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         path = _BEYOND.sub("…", scope["path"])[:200]
-        fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
+        fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
         level = logging.ERROR if status >= 500 else logging.WARNING
         line = "%s %s → %d in %.1f ms (%s)"
         logger.log(level, line, scope["method"], path, status, seconds * 1000, request_id, extra={"fields": fields})
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route that matched, of which there are few; "" where none did."""
+    route: Route | None = scope.get("route")
+    return route.path if route is not None else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.errors import JSONResponse
 from broker.service import Broker
+
+WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
 
 
 class Health:
@@ -26,7 +30,11 @@ class Health:
         return JSONResponse(status, 200 if reason is None else 503)
 
     async def _missing(self) -> str | None:
-        for name, redis in (("logs", self._broker.store.redis), ("queue", self._broker.queue.redis)):
-            if trouble := await redis.trouble():
-                return f"{name}: {trouble}"
+        try:
+            async with asyncio.timeout(WITHIN):
+                for name, redis in (("logs", self._broker.store.redis), ("queue", self._broker.queue.redis)):
+                    if trouble := await redis.trouble():
+                        return f"{name}: {trouble}"
+        except TimeoutError:
+            return "Redis does not answer in time."
         return None

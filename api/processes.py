@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+import tempfile
 import time
 from asyncio.subprocess import Process
 from contextlib import suppress
@@ -19,7 +20,7 @@ from contextlib import suppress
 from api.server import listen
 from broker.embedded import tethered
 from broker.process import python_module
-from broker.settings import Settings
+from broker.settings import Settings, environment
 
 MISCONFIGURED = 2
 SETTLED = 10.0  # seconds: who lived longer than that starts again at once
@@ -30,11 +31,13 @@ logger = logging.getLogger("tokencast.api")
 async def supervise(settings: Settings, count: int) -> int:
     """Until a signal, which is handed on, as is a second one; the exit code. A gateway that ends by itself is started
     again, unless it says that it never can. If this process is killed they die with it."""
-    supervisor = Supervisor(_sockets(settings, count))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, supervisor.stop)
-    return await supervisor.run()
+    with tempfile.TemporaryDirectory(prefix="tokencast-metrics-") as directory:
+        # Whichever is asked for `/metrics` answers for all of them.
+        supervisor = Supervisor(_sockets(settings, count), settings.metrics_dir or directory)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.stop)
+        return await supervisor.run()
 
 
 def _sockets(settings: Settings, count: int) -> list[socket.socket]:
@@ -49,8 +52,9 @@ def _sockets(settings: Settings, count: int) -> list[socket.socket]:
 class Supervisor:
     """One gateway for each socket."""
 
-    def __init__(self, sockets: list[socket.socket]) -> None:
+    def __init__(self, sockets: list[socket.socket], metrics_dir: str) -> None:
         self._sockets = sockets
+        self._environment = environment(TOKENCAST_METRICS_DIR=metrics_dir)
         self._running: dict[int, Process] = {}
         self._stopping = asyncio.Event()
         self._failed = 0
@@ -92,7 +96,11 @@ class Supervisor:
         us, once."""
         command = python_module("api", "--socket", str(sock.fileno()))
         process = await asyncio.create_subprocess_exec(
-            *tethered(command), stdin=asyncio.subprocess.DEVNULL, pass_fds=(sock.fileno(),), start_new_session=True
+            *tethered(command),
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(sock.fileno(),),
+            start_new_session=True,
         )
         self._running[number] = process
         if self._stopping.is_set():

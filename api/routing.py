@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -13,6 +14,9 @@ from broker.errors import BodyTooLarge, InvalidRequest
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.service import Broker
 from broker.store import Created
+from broker.telemetry import REQUEST_ID
+
+logger = logging.getLogger("tokencast.api")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -62,7 +66,9 @@ async def submit(broker: Broker, request: Request, asked: CompletionRequest, ten
     key = request.headers.get("idempotency-key") or None
     if key is not None and len(key) > 255:
         raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
-    return await broker.submit(asked, tenant, key)
+    created = await broker.submit(asked, tenant, key)
+    logger.info("%s: %s (%s)", created.id, "asked for again" if created.replayed else "accepted", REQUEST_ID.get())
+    return created
 
 
 def limit_of(request: Request, default: int, most: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -15,6 +17,7 @@ from broker.hub import Hub
 from broker.ids import Cursor
 from broker.segments import Dialect, Slice
 from broker.subscriber import Wire
+from broker.trace import span, tracing
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -27,19 +30,43 @@ _CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
 
 
 class LiveResponse(Response):
-    """A response that writes for as long as there is something to follow. Closes `stack` when it is over."""
+    """A response that writes for as long as there is something to follow, of one generation if `followed`. Closes
+    `stack` when it is over."""
 
-    def __init__(self, stack: AsyncExitStack, *, headers: dict[str, str] | None = None, send_timeout: float) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        *,
+        followed: Feed | None = None,
+        headers: dict[str, str] | None = None,
+        send_timeout: float,
+    ) -> None:
         super().__init__(None, 200, {**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._stack = stack
+        self._followed = followed
         self._send_timeout = send_timeout
 
     async def write_to(self, wire: Wire) -> str:
         """Everything there is to write; returns the reason why it ended, as `Subscriber.ended` has it."""
         raise NotImplementedError
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> Coroutine[Any, Any, str]:
+        respond = self._traced if tracing() else self._respond
+        return respond(scope, receive, send)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> str:
+        gid, trace = (self._followed.gid, self._followed.trace) if self._followed else ("", "")
+        with span("follow", trace, generation__id=gid) as following:
+            reason = await self._respond(scope, receive, send)
+            following.note(ended=reason)
+            return reason
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> str:
+        """Why it ended."""
         async with self._stack:
             wire = wire_for(scope, receive, send)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -54,6 +81,7 @@ class LiveResponse(Response):
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
                 wire.abort()
+        return reason
 
 
 class EventStream(LiveResponse):
@@ -74,7 +102,7 @@ class EventStream(LiveResponse):
         headers: dict[str, str] | None = None,
         send_timeout: float,
     ) -> None:
-        super().__init__(stack, headers=headers, send_timeout=send_timeout)
+        super().__init__(stack, followed=feed, headers=headers, send_timeout=send_timeout)
         self._hub = hub
         self._feed = feed
         self._dialect: Dialect = dialect

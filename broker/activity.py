@@ -228,7 +228,7 @@ class Activity:
                 channel.tell(entry, self._all_told)
                 told[channel] = None
         for channel in told:
-            await self._hub.deliver(channel)
+            await self._hub.deliver((channel,))
 
 
 def _at(entry_id: bytes) -> tuple[int, int]:

@@ -41,6 +41,7 @@ class Channel(Feed):
 
     def __init__(self, tenant: str, dialect: Dialect, limit: int = 0) -> None:
         super().__init__(_ENDLESS, tenant, lambda _view, _segment: None)
+        self.timed = False  # nobody generates it
         self.window = Window(dialect, limit)
         self.views[dialect] = self.window
 

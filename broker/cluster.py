@@ -192,27 +192,27 @@ class Cluster(Redis):
         self._pools: dict[Node, Pool] = {}
 
     async def execute(self, *command: Argument) -> Reply:
-        with translated():
+        with translated(self.latency):
             if command[0] in _NO_KEY:
                 return await self._anywhere(command)
             return (await self._send([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         """One round trip to each master that has some of the keys, all at once."""
-        with translated():
+        with translated(self.latency):
             return await self._send(commands)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
         return (await self.run_many(script, ((keys, args),)))[0]
 
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
-        with translated():
+        with translated(self.latency):
             return await self._send(
                 [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls], script.source
             )
 
     async def info(self, section: str, group: str) -> bytes:
-        with translated():
+        with translated(self.latency):
             errand = _Errand(("INFO", section), slot_of(group))
             await self._visit(await self._map.owner(errand.slot), [errand])
             return raised(errand.reply)

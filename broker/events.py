@@ -7,6 +7,7 @@ through untouched, so an old gateway survives a new worker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,3 +81,14 @@ def follows(event: Event, previous: Cursor) -> bool:
     if cursor.attempt == previous.attempt:
         return cursor.seq == previous.seq + 1 or event.type == GONE
     return cursor.attempt > previous.attempt and cursor.seq == 0
+
+
+def connected(position: Cursor, events: Sequence[Event]) -> list[Event]:
+    """The events that follow the position, and each other, without a gap."""
+    found: list[Event] = []
+    for event in events:
+        if not follows(event, position):
+            break
+        found.append(event)
+        position = event.cursor
+    return found

@@ -21,6 +21,7 @@ class Feed:
 
     def __init__(self, generation: Generation, tenant: str, used: Callable[[View, Segment], None]) -> None:
         self.gid = generation.id
+        self.trace = generation.trace
         self.tenant = tenant
         self.users = 0
         self.checked = 0  # the hub's tick at which it was last heard of, or asked for
@@ -32,6 +33,11 @@ class Feed:
         self.ended = generation.ended
         self.has_chunk = generation.first_token_at is not None
         self.gone = False
+        # For broker/rhythm.py: up to where readers were served, and when; the newest entry; is the first chunk out.
+        self.timed = True
+        self.served_attempt, self.served_seq, self.served_at = -1, 0, 0.0
+        self.newest: RawEntry | None = None
+        self.shown = self.has_chunk
 
     def refresh(self, generation: Generation) -> None:
         """Takes over what Redis says now, after a time without a reader. What is held stays valid, since a log
@@ -41,7 +47,8 @@ class Feed:
         self.tail = generation.cursor
         self.ended = generation.ended
         self.gone = False
-        self.has_chunk = generation.first_token_at is not None
+        self.has_chunk = self.shown = generation.first_token_at is not None
+        self.served_attempt = -1
         self.changed()
 
     def _forget(self) -> None:
@@ -73,6 +80,7 @@ class Feed:
             for view in self.views.values():
                 view.append(self.tail, event)
             self._advance(event)
+        self.newest = entries[-1]
         self.changed()
 
     def _advance(self, event: Event) -> None:

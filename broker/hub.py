@@ -19,13 +19,15 @@ from functools import partial
 
 from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
-from broker.events import STARTED, Event, follows
+from broker.events import STARTED, Event, connected
 from broker.feed import Feed
 from broker.ids import START, Cursor, shard_of
 from broker.reader import Reader
+from broker.rhythm import Rhythm
 from broker.segments import Dialect, Slice, View
 from broker.store import PAGE, Generation, Store
 from broker.subscriber import Subscriber, Wire
+from broker.tally import Count
 from broker.tasks import cancelled
 from broker.together import Together
 
@@ -52,6 +54,9 @@ class Hub:
         self._stalled: dict[Subscriber, None] = {}
         self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
         self.cache = SegmentCache(cache_bytes)
+        self.rhythm = Rhythm(store.clock)
+        self.endings = Count()  # of responses, by why they ended
+        self.delivered = Count()  # events, by dialect
         self._tick = 0
         self.draining = False
 
@@ -68,6 +73,7 @@ class Hub:
         went_back = False
         if feed is None:
             feed = self._feeds[gid] = Feed(generation, tenant, self.cache.use)
+            feed.timed = self.rhythm.chooses(len(self._feeds))
         else:
             went_back = generation.cursor < known or (feed.ended and generation.cursor != feed.tail)
             if feed.users == 0 or went_back:
@@ -78,7 +84,7 @@ class Hub:
             if not feed.ended and gid not in self._reading:
                 await self._follow(feed)
             if went_back:
-                await self._deliver((feed,))  # to those who were here before
+                await self.deliver((feed,))  # to those who were here before
             yield feed, generation
         finally:
             feed.users -= 1
@@ -90,7 +96,7 @@ class Hub:
         group = redis.servers.group(shard_of(feed.gid))
         reader = next((reader for reader in self._readers if reader.group == group and reader.free > 0), None)
         if reader is None:
-            reader = Reader(redis, group, (self._process, len(self._readers)), self._deliver, self._resync)
+            reader = Reader(redis, group, (self._process, len(self._readers)), self.deliver, self._resync)
             self._readers.append(reader)
             self._spawn(reader.run())
         self._reading[feed.gid] = reader
@@ -138,7 +144,7 @@ class Hub:
             if feed.users and not feed.ended and (quiet or feed.doubted):
                 feed.checked = self._tick
                 await self._resync(feed)
-                await self._deliver((feed,))
+                await self.deliver((feed,))
 
     # --- subscribers -------------------------------------------------------------------------------------
 
@@ -164,6 +170,8 @@ class Hub:
 
     def _remove(self, subscriber: Subscriber) -> None:
         subscriber.end("left")
+        self.endings[(subscriber.ended.result(),)] += 1
+        self.delivered[(subscriber.dialect,)] += subscriber.events()
         self._stalled.pop(subscriber, None)
         members = self._subscribers.get(subscriber.feed)
         if members is not None:
@@ -175,24 +183,29 @@ class Hub:
     def subscribers(self) -> int:
         return sum(map(len, self._subscribers.values()))
 
+    def everybody(self) -> list[Subscriber]:
+        return [subscriber for members in self._subscribers.values() for subscriber in members]
+
     # --- the pass ----------------------------------------------------------------------------------------
 
-    async def _deliver(self, feeds: Sequence[Feed]) -> None:
+    async def deliver(self, feeds: Sequence[Feed]) -> None:
         """One pass over everybody who follows these feeds, in turns short enough for the event loop."""
         until = time.monotonic() + PASS_SECONDS
+        served: Feed | None = None
         for feed in feeds:
             feed.checked = self._tick
-            for subscriber in tuple(self._subscribers.get(feed, ())):
+            members = tuple(self._subscribers.get(feed, ()))
+            for subscriber in members:
                 self.push(subscriber)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + PASS_SECONDS
+            if members and feed.timed:
+                self.rhythm.beat(served := feed)
             if feed.ended:
                 self._unfollow(feed)
-
-    async def deliver(self, feed: Feed) -> None:
-        """To the subscribers of a feed to which somebody else appends."""
-        await self._deliver((feed,))
+        if served is not None:
+            self.rhythm.passed(served)
 
     def push(self, subscriber: Subscriber) -> None:
         """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
@@ -290,7 +303,7 @@ class Hub:
             logger.warning("cannot read %s: Redis is away", feed.gid)
         except Exception:
             logger.exception("cannot read %s", feed.gid)
-        known = _connected(position, events)
+        known = connected(position, events)
         view.insert(position, known)
         for subscriber in self._loading.pop((view, position), ()):
             if known:
@@ -364,7 +377,7 @@ class Hub:
     async def drain(self, window: float) -> None:
         """Ends all responses, spread over the window, so that their readers do not come back all at once."""
         self.draining = True
-        everybody = [subscriber for members in self._subscribers.values() for subscriber in members]
+        everybody = self.everybody()
         random.shuffle(everybody)
         started = time.monotonic()
         for number, subscriber in enumerate(everybody, start=1):
@@ -383,14 +396,3 @@ class Hub:
 
 
 _TICKS = 15  # in a heartbeat's time: how exactly silence, and a stall, is measured
-
-
-def _connected(position: Cursor, events: Sequence[Event]) -> list[Event]:
-    """The events that follow the position, and each other, without a gap."""
-    connected: list[Event] = []
-    for event in events:
-        if not follows(event, position):
-            break
-        connected.append(event)
-        position = event.cursor
-    return connected

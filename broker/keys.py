@@ -24,7 +24,7 @@ def meta(gid: str) -> str:
     own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
     ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
     xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
-    us usage JSON · er error JSON · res merged choices JSON
+    us usage JSON · er error JSON · res merged choices JSON · tp traceparent, where traces are kept
     """
     return f"tc:{{{shard_of(gid)}}}:m:{gid}"
 

@@ -33,6 +33,7 @@ from broker.address import Node, without_password
 from broker.errors import StorageUnavailable
 from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica
 from broker.servers import Servers
+from broker.tally import ROUND_TRIPS, Buckets
 
 Command = Sequence[Argument]
 Call = tuple[Sequence[str], Sequence[Argument]]
@@ -66,6 +67,8 @@ class Redis(ABC):
     def __init__(self, url: str, servers: Servers) -> None:
         self.url = url
         self.servers = servers
+        self.latency = Buckets(ROUND_TRIPS)
+        """Of commands and pipelines, with their wait for a connection."""
 
     @abstractmethod
     async def execute(self, *command: Argument) -> Reply: ...
@@ -134,13 +137,13 @@ class Pool(Redis):
         self.client.response_callbacks.clear()
 
     async def execute(self, *command: Argument) -> Reply:
-        with translated():
+        with translated(self.latency):
             return await self.client.execute_command(*command)
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         if not commands:
             return []
-        with translated():
+        with translated(self.latency):
             return [raised(reply) for reply in await self.attempt(commands)]
 
     async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
@@ -154,10 +157,10 @@ class Pool(Redis):
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
         command = (script.sha, len(keys), *keys, *args)
         try:
-            with translated():
+            with translated(self.latency):
                 return await self.client.execute_command("EVALSHA", *command)
         except NoScriptError:
-            with translated():
+            with translated(self.latency):
                 return await self.client.execute_command("EVAL", script.source, *command[1:])
 
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
@@ -240,12 +243,18 @@ def raised(reply: Reply) -> Reply:
 
 
 class translated:  # noqa: N801 - reads as a word in `with translated():`
-    """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on."""
+    """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on. Notes how long
+    it took."""
+
+    def __init__(self, latency: Buckets | None = None) -> None:
+        self._latency = latency
 
     def __enter__(self) -> None:
-        pass
+        self._began = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._latency is not None:
+            self._latency.observe(time.monotonic() - self._began)
         if isinstance(error, AuthenticationError):
             raise StorageUnavailable("Redis refuses the name or the password.") from error
         if isinstance(error, Refused):

@@ -8,13 +8,14 @@ be lost and is rebuilt from the logs' Redis by the reaper.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from arq.jobs import serialize_job
 
 from broker import keys
 from broker.connection import Redis, Script
+from broker.ids import created_ms
 from broker.limits import Limits, Places
 
 ENQUEUE = Script("enqueue")
@@ -30,6 +31,17 @@ def serialize(job: dict[str, Any]) -> bytes:
 
 def deserialize(data: bytes) -> dict[str, Any]:
     return msgspec.json.decode(data)
+
+
+FRONT = 200  # tickets that are looked at for who waits longest
+TICKET = 38 + len(".1")  # characters of a generation's first one
+
+
+class Present(NamedTuple):
+    """A worker, as it last said itself."""
+
+    slots: int
+    running: int
 
 
 class Queue:
@@ -73,6 +85,19 @@ class Queue:
 
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))
+
+    async def waiting(self) -> tuple[int, int]:
+        """How many wait, and since when (ms) the longest of those that are next in turn; 0 where none does, or all
+        have run before."""
+        depth, tickets = await self.redis.pipeline([("ZCARD", keys.QUEUE), ("ZRANGE", keys.QUEUE, 0, FRONT - 1)])
+        fresh = [ticket[:-2].decode() for ticket in tickets if ticket.endswith(b".1") and len(ticket) == TICKET]
+        return int(depth), min(map(created_ms, fresh), default=0)
+
+    async def workers(self) -> list[Present]:
+        """Those that are there."""
+        ids = await self.redis.execute("ZRANGE", keys.WORKERS, 0, -1)
+        found = await self.redis.pipeline([("HMGET", keys.worker(one.decode()), "slots", "running") for one in ids])
+        return [Present(int(slots), int(running or 0)) for slots, running in found if slots is not None]
 
     async def models(self) -> dict[str, list[str]]:
         """Upstream → the models that it says it has, as far as a worker has asked it."""

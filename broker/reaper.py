@@ -42,6 +42,8 @@ class Reaper:
         self._seen: dict[str, bytes] = {}
         self._still_until: dict[str, float] = {}
         self._swept_at = time.time()
+        self.failed = 0
+        """Generations ended as `attempts_exhausted`."""
 
     async def run(self) -> None:
         """Until cancelled; survives every error."""
@@ -113,6 +115,7 @@ class Reaper:
             log.error("%s: cannot be reaped: %s", gid, type(error).__name__)
             return
         if verdict[0] == b"FAILED":
+            self.failed += 1
             log.warning("%s: failed (attempts_exhausted)", gid)
         elif verdict[0] == b"REQUEUE":
             await self._enqueue(gid, verdict[2].decode(), int(verdict[1]))

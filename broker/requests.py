@@ -17,7 +17,7 @@ Json = dict[str, Any]
 # Ours; stripped before the upstream sees the body (`stream` is always true there).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
 MAX_TTL_SECONDS = 30 * 86400  # the indexes live 32 days
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def _check_message(message: object, param: str) -> None:
         raise InvalidRequest(f"`{param}` must be an object.", param=param, code="invalid_type")
     fields = cast(Json, message)
     role = fields.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise InvalidRequest(f"`{param}.role` must be one of {', '.join(sorted(_ROLES))}.", param=f"{param}.role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidRequest(f"`{param}.role` must be one of {', '.join(sorted(ROLES))}.", param=f"{param}.role")
     if not isinstance(fields.get("content"), str | list | None):
         raise InvalidRequest(
             f"`{param}.content` must be a string or an array of parts.", param=f"{param}.content", code="invalid_type"
@@ -128,7 +128,9 @@ def _metadata(body: Json) -> dict[str, str]:
 
 
 def _policy(body: Json) -> str:
-    policy = body.get("on_upstream_error") or "fail"
+    policy = body.get("on_upstream_error")
+    if policy is None:
+        return "fail"
     if policy not in ("fail", "restart"):
         raise InvalidRequest("`on_upstream_error` is `fail` or `restart`.", param="on_upstream_error")
     return policy

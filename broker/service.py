@@ -20,8 +20,10 @@ from broker.queue import Queue
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.settings import Settings
 from broker.store import PAGE, Created, Generation, Store, queued
+from broker.tally import Count
 from broker.tasks import cancelled
 from broker.tokens import Tokens
+from broker.trace import traceparent
 
 logger = logging.getLogger("tokencast.broker")
 
@@ -40,6 +42,9 @@ class Broker:
             send_timeout=settings.send_timeout,
             cache_bytes=settings.cache_bytes,
         )
+        self.created = Count()
+        self.ended = Count()
+        """From here, by upstream, model, status and code."""
 
     async def enqueue(
         self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
@@ -66,6 +71,10 @@ class Broker:
         if created.replayed:
             await self._forgo(gid, tenant, counted)
         else:
+            self.created[self.settings.label_of(request.model)] += 1
+            if trace := traceparent():
+                with suppress(BrokerError):
+                    await self.store.note_trace(created.id, trace)  # before a worker can have it
             try:
                 await self.queue.enqueue(created.id, tenant, 1)
             except BrokerError as error:
@@ -104,7 +113,10 @@ class Broker:
         """Ends it as cancelled, at once; one that has ended stays as it is."""
         was, ticket = await self.store.cancel(gid, tenant)
         await self._withdraw(gid, tenant, was, ticket)
-        return await self.store.get(gid, tenant)
+        generation = await self.store.get(gid, tenant)
+        if was in ("queued", "in_progress"):
+            self.ended[(*self.settings.label_of(generation.model), "cancelled", "")] += 1
+        return generation
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Forgets it; its followers get `gone`."""

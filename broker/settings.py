@@ -152,6 +152,12 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         256 * 1024 * 1024, ge=1024 * 1024, description="Framed bytes a gateway keeps of recently read logs"
     )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port at which a worker answers `/metrics`, `/healthz`, `/readyz`; 0 = none"
+    )
+    metrics_dir: str | None = Field(
+        None, description="Where gateways on one port leave each other their metrics; an empty directory at the start"
+    )
     log: Literal["text", "json"] = Field("text", description="Log format, `text` or `json`")
 
     @field_validator("redis_url", "streams_url")
@@ -212,6 +218,15 @@ class Settings(BaseSettings):
             if upstream.serves(model):
                 return upstream
         raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
+
+    def label_of(self, model: str) -> tuple[str, str]:
+        """The upstream, and the model as the settings spell it: a pattern, if one serves it. What callers ask for is
+        theirs to invent, and names no metric."""
+        for upstream in self.all_upstreams():
+            for pattern in upstream.models:
+                if fnmatch.fnmatchcase(model, pattern):
+                    return upstream.name, pattern
+        return "", ""
 
     @classmethod
     def settings_customise_sources(

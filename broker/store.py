@@ -30,8 +30,9 @@ CREATE = Script("create")
 CANCEL = Script("cancel")
 DELETE = Script("delete")
 SETTLE = Script("settle")
+TRACE = Script("trace")
 
-_FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk")
+_FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Generation:
     finish_reason: str | None = None
     text: str = ""
     choices: Sequence[Json] = ()
+    trace: str = ""
+    """The `traceparent` of the request that created it, where traces are kept."""
 
     @property
     def ended(self) -> bool:
@@ -101,14 +104,14 @@ class Store:
     def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
         """`grace`: seconds that a worker may take to put a running generation back after Redis has lost it."""
         self.redis = redis
-        self._clock = RedisClock(redis)
+        self.clock = RedisClock(redis)
         self._retention = retention
         self._losses = Losses(grace)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
     async def name(self, tenant: str, idempotency_key: str | None) -> str:
         """The id of a generation that is to be created."""
-        return new_id(int(await self._clock.now() * 1000), tenant, idempotency_key)
+        return new_id(int(await self.clock.now() * 1000), tenant, idempotency_key)
 
     async def knows(self, tenant: str, idempotency_key: str) -> bool:
         """Whether the key stands for a generation."""
@@ -152,6 +155,10 @@ class Store:
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
         raise IdempotencyConflict
+
+    async def note_trace(self, gid: str, traceparent: str) -> None:
+        """What happens to a generation from now on is a part of this trace."""
+        await self.redis.run(TRACE, [keys.meta(gid)], [traceparent])
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
@@ -349,6 +356,7 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
         error=_json(m["er"]),
         metadata=_json(m["mt"]) or {},
         finish_reason=(m["fr"] or b"").decode() or None,
+        trace=(m["tp"] or b"").decode(),
     )
 
 

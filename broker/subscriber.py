@@ -39,7 +39,7 @@ class Subscriber:
     """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
     `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
 
-    __slots__ = ("ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
+    __slots__ = ("_counted", "ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
 
     def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
         self.feed = feed
@@ -49,7 +49,21 @@ class Subscriber:
         self.given = False
         self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
         self.quiet_since = 0  # the hub's tick at which something was written last
+        self._counted = position
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def dialect(self) -> str:
+        """Its name."""
+        return type(self.view.dialect).__name__.lower()
+
+    def events(self) -> int:
+        """How many it has been given since this was last asked; of an attempt that was reset since then, none."""
+        before, (attempt, seq) = self._counted, self.position
+        self._counted = self.position
+        if attempt == before.attempt:
+            return max(0, seq - before.seq)
+        return seq + 1 + (1 - before.seq if before.attempt == 0 else 0)  # `created` stands before the first attempt
 
     def end(self, reason: str) -> None:
         if not self.ended.done():

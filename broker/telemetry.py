@@ -8,12 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import re
 import time
+from contextvars import ContextVar
 from typing import Literal
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that is being answered, if one is."""
+
+_GENERATION = re.compile(r"gen_[0-9a-z]{34}")
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", …}`; what was passed as `extra={"fields": {…}}` joins it."""
+    """`{"time", "level", "logger", "message", …}`: with `request_id` while a request is answered, `generation_id` where
+    the message names one, and what was passed as `extra={"fields": {…}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -22,6 +30,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
+        if generation := _GENERATION.search(record.getMessage()):
+            line["generation_id"] = generation[0]
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -11,6 +11,7 @@ from broker.errors import BrokerError, Misconfigured
 from broker.process import prepare
 from broker.settings import Settings, load
 from broker.telemetry import configure_logging
+from broker.trace import configure_tracing
 from worker.presence import present_here
 
 
@@ -33,8 +34,12 @@ def _work(settings: Settings) -> int:
 
     process.check_upstreams(settings)
     prepare(process.log, files=4 * settings.slots + 200)  # each slot has a connection to the upstream, some to Redis
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(process.run(settings))
+    send_traces = configure_tracing("tokencast-worker")
+    try:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(process.run(settings))
+    finally:
+        send_traces()
 
 
 async def _check(settings: Settings) -> int:

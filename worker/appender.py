@@ -22,6 +22,7 @@ from broker.resp import NotMaster, RespConnection, RespError
 from broker.servers import Servers
 from broker.settings import Settings
 from broker.store import lifecycle_keys, new_epoch
+from broker.tally import ROUND_TRIPS, Buckets
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
 
@@ -63,6 +64,7 @@ class Appender:
         self._tick = min(0.5, settings.lease / 6)
         self._lanes = {group: Lane(self, self._servers, group, settings, self._tick) for group in self._servers.groups}
         self._whole: bool | None = None
+        self.flushes = Buckets(ROUND_TRIPS)
 
     @property
     def connected(self) -> bool:
@@ -191,7 +193,9 @@ class Lane:
                         self._wake = asyncio.get_running_loop().create_future()
                         await self._wake
                     continue
+                sent = time.monotonic()
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
+                self._appender.flushes.observe(time.monotonic() - sent)
                 refusal = self._settle(calls, replies)
                 if refusal is None:
                     self._well()

@@ -214,6 +214,13 @@ class Attempt:
     def tokens_until(self, cut: int) -> int:
         return self._counts[cut - 1] if cut else 0
 
+    def token_times(self, first: int) -> list[int]:
+        """When the events with tokens came, in ms since the attempt began, from the event of that number on."""
+        counts = self._counts[first:]
+        before = [self._counts[first - 1] if first else 0, *counts]
+        times = self.items[3 * first + 1 :: 3]
+        return [int(at) for at, count, known in zip(times, counts, before, strict=False) if count > known]
+
     def acknowledge(self, last: int) -> None:
         """Redis has everything up to seq `last`; less than it had before, if it forgot some."""
         acked = min(last, len(self._ends))

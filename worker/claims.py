@@ -67,6 +67,20 @@ class Claim:
         return msgspec.json.decode(self.meta[b"rq"])
 
     @property
+    def trace(self) -> str:
+        """The `traceparent` that its spans are children of."""
+        return self.meta.get(b"tp", b"").decode()
+
+    @property
+    def began(self) -> float:
+        """When it was claimed, unix seconds by Redis's clock."""
+        return (self.attempt >> 10) / 1000
+
+    @property
+    def created_at(self) -> float:
+        return int(self.meta[b"ca"]) / 1000
+
+    @property
     def restarts(self) -> bool:
         """Whether an upstream error after the first token starts it again."""
         return self.meta[b"pol"] == b"restart"

@@ -22,11 +22,13 @@ from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
 from broker.settings import Settings
+from broker.trace import Spanned, mark, past_span, span
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.chunks import Chunk
 from worker.claims import Claim, announce_waiting, claim
 from worker.failures import UpstreamError
+from worker.tally import Tally
 from worker.upstream import Upstreams
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
@@ -45,6 +47,7 @@ class Generator:
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
+        self.tally = Tally(settings)
         self.claims: dict[str, Claim] = {}
         """What this process writes now, by generation."""
 
@@ -62,18 +65,31 @@ class Generator:
     async def _attempt(self, claim: Claim, deadline: float) -> Claim | None:
         """One attempt, to the generation's ending or to the claim of another attempt."""
         log.info("%s: attempt %d", claim.gid, claim.ordinal)
+        if claim.ordinal == 1:
+            past_span("queue", claim.trace, claim.created_at, claim.began, generation__id=claim.gid)
+        with span("attempt", claim.trace, generation__id=claim.gid, gen_ai__request__model=claim.model) as spanned:
+            spanned.note(attempt=claim.ordinal)
+            return await self._run_attempt(claim, deadline, spanned)
+
+    async def _run_attempt(self, claim: Claim, deadline: float, spanned: Spanned) -> Claim | None:
         attempt = self._appender.begin(claim)
+        self.tally.began(attempt)
         try:
             failure = await self._produce(attempt, deadline)
             if failure is not None and failure.restartable and attempt.shown and claim.restarts:
                 again = await self._claim_again(claim)
                 if again is not None:
                     return again
-            await self._finish(attempt, failure)
+            failure = await self._finish(attempt, failure)
+            if failure is not None:
+                spanned.failed(failure.code or "")
         except AttemptEnded as end:
+            spanned.note(ended_elsewhere=end.reason)
             log.info("%s: ended elsewhere (%s)", claim.gid, end.reason)
         finally:
             self._appender.drop(attempt)
+            self.tally.left(attempt)
+            spanned.note(chunks=attempt.chunks, bytes=attempt.size)
         return None
 
     async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
@@ -100,6 +116,7 @@ class Generator:
                 delay = None if attempt.shown or not error.retryable else retries.delay(error.retry_after)
                 if delay is None:
                     raise
+                self.tally.retried(attempt, error)
                 log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
                 waiting = {"reason": error.code, "retry_at": round(await self._clock.now() + delay, 3)}
             attempt.note(WAITING, msgspec.json.encode(waiting))
@@ -111,6 +128,7 @@ class Generator:
         """One upstream call. Chunks without a token (a role, a content filter's verdict) wait for the first one:
         until then a failed call can be repeated without a trace."""
         held: list[Chunk] = []
+        called = time.monotonic()
         async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
             async for chunks in stream:
                 if attempt.shown:
@@ -119,6 +137,8 @@ class Generator:
                     held += chunks
                     if len(held) > HELD or any(chunk.tokens for chunk in chunks):
                         attempt.push(held)
+                        self.tally.first_token(attempt, called)
+                        mark("first token")
                 if attempt.crowded:
                     await attempt.room()
         if held and not attempt.shown:
@@ -138,12 +158,14 @@ class Generator:
                 return None
             raise AttemptEnded(outcome)
 
-    async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> None:
+    async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:
         try:
             failure = await _write_ending(attempt, failure)
         except AttemptEnded as end:
             failure = await _write_ending(attempt, _own_failure(attempt, end))
+        self.tally.finished(attempt, failure)
         log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
+        return failure
 
 
 class Retries:

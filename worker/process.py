@@ -19,6 +19,7 @@ from broker.tasks import cancelled
 from worker.appender import Appender
 from worker.generate import Generator
 from worker.main import Picker
+from worker.metrics import Metrics
 from worker.models import ModelLists
 from worker.presence import Presence
 from worker.running import Running
@@ -69,19 +70,28 @@ async def _work(
 ) -> int:
     stop, hurry = signals
     appender = Appender(settings, store.servers)
-    running = Running(Generator(store, appender, upstreams, settings), store, queue, settings.slots)
+    generator = Generator(store, appender, upstreams, settings)
+    running = Running(generator, store, queue, settings.slots)
     picker = Picker(store, running, appender, settings)
     presence = Presence(queue.redis, running)
+    reaper = Reaper(store, queue, settings)
+
+    def not_ready() -> str | None:
+        return "stopping" if stop.is_set() else None if appender.connected else "the logs' Redis is away"
+
+    servers = {"logs": store, "queue": queue.redis}
+    metrics = Metrics(generator.tally, appender, running, reaper, servers, not_ready)
     parts = [
         asyncio.create_task(part)
         for part in (
             appender.run(),
             presence.run(),
             running.places.run(),
-            Reaper(store, queue, settings).run(),
+            reaper.run(),
             ModelLists(queue.redis, upstreams).run(),
             picker.run(),
             watch.run(),
+            metrics.run(settings),
         )
     ]
     try:
@@ -97,6 +107,8 @@ async def _work(
     finally:
         ends = await cancelled(parts)
     for error in ends:
+        if isinstance(error, Misconfigured):
+            raise error
         if isinstance(error, Exception):
             log.error("a part of the worker failed", exc_info=error)
     log.info("stopped")

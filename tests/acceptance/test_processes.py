@@ -105,3 +105,17 @@ async def test_a_count_that_is_none_is_refused(count: str) -> None:
     async with service("api", "--processes", count) as process:
         assert await process.wait() == 2
         assert "--processes" in process.output
+
+
+async def test_either_of_them_counts_for_both(redis: EmbeddedRedis) -> None:
+    """A scrape lands on one of them, by chance."""
+    async with two(redis) as api:
+        for _ in range(20):  # each over a connection of its own
+            async with httpx2.AsyncClient(base_url=api.url, timeout=DEADLINE) as http:
+                assert (await http.get("/v1/models")).status_code == 200
+        counted = 'tokencast_http_requests_total{method="GET",route="/v1/models",status="200"} 20.0'
+
+        async def all_counted() -> bool:
+            return counted in (await api.http.get("/metrics")).text
+
+        await wait_until(all_counted)

@@ -50,6 +50,8 @@ def test_packages_look_one_way(package: str, allowed: str) -> None:
 def test_each_library_has_its_place() -> None:
     assert importers("openai") == {"worker/upstream.py"}
     assert importers("arq") == {"broker/queue.py", "worker/main.py"}
+    assert importers("opentelemetry") == {"broker/trace.py"}
+    assert importers("prometheus_client") == {"broker/metrics.py"}
     for library in ("starlette", "uvicorn"):
         assert {name for name in importers(library) if not name.startswith(("api/", SIMULATOR))} == set()
 

@@ -40,6 +40,8 @@ BODY: dict[str, Any] = {"model": "m", "messages": MESSAGES}
         ({**BODY, "metadata": {"a": 1}}, "metadata", "invalid_type"),
         ({**BODY, "metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value"),
         ({**BODY, "on_upstream_error": "retry"}, "on_upstream_error", "invalid_value"),
+        ({**BODY, "on_upstream_error": {}}, "on_upstream_error", "invalid_value"),
+        ({**BODY, "on_upstream_error": False}, "on_upstream_error", "invalid_value"),
         ({**BODY, "ttl_seconds": "1"}, "ttl_seconds", "invalid_type"),
         ({**BODY, "ttl_seconds": 0}, "ttl_seconds", "invalid_value"),
         ({**BODY, "ttl_seconds": 1e12}, "ttl_seconds", "invalid_value"),

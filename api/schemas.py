@@ -1,0 +1,152 @@
+"""The shapes in `/openapi.json`: what goes in and comes out, in JSON Schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.events import NAMES, STATUSES
+from broker.requests import MAX_TTL_SECONDS, ROLES
+from broker.tokens import LONGEST
+
+Json = dict[str, Any]
+
+STRING: Json = {"type": "string"}
+NUMBER: Json = {"type": "number"}
+OBJECT: Json = {"type": "object"}
+CURSOR: Json = {"type": "string", "pattern": r"^[0-9]{1,16}-[0-9]{1,10}$", "examples": ["1850812345678901-7"]}
+ID: Json = {"type": "string", "pattern": "^gen_[0-9a-z]{34}$"}
+
+
+def ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def orelse_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def whole(least: int, most: int, default: int) -> Json:
+    return {"type": "integer", "minimum": least, "maximum": most, "default": default}
+
+
+def record(properties: Json, *, optional: tuple[str, ...] = (), **more: Any) -> Json:
+    """An object whose properties are all there but for the optional ones; others may join them."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, **({"required": required} if required else {}), **more}
+
+
+def listed(name: str) -> Json:
+    return record(
+        {"object": {"const": "list"}, "data": {"type": "array", "items": ref(name)}, "has_more": {"type": "boolean"}}
+    )
+
+
+_METADATA: Json = {
+    "type": "object",
+    "maxProperties": 16,
+    "propertyNames": {"maxLength": 64},
+    "additionalProperties": {"type": "string", "maxLength": 512},
+}
+_MESSAGE = record(
+    {
+        "role": {"enum": sorted(ROLES)},
+        "content": {"anyOf": [STRING, {"type": "array"}, {"type": "null"}]},
+    },
+    optional=("content",),
+)
+_COMPLETION_REQUEST: Json = {
+    "model": {"type": "string", "minLength": 1, "maxLength": 256},
+    "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+    "n": orelse_null(whole(1, 128, 1)),
+    "stream_options": orelse_null(
+        record({"include_usage": orelse_null({"type": "boolean"})}, optional=("include_usage",))
+    ),
+    "metadata": orelse_null(_METADATA),
+    "on_upstream_error": {
+        "enum": ["fail", "restart", None],
+        "description": "After the first token: the generation fails, or starts again with a `reset`.",
+    },
+    "ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": MAX_TTL_SECONDS}),
+}
+_OPTIONAL = tuple(name for name in _COMPLETION_REQUEST if name not in ("model", "messages"))
+_EVERYTHING_ELSE = "Every other parameter of chat.completions is passed on to the upstream as it is."
+
+_SUMMARY: Json = {
+    "id": ID,
+    "object": {"const": "generation"},
+    "status": {"enum": list(STATUSES)},
+    "model": STRING,
+    "created_at": {"type": "number", "description": "Unix seconds, as all times here."},
+    "started_at": orelse_null(NUMBER),
+    "first_token_at": orelse_null(NUMBER),
+    "ended_at": orelse_null(NUMBER),
+    "attempt": {"type": "integer", "minimum": 0, "description": "Counts from 1 once it runs."},
+    "cursor": {**CURSOR, "description": "Of the newest event."},
+    "usage": orelse_null(OBJECT),
+    "error": orelse_null(OBJECT),
+    "metadata": _METADATA,
+}
+_CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
+
+SCHEMAS: Json = {
+    "Error": record(
+        {
+            "error": record(
+                {"message": STRING, **{name: orelse_null(STRING) for name in ("type", "param", "code")}}
+            )
+        }
+    ),
+    "GenerationRequest": record(_COMPLETION_REQUEST, optional=_OPTIONAL, description=_EVERYTHING_ELSE),
+    "ChatCompletionRequest": record(
+        {**_COMPLETION_REQUEST, "stream": orelse_null({"type": "boolean"})},
+        optional=(*_OPTIONAL, "stream"),
+        description=_EVERYTHING_ELSE,
+    ),
+    "GenerationSummary": record(_SUMMARY),
+    "Generation": record(
+        {
+            **_SUMMARY,
+            "text": {"type": "string", "description": "Choice 0's content so far."},
+            "choices": {"type": "array", "items": _CHOICE, "description": "The merged messages so far."},
+        }
+    ),
+    "GenerationList": listed("GenerationSummary"),
+    "Event": record(
+        {
+            "id": CURSOR,
+            "event": {"type": "string", "examples": sorted(set(NAMES.values()))},
+            "at": {"type": "integer", "description": "Milliseconds since the attempt began."},
+            "data": {},
+        }
+    ),
+    "EventPage": listed("Event"),
+    "StreamEvent": record(
+        {
+            "id": {"type": "string", "description": "The cursor to come back with, as `Last-Event-ID`."},
+            "event": {"type": "string", "examples": sorted(set(NAMES.values())), "description": "Not in chat."},
+            "data": {"type": "string", "description": "JSON on one line; of chat, at the end, `[DONE]`."},
+            "retry": {"type": "integer", "description": "Milliseconds to wait before coming back."},
+        },
+        optional=("id", "event", "data", "retry"),
+        description="One event of a stream (WHATWG HTML §9.2).",
+    ),
+    "TokenRequest": record(
+        {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
+    ),
+    "Token": record({"token": STRING, "expires_at": NUMBER, "events_url": STRING}),
+    "ChatCompletion": record(
+        {
+            "id": ID,
+            "object": {"const": "chat.completion"},
+            "created": {"type": "integer"},
+            "model": STRING,
+            "choices": {"type": "array", "items": _CHOICE},
+            "usage": orelse_null(OBJECT),
+        }
+    ),
+    "Model": record(
+        {"id": STRING, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": STRING}
+    ),
+    "ModelList": record({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
+    "Status": record({"status": STRING, "reason": STRING}, optional=("reason",)),
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""One trace from the POST through queue and attempt to the last byte, at a collector that speaks OTLP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from broker import connect, keys
+from broker.embedded import EmbeddedRedis
+from tests.support import ROOT, gateway, request_body, wait_until, worker
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@dataclass
+class Collector:
+    url: str = ""
+    spans: list[tuple[str, Span]] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        message = ExportTraceServiceRequest.FromString(await request.read())
+        for resource in message.resource_spans:
+            service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+            self.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
+        return web.Response()
+
+    def named(self, name: str) -> Span | None:
+        return next((span for _, span in self.spans if span.name == name), None)
+
+
+@asynccontextmanager
+async def collector() -> AsyncGenerator[Collector, None]:
+    found = Collector()
+    app = web.Application()
+    app.add_routes([web.post("/v1/traces", found.take)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield found
+    finally:
+        await runner.cleanup()
+
+
+async def test_one_trace_from_the_post_to_the_last_byte(own_redis: EmbeddedRedis, sim: str) -> None:
+    names = ("POST /v1/generations", "queue", "attempt", "follow")
+    async with collector() as at:
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": at.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        async with gateway(own_redis.url, **sending) as api, worker(own_redis.url, sim, **sending):
+            created = await api.create(request_body("one two", model="sim-fast"), traceparent=f"00-{TRACE}-{PARENT}-01")
+            await api.events(created["id"])
+            await wait_until(lambda: all(at.named(name) for name in names))
+        post, queue, attempt, follow = (at.named(name) for name in names)
+        services = {span.name: service for service, span in at.spans}
+    assert {span.trace_id.hex() for span in (post, queue, attempt, follow)} == {TRACE}
+    assert post.parent_span_id.hex() == PARENT
+    assert {span.parent_span_id for span in (queue, attempt, follow)} == {post.span_id}
+    assert (services["queue"], services["follow"]) == ("tokencast-worker", "tokencast-api")
+    assert queue.end_time_unix_nano >= queue.start_time_unix_nano
+    assert "first token" in [event.name for event in attempt.events]
+    facts = {one.key: one.value.string_value for one in follow.attributes}
+    assert (facts["generation.id"], facts["ended"]) == (created["id"], "ended")
+    assert "one two" not in str(at.spans)
+
+
+async def test_nothing_is_kept_where_nobody_asked_for_it(own_redis: EmbeddedRedis) -> None:
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        created = await api.create(traceparent=f"00-{TRACE}-{PARENT}-01")
+        assert await broker.store.redis.execute("HEXISTS", keys.meta(created["id"]), "tp") == 0
+
+
+async def test_without_the_package_it_is_said_and_all_else_goes_on(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not here')")
+    without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    async with gateway(own_redis.url, **without) as api:
+        assert (await api.create())["status"] == "queued"
+        assert "tokencast[otel]" in api.process.output

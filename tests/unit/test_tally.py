@@ -1,0 +1,150 @@
+"""Figures that are derived and not counted: gaps between tokens, the rhythm readers see, sums over processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.feed import Feed
+from broker.ids import Cursor, new_id
+from broker.metrics import Exposition, Families
+from broker.rhythm import Rhythm
+from broker.settings import Settings
+from broker.store import Generation
+from broker.tally import GAPS, Buckets
+from worker.attempt import Attempt
+from worker.chunks import Chunk
+from worker.claims import Claim
+from worker.failures import UpstreamError
+from worker.tally import Tally
+
+NOW = int(time.time() * 1000)
+
+
+def attempt_of(model: str, ordinal: int = 1, **meta: bytes) -> Attempt:
+    known = {b"md": model.encode(), b"ca": b"%d" % (NOW - 250), **{name.encode(): one for name, one in meta.items()}}
+    return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known), lambda _: None)
+
+
+def came(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
+    attempt.push([Chunk(b"c", b"{}", tokens, (), None)])
+    attempt.items[-2] = b"%d" % at_ms
+
+
+def test_gaps_are_between_tokens_and_each_is_counted_once() -> None:
+    tally, attempt = Tally(Settings()), attempt_of("m")
+    tally.began(attempt)
+    came(attempt, 900)
+    tally.catch_up()
+    came(attempt, 920)
+    came(attempt, 925, tokens=0)  # a role, or usage: nobody waits for it
+    tally.catch_up()
+    came(attempt, 960)
+    came(attempt, 960)
+    tally.left(attempt)
+    gaps = tally.gaps["default", "*"]
+    assert sum(gaps.counts) == 3
+    assert gaps.sum == pytest.approx(0.020 + 0.040 + 0)
+    assert tally.bytes["default", "*"] == 5 * len(b"{}")
+
+
+def test_what_others_invent_names_no_metric() -> None:
+    tally = Tally(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
+    for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
+        attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
+        tally.began(attempt)
+        tally.finished(attempt, UpstreamError(f"code-{number}", "…"))
+        tally.left(attempt)
+    assert set(tally.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
+    assert tally.resets == {("worker_lost",): 3, ("other",): 1}
+    assert {code for *_, code in tally.ended} == {"other"}
+
+
+def test_the_wait_in_the_queue_is_of_first_attempts() -> None:
+    tally = Tally(Settings())
+    for ordinal in (1, 2):
+        tally.began(attempt_of("m", ordinal))
+    assert (sum(tally.queued.counts), tally.queued.sum) == (1, pytest.approx(0.25))
+
+
+class Clock:
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def last(self) -> float:
+        return self.now
+
+
+def feed_of(attempt: int, seq: int, first_token_at: float | None = None) -> Feed:
+    gid = new_id(NOW, "default")
+    state: Any = (
+        gid,
+        "in_progress",
+        "m",
+        NOW / 1000,
+        1.0,
+        first_token_at,
+        None,
+        1,
+        Cursor(attempt, seq),
+        None,
+        None,
+        {},
+    )
+    return Feed(Generation(*state), "default", lambda *_: None)
+
+
+def entry(attempt: int, seq: int, at_ms: int, kind: bytes = b"c") -> tuple[bytes, list[bytes]]:
+    return b"%d-%d" % (attempt, seq), [b"t", kind, b"m", b"%d" % at_ms, b"d", b"{}"]
+
+
+def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
+    attempt = NOW * 1024
+    clock = Clock(NOW / 1000)
+    rhythm: Any = Rhythm(clock)  # pyright: ignore[reportArgumentType]
+    feed = feed_of(0, 1)
+    for at_ms, entries in ((0, [(0, b"st")]), (80, [(1, b"c")]), (100, [(2, b"c"), (3, b"c"), (4, b"c")])):
+        feed.extend([entry(attempt, seq, at_ms, kind) for seq, kind in entries])
+        clock.now = (NOW + at_ms + 3) / 1000
+        rhythm.beat(feed)
+        rhythm.passed(feed)
+    gaps = rhythm.gaps()
+    assert sum(gaps.counts) == 4  # to the first chunk, to the next, and two within a write
+    assert gaps.counts[0] >= 2
+    assert sum(rhythm.first_tokens.counts) == 1
+    assert rhythm.first_tokens.sum == pytest.approx(0.083, abs=1e-4)
+    assert rhythm.delays.sum == pytest.approx(3 * 0.003, abs=1e-4)
+    rhythm.beat(feed)  # nothing new
+    assert sum(rhythm.gaps().counts) == 4
+
+
+def test_who_comes_late_sees_no_first_token() -> None:
+    rhythm = Rhythm(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
+    feed = feed_of(NOW * 1024, 7, first_token_at=1.0)
+    feed.extend([entry(NOW * 1024, 8, 5)])
+    rhythm.beat(feed)
+    assert sum(rhythm.first_tokens.counts) == 0
+
+
+def test_processes_are_added_up(tmp_path: Path) -> None:
+    buckets = Buckets(GAPS)
+    buckets.observe(0.003)
+
+    def collect(families: Families) -> None:
+        families.counter("tokencast_a", "A.", {("x",): 2}, ("of",))
+        families.gauge("tokencast_subscriber_lag_events", "The most.", {(): 7})
+        families.histogram("tokencast_b", "B.", {(): buckets})
+
+    one, other = (Exposition(collect, str(tmp_path)) for _ in range(2))
+    other._write()  # pyright: ignore[reportPrivateUsage]
+    (tmp_path / "half.json").write_text('[["tokencast_a", ')  # no process writes so, but a disk may be full
+    text = one.answer("", Families())[0].decode()
+    assert 'tokencast_a_total{of="x"} 4.0' in text
+    assert "tokencast_subscriber_lag_events 7.0" in text
+    assert 'tokencast_b_bucket{le="0.002"} 0.0' in text
+    assert 'tokencast_b_bucket{le="0.005"} 2.0' in text
+    assert "tokencast_b_count 2.0" in text
+    assert text.count("# TYPE tokencast_b histogram") == 1
