@@ -248,6 +248,7 @@ def _events() -> Json:
 
 def _several() -> Json:
     place = {"type": "string", "pattern": f"{ID['pattern'].rstrip('$')}(@({CURSOR['pattern'].strip('^$')}|latest))?$"}
+    places = {"type": "array", "items": place, "minItems": 1, "maxItems": MOST}
     last = _header("Last-Event-ID", STRING, "The last `id:` that was received, and wins.")
     return {
         "/v1/events": {
@@ -255,12 +256,7 @@ def _several() -> Json:
                 _does(
                     "followSeveral",
                     "The events of many generations, each with its generation and cursor",
-                    {
-                        **_query(
-                            "generation", {"type": "array", "items": place, "minItems": 1, "maxItems": MOST}, "Which."
-                        ),
-                        "required": True,
-                    },
+                    {**_query("generation", places, "Which."), "required": True},
                     last,
                     _200=_answer("Server-sent events, until all of them have ended.", _EVENT_STREAM),
                     _204=_answer("All of them have ended, and there is nothing behind the cursors."),
