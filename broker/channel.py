@@ -47,7 +47,7 @@ class Channel(Feed):
 
     def add(self, kind: bytes, at_ms: int, data: bytes) -> Event:
         event = Event(Cursor(FIRST.attempt, self.tail.seq + 1), kind, at_ms, data)
-        self.window.append(self.tail, event)
+        self.window.extend(self.tail, (event,))
         self.tail = event.cursor
         return event
 

@@ -8,8 +8,7 @@ through untouched, so an old gateway survives a new worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.ids import Cursor, entry_cursor
 
@@ -43,9 +42,8 @@ FINAL_STATUSES: Final = frozenset({"completed", "failed", "cancelled"})
 STATUSES: Final = ("queued", "in_progress", "completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a log."""
+class Event(NamedTuple):
+    """One entry of a log. A tuple, which is made in a third of the time that a frozen dataclass takes."""
 
     cursor: Cursor
     type: bytes

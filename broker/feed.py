@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from broker.events import CHUNK, GONE, RESET, STARTED, USAGE, Event, RawEntry, follows, from_entry
+from broker.events import CHUNK, GONE, RESET, STARTED, TERMINAL, USAGE, Event, RawEntry, follows, from_entry
 from broker.ids import Cursor
 from broker.segments import Dialect, Segment, View
 from broker.store import Generation
@@ -69,29 +69,45 @@ class Feed:
     def extend(self, entries: Sequence[RawEntry]) -> None:
         """The entries that follow the tail. OutOfOrder where they do not. Those that are known already are left
         out: a read that was under way when the feed was refreshed brings them again."""
-        for entry in entries:
-            event = from_entry(entry)
-            if event.cursor <= self.tail:
-                continue
-            if not follows(event, self.tail):
-                raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
-            if event.cursor.attempt != self.tail.attempt:
-                self._forget()  # Redis may have forgotten some of the attempt before; who asks for it reads it again
-            for view in self.views.values():
-                view.append(self.tail, event)
-            self._advance(event)
+        attempt, seq = self.tail
+        chunks: list[Event] = []
+        for entry_id, fields in entries:
+            # Nearly every entry is the chunk behind the last one. Its id is compared, not parsed.
+            if fields[1] == CHUNK and entry_id == b"%d-%d" % (attempt, seq + 1):
+                seq += 1
+                chunks.append(Event(Cursor(attempt, seq), CHUNK, int(fields[3]), fields[5]))
+            else:
+                self._append(chunks)
+                chunks.clear()
+                self._take(from_entry((entry_id, fields)))
+                attempt, seq = self.tail
+        self._append(chunks)
         self.newest = entries[-1]
         self.changed()
 
-    def _advance(self, event: Event) -> None:
-        self.tail = event.cursor
-        if event.type in (CHUNK, USAGE):
+    def _take(self, event: Event) -> None:
+        if event.cursor <= self.tail:
+            return
+        if not follows(event, self.tail):
+            raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
+        if event.cursor.attempt != self.tail.attempt:
+            self._forget()  # Redis may have forgotten some of the attempt before; who asks for it reads it again
+        self._append((event,))
+
+    def _append(self, events: Sequence[Event]) -> None:
+        """What follows the tail, in one attempt: of more than one all are chunks."""
+        if not events:
+            return
+        for view in self.views.values():
+            view.extend(self.tail, events)
+        self.tail, kind, _, _ = events[-1]
+        if kind in (CHUNK, USAGE):
             self.has_chunk = True
-        elif event.type in (STARTED, RESET):
+        elif kind in (STARTED, RESET):
             self.has_chunk = False
-        elif event.terminal:
+        elif kind in TERMINAL:
             self.ended = True
-            self.gone = event.type == GONE
+            self.gone = kind == GONE
 
     def changed(self) -> None:
         for waiter in self._waiters:

@@ -216,7 +216,7 @@ class Hub:
             subscriber.end("left")
 
     def _push(self, subscriber: Subscriber) -> None:
-        wire, view = subscriber.wire, subscriber.view
+        wire, view, feed = subscriber.wire, subscriber.view, subscriber.feed
         if subscriber.stalled is not None:
             return None  # until `resume`; more would hide whether it takes anything
         while not subscriber.ended.done():
@@ -228,18 +228,21 @@ class Hub:
             part = view.slice(subscriber.position)
             if part is None:
                 return self._wait(subscriber)
-            if part.opens_attempt and subscriber.given and not view.dialect.crosses_attempts:
-                return self.farewell(subscriber, "reset")
-            if part.opens == STARTED and subscriber.position.attempt > 0:
-                # A first attempt behind another one: a failover forgot that one's claim, so nobody wrote `reset`.
-                self._tell(subscriber, view.dialect.forget())
+            if part.opens:
+                if subscriber.given and not view.dialect.crosses_attempts:
+                    return self.farewell(subscriber, "reset")
+                if part.opens == STARTED and subscriber.position.attempt > 0:
+                    # A first attempt behind another one: a failover forgot that one's claim, so nobody wrote `reset`.
+                    self._tell(subscriber, view.dialect.forget())
             if part.data:
                 wire.write(part)
                 subscriber.given = True
                 subscriber.quiet_since = self._tick
-            subscriber.position = part.end
+            position = subscriber.position = part.end
             if part.last:
                 return subscriber.end("ended")
+            if position == feed.tail and not feed.ended:
+                return None  # as nearly always: another turn would only find that out, at twice the cost
         return None
 
     def _wait(self, subscriber: Subscriber) -> None:

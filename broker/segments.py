@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol
 
-from broker.events import RESET, STARTED, Event
+from broker.events import RESET, STARTED, TERMINAL, Event
 from broker.ids import Cursor
 
 SEGMENT_BYTES = 64 * 1024
@@ -65,10 +65,6 @@ class Slice:
         self._chunk: bytes | None = None
 
     @property
-    def opens_attempt(self) -> bool:
-        return self.opens != b""
-
-    @property
     def chunk(self) -> bytes:
         """The data as one chunk of HTTP/1.1's chunked encoding (RFC 9112 §7.1)."""
         if self._chunk is None:
@@ -102,14 +98,15 @@ class Segment:
     def add(self, event: Event, frame: bytes) -> None:
         self.data += frame
         self.ends.append(len(self.data))
-        self.last = event.terminal
+        self.last = event[1] in TERMINAL
 
     def takes(self, event: Event) -> bool:
         """Whether the event is the next one, and there is room."""
+        attempt, seq = event[0]
         return (
-            not self.sealed
-            and event.cursor.attempt == self.attempt
-            and event.cursor.seq == self.first + len(self.ends)
+            seq == self.first + len(self.ends)
+            and attempt == self.attempt
+            and not self.sealed
             and len(self.data) < SEGMENT_BYTES
         )
 
@@ -141,18 +138,21 @@ class View:
     def segments(self) -> Sequence[Segment]:
         return self._segments
 
-    def append(self, previous: Cursor, event: Event) -> None:
-        """The newest event of the log, behind `previous`."""
+    def extend(self, previous: Cursor, events: Sequence[Event]) -> None:
+        """The newest events of the log, behind `previous`."""
         self._slices.clear()
-        last = self._segments[-1] if self._segments else None
-        if last is not None and last.end >= event.cursor:
-            return  # a page from Redis was ahead of the live reader
-        if last is None or not last.takes(event):
-            if last is not None:
-                self.seal(last)
-            last = Segment(previous, event)
-            self._segments.append(last)
-        last.add(event, self.dialect.frame(event))
+        frame = self.dialect.frame
+        segment = self._segments[-1] if self._segments else None
+        for event in events:
+            if segment is None or not segment.takes(event):
+                if segment is not None:
+                    if segment.end >= event.cursor:
+                        continue  # a page from Redis was ahead of the live reader
+                    self.seal(segment)
+                segment = Segment(previous, event)
+                self._segments.append(segment)
+            segment.add(event, frame(event))
+            previous = event.cursor
 
     def insert(self, position: Cursor, events: Sequence[Event]) -> None:
         """Fills a hole behind `position` with what was read there, up to what is already known."""
