@@ -18,7 +18,8 @@ from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
-from broker.resp import NotMaster, RespConnection, RespError
+from broker.ids import Cursor
+from broker.resp import NotMaster, RespConnection, RespError, bulk, raised
 
 logger = logging.getLogger("tokencast.reader")
 
@@ -29,6 +30,25 @@ SLACK = 3.0  # seconds beyond the block: no answer by then means that the connec
 MOVING = 0.05  # seconds between two looks at a shard that is moving
 News = tuple[bytes, list[RawEntry]]
 """A stream's name and what it has new."""
+
+
+class Stream:
+    """A followed log, and its part of the command, which is packed anew only where the log has grown."""
+
+    __slots__ = ("_at", "_packed", "feed", "name")
+
+    def __init__(self, name: bytes, feed: Feed) -> None:
+        self.feed = feed
+        self.name = bulk(name)
+        self._at: Cursor | None = None
+        self._packed = b""
+
+    @property
+    def tail(self) -> bytes:
+        tail = self.feed.tail
+        if tail is not self._at:
+            self._at, self._packed = tail, bulk(b"%d-%d" % tail)
+        return self._packed
 
 
 class Reader:
@@ -49,17 +69,20 @@ class Reader:
         self.group = group
         self._control = keys.wake(group, *name)
         self._control_id = "0"
-        self._feeds: dict[bytes, Feed] = {}
+        xread = b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", b"%d" % BLOCK_MS, b"STREAMS", self._control.encode()
+        self._xread = b"".join(map(bulk, xread))
+        self._streams: dict[bytes, Stream] = {}
         self._wanted = asyncio.Event()
         self._blocked = False
 
     @property
     def free(self) -> int:
-        return STREAMS - len(self._feeds)
+        return STREAMS - len(self._streams)
 
     async def follow(self, feed: Feed) -> None:
         """From its tail on."""
-        self._feeds[keys.log(feed.gid).encode()] = feed
+        name = keys.log(feed.gid).encode()
+        self._streams[name] = Stream(name, feed)
         self._wanted.set()
         if self._blocked:
             with suppress(StorageUnavailable):  # else it is about to reconnect, with the new stream in its set
@@ -69,7 +92,7 @@ class Reader:
 
     def unfollow(self, feed: Feed) -> None:
         """The read under way may still bring its news; the next leaves it out."""
-        self._feeds.pop(keys.log(feed.gid).encode(), None)
+        self._streams.pop(keys.log(feed.gid).encode(), None)
 
     async def run(self) -> None:
         """For ever: Redis may go and come back, readers see a pause."""
@@ -97,19 +120,13 @@ class Reader:
 
     async def _read(self, connection: RespConnection) -> None:
         while True:
-            if not self._feeds:
+            if not self._streams:
                 self._wanted.clear()
                 await self._wanted.wait()
-            streams = list(self._feeds.items())
             self._blocked = True
             try:
-                reply: Sequence[News] | None = await connection.call(
-                    *("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._control),
-                    *(name for name, _ in streams),
-                    self._control_id,
-                    *(str(feed.tail) for _, feed in streams),
-                    timeout=BLOCK_MS / 1000 + SLACK,
-                )
+                (reply,) = await connection.send(self._command(), 1, timeout=BLOCK_MS / 1000 + SLACK)
+                raised(reply)
             except RespError as error:
                 if error.kind != "TRYAGAIN":
                     raise
@@ -121,23 +138,30 @@ class Reader:
                 raise NotMaster("another server is the master now")
             await self._take(reply or ())
 
+    def _command(self) -> bytes:
+        streams = self._streams.values()
+        names = [stream.name for stream in streams]
+        tails = [stream.tail for stream in streams]
+        count = b"*%d\r\n" % (8 + 2 * len(names))
+        return b"".join((count, self._xread, *names, bulk(self._control_id.encode()), *tails))
+
     async def _one_by_one(self, connection: RespConnection) -> Sequence[News]:
         """While the shard moves to another server of a cluster: some streams are here, some there already, and no
         read can span them."""
         await asyncio.sleep(MOVING)
-        streams = list(self._feeds.items())
-        replies = await connection.pipeline(
-            [("XREAD", "COUNT", COUNT, "STREAMS", name, str(feed.tail)) for name, feed in streams], timeout=SLACK
-        )
+        streams = list(self._streams.items())
+        commands = [("XREAD", "COUNT", COUNT, "STREAMS", name, str(stream.feed.tail)) for name, stream in streams]
+        replies = await connection.pipeline(commands, timeout=SLACK)
         return [news for reply in replies if reply and not isinstance(reply, RespError) for news in reply]
 
     async def _take(self, reply: Sequence[News]) -> None:
         news: list[Feed] = []
         for name, entries in reply:
-            feed = self._feeds.get(name)
+            stream = self._streams.get(name)
             if name == self._control.encode():
                 self._control_id = entries[-1][0].decode()
-            elif feed is not None:
+            elif stream is not None:
+                feed = stream.feed
                 news.append(feed)
                 try:
                     feed.extend(entries)

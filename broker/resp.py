@@ -98,15 +98,20 @@ class RespConnection:
         """Replies in order; an error reply is a RespError in its place, not raised."""
         if not commands:
             return []
+        packed = b"".join([hiredis.pack_command(command) for command in commands])  # pyright: ignore
+        return await self.send(packed, len(commands), timeout=timeout)
+
+    async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Reply]:
+        """As `pipeline`, of so many commands that are packed already."""
         if self._writer.transport.is_closing():  # uvloop would raise a RuntimeError
             raise ConnectionResetError("Redis closed the connection")
-        self._writer.write(b"".join([hiredis.pack_command(command) for command in commands]))  # pyright: ignore
+        self._writer.write(packed)
         replies: list[Reply] = []
         async with asyncio.timeout(timeout):
             while True:
                 while (reply := self._parser.gets()) is not False:
                     replies.append(reply)
-                    if len(replies) == len(commands):
+                    if len(replies) == count:
                         return replies
                 data = await self._reader.read(READ)
                 if not data:
@@ -116,13 +121,22 @@ class RespConnection:
     async def call(self, *command: Argument, timeout: float) -> Reply:
         """One command's reply; RespError is raised."""
         (reply,) = await self.pipeline((command,), timeout=timeout)
-        if isinstance(reply, RespError):
-            raise reply
-        return reply
+        return raised(reply)
 
     def close(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.transport.abort()
+
+
+def raised(reply: Reply) -> Reply:
+    if isinstance(reply, RespError):
+        raise reply
+    return reply
+
+
+def bulk(value: bytes) -> bytes:
+    """One argument of a packed command."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def is_replica(hello: Reply) -> bool:

@@ -197,7 +197,9 @@ class View:
             self._used(self, segment)
 
     def seal_all(self) -> None:
-        """Nobody follows any more: even the growing segment may be evicted."""
+        """Nobody follows any more: even the growing segment may be evicted, and what was cut from them for readers is
+        dropped, since the cache does not count it (it was twice as much again)."""
+        self._slices.clear()
         for segment in self._segments:
             self.seal(segment)
 

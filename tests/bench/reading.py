@@ -102,9 +102,10 @@ async def flood(quick: bool, runs: int) -> Rows:
 
 
 async def many(quick: bool, runs: int) -> Rows:
-    """W3: 200 live generations with 5 subscribers each. And on, until a load is not carried any more."""
+    """W3: 200 live generations with 5 subscribers each; the limit sends as often to as many, of one. And on, until a
+    load is not carried any more."""
     table: Rows = []
-    for rate, most, names in ((50, 30, ("tokencast", "nchan", "usual")), (200, 150, ("tokencast",))):
+    for rate, most, names in ((50, 30, ("tokencast", "limit", "nchan", "usual")), (200, 150, ("tokencast", "limit"))):
         load = f"W3 · 200 live × 5, {rate}/s each"
         p50, p99, delivered = (
             Row(load, "p50, ms"),

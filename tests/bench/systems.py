@@ -41,16 +41,16 @@ class System(Protocol):
 
 
 class Limit:
-    """Raw sockets in C, with nothing behind them. Of one generation only."""
+    """Raw sockets in C, with nothing behind them: one generation, for as many subscribers as all of the load's have."""
 
     async def carry(self, load: Load) -> Received:
-        together = 1 if load.rate else FLOOD
+        together, connections = 1 if load.rate else FLOOD, load.generations * load.subscribers
         async with (
-            Fanout(load.subscribers, load.events, rate=load.rate, together=together, replay=load.replay) as fanout,
+            Fanout(connections, load.events, rate=load.rate, together=together, replay=load.replay) as fanout,
             Subscribers(
                 fanout.port,
                 ["/"],
-                load.subscribers,
+                connections,
                 events=load.events,
                 timeout=load.timeout,
                 ready_when="now" if load.replay else "answered",

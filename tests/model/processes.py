@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import hiredis
+
 from api.app import create_app
 from broker import Broker
 from broker.connection import Pool, Redis
@@ -79,12 +81,15 @@ class _OneTurn:
     async def still_master(self) -> bool:
         return True
 
-    async def call(self, *command: Any, timeout: float) -> Any:
+    async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Any]:
         if self._used:
             raise _TurnOver
         self._used = True
-        at = command.index("BLOCK")
-        return await self._redis.execute(*command[:at], *command[at + 2 :])
+        parser = hiredis.Reader()
+        parser.feed(packed)
+        name, *arguments = parser.gets()
+        at = arguments.index(b"BLOCK")
+        return [await self._redis.execute(name.decode(), *arguments[:at], *arguments[at + 2 :])]
 
 
 class SteppedReader(Reader):
@@ -263,7 +268,7 @@ class Gateway:
     def turns(self) -> list[asyncio.Task[None]]:
         """One read of each of its readers, as tasks: one that has nothing left to follow waits."""
         loop = asyncio.get_running_loop()
-        return [loop.create_task(reader.turn()) for reader in self.hub._readers if reader._feeds]
+        return [loop.create_task(reader.turn()) for reader in self.hub._readers if reader._streams]
 
     def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
         """An epoch names its time of birth, and the model's time went on."""
