@@ -222,8 +222,7 @@ class Hub:
         while not subscriber.ended.done():
             if wire.closing:
                 return subscriber.end("left")
-            pending = wire.pending
-            if pending > HIGH_WATER:
+            if (pending := wire.pending) > HIGH_WATER:
                 return self._stall(subscriber, pending)
             part = view.slice(subscriber.position)
             if part is None:
@@ -257,9 +256,8 @@ class Hub:
             feed.doubted = True
 
     def _stall(self, subscriber: Subscriber, pending: int) -> None:
-        if subscriber.stalled is None:
-            subscriber.stalled = (time.monotonic(), pending)
-            self._stalled[subscriber] = None
+        subscriber.stalled = (time.monotonic(), pending)
+        self._stalled[subscriber] = None
 
     def resume(self, subscriber: Subscriber) -> None:
         """Its wire can take more again."""

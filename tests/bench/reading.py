@@ -61,16 +61,17 @@ async def live(quick: bool, runs: int) -> Rows:
     everybody: tuple[Name, ...] = ("tokencast", "limit", "nchan", "usual")
     for subscribers, targets, names in (
         (100, ((Target(1.3, True, "nchan"),), (Target(4, True),), ()), everybody),
-        (1000, ((), (Target(35, True),), ()), everybody),
+        (1000, ((), (Target(35, True),), ()), everybody[:3] if quick else everybody),
         (5000, ((), (Target(150, True),), (Target(0.95, False, "limit"),)), everybody[:2] if quick else everybody[:3]),
     ):
         load = f"W1 · 1 live × {subscribers:,}, 200/s"
         p50, p99 = Row(load, "p50, ms", targets[0]), Row(load, "p99, ms", targets[1])
-        rate = Row(load, "delivered/s", targets[2])
-        table += [p50, p99, rate]
+        rate, together = Row(load, "delivered/s", targets[2]), Row(load, "events per read")
+        table += [p50, p99, rate, together]
         events = 400 if quick else 1000
         async for name, got in beside(Load(1, subscribers, events, 200, timeout=40), names, runs, events + 100):
             note([p50, p99, rate], name, got)
+            together.add(name, got.events / got.recvs)
             p50.add(name, got.lat_us.p50 / 1000)
             p99.add(name, got.lat_us.p99 / 1000)
             rate.add(name, got.ev_s)
@@ -83,6 +84,7 @@ async def flood(quick: bool, runs: int) -> Rows:
     row = Row(
         load, "delivered/s", (Target(0.75, False, "limit"), Target(20, False, "nchan"), Target(100, False, "usual"))
     )
+    together = Row(load, "events per read")
     two = Row(f"{load}, two processes", "delivered/s")
     events = 10_000 if quick else 20_000
     whole, part = Load(1, 500, events), Load(1, 500, 1000 if quick else 2000)
@@ -95,17 +97,19 @@ async def flood(quick: bool, runs: int) -> Rows:
                 got = await system.carry(whole if name in ("tokencast", "limit") else part)
                 note([row], name, got)
                 row.add(name, got.ev_s)
+                together.add(name, got.events / got.recvs)
             got = await pair.carry(whole)
             note([two], "tokencast", got)
             two.add("tokencast", got.ev_s)
-    return [row, two]
+    return [row, together, two]
 
 
 async def many(quick: bool, runs: int) -> Rows:
     """W3: 200 live generations with 5 subscribers each; the limit sends as often to as many, of one. And on, until a
     load is not carried any more."""
     table: Rows = []
-    for rate, most, names in ((50, 30, ("tokencast", "limit", "nchan", "usual")), (200, 150, ("tokencast", "limit"))):
+    few: tuple[Name, ...] = ("tokencast", "limit", "nchan")
+    for rate, most, names in ((50, 30, few if quick else (*few, "usual")), (200, 150, few[:2])):
         load = f"W3 · 200 live × 5, {rate}/s each"
         p50, p99, delivered = (
             Row(load, "p50, ms"),
