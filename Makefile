@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos bench recovery lock clean
+.PHONY: help run test check chaos bench soak recovery lock clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,8 +16,9 @@ help:
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
 	@echo "make chaos   every fault at random under load, and a verdict (MINUTES=20 SEED=7)"
-	@echo "make bench   what the broker adds to an upstream's stream (ARGS='--runs 5 --json')"
-	@echo "make recovery how long it is felt that a worker, a gateway or Redis failed (ARGS as for bench)"
+	@echo "make bench   the broker beside its peers and its limit, as a table (ARGS=--quick, ARGS='W1 W5 --json FILE')"
+	@echo "make soak    half an hour of coming and going: does anything grow? (MINUTES=30)"
+	@echo "make recovery how long it is felt that a worker, a gateway or Redis failed (ARGS='--runs 5 --json')"
 	@echo "make lock    write the lock files (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove everything that the above have made"
 
@@ -38,6 +39,9 @@ chaos: .venv/.dev .venv/.system
 
 bench: .venv/.dev .venv/.peers
 	@$(python) -m tests.bench $(ARGS)
+
+soak: .venv/.dev
+	@$(python) -m tests.bench.soak --minutes $(or $(MINUTES),30)
 
 recovery: .venv/.dev
 	@$(python) -m tests.bench.recovery $(ARGS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
 
 from broker.errors import LimitExceeded
 from broker.limits import OPEN_TENANT
@@ -27,9 +25,8 @@ class Subscribers:
         if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
             raise LimitExceeded(f"{self._most} streams are open, as many as may.", retry_after=SOON)
 
-    @contextmanager
-    def one(self, tenant: str, gid: str = "") -> Generator[None, None, None]:
-        """One more, until it is left; of a generation, or of none in particular. LimitExceeded."""
+    def one(self, tenant: str, gid: str = "") -> Counted:
+        """One more, to be left as a context; of a generation, or of none in particular. LimitExceeded."""
         self.check(tenant)
         both = tenant, gid
         if gid and tenant != OPEN_TENANT and 0 < self._most_of_one <= self._of_generation[both]:
@@ -37,10 +34,27 @@ class Subscribers:
             raise LimitExceeded(message, retry_after=SOON)
         self._of_tenant[tenant] += 1
         self._of_generation[both] += 1
-        try:
-            yield
-        finally:
-            self._of_tenant[tenant] -= 1
-            self._of_generation[both] -= 1
-            if not self._of_generation[both]:
-                del self._of_generation[both]
+        return Counted(self, both)
+
+    def left(self, tenant: str, gid: str) -> None:
+        both = tenant, gid
+        self._of_tenant[tenant] -= 1
+        self._of_generation[both] -= 1
+        if not self._of_generation[both]:
+            del self._of_generation[both]
+
+
+class Counted:
+    """One subscriber, until this is left. Not a generator, which would be half a kilobyte of each."""
+
+    __slots__ = ("_both", "_subscribers")
+
+    def __init__(self, subscribers: Subscribers, both: tuple[str, str]) -> None:
+        self._subscribers = subscribers
+        self._both = both
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._subscribers.left(*self._both)

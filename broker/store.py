@@ -151,6 +151,7 @@ class Store:
             # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
             reply = await self.redis.run(CREATE, lifecycle, fields)
         if reply[0] == b"OK":
+            self._losses.observe(shard, reply[1])
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)

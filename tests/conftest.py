@@ -7,10 +7,14 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import settings
 
 from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
 from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
+
+settings.register_profile("tokencast", deadline=None)  # of an example: how long one takes is the machine's affair
+settings.load_profile("tokencast")
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,18 @@
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
 --       fingerprint, prompt tokens, random part of a new epoch, data of `created`, prefix of meta keys in this shard
--- Returns OK (also for its own resend) | REPLAY gid | CONFLICT gid
+-- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
 if held then
   local other, fingerprint = string.match(held, '^(%S+) (%S+)$')
-  if other == GID then return {'OK'} end
+  if other == GID then return {'OK', redis.call('GET', KEYS[6])} end
   local m = redis.call('HMGET', ARGV[14] .. other, 'st', 'xa')
   if m[1] and m[1] ~= 'deleted' and tonumber(m[2]) > now then
     return {fingerprint == ARGV[10] and 'REPLAY' or 'CONFLICT', other}
   end
 end
-if redis.call('EXISTS', META) == 1 then return {'OK'} end
+if redis.call('EXISTS', META) == 1 then return {'OK', redis.call('GET', KEYS[6])} end
 
 redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[12], 'NX')
 redis.call('PEXPIRE', KEYS[6], 30 * DAY)
@@ -36,4 +36,4 @@ for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
     end
   end
 end
-return {'OK'}
+return {'OK', redis.call('GET', KEYS[6])}
