@@ -25,8 +25,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker.address import Address, Node
 from broker.ids import SHARDS
-from broker.pool import Call, Command, Pool, Redis, Script, raised, translated
-from broker.resp import Argument, Refused, Reply, RespConnection, RespError
+from broker.pool import Call, Command, Pool, Redis, Script, translated
+from broker.resp import Argument, Refused, Reply, RespConnection, RespError, raised
 from broker.servers import OneServer, Servers
 
 REDIRECTIONS = 8

@@ -31,7 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker.address import Node, without_password
 from broker.errors import StorageUnavailable
-from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica
+from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica, raised
 from broker.servers import Servers
 from broker.tally import ROUND_TRIPS, Buckets
 
@@ -234,12 +234,6 @@ class _OverTls(_ToMaster, SSLConnection):
 
 class _OverUnix(_ToMaster, UnixDomainSocketConnection):
     pass
-
-
-def raised(reply: Reply) -> Reply:
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
 
 
 class translated:  # noqa: N801 - reads as a word in `with translated():`

@@ -129,7 +129,8 @@ class RespConnection:
 
 
 def raised(reply: Reply) -> Reply:
-    if isinstance(reply, RespError):
+    """The reply, unless it is an error, of ours or of the library's."""
+    if isinstance(reply, Exception):
         raise reply
     return reply
 

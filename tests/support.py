@@ -224,6 +224,16 @@ def texts(frames: list[Frame]) -> str:
     return "".join(parts)
 
 
+async def until_text(stream: AsyncIterator[Frame]) -> list[Frame]:
+    """The frames up to the first text."""
+    frames: list[Frame] = []
+    async for frame in stream:
+        frames.append(frame)
+        if texts(frames):
+            break
+    return frames
+
+
 def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
 

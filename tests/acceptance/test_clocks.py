@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import cache, partial
 
@@ -17,7 +16,7 @@ from broker import Broker, connect, keys
 from broker.connection import Redis
 from broker.embedded import EmbeddedRedis
 from broker.settings import Settings
-from tests.support import Frame, Gateway, gateway, gather, request_body, texts, wait_until, worker
+from tests.support import Gateway, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.upstream_sim.text import pieces
 
 pytestmark = pytest.mark.clock
@@ -122,15 +121,6 @@ async def test_a_takeover_takes_a_lease_and_none_comes_early(own_redis: Embedded
         assert texts(frames[frames.index(resets[0]) :]) == "".join(pieces(4, 400))
         kept = await api.ended(both[other])
         assert (kept["status"], kept["attempt"]) == ("completed", 1)
-
-
-async def until_text(stream: AsyncGenerator[Frame, None]) -> list[Frame]:
-    frames: list[Frame] = []
-    async for frame in stream:
-        frames.append(frame)
-        if texts(frames):
-            break
-    return frames
 
 
 async def test_what_ran_is_put_back_after_redis_lost_it(own_redis: EmbeddedRedis, sim: str) -> None:

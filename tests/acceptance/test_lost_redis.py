@@ -13,7 +13,7 @@ from broker.embedded import EmbeddedRedis
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.settings import Settings
 from broker.store import new_epoch
-from tests.support import Frame, Gateway, Writer, gateway, gather, request_body, texts, wait_until, worker
+from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.appender import RESTORE
 from worker.claims import claim
 from worker.upstream_sim.text import pieces
@@ -25,15 +25,6 @@ QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 async def quick_api(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     async with gateway(own_redis.url, **QUICK) as api:
         yield api
-
-
-async def until_text(stream: AsyncGenerator[Frame, None]) -> list[Frame]:
-    frames: list[Frame] = []
-    async for frame in stream:
-        frames.append(frame)
-        if texts(frames):
-            break
-    return frames
 
 
 async def test_readers_of_a_running_generation_see_a_pause(

@@ -17,7 +17,7 @@ from tests.bench.native import Fanout, Received, Subscribers
 from tests.bench.peers.nchan import Nchan, nchan
 from tests.bench.peers.usual import usual_gateway
 from tests.bench.producing import Producer
-from tests.support import clean_environment, request_body, service
+from tests.support import request_body, service
 
 FLOOD = 200  # events that the limit sends together: what is found to be the most that it gains from
 _fresh = itertools.count()
@@ -214,16 +214,3 @@ def memory_kib(*pids: int) -> int:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-__all__ = [
-    "Load",
-    "System",
-    "Tokencast",
-    "children",
-    "clean_environment",
-    "cpu_seconds",
-    "memory_kib",
-    "systems",
-    "tokencast",
-]
