@@ -157,8 +157,8 @@ class Pace:
         return self._began + (event.at_ms - self._at_ms) / 1000 / self._speed - time.monotonic()
 
 
-class Outlet:
-    """A wire that is held by one after the other, and says when it has room again. A Wire itself."""
+class Outlet(Wire):
+    """A wire that is held by one after the other, and says when it has room again."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire

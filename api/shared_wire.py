@@ -33,8 +33,8 @@ class SharedWire:
             closed()
 
 
-class Share:
-    """One subscriber's hold on it. A Wire itself."""
+class Share(Wire):
+    """One subscriber's hold on it."""
 
     def __init__(self, shared: SharedWire) -> None:
         self._shared = shared

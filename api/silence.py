@@ -35,6 +35,9 @@ class Silence:
     def write(self, part: Slice) -> None:
         pass
 
+    def offer(self, part: Slice) -> bool:
+        return True
+
     def abort(self) -> None:
         pass
 

@@ -19,13 +19,14 @@ from functools import partial
 
 from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
-from broker.events import STARTED, Event, connected
+from broker.events import STARTED, Event
 from broker.feed import Feed
 from broker.ids import START, Cursor, shard_of
+from broker.pages import Pages
 from broker.reader import Reader
 from broker.rhythm import Rhythm
-from broker.segments import Dialect, Slice, View
-from broker.store import PAGE, Generation, Store
+from broker.segments import Dialect, Slice
+from broker.store import Generation, Store
 from broker.subscriber import Subscriber, Wire
 from broker.tally import Count
 from broker.tasks import cancelled
@@ -52,7 +53,7 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._stalled: dict[Subscriber, None] = {}
-        self._loading: dict[tuple[View, Cursor], list[Subscriber]] = {}
+        self._pages = Pages(store, self._spawn, self._arrived)
         self.cache = SegmentCache(cache_bytes)
         self.rhythm = Rhythm(store.clock)
         self.endings = Count()  # of responses, by why they ended
@@ -195,11 +196,20 @@ class Hub:
         for feed in feeds:
             feed.checked = self._tick
             members = tuple(self._subscribers.get(feed, ()))
+            start = view = part = None
             for subscriber in members:
-                self.push(subscriber)
+                # Nearly all stand where the one before stood, and get the same with nothing in the way.
+                if subscriber.position is not start or subscriber.view is not view:
+                    start, view = subscriber.position, subscriber.view
+                    part = _plain(feed, view.slice(start))
+                if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
+                    self.push(subscriber)
+                else:
+                    subscriber.position = part.end
+                    subscriber.quiet_since = self._tick
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
-                    until = time.monotonic() + PASS_SECONDS
+                    until, start = time.monotonic() + PASS_SECONDS, None  # the log may be another by now
             if members and feed.timed:
                 self.rhythm.beat(served := feed)
             if feed.ended:
@@ -235,7 +245,7 @@ class Hub:
                     self._tell(subscriber, view.dialect.forget())
             if part.data:
                 wire.write(part)
-                subscriber.given = True
+                subscriber.given = subscriber.flowing = True
                 subscriber.quiet_since = self._tick
             position = subscriber.position = part.end
             if part.last:
@@ -249,7 +259,7 @@ class Hub:
         forgot some of it."""
         position, feed = subscriber.position, subscriber.feed
         if position < feed.tail:
-            self._load(subscriber)
+            self._pages.ask(subscriber)
         elif feed.ended:
             subscriber.end("ended") if position == feed.tail else self.farewell(subscriber, "reset")
         elif position.attempt != feed.tail.attempt:
@@ -257,6 +267,7 @@ class Hub:
 
     def _stall(self, subscriber: Subscriber, pending: int) -> None:
         subscriber.stalled = (time.monotonic(), pending)
+        subscriber.flowing = False
         self._stalled[subscriber] = None
 
     def resume(self, subscriber: Subscriber) -> None:
@@ -286,33 +297,14 @@ class Hub:
 
     # --- holes -------------------------------------------------------------------------------------------
 
-    def _load(self, subscriber: Subscriber) -> None:
-        """Reads the page behind its position, once for all who wait for it."""
-        key = (subscriber.view, subscriber.position)
-        waiting = self._loading.get(key)
-        if waiting is not None:
-            waiting.append(subscriber)
-            return
-        self._loading[key] = [subscriber]
-        self._spawn(self._load_page(subscriber.feed, *key))
-
-    async def _load_page(self, feed: Feed, view: View, position: Cursor) -> None:
-        events: list[Event] = []
-        try:
-            events = await self._store.page(feed.gid, position, PAGE)
-        except StorageUnavailable:
-            logger.warning("cannot read %s: Redis is away", feed.gid)
-        except Exception:
-            logger.exception("cannot read %s", feed.gid)
-        known = connected(position, events)
-        view.insert(position, known)
-        for subscriber in self._loading.pop((view, position), ()):
-            if known:
-                self.push(subscriber)
-            elif events:
-                self._skip(subscriber, events[0].cursor)
-            else:
-                self.farewell(subscriber, "storage")
+    def _arrived(self, subscriber: Subscriber, page: Sequence[Event], connects: bool) -> None:
+        """The page behind its position was read; whether it `connects` to that."""
+        if connects:
+            self.push(subscriber)
+        elif page:
+            self._skip(subscriber, page[0].cursor)
+        else:
+            self.farewell(subscriber, "storage")
 
     def _skip(self, subscriber: Subscriber, earliest: Cursor) -> None:
         """The log goes on further up: it was trimmed. Who can be told so goes on there."""
@@ -397,3 +389,9 @@ class Hub:
 
 
 _TICKS = 15  # in a heartbeat's time: how exactly silence, and a stall, is measured
+
+
+def _plain(feed: Feed, part: Slice | None) -> Slice | None:
+    """Chunks up to the tail of a log that goes on; anything else is for `push` to look at."""
+    plain = part is not None and part.data and not part.opens and part.end == feed.tail and not feed.ended
+    return part if plain else None

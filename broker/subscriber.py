@@ -30,6 +30,10 @@ class Wire(Protocol):
 
     def write(self, part: Slice) -> None: ...
 
+    def offer(self, part: Slice) -> bool:
+        """A shorter way, if the peer is there and has taken all before; False if nothing was written. Never raises."""
+        return False
+
     def abort(self) -> None:
         """Drops the peer and what it has not taken."""
         ...
@@ -39,7 +43,7 @@ class Subscriber:
     """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
     `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
 
-    __slots__ = ("_counted", "ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
+    __slots__ = ("_counted", "ended", "feed", "flowing", "given", "position", "quiet_since", "stalled", "view", "wire")
 
     def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
         self.feed = feed
@@ -47,6 +51,7 @@ class Subscriber:
         self.wire = wire
         self.position = position
         self.given = False
+        self.flowing = False  # given something of this attempt, and neither stalled nor ended
         self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
         self.quiet_since = 0  # the hub's tick at which something was written last
         self._counted = position
@@ -66,5 +71,6 @@ class Subscriber:
         return seq + 1 + (1 - before.seq if before.attempt == 0 else 0)  # `created` stands before the first attempt
 
     def end(self, reason: str) -> None:
+        self.flowing = False
         if not self.ended.done():
             self.ended.set_result(reason)

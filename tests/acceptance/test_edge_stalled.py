@@ -55,3 +55,28 @@ async def test_stalled_readers_harm_nobody(redis: EmbeddedRedis, broker: Broker)
     assert most - before < 50 * MIB
     assert after - before < 50 * MIB
     print(f"resident: {before / MIB:.0f} MiB before, {most / MIB:.0f} at most, {after / MIB:.0f} after")
+
+
+async def test_who_pauses_gets_every_byte_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
+    """A socket that fills takes a part of a write. The rest of it comes first, and only then what came meanwhile."""
+    words = [f"{number} ".ljust(60_000, "x") for number in range(120)]
+    async with (
+        gateway(redis.url) as api,
+        peers(api, 3, receive_buffer=4096) as readers,
+    ):
+        writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
+        for one in readers:
+            one.get(f"/v1/generations/{writer.gid}/events", headers="Connection: close\r\n")
+        for one in readers:
+            await one.until(b"\r\n\r\n")
+        for word in words:
+            await writer.append(word)
+
+        async def stalled() -> bool:
+            return "tokencast_subscribers_stalled 3" in (await api.http.get("/metrics")).text
+
+        await wait_until(stalled)
+        reading = [asyncio.create_task(reader.rest()) for reader in readers]
+        await writer.finish()
+        for stream in await gather(*reading):
+            assert texts(frames(unchunked(stream))) == "".join(words)

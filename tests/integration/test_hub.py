@@ -76,6 +76,12 @@ class Peer:
     def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
         self.writable = writable
 
+    def offer(self, part: Slice) -> bool:
+        if self.closing or self.pending or self.broken:
+            return False
+        self.write(part)
+        return True
+
     def write(self, part: Slice) -> None:
         if self.broken:
             raise RuntimeError("the handle is closed")
