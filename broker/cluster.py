@@ -144,8 +144,8 @@ class SlotConnection(RespConnection):
     _servers: SlotMap
     _slot: int
 
-    def __init__(self, *streams: Any) -> None:
-        super().__init__(*streams)
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
         self._guests: dict[Node, RespConnection] = {}
 
     def belongs(self, servers: SlotMap, slot: int) -> None:

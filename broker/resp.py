@@ -1,4 +1,4 @@
-"""One raw connection to Redis: pipelines of commands, parsed by hiredis straight from the socket.
+"""One raw connection to Redis: pipelines of commands, parsed by hiredis as they come from the socket.
 
 For the two hot paths only (the hub's blocking readers, the worker's appender): on XREAD it is two to three times
 cheaper than the library's client (measured: 1.27 M against 0.48 M entries/s at COUNT 1000). One owner per
@@ -12,13 +12,12 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import hiredis
 
 from broker.address import Address, Node
 
-READ = 1 << 18
 Argument = bytes | str | int | float
 Reply = Any  # bytes, int, None or a list of them, as the command has it
 
@@ -46,28 +45,31 @@ class NotMaster(Refused):
     """It is a replica: it may be behind, and takes no writes."""
 
 
-class RespConnection:
-    """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use."""
+class RespConnection(asyncio.Protocol):
+    """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node: Node) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._parser = hiredis.Reader(replyError=RespError)
+    A protocol of its own: with asyncio's streams a call costs 16 µs of CPU, so it costs 11."""
+
+    def __init__(self, node: Node) -> None:
         self.node = node
+        self._parser = hiredis.Reader(replyError=RespError)
+        self._replies: list[Reply] = []
+        self._expected = 0
+        self._answer: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(cls, address: Address, node: Node, *, any_role: bool = False, timeout: float = 2.0) -> Self:
         """Connects to one of the servers of an address, authenticates and selects the database. NotMaster from a
         replica, unless `any_role`."""
         options = address.options
+        loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout):
             if "path" in options:
-                streams = await asyncio.open_unix_connection(options["path"], limit=READ)
+                _, connection = await loop.create_unix_connection(lambda: cls(node), options["path"])
             else:
                 secure = _tls(options) if address.secure else None
-                streams = await asyncio.open_connection(*node, limit=READ, ssl=secure)
-                _keep_alive(streams[1])
-            connection = cls(*streams, node)
+                _, connection = await loop.create_connection(lambda: cls(node), *node, ssl=secure)
+                _keep_alive(connection._transport)
             try:
                 await connection._greet(options, any_role)
             except BaseException:
@@ -103,20 +105,19 @@ class RespConnection:
 
     async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Reply]:
         """As `pipeline`, of so many commands that are packed already."""
-        if self._writer.transport.is_closing():  # uvloop would raise a RuntimeError
+        if self._transport.is_closing():
             raise ConnectionResetError("Redis closed the connection")
-        self._writer.write(packed)
-        replies: list[Reply] = []
-        async with asyncio.timeout(timeout):
-            while True:
-                while (reply := self._parser.gets()) is not False:
-                    replies.append(reply)
-                    if len(replies) == count:
-                        return replies
-                data = await self._reader.read(READ)
-                if not data:
-                    raise ConnectionResetError("Redis closed the connection")
-                self._parser.feed(data)
+        loop = asyncio.get_running_loop()
+        self._expected = count
+        answer = self._answer = loop.create_future()
+        timer = loop.call_later(timeout, _expire, answer)
+        self._transport.write(packed)
+        try:
+            await answer
+        finally:
+            timer.cancel()
+        replies, self._replies = self._replies, []
+        return replies
 
     async def call(self, *command: Argument, timeout: float) -> Reply:
         """One command's reply; RespError is raised."""
@@ -125,7 +126,32 @@ class RespConnection:
 
     def close(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):
-            self._writer.transport.abort()
+            self._transport.abort()
+
+    # --- what the loop calls -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        replies, parser = self._replies, self._parser
+        try:
+            parser.feed(data)
+            while (reply := parser.gets()) is not False:
+                replies.append(reply)
+        except hiredis.HiredisError:
+            self._transport.abort()  # it is no Redis
+        if len(replies) >= self._expected and self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("Redis closed the connection"))
+
+
+def _expire(answer: asyncio.Future[None]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def raised(reply: Reply) -> Reply:
@@ -157,8 +183,8 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext:
     return context
 
 
-def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    sock: socket.socket = writer.get_extra_info("socket")
+def _keep_alive(transport: asyncio.Transport) -> None:
+    sock: socket.socket = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -17,6 +17,7 @@ import pytest
 
 import broker.hub
 import broker.ids
+import broker.pages
 import broker.reader
 import broker.reaper
 import broker.segments
@@ -100,7 +101,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
         for module in (broker.ids, broker.reaper, broker.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
-        for module in (broker.hub, broker.service, broker.store):
+        for module in (broker.pages, broker.service, broker.store):
             patch.setattr(module, "PAGE", 3)
         yield
 
