@@ -170,6 +170,17 @@ class Gateway:
 
         return await wait_until(look)
 
+    async def followed_by(self, readers: int) -> None:
+        """Until so many follow something here: a task that was made to read may not have asked yet."""
+
+        async def all_here() -> bool:
+            found = re.findall(
+                r"^tokencast_subscribers\{.*\} (\d+)", (await self.http.get("/metrics")).text, re.MULTILINE
+            )
+            return sum(map(int, found)) == readers
+
+        await wait_until(all_here)
+
     async def events(self, gid: str, query: str = "", **headers: str | bytes) -> list[Frame]:
         """All frames until the response ends."""
         return [frame async for frame in self.follow(gid, query, **headers)]

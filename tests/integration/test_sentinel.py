@@ -53,6 +53,7 @@ async def test_a_killed_master_costs_readers_nothing_but_a_pause(sim: str) -> No
     ):
         made = await generations(api, "killed", 8, 250)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
         await wait_until(lambda: begun(api, made[-1]))
         old = await servers.master()
         old.kill()
@@ -76,6 +77,7 @@ async def test_what_a_demoted_master_still_took_is_sent_again(sim: str) -> None:
     ):
         made = await generations(api, "demoted", 4, 160, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
         await wait_until(lambda: begun(api, made[-1]))
         old, new = servers.servers
         await servers.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
@@ -113,6 +115,7 @@ async def test_a_master_that_is_cut_off_is_left_and_what_it_took_is_sent_again(s
     ):
         made = await generations(api, "partition", 4, 120, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
         await wait_until(lambda: begun(api, made[-1]))
         old = await servers.master()
         for user in ("watcher", "copy"):
