@@ -99,7 +99,8 @@ OUTSIDE = {
     "engine": "a second engine (redis-server)",
     "compiler": "a C compiler (cc)",
     "clock": "clocks that are wrong (libfaketime)",
-    "proxy": "a reverse proxy (nginx)",
+    "proxy": "reverse proxies (nginx, Caddy)",
+    "prometheus": "Prometheus's checker of rules (promtool)",
 }
 """Markers of tests that need something no Python package brings."""
 

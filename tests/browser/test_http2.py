@@ -1,4 +1,4 @@
-"""More streams on one page than HTTP/1.1 has connections for: through nginx and HTTP/2 they all live at once."""
+"""More streams on one page than HTTP/1.1 has connections for: through a proxy and HTTP/2 they all live at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker import Broker
-from tests.acceptance.nginx import nginx
+from tests.acceptance.proxies import PROXIES, proxy
 from tests.browser.conftest import Open
 from tests.support import Gateway, Writer, gather
 
@@ -28,13 +28,14 @@ async (gids) => {
 """
 
 
+@pytest.mark.parametrize("name", PROXIES)
 async def test_eight_streams_of_one_page_are_live_at_once(
-    api: Gateway, broker: Broker, visit: Open, tmp_path: Path
+    name: str, api: Gateway, broker: Broker, visit: Open, tmp_path: Path
 ) -> None:
     """Each word reaches all eight before the next is written, and none of them is closed meanwhile: with six
     connections two would wait for ever."""
     writers = [await Writer(broker.store.redis, (await api.create())["id"]).claim() for _ in range(8)]
-    async with nginx(api, tmp_path) as behind:
+    async with proxy(PROXIES[name], api, tmp_path) as behind:
         visitor = await visit(behind, "/healthz", ignore_https_errors=True)
         page = visitor.page
         await page.evaluate(FOLLOW, [writer.gid for writer in writers])
