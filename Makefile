@@ -86,7 +86,7 @@ clean:
 .cache/uv/bin/uv: | .cache/uv/bin/pip
 	@.cache/uv/bin/pip install --quiet uv
 
-# What the tests can use beyond Python: a second engine, proxies and a browser, from the distribution, in a container or
+# What the tests can use beyond Python: a second engine, proxies, shells and a browser, from the distribution, in a container or
 # on a CI machine (root, apt-get, and no service manager that would start the engine for good). Tried once; the suite says
 # at its end what is missing.
 .venv/.system: | .venv/bin/pip
@@ -97,6 +97,7 @@ clean:
 		command -v nginx >/dev/null || wanted="$$wanted nginx"; \
 		command -v caddy >/dev/null || wanted="$$wanted caddy"; \
 		command -v promtool >/dev/null || wanted="$$wanted prometheus"; \
+		for shell in zsh fish; do command -v $$shell >/dev/null || wanted="$$wanted $$shell"; done; \
 		command -v chromium >/dev/null || command -v google-chrome >/dev/null || wanted="$$wanted chromium"; \
 		if [ -n "$$wanted" ]; then \
 			echo "Installing$$wanted for the tests (this once) …"; \

@@ -76,7 +76,10 @@ def check_open(settings: Settings) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="tokencast api", description="A gateway: HTTP and event streams. All settings are in the environment."
+        prog="tokencast api",
+        description="A gateway: HTTP and event streams. All settings are in the environment.",
+        epilog="Examples:\n  tokencast api\n  PORT=8123 tokencast api --processes 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--processes", type=int, help="how many share the port (default: TOKENCAST_PROCESSES, 1)")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # one of several: the one it is to listen on

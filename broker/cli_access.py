@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 
 import click
 
+from broker.cli_shared import examples, json_line
 from broker.settings import is_tenant
 
 
-@click.command("key")
+@click.command("key", short_help="Make an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json"))
 @click.argument("tenant")
 @click.option("--json", "as_json", is_flag=True, help='{"key", "entry"}')
 def new_key(tenant: str, as_json: bool) -> None:
@@ -21,4 +21,4 @@ def new_key(tenant: str, as_json: bool) -> None:
         raise click.BadParameter("a tenant is letters and digits.", param_hint="TENANT")
     made = "tck_" + secrets.token_urlsafe(32)  # 256 bits: there is nothing to guess, so a plain hash keeps it
     entry = f"{tenant}:{hashlib.sha256(made.encode()).hexdigest()}"
-    click.echo(json.dumps({"key": made, "entry": entry}) if as_json else f"key    {made}\nentry  {entry}")
+    click.echo(json_line({"key": made, "entry": entry}) if as_json else f"key    {made}\nentry  {entry}")

@@ -52,10 +52,11 @@ class Received:
 class Client:
     """A context manager. Raises Unreachable, Refused, GenerationNotFound and GenerationGone."""
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, *, within: float | None = None) -> None:
+        """`within`: seconds, instead of the usual patience, that an answer may take."""
         self.url = settings.url.rstrip("/")
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-        timeout = httpx2.Timeout(10.0, read=_SILENCE)
+        timeout = httpx2.Timeout(within) if within else httpx2.Timeout(10.0, read=_SILENCE)
         try:
             self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
         except (httpx2.InvalidURL, ValueError) as error:
@@ -75,6 +76,9 @@ class Client:
     def post(self, path: str, body: Json | None = None, headers: dict[str, str] | None = None) -> Json:
         return self._json(lambda: self._http.post(path, json=body, headers=headers))
 
+    def delete(self, path: str) -> None:
+        self._answer(lambda: self._http.delete(path))
+
     def generations(self, status: str | None, limit: int) -> Iterator[Json]:
         """The newest first, at most `limit`, page by page."""
         params: dict[str, str | int] = {"status": status} if status else {}
@@ -86,9 +90,13 @@ class Client:
                 return
             params["after"] = page["data"][-1]["id"]
 
+    def models(self) -> list[Json]:
+        """As the gateway lists them."""
+        return self.get("/v1/models")["data"]
+
     def default_model(self) -> str:
         """The first one that the gateway lists."""
-        models = [str(model["id"]) for model in self.get("/v1/models")["data"]]
+        models = [str(model["id"]) for model in self.models()]
         named = [model for model in models if not set(model) & set("*?[")]
         if not named:
             raise Refused(f"The gateway at {self.url} names no model; choose one with --model.")
@@ -129,6 +137,12 @@ class Client:
                 running.discard(gid)
                 if not running:
                     return
+
+    def activity(self, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
+        """What happens to all generations, without end; `after` is an id of this stream, or `latest`. An event may come
+        twice."""
+        first = (("after", after),) if after else ()
+        return (received for received in self._events("/v1/activity", (), first, notice) if received.data)
 
     def _events(self, path: str, always: Params, first: Params, notice: Callable[[str], None]) -> Iterator[Received]:
         """What one stream says, and its next ones, each behind the last id of the one before. `first` are parameters
@@ -174,13 +188,17 @@ class Client:
             finally:
                 pause.contact()
 
-    def _json(self, request: Callable[[], httpx2.Response]) -> Json:
+    def _answer(self, request: Callable[[], httpx2.Response]) -> httpx2.Response:
         try:
             response = request()
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
         if response.status_code >= 400:
             raise _refusal(response, self.url)
+        return response
+
+    def _json(self, request: Callable[[], httpx2.Response]) -> Json:
+        response = self._answer(request)
         try:
             return cast(Json, response.json())
         except ValueError:

@@ -13,6 +13,7 @@ import json
 import shlex
 import signal
 import socket
+import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -46,6 +47,8 @@ def run() -> int:
     if not simulated:
         _check_upstream_keys(settings)
     port = _check_port(settings)
+    if sys.stderr.isatty():
+        click.echo("tokencast: starting; it takes a second or two …", err=True)
     try:
         asyncio.run(_until_stopped(settings, port, simulated))
     except _Failed as failure:

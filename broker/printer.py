@@ -89,7 +89,7 @@ def json_event(received: Received) -> str:
     """One line; the data as it came."""
     data = received.data.replace("\n", " ")  # raw line breaks in JSON are nothing but white space
     whose = f'"generation":"{received.generation}",' if received.generation else ""
-    return f'{{{whose}"id":{json.dumps(received.id)},"event":{json.dumps(received.event)},"data":{data}}}'
+    return harmless(f'{{{whose}"id":{json.dumps(received.id)},"event":{json.dumps(received.event)},"data":{data}}}')
 
 
 class LinePrinter:

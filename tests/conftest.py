@@ -101,6 +101,7 @@ OUTSIDE = {
     "clock": "clocks that are wrong (libfaketime)",
     "proxy": "reverse proxies (nginx, Caddy)",
     "prometheus": "Prometheus's checker of rules (promtool)",
+    "shells": "other shells than bash (zsh, fish)",
 }
 """Markers of tests that need something no Python package brings."""
 

@@ -16,7 +16,12 @@ from worker.presence import present_here
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m worker", description="Runs a worker from the environment.")
+    parser = argparse.ArgumentParser(
+        prog="tokencast worker",
+        description="Runs a worker from the environment.",
+        epilog="Examples:\n  tokencast worker\n  tokencast worker --check && echo alive",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--check", action="store_true", help="exit 0 if a worker of this host is alive, else 1")
     check: bool = parser.parse_args().check
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import click
 import pytest
 
-from broker import cli
-from broker.client import Received
+from broker import cli_client, tables
+from broker.client import Client, Received
+from broker.patience import Patience
 from broker.printer import LinePrinter, Printer, json_event, text_of
+from broker.settings import ClientSettings
 
 ID = "gen_01kbn2h8v010" + "0" * 22
 GENERATION = {
@@ -38,7 +41,7 @@ def chunk(content: str, index: int = 0) -> Received:
     ("seconds", "shown"), [(-1, "0s"), (0.4, "0s"), (59.9, "59s"), (60, "1m"), (7199, "1h"), (7200, "2h"), (2e5, "2d")]
 )
 def test_a_duration_is_short(seconds: float, shown: str) -> None:
-    assert cli.duration(seconds) == shown
+    assert tables.duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
@@ -51,22 +54,22 @@ def test_a_duration_is_short(seconds: float, shown: str) -> None:
     ],
 )
 def test_tokens_say_when_they_are_an_estimate(usage: dict[str, object] | None, shown: str) -> None:
-    assert cli.tokens(usage) == shown
+    assert tables.tokens(usage) == shown
 
 
 def test_a_table_is_aligned_and_cannot_move_the_cursor() -> None:
-    lines = list(cli.table([("ID", "MODEL"), ("gen_1", "a\x1b[2J\nb"), ("g", "")]))
+    lines = list(tables.table([("ID", "MODEL"), ("gen_1", "a\x1b[2J\nb"), ("g", "")]))
     assert lines == ["ID     MODEL", "gen_1  a\ufffd[2J b", "g"]
 
 
 def test_a_line_of_ls_says_what_there_is_to_know() -> None:
-    assert cli.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5")
+    assert tables.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5")
     queued = {**GENERATION, "status": "queued", "attempt": 0, "usage": None}
-    assert cli.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-")
+    assert tables.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-")
 
 
 def test_the_facts_of_show() -> None:
-    facts = dict(cli.facts({**GENERATION, "error": {"message": "gone", "code": "x"}}, 1005.0))
+    facts = dict(tables.facts({**GENERATION, "error": {"message": "gone", "code": "x"}}, 1005.0))
     assert facts["first token"] == "after 0.500 s"
     assert facts["duration"] == "2.000 s"
     assert facts["metadata.order"] == "17"
@@ -139,18 +142,18 @@ def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys
 
 
 def test_a_prompt_must_be_text() -> None:
-    assert cli.prompt_from("hi\n") == "hi\n"
+    assert cli_client.prompt_from("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
-        cli.prompt_from("\udcff")
+        cli_client.prompt_from("\udcff")
     with pytest.raises(click.UsageError, match="empty"):
-        cli.prompt_from("")
+        cli_client.prompt_from("")
 
 
 def test_metadata_is_key_and_value() -> None:
-    assert cli.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    assert cli_client.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
-            cli.pairs_from([wrong])
+            cli_client.pairs_from([wrong])
 
 
 def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,3 +169,12 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
     assert shown.out.splitlines() == ["00000001 | 2nd half", "00000002 | b"]
     assert shown.err.splitlines() == ["tokencast: 00000001: completed", "tokencast: 00000002: failed: It broke. (x)"]
     assert json_event(Received("1-1", "chunk", "{}", one)).startswith(f'{{"generation":"{one}","id":"1-1",')
+
+
+def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nobody is asked: there is no thread for it."""
+    before = threading.active_count()
+    with Patience(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as patience:
+        assert threading.active_count() == before
+        patience.heard(Received("0-1", "created", "{}"))
+    assert capsys.readouterr() == ("", "")

@@ -15,8 +15,9 @@ BACKLOG = 4096  # connections waiting to be accepted: benchmarks open hundreds a
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m worker.upstream_sim",
+        prog="tokencast upstream-sim",
         description=package.__doc__,
+        epilog="Examples:\n  tokencast upstream-sim\n  tokencast upstream-sim --port 8123 --require-key secret",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=8001, help="0 picks a free one (default: %(default)s)")

@@ -1,0 +1,98 @@
+"""The commands that print a generation's text as it comes, or as it came."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from broker.cli_complete import ids_to_complete
+from broker.cli_shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
+from broker.client import Client
+from broker.ids import check_id
+from broker.patience import Patience
+from broker.printer import LinePrinter, Printer, json_event
+
+_EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gone": NOT_FOUND}
+
+
+@click.command(
+    short_help="Print a text as it comes.",
+    epilog=examples(
+        "tokencast follow ID",
+        "tokencast follow ID --after latest",
+        "tokencast follow ID ID --json",
+        "tokencast follow ID > answer.txt && echo complete",
+    ),
+)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=ids_to_complete)
+@click.option("--after", metavar="CURSOR", help="Begin behind this event; `latest`: with what comes from now on.")
+@click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
+def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
+    """Print the text of generation ID as it comes, from its beginning, until it ends.
+
+    Survives lost connections and restarts of the gateway. Several are printed line by line, each line behind the end of
+    its generation's id, or as JSON with a "generation"; the exit code is then 0 only if all of them completed.
+    """
+    gids = list(dict.fromkeys(map(check_id, ids)))
+    if len(gids) > 1 and after not in (None, "latest"):
+        raise click.UsageError("With several IDs, --after can only be `latest`.")
+    with open_client() as client:
+        print_events(client, gids, after, as_json)
+
+
+@click.command(
+    short_help="Print a text as it came.",
+    epilog=examples("tokencast replay ID", "tokencast replay ID --speed 10 --json"),
+)
+@click.argument("id", shell_complete=ids_to_complete)
+@click.option("--speed", type=float, default=1.0, show_default=True, help="So many times as fast; 0.01 to 1000.")
+@click.option("--after", metavar="CURSOR", help="Begin behind this event.")
+@click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
+def replay(id: str, speed: float, after: str | None, as_json: bool) -> None:  # noqa: A002
+    """Print the text of generation ID as it came, at the speed it came with, or another one."""
+    with open_client() as client:
+        print_events(client, [check_id(id)], after, as_json, speed)
+
+
+def print_events(
+    client: Client, gids: Sequence[str], after: str | None, as_json: bool, speed: float | None = None
+) -> NoReturn:
+    """The text of one, or of several line by line; the exit code is the worst one's."""
+    one = gids[0] if len(gids) == 1 else None
+    printer = Printer() if one else LinePrinter()
+    patience = Patience(client, one if one and after is None and speed is None else None)
+
+    def notice(text: str) -> None:
+        patience.clear()
+        printer.note(text)
+
+    if one:
+        events = client.follow(one, after, speed=speed, notice=notice)
+    else:
+        events = client.follow_all([f"{gid}@{after}" if after else gid for gid in gids], notice=notice)
+    end_with_reader()
+    endings: dict[str, str] = {}
+    cursor = after
+    try:
+        with patience:
+            for received in events:
+                patience.heard(received)
+                cursor = received.id or cursor
+                if received.event in _EXIT_BY_EVENT:
+                    endings[received.generation or gids[0]] = received.event
+                if as_json:
+                    click.echo(json_event(received))
+                else:
+                    printer.show(received)
+    except KeyboardInterrupt:
+        behind = f" --after {cursor}" if cursor and one else ""
+        printer.note(f"it goes on; read on with: tokencast follow {' '.join(gids)}{behind}")
+        sys.exit(INTERRUPTED)
+    for gid in gids:
+        if gid not in endings:  # there was nothing behind the cursor
+            endings[gid] = str(client.get(f"/v1/generations/{gid}")["status"])
+    codes = {_EXIT_BY_EVENT.get(ending, FAILED) for ending in endings.values()} - {0}
+    sys.exit(min(codes, default=0))

@@ -1,0 +1,62 @@
+"""Generations as a person reads them: lines of `ls`, facts of `show`, columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from broker.client import Json
+
+HEADINGS = ("ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS")
+
+
+def row(generation: Json, now: float) -> tuple[str, ...]:
+    """A line of `ls`."""
+    age, attempt = duration(now - generation["created_at"]), str(generation["attempt"] or "-")
+    return generation["id"], generation["status"], generation["model"], age, attempt, tokens(generation["usage"])
+
+
+def facts(generation: Json, now: float) -> Iterator[tuple[str, str]]:
+    """The lines of `show`."""
+    for name in ("id", "status", "model"):
+        yield name, generation[name]
+    yield "age", duration(now - generation["created_at"])
+    if generation["started_at"] is not None:
+        yield "attempt", str(generation["attempt"])
+        if generation["first_token_at"] is not None:
+            yield "first token", f"after {generation['first_token_at'] - generation['created_at']:.3f} s"
+        if generation["ended_at"] is not None:
+            yield "duration", f"{generation['ended_at'] - generation['started_at']:.3f} s"
+    yield "tokens", tokens(generation["usage"])
+    yield "cursor", generation["cursor"]
+    for key, value in generation["metadata"].items():
+        yield f"metadata.{key}", value
+    if generation["error"]:
+        yield "error", f"{generation['error']['message']} ({generation['error'].get('code')})"
+
+
+def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """The rows as lines, in columns."""
+    clean = [[one_line(cell) for cell in cells] for cells in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    for cells in clean:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def one_line(text: str) -> str:
+    """Nothing in it moves a cursor, begins a line or turns the direction of writing."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Short: 0s, 59s, 3m, 2h, 5d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def tokens(usage: Json | None) -> str:
+    """Of the answer; `~` where they were counted and not reported."""
+    if not usage or usage.get("completion_tokens") is None:
+        return "-"
+    return f"{'~' if usage.get('estimated') else ''}{usage['completion_tokens']}"

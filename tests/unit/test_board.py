@@ -1,0 +1,94 @@
+"""What `top` makes of what it is told, and that nothing of it leaves its place on the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker import board
+from broker.board import Board, cells_wide, pad
+
+
+def generation(number: int, status: str = "completed", cursor: str = "7-3", **more: Any) -> dict[str, Any]:
+    ended = 1000.0 + number if status in ("completed", "failed", "cancelled") else None
+    known = {
+        "model": "m",
+        "created_at": 990.0,
+        "started_at": 991.0,
+        "first_token_at": 991.5,
+        "attempt": 1,
+        "usage": None,
+    }
+    return {"id": f"gen_{number:034}", "status": status, "cursor": cursor, "ended_at": ended, **known, **more}
+
+
+def ids(shown: Board, status: str | None = None) -> list[int]:
+    return [int(one["id"][4:]) for one in shown.rows(status)]
+
+
+def test_what_runs_comes_first_and_then_the_newest() -> None:
+    shown = Board()
+    for number, status in enumerate(("completed", "queued", "in_progress", "failed", "in_progress")):
+        shown.take(generation(number, status, created_at=float(number)))
+    assert ids(shown) == [4, 2, 1, 3, 0]
+    assert ids(shown, "in_progress") == [4, 2]
+
+
+def test_an_old_word_changes_nothing() -> None:
+    shown = Board()
+    for status, cursor in (("in_progress", "7-3"), ("completed", "7-12"), ("in_progress", "7-9"), ("queued", "0-1")):
+        shown.take(generation(1, status, cursor))
+    assert [one["status"] for one in shown.rows(None)] == ["completed"]
+
+
+def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "KEPT", 3)
+    shown = Board()
+    shown.take(generation(0, "in_progress"))
+    for number in range(1, 7):
+        shown.take(generation(number))
+    assert ids(shown) == [0, 6, 5, 4]
+
+
+def test_the_gateways_counters_are_better_than_ours() -> None:
+    shown = Board()
+    shown.take(generation(1))
+    assert shown.summary() == "0 queued  0 in_progress  1 completed  0 failed  0 cancelled"
+    shown.overview = {
+        "generations": {"queued": 7, "in_progress": 2, "completed": 50, "failed": 0, "cancelled": 1},
+        "queue": {"depth": 7, "oldest_seconds": 65.0},
+        "workers": [{"slots": 100, "running": 2}, {"slots": 50, "running": 0}],
+    }
+    counted = "7 queued  2 in_progress  50 completed  0 failed  1 cancelled"
+    assert shown.summary() == f"{counted}  queue 7, 1m  2 workers, 2/150 slots"
+
+
+def test_a_line_says_how_far_and_how_fast() -> None:
+    shown = Board()
+    running = generation(1, "in_progress", "7-30")
+    ended = generation(2, usage={"completion_tokens": 21, "estimated": True})
+    waiting = generation(3, "queued", "0-1", attempt=0, started_at=None, first_token_at=None)
+    _, *lines = [line.text.split()[1:] for line in shown.table([running, ended, waiting], 1001.5, 0)]
+    assert lines == [
+        ["in_progress", "m", "11s", "1.50s", "30", "3.0", "1"],
+        ["completed", "m", "11s", "1.50s", "~21", "2.0", "1"],
+        ["queued", "m", "11s", "-", "-", "-", "-"],
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 9, 40, 72, 120, 300])
+@pytest.mark.parametrize("model", ["a\x1b[2J\nb\x07\u202eevil\u2028", "模型" * 40, "e\u0301" * 90])
+def test_nothing_leaves_its_line(model: str, width: int) -> None:
+    lines = list(Board().table([generation(1, model=model)], 1001.0, width))
+    assert len(lines) == 2
+    for line in lines:
+        assert cells_wide(line.text) == width
+        assert all(char.isprintable() for char in line.text)
+
+
+def test_a_wide_character_is_not_cut_in_two() -> None:
+    assert pad("模型模型", 4) == "模… "
+    assert pad("ab", 4) == "ab  "
+    assert pad("ab", 4, right=True) == "  ab"
+    assert pad("ab", 0) == ""
