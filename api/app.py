@@ -8,15 +8,13 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +29,8 @@ from api.metrics import Metrics, Requests
 from api.models import Models
 from api.multiplex import Events
 from api.openapi import OpenApi
+from api.overview import Overview
+from api.pages import pages
 from api.watching import Watching
 from broker.activity import Activity
 from broker.errors import BrokerError
@@ -62,12 +62,13 @@ def create_app(broker: Broker) -> Starlette:
             *Generations(broker, access).routes(),
             *Events(broker, access).routes(),
             *Watching(broker, access, activity).routes(),
+            *Overview(broker, access).routes(),
             *ChatCompletions(broker, access).routes(),
             *Models(broker, access).routes(),
             *Health(broker).routes(),
             *metrics.routes(),
             *OpenApi().routes(),
-            *_dashboard(),
+            *pages(),
         ],
         middleware=[Middleware(RequestLog, metrics.requests), *_cors(broker), Middleware(Admission)],
         exception_handlers={
@@ -95,34 +96,6 @@ def _cors(broker: Broker) -> list[Middleware]:
             expose_headers=["x-generation-id", "x-request-id", "location", "retry-after"],
         )
     ]
-
-
-_STATIC = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/docs.css": "docs.css"}
-_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-_SECURITY = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-
-
-def _dashboard() -> list[Route]:
-    def page(name: str) -> Response:
-        body = files("api").joinpath("static", name).read_bytes()
-        return Response(body, headers=_SECURITY, media_type=_TYPES[name.rpartition(".")[2]])
-
-    def route(path: str, name: str) -> Route:
-        async def serve(_: Request) -> Response:
-            return page(name)
-
-        return Route(path, serve, methods=["GET"])
-
-    async def no_icon(_: Request) -> Response:
-        return Response(status_code=204)  # browsers ask on every page that is not ours
-
-    return [*(route(path, name) for path, name in _STATIC.items()), Route("/favicon.ico", no_icon)]
 
 
 _BEYOND = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # what stands in none of our paths, and all behind it

@@ -39,6 +39,10 @@ NO_RETRY = {"x-should-retry": "false"}
 each repetition would be another generation, and another bill."""
 
 
+IS_FULL = "This gateway has as many connections as it can hold; try again in a moment."
+IS_DRAINING = "The server is being restarted; what was accepted goes on and can be read again."
+
+
 class JSONResponse(Response):
     """msgspec's JSON: a tenth of the standard library's time on a long answer."""
 
@@ -104,14 +108,12 @@ async def on_left(_: Request, __: Exception) -> Response:
 
 
 def full_error() -> JSONResponse:
-    message = "This gateway has as many connections as it can hold; try again in a moment."
     headers = {"retry-after": str(random.randint(1, 5))}
-    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "server_full", None, headers)
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, IS_FULL, "server_full", None, headers)
 
 
 def draining_error(headers: dict[str, str]) -> JSONResponse:
-    message = "The server is being restarted; what was accepted goes on and can be read again."
-    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "server_draining", None, headers)
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, IS_DRAINING, "server_draining", None, headers)
 
 
 # What the upstream says of the request is the caller's business, and passed on.

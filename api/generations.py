@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from api.access import Access
 from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
-from api.errors import JSONResponse
+from api.errors import IS_DRAINING, JSONResponse
 from api.positions import locate
 from api.replay import Replay, parse_speed
 from api.routing import by_method, limit_of, read_body, read_request, submit
@@ -68,9 +68,16 @@ class Generations:
         return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
-        gid = request.path_params["id"]
-        reader = await self._access.reader(request, gid)
-        return JSONResponse((await self._broker.get(gid, tenant=reader.tenant)).to_json())
+        """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
+        answer, and the prompt may be none of theirs."""
+        gid, include = request.path_params["id"], request.query_params.get("include")
+        if include not in (None, "", "request"):
+            raise InvalidRequest("`include` is `request`.", param="include")
+        if not include:
+            reader = await self._access.reader(request, gid)
+            return JSONResponse((await self._broker.get(gid, tenant=reader.tenant)).to_json())
+        generation = await self._broker.get(gid, tenant=self._access.tenant(request))
+        return JSONResponse({**generation.to_json(), "request": await self._broker.store.request(gid)})
 
     async def cancel(self, request: Request) -> Response:
         generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
@@ -102,10 +109,10 @@ class Generations:
             return Response(headers=HEADERS)
         try:
             return await self._stream(request, gid)
-        except StorageUnavailable:
-            return Later(retry(1000, 4000))
-        except LimitExceeded:
-            return Later(retry(2000, 10_000))
+        except StorageUnavailable as error:
+            return Later(retry(1000, 4000), error)
+        except LimitExceeded as error:
+            return Later(retry(2000, 10_000), error)
 
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
@@ -113,7 +120,7 @@ class Generations:
         speed = request.query_params.get("speed")
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
-            return Later(retry(500, 10_000))
+            return Later(retry(500, 10_000), IS_DRAINING)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))

@@ -91,7 +91,7 @@ def _with_id(path: str, item: Json) -> Json:
 
 
 def _paths() -> Json:
-    return {**_generations(), **_events(), **_several(), **_chat(), **_models(), **_operation()}
+    return {**_generations(), **_events(), **_several(), **_overview(), **_chat(), **_models(), **_operation()}
 
 
 # --- the parts of an operation -------------------------------------------------------------------------------
@@ -186,8 +186,9 @@ def _generations() -> Json:
                 _does(
                     "getGeneration",
                     "One, with its text so far",
+                    _query("include", {"enum": ["request"]}, "With what it was asked for; only with a key."),
                     _200=_answer("It.", one),
-                    **_errors("404", "410"),
+                    **_errors("400", "404", "410"),
                 )
             ),
             "delete": _does(
@@ -274,6 +275,19 @@ def _several() -> Json:
                 **_errors("400"),
             )
         },
+    }
+
+
+def _overview() -> Json:
+    return {
+        "/v1/overview": {
+            "get": _does(
+                "getOverview",
+                "How it goes: generations by status, the queue, the workers, the subscribers here",
+                _200=_answer("Now.", _json("Overview")),
+                **_errors(),
+            )
+        }
     }
 
 

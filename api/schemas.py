@@ -86,6 +86,7 @@ _SUMMARY: Json = {
     "error": orelse_null(OBJECT),
     "metadata": _METADATA,
 }
+_COUNT: Json = {"type": "integer", "minimum": 0}
 _CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
 
 SCHEMAS: Json = {
@@ -108,7 +109,9 @@ SCHEMAS: Json = {
             **_SUMMARY,
             "text": {"type": "string", "description": "Choice 0's content so far."},
             "choices": {"type": "array", "items": _CHOICE, "description": "The merged messages so far."},
-        }
+            "request": {"type": "object", "description": "What it was asked with, where `include` names it."},
+        },
+        optional=("request",),
     ),
     "GenerationList": listed("GenerationSummary"),
     "Event": record(
@@ -148,5 +151,21 @@ SCHEMAS: Json = {
         {"id": STRING, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": STRING}
     ),
     "ModelList": record({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
+    "Overview": record(
+        {
+            "object": {"const": "overview"},
+            "at": {"type": "number", "description": "Unix seconds, by Redis's clock."},
+            "generations": record(dict.fromkeys(STATUSES, _COUNT), description="The caller's, by status."),
+            "queue": record(
+                {"depth": _COUNT, "oldest_seconds": {"type": "number", "description": "How long the first waits."}},
+                description="Everybody's.",
+            ),
+            "workers": {"type": "array", "items": record({"slots": _COUNT, "running": _COUNT})},
+            "subscribers": record(
+                {"total": _COUNT, "generations": {"type": "object", "additionalProperties": _COUNT}},
+                description="The caller's open streams at this gateway; of the most followed generations one by one.",
+            ),
+        }
+    ),
     "Status": record({"status": STRING, "reason": STRING}, optional=("reason",)),
 }  # fmt: skip

@@ -124,7 +124,8 @@ class EventStream(LiveResponse):
 
 
 class Later(Response):
-    """An event stream that ends at once: come back. An error status would end an EventSource for good."""
+    """An event stream that ends at once: come back. An error status would end an EventSource for good. `why` is a
+    comment, for who looks: `curl`, and a page that reads streams itself."""
 
-    def __init__(self, retry: bytes) -> None:
-        super().__init__(retry, 200, HEADERS)
+    def __init__(self, retry: bytes, why: object) -> None:
+        super().__init__(b"%b: %b\n\n" % (retry[:-1], str(why).encode()), 200, HEADERS)

@@ -25,6 +25,14 @@ class Subscribers:
         if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
             raise LimitExceeded(f"{self._most} streams are open, as many as may.", retry_after=SOON)
 
+    def of(self, tenant: str, most: int) -> dict[str, int]:
+        """The tenant's generations that are followed here, at most so many, those with the most subscribers first."""
+        mine = Counter({gid: count for (name, gid), count in self._of_generation.items() if name == tenant and gid})
+        return dict(mine.most_common(most))
+
+    def total(self, tenant: str) -> int:
+        return self._of_tenant[tenant]
+
     def one(self, tenant: str, gid: str = "") -> Counted:
         """One more, to be left as a context; of a generation, or of none in particular. LimitExceeded."""
         self.check(tenant)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.lifecycle import LIFECYCLE, missed
 from api.dialects.native import retry
+from api.errors import IS_DRAINING
 from api.routing import by_method
 from api.sse import HEADERS, EventStream, Later
 from broker.activity import Activity, History
@@ -44,7 +45,7 @@ class Watching:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if hub.draining:
-            return Later(retry(500, 10_000))
+            return Later(retry(500, 10_000), IS_DRAINING)
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._access.subscribers.one(tenant))
@@ -59,10 +60,10 @@ class Watching:
                     preface=preface,
                     send_timeout=self._broker.settings.send_timeout,
                 )
-        except StorageUnavailable:
-            return Later(retry(1000, 4000))
-        except LimitExceeded:
-            return Later(retry(2000, 10_000))
+        except StorageUnavailable as error:
+            return Later(retry(1000, 4000), error)
+        except LimitExceeded as error:
+            return Later(retry(2000, 10_000), error)
         raise AssertionError("unreachable")
 
 

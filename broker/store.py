@@ -3,9 +3,7 @@ logs' Redis outside the two hot paths (the worker's appender, the hub's readers)
 
 from __future__ import annotations
 
-import math
 import secrets
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
 from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
+from broker.losses import Losses
 from broker.requests import CompletionRequest
 
 Json = dict[str, Any]
@@ -226,6 +225,26 @@ class Store:
         reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
         return [from_entry(entry) for entry in reply]
 
+    async def request(self, gid: str) -> Json:
+        """What the generation was asked with, as the upstream is sent it, with our `metadata` and `on_upstream_error`
+        where they say something. GenerationGone where it was deleted meanwhile."""
+        body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "rq", "mt", "pol")
+        if body is None:
+            raise GenerationGone
+        asked = msgspec.json.decode(body)
+        if labels := _json(metadata):
+            asked["metadata"] = labels
+        return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
+
+    async def counts(self, tenant: str) -> dict[str, int]:
+        """How many generations the tenant has, by status. Those whose retention has just ended may count yet."""
+        places = [(status, shard) for status in STATUSES for shard in SHARDS]
+        found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
+        counts: dict[str, int] = {}
+        for (status, _), count in zip(places, found, strict=True):
+            counts[status] = counts.get(status, 0) + int(count)
+        return counts
+
     async def last_attempt(self, gid: str) -> Cursor:
         """Right before the newest attempt of a log whose last event was written from outside."""
         newest = await self.redis.execute("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 2)
@@ -297,25 +316,6 @@ class Store:
         if reply[0] == b"GONE":
             raise GenerationGone
         return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
-
-
-class Losses:
-    """Notices that Redis came back with another data set, by the names ("epochs") its shards give theirs."""
-
-    def __init__(self, grace: float) -> None:
-        self._grace = grace
-        self._epochs: dict[str, bytes | None] = {}
-        self._lost_at: dict[str, float] = {}
-
-    def observe(self, shard: str, epoch: bytes | None) -> None:
-        known = self._epochs.get(shard)
-        if known is not None and known != epoch:
-            self._lost_at[shard] = time.monotonic()
-        self._epochs[shard] = epoch
-
-    def recent(self, shard: str) -> bool:
-        """Whether a generation that is not known may only not be known yet."""
-        return time.monotonic() - self._lost_at.get(shard, -math.inf) < self._grace
 
 
 def new_epoch() -> str:

@@ -24,7 +24,8 @@ from broker.errors import BrokerError
 from tests.bench.systems import memory_kib
 from tests.support import Gateway, gateway, request_body, upstream_sim, wait_until, worker
 
-VARIABLES = {"TOKENCAST_RETENTION": "20", "TOKENCAST_CACHE_BYTES": str(16 << 20), "TOKENCAST_HEARTBEAT": "2"}
+RETENTION = 20  # seconds
+VARIABLES = {"TOKENCAST_CACHE_BYTES": str(16 << 20), "TOKENCAST_HEARTBEAT": "2"}
 READERS = 200
 NEW_EACH = 0.1  # seconds
 LOOK_EACH = 10.0
@@ -95,7 +96,10 @@ class Soak:
             self.created += 1
             length = random.choice((20, 100, 300))
             prompt = f"{self.created} [[sim length={length} speed={random.choice((0, 20, 50))}]]"
-            self._ids = [*self._ids[-100:], (await self._broker.enqueue(request_body(prompt, model="sim"))).id]
+            self._ids = [
+                *self._ids[-100:],
+                (await self._broker.enqueue(request_body(prompt, model="sim", ttl_seconds=RETENTION))).id,
+            ]
             if random.random() < 0.1:
                 with suppress(BrokerError):
                     await self._broker.cancel(random.choice(self._ids))

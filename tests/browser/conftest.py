@@ -42,7 +42,7 @@ class Watched:
         self.page = page
         self.forgives = r"(?!)"  # nothing
         self._origin = origin
-        self._requests: list[Request] = []
+        self.requests: list[Request] = []
         self._complaints: list[str] = []
 
     async def watch(self) -> None:
@@ -61,16 +61,18 @@ class Watched:
         )
 
     def _keep(self, request: Request) -> None:
-        self._requests.append(request)
+        self.requests.append(request)
 
     def check(self) -> None:
         assert [what for what in self._complaints if not re.search(self.forgives, what)] == []
-        urls = {request.url for request in self._requests}
+        urls = {request.url for request in self.requests}
         assert [url for url in urls if not url.startswith((f"{self._origin}/", "data:"))] == []
 
     def streams(self, gid: str) -> list[Request]:
-        """What was asked for the events of a generation, from the first on."""
-        return [request for request in self._requests if f"/{gid}/events" in request.url]
+        """What was asked for the events of a generation as they come, from the first on."""
+        ways = (f"/{gid}/events", f"generation={gid}")
+        streams = [request for request in self.requests if request.headers.get("accept") != "application/json"]
+        return [request for request in streams if any(way in request.url for way in ways)]
 
 
 Open = Callable[..., Awaitable[Watched]]
@@ -82,8 +84,10 @@ async def visit(browser: Browser) -> AsyncGenerator[Open, None]:
     watched: list[Watched] = []
     async with AsyncExitStack() as stack:
 
-        async def open_page(gateway: Gateway, path: str = "/", **profile: object) -> Watched:
+        async def open_page(gateway: Gateway, path: str = "/", key: str = "", **profile: object) -> Watched:
             context = await browser.new_context(**profile)  # type: ignore[arg-type]
+            if key:
+                await context.add_init_script(f"sessionStorage.setItem('tokencast-key', '{key}')")
             stack.push_async_callback(context.close)
             visitor = Watched(await context.new_page(), gateway.url)
             watched.append(visitor)

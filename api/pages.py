@@ -1,0 +1,38 @@
+"""The dashboard: files of `api/static`, as they are. Nothing is built, and nobody else is asked for anything."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+_STATIC = files("api").joinpath("static")
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+_SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def pages() -> list[Route]:
+    """The page at `/`, and every file beside it under its own name."""
+    names = sorted(file.name for file in _STATIC.iterdir() if file.name.rpartition(".")[2] in _TYPES)
+    paths = {"/" if name == "index.html" else f"/{name}": name for name in names}
+    return [*(_route(*each) for each in paths.items()), Route("/favicon.ico", _no_icon)]
+
+
+def _route(path: str, name: str) -> Route:
+    async def serve(_: Request) -> Response:
+        body = _STATIC.joinpath(name).read_bytes()
+        return Response(body, headers=_SECURITY, media_type=_TYPES[name.rpartition(".")[2]])
+
+    return Route(path, serve, methods=["GET"])
+
+
+async def _no_icon(_: Request) -> Response:
+    return Response(status_code=204)  # browsers ask on every page that is not ours

@@ -1,0 +1,273 @@
+// One generation: followed while it runs, and replayed as it happened whenever somebody wants to see it again.
+
+import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "./gateway.js";
+import { GrowingText, Output } from "./output.js";
+import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "./page.js";
+import { painter, rate, show, showStatus, tell, tokens } from "./page.js";
+import { Recording } from "./recording.js";
+import { again, follow } from "./snippets.js";
+import { Marks, Player, Timeline } from "./timeline.js";
+
+const PAGE = 1000; // events
+
+export class Detail {
+  recording = new Recording();
+  connection = "connecting";
+  #trouble = ""; // what the gateway refused, beside what the events say
+  #excuse = ""; // why there is no stream at the moment, where the gateway says it
+  #request = null;
+  #model = "–"; // where the event that says it was trimmed
+  #said = "";
+  #raw = 0; // events in the list of raw ones,
+  #epoch = 0; // and of which epoch of the recording
+  #abort = new AbortController();
+  #marks = new Marks();
+  #newKey = newKey();
+
+  constructor(id, { follower, chosen, overview }) {
+    Object.assign(this, { id, follower, chosen, overview });
+    this.root = clone("detail");
+    this.fields = fieldsOf(this.root);
+    this.player = new Player(this.recording, () => this.#moved());
+    this.paint = painter(() => this.#paint());
+    this.output = new Output(this.fields.output);
+    this.rawText = new GrowingText(this.fields.raw);
+    this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));
+    show(this.fields.id, id);
+    this.#listen();
+    this.#load().catch((error) => this.#refused(error));
+    this.paint();
+  }
+
+  close() {
+    this.#abort.abort();
+    this.follower.leave(this.id);
+    if (this.player.playing) this.player.pause();
+  }
+
+  #listen() {
+    const { fields, player } = this;
+    const on = (name, act, event = "click") => fields[name].addEventListener(event, act);
+    const cancel = () => ask(`${pathOf(this.id)}/cancel`, { method: "POST" });
+    on("cancel", () => this.#act("cancel", "Not cancelled", cancel));
+    on("delete", () => this.#delete());
+    on("retry", () => this.#act("retry", "Not enqueued", () => this.#retry()));
+    on("choose", () => this.chosen.set(this.id, !this.chosen.has(this.id)));
+    for (const language of Object.keys(follow)) {
+      on(`copy-${language}`, () => this.#copy(`copy-${language}`, follow[language](this.id)));
+      on(`again-${language}`, () => this.#copy(`again-${language}`, again[language](this.#request)));
+    }
+    on("play", () => (player.playing ? player.pause() : player.play()));
+    on("end", () => player.end());
+    on("speed", () => {
+      player.speed = Number(fields.speed.value);
+      if (player.playing) player.play();
+    }, "input");
+    on("scrub", () => player.seek(this.recording.from + Number(fields.scrub.value)), "input");
+    on("events", () => this.#paintRaw(), "toggle");
+  }
+
+  // --- what there is, and what comes ---
+
+  async #load() {
+    const { signal } = this.#abort;
+    const away = ({ message }) => this.state("reconnecting", message);
+    const known = await insist(`${pathOf(this.id)}?include=request`, signal, away);
+    this.#showRequest(known);
+    this.output.following = !ENDINGS.has(known.status); // who comes later reads from the beginning
+    let after = "";
+    for (let more = true; more; ) {
+      const page = await insist(`${pathOf(this.id)}/events?limit=${PAGE}${after && `&after=${after}`}`, signal, away);
+      if (signal.aborted) return;
+      if (!after && page.data[0]?.id !== "0-1") this.#missing(page.data[0]);
+      for (const event of page.data) this.recording.push(event, now());
+      after = page.data.at(-1)?.id ?? after;
+      more = page.has_more;
+      this.paint();
+    }
+    const ended = this.recording.length && ENDINGS.has(this.recording.events.at(-1).event);
+    if (ended) this.state("ended");
+    else this.follower.follow(this.id, this, after);
+  }
+
+  #missing(first) {
+    if (first) this.recording.push({ id: first.id, event: "gap", data: { earliest: first.id }, at: first.at }, now());
+  }
+
+  #refused(error) {
+    if (this.#abort.signal.aborted) return;
+    if (error.status === UNAUTHORISED) return; // the page asks for a key
+    this.#trouble = error.message;
+    this.state("ended");
+    if (error.status === undefined) throw error;
+  }
+
+  take(event) {
+    this.recording.push(event, now());
+    this.paint();
+  }
+
+  state(state, message = "") {
+    this.connection = state === "refused" ? "ended" : state;
+    if (state === "reconnecting") this.#excuse = message && `${message} Trying again…`;
+    else [this.#excuse, this.#trouble] = ["", message || this.#trouble];
+    this.paint();
+  }
+
+  // --- what is done with it ---
+
+  async #act(name, otherwise, act) {
+    this.fields[name].disabled = true;
+    this.#trouble = "";
+    await act().catch((error) => (this.#trouble = `${otherwise}: ${error.message}`)); // the stream tells the rest
+    this.fields[name].disabled = false;
+    this.paint();
+  }
+
+  /** At the second click. */
+  #delete() {
+    const { delete: button } = this.fields;
+    if (!button.dataset.sure) {
+      button.dataset.sure = "yes";
+      show(button, "Delete for good?");
+      button.addEventListener("blur", () => this.#unsure(), { once: true });
+      return;
+    }
+    this.#unsure();
+    this.#act("delete", "Not deleted", async () => {
+      await ask(pathOf(this.id), { method: "DELETE" });
+      if (this.connection !== "ended") return; // the stream tells it
+      this.take({ id: this.recording.events.at(-1)?.id ?? "0-1", event: "gone", data: {} });
+    });
+  }
+
+  #unsure() {
+    delete this.fields.delete.dataset.sure;
+    show(this.fields.delete, "Delete");
+  }
+
+  async #retry() {
+    location.hash = `#/${(await enqueue(this.#request, this.#newKey)).id}`;
+    this.#newKey = newKey();
+  }
+
+  async #copy(name, text) {
+    const button = this.fields[name];
+    const { code } = this.fields;
+    show(code, text);
+    code.hidden = await copy(text);
+    for (const other of this.root.querySelectorAll("[data-done]")) delete other.dataset.done;
+    if (!code.hidden) return getSelection().selectAllChildren(code);
+    button.dataset.done = "yes";
+    announce("Copied");
+  }
+
+  /** Told by the player: what is shown is the moment it stands at, at the end of what had come by then. */
+  #moved() {
+    if (this.player.position !== null) this.output.following = true;
+    this.paint();
+  }
+
+  // --- how it looks ---
+
+  #showRequest({ request, metadata, model }) {
+    const { fields } = this;
+    this.#model = model;
+    const { messages, metadata: labels, ...others } = request;
+    this.#request = request;
+    for (const { role, content, ...more } of messages) {
+      const plain = typeof content === "string" && !Object.keys(more).length;
+      const text = plain ? content : JSON.stringify({ content, ...more }, null, 2);
+      fields.messages.append(make("h4", {}, role), make("div", { className: "text" }, text));
+    }
+    show(fields.parameters, JSON.stringify(others, null, 2));
+    for (const [name, value] of Object.entries(metadata)) {
+      fields.metadata.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
+    }
+    fields.request.hidden = fields.retry.hidden = false;
+  }
+
+  #paint() {
+    const { fields, recording, player, connection } = this;
+    const { count } = player;
+    const facts = recording.facts(count);
+    const { status, created, usage } = facts;
+    showStatus(fields.status, status);
+    const replayed = player.position !== null;
+    show(fields.connection, replayed ? "replay" : connection);
+    fields.connection.dataset.state = fields.connection.textContent;
+    show(fields.model, facts.model ?? this.#model);
+    for (const name of ["attempt", "finish"]) show(fields[name], String(facts[name] || "–"));
+    show(fields.cursor, recording.events[count - 1]?.id ?? "–");
+    for (const name of ["reset", "gap", "waiting"]) tell(fields[name], facts[name] ?? "");
+    tell(fields.excuse, this.#excuse);
+    tell(fields.error, this.#trouble || (facts.error ?? ""));
+    show(fields.created, created ? moment(created).toLocaleString() : "–");
+    const soFar = recording.chunksIn(count) ? `≈ ${recording.chunksIn(count)} out` : "–";
+    show(fields.usage, usage ? `${tokens(usage, "prompt")} in, ${tokens(usage, "completion")} out` : soFar);
+    show(fields.subscribers, String(this.overview.subscribers[this.id] ?? "–"));
+    fields.cancel.hidden = connection === "ended" || ENDINGS.has(recording.facts().status);
+    fields.delete.hidden = !recording.length || recording.facts().status === "gone";
+    fields.choose.ariaPressed = String(this.chosen.has(this.id));
+    fields.output.ariaBusy = String(connection !== "ended");
+    fields.output.toggleAttribute("data-writing", player.playing || (!replayed && status === "in_progress"));
+    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : status.replace("_", " "));
+    document.title = `${status.replace("_", " ")} · ${this.id}`;
+    this.#paintTimes(count);
+    this.output.show(recording, count); // when it has the room that all above leave it
+    this.#paintRaw();
+  }
+
+  #announce(text) {
+    if (text !== this.#said) announce(text);
+    this.#said = text;
+  }
+
+  #paintTimes(count) {
+    const { fields, recording, player } = this;
+    this.#marks.update(recording);
+    const { from, until } = recording;
+    const first = this.#marks.first("chunk");
+    show(fields.first, first ? duration(first - from) : "–");
+    show(fields.took, recording.length > 1 ? duration(until - from) : "–");
+    const seconds = (until - first) / 1000;
+    show(fields.rate, seconds > 0 ? rate(recording.chunks / seconds) : "–");
+    this.timeline.paint(this.#marks.all, recording, player.time);
+    fields.player.hidden = recording.length < 2;
+    fields.scrub.max = until - from;
+    fields.scrub.value = player.time - from;
+    fields.scrub.ariaValueText = `${duration(player.time - from)} of ${duration(until - from)}`;
+    show(fields.time, `${duration(player.time - from)} / ${duration(until - from)}`);
+    show(fields.number, `event ${count} of ${recording.length}`);
+    show(fields.play, player.playing ? "Pause" : "Play");
+    fields.play.dataset.playing = String(player.playing);
+    show(fields.end, this.connection === "ended" ? "To the end" : "Live");
+    fields.end.disabled = player.position === null;
+  }
+
+  /** Only where it is looked at: a long one is megabytes. */
+  #paintRaw() {
+    const { fields, recording } = this;
+    if (!fields.events.open) return;
+    if (recording.epoch !== this.#epoch) {
+      this.rawText.clear();
+      this.#raw = 0;
+    }
+    this.#epoch = recording.epoch;
+    const since = (number) => ((recording.times[number] - recording.from) / 1000).toFixed(3);
+    const line = ({ id, event, data }, number) =>
+      `${id} +${since(this.#raw + number)} ${event} ${JSON.stringify(data)}\n`;
+    this.rawText.append(recording.events.slice(this.#raw).map(line).join(""));
+    this.#raw = recording.length;
+  }
+
+  /** Space, where no control has the focus. */
+  toggle() {
+    if (!this.fields.player.hidden) this.fields.play.click();
+  }
+
+  focus() {
+    this.fields.id.focus();
+    if (matchMedia("(max-width: 50rem)").matches) byId("main").scrollIntoView();
+  }
+}

@@ -1,0 +1,75 @@
+// Asking the gateway: with the key, if there is one, and errors that say something.
+
+const KEY = "tokencast-key";
+const TIMEOUT = 10_000; // ms
+export const UNAUTHORISED = 401;
+
+/** What ends a generation, or what is known of it. */
+export const ENDINGS = new Set(["completed", "failed", "cancelled", "gone"]);
+
+/** Tells `denied` when the gateway wants a key, or another one. */
+export const access = new EventTarget();
+
+export const key = () => sessionStorage.getItem(KEY) ?? "";
+export const keep = (text) => (text ? sessionStorage.setItem(KEY, text) : sessionStorage.removeItem(KEY));
+export const authorization = () => (key() ? { authorization: `Bearer ${key()}` } : {});
+export const deny = () => access.dispatchEvent(new Event("denied"));
+
+export const pathOf = (id) => `/v1/generations/${id}`;
+
+export class Refusal extends Error {
+  /** @param {number} status 0 where nobody answered */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+
+  /** Whether it may be another answer in a moment. */
+  get passes() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+let ahead = 0; // ms that the gateway's clock is before this machine's, where they differ by more than seconds
+
+/** Now, unix ms, by the clock that made the times in the answers. */
+export const now = () => Date.now() + ahead;
+
+/** The JSON that is answered; null where there is none to be. Throws a Refusal. */
+export async function ask(path, { method = "GET", body, headers = {} } = {}) {
+  const json = body === undefined ? {} : { "content-type": "application/json" };
+  const signal = AbortSignal.timeout(TIMEOUT);
+  const all = { accept: "application/json", ...json, ...authorization(), ...headers };
+  const response = await fetch(path, { method, body, headers: all, signal }).catch(() => {
+    throw new Refusal(0, "The gateway does not answer.");
+  });
+  if (response.status === 204) return null;
+  const answer = await response.json().catch(() => null); // a proxy's own error page is no JSON
+  const date = Date.parse(response.headers.get("date") ?? "");
+  if (date) ahead = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
+  if (response.ok && answer) return answer;
+  if (response.status === UNAUTHORISED) deny();
+  throw new Refusal(response.status, answer?.error?.message ?? "The gateway has failed.");
+}
+
+/** Asks until there is an answer that would stay the same, a refusal too; gives up when `signal` is aborted. */
+export async function insist(path, signal, ontrouble = () => {}) {
+  for (let wait = 500; ; wait = Math.min(wait * 2, 5000)) {
+    try {
+      return await ask(path);
+    } catch (error) {
+      if (!error.passes || signal.aborted) throw error;
+      ontrouble(error);
+    }
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    signal.throwIfAborted();
+  }
+}
+
+/** Enqueues one; sent again with the same `idempotencyKey` after an answer that never came, it is still the same. */
+export function enqueue(request, idempotencyKey) {
+  const headers = { "idempotency-key": idempotencyKey };
+  return ask("/v1/generations", { method: "POST", body: JSON.stringify(request), headers });
+}
+
+export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");

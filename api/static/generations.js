@@ -1,0 +1,165 @@
+// What the page knows of all generations: pages of the list, and what has happened since.
+
+import { ENDINGS, UNAUTHORISED, ask, authorization, deny } from "./gateway.js";
+import { notAfter, painter } from "./page.js";
+import { EventStream } from "./sse.js";
+
+const PAGE = 100;
+const MOST = 2000; // that a page left alone keeps; whoever loads older ones keeps more
+
+/** @typedef {{id: string, status: string, model: string, created_at: number, started_at: ?number,
+ *   first_token_at: ?number, ended_at: ?number, attempt: number, cursor: string, usage: ?object, error: ?object,
+ *   metadata: Record<string, string>}} Summary */
+
+export class Generations {
+  /** @type {Map<string, Summary>} */
+  known = new Map();
+  /** @type {string[]} the newest first, as their ids sort */
+  order = [];
+  /** Status, "" for any → whether there are older ones, and behind which they come. */
+  #frontiers = new Map();
+  #gone = new Set();
+  #stream = null;
+  #changed = new Set();
+  #most = MOST;
+
+  /**
+   * @param {(changed: Set<string>) => void} onchange  at most once a frame
+   * @param {(state: string, message?: string) => void} onstate  of the connection
+   */
+  constructor(onchange, onstate) {
+    this.onstate = onstate;
+    this.#notify = painter(() => {
+      const changed = this.#changed;
+      this.#changed = new Set();
+      onchange(changed);
+    });
+  }
+
+  #notify;
+
+  /** Whether what is known is all there is, of that status. */
+  complete(status) {
+    return this.#frontiers.get(status)?.more === false;
+  }
+
+  loaded(status) {
+    return this.#frontiers.has(status);
+  }
+
+  // --- what happens ---
+
+  watch() {
+    this.#stream ??= new EventStream({
+      url: () => "/v1/activity?after=latest",
+      headers: authorization,
+      onmessage: ({ type, data }) => this.#take(type, JSON.parse(data)),
+      onstate: (state, refusal) => {
+        // The list shows what came before the stream did, and what comes while the gateway has no stream for us.
+        if (state === "live" || (state === "reconnecting" && refusal)) this.refresh();
+        if (refusal?.status === UNAUTHORISED) deny();
+        this.onstate(state, refusal?.message);
+      },
+    });
+  }
+
+  unwatch() {
+    this.#stream?.stop();
+    this.#stream = null;
+  }
+
+  #take(event, told) {
+    if (event === "gap") this.refresh();
+    else if (event === "gone") this.remove(told.id);
+    else this.upsert(told, event === "queued");
+  }
+
+  /** Keeps what is newer: a list may have been read before what the stream has told meanwhile. */
+  upsert(told, handedBack = false) {
+    const { id } = told;
+    const before = this.known.get(id);
+    if (this.#gone.has(id) || (before && ENDINGS.has(before.status) && !ENDINGS.has(told.status))) return;
+    if (before && !handedBack && before.cursor !== told.cursor && notAfter(told.cursor, before.cursor)) return;
+    this.known.set(id, told);
+    if (!before) this.order.splice(this.#place(id), 0, id);
+    this.#changed.add(id);
+    this.#notify();
+    if (this.order.length > this.#most) this.#trim();
+  }
+
+  /** It was deleted. */
+  remove(id) {
+    this.#gone.add(id);
+    this.#drop(id);
+  }
+
+  #drop(id) {
+    if (!this.known.delete(id)) return;
+    this.order.splice(this.order.indexOf(id), 1);
+    this.#changed.add(id);
+    this.#notify();
+  }
+
+  /** Where an id belongs in the order. */
+  #place(id) {
+    let [low, high] = [0, this.order.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.order[middle] > id) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  #trim() {
+    for (const id of this.order.splice(this.#most)) {
+      this.known.delete(id);
+      this.#changed.add(id);
+    }
+    this.#frontiers = new Map([["", { more: true, after: this.order.at(-1) }]]);
+  }
+
+  // --- pages ---
+
+  /** The next page of older ones. Throws a Refusal. */
+  async more(status = "") {
+    const { after = "" } = this.#frontiers.get(status) ?? {};
+    const { data, has_more } = await this.#page(status, after);
+    this.#most = Math.max(this.#most, this.order.length + data.length);
+    for (const told of data) this.upsert(told);
+    this.#frontiers.set(status, { more: has_more, after: data.at(-1)?.id ?? after });
+    this.#notify();
+  }
+
+  /** Reads again what is shown, for what has changed unseen, and what is gone. */
+  async refresh() {
+    const oldest = this.#frontiers.get("")?.after;
+    let after = "";
+    try {
+      do {
+        const { data, has_more } = await this.#page("", after);
+        const last = has_more ? data.at(-1).id : "";
+        const there = new Set(data.map(({ id }) => id));
+        const missing = this.order.filter((id) => (!after || id < after) && id > last && !there.has(id));
+        for (const id of missing) if (!this.#fresh(id)) this.#drop(id);
+        for (const told of data) this.upsert(told);
+        after = last;
+        if (oldest && last > oldest) continue;
+        this.#frontiers.set("", { more: has_more, after: last || data.at(-1)?.id || "" });
+      } while (oldest && after > oldest);
+    } catch {
+      return; // the stream says that the gateway is away, and when it is back this is asked again
+    }
+    this.#notify();
+  }
+
+  /** It may have been made while the list was read. */
+  #fresh(id) {
+    return Date.now() / 1000 - this.known.get(id).created_at < 10;
+  }
+
+  #page(status, after) {
+    const query = new URLSearchParams({ limit: PAGE, ...(status && { status }), ...(after && { after }) });
+    return ask(`/v1/generations?${query}`);
+  }
+}

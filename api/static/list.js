@@ -1,0 +1,261 @@
+// The live list. A row is made once and changed in place, so focus, selection and scroll position stay; rows out of
+// sight are neither laid out nor painted (`content-visibility`), and only those in sight are kept up to the second.
+
+import { now } from "./gateway.js";
+import { age, byId, clone, duration, fieldsOf, moment, parts, rate, show, showStatus, tell, tokens } from "./page.js";
+import { Rates, sparkline } from "./rates.js";
+
+const COUNTERS = document.querySelectorAll("[data-filter]");
+const ID = /^gen_[0-9a-z]{34}$/;
+
+export class List {
+  #rows = new Map(); // id → { node, fields }
+  #shown = []; // ids, as they stand in the page
+  #visible = new Set();
+  #timer = 0;
+  #current = ""; // the one row that Tab comes to
+  #loading = false;
+  #awaited = "";
+
+  /**
+   * @param {import("./generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
+   * @param {import("./overview.js").Overview} overview
+   */
+  constructor(generations, chosen, overview) {
+    Object.assign(this, { generations, chosen, overview });
+    this.body = byId("list");
+    this.filters = Object.fromEntries(["status", "model", "search"].map((name) => [name, byId(`filter-${name}`)]));
+    this.rates = new Rates(() => this.#running(), (told) => told.forEach((one) => generations.upsert(one)));
+    this.seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "100px" });
+    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: "600px" });
+    this.end.observe(byId("more"));
+    for (const filter of Object.values(this.filters)) filter.addEventListener("input", () => this.refilter());
+    this.filters.search.addEventListener("keydown", (event) => this.#jump(event));
+    this.body.addEventListener("keydown", (event) => this.#move(event));
+    this.body.addEventListener("focusin", ({ target }) => this.#makeCurrent(target.closest("[data-id]")?.dataset.id));
+    this.body.addEventListener("change", ({ target }) => {
+      chosen.set(target.closest("[data-id]").dataset.id, target.checked);
+    });
+    byId("more").addEventListener("click", () => this.more());
+    for (const counter of COUNTERS) counter.addEventListener("click", () => this.#only(counter.dataset.filter));
+  }
+
+  start() {
+    this.rates.start();
+    this.#timer ||= setInterval(() => this.#tick(), 1000);
+    this.#tick();
+  }
+
+  stop() {
+    this.rates.stop();
+    clearInterval(this.#timer);
+    this.#timer = 0;
+  }
+
+  // --- which ---
+
+  #matches({ id, status, model, metadata, error }) {
+    const { status: wanted, model: of, search } = this.filters;
+    if ((wanted.value && status !== wanted.value) || (of.value && model !== of.value)) return false;
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (!words.length) return true;
+    const labels = Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
+    const all = [id, model, error?.code ?? "", ...labels].join("\n").toLowerCase();
+    return words.every((word) => all.includes(word));
+  }
+
+  /** Those of a status, or all again. */
+  #only(status) {
+    const { status: menu } = this.filters;
+    menu.value = menu.value === status ? "" : status;
+    this.refilter();
+  }
+
+  refilter() {
+    this.#models();
+    const { known, order } = this.generations;
+    this.#arrange(order.filter((id) => this.#matches(known.get(id))));
+    if (!this.generations.loaded(this.filters.status.value)) this.more();
+  }
+
+  /** What has changed: filled in where it stands, unless rows come, go or change their match. */
+  update(changed) {
+    const { known } = this.generations;
+    let same = true;
+    for (const id of changed) {
+      const one = known.get(id);
+      const row = this.#rows.get(id);
+      same &&= Boolean(row) === Boolean(one && this.#matches(one));
+      if (row && one) this.#fill(row, one);
+    }
+    if (same) this.#state();
+    else this.refilter();
+  }
+
+  #arrange(ids) {
+    const wanted = new Set(ids);
+    for (const [id, { node }] of this.#rows) {
+      if (wanted.has(id)) continue;
+      this.#rows.delete(id);
+      this.#visible.delete(id);
+      this.seen.unobserve(node);
+      node.remove();
+    }
+    let next = this.body.firstElementChild;
+    for (const id of ids) {
+      const row = this.#rows.get(id) ?? this.#begin(id);
+      if (row.node !== next) this.body.insertBefore(row.node, next);
+      next = row.node.nextElementSibling;
+    }
+    this.#shown = ids;
+    if (!this.#rows.has(this.#current)) this.#makeCurrent(ids[0]);
+    if (this.#rows.has(this.#awaited) && document.activeElement === document.body) this.focus(this.#awaited);
+    this.#state();
+  }
+
+  #state() {
+    const { generations } = this;
+    const status = this.filters.status.value;
+    const filtered = Object.values(this.filters).some(({ value }) => value);
+    const loading = !generations.loaded(status);
+    const none = loading ? "Loading…" : filtered ? "None of those that are loaded." : "";
+    tell(byId("list-state"), this.#shown.length ? "" : none);
+    byId("welcome").hidden = Boolean(this.#shown.length || none);
+    for (const counter of COUNTERS) counter.ariaPressed = String(counter.dataset.filter === status);
+    byId("more").hidden = loading || generations.complete(status);
+    show(byId("list-count"), `${this.#shown.length}${filtered ? ` of ${generations.order.length}` : ""} shown`);
+  }
+
+  /** Every model that is known of, and those that were used. */
+  #models() {
+    const menu = this.filters.model;
+    const there = new Set(Array.from(menu.options, ({ value }) => value));
+    for (const { model } of this.generations.known.values()) {
+      if (there.has(model)) continue;
+      there.add(model);
+      menu.append(new Option(model, model));
+    }
+  }
+
+  async more() {
+    if (this.#loading) return;
+    this.#loading = true;
+    const told = this.generations.more(this.filters.status.value);
+    // The connection says what is wrong, if something is; then it is tried again in a second.
+    await told.catch(() => new Promise((resolve) => setTimeout(resolve, 1000)));
+    this.#loading = false;
+    this.refilter();
+    if (this.filters.search.value) return; // which may match none of all there are
+    this.end.unobserve(byId("more")); // so that it is looked at anew: the end may still be in sight
+    this.end.observe(byId("more"));
+  }
+
+  // --- a row ---
+
+  #begin(id) {
+    const node = clone("row");
+    const row = { node, fields: fieldsOf(node) };
+    node.dataset.id = id;
+    row.fields.link.href = `#/${id}`;
+    row.fields.link.tabIndex = -1;
+    show(row.fields.link, id);
+    row.fields.choose.checked = this.chosen.has(id);
+    row.fields.choose.ariaLabel = `${id} on the wall`;
+    this.#rows.set(id, row);
+    this.#fill(row, this.generations.known.get(id));
+    this.seen.observe(node);
+    return row;
+  }
+
+  #fill({ fields }, one) {
+    const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at } = one;
+    showStatus(fields.status, status);
+    show(fields.model, model);
+    const labels = Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
+    show(fields.code, error?.code ?? "");
+    fields.code.title = error?.message ?? "";
+    show(fields.labels, labels.join(" "));
+    fields.labels.title = labels.join("\n");
+    show(fields.age, age(now() / 1000 - created_at));
+    fields.age.title = moment(created_at).toLocaleString();
+    show(fields.first, first_token_at ? duration((first_token_at - created_at) * 1000) : "");
+    const [attemptId, seq] = parts(cursor);
+    const length = usage ? tokens(usage, "completion") : attemptId && seq ? `≈ ${seq}` : "";
+    show(fields.length, length);
+    show(fields.attempt, attempt ? String(attempt) : "");
+    show(fields.subscribers, String(this.overview.subscribers[one.id] ?? ""));
+    this.#rate(fields, one);
+  }
+
+  #rate(fields, { id, status, usage, first_token_at, ended_at }) {
+    const rates = this.rates.of(id);
+    const running = status === "in_progress";
+    const spent = ended_at - first_token_at;
+    const whole = usage && first_token_at && spent > 0 ? usage.completion_tokens / spent : NaN;
+    show(fields.rate, rate(running ? rates.at(-1) : whole));
+    fields.spark.toggleAttribute("hidden", !running || rates.length < 2);
+    if (running) sparkline(fields.spark, rates);
+  }
+
+  #see(entries) {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) this.#visible.add(target.dataset.id);
+      else this.#visible.delete(target.dataset.id);
+    }
+  }
+
+  #tick() {
+    for (const id of this.#visible) {
+      const one = this.generations.known.get(id);
+      if (one) this.#fill(this.#rows.get(id), one);
+    }
+  }
+
+  #running() {
+    const { known } = this.generations;
+    const ids = this.#shown.filter((id) => this.#visible.has(id) && known.get(id)?.status === "in_progress");
+    const first = this.generations.order.indexOf(ids[0]);
+    return { ids, after: first > 0 ? this.generations.order[first - 1] : "" };
+  }
+
+  // --- the keyboard: one row is in the tab order, the arrows move among them ---
+
+  #makeCurrent(id) {
+    const set = (row, index) => row && [row.fields.link, row.fields.choose].forEach((node) => (node.tabIndex = index));
+    set(this.#rows.get(this.#current), -1);
+    set(this.#rows.get(id), 0);
+    this.#current = id ?? "";
+  }
+
+  /** A row that is not there yet is given the focus when it comes, unless something else has it by then. */
+  focus(id = this.#current) {
+    this.#awaited = this.#rows.has(id) ? "" : id;
+    this.#rows.get(id)?.fields.link.focus();
+  }
+
+  #move(event) {
+    const at = this.#shown.indexOf(this.#current);
+    const last = this.#shown.length - 1;
+    if (event.key === " " && event.target.matches("a")) {
+      event.preventDefault();
+      return this.#rows.get(this.#current)?.fields.choose.click();
+    }
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, j: at + 1, k: at - 1, Home: 0, End: last }[event.key];
+    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    this.focus(this.#shown[Math.min(last, Math.max(0, to))]);
+  }
+
+  /** Enter opens what was searched for by its whole id, loaded or not, and otherwise goes to the first row. */
+  #jump(event) {
+    if (event.key !== "Enter") return;
+    const text = event.target.value.trim();
+    if (ID.test(text)) location.hash = `#/${text}`;
+    else this.focus(this.#shown[0]);
+  }
+
+  /** Marks what was chosen for the wall elsewhere. */
+  mark() {
+    for (const [id, { fields }] of this.#rows) fields.choose.checked = this.chosen.has(id);
+  }
+}

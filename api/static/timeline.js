@@ -1,0 +1,190 @@
+// What happened when, as a strip and in words; and the player that goes to any moment of it.
+
+import { duration, make, show } from "./page.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const MOST = 60; // marks that are listed
+const HEIGHT = 44; // of the strip,
+const BAND = 8; // and of its phases, at its foot
+const STEPS = 200; // in which its rate is drawn
+const ENDS = new Set(["completed", "failed", "cancelled", "gone"]);
+
+/** What follows on each kind of mark. */
+const PHASES = { created: "queued", started: "thinking", reset: "thinking", waiting: "busy", chunk: "streaming" };
+const WORDS = {
+  created: () => "queued",
+  started: ({ data }) => `attempt ${data.attempt}`,
+  reset: ({ data }) => `reset, attempt ${data.attempt}`,
+  waiting: ({ data }) => `upstream busy (${data.reason})`,
+  chunk: () => "first token",
+};
+
+/** The moments of a recording at which something else began. */
+export class Marks {
+  /** @type {{time: number, number: number, kind: string, text: string}[]} `number`: of the event */
+  all = [];
+  #read = 0;
+  #epoch = 0;
+
+  /** Looks at the events that are new. */
+  update(recording) {
+    if (recording.epoch !== this.#epoch) this.all.length = this.#read = 0;
+    this.#epoch = recording.epoch;
+    for (; this.#read < recording.length; this.#read++) {
+      const event = recording.events[this.#read];
+      const kind = event.event;
+      if (kind === "chunk" && this.all.at(-1)?.kind === "chunk") continue;
+      const text = WORDS[kind]?.(event) ?? kind;
+      if (kind in WORDS || ENDS.has(kind)) this.#mark(recording.times[this.#read], kind, text);
+    }
+  }
+
+  #mark(time, kind, text) {
+    this.all.push({ time, number: this.#read, kind, text });
+  }
+
+  first(kind) {
+    return this.all.find((mark) => mark.kind === kind)?.time;
+  }
+}
+
+/** Draws the marks of a recording; `onpick(number)` when the one of that event is chosen. */
+export class Timeline {
+  #drawn = 0; // events
+
+  constructor(strip, list, onpick) {
+    Object.assign(this, { strip, list, onpick });
+    this.rates = strip.appendChild(document.createElementNS(SVG, "path"));
+    this.phases = strip.appendChild(document.createElementNS(SVG, "g"));
+    this.cursor = strip.appendChild(document.createElementNS(SVG, "rect"));
+    this.cursor.setAttribute("class", "cursor");
+  }
+
+  /** @param {import("./recording.js").Recording} recording  @param {number} position  unix ms */
+  paint(marks, recording, position) {
+    const { from, until } = recording;
+    const scale = 1000 / Math.max(1, until - from);
+    const phases = marks.filter(({ kind }) => kind in PHASES);
+    const bars = this.phases.children;
+    while (bars.length > phases.length) this.phases.lastElementChild.remove();
+    for (const [number, { time, kind }] of phases.entries()) {
+      const end = marks[marks.indexOf(phases[number]) + 1]?.time ?? until;
+      const bar = bars[number] ?? this.phases.appendChild(document.createElementNS(SVG, "rect"));
+      bar.setAttribute("class", PHASES[kind]);
+      place(bar, (time - from) * scale, (end - time) * scale, HEIGHT - BAND, BAND);
+    }
+    place(this.cursor, (position - from) * scale - 1, 2, 0, HEIGHT);
+    this.#flow(recording);
+    this.#words(marks.slice(0, MOST), from);
+  }
+
+  /** How fast it came, over the phases. */
+  #flow(recording) {
+    const { from, until, length } = recording;
+    if (length === this.#drawn) return;
+    this.#drawn = length;
+    const upTo = Array.from({ length: STEPS + 1 }, (_, step) => recording.countAt(from + ((until - from) * step) / STEPS));
+    const counts = upTo.slice(1).map((count, step) => count - upTo[step]);
+    const most = Math.max(1, ...counts);
+    const top = (count) => (HEIGHT - BAND - ((HEIGHT - BAND) * 0.8 * count) / most).toFixed(1);
+    const steps = counts.map((count, step) => `V${top(count)}H${((step + 1) * 1000) / STEPS}`);
+    this.rates.setAttribute("d", `M0 ${HEIGHT - BAND}${steps.join("")}V${HEIGHT - BAND}Z`);
+  }
+
+  #words(marks, from) {
+    while (this.list.children.length > marks.length) this.list.lastElementChild.remove();
+    for (const [number, { time, number: event, kind, text }] of marks.entries()) {
+      const item = this.list.children[number] ?? this.list.appendChild(make("li", {}, make("button")));
+      const button = item.firstElementChild;
+      item.dataset.phase = PHASES[kind] ?? kind;
+      show(button, `${text} ${number ? `+${duration(time - from)}` : new Date(time).toLocaleTimeString()}`);
+      button.onclick = () => this.onpick(event);
+    }
+  }
+}
+
+function place(bar, x, width, y, height) {
+  const box = { x: x.toFixed(2), y, width: Math.max(0.5, width).toFixed(2), height };
+  for (const [name, value] of Object.entries(box)) bar.setAttribute(name, value);
+}
+
+/** Where in a recording the reader is: at its end, whatever comes, or at a moment of it, standing or moving. */
+export class Player {
+  /** @type {?number} unix ms; null: at the end */
+  position = null;
+  #exact = 0; // events, where one of several at the same moment was meant
+  #frame = 0;
+  #last = 0;
+
+  /** @param {import("./recording.js").Recording} recording  @param {() => void} onmove */
+  constructor(recording, onmove) {
+    Object.assign(this, { recording, onmove, speed: 1 });
+  }
+
+  get playing() {
+    return this.#frame !== 0;
+  }
+
+  /** How many events there are at this moment. */
+  get count() {
+    if (this.position === null) return this.recording.length;
+    return this.#exact || this.recording.countAt(this.position);
+  }
+
+  /** unix ms */
+  get time() {
+    return this.position ?? this.recording.until;
+  }
+
+  seek(time) {
+    this.#halt();
+    this.position = time >= this.recording.until ? null : Math.max(time, this.recording.from);
+    this.onmove();
+  }
+
+  /** Right behind an event. */
+  seekTo(number) {
+    this.#halt();
+    this.position = this.recording.times[number];
+    this.#exact = number + 1;
+    this.onmove();
+  }
+
+  #halt() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = this.#exact = 0;
+  }
+
+  /** From where it stands; from the first attempt's beginning where it stands at the end. */
+  play() {
+    const first = this.recording.find("started");
+    if (this.speed === Infinity) return this.end();
+    this.position ??= first < 0 ? this.recording.from : this.recording.times[first];
+    this.#exact = 0;
+    this.#last = performance.now();
+    this.#frame ||= requestAnimationFrame((now) => this.#step(now));
+    this.onmove();
+  }
+
+  pause() {
+    this.#halt();
+    this.position ??= this.recording.until;
+    this.onmove();
+  }
+
+  /** To the end, and along with it. */
+  end() {
+    this.#halt();
+    this.position = null;
+    this.onmove();
+  }
+
+  #step(now) {
+    this.#frame = 0;
+    this.position += Math.max(0, now - this.#last) * this.speed;
+    this.#last = now;
+    if (this.position >= this.recording.until) return this.end();
+    this.#frame = requestAnimationFrame((next) => this.#step(next));
+    this.onmove();
+  }
+}

@@ -1,0 +1,173 @@
+// Several generations side by side, live, over one connection.
+
+import { ENDINGS, ask, now } from "./gateway.js";
+import { Output } from "./output.js";
+import { byId, clone, fieldsOf, painter, rate, show, showStatus, tell } from "./page.js";
+import { Recording } from "./recording.js";
+
+const MOST = 100; // what one connection carries
+const BY_ITSELF = 6; // tiles, where nobody has chosen
+const PERIOD = 1000; // ms between two looks at what runs
+const LATELY = 3000; // ms over which a rate is told
+const KEY = "tokencast-wall";
+
+/** What was chosen for the wall, for as long as the tab lives. */
+export class Chosen extends EventTarget {
+  #ids = new Set(JSON.parse(sessionStorage.getItem(KEY) ?? "[]"));
+
+  has(id) {
+    return this.#ids.has(id);
+  }
+
+  set(id, chosen) {
+    if (chosen) this.#ids.add(id);
+    else this.#ids.delete(id);
+    sessionStorage.setItem(KEY, JSON.stringify([...this.#ids]));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  get size() {
+    return this.#ids.size;
+  }
+
+  /** Where these are shown; without any, the newest that run. */
+  get hash() {
+    return `#/wall${this.size ? `/${[...this.#ids].slice(0, MOST).join(",")}` : ""}`;
+  }
+}
+
+class Tile {
+  recording = new Recording();
+  connection = "connecting";
+  #live = Infinity; // since when, ms
+  over = 0; // when it ended, of those that stand on the wall
+
+  /** @param {?() => void} drop  takes it off the wall, where it was put there by hand */
+  constructor(id, drop) {
+    this.id = id;
+    this.root = clone("tile");
+    this.fields = fieldsOf(this.root);
+    this.fields.link.href = `#/${id}`;
+    show(this.fields.link, `…${id.slice(-6)}`);
+    this.fields.link.title = id;
+    this.fields.output.ariaLabel = `Output of ${id}`;
+    this.fields.drop.hidden = !drop;
+    this.fields.drop.ariaLabel = `Take ${id} off the wall`;
+    this.fields.drop.addEventListener("click", drop);
+    this.output = new Output(this.fields.output);
+    this.paint = painter(() => this.#paint());
+  }
+
+  take(event) {
+    this.recording.push(event, now());
+    if (ENDINGS.has(event.event)) this.over = Date.now();
+    this.paint();
+  }
+
+  state(state, message) {
+    this.connection = state;
+    this.#live = state === "live" ? Date.now() : Infinity;
+    this.trouble = message;
+    if (state === "refused") this.over ||= Date.now();
+    this.paint();
+  }
+
+  #paint() {
+    const { fields, recording } = this;
+    const { status, model, error, reset, waiting, gap } = recording.facts();
+    showStatus(fields.status, status);
+    show(fields.model, model ?? "");
+    const running = status === "in_progress" && Date.now() - this.#live > 2 * LATELY; // what was before comes at once
+    const lately = running ? recording.length - recording.countAt(now() - LATELY) : NaN;
+    const told = [recording.chunks && `≈ ${recording.chunks} tokens`, rate(lately / (LATELY / 1000))];
+    show(fields.length, told.filter(Boolean).join(" · "));
+    fields.output.toggleAttribute("data-writing", status === "in_progress");
+    tell(fields.note, [error || this.trouble, waiting, gap, reset].filter(Boolean).join(" "));
+    this.root.dataset.connection = this.connection;
+    this.output.show(recording);
+  }
+}
+
+export class Wall {
+  #tiles = new Map();
+  #wanted = new Set();
+  #timer = 0;
+
+  constructor(follower, chosen) {
+    Object.assign(this, { follower, chosen });
+    this.root = byId("wall");
+  }
+
+  /** @param {string[]} ids  none: the newest that run, whichever they are */
+  open(ids) {
+    this.#stop();
+    const wanted = new Set(ids.slice(0, MOST));
+    this.#wanted = wanted;
+    for (const { fields } of this.#tiles.values()) fields.drop.hidden = !wanted.size;
+    if (wanted.size) for (const id of this.#tiles.keys()) if (!wanted.has(id)) this.#drop(id);
+    for (const id of wanted) this.#put(id, () => this.#takeOff(id));
+    this.#timer = setInterval(() => this.#tick(!wanted.size), PERIOD);
+    if (!wanted.size) this.#look();
+  }
+
+  close() {
+    this.#stop();
+    for (const id of this.#tiles.keys()) this.#drop(id);
+  }
+
+  #takeOff(id) {
+    const left = [...this.#wanted].filter((other) => other !== id);
+    this.chosen.set(id, false);
+    location.hash = `#/wall${left.length ? `/${left.join(",")}` : ""}`;
+  }
+
+  #tick(byItself) {
+    for (const tile of this.#tiles.values()) tile.paint(); // whose rate sinks while nothing comes
+    if (byItself) this.#look();
+  }
+
+  #stop() {
+    clearInterval(this.#timer);
+    this.#timer = 0;
+    tell(byId("wall-state"), "");
+  }
+
+  /** Where nobody has chosen, those that begin take free places, and then those of the ones that ended first. */
+  async #look() {
+    if (document.hidden) return;
+    const timer = this.#timer;
+    const told = await ask(`/v1/generations?status=in_progress&limit=${BY_ITSELF}`).catch(() => null);
+    if (!told || timer !== this.#timer) return;
+    for (const { id } of told.data) if (!this.#tiles.has(id) && this.#makeRoom()) this.#put(id);
+    const none = "Nothing runs. What begins is shown here; choose others in the list.";
+    tell(byId("wall-state"), this.#tiles.size ? "" : none);
+  }
+
+  #makeRoom() {
+    if (this.#tiles.size < BY_ITSELF) return true;
+    const over = [...this.#tiles.values()].filter((tile) => tile.over).sort((a, b) => a.over - b.over);
+    if (over.length) this.#drop(over[0].id);
+    return over.length > 0;
+  }
+
+  #put(id, drop) {
+    if (this.#tiles.has(id)) return;
+    const tile = new Tile(id, drop);
+    this.#tiles.set(id, tile);
+    this.root.append(tile.root);
+    this.#arrange();
+    this.follower.follow(id, tile);
+  }
+
+  #drop(id) {
+    this.follower.leave(id);
+    this.#tiles.get(id).root.remove();
+    this.#tiles.delete(id);
+    this.#arrange();
+  }
+
+  /** As many beside each other as below each other, where there is room. */
+  #arrange() {
+    this.root.style.setProperty("--columns", Math.min(4, Math.ceil(Math.sqrt(this.#tiles.size))));
+  }
+}

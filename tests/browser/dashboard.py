@@ -1,0 +1,64 @@
+"""What the tests of the dashboard look for in it, and what they have a generation do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from playwright.async_api import Locator, Page
+
+from broker import Broker
+from tests.support import Gateway, Writer, request_body, wait_until
+
+UNREACHABLE = "net::ERR_"
+HOSTILE = (
+    "<script>complain('script')</script>"
+    "<img src=x onerror=\"complain('image')\">"
+    "<svg onload=complain('svg')></svg>"
+    "<a href=\"javascript:complain('link')\">link</a>"
+    "</div></article></template><style>*{display:none}</style>"
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 a\u2028b\u2029c \u202e\ufeff\x00 &lt;b&gt; 🦀 \r\n\tend"
+)
+
+
+async def started(api: Gateway, broker: Broker, **body: Any) -> Writer:
+    return await Writer(broker.store.redis, (await api.create(request_body(**body)))["id"]).claim()
+
+
+async def again(broker: Broker, writer: Writer) -> Writer:
+    """A second attempt, as after a worker's death."""
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    return await Writer(broker.store.redis, writer.gid).claim()
+
+
+def delta(index: int = 0, **fields: Any) -> bytes:
+    return json.dumps({"choices": [{"index": index, "delta": fields}]}).encode()
+
+
+def field(page: Page, name: str) -> Locator:
+    return page.locator(f"article [data-field={name}]")
+
+
+def part(page: Page, title: str) -> Locator:
+    sections = page.locator(".output section", has=page.get_by_role("heading", name=title, exact=True))
+    return sections.locator(".text")
+
+
+def row(page: Page, gid: str) -> Locator:
+    return page.locator(f'#list .row[data-id="{gid}"]')
+
+
+def link(page: Page, gid: str) -> Locator:
+    return page.locator(f'#list a[href="#/{gid}"]')
+
+
+async def text_of(locator: Locator) -> str:
+    """Exactly; Playwright's own comparison folds white space."""
+    return await locator.evaluate("node => node.textContent")
+
+
+async def says(locator: Locator, text: str) -> None:
+    async def same() -> bool:
+        return await locator.count() == 1 and await text_of(locator) == text
+
+    await wait_until(same)

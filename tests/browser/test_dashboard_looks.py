@@ -1,0 +1,128 @@
+"""What everybody must be able to use: axe on every view in both themes; and the README's pictures, when asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from broker import Broker
+from broker.embedded import EmbeddedRedis
+from tests.acceptance.sdk import NODE, node
+from tests.browser.conftest import Open
+from tests.browser.dashboard import delta, field, part, row, says, started
+from tests.support import ROOT, Gateway, gateway, request_body, upstream_sim, wait_until, worker
+
+pytestmark = pytest.mark.browser
+
+PICTURES = os.environ.get("TOKENCAST_PICTURES") == "1"
+
+
+async def violations(page: Page) -> list[Any]:
+    """What axe finds, in short."""
+    await page.evaluate((NODE / "node_modules/axe-core/axe.min.js").read_text("utf-8"))
+    found = (await page.evaluate("axe.run()"))["violations"]
+    return [(one["id"], one["help"], [place["html"][:120] for place in one["nodes"]]) for one in found]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing(api: Gateway, broker: Broker, visit: Open, theme: str) -> None:
+    node()
+    gids: list[str] = []
+    for ending in ("", "failed", "completed", "cancelled"):
+        writer = await started(api, broker, metadata={"order": "17"})
+        gids.append(writer.gid)
+        wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
+        await writer.append_raw(wait, kind="w")
+        await writer.append_raw(delta(content="Some text.\n" * 100, reasoning="Let me think."))
+        if ending == "failed":
+            error = {"error": {"message": "It stopped.", "type": "server_error", "code": "upstream_truncated"}}
+            await writer.finish("failed", json.dumps(error).encode())
+        elif ending == "cancelled":
+            await api.http.post(f"/v1/generations/{writer.gid}/cancel")
+        elif ending:
+            await writer.finish()
+    await api.create()
+    page = (await visit(api, color_scheme=theme)).page
+    await expect(row(page, gids[3])).to_contain_text("cancelled")
+    assert await violations(page) == []
+    for gid in gids:
+        await page.goto(f"{api.url}/#/{gid}")
+        await says(part(page, "Reasoning"), "Let me think.")
+        await page.get_by_text("Raw events", exact=True).click()
+        assert await violations(page) == [], gid
+    await page.goto(f"{api.url}/#/wall/{','.join(gids)}")
+    await expect(page.locator(".tile .status")).to_have_text(["in progress", "failed", "completed", "cancelled"])
+    assert await violations(page) == []
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing_where_a_key_is_asked_for(redis: EmbeddedRedis, visit: Open, theme: str) -> None:
+    node()
+    async with gateway(redis.url, TOKENCAST_API_KEYS="acme:" + "0" * 64) as api:
+        visitor = await visit(api, color_scheme=theme)
+        visitor.forgives = "status of 401"
+        await expect(visitor.page.locator("#key")).to_be_focused()
+        assert await violations(visitor.page) == []
+        await visitor.page.close()
+
+
+STORY = (
+    "Explain the GIL in CPython. [[sim length={length} speed={speed} seed={seed} delay={delay} reasoning={reasoning}]]"
+)
+
+
+async def test_the_readme_s_pictures_can_be_taken(visit: Open, own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    """Into docs/ with TOKENCAST_PICTURES=1."""
+    pictures = ROOT / "docs" if PICTURES else tmp_path
+    samples = 20 if PICTURES else 2
+    profile: dict[str, Any] = {"viewport": {"width": 1280, "height": 640}}
+    only = {"TOKENCAST_MODELS": "gabforge-coder,sim,sim-*"}
+    async with (
+        upstream_sim() as sim,
+        gateway(own_redis.url, **only) as api,
+        worker(own_redis.url, sim, TOKENCAST_SLOTS="16", **only),
+    ):
+
+        async def ask(seed: int, length: int, speed: int, reasoning: int = 0, model: str = "gabforge-coder") -> str:
+            said = STORY.format(length=length, speed=speed, seed=seed, delay=seed % 3 / 10, reasoning=reasoning)
+            body = request_body(said, model=model, metadata={"order": str(4100 + seed)})
+            return (await api.create(body))["id"]
+
+        shown = await ask(0, 400, 200, 60)
+        for seed in range(1, 7):
+            await ask(seed, 50 + seed * 20, 100 + seed * 10)
+        failed = await ask(7, 20, 100, model="sim-truncate")
+        for gid in (shown, failed):
+            await api.ended(gid)
+        await api.http.post(f"/v1/generations/{await ask(8, 4000, 40)}/cancel")
+        running = [await ask(seed, 9000, 20 + seed % 5 * 12) for seed in range(9, 15)]
+        page = (await visit(api, **profile)).page
+        spark = row(page, running[-1]).locator("polyline")
+
+        async def drawn() -> bool:
+            return len((await spark.get_attribute("points") or "").split()) >= samples
+
+        await wait_until(drawn)
+        await page.screenshot(path=pictures / "dashboard-list.png")
+        await page.close()
+        page = (await visit(api, f"/#/{shown}", **profile, color_scheme="dark")).page
+        await expect(field(page, "connection")).to_have_text("ended")
+        half = "it => { it.value = it.max * 0.7; it.dispatchEvent(new Event('input')); }"
+        await field(page, "scrub").evaluate(half)
+        await expect(field(page, "status")).to_have_text("in progress")
+        await page.screenshot(path=pictures / "dashboard-replay.png")
+        await page.close()
+        page = (await visit(api, "/#/wall", **profile)).page
+        await expect(page.locator(".tile")).to_have_count(6)
+        await expect(page.locator(".tile [data-field=length]")).to_have_text([re.compile(r"\d/s$")] * 6)
+        await page.screenshot(path=pictures / "dashboard-wall.png")
+        await page.close()
+    assert all((pictures / f"dashboard-{name}.png").stat().st_size > 10_000 for name in ("list", "replay", "wall"))

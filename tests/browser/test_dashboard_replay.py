@@ -1,0 +1,281 @@
+"""A generation as it happened, again: played, paused, scrubbed; and what else its page can do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from functools import partial
+
+import pytest
+from playwright.async_api import Page, expect
+
+from broker import Broker
+from tests.browser.conftest import Open
+from tests.browser.dashboard import again, delta, field, part, says, started, text_of
+from tests.support import DEADLINE, Gateway, Writer, clean_environment, request_body, wait_until
+
+pytestmark = pytest.mark.browser
+
+SET = "(range, value) => { range.value = value; range.dispatchEvent(new Event('input')); }"
+
+
+async def recorded(api: Gateway, broker: Broker, count: int, apart: int) -> Writer:
+    """One that has completed, its tokens so many ms apart."""
+    writer = await started(api, broker, metadata={"order": "17"})
+    for first in range(0, count, 500):
+        chunks = [
+            part
+            for number in range(first, min(count, first + 500))
+            for part in ("c", (number + 1) * apart, text(number))
+        ]
+        await append(writer, chunks)
+    await writer.finish()
+    return writer
+
+
+def text(number: int) -> bytes:
+    return delta(content=f"{number} ")
+
+
+async def append(writer: Writer, items: list[object]) -> None:
+    for at in range(0, len(items), 3):
+        kind, ms, chunk = items[at : at + 3]
+        await writer.append_raw(chunk, kind=kind, at=ms)  # type: ignore[arg-type]
+
+
+def said(count: int) -> str:
+    return "".join(f"{number} " for number in range(count))
+
+
+async def begun(page: Page) -> float:
+    """Of the first attempt, ms since the creation: where on the scale its tokens' times begin."""
+    return await page.evaluate(
+        """async (id) => {
+            const headers = { accept: "application/json" };
+            const { data } = await (await fetch(`/v1/generations/${id}/events`, { headers })).json();
+            return Math.floor(Number(data[1].id.split("-")[0]) / 1024) - data[0].data.created_at * 1000;
+        }""",
+        await text_of(field(page, "id")),
+    )
+
+
+async def test_a_scrub_shows_every_moment_of_five_thousand_events(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await recorded(api, broker, 5000, 10)
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    await says(part(page, "Answer"), said(5000))
+    await expect(field(page, "number")).to_have_text("event 5003 of 5003")
+    scrub, start = field(page, "scrub"), await begun(page)
+    for count in (2500, 4999, 3, 1, 4000):
+        await scrub.evaluate(SET, start + count * 10 + 5)
+        await says(part(page, "Answer"), said(count))
+        await expect(field(page, "usage")).to_have_text(f"≈ {count} out")
+        await expect(field(page, "status")).to_have_text("in progress")
+    await scrub.evaluate(SET, start + 5)
+    await expect(part(page, "Answer")).to_have_count(0)
+    await expect(field(page, "scrub")).to_have_attribute("aria-valuetext", re.compile(r"^.* of 50\.\d s$"))
+    await page.get_by_role("button", name="To the end").click()
+    await says(part(page, "Answer"), said(5000))
+    await expect(field(page, "status")).to_have_text("completed")
+
+
+async def test_it_is_played_and_paused_as_it_happened(api: Gateway, broker: Broker, visit: Open) -> None:
+    """Sixty times as fast as a test would wait; it never shows anything but a beginning of the text."""
+    writer = await recorded(api, broker, 400, 100)
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    await says(part(page, "Answer"), said(400))
+    await field(page, "speed").select_option("10")
+    await page.get_by_role("button", name="Play").click()
+    seen: list[str] = []
+
+    async def under_way() -> bool:
+        seen.append(await part(page, "Answer").text_content() if await part(page, "Answer").count() else "")
+        return len(seen[-1]) > 100
+
+    await wait_until(under_way)
+    await page.get_by_role("button", name="Pause").click()
+    await expect(field(page, "play")).to_have_text("Play")
+    paused = await text_of(part(page, "Answer"))
+    assert said(400).startswith(paused)
+    assert len(paused) < len(said(400))
+    assert all(said(400).startswith(one) for one in seen)
+    lengths = [len(one) for one in seen]
+    assert lengths == sorted(lengths)
+    await expect(field(page, "status")).to_have_text("in progress")
+    position = await field(page, "scrub").input_value()
+    await page.evaluate("new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)))")
+    assert await field(page, "scrub").input_value() == position
+    await field(page, "speed").select_option("50")
+    await page.get_by_role("button", name="Play").click()
+    await says(part(page, "Answer"), said(400))
+    await expect(field(page, "status")).to_have_text("completed")
+    await field(page, "scrub").evaluate(SET, 0)
+    await expect(field(page, "status")).to_have_text("queued")
+    await field(page, "speed").select_option("instant")
+    await page.get_by_role("button", name="Play").click()
+    await says(part(page, "Answer"), said(400))
+
+
+async def test_one_that_has_ended_is_read_from_its_beginning(api: Gateway, broker: Broker, visit: Open) -> None:
+    """And a replay keeps its end in sight; the space bar plays and pauses."""
+    writer = await started(api, broker)
+    await append(writer, [part for number in range(300) for part in ("c", number * 20, delta(content=f"{number}\n"))])
+    await writer.finish()
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    output = page.get_by_role("region", name="Output")
+    await expect(field(page, "connection")).to_have_text("ended")
+    await says(part(page, "Answer"), "".join(f"{number}\n" for number in range(300)))
+    assert await output.evaluate("it => [it.scrollTop, it.scrollHeight > 2 * it.clientHeight]") == [0, True]
+    await page.get_by_role("heading", level=2).focus()
+    await page.keyboard.press("Space")
+    await expect(field(page, "play")).to_have_text("Pause")
+    await page.keyboard.press("Space")
+    await expect(field(page, "play")).to_have_text("Play")
+    await field(page, "scrub").evaluate("it => { it.value = it.max * 0.9; it.dispatchEvent(new Event('input')); }")
+    await wait_until(
+        partial(output.evaluate, "it => it.scrollTop > 0 && it.scrollHeight - it.scrollTop - it.clientHeight < 1")
+    )
+
+
+async def test_one_that_runs_is_looked_back_at_while_it_goes_on(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await started(api, broker)
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    await writer.append("one ")
+    await writer.append("two ")
+    await says(part(page, "Answer"), "one two ")
+    await page.get_by_role("button", name=re.compile("^queued")).click()
+    await expect(part(page, "Answer")).to_have_count(0)
+    await writer.append("three ")
+    await expect(field(page, "number")).to_have_text("event 1 of 5")
+    await expect(field(page, "connection")).to_have_text("replay")
+    await expect(part(page, "Answer")).to_have_count(0)
+    await page.get_by_role("button", name="Live").click()
+    await says(part(page, "Answer"), "one two three ")
+    await writer.append("four")
+    await says(part(page, "Answer"), "one two three four")
+
+
+async def test_the_timeline_tells_attempts_waits_and_the_end(api: Gateway, broker: Broker, visit: Open) -> None:
+    first = await started(api, broker)
+    wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
+    await first.append_raw(wait, kind="w", at=10)
+    await first.append("lost", at=20)
+    second = await again(broker, first)
+    await second.append("kept", at=30)
+    await second.finish()
+    page = (await visit(api, f"/#/{first.gid}")).page
+    await expect(field(page, "status")).to_have_text("completed")
+    marks = page.get_by_role("list", name="Timeline").get_by_role("button")
+    told = [
+        "queued",
+        "attempt 1",
+        "upstream busy (rate_limited)",
+        "first token",
+        "reset, attempt 2",
+        "first token",
+        "completed",
+    ]
+    await expect(marks).to_have_text([re.compile("^" + re.escape(one)) for one in told])
+    phases = [await bar.get_attribute("class") for bar in await page.locator("[data-field=strip] rect").all()]
+    assert phases == ["queued", "thinking", "busy", "streaming", "thinking", "streaming", "cursor"]
+    await marks.nth(3).click()
+    await says(part(page, "Answer"), "lost")
+    await expect(field(page, "attempt")).to_have_text("1")
+    await marks.nth(4).click()
+    await expect(part(page, "Answer")).to_have_count(0)
+    await marks.nth(5).click()
+    await says(part(page, "Answer"), "kept")
+
+
+async def test_its_request_is_shown_and_asked_again(api: Gateway, broker: Broker, visit: Open) -> None:
+    asked = request_body("Say <b>it's</b>\nagain", temperature=0.5, metadata={"order": "<i>17</i>"})
+    first = (await api.create(asked))["id"]
+    page = (await visit(api, f"/#/{first}", permissions=["clipboard-read", "clipboard-write"])).page
+    await expect(field(page, "metadata")).to_contain_text("<i>17</i>")
+    await says(field(page, "messages").locator(".text"), "Say <b>it's</b>\nagain")
+    await expect(field(page, "parameters")).to_contain_text('"temperature": 0.5')
+    await page.get_by_role("button", name="Copy the request as curl").click()
+    await expect(page.get_by_role("status")).to_have_text("Copied")
+    command = await page.evaluate("navigator.clipboard.readText()")
+    assert r"it'\''s" in command
+    async with page.expect_request(lambda request: request.method == "POST") as repeated:
+        await page.get_by_role("button", name="Retry as new").click()
+    assert (await repeated.value).post_data_json == asked
+    await expect(field(page, "id")).not_to_have_text(first)
+    second = await text_of(field(page, "id"))
+    assert (await api.get(second))["metadata"] == asked["metadata"]
+
+
+async def test_the_raw_events_are_those_of_the_log(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await started(api, broker)
+    await writer.append("\u2028<b>")
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    await page.get_by_text("Raw events", exact=True).click()
+    lines = field(page, "raw")
+    await expect(lines).to_contain_text(f"{writer.attempt}-1 +")
+    assert '{"content":"\u2028<b>"}' in await text_of(lines)
+    await writer.finish()
+    await expect(lines).to_contain_text("completed")
+    assert len((await text_of(lines)).splitlines()) >= 4
+
+
+async def test_it_is_deleted_at_the_second_click(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await recorded(api, broker, 2, 10)
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    await expect(field(page, "connection")).to_have_text("ended")
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await page.get_by_role("region", name="Output").click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    assert (await api.get(writer.gid))["status"] == "completed"
+    await page.get_by_role("button", name="Delete for good?").click()
+    await expect(field(page, "error")).to_have_text("This generation was deleted.")
+    assert (await api.http.get(f"/v1/generations/{writer.gid}")).status_code == 410
+
+
+async def run(*command: str, stdin: str = "") -> str:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, env=clean_environment(PYTHONPATH=""), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate(stdin.encode())
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_what_is_copied_runs(api: Gateway, broker: Broker, visit: Open) -> None:
+    """The commands that follow it show its text; those that ask again make another one, asked the same."""
+    asked = request_body('it\'s \\ "so"\n🦀', stop=["a", None], logprobs=False, metadata={"order": "17"})
+    writer = await Writer(broker.store.redis, (await api.create(asked))["id"]).claim()
+    await writer.append("Grüße ", "🦀")
+    await writer.finish()
+    visitor = await visit(api, f"/#/{writer.gid}", permissions=["clipboard-read", "clipboard-write"])
+    page = visitor.page
+
+    async def copied(name: str) -> str:
+        await page.evaluate("navigator.clipboard.writeText('')")
+        await page.get_by_role("button", name=name, exact=True).click()
+
+        async def text() -> str:
+            return await page.evaluate("navigator.clipboard.readText()")
+
+        return await wait_until(text)
+
+    assert await run(sys.executable, "-", stdin=await copied("Copy as Python")) == "Grüße 🦀"
+    assert 'data: {"choices":' in (await run("sh", "-c", await copied("Copy as curl"))).replace(": [", ":[")
+    said: list[str] = []
+    page.on("console", lambda line: said.append(line.text))
+    visitor.forgives = "^log:"
+    await page.evaluate(f"(() => {{ {await copied('Copy as JavaScript')} }})()")
+    await wait_until(lambda: said == ["Grüße ", "🦀"])
+    await run(sys.executable, "-", stdin=await copied("Copy the request as Python"))
+    made = [await newest(api)]
+    made.append(json.loads(await run("sh", "-c", f"{await copied('Copy the request as curl')} -s"))["id"])
+    for gid in made:
+        assert gid != writer.gid
+        assert (await api.http.get(f"/v1/generations/{gid}?include=request")).json()["request"] == asked
+
+
+async def newest(api: Gateway) -> str:
+    return (await api.http.get("/v1/generations?limit=1")).json()["data"][0]["id"]
