@@ -1,7 +1,7 @@
 """Everything that can go wrong with a generation, as one tree of exceptions.
 
 The docstring of each class is its default message. None of them knows HTTP: `api/errors.py` is the one
-place that turns a `code` into a status, `broker/cli.py` the one that turns it into an exit code.
+place that turns a `code` into a status, `broker/cli/main.py` the one that turns it into an exit code.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ import threading
 import click
 import pytest
 
-from broker import cli_client, tables
+from broker.cli import commands, tables
+from broker.cli.patience import Patience
+from broker.cli.printer import LinePrinter, Printer, json_event, text_of
 from broker.client import Client, Received
-from broker.patience import Patience
-from broker.printer import LinePrinter, Printer, json_event, text_of
 from broker.settings import ClientSettings
 
 ID = "gen_01kbn2h8v010" + "0" * 22
@@ -142,18 +142,18 @@ def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys
 
 
 def test_a_prompt_must_be_text() -> None:
-    assert cli_client.prompt_from("hi\n") == "hi\n"
+    assert commands.prompt_from("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
-        cli_client.prompt_from("\udcff")
+        commands.prompt_from("\udcff")
     with pytest.raises(click.UsageError, match="empty"):
-        cli_client.prompt_from("")
+        commands.prompt_from("")
 
 
 def test_metadata_is_key_and_value() -> None:
-    assert cli_client.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    assert commands.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
-            cli_client.pairs_from([wrong])
+            commands.pairs_from([wrong])
 
 
 def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

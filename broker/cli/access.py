@@ -7,7 +7,7 @@ import secrets
 
 import click
 
-from broker.cli_shared import examples, json_line
+from broker.cli.shared import examples, json_line
 from broker.settings import is_tenant
 
 

@@ -8,12 +8,12 @@ from typing import NoReturn
 
 import click
 
-from broker.cli_complete import ids_to_complete
-from broker.cli_shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
+from broker.cli.complete import ids_to_complete
+from broker.cli.patience import Patience
+from broker.cli.printer import LinePrinter, Printer, json_event
+from broker.cli.shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
 from broker.client import Client
 from broker.ids import check_id
-from broker.patience import Patience
-from broker.printer import LinePrinter, Printer, json_event
 
 _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gone": NOT_FOUND}
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from broker.cli_shared import TERMINATED
+from broker.cli.shared import TERMINATED
 from broker.settings import read_variable
 
 # The other screen, no cursor, no wrapping: a line that a terminal finds wider than we did then ends at its edge.

@@ -11,8 +11,8 @@ from typing import Self
 
 import click
 
+from broker.cli.tables import duration
 from broker.client import TERMINAL, Client, Received
-from broker.tables import duration
 
 _EVERY = 1.0  # seconds
 _CLEAR = "\r\x1b[K"

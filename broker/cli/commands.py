@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 import click
 
-from broker.cli_complete import ids_to_complete, models_to_complete
-from broker.cli_follow import print_events
-from broker.cli_shared import examples, json_line, open_client
+from broker.cli.complete import ids_to_complete, models_to_complete
+from broker.cli.follow import print_events
+from broker.cli.printer import harmless
+from broker.cli.shared import examples, json_line, open_client
+from broker.cli.tables import HEADINGS, facts, one_line, row, table
 from broker.client import Json
 from broker.events import STATUSES
 from broker.ids import check_id
-from broker.printer import harmless
-from broker.tables import HEADINGS, facts, one_line, row, table
 from broker.tokens import LONGEST
 
 

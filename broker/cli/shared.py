@@ -10,8 +10,8 @@ import sys
 import threading
 from typing import Any
 
+from broker.cli.printer import harmless
 from broker.client import Client
-from broker.printer import harmless
 from broker.settings import ClientSettings, load
 
 FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 130, 143

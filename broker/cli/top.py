@@ -14,14 +14,14 @@ from queue import SimpleQueue
 
 import click
 
-from broker.board import Board, Line, pad
-from broker.cli_shared import end_with_reader, examples, json_line, open_client
+from broker.cli.board import Board, Line, pad
+from broker.cli.printer import Printer, json_event
+from broker.cli.screen import Screen, is_screen
+from broker.cli.shared import end_with_reader, examples, json_line, open_client
+from broker.cli.tables import one_line
 from broker.client import Client, Json, Received, Refused
 from broker.errors import BrokerError
 from broker.events import STATUSES
-from broker.printer import Printer, json_event
-from broker.screen import Screen, is_screen
-from broker.tables import one_line
 
 _EVERY = 1.0  # seconds between two looks at what runs
 _PAUSE = 0.1  # between two drawings: nobody sees more

@@ -15,15 +15,15 @@ import click
 from click.shell_completion import shell_complete
 
 from broker import dev as dev_run
-from broker.cli_access import new_key
-from broker.cli_client import cancel, delete, enqueue, ls, models, show, token
-from broker.cli_complete import COMPLETE, completion
-from broker.cli_follow import follow, replay
-from broker.cli_shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.access import new_key
+from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
+from broker.cli.complete import COMPLETE, completion
+from broker.cli.follow import follow, replay
+from broker.cli.shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.top import top
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.process import python_module
 from broker.settings import read_variable
-from broker.top import top
 from broker.version import __version__
 
 _EPILOG = f"""\b

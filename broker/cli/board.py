@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from broker.cli.tables import duration, one_line, tokens
 from broker.client import Json
 from broker.events import FINAL_STATUSES, STATUSES
 from broker.ids import parse_cursor
-from broker.tables import duration, one_line, tokens
 
 KEPT = 1000  # ended generations
 WIDE = 110  # columns, from which on ids are shown whole

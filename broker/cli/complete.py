@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
 
-from broker.cli_shared import examples
+from broker.cli.shared import examples
+from broker.cli.tables import duration, one_line
 from broker.client import Client, Json
 from broker.settings import ClientSettings, load
-from broker.tables import duration, one_line
 
 COMPLETE = "_TOKENCAST_COMPLETE"  # the variable by which a script asks
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
