@@ -20,9 +20,9 @@ _SECURITY = {
 
 
 def pages() -> list[Route]:
-    """The page at `/`, and every file beside it under its own name."""
+    """The page at `/`, and every file beside it below `/static/`."""
     names = sorted(file.name for file in _STATIC.iterdir() if file.name.rpartition(".")[2] in _TYPES)
-    paths = {"/" if name == "index.html" else f"/{name}": name for name in names}
+    paths = {"/" if name == "index.html" else f"/static/{name}": name for name in names}
     return [*(_route(*each) for each in paths.items()), Route("/favicon.ico", _no_icon)]
 
 

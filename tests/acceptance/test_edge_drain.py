@@ -22,7 +22,7 @@ async def claimed(api: Gateway, broker: Broker) -> Writer:
 
 def retry_of(stream: bytes) -> int:
     """The ms that the last block of a stream says to wait."""
-    name, _, value = frames(stream)[-1].raw.partition(b": ")
+    name, _, value = frames(stream)[-1].raw.partition(b"\n")[0].partition(b": ")
     assert name == b"retry"
     return int(value)
 

@@ -255,7 +255,7 @@ async def test_an_answer_that_nobody_takes_is_dropped(redis: EmbeddedRedis, brok
 async def test_who_asks_and_takes_nothing_is_dropped(redis: EmbeddedRedis) -> None:
     """Answers pile up behind one that is not taken; no more are made than fit."""
     async with gateway(redis.url, TOKENCAST_SEND_TIMEOUT="0.5") as api, peer(api, receive_buffer=4096) as client:
-        sending = asyncio.create_task(pour(client, [b"GET /app.js HTTP/1.1\r\nHost: x\r\n\r\n" * 100] * 1000))
+        sending = asyncio.create_task(pour(client, [b"GET /static/app.js HTTP/1.1\r\nHost: x\r\n\r\n" * 100] * 1000))
         await client.until(b"\r\n")
         await wait_until(lambda: client.port not in connections(api))
         assert await sending < 35 * 100 * 1000

@@ -18,7 +18,7 @@ from broker import Broker
 from broker.embedded import EmbeddedRedis
 from tests.support import ROOT, Gateway, clean_environment, gateway, worker
 
-PAGES = {"/", "/favicon.ico", *(f"/{file.name}" for file in (ROOT / "api/static").iterdir())}
+PAGES = {"/", "/favicon.ico", *(f"/static/{file.name}" for file in (ROOT / "api/static").iterdir())}
 """Of the dashboard, for browsers."""
 
 LENIENT = """

@@ -170,7 +170,9 @@ async def test_a_row_tells_how_many_follow_it_and_why_it_failed(api: Gateway, br
     await expect(row(page, writer.gid).locator("[data-field=subscribers]")).to_have_text("")
 
 
-async def reaches(rows: Locator, most: int) -> bool:
+async def reaches(page: Page, rows: Locator, most: int) -> bool:
+    """Whoever wants to see more scrolls again: a row gets its height only when it is in sight."""
+    await page.locator("#scroll").evaluate("it => { it.scrollTop = it.scrollHeight; }")
     return await rows.count() >= most
 
 
@@ -183,8 +185,7 @@ async def test_a_thousand_rows(visit: Open) -> None:
         rows = page.locator("#list .row")
 
         for most in range(200, 1001, 100):
-            await page.locator("#scroll").evaluate("it => { it.scrollTop = it.scrollHeight; }")
-            await wait_until(partial(reaches, rows, most))
+            await wait_until(partial(reaches, page, rows, most))
         await expect(page.get_by_role("button", name="Load more")).to_be_hidden()
         gids = await newest(api, 1000)
         await shows(page, gids)

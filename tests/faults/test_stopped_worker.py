@@ -81,8 +81,8 @@ async def test_it_may_stand_still_within_its_lease(own_redis: EmbeddedRedis, sim
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(gateway(own_redis.url))
         paused = await stack.enter_async_context(worker(own_redis.url, sim))
-        await stack.enter_async_context(worker(own_redis.url, sim))
         (crowd,) = await watched(stack, api, ["paused"], length=250)
+        await stack.enter_async_context(worker(own_redis.url, sim))
         paused.send(signal.SIGSTOP)
 
         async def all_said() -> bool:

@@ -179,7 +179,7 @@ async def test_a_shard_moves_under_running_generations(
     source = await cluster.owner(slot)
     target = next(server for server in cluster.masters if server is not source)
     ids = {server: (await server.ask("CLUSTER", "MYID")).decode() for server in (source, target)}
-    prompt = "[[sim seed={} length=400 speed=50 label=moves]]"
+    prompt = "[[sim seed={} length=800 speed=50 label=moves]]"
     first, second = [await in_shard(api, shard, prompt.format(n), 300 + n) for n in (0, 1)]
     third = await in_shard(api, shard, "[[sim seed=2 length=40 speed=50 label=third]]", 302)
     seen: dict[str, list[Frame]] = {gid: [] for gid in (first, second, third)}
@@ -202,9 +202,9 @@ async def test_a_shard_moves_under_running_generations(
     for server in (target, source):
         await server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
     await gather(*readers)
-    for gid, seed, length in ((first, 0, 400), (second, 1, 400), (third, 2, 40)):
+    for gid, seed, length in ((first, 0, 800), (second, 1, 800), (third, 2, 40)):
         check_text(seen[gid], seed, length)
-    check_text(await api.events(await late), 3, 400)
+    check_text(await api.events(await late), 3, 800)
     assert len(await upstream_calls(sim, "moves")) == 3
 
 

@@ -96,7 +96,7 @@ class NativeReader:
             if not colon or name in fields:
                 raise Violation(f"not an event: {block!r}")
             fields[name] = value.removeprefix(" ")
-        self.asked_back = fields.keys() == {"retry"}
+        self.asked_back = "retry" in fields and fields.keys() <= {"retry", ""}  # the comment says why
         if self.asked_back or fields.keys() == {""}:
             return
         if fields.keys() == {"id"}:

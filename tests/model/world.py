@@ -17,6 +17,7 @@ import pytest
 
 import broker.hub
 import broker.ids
+import broker.losses
 import broker.pages
 import broker.reader
 import broker.reaper
@@ -97,7 +98,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(broker.hub, "HIGH_WATER", 400)
         patch.setattr(broker.reader, "COUNT", 4)
         patch.setattr(broker.segments, "SEGMENT_BYTES", 300)
-        patch.setattr(broker.store, "time", Clock(broker.store.time))
+        patch.setattr(broker.losses, "time", Clock(broker.losses.time))
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
         for module in (broker.ids, broker.reaper, broker.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
@@ -509,7 +510,7 @@ class World:
 
     def _elapse(self, ms: int) -> None:
         self.storage.elapse(ms)
-        broker.store.time.offset += ms / 1000  # pyright: ignore
+        broker.losses.time.offset += ms / 1000  # pyright: ignore
         for attempt in self._attempts():
             attempt.epoch = _earlier(attempt.epoch, ms)
         for gateway in self.gateways:
