@@ -12,9 +12,10 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -34,6 +35,8 @@ from broker.errors import StorageUnavailable
 from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica, raised
 from broker.servers import Servers
 from broker.tally import ROUND_TRIPS, Buckets
+
+IDLE = 15.0  # seconds
 
 Command = Sequence[Argument]
 Call = tuple[Sequence[str], Sequence[Argument]]
@@ -126,7 +129,7 @@ class Pool(Redis):
             "servers": servers,
             **address.options,
         }
-        pool = redis_asyncio.BlockingConnectionPool(
+        pool = _Shrinking(
             max_connections=max_connections,
             timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
             connection_class=_OverUnix if "path" in address.options else _OverTls if address.secure else _OverTcp,
@@ -178,6 +181,29 @@ class Pool(Redis):
         await self.client.aclose(close_connection_pool=True)
 
 
+class _Shrinking(redis_asyncio.BlockingConnectionPool):
+    """Lets connections go that nobody has needed for a while: a herd leaves as many behind as it was wide."""
+
+    _look: asyncio.TimerHandle | None = None
+    _closing: set[asyncio.Task[None]]
+
+    async def release(self, connection: Any) -> None:
+        loop = asyncio.get_running_loop()
+        connection.free_since = loop.time()
+        await super().release(connection)
+        if self._look is None:
+            self._look = loop.call_later(IDLE / 2, self._let_go)
+
+    def _let_go(self) -> None:
+        loop = asyncio.get_running_loop()
+        # The longest free first, since the last one is taken first.
+        free = cast("list[_ToMaster]", self._available_connections)
+        useless = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
+        gone, free[:] = free[:useless], free[useless:]
+        self._closing = {loop.create_task(connection.disconnect(nowait=True)) for connection in gone}
+        self._look = loop.call_later(IDLE / 2, self._let_go) if free else None
+
+
 class _ToMaster(AbstractConnection):
     """Asks where the master is at every connect, and lets a connection go once the master is elsewhere."""
 
@@ -186,6 +212,7 @@ class _ToMaster(AbstractConnection):
         self._node: Node = ("", 0)
         self._refused = False
         self._connected_at = 0.0
+        self.free_since = 0.0
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
 
     async def connect(self) -> None:

@@ -27,6 +27,7 @@ STREAMS = 32  # per connection
 COUNT = 256  # entries per stream and read
 BLOCK_MS = 2000
 SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
+IDLE = 15.0  # seconds without a stream, after which the connection is let go
 MOVING = 0.05  # seconds between two looks at a shard that is moving
 News = tuple[bytes, list[RawEntry]]
 """A stream's name and what it has new."""
@@ -98,6 +99,7 @@ class Reader:
         """For ever: Redis may go and come back, readers see a pause."""
         delay = 0.05
         while True:
+            await self._wanted.wait()
             try:
                 connection = await self._redis.servers.open(self.group)
             except (OSError, RespError) as error:
@@ -120,9 +122,8 @@ class Reader:
 
     async def _read(self, connection: RespConnection) -> None:
         while True:
-            if not self._streams:
-                self._wanted.clear()
-                await self._wanted.wait()
+            if not self._streams and not await self._asked():
+                return
             self._blocked = True
             try:
                 (reply,) = await connection.send(self._command(), 1, timeout=BLOCK_MS / 1000 + SLACK)
@@ -137,6 +138,14 @@ class Reader:
             ):
                 raise NotMaster("another server is the master now")
             await self._take(reply or ())
+
+    async def _asked(self) -> bool:
+        """Whether it is soon given something to follow; else its connection is let go."""
+        self._wanted.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(IDLE):
+                return await self._wanted.wait()
+        return False
 
     def _command(self) -> bytes:
         streams = self._streams.values()

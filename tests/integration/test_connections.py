@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 import pytest
 
 from broker import Broker, connect, reader
+from broker import pool as pool_module
 from broker.connection import Pool, Redis, connect_redis, open_pool
 from broker.embedded import EmbeddedRedis
 from broker.errors import StorageUnavailable
@@ -185,6 +186,46 @@ async def test_subscribers_that_come_and_go_leave_nothing_behind(own_redis: Embe
         frames = await gather(*(api.events(writer.gid) for writer in writers))
         assert {texts(each) for each in frames} == {"a"}
         assert len(await clients(broker.store.redis)) <= 64 + 10
+
+
+async def test_a_herd_leaves_no_connections_behind(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as were needed at once, and soon none; the next command opens one."""
+    monkeypatch.setattr(pool_module, "IDLE", 0.2)
+    async with connect_redis(redis.url) as watching:
+        pool = open_pool(redis.url)
+        try:
+            before = await clients(watching)
+            waiting = [asyncio.create_task(pool.execute("BLPOP", f"nothing-{number}", 0)) for number in range(40)]
+            await wait_until(lambda: _count(watching, "blpop", 40))
+            for number in range(40):
+                await watching.execute("RPUSH", f"nothing-{number}", "x")
+            await gather(*waiting)
+            await wait_until(lambda: _only(watching, before))
+            assert await pool.execute("ECHO", "x") == b"x"
+        finally:
+            await pool.close()
+
+
+async def test_who_reads_nothing_any_more_lets_its_connection_go(
+    redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reader, "IDLE", 0.1)
+    monkeypatch.setattr(reader, "BLOCK_MS", 20)
+    async with connect_redis(redis.url) as watching, connect(redis.url) as broker:
+        for _ in range(2):
+            writer = await claimed(broker)
+            async with aclosing(broker.follow(writer.gid)) as events:
+                assert [(await anext(events)).name for _ in range(2)] == ["created", "started"]
+                news = asyncio.create_task(anext(events))
+                await wait_until(lambda: _count(watching, "xread", 1))
+                await writer.append("a")
+                assert (await news).name == "chunk"
+            await wait_until(lambda: _count(watching, "xread", 0))
+    assert [record.message for record in caplog.records if record.name.startswith("tokencast")] == []
+
+
+async def _only(redis: Redis, known: dict[str, str]) -> bool:
+    return (await clients(redis)).keys() <= known.keys()
 
 
 # --- none is believed in once it is dead ------------------------------------------------------------------------
