@@ -147,6 +147,7 @@ class View:
             if segment is None or not segment.takes(event):
                 if segment is not None:
                     if segment.end >= event.cursor:
+                        previous = event.cursor
                         continue  # a page from Redis was ahead of the live reader
                     self.seal(segment)
                 segment = Segment(previous, event)

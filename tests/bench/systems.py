@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ class Limit:
     """Raw sockets in C, with nothing behind them: one generation, for as many subscribers as all of the load's have."""
 
     async def carry(self, load: Load) -> Received:
+        await at_rest()
         together, connections = 1 if load.rate else FLOOD, load.generations * load.subscribers
         async with (
             Fanout(connections, load.events, rate=load.rate, together=together, replay=load.replay) as fanout,
@@ -83,6 +86,7 @@ class Served:
         """What it holds of them."""
 
     async def carry(self, load: Load) -> Received:
+        await at_rest()
         names = await self.begin(load.generations)
         try:
             async with self.producer(names, load) as producer:
@@ -192,6 +196,23 @@ async def systems(*names: Name, messages: int = 5000) -> AsyncGenerator[dict[str
                 port, _ = await stack.enter_async_context(usual_gateway(redis.url))
                 running[name] = Usual(redis, port)
         yield running
+
+
+async def at_rest() -> None:
+    """Until this machine does next to nothing, 15 seconds at most: a server that could not keep up goes on for a while
+    after its subscribers have left, and would be measured with the next one."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        before = _busy_ticks()
+        await asyncio.sleep(0.3)
+        if _busy_ticks() - before <= 0.03 * os.sysconf("SC_CLK_TCK") * (os.cpu_count() or 1):
+            return
+
+
+def _busy_ticks() -> int:
+    """Of all processors; proc_stat(5)."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = Path("/proc/stat").read_text().split(maxsplit=8)[1:8]
+    return sum(map(int, (user, nice, system, irq, softirq)))
 
 
 def cpu_seconds(*pids: int) -> float:
