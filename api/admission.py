@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.dialects.native import retry
 from api.errors import IS_FULL, full_error
 from api.sse import Later
 
@@ -34,7 +33,7 @@ class Admission:
 
 
 def refusal(request: Request) -> Response:
-    return Later(retry(2000, 10_000), IS_FULL) if _is_event_source(request) else full_error()
+    return Later("limit", IS_FULL) if _is_event_source(request) else full_error()
 
 
 def _is_event_source(request: Request) -> bool:

@@ -10,12 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.dialects.native import NATIVE, bookmark, retry, unknown_cursor
+from api.dialects.native import NATIVE, bookmark, unknown_cursor
 from api.errors import IS_DRAINING, JSONResponse
 from api.positions import locate
 from api.replay import Replay, parse_speed
 from api.routing import by_method, limit_of, read_body, read_request, submit
-from api.sse import HEADERS, EventStream, Later
+from api.sse import HEADERS, EventStream, Later, later
 from broker.errors import InvalidCursor, InvalidRequest, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
@@ -73,11 +73,11 @@ class Generations:
         gid, include = request.path_params["id"], request.query_params.get("include")
         if include not in (None, "", "request"):
             raise InvalidRequest("`include` is `request`.", param="include")
-        if not include:
-            reader = await self._access.reader(request, gid)
-            return JSONResponse((await self._broker.get(gid, tenant=reader.tenant)).to_json())
-        generation = await self._broker.get(gid, tenant=self._access.tenant(request))
-        return JSONResponse({**generation.to_json(), "request": await self._broker.store.request(gid)})
+        tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
+        found = (await self._broker.get(gid, tenant=tenant)).to_json()
+        if include:
+            found["request"] = await self._broker.store.request(gid)
+        return JSONResponse(found)
 
     async def cancel(self, request: Request) -> Response:
         generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
@@ -109,10 +109,8 @@ class Generations:
             return Response(headers=HEADERS)
         try:
             return await self._stream(request, gid)
-        except StorageUnavailable as error:
-            return Later(retry(1000, 4000), error)
-        except LimitExceeded as error:
-            return Later(retry(2000, 10_000), error)
+        except (StorageUnavailable, LimitExceeded) as error:
+            return later(error)
 
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
@@ -120,7 +118,7 @@ class Generations:
         speed = request.query_params.get("speed")
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
-            return Later(retry(500, 10_000), IS_DRAINING)
+            return Later("draining", IS_DRAINING)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))

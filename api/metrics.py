@@ -155,13 +155,12 @@ class Metrics:
         )
         try:
             async with asyncio.timeout(REDIS_WITHIN):
-                depth, oldest = await self._broker.queue.waiting()
+                waiting = await self._broker.queue.waiting()
                 fleet = await self._broker.queue.workers()
         except (StorageUnavailable, TimeoutError):
             return
-        now = self._broker.store.clock.last()
-        families.gauge("tokencast_queue_depth", "Generations that wait for a worker.", {(): depth})
-        waited = max(0.0, now - oldest / 1000) if oldest else 0.0
+        families.gauge("tokencast_queue_depth", "Generations that wait for a worker.", {(): waiting.depth})
+        waited = waiting.seconds(self._broker.store.clock.last())
         families.gauge("tokencast_queue_oldest_seconds", "How long the first in turn has waited.", {(): waited})
         families.gauge("tokencast_workers", "Workers that are there.", {(): len(fleet)})
         families.gauge("tokencast_slots", "Generations that all workers can run.", {(): sum(w.slots for w in fleet)})

@@ -18,13 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.dialects.native import retry
 from api.dialects.wrapped import Vector, Wrapped, parse_vector
 from api.errors import IS_DRAINING
 from api.positions import locate
 from api.routing import by_method
 from api.shared_wire import GenerationShare, Share, SharedWire
-from api.sse import HEADERS, Later, LiveResponse
+from api.sse import HEADERS, Later, LiveResponse, later
 from broker.channel import FIRST, Channel
 from broker.errors import (
     BrokerError,
@@ -83,13 +82,11 @@ class Events:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if self._broker.hub.draining:
-            return Later(retry(500, 10_000), IS_DRAINING)
+            return Later("draining", IS_DRAINING)
         try:
             return await self._stream(request, named)
-        except StorageUnavailable as error:
-            return Later(retry(1000, 4000), error)
-        except LimitExceeded as error:
-            return Later(retry(2000, 10_000), error)
+        except (StorageUnavailable, LimitExceeded) as error:
+            return later(error)
 
     async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
         gids, header = list(named), request.headers.get("last-event-id")

@@ -29,7 +29,7 @@ class Overview:
 
     async def get(self, request: Request) -> Response:
         tenant, queue, store = self._access.tenant(request), self._broker.queue, self._broker.store
-        counts, (depth, oldest), fleet = await asyncio.gather(store.counts(tenant), queue.waiting(), queue.workers())
+        counts, waiting, fleet = await asyncio.gather(store.counts(tenant), queue.waiting(), queue.workers())
         now = await store.clock.now()
         subscribers = self._access.subscribers
         return JSONResponse(
@@ -37,7 +37,7 @@ class Overview:
                 "object": "overview",
                 "at": now,
                 "generations": counts,
-                "queue": {"depth": depth, "oldest_seconds": max(0.0, now - oldest / 1000) if oldest else 0.0},
+                "queue": {"depth": waiting.depth, "oldest_seconds": waiting.seconds(now)},
                 "workers": [{"slots": worker.slots, "running": worker.running} for worker in fleet],
                 "subscribers": {"total": subscribers.total(tenant), "generations": subscribers.of(tenant, MOST)},
             }

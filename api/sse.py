@@ -11,7 +11,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.dialects.native import retry
 from api.wire import wire_for
+from broker.errors import LimitExceeded, StorageUnavailable
 from broker.feed import Feed
 from broker.hub import Hub
 from broker.ids import Cursor
@@ -124,8 +126,13 @@ class EventStream(LiveResponse):
 
 
 class Later(Response):
-    """An event stream that ends at once: come back. An error status would end an EventSource for good. `why` is a
-    comment, for who looks: `curl`, and a page that reads streams itself."""
+    """An event stream that ends at once: come back, then as `retry` has it for the reason. An error status would end
+    an EventSource for good."""
 
-    def __init__(self, retry: bytes, why: object) -> None:
-        super().__init__(b"%b: %b\n\n" % (retry[:-1], str(why).encode()), 200, HEADERS)
+    def __init__(self, reason: str, why: object) -> None:
+        super().__init__(retry(reason, why), 200, HEADERS)
+
+
+def later(error: StorageUnavailable | LimitExceeded) -> Later:
+    """In the place of an answer that would say so."""
+    return Later("limit" if isinstance(error, LimitExceeded) else "storage", error)

@@ -11,10 +11,9 @@ from starlette.routing import Route
 
 from api.access import Access
 from api.dialects.lifecycle import LIFECYCLE, missed
-from api.dialects.native import retry
 from api.errors import IS_DRAINING
 from api.routing import by_method
-from api.sse import HEADERS, EventStream, Later
+from api.sse import HEADERS, EventStream, Later, later
 from broker.activity import Activity, History
 from broker.channel import FIRST
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
@@ -45,7 +44,7 @@ class Watching:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if hub.draining:
-            return Later(retry(500, 10_000), IS_DRAINING)
+            return Later("draining", IS_DRAINING)
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._access.subscribers.one(tenant))
@@ -60,10 +59,8 @@ class Watching:
                     preface=preface,
                     send_timeout=self._broker.settings.send_timeout,
                 )
-        except StorageUnavailable as error:
-            return Later(retry(1000, 4000), error)
-        except LimitExceeded as error:
-            return Later(retry(2000, 10_000), error)
+        except (StorageUnavailable, LimitExceeded) as error:
+            return later(error)
         raise AssertionError("unreachable")
 
 

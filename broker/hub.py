@@ -245,7 +245,7 @@ class Hub:
                     self._tell(subscriber, view.dialect.forget())
             if part.data:
                 wire.write(part)
-                subscriber.given = subscriber.flowing = True
+                subscriber.given = True
                 subscriber.quiet_since = self._tick
             position = subscriber.position = part.end
             if part.last:
@@ -267,7 +267,6 @@ class Hub:
 
     def _stall(self, subscriber: Subscriber, pending: int) -> None:
         subscriber.stalled = (time.monotonic(), pending)
-        subscriber.flowing = False
         self._stalled[subscriber] = None
 
     def resume(self, subscriber: Subscriber) -> None:

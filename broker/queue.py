@@ -44,6 +44,18 @@ class Present(NamedTuple):
     running: int
 
 
+class Waiting(NamedTuple):
+    """How many generations wait, and since when (unix ms) the longest of those that are next in turn; 0 where none
+    does, or all have run before."""
+
+    depth: int
+    since_ms: int
+
+    def seconds(self, now: float) -> float:
+        """How long that one has waited."""
+        return max(0.0, now - self.since_ms / 1000) if self.since_ms else 0.0
+
+
 class Queue:
     """The tickets of generations that wait for a worker."""
 
@@ -86,12 +98,10 @@ class Queue:
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))
 
-    async def waiting(self) -> tuple[int, int]:
-        """How many wait, and since when (ms) the longest of those that are next in turn; 0 where none does, or all
-        have run before."""
+    async def waiting(self) -> Waiting:
         depth, tickets = await self.redis.pipeline([("ZCARD", keys.QUEUE), ("ZRANGE", keys.QUEUE, 0, FRONT - 1)])
         fresh = [ticket[:-2].decode() for ticket in tickets if ticket.endswith(b".1") and len(ticket) == TICKET]
-        return int(depth), min(map(created_ms, fresh), default=0)
+        return Waiting(int(depth), min(map(created_ms, fresh), default=0))
 
     async def workers(self) -> list[Present]:
         """Those that are there."""

@@ -43,7 +43,7 @@ class Subscriber:
     """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
     `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
 
-    __slots__ = ("_counted", "ended", "feed", "flowing", "given", "position", "quiet_since", "stalled", "view", "wire")
+    __slots__ = ("_counted", "ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
 
     def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
         self.feed = feed
@@ -51,7 +51,6 @@ class Subscriber:
         self.wire = wire
         self.position = position
         self.given = False
-        self.flowing = False  # given something of this attempt, and neither stalled nor ended
         self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
         self.quiet_since = 0  # the hub's tick at which something was written last
         self._counted = position
@@ -70,7 +69,11 @@ class Subscriber:
             return max(0, seq - before.seq)
         return seq + 1 + (1 - before.seq if before.attempt == 0 else 0)  # `created` stands before the first attempt
 
+    @property
+    def flowing(self) -> bool:
+        """Given something of this attempt, and neither stalled nor ended."""
+        return self.given and self.stalled is None and not self.ended.done()
+
     def end(self, reason: str) -> None:
-        self.flowing = False
         if not self.ended.done():
             self.ended.set_result(reason)

@@ -39,15 +39,22 @@ class Native:
         """Come back, at a time of your own: no error, and nothing lost."""
         if reason == "gone":
             return b"event: gone\ndata: {}\n\n"
-        return retry(500, 10_000) if reason == "draining" else retry(1000, 4000)
+        return retry(reason)
 
 
 NATIVE = Native()
 
 
-def retry(least_ms: int, most_ms: int) -> bytes:
-    """How long an EventSource waits before it reconnects: random, so that a thousand do not come at once."""
-    return b"retry: %d\n\n" % random.randint(least_ms, most_ms)
+# Between how many ms an EventSource comes back, by why it was sent away.
+_BACK = {"draining": (500, 10_000), "limit": (2000, 10_000)}
+_SOON = 1000, 4000
+
+
+def retry(reason: str, why: object = "") -> bytes:
+    """How long an EventSource waits before it reconnects: random, so that a thousand do not come at once. `why` is a
+    comment, for who looks: `curl`, and a page that reads streams itself."""
+    comment = f": {why}\n" if why else ""
+    return f"retry: {random.randint(*_BACK.get(reason, _SOON))}\n{comment}\n".encode()
 
 
 def unknown_cursor(attempt: int) -> bytes:

@@ -91,7 +91,7 @@ class Vector:
         return self.sign(b": hb\n\n")
 
     def farewell(self, reason: str) -> bytes:
-        return self.sign(retry(500, 10_000) if reason == "draining" else retry(1000, 4000))
+        return self.sign(retry(reason))
 
     def frame(self, event: Event) -> bytes:
         return b""

@@ -6,6 +6,7 @@ import { age, byId, clone, duration, fieldsOf, moment, parts, rate, show, showSt
 import { Rates, sparkline } from "./rates.js";
 
 const COUNTERS = document.querySelectorAll("[data-filter]");
+const labelsOf = (metadata) => Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
 const ID = /^gen_[0-9a-z]{34}$/;
 
 export class List {
@@ -27,7 +28,9 @@ export class List {
     this.filters = Object.fromEntries(["status", "model", "search"].map((name) => [name, byId(`filter-${name}`)]));
     this.rates = new Rates(() => this.#running(), (told) => told.forEach((one) => generations.upsert(one)));
     this.seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "100px" });
-    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: "600px" });
+    // A busy browser tells of several frames at once: the last is how it is.
+    const atEnd = (entries) => entries.at(-1).isIntersecting && this.more();
+    this.end = new IntersectionObserver(atEnd, { rootMargin: "600px" });
     this.end.observe(byId("more"));
     for (const filter of Object.values(this.filters)) filter.addEventListener("input", () => this.refilter());
     this.filters.search.addEventListener("keydown", (event) => this.#jump(event));
@@ -59,8 +62,7 @@ export class List {
     if ((wanted.value && status !== wanted.value) || (of.value && model !== of.value)) return false;
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     if (!words.length) return true;
-    const labels = Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
-    const all = [id, model, error?.code ?? "", ...labels].join("\n").toLowerCase();
+    const all = [id, model, error?.code ?? "", ...labelsOf(metadata)].join("\n").toLowerCase();
     return words.every((word) => all.includes(word));
   }
 
@@ -171,7 +173,7 @@ export class List {
     const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at } = one;
     showStatus(fields.status, status);
     show(fields.model, model);
-    const labels = Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
+    const labels = labelsOf(metadata);
     show(fields.code, error?.code ?? "");
     fields.code.title = error?.message ?? "";
     show(fields.labels, labels.join(" "));

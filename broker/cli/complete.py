@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
 
 from broker.cli.shared import examples
 from broker.cli.tables import duration, one_line
-from broker.client import Client, Json
+from broker.client import Client
 from broker.settings import ClientSettings, load
 
 COMPLETE = "_TOKENCAST_COMPLETE"  # the variable by which a script asks
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 _WITHIN = 1.0  # seconds
 _OFFERED = 50  # generations, the newest
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 _PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # a shell takes what is completed as it is
 
 
@@ -37,36 +38,28 @@ def completion(shell: str) -> None:
     click.echo(_SHELLS[shell](root, {}, "tokencast", COMPLETE).source(), nl=False)
 
 
-def ids_to_complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    del context, parameter
+def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Completer:
+    """Of what the gateway knows, that which begins as what was typed."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        del context, parameter
+        try:
+            with Client(load(ClientSettings), within=_WITHIN) as client:
+                return [item for item in find(client) if item.value.startswith(incomplete)]
+        except Exception:  # whatever is wrong, here is not the place to say so
+            return []
+
+    return complete
+
+
+@_offered
+def ids_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
     now = time.time()
-    try:
-        with _hasty_client() as client:
-            return [
-                CompletionItem(
-                    one["id"], help=one_line(f"{one['status']} {one['model']} {duration(now - one['created_at'])}")
-                )
-                for one in client.generations(None, _OFFERED)
-                if one["id"].startswith(incomplete)
-            ]
-    except Exception:  # whatever is wrong, here is not the place to say so
-        return []
+    for one in client.generations(None, _OFFERED):
+        about = f"{one['status']} {one['model']} {duration(now - one['created_at'])}"
+        yield CompletionItem(one["id"], help=one_line(about))
 
 
-def models_to_complete(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    del context, parameter
-    try:
-        with _hasty_client() as client:
-            return [CompletionItem(name) for name in _harmless(client.models()) if name.startswith(incomplete)]
-    except Exception:  # whatever is wrong, here is not the place to say so
-        return []
-
-
-def _harmless(models: list[Json]) -> Iterator[str]:
-    return (model["id"] for model in models if _PLAIN.fullmatch(model["id"]))
-
-
-def _hasty_client() -> Client:
-    return Client(load(ClientSettings), within=_WITHIN)
+@_offered
+def models_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    return (CompletionItem(model["id"]) for model in client.models() if _PLAIN.fullmatch(model["id"]))

@@ -210,6 +210,27 @@ async def test_a_thousand_rows(visit: Open) -> None:
         await page.close()
 
 
+async def test_the_next_page_is_loaded_though_the_browser_tells_late(visit: Open) -> None:
+    """A busy browser tells at once that the end of the list was out of sight and that it is in sight now."""
+    async with EmbeddedRedis() as redis, gateway(redis.url) as api:
+        for _ in range(3):
+            await gather(*(api.create() for _ in range(50)))
+        page = (await visit(api)).page
+        await page.add_init_script(
+            """window.IntersectionObserver = class extends IntersectionObserver {
+                constructor(told, options) {
+                    super((entries) => {
+                        const before = entries.map(({ target }) => ({ target, isIntersecting: false }));
+                        told([...before, ...entries]);
+                    }, options);
+                }
+            };"""
+        )
+        await page.reload()
+        await wait_until(partial(reaches, page, page.locator("#list .row"), 150))
+        await page.close()
+
+
 async def test_a_prompt_is_sent_with_ctrl_enter_and_followed(api: Gateway, broker: Broker, visit: Open) -> None:
     page = (await visit(api)).page
     await expect(page.locator("#model option")).to_have_text(["gabforge-coder", "sim", "m"])

@@ -122,10 +122,8 @@ async def test_leaving_the_page_closes_the_connection(api: Gateway, broker: Brok
     await wait_until(lambda: none_reads(api))
 
 
-async def test_it_outlives_the_gateway(
-    redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
-) -> None:
-    """Nothing is missing, nothing comes twice, and an error is shown as it is."""
+async def cut_off(redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int) -> tuple[Watched, Writer]:
+    """A page that has read a part when its gateway is killed."""
     async with gateway(redis.url, PORT=str(port)) as api:
         writer = await started(api, broker)
         await writer.append("One ", "two ")
@@ -135,6 +133,14 @@ async def test_it_outlives_the_gateway(
         await shown(visitor, "One two ", "in_progress")
         api.process.send(signal.SIGKILL)
         await api.process.wait()
+    return visitor, writer
+
+
+async def test_it_outlives_the_gateway(
+    redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
+) -> None:
+    """Nothing is missing, nothing comes twice, and an error is shown as it is."""
+    visitor, writer = await cut_off(redis, broker, visit, bundle, port)
     await writer.append("three")
     async with gateway(redis.url, PORT=str(port)):
         await shown(visitor, "One two three", "in_progress")
@@ -190,15 +196,7 @@ async def test_what_is_not_kept_any_more_is_no_part_of_the_text(
     redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
 ) -> None:
     """Away while the log was trimmed: it goes on behind the gap, and says so."""
-    async with gateway(redis.url, PORT=str(port)) as api:
-        writer = await started(api, broker)
-        await writer.append("One ", "two ")
-        visitor = await application(visit, api, bundle)
-        visitor.forgives += f"|{LOST}"
-        await visitor.page.evaluate("id => show(id)", writer.gid)
-        await shown(visitor, "One two ", "in_progress")
-        api.process.send(signal.SIGKILL)
-        await api.process.wait()
+    visitor, writer = await cut_off(redis, broker, visit, bundle, port)
     await writer.append("three ", "four ", "five ")
     await broker.store.redis.execute("XTRIM", keys.log(writer.gid), "MAXLEN", 2)
     async with gateway(redis.url, PORT=str(port)):
