@@ -13,7 +13,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -21,9 +21,9 @@ from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import STARTED, Event
 from broker.feed import Feed
-from broker.ids import START, Cursor, shard_of
+from broker.ids import START, Cursor
 from broker.pages import Pages
-from broker.reader import Reader
+from broker.readers import Readers
 from broker.rhythm import Rhythm
 from broker.segments import Dialect, Slice
 from broker.store import Generation, Store
@@ -31,11 +31,11 @@ from broker.subscriber import Subscriber, Wire
 from broker.tally import Count
 from broker.tasks import cancelled
 from broker.together import Together
+from broker.turns import TURN_SECONDS, Known, Source, Turns
 
 logger = logging.getLogger("tokencast.hub")
 
 HIGH_WATER = 64 * 1024  # bytes waiting in a subscriber's transport: enough, the rest waits in the shared buffer
-PASS_SECONDS = 0.004  # then other work gets a turn: a pass over 5,000 subscribers takes 25 to 40 ms
 
 
 class Hub:
@@ -46,13 +46,12 @@ class Hub:
         self._states = Together(store.state)
         self._heartbeat = heartbeat
         self._send_timeout = send_timeout
-        self._process = secrets.token_hex(6)
-        self._readers: list[Reader] = []
-        self._reading: dict[str, Reader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeds: dict[str, Feed] = {}
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._stalled: dict[Subscriber, None] = {}
+        self._turns = Turns()
+        self._readers = Readers(store.redis, secrets.token_hex(6), self._spawn, self._deliver, self._resync)
         self._pages = Pages(store, self._spawn, self._arrived)
         self.cache = SegmentCache(cache_bytes)
         self.rhythm = Rhythm(store.clock)
@@ -82,8 +81,8 @@ class Hub:
         feed.users += 1
         feed.checked = self._tick
         try:
-            if not feed.ended and gid not in self._reading:
-                await self._follow(feed)
+            if not feed.ended and feed not in self._readers:
+                await self._readers.follow(feed)
             if went_back:
                 await self.deliver((feed,))  # to those who were here before
             yield feed, generation
@@ -92,24 +91,8 @@ class Hub:
             if feed.users == 0:
                 self._leave(feed)
 
-    async def _follow(self, feed: Feed) -> None:
-        redis = self._store.redis
-        group = redis.servers.group(shard_of(feed.gid))
-        reader = next((reader for reader in self._readers if reader.group == group and reader.free > 0), None)
-        if reader is None:
-            reader = Reader(redis, group, (self._process, len(self._readers)), self.deliver, self._resync)
-            self._readers.append(reader)
-            self._spawn(reader.run())
-        self._reading[feed.gid] = reader
-        await reader.follow(feed)
-
-    def _unfollow(self, feed: Feed) -> None:
-        reader = self._reading.pop(feed.gid, None)
-        if reader is not None:
-            reader.unfollow(feed)
-
     def _leave(self, feed: Feed) -> None:
-        self._unfollow(feed)
+        self._readers.unfollow(feed)
         for view in feed.views.values():
             view.seal_all()
         self._forget_if_empty(feed)
@@ -189,33 +172,41 @@ class Hub:
 
     # --- the pass ----------------------------------------------------------------------------------------
 
-    async def deliver(self, feeds: Sequence[Feed]) -> None:
-        """One pass over everybody who follows these feeds, in turns short enough for the event loop."""
-        until = time.monotonic() + PASS_SECONDS
-        served: Feed | None = None
-        for feed in feeds:
-            feed.checked = self._tick
-            members = tuple(self._subscribers.get(feed, ()))
-            start = view = part = None
-            for subscriber in members:
-                # Nearly all stand where the one before stood, and get the same with nothing in the way.
-                if subscriber.position is not start or subscriber.view is not view:
-                    start, view = subscriber.position, subscriber.view
-                    part = _plain(feed, view.slice(start))
-                if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
-                    self.push(subscriber)
-                else:
-                    subscriber.position = part.end
-                    subscriber.quiet_since = self._tick
-                if time.monotonic() > until:
-                    await asyncio.sleep(0)
-                    until, start = time.monotonic() + PASS_SECONDS, None  # the log may be another by now
-            if members and feed.timed:
-                self.rhythm.beat(served := feed)
-            if feed.ended:
-                self._unfollow(feed)
-        if served is not None:
-            self.rhythm.passed(served)
+    async def deliver(self, feeds: Iterable[Feed]) -> None:
+        await self._deliver(Known(feeds))
+
+    async def _deliver(self, source: Source) -> None:
+        """Passes over everybody who follows what is due, in turns short enough for the event loop."""
+        turns, due = self._turns, source.due
+        try:
+            await turns.begin(source)
+            while due:
+                del due[feed := next(iter(due))]
+                feed.checked = self._tick
+                tail, newest, feed.newest = feed.tail, feed.newest, None
+                members = tuple(self._subscribers.get(feed, ()))
+                start = view = part = None
+                for subscriber in members:
+                    # Nearly all stand where the one before stood, and get the same with nothing in the way.
+                    if subscriber.position is not start or subscriber.view is not view:
+                        start, view = subscriber.position, subscriber.view
+                        part = _plain(feed, view.slice(start))
+                    if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
+                        self.push(subscriber)
+                    else:
+                        subscriber.position = part.end
+                        subscriber.quiet_since = self._tick
+                    if time.monotonic() > turns.until:
+                        await turns.more(source)
+                        start = None  # the log may be another by now
+                if members and feed.timed:
+                    self.rhythm.beat(feed, tail)
+                    if not due or feed in due:
+                        self.rhythm.passed(tail, newest)
+                if feed.ended:
+                    self._readers.unfollow(feed)
+        finally:
+            turns.end(source)
 
     def push(self, subscriber: Subscriber) -> None:
         """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
@@ -324,6 +315,7 @@ class Hub:
             await asyncio.sleep(self._heartbeat / _TICKS)
             self._tick += 1
             self._drop_stalled()
+            self._readers.sort()
             for feed in list(self._feeds.values()):
                 self._forget_if_empty(feed)
             if checking is None or checking.done():
@@ -332,14 +324,14 @@ class Hub:
 
     async def _beat_all(self) -> None:
         """A heartbeat to everybody who has heard nothing for so long; in turns, as a pass is."""
-        until = time.monotonic() + PASS_SECONDS
+        until = time.monotonic() + TURN_SECONDS
         for members in list(self._subscribers.values()):
             for subscriber in tuple(members):
                 if self._tick - subscriber.quiet_since >= _TICKS:
                     self._beat(subscriber)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
-                    until = time.monotonic() + PASS_SECONDS
+                    until = time.monotonic() + TURN_SECONDS
 
     def _beat(self, subscriber: Subscriber) -> None:
         wire = subscriber.wire

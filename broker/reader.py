@@ -1,9 +1,6 @@
-"""Reads many logs through one connection: one XREAD that blocks over up to 12 streams.
-
-An XREAD costs Redis 0.7 µs per key and wake-up (98 µs at 32 keys, 280 at 1,000), so a process opens one more reader
-for every 12 generations that are followed here: a chunk of one among 1,000 then costs Redis 1.1 to 1.8 times as much
-as of one among ten (with 32: 1.25 to 2.2). A new stream wakes the reader through a control key in its key set; CLIENT
-UNBLOCK would need administrator's rights.
+"""Reads some logs through one connection: one XREAD that blocks over all of them. Which those are is for
+broker/readers.py to say. A new one wakes the reader through a control key in its key set; CLIENT UNBLOCK would need
+administrator's rights.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import cast
 
 from broker import keys
 from broker.connection import Redis
@@ -20,11 +18,10 @@ from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
 from broker.ids import Cursor
-from broker.resp import NotMaster, RespConnection, RespError, bulk, raised
+from broker.resp import NotMaster, Reply, RespConnection, RespError, bulk, raised
 
 logger = logging.getLogger("tokencast.reader")
 
-STREAMS = 12  # per connection
 COUNT = 256  # entries per stream and read
 BLOCK_MS = 2000
 SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
@@ -54,15 +51,16 @@ class Stream:
 
 
 class Reader:
-    """Follows feeds until it is told not to. `deliver(feeds)` is awaited with those that have news before the next
-    read: a process that is busy delivering reads rarer and longer, which is all the coalescing there is."""
+    """Follows feeds until it is told not to. `deliver(reader)` is awaited before the next read, and gives out what is
+    `due`: a process that is busy delivering reads rarer and longer, which is all the coalescing there is. Where it has
+    to wait for its turn, or needs more than one, it has the next read begun with `ahead`: see broker/turns.py."""
 
     def __init__(
         self,
         redis: Redis,
         group: str,
         name: tuple[str, int],
-        deliver: Callable[[Sequence[Feed]], Awaitable[None]],
+        deliver: Callable[[Reader], Awaitable[None]],
         resync: Callable[[Feed], Awaitable[None]],
     ) -> None:
         self._redis = redis
@@ -75,26 +73,31 @@ class Reader:
         self._xread = b"".join(map(bulk, xread))
         self._streams: dict[bytes, Stream] = {}
         self._wanted = asyncio.Event()
-        self._blocked = False
+        self._connection: RespConnection | None = None
+        self._answer: asyncio.Future[list[Reply]] | None = None  # to the read that is under way
+        self._torn: dict[Feed, None] = {}  # what was read does not follow what was known
+        self.due: dict[Feed, None] = {}
 
-    @property
-    def free(self) -> int:
-        return STREAMS - len(self._streams)
+    def __len__(self) -> int:
+        return len(self._streams)
 
-    async def follow(self, feed: Feed) -> None:
-        """From its tail on."""
+    def add(self, feed: Feed) -> None:
+        """It is read from the next read on, from its tail."""
         name = keys.log(feed.gid).encode()
         self._streams[name] = Stream(name, feed)
         self._wanted.set()
-        if self._blocked:
-            with suppress(StorageUnavailable):  # else it is about to reconnect, with the new stream in its set
+
+    def remove(self, feed: Feed) -> None:
+        """The read under way may still bring its news; nobody takes them."""
+        self._streams.pop(keys.log(feed.gid).encode(), None)
+
+    async def wake(self) -> None:
+        """So that the next read begins now."""
+        if self._answer is not None:
+            with suppress(StorageUnavailable):  # else it is about to reconnect, with all its streams
                 await self._redis.pipeline(
                     [("XADD", self._control, "MAXLEN", 1, "*", "w", ""), ("PEXPIRE", self._control, 60_000)]
                 )
-
-    def unfollow(self, feed: Feed) -> None:
-        """The read under way may still bring its news; the next leaves it out."""
-        self._streams.pop(keys.log(feed.gid).encode(), None)
 
     async def run(self) -> None:
         """For ever: Redis may go and come back, readers see a pause."""
@@ -116,29 +119,61 @@ class Reader:
                 except Exception:  # one generation's trouble must not end the reading of the others
                     logger.exception("reader failed, starts again")
                 finally:
-                    self._blocked = False
+                    if self._answer is not None:
+                        self._answer.cancel()
+                    self._connection = self._answer = None
                     connection.close()
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, 2.0)
 
     async def _read(self, connection: RespConnection) -> None:
+        self._connection = connection
         while True:
             if not self._streams and not await self._asked():
                 return
-            self._blocked = True
-            try:
-                (reply,) = await connection.send(self._command(), 1, timeout=BLOCK_MS / 1000 + SLACK)
-                raised(reply)
-            except RespError as error:
-                if error.kind != "TRYAGAIN":
-                    raise
-                reply = await self._one_by_one(connection)
-            self._blocked = False
-            if self._redis.servers.superseded(connection.node) or (
-                reply is None and not await connection.still_master()
-            ):
-                raise NotMaster("another server is the master now")
-            await self._take(reply or ())
+            if not self._torn:
+                self._take(await self._news(connection))
+            while self._torn:
+                feed, _ = self._torn.popitem()
+                await self._resync(feed)
+                self.due[feed] = None
+            await self._deliver(self)
+
+    async def _news(self, connection: RespConnection) -> Sequence[News]:
+        self.ahead()
+        if self._answer is None:
+            raise ConnectionResetError("Redis closed the connection")
+        try:
+            (reply,) = await self._answer
+            raised(reply)
+        except RespError as error:
+            if error.kind != "TRYAGAIN":
+                raise
+            reply = await self._one_by_one(connection)
+        finally:
+            self._answer = None
+        if self._redis.servers.superseded(connection.node) or (reply is None and not await connection.still_master()):
+            raise NotMaster("another server is the master now")
+        return reply or ()
+
+    # --- for who delivers (broker/turns.py) --------------------------------------------------------------
+
+    def ahead(self) -> None:
+        if self._answer is None and self._connection is not None:
+            with suppress(OSError):  # it is closed
+                self._answer = self._connection.begin(self._command(), 1, timeout=BLOCK_MS / 1000 + SLACK)
+
+    def collect(self) -> None:
+        """An answer that is no news is left to `_news`."""
+        answer, connection = self._answer, self._connection
+        if answer is None or connection is None or not answer.done() or answer.exception() is not None:
+            return
+        (reply,) = answer.result()
+        if isinstance(reply, list) and not self._redis.servers.superseded(connection.node):
+            self._answer = None
+            self._take(cast("list[News]", reply))
+
+    # --- what a read consists of -------------------------------------------------------------------------
 
     async def _asked(self) -> bool:
         """Whether it is soon given something to follow; else its connection is let go."""
@@ -164,18 +199,15 @@ class Reader:
         replies = await connection.pipeline(commands, timeout=SLACK)
         return [news for reply in replies if reply and not isinstance(reply, RespError) for news in reply]
 
-    async def _take(self, reply: Sequence[News]) -> None:
-        news: list[Feed] = []
+    def _take(self, reply: Sequence[News]) -> None:
         for name, entries in reply:
             stream = self._streams.get(name)
             if name == self._control.encode():
                 self._control_id = entries[-1][0].decode()
             elif stream is not None:
-                feed = stream.feed
-                news.append(feed)
+                self.due[stream.feed] = None
                 try:
-                    feed.extend(entries)
+                    stream.feed.extend(entries)
                 except OutOfOrder as error:
                     logger.warning("reading again: %s", error)
-                    await self._resync(feed)
-        await self._deliver(news)
+                    self._torn[stream.feed] = None

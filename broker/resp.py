@@ -55,7 +55,7 @@ class RespConnection(asyncio.Protocol):
         self._parser = hiredis.Reader(replyError=RespError)
         self._replies: list[Reply] = []
         self._expected = 0
-        self._answer: asyncio.Future[None] | None = None
+        self._answer: asyncio.Future[list[Reply]] | None = None
 
     @classmethod
     async def open(cls, address: Address, node: Node, *, any_role: bool = False, timeout: float = 2.0) -> Self:
@@ -105,19 +105,18 @@ class RespConnection(asyncio.Protocol):
 
     async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Reply]:
         """As `pipeline`, of so many commands that are packed already."""
+        return await self.begin(packed, count, timeout=timeout)
+
+    def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Reply]]:
+        """As `send`, whose replies somebody waits for later, or looks for."""
         if self._transport.is_closing():
             raise ConnectionResetError("Redis closed the connection")
         loop = asyncio.get_running_loop()
         self._expected = count
         answer = self._answer = loop.create_future()
-        timer = loop.call_later(timeout, _expire, answer)
+        self._timer = loop.call_later(timeout, _expire, answer)
         self._transport.write(packed)
-        try:
-            await answer
-        finally:
-            timer.cancel()
-        replies, self._replies = self._replies, []
-        return replies
+        return answer
 
     async def call(self, *command: Argument, timeout: float) -> Reply:
         """One command's reply; RespError is raised."""
@@ -142,14 +141,17 @@ class RespConnection(asyncio.Protocol):
         except hiredis.HiredisError:
             self._transport.abort()  # it is no Redis
         if len(replies) >= self._expected and self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
+            self._timer.cancel()
+            self._replies = []
+            self._answer.set_result(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
+            self._timer.cancel()
             self._answer.set_exception(ConnectionResetError("Redis closed the connection"))
 
 
-def _expire(answer: asyncio.Future[None]) -> None:
+def _expire(answer: asyncio.Future[list[Reply]]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
 

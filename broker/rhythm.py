@@ -7,8 +7,9 @@ from bisect import bisect_left
 from time import monotonic
 
 from broker.clock import RedisClock
+from broker.events import RawEntry
 from broker.feed import Feed
-from broker.ids import created_ms
+from broker.ids import Cursor, created_ms
 from broker.tally import GAPS, ROUND_TRIPS, WAITS, Buckets
 
 TIMED = 100  # logs that are all timed
@@ -34,10 +35,10 @@ class Rhythm:
         """Whether one more log is timed. With a reader each, a thousand logs would cost an eighth more if all were."""
         return logs <= TIMED or random.random() < SAMPLE
 
-    def beat(self, feed: Feed) -> None:
-        """The feed's readers have been given all of it. Half a microsecond: the calls are unrolled."""
+    def beat(self, feed: Feed, tail: Cursor) -> None:
+        """The feed's readers have been given all of it up to the tail. Half a microsecond: the calls are unrolled."""
         now = monotonic()
-        attempt, seq = feed.tail
+        attempt, seq = tail
         if attempt == feed.served_attempt:
             events = seq - feed.served_seq
             if events > 0:
@@ -53,13 +54,12 @@ class Rhythm:
             feed.shown = True
             self.first_tokens.observe(max(0.0, self._clock.last() - created_ms(feed.gid) / 1000))
 
-    def passed(self, feed: Feed) -> None:
-        """A pass has ended with this feed."""
+    def passed(self, tail: Cursor, newest: RawEntry | None) -> None:
+        """A pass has ended with a feed of which this was new when it began with it."""
         self.passes += 1
-        if feed.newest is not None:
-            arrived = (feed.tail.attempt >> 10) + int(feed.newest[1][3])  # an attempt's number holds when it began
+        if newest is not None:
+            arrived = (tail.attempt >> 10) + int(newest[1][3])  # an attempt's number holds when it began
             self.delays.observe(max(0.0, self._clock.last() - arrived / 1000))
-            feed.newest = None
 
     def gaps(self) -> Buckets:
         """Between two events, to the last reader of each pass."""

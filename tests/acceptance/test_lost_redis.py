@@ -113,7 +113,7 @@ async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own
             return [event.name async for event in broker.follow(generation.id)]
 
         follower = asyncio.create_task(follow())
-        await wait_until(lambda: broker.hub._reading)
+        await wait_until(lambda: any(map(len, broker.hub._readers)))
         await broker.store.redis.execute("FLUSHALL")
         with pytest.raises(GenerationGone):
             await gather(follower)

@@ -26,6 +26,8 @@ from tests.bench.table import Row, Target
 
 Rows = list[Row]
 REPLAYED = 5000
+SPEED = 50  # chunks a second of each, in W10
+SORTED = 7  # seconds, by which the gateway has told the quiet from those that speak
 PAGES = math.ceil((REPLAYED + 3) / PAGE)  # with what stands before and behind the chunks
 
 
@@ -219,25 +221,26 @@ async def alone(quick: bool, runs: int) -> Rows:
 
 
 async def quiet(quick: bool, runs: int) -> Rows:
-    """W10: ten generations speak, 20 chunks a second each; followed are they alone, or 990 silent ones too."""
+    """W10: ten generations speak, 50 chunks a second each; followed are they alone, or 990 silent ones too."""
     row = Row(
         "W10 · 1,000 followed, 10 of them live", "Redis CPU per chunk / that with 10 followed", (Target(1.5, True),)
     )
-    events = 40 if quick else 100
+    seconds = 2 if quick else 5
     async with tokencast() as system:
         for _ in range(runs):
-            few = await _cost(system, 10, events)
-            row.add("tokencast", await _cost(system, 1000, events) / few)
+            few = await _cost(system, 10, seconds)
+            row.add("tokencast", await _cost(system, 1000, seconds) / few)
     return [row]
 
 
-async def _cost(system: Tokencast, followed: int, events: int) -> float:
-    """Redis's CPU seconds per delivered chunk."""
+async def _cost(system: Tokencast, followed: int, seconds: int) -> float:
+    """Redis's CPU seconds per delivered chunk, once the gateway has told the quiet from those that speak."""
+    events = (SORTED + seconds) * SPEED
     names = await system.begin(followed)
     live = names[:: followed // 10]
     others = [name for name in names if name not in set(live)]
     async with (
-        Producer("append", system.redis.port, live, events=events, rate=20) as producer,
+        Producer("append", system.redis.port, live, events=events, rate=SPEED) as producer,
         Subscribers(system.port, [system.path(name) for name in live], 10, events=events) as readers,
         Subscribers(
             system.port, [system.path(name) for name in others or live], followed, idle=120, timeout=120
@@ -245,11 +248,11 @@ async def _cost(system: Tokencast, followed: int, events: int) -> float:
     ):
         for tool in (readers, more, producer):
             await tool.ready()
-        await asyncio.sleep(0.5)
-        used = await _redis_cpu(system)
         producer.go()
+        await asyncio.sleep(SORTED)
+        used = await _redis_cpu(system)
         await producer.result()
-        cost = (await _redis_cpu(system) - used) / (10 * events)
+        cost = (await _redis_cpu(system) - used) / (10 * seconds * SPEED)
         await readers.result()
     await system.forget(names)
     return cost

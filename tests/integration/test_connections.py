@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
-from broker import Broker, connect, reader
+from broker import Broker, connect, reader, readers
 from broker import pool as pool_module
 from broker.connection import Pool, Redis, connect_redis, open_pool
 from broker.embedded import EmbeddedRedis
 from broker.errors import StorageUnavailable
+from broker.settings import Settings
 from tests.integration.redis_proxy import RedisProxy, redis_proxy
 from tests.support import (
     Frame,
@@ -61,9 +62,14 @@ async def claimed(broker: Broker) -> Writer:
 
 @pytest.mark.parametrize("generations", [1, 100])
 async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int) -> None:
-    """One connection reads for every 12 generations, however many follow; the pool's are as many as it may have."""
+    """One connection reads for every few generations, however many follow; the pool's are as many as it may have."""
     may_open_many_files()
-    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker, AsyncExitStack() as stack:
+    everything_speaks = {"TOKENCAST_HEARTBEAT": "600"}  # for quite a while
+    async with (
+        gateway(own_redis.url, **everything_speaks) as api,
+        connect(own_redis.url) as broker,
+        AsyncExitStack() as stack,
+    ):
         writers = [await claimed(broker) for _ in range(generations)]
         host, _, port = api.url.removeprefix("http://").partition(":")
         streams: list[asyncio.StreamReader] = []
@@ -76,24 +82,52 @@ async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int
             outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             streams.append(incoming)
         await gather(*(stream.readuntil(b"event: started") for stream in streams))
-        readers = await clients(broker.store.redis, "xread")
-        assert len(readers) == -(-generations // reader.STREAMS)
-        assert len(await clients(broker.store.redis)) <= len(readers) + 64 + 10
+        reading = await clients(broker.store.redis, "xread")
+        assert len(reading) == connections(generations)
+        assert len(await clients(broker.store.redis)) <= len(reading) + 64 + 10
         await gather(*(writer.append("word") for writer in writers))
         await gather(*(stream.readuntil(b"word") for stream in streams))
-        assert await clients(broker.store.redis, "xread") == readers
+        assert await clients(broker.store.redis, "xread") == reading
+
+
+def connections(speaking: int = 0, quiet: int = 0) -> int:
+    """That so many followed logs take."""
+    return -(-speaking // readers.SPEAKING) + -(-quiet // readers.QUIET)
 
 
 async def test_a_thousand_followed_streams(redis: EmbeddedRedis) -> None:
-    """At most `STREAMS` in one read, each of them heard."""
-    async with connect(redis.url) as broker, AsyncExitStack() as stack:
+    """A few in one read, each of them heard."""
+    settings = Settings(REDIS_URL=redis.url, heartbeat=600)  # type: ignore[call-arg]
+    async with connect(settings=settings) as broker, AsyncExitStack() as stack:
         writers = [await claimed(broker) for _ in range(1000)]
         feeds = [(await stack.enter_async_context(broker.hub.open(w.gid, "default")))[0] for w in writers]
-        await wait_until(lambda: _count(broker.store.redis, "xread", -(-1000 // reader.STREAMS)))
+        await wait_until(lambda: _count(broker.store.redis, "xread", connections(1000)))
         await gather(*(writer.append("word") for writer in writers))
         await gather(*(feed.beyond(feed.tail) for feed in feeds if feed.tail.seq == 0))
         assert {feed.tail.seq for feed in feeds} == {1}
-        assert len(await clients(broker.store.redis, "xread")) == -(-1000 // reader.STREAMS)
+        assert len(await clients(broker.store.redis, "xread")) == connections(1000)
+
+
+async def test_quiet_streams_are_read_together_and_apart_from_those_that_speak(
+    redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not one word is lost while they move."""
+    monkeypatch.setattr(reader, "IDLE", 0.1)
+    settings = Settings(REDIS_URL=redis.url, heartbeat=1)  # type: ignore[call-arg]
+    async with connect_redis(redis.url) as watching, connect(settings=settings) as broker, AsyncExitStack() as stack:
+        writers = [await claimed(broker) for _ in range(150)]
+        feeds = [(await stack.enter_async_context(broker.hub.open(w.gid, "default")))[0] for w in writers]
+        await wait_until(lambda: _count(watching, "xread", connections(quiet=150)))
+
+        async def some_speak() -> bool:
+            await gather(*(writer.append("word") for writer in writers[:20]))
+            return await _count(watching, "xread", connections(speaking=20, quiet=130))
+
+        await wait_until(some_speak)
+        await gather(*(writer.append("word") for writer in writers))
+        for writer, feed in zip(writers, feeds, strict=True):
+            await wait_until(lambda writer=writer, feed=feed: feed.tail.seq == writer.n)
+        await wait_until(lambda: _count(watching, "xread", connections(quiet=150)))
 
 
 async def _count(redis: Redis, command: str, expected: int) -> bool:

@@ -24,6 +24,7 @@ from broker.events import CHUNK
 from broker.ids import Cursor
 from broker.queue import Queue
 from broker.reader import Reader
+from broker.readers import FALLS_QUIET
 from broker.resp import RespError
 from broker.service import GapFound
 from broker.settings import Settings
@@ -81,10 +82,13 @@ class _OneTurn:
     async def still_master(self) -> bool:
         return True
 
-    async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Any]:
+    def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Any]]:
         if self._used:
             raise _TurnOver
         self._used = True
+        return asyncio.ensure_future(self._reply(packed))
+
+    async def _reply(self, packed: bytes) -> list[Any]:
         parser = hiredis.Reader()
         parser.feed(packed)
         name, *arguments = parser.gets()
@@ -268,7 +272,7 @@ class Gateway:
     def turns(self) -> list[asyncio.Task[None]]:
         """One read of each of its readers, as tasks: one that has nothing left to follow waits."""
         loop = asyncio.get_running_loop()
-        return [loop.create_task(reader.turn()) for reader in self.hub._readers if reader._streams]
+        return [loop.create_task(reader.turn()) for reader in self.hub._readers if len(reader)]
 
     def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
         """An epoch names its time of birth, and the model's time went on."""
@@ -278,6 +282,8 @@ class Gateway:
     async def check_quiet(self) -> None:
         """A heartbeat's time passes without news."""
         self.hub._tick += 1000
+        for _ in range(FALLS_QUIET):
+            self.hub._readers.sort()
         await self.hub._check_quiet()
 
 

@@ -20,6 +20,7 @@ import broker.ids
 import broker.losses
 import broker.pages
 import broker.reader
+import broker.readers
 import broker.reaper
 import broker.segments
 import broker.service
@@ -94,7 +95,7 @@ CHANCE = Chance()
 def small_world() -> Iterator[None]:
     """Pages, segments and calls so small that a text of ten chunks needs several; readers that are stepped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(broker.hub, "Reader", SteppedReader)
+        patch.setattr(broker.readers, "Reader", SteppedReader)
         patch.setattr(broker.hub, "HIGH_WATER", 400)
         patch.setattr(broker.reader, "COUNT", 4)
         patch.setattr(broker.segments, "SEGMENT_BYTES", 300)

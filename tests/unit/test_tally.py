@@ -109,15 +109,15 @@ def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
     for at_ms, entries in ((0, [(0, b"st")]), (80, [(1, b"c")]), (100, [(2, b"c"), (3, b"c"), (4, b"c")])):
         feed.extend([entry(attempt, seq, at_ms, kind) for seq, kind in entries])
         clock.now = (NOW + at_ms + 3) / 1000
-        rhythm.beat(feed)
-        rhythm.passed(feed)
+        rhythm.beat(feed, feed.tail)
+        rhythm.passed(feed.tail, feed.newest)
     gaps = rhythm.gaps()
     assert sum(gaps.counts) == 4  # to the first chunk, to the next, and two within a write
     assert gaps.counts[0] >= 2
     assert sum(rhythm.first_tokens.counts) == 1
     assert rhythm.first_tokens.sum == pytest.approx(0.083, abs=1e-4)
     assert rhythm.delays.sum == pytest.approx(3 * 0.003, abs=1e-4)
-    rhythm.beat(feed)  # nothing new
+    rhythm.beat(feed, feed.tail)  # nothing new
     assert sum(rhythm.gaps().counts) == 4
 
 
@@ -125,7 +125,7 @@ def test_who_comes_late_sees_no_first_token() -> None:
     rhythm = Rhythm(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
     feed = feed_of(NOW * 1024, 7, first_token_at=1.0)
     feed.extend([entry(NOW * 1024, 8, 5)])
-    rhythm.beat(feed)
+    rhythm.beat(feed, feed.tail)
     assert sum(rhythm.first_tokens.counts) == 0
 
 

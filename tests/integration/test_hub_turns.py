@@ -1,0 +1,113 @@
+"""What is delivered was read just before, however long it waited for its turn. The hub's loop is held up at the very
+moment of a write, so that what comes meanwhile comes at the same point every time."""
+
+from __future__ import annotations
+
+import json
+import select
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import redis as redis_py
+
+from api.dialects.native import NATIVE
+from broker import Broker, keys, readers, turns
+from broker.embedded import EmbeddedRedis
+from broker.hub import Hub
+from broker.ids import START
+from broker.segments import Slice
+from tests.integration.test_hub import Peer, generation, hub_of
+from tests.support import Writer, wait_until
+
+
+class Listener(Peer):
+    """Keeps what it is given in one write as one, and lets the test do something before it takes the first `mark`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+        self.at: dict[bytes, Callable[[], object]] = {}
+
+    def write(self, part: Slice) -> None:
+        super().write(part)
+        frames = [json.loads(line[6:]) for line in part.data.decode().splitlines() if line.startswith("data: ")]
+        self.writes.append("".join(frame["choices"][0]["delta"]["content"] for frame in frames if "choices" in frame))
+        for mark in [mark for mark in self.at if mark in part.data]:
+            self.at.pop(mark)()
+
+
+class At:
+    """Appends without the loop's help, and waits until the log's reader has it in its socket."""
+
+    def __init__(self, url: str, hub: Hub, writer: Writer, text: str) -> None:
+        self._redis = redis_py.Redis.from_url(url)
+        self._hub = hub
+        self._writer = writer
+        self._text = text
+
+    def __call__(self) -> None:
+        writer = self._writer
+        writer.n += 1
+        chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": self._text}}]})
+        entry: dict[str, str | int] = {"t": "c", "m": 0, "d": chunk}
+        self._redis.xadd(keys.log(writer.gid), entry, f"{writer.attempt}-{writer.n}")  # pyright: ignore
+        self._redis.close()
+        feed = self._hub._feeds[writer.gid]  # pyright: ignore
+        reader = self._hub._readers._places[feed].reader  # pyright: ignore
+        assert reader is not None
+        connection = reader._connection  # pyright: ignore
+        assert connection is not None
+        assert select.select([connection._transport.get_extra_info("socket")], [], [], 10)[0]  # pyright: ignore
+
+
+@asynccontextmanager
+async def following(hub: Hub, writer: Writer, listeners: list[Listener]) -> AsyncGenerator[None]:
+    async with AsyncExitStack() as stack:
+        feed, _ = await stack.enter_async_context(hub.open(writer.gid, "default"))
+        for listener in listeners:
+            await stack.enter_async_context(hub.subscribe(feed, NATIVE, listener, START))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one write each."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+
+
+async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRedis, broker: Broker) -> None:
+    """And those before are given it next: nothing twice, nothing left out."""
+    writer = await generation(broker)
+    listeners = [Listener() for _ in range(6)]
+    async with hub_of(broker) as hub, following(hub, writer, listeners):
+        listeners[3].at[b"two "] = At(redis.url, hub, writer, "three ")
+        await writer.append("one ")
+        await wait_until(lambda: all("one " in listener.writes for listener in listeners))
+        await writer.append("two ")
+        await wait_until(lambda: all(b"three " in listener.received for listener in listeners))
+        given = [listener.writes[-2:] for listener in listeners]
+        assert given[:4] == [["two ", "three "]] * 4
+        assert given[4:] == [["one ", "two three "]] * 2
+        assert len({listener.received for listener in listeners}) == 1
+
+
+async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
+    redis: EmbeddedRedis, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "SPEAKING", 1)
+    first, second, third = [await generation(broker) for _ in range(3)]
+    herd, other, last = [Listener() for _ in range(9)], Listener(), Listener()
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(hub_of(broker))
+        for writer, listeners in ((first, herd), (second, [other]), (third, [last])):
+            await stack.enter_async_context(following(hub, writer, listeners))
+            await writer.append("one ")
+        await wait_until(lambda: all("one " in listener.writes for listener in (*herd, other, last)))
+        wake_second, wake_third = At(redis.url, hub, second, "two "), At(redis.url, hub, third, "two ")
+        herd[0].at[b"two "] = lambda: (wake_second(), wake_third())
+        other.at[b"two "] = At(redis.url, hub, third, "three ")  # which is next in line
+        await first.append("two ")
+        await wait_until(lambda: b"three " in last.received)
+        assert last.writes[-1] == "two three "
+        assert all(listener.writes[-1] == "two " for listener in (*herd, other))
