@@ -191,11 +191,14 @@ class Hub:
                     if subscriber.position is not start or subscriber.view is not view:
                         start, view = subscriber.position, subscriber.view
                         part = _plain(feed, view.slice(start))
-                    if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
-                        self.push(subscriber)
-                    else:
-                        subscriber.position = part.end
-                        subscriber.quiet_since = self._tick
+                    try:
+                        if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
+                            self.push(subscriber)
+                        else:
+                            subscriber.position = part.end
+                            subscriber.quiet_since = self._tick
+                    except Exception:  # as in `push`
+                        subscriber.end("left")
                     if time.monotonic() > turns.until:
                         await turns.more(source)
                         start = None  # the log may be another by now

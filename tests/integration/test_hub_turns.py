@@ -40,18 +40,18 @@ class Listener(Peer):
 class At:
     """Appends without the loop's help, and waits until the log's reader has it in its socket."""
 
-    def __init__(self, url: str, hub: Hub, writer: Writer, text: str) -> None:
+    def __init__(self, url: str, hub: Hub, writer: Writer, seq: int, text: str) -> None:
         self._redis = redis_py.Redis.from_url(url)
         self._hub = hub
         self._writer = writer
+        self._seq = seq
         self._text = text
 
     def __call__(self) -> None:
         writer = self._writer
-        writer.n += 1
         chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": self._text}}]})
         entry: dict[str, str | int] = {"t": "c", "m": 0, "d": chunk}
-        self._redis.xadd(keys.log(writer.gid), entry, f"{writer.attempt}-{writer.n}")  # pyright: ignore
+        self._redis.xadd(keys.log(writer.gid), entry, f"{writer.attempt}-{self._seq}")  # pyright: ignore
         self._redis.close()
         feed = self._hub._feeds[writer.gid]  # pyright: ignore
         reader = self._hub._readers._places[feed].reader  # pyright: ignore
@@ -81,7 +81,7 @@ async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRe
     writer = await generation(broker)
     listeners = [Listener() for _ in range(6)]
     async with hub_of(broker) as hub, following(hub, writer, listeners):
-        listeners[3].at[b"two "] = At(redis.url, hub, writer, "three ")
+        listeners[3].at[b"two "] = At(redis.url, hub, writer, 3, "three ")
         await writer.append("one ")
         await wait_until(lambda: all("one " in listener.writes for listener in listeners))
         await writer.append("two ")
@@ -104,9 +104,9 @@ async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
             await stack.enter_async_context(following(hub, writer, listeners))
             await writer.append("one ")
         await wait_until(lambda: all("one " in listener.writes for listener in (*herd, other, last)))
-        wake_second, wake_third = At(redis.url, hub, second, "two "), At(redis.url, hub, third, "two ")
+        wake_second, wake_third = At(redis.url, hub, second, 2, "two "), At(redis.url, hub, third, 2, "two ")
         herd[0].at[b"two "] = lambda: (wake_second(), wake_third())
-        other.at[b"two "] = At(redis.url, hub, third, "three ")  # which is next in line
+        other.at[b"two "] = At(redis.url, hub, third, 3, "three ")  # which is next in line
         await first.append("two ")
         await wait_until(lambda: b"three " in last.received)
         assert last.writes[-1] == "two three "

@@ -218,8 +218,9 @@ async def _losses(broker: Broker, seen: Seen) -> None:
 
 
 async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
-    """A gateway and a worker, a generation that is followed, one more while the reader blocks, and a stream token."""
-    url, more = broker.store.redis.url, {"TOKENCAST_RETENTION": str(RETENTION)}
+    """A gateway and a worker, a generation that is followed, one more while the reader blocks (the first does not pass
+    for quiet, however long the worker takes), and a stream token."""
+    url, more = broker.store.redis.url, {"TOKENCAST_RETENTION": str(RETENTION), "TOKENCAST_HEARTBEAT": "600"}
     async with gateway(url, **more) as api, worker(url, sim, **more, TOKENCAST_SLOTS="1"):
         busy = (await api.create(request_body("[[sim length=100000 speed=20]]", model="sim")))["id"]
         waiting = (await api.create(request_body(model="sim")))["id"]
