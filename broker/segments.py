@@ -82,7 +82,7 @@ class Segment:
         self.start = start
         self.attempt, self.first = event.cursor
         self.opens = event.type if event.type in (STARTED, RESET) else b""
-        self.data = bytearray()
+        self.data: bytearray | bytes = bytearray()
         self.ends = array("I")
         self.last = False
         self.sealed = False
@@ -99,6 +99,12 @@ class Segment:
         self.data += frame
         self.ends.append(len(self.data))
         self.last = event[1] in TERMINAL
+
+    def seal(self) -> None:
+        """Nothing is added any more: no more room than it needs, and who reads all of it is given it as it is."""
+        self.sealed = True
+        self.data = bytes(self.data)
+        self.ends = self.ends[:]
 
     def takes(self, event: Event) -> bool:
         """Whether the event is the next one, and there is room."""
@@ -118,7 +124,7 @@ class Segment:
         """Everything behind a position that the segment covers."""
         skipped = position.seq - self.first + 1 if position.attempt == self.attempt else 0
         offset = self.ends[skipped - 1] if skipped > 0 else 0
-        data = bytes(memoryview(self.data)[offset:]) if offset else bytes(self.data)
+        data = bytes(memoryview(self.data)[offset:] if offset else self.data)
         return Slice(data, self.end, self.opens if skipped <= 0 else b"", last=self.last)
 
 
@@ -194,7 +200,7 @@ class View:
 
     def seal(self, segment: Segment) -> None:
         if not segment.sealed:
-            segment.sealed = True
+            segment.seal()
             self._used(self, segment)
 
     def seal_all(self) -> None:

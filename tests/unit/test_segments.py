@@ -117,6 +117,15 @@ def test_a_page_that_is_ahead_of_the_live_reader_leaves_nobody_behind_it_out() -
     assert Reader(view, log, page=2).read(START, log[8].cursor) == framed(log[:9])
 
 
+def test_who_reads_a_sealed_segment_whole_takes_no_memory_for_it() -> None:
+    view = View(NATIVE, lambda *_: None)
+    view.insert(START, log_of([5]))
+    segment = view.segments[-1]
+    part = view.slice(segment.start)
+    assert part is not None
+    assert part.data is segment.data
+
+
 def test_readers_at_one_position_share_one_slice() -> None:
     view = View(NATIVE, lambda *_: None)
     log = log_of([5])
