@@ -173,10 +173,12 @@ class Hub:
     # --- the pass ----------------------------------------------------------------------------------------
 
     async def deliver(self, feeds: Iterable[Feed]) -> None:
+        """To everybody who follows these feeds, what is new in them; no reader brought it."""
         await self._deliver(Known(feeds))
 
     async def _deliver(self, source: Source) -> None:
-        """Passes over everybody who follows what is due, in turns short enough for the event loop."""
+        """Passes over everybody who follows what is due, in turns short enough for the event loop. More may become due
+        meanwhile, also in a feed that is being passed over: then it is passed over again."""
         turns, due = self._turns, source.due
         try:
             await turns.begin(source)
