@@ -27,6 +27,7 @@ BLOCK_MS = 2000
 SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
 IDLE = 15.0  # seconds without a stream, after which the connection is let go
 MOVING = 0.05  # seconds between two looks at a shard that is moving
+SUPERSEDED = "another server is the master now"
 News = tuple[bytes, list[RawEntry]]
 """A stream's name and what it has new."""
 
@@ -129,8 +130,10 @@ class Reader:
     async def _read(self, connection: RespConnection) -> None:
         self._connection = connection
         while True:
-            if not self._streams and not await self._asked():
-                return
+            if not self._streams:
+                if not await self._asked():
+                    return
+                self._believe(connection)
             if not self._torn:
                 self._take(await self._news(connection))
             while self._torn:
@@ -152,9 +155,14 @@ class Reader:
             reply = await self._one_by_one(connection)
         finally:
             self._answer = None
-        if self._redis.servers.superseded(connection.node) or (reply is None and not await connection.still_master()):
-            raise NotMaster("another server is the master now")
+        self._believe(connection)
+        if reply is None and not await connection.still_master():
+            raise NotMaster(SUPERSEDED)
         return reply or ()
+
+    def _believe(self, connection: RespConnection) -> None:
+        if self._redis.servers.superseded(connection.node):
+            raise NotMaster(SUPERSEDED)
 
     # --- for who delivers (broker/turns.py) --------------------------------------------------------------
 

@@ -66,7 +66,8 @@ async def tapped(api: Gateway) -> AsyncGenerator[Tap, None]:
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield Tap(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received)
         server.close()
-        await asyncio.sleep(0)  # what was just accepted is known by now
+        for _ in range(10):
+            await asyncio.sleep(0)  # what was just accepted is known by then: it takes four turns of the loop
         for writer in connections.values():  # SDKs keep them for a next call
             writer.close()
         await asyncio.gather(*connections)
