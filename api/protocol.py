@@ -8,6 +8,7 @@ the answer on its way; so we end our side, and give the other a moment.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,6 +165,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._flushing.cancel()
         super().connection_lost(exc)
         self._closed()
+        # What would hold us in a circle: the collector comes so rarely that thousands would wait for it.
+        self.parser = self.cycle = cast("Any", None)
+        self.pipeline.clear()
 
     # --- the request -------------------------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle.message_event = _Event()  # nobody has seen the other one yet
         cycle.transport = cast("asyncio.Transport", _Exit(self))
         extensions = cast("dict[str, Any]", self.scope.setdefault("extensions", {}))
-        extensions[EXTENSION] = (self, cycle)
+        extensions[EXTENSION] = weakref.ref(cycle)
         if self._full:
             extensions[FULL] = True
         if self._full or cast("State", self.server_state).stopping:
@@ -337,13 +341,13 @@ class _Exit:
     """What an answer has of its connection: it may write, and ask for the end."""
 
     def __init__(self, protocol: HttpProtocol) -> None:
-        self._protocol = protocol
+        self.protocol = protocol
 
     def write(self, data: bytes) -> None:
-        self._protocol.write(data)
+        self.protocol.write(data)
 
     def is_closing(self) -> bool:
-        return self._protocol.transport.is_closing()
+        return self.protocol.transport.is_closing()
 
     def close(self) -> None:
-        self._protocol.close_behind_answer()
+        self.protocol.close_behind_answer()

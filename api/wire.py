@@ -28,7 +28,7 @@ EXTENSION = "tokencast.transport"
 def wire_for(scope: Scope, receive: Receive, send: Send) -> TransportWire | SendWire:
     """Must be asked for before the response starts."""
     found = cast("dict[str, Any]", scope.get("extensions") or {}).get(EXTENSION)
-    return TransportWire(*found) if found is not None else SendWire(receive, send)
+    return TransportWire(found()) if found is not None else SendWire(receive, send)
 
 
 def ignore() -> None:
@@ -40,7 +40,8 @@ class TransportWire:
 
     __slots__ = ("_chunked", "_cycle", "_protocol", "_socket", "_transport")
 
-    def __init__(self, protocol: HttpProtocol, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        protocol: HttpProtocol = cast("Any", cycle.transport).protocol
         self._protocol = protocol
         self._cycle = cycle
         self._transport = transport = protocol.transport
