@@ -23,7 +23,10 @@ class Together(Generic[T]):
         if asking is None:
             asking = self._next[question] = asyncio.get_running_loop().create_task(self._asked(question))
             asking.add_done_callback(_heard)
-        return await asyncio.shield(asking)
+        try:
+            return await asyncio.shield(asking)
+        finally:
+            del asking  # an error holds this frame, which would hold the error: a circle
 
     async def _asked(self, question: tuple[str, ...]) -> T:
         before = self._under_way.get(question)
@@ -35,6 +38,7 @@ class Together(Generic[T]):
         finally:
             if self._under_way.get(question) is mine:
                 del self._under_way[question]
+            del before, mine  # as above
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

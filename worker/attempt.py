@@ -147,7 +147,10 @@ class Attempt:
         self._add(ending.type, ending.data)
         self.ending = ending
         self._notify(self)
-        await self._done
+        try:
+            await self._done
+        finally:
+            self._done = None  # a refusal holds this frame: a circle
 
     def cut(self) -> None:
         """After an end that leaves the attempt ours: drops what was never sent, and Redis must take the rest in one

@@ -34,6 +34,12 @@ from worker.upstream import Upstreams
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one
 FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
+REFUSED = {
+    "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
+    "FULL": ("storage_full", "Redis has no room for the completion."),
+    "ERROR": ("internal_error", "Redis refused the completion."),
+}
+"""What readers are told of an attempt that is cut short and still ours, by why: worker/attempt.py names these too."""
 log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
 
@@ -100,7 +106,9 @@ class Generator:
         except UpstreamError as error:
             return error
         except AttemptEnded as end:
-            return _own_failure(attempt, end)
+            if end.reason not in REFUSED:
+                raise
+            return _cut(attempt, end.reason)
         except TimeoutError:
             return UpstreamError("timeout", f"The generation took longer than {self._settings.max_duration:g} s.")
         except Exception as error:
@@ -162,7 +170,9 @@ class Generator:
         try:
             failure = await _write_ending(attempt, failure)
         except AttemptEnded as end:
-            failure = await _write_ending(attempt, _own_failure(attempt, end))
+            if end.reason not in REFUSED:
+                raise
+            failure = await _write_ending(attempt, _cut(attempt, end.reason))
         self.tally.finished(attempt, failure)
         log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
         return failure
@@ -184,17 +194,10 @@ class Retries:
         return delay if time.monotonic() + delay <= self._until else None
 
 
-def _own_failure(attempt: Attempt, end: AttemptEnded) -> UpstreamError:
-    """For a refusal that leaves the attempt ours, and ready for this ending. AttemptEnded for any other."""
-    told = {
-        "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
-        "FULL": ("storage_full", "Redis has no room for the completion."),
-        "ERROR": ("internal_error", "Redis refused the completion."),
-    }
-    if end.reason not in told:
-        raise end
+def _cut(attempt: Attempt, reason: str) -> UpstreamError:
+    """For a refusal that leaves the attempt ours, and ready for this ending."""
     attempt.cut()
-    return UpstreamError(*told[end.reason])
+    return UpstreamError(*REFUSED[reason])
 
 
 async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:

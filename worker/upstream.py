@@ -171,7 +171,10 @@ class UpstreamStream:
             if self.done:
                 break
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # which holds this frame: a circle
         if not self._seen:
             raise UpstreamError("bad_upstream_response", "The upstream's stream was empty.")
         raise StopAsyncIteration

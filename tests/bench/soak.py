@@ -25,7 +25,7 @@ from tests.bench.systems import memory_kib
 from tests.support import Gateway, gateway, request_body, upstream_sim, wait_until, worker
 
 RETENTION = 20  # seconds
-VARIABLES = {"TOKENCAST_CACHE_BYTES": str(16 << 20), "TOKENCAST_HEARTBEAT": "2"}
+VARIABLES = {"TOKENCAST_CACHE_BYTES": str(4 << 20), "TOKENCAST_HEARTBEAT": "2"}
 READERS = 200
 NEW_EACH = 0.1  # seconds
 LOOK_EACH = 10.0

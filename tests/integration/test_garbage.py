@@ -1,10 +1,13 @@
-"""What a connection took is free when it is over. Left to the collector, which comes rarely, the connections of half an
-hour were thousands."""
+"""What a connection, a question or a generation took is free when it is over. Left to the collector, which comes
+rarely, those of half an hour were thousands."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,35 +15,61 @@ import pytest
 from api.app import create_app
 from api.protocol import HttpProtocol
 from api.server import Server, config_for, listen
-from broker import connect
+from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
-from broker.settings import Settings
+from broker.errors import GenerationNotFound
+from broker.settings import SIMULATED_KEY, Settings
+from broker.tasks import cancelled
+from broker.together import Together
 from tests.support import Writer, gather, request_body, wait_until
+from worker.appender import Appender
+from worker.attempt import Attempt, AttemptEnded, Ending
+from worker.claims import Claim, claim
+from worker.failures import UpstreamError
+from worker.generate import Generator
+from worker.upstream import Upstreams, UpstreamStream
 
 
-def left() -> int:
-    return sum(isinstance(each, HttpProtocol) for each in gc.get_objects())
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def left(*kinds: type) -> list[Any]:
+    return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+
+@asynccontextmanager
+async def serving(broker: Broker, settings: Settings) -> AsyncGenerator[str]:
+    """A gateway in this process; its address."""
+    sock = listen(settings)
+
+    async def drain() -> None:
+        await broker.hub.drain(0)
+
+    server = Server(config_for(create_app(broker), settings), drain)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    await wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
 
 
 @pytest.mark.parametrize("how", ["to the end", "leaves", "keeps alive"])
 async def test_a_connection_that_is_over_waits_for_no_collector(redis: EmbeddedRedis, how: str) -> None:
     settings = Settings(REDIS_URL=redis.url, PORT="0")  # type: ignore[call-arg]
-    sock = listen(settings)
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    async with connect(settings=settings) as broker:
-
-        async def drain() -> None:
-            await broker.hub.drain(0)
-
-        server = Server(config_for(create_app(broker), settings), drain)
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        await wait_until(lambda: server.started)
+    async with connect(settings=settings) as broker, serving(broker, settings) as url:
         writer = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
         await writer.append("word")
         path = f"/v1/generations/{writer.gid}/events"
-        gc.collect()
-        gc.disable()
-        try:
+        with no_collector():
             async with httpx2.AsyncClient(base_url=url) as http:
                 if how == "keeps alive":
                     for _ in range(3):
@@ -54,8 +83,78 @@ async def test_a_connection_that_is_over_waits_for_no_collector(redis: EmbeddedR
                     await writer.finish()
                     (response,) = await gather(reading)
                     assert b"event: completed" in response.content
-            await wait_until(lambda: left() == 0)
-        finally:
-            gc.enable()
-            server.should_exit = True
-            await serving
+            await wait_until(lambda: not left(HttpProtocol))
+
+
+async def test_a_question_that_failed_waits_for_no_collector() -> None:
+    async def ask(gid: str) -> None:
+        raise GenerationNotFound(gid)
+
+    asked = Together(ask)
+    with no_collector():
+        for _ in range(3):
+            with pytest.raises(GenerationNotFound):
+                await asked.ask("gen_x")
+        await wait_until(lambda: not left(GenerationNotFound))
+
+
+@pytest.mark.parametrize(
+    ("directive", "status"),
+    [
+        ("length=3", "completed"),
+        ("fault=truncate", "failed"),
+        ("fault=bad-json", "failed"),
+        ("fault=rst", "failed"),
+        ("fault=400", "failed"),
+        ("fault=html", "failed"),
+        ("fault=stall", "failed"),
+        ("fault=silent", "failed"),
+        ("length=1000000 speed=0 size=1000", "failed"),
+        ("length=100000", "cancelled"),
+    ],
+)
+async def test_a_generation_that_is_over_waits_for_no_collector(
+    redis: EmbeddedRedis, sim: str, monkeypatch: pytest.MonkeyPatch, directive: str, status: str
+) -> None:
+    monkeypatch.setattr("worker.appender.LINGER", 0.1)
+    settings = Settings(  # type: ignore[call-arg]
+        REDIS_URL=redis.url,
+        OPENAI_BASE_URL=sim,
+        OPENAI_API_KEY=SIMULATED_KEY,
+        first_token_timeout=0.3,
+        idle_timeout=0.3,
+        retry_budget=0.1,
+        max_output=100_000,
+    )
+    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams:
+        appender = Appender(settings)
+        appending = asyncio.create_task(appender.run())
+        await appender.ready()
+        generator = Generator(broker.store.redis, appender, upstreams, settings)
+        with no_collector():
+            gid = (await broker.enqueue(request_body(f"[[sim {directive}]]", model="sim"))).id
+            claimed = await claim(broker.store.redis, gid, settings)
+            assert isinstance(claimed, Claim)
+            running = asyncio.create_task(generator.run(claimed))
+            del claimed
+            if status == "cancelled":
+                await wait_until(lambda: any(attempt.shown for attempt in left(Attempt)))
+                await broker.cancel(gid)
+            await gather(running)
+            del running
+            assert (await broker.get(gid)).status == status
+            kinds = (Attempt, Claim, UpstreamStream, UpstreamError, AttemptEnded)
+            await wait_until(lambda: not left(*kinds))
+        await cancelled((appending,))
+
+
+async def test_an_ending_that_is_refused_waits_for_no_collector(broker: Broker) -> None:
+    gid = (await broker.enqueue(request_body())).id
+    claimed = await claim(broker.store.redis, gid, broker.settings)
+    assert isinstance(claimed, Claim)
+    with no_collector():
+        attempt = Attempt(claimed, lambda attempt: attempt.end("FENCED"))
+        with pytest.raises(AttemptEnded):
+            await attempt.finish(Ending(b"completed", "completed", b"{}", "stop", b"", b"", b"[]"))
+        del attempt
+        await wait_until(lambda: not left(Attempt))
