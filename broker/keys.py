@@ -25,6 +25,8 @@ def meta(gid: str) -> str:
     ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
     xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
     us usage JSON · er error JSON · res merged choices JSON · tp traceparent, where traces are kept
+
+    Of one that has expired only st, tn, ca and xa are left, once it is come upon (scripts/expired.lua).
     """
     return f"tc:{{{shard_of(gid)}}}:m:{gid}"
 
@@ -40,7 +42,7 @@ def live(shard: str) -> str:
 
 
 def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
-    """zset · generation → its created ms · 32 d · lifecycle scripts; list drops dead members
+    """zset · generation → its created ms · 32 d · lifecycle scripts; create and list drop members that have expired
 
     Without a tenant: the base from which the scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
     """

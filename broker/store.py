@@ -28,6 +28,7 @@ PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
 CREATE = Script("create")
 CANCEL = Script("cancel")
 DELETE = Script("delete")
+FORGET = Script("forget")
 SETTLE = Script("settle")
 TRACE = Script("trace")
 
@@ -143,6 +144,7 @@ class Store:
             new_epoch(),
             created_data(request.model, now),
             keys.meta(gid).removesuffix(gid),
+            keys.log(gid).removesuffix(gid),
         ]
         try:
             reply = await self.redis.run(CREATE, lifecycle, fields)
@@ -182,7 +184,9 @@ class Store:
         """The whole generation: its stored choices once it ended, else folded from the log so far."""
         generation = await self.state(gid, tenant)
         if generation.ended:
-            stored = await self.redis.execute("HGET", keys.meta(gid), "res")
+            model, stored = await self.redis.execute("HMGET", keys.meta(gid), "md", "res")
+            if model is None:  # its retention has ended since
+                raise GenerationGone
             if stored is not None:
                 return _with_choices(generation, msgspec.json.decode(stored))
         completion = await self._fold(generation)
@@ -237,7 +241,7 @@ class Store:
         return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status. Those whose retention has just ended may count yet."""
+        """How many generations the tenant has, by status. Of those whose retention has ended some may count yet."""
         places = [(status, shard) for status in STATUSES for shard in SHARDS]
         found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
         counts: dict[str, int] = {}
@@ -289,13 +293,8 @@ class Store:
             for gid, fields, has_log in zip(gids, replies[::2], replies[1::2], strict=True)
         ]
         expired = [one.id for one, has_log in found if not one.status or (one.ended and not has_log)]
-        await self._drop_dead(tenant, expired)
+        await self.redis.run_many(FORGET, [(lifecycle_keys(gid), (gid, tenant)) for gid in expired])
         return [one for one, has_log in found if has_log and one.status not in ("", "deleted")]
-
-    async def _drop_dead(self, tenant: str, gids: Sequence[str]) -> None:
-        await self.redis.pipeline(
-            [("ZREM", keys.index(shard_of(gid), tenant, status), gid) for gid in gids for status in ("", *STATUSES)]
-        )
 
     async def cancel(self, gid: str, tenant: str) -> tuple[str, int]:
         """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""

@@ -1,8 +1,9 @@
 --#include common
+--#include expired
 -- A new generation, queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
---       fingerprint, prompt tokens, random part of a new epoch, data of `created`, prefix of meta keys in this shard
+--       fingerprint, prompt tokens, random part of a new epoch, data of `created`, prefix of meta keys in this shard, and of logs
 -- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
@@ -25,15 +26,10 @@ if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10]) end
 expire_live(now)
 due(now + 5000)
 transition(nil, 'queued', 'created')
--- An index outlives its members, and its tenant may never ask for it: with three looked at for each that comes, no more
--- than about a third of it is dead.
+-- Requests and texts live an hour longer than they can be read, index entries for ever, and their tenant may never ask
+-- for them: with three looked at for each that comes, no more than about a third of the index has expired.
 local index = INDEX .. ':' .. ARGV[2]
 for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
-  if redis.call('EXISTS', ARGV[14] .. other) == 0 then
-    redis.call('ZREM', index, other)
-    for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
-      redis.call('ZREM', index .. ':' .. status, other)
-    end
-  end
+  forget_expired(ARGV[14] .. other, ARGV[15] .. other, index, other)
 end
 return {'OK', redis.call('GET', KEYS[6])}

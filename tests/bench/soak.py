@@ -69,8 +69,8 @@ class Soak:
         clients = (await redis.info("clients", "")).decode()
         used = (await redis.info("memory", "")).decode()
         return Look(
-            memory_kib(gateway_pid) / 1024,
-            memory_kib(self._worker_pid) / 1024,
+            memory_kib(gateway_pid, part="Pss_Anon") / 1024,
+            memory_kib(self._worker_pid, part="Pss_Anon") / 1024,
             len(os.listdir(f"/proc/{gateway_pid}/fd")),
             len(os.listdir(f"/proc/{self._worker_pid}/fd")),
             _number("connected_clients", clients),

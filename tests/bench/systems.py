@@ -224,12 +224,13 @@ def cpu_seconds(*pids: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def memory_kib(*pids: int) -> int:
-    """Their proportional set size: user space only, as the kernel's buffers are nobody's."""
+def memory_kib(*pids: int, part: str = "Pss") -> int:
+    """Their proportional set size: user space only, as the kernel's buffers are nobody's. `part`: "Pss_Anon" leaves out
+    what is mapped from files, whose share grows when another process that maps them too has ended."""
     total = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(f"{part}:"))
     return total
 
 

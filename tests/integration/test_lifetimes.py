@@ -16,6 +16,7 @@ import pytest
 from broker import Broker, connect, keys
 from broker.checks import Watch, mark_embedded
 from broker.embedded import EmbeddedRedis
+from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
 from broker.limits import Limits
 from broker.queue import Queue
@@ -319,6 +320,34 @@ async def _indexes_with(broker: Broker, gid: str) -> list[str]:
     execute = broker.store.redis.execute
     names = [name.decode() for name in await execute("KEYS", f"{keys.index(shard_of(gid))}:*")]
     return [name for name in names if await execute("ZSCORE", name, gid) is not None]
+
+
+@pytest.mark.parametrize("how", ["another is created", "listed"])
+async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str) -> None:
+    """Neither the request nor the text, which may be long, and somebody's."""
+    execute = broker.store.redis.execute
+    gid = (await broker.enqueue(request_body("secret " * 1000, ttl_seconds=60), idempotency_key=how)).id
+    writer = await Writer(broker.store.redis, gid).claim()
+    await writer.append("a ")
+    await writer.finish()
+    await execute("PEXPIREAT", keys.log(gid), 1)  # the minute is over
+    if how == "listed":
+        await broker.store.list("default")
+    else:
+        others = (f"other {number}" for number in itertools.count())
+        here = (key for key in others if idempotency_shard("default", key) == shard_of(gid))
+
+        async def met() -> bool:
+            await broker.enqueue(request_body(), idempotency_key=next(here))
+            return not await _indexes_with(broker, gid)
+
+        await wait_until(met)
+    assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
+    assert HOUR < await execute("TTL", keys.meta(gid)) <= HOUR + 60
+    assert await _indexes_with(broker, gid) == []
+    for asked in (broker.get(gid), broker.store.request(gid), broker.cancel(gid)):
+        with pytest.raises(GenerationGone):
+            await asked
 
 
 async def test_a_tenant_that_never_lists_does_not_pile_up_what_has_expired(broker: Broker) -> None:
