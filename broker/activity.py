@@ -22,7 +22,7 @@ from broker.connection import Redis
 from broker.hub import Hub
 from broker.ids import SHARDS, Cursor
 from broker.reader import BLOCK_MS, COUNT, SLACK, News
-from broker.resp import NotMaster, RespConnection, RespError
+from broker.resp import RespConnection, RespError
 from broker.segments import Dialect
 from broker.tasks import cancelled
 
@@ -198,8 +198,7 @@ class Activity:
             *(self._last[shard] for shard in shards),
             timeout=BLOCK_MS / 1000 + SLACK,
         )
-        if self._redis.servers.superseded(connection.node) or (reply is None and not await connection.still_master()):
-            raise NotMaster("another server is the master now")
+        await self._redis.servers.check_answer(connection, reply)
         named = {keys.activity(shard).encode(): shard for shard in shards}
         entries = [_entry(named[name], *one) for name, news in reply or () for one in news]
         entries.sort(key=_written)

@@ -18,7 +18,7 @@ from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
 from broker.ids import Cursor
-from broker.resp import NotMaster, Reply, RespConnection, RespError, bulk, raised
+from broker.resp import Reply, RespConnection, RespError, bulk, raised
 
 logger = logging.getLogger("tokencast.reader")
 
@@ -27,7 +27,6 @@ BLOCK_MS = 2000
 SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
 IDLE = 15.0  # seconds without a stream, after which the connection is let go
 MOVING = 0.05  # seconds between two looks at a shard that is moving
-SUPERSEDED = "another server is the master now"
 News = tuple[bytes, list[RawEntry]]
 """A stream's name and what it has new."""
 
@@ -133,7 +132,7 @@ class Reader:
             if not self._streams:
                 if not await self._asked():
                     return
-                self._believe(connection)
+                self._redis.servers.check(connection.node)
             if not self._torn:
                 self._take(await self._news(connection))
             while self._torn:
@@ -155,14 +154,8 @@ class Reader:
             reply = await self._one_by_one(connection)
         finally:
             self._answer = None
-        self._believe(connection)
-        if reply is None and not await connection.still_master():
-            raise NotMaster(SUPERSEDED)
+        await self._redis.servers.check_answer(connection, reply)
         return reply or ()
-
-    def _believe(self, connection: RespConnection) -> None:
-        if self._redis.servers.superseded(connection.node):
-            raise NotMaster(SUPERSEDED)
 
     # --- for who delivers (broker/turns.py) --------------------------------------------------------------
 

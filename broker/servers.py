@@ -15,9 +15,10 @@ from redis.exceptions import RedisError
 
 from broker.address import Address, Node
 from broker.ids import SHARDS
-from broker.resp import RespConnection
+from broker.resp import NotMaster, Reply, RespConnection
 
 WATCH = 5.0  # seconds between two questions to the sentinels
+SUPERSEDED = "another server is the master now"
 SENTINEL_TIMEOUT = 1.0  # seconds; then the next one is asked
 
 
@@ -41,6 +42,18 @@ class Servers(ABC):
     def superseded(self, node: Node) -> bool:
         """Whether another one is known to be the master."""
         return False
+
+    def check(self, node: Node) -> None:
+        """NotMaster where another one is known to be the master."""
+        if self.superseded(node):
+            raise NotMaster(SUPERSEDED)
+
+    async def check_answer(self, connection: RespConnection, reply: Reply) -> None:
+        """`check`, behind a read that blocked. One that brought nothing may come from a server that was demoted and
+        goes on answering, from behind: it is asked."""
+        self.check(connection.node)
+        if reply is None and not await connection.still_master():
+            raise NotMaster(SUPERSEDED)
 
     def doubt(self) -> None:
         """A connection died without a word, as when a path or a machine is gone: so have, probably, the others."""

@@ -143,8 +143,6 @@ class Store:
             request.prompt_tokens,
             new_epoch(),
             created_data(request.model, now),
-            keys.meta(gid).removesuffix(gid),
-            keys.log(gid).removesuffix(gid),
         ]
         try:
             reply = await self.redis.run(CREATE, lifecycle, fields)

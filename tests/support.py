@@ -331,6 +331,19 @@ async def worker(redis_url: str, upstream_url: str, **variables: str) -> AsyncGe
         yield process
 
 
+@asynccontextmanager
+async def beside(*forever: Any) -> AsyncGenerator[None, None]:
+    """Works of which none ends by itself, for as long as the block."""
+    tasks = [asyncio.create_task(work) for work in forever]
+    try:
+        yield
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def gather(*work: Awaitable[Any]) -> list[Any]:
     """Like asyncio.gather, but ends with the deadline of everything else here."""
     async with asyncio.timeout(DEADLINE):

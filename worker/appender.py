@@ -18,7 +18,7 @@ from typing import NamedTuple
 from broker import keys
 from broker.connection import Argument, Reply, Script, servers_of, without_password
 from broker.ids import shard_of
-from broker.resp import NotMaster, RespConnection, RespError
+from broker.resp import RespConnection, RespError
 from broker.servers import Servers
 from broker.settings import Settings
 from broker.store import lifecycle_keys, new_epoch
@@ -182,8 +182,7 @@ class Lane:
             if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
                 self._well()
             while True:
-                if self._servers.superseded(connection.node):
-                    raise NotMaster("another server is the master now")
+                self._servers.check(connection.node)
                 touching = self._touch
                 calls = self._gather()
                 if not calls:

@@ -20,8 +20,13 @@ CALL_BYTES = 256 * 1024
 CALL_EVENTS = 512  # 1.8 ms of the server's time, which everybody else waits for
 AHEAD = 1 << 20  # bytes a producer may be ahead of Redis before it has to wait
 
-# The attempt is still ours after these, and is to be ended as failed. After the others it is somebody else's.
-OURS = frozenset({"TOOBIG", "FULL", "ERROR"})
+# The attempt is still ours after these, and is to be ended as failed, with this code and message. After the others it
+# is somebody else's.
+OURS = {
+    "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
+    "FULL": ("storage_full", "Redis has no room for the completion."),
+    "ERROR": ("internal_error", "Redis refused the completion."),
+}
 
 
 class AttemptEnded(Exception):

@@ -24,7 +24,7 @@ from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
 from broker.settings import Settings
 from broker.trace import Spanned, mark, past_span, span
 from worker.appender import Appender
-from worker.attempt import Attempt, AttemptEnded, Ending
+from worker.attempt import OURS, Attempt, AttemptEnded, Ending
 from worker.chunks import Chunk
 from worker.claims import Claim, announce_waiting, claim
 from worker.failures import UpstreamError
@@ -34,12 +34,6 @@ from worker.upstream import Upstreams
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one
 FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
-REFUSED = {
-    "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
-    "FULL": ("storage_full", "Redis has no room for the completion."),
-    "ERROR": ("internal_error", "Redis refused the completion."),
-}
-"""What readers are told of an attempt that is cut short and still ours, by why: worker/attempt.py names these too."""
 log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
 
@@ -106,7 +100,7 @@ class Generator:
         except UpstreamError as error:
             return error
         except AttemptEnded as end:
-            if end.reason not in REFUSED:
+            if end.reason not in OURS:
                 raise
             return _cut(attempt, end.reason)
         except TimeoutError:
@@ -170,7 +164,7 @@ class Generator:
         try:
             failure = await _write_ending(attempt, failure)
         except AttemptEnded as end:
-            if end.reason not in REFUSED:
+            if end.reason not in OURS:
                 raise
             failure = await _write_ending(attempt, _cut(attempt, end.reason))
         self.tally.finished(attempt, failure)
@@ -197,7 +191,7 @@ class Retries:
 def _cut(attempt: Attempt, reason: str) -> UpstreamError:
     """For a refusal that leaves the attempt ours, and ready for this ending."""
     attempt.cut()
-    return UpstreamError(*REFUSED[reason])
+    return UpstreamError(*OURS[reason])
 
 
 async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:

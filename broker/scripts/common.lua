@@ -8,6 +8,9 @@ local TERMINAL = {completed = true, failed = true, cancelled = true}
 
 local function int(n) return string.format('%.0f', n) end
 
+-- The key that another generation of the shard has where this one has `key`.
+local function beside(key, gid) return string.sub(key, 1, -#GID - 1) .. gid end
+
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)

@@ -3,14 +3,14 @@
 -- A new generation, queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
---       fingerprint, prompt tokens, random part of a new epoch, data of `created`, prefix of meta keys in this shard, and of logs
+--       fingerprint, prompt tokens, random part of a new epoch, data of `created`
 -- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
 if held then
   local other, fingerprint = string.match(held, '^(%S+) (%S+)$')
   if other == GID then return {'OK', redis.call('GET', KEYS[6])} end
-  local m = redis.call('HMGET', ARGV[14] .. other, 'st', 'xa')
+  local m = redis.call('HMGET', beside(META, other), 'st', 'xa')
   if m[1] and m[1] ~= 'deleted' and tonumber(m[2]) > now then
     return {fingerprint == ARGV[10] and 'REPLAY' or 'CONFLICT', other}
   end
@@ -30,6 +30,6 @@ transition(nil, 'queued', 'created')
 -- for them: with three looked at for each that comes, no more than about a third of the index has expired.
 local index = INDEX .. ':' .. ARGV[2]
 for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
-  forget_expired(ARGV[14] .. other, ARGV[15] .. other, index, other)
+  forget_expired(index, other)
 end
 return {'OK', redis.call('GET', KEYS[6])}

@@ -1,6 +1,7 @@
 -- What is left of a generation whose retention is over: a tombstone, and in no index. Nothing happens to one that can
 -- still be read. `index` is its tenant's.
-local function forget_expired(meta, log, index, gid)
+local function forget_expired(index, gid)
+  local meta, log = beside(META, gid), beside(LOG, gid)
   local status = redis.call('HGET', meta, 'st')
   if status and not (TERMINAL[status] and redis.call('EXISTS', log) == 0) then return end
   redis.call('ZREM', index, gid)

@@ -3,5 +3,5 @@
 -- Somebody came upon a generation whose retention is over.
 -- KEYS: the five of common.lua   ARGV: gid, tenant
 -- Returns OK
-forget_expired(META, LOG, INDEX .. ':' .. ARGV[2], GID)
+forget_expired(INDEX .. ':' .. ARGV[2], GID)
 return 'OK'

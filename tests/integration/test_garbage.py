@@ -19,9 +19,8 @@ from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
 from broker.errors import GenerationNotFound
 from broker.settings import SIMULATED_KEY, Settings
-from broker.tasks import cancelled
 from broker.together import Together
-from tests.support import Writer, gather, request_body, wait_until
+from tests.support import Writer, beside, gather, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
@@ -126,9 +125,8 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
         retry_budget=0.1,
         max_output=100_000,
     )
-    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams:
-        appender = Appender(settings)
-        appending = asyncio.create_task(appender.run())
+    appender = Appender(settings)
+    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, beside(appender.run()):
         await appender.ready()
         generator = Generator(broker.store.redis, appender, upstreams, settings)
         with no_collector():
@@ -145,7 +143,6 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
             assert (await broker.get(gid)).status == status
             kinds = (Attempt, Claim, UpstreamStream, UpstreamError, AttemptEnded)
             await wait_until(lambda: not left(*kinds))
-        await cancelled((appending,))
 
 
 async def test_an_ending_that_is_refused_waits_for_no_collector(broker: Broker) -> None:

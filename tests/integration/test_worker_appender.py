@@ -18,7 +18,7 @@ from broker.events import CHUNK, COMPLETED, FAILED
 from broker.ids import START
 from broker.settings import Settings
 from tests.integration.redis_proxy import RedisProxy, redis_proxy
-from tests.support import DEADLINE, request_body, wait_until
+from tests.support import DEADLINE, beside, request_body, wait_until
 from worker import appender as appender_module
 from worker.appender import APPEND, FINISH, Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
@@ -46,13 +46,9 @@ def ending(status: str = "completed", data: bytes = b'{"finish_reason":"stop","u
 @asynccontextmanager
 async def appending(url: str, **more: Any) -> AsyncGenerator[Appender, None]:
     appender = Appender(settings(url, **more))
-    task = asyncio.create_task(appender.run())
-    try:
+    async with beside(appender.run()):
         await appender.ready()
         yield appender
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def claimed(broker: Broker, **more: Any) -> Claim:

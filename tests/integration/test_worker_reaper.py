@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,25 +14,13 @@ from broker.queue import Queue
 from broker.reaper import Reaper
 from broker.settings import Settings
 from tests.integration.redis_proxy import redis_proxy
-from tests.support import request_body, wait_until
+from tests.support import beside, request_body, wait_until
 from worker.appender import Appender
 from worker.claims import Claim, claim
 
 
 def settings(url: str, **more: Any) -> Settings:
     return Settings(REDIS_URL=url, **more)  # pyright: ignore[reportCallIssue]
-
-
-@asynccontextmanager
-async def beside(*forever: Any) -> AsyncGenerator[None, None]:
-    tasks = [asyncio.create_task(work) for work in forever]
-    try:
-        yield
-        assert not any(task.done() for task in tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
