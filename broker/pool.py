@@ -237,6 +237,14 @@ class _ToMaster(AbstractConnection):
             await self.disconnect(nowait=True)
             raise NotMaster(f"{self.host}:{self.port} is a replica")
 
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **options)  # pyright: ignore
+        except RuntimeError as error:
+            if "closed" in str(error):  # uvloop's word for a write to a connection that was reset
+                raise RedisConnectionError(str(error)) from error
+            raise
+
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*args, **options)  # pyright: ignore
@@ -281,10 +289,6 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
         if isinstance(error, Refused):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
-            raise StorageUnavailable from error
-        if isinstance(error, RuntimeError) and "closed" in str(
-            error
-        ):  # uvloop's word for a write to a reset connection
             raise StorageUnavailable from error
         if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSING)):
             raise StorageUnavailable(f"Redis refuses: {error}") from error

@@ -191,8 +191,10 @@ class Store:
         choices = completion.choices
         if generation.ended:
             with suppress(StorageUnavailable):  # a full server: the next reader folds again
-                await self.redis.run(SETTLE, [keys.meta(gid)], [msgspec.json.encode(choices)])
+                settled = await self.redis.run(SETTLE, [keys.meta(gid), keys.log(gid)], [msgspec.json.encode(choices)])
                 self._partial.pop(gid, None)
+                if settled == b"GONE":
+                    raise GenerationGone
         return _with_choices(generation, choices)
 
     async def _fold(self, generation: Generation) -> Completion:

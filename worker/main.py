@@ -15,7 +15,6 @@ from typing import Any
 
 from arq import Retry
 from arq.connections import ArqRedis
-from arq.utils import poll
 from arq.worker import Worker, func
 
 from broker import keys
@@ -60,15 +59,24 @@ class TicketWorker(Worker):
         self.in_progress_timeout_s = settings.lease
         self._picker = picker
         self._lock = asyncio.Lock()
+        self._broken = asyncio.Event()
 
     async def main(self) -> None:
-        """As arq's own, which first asks INFO: where that is not allowed, it would never get further."""
-        async for _ in poll(self.poll_delay_s):
+        """As arq's own, which first asks INFO: where that is not allowed, it would never get further. A `look` that
+        broke off ends it as an error of its own does."""
+        while not self._broken.is_set():
             await self._poll_iteration()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.poll_delay_s):
+                    await self._broken.wait()
 
     async def look(self) -> None:
         """Takes what is there, now."""
-        await self._poll_iteration()
+        try:
+            await self._poll_iteration()
+        except Exception as error:
+            log.warning("the queue: %s", type(error).__name__)
+            self._broken.set()
 
     async def _poll_iteration(self) -> None:
         async with self._lock:

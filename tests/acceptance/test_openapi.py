@@ -113,4 +113,4 @@ async def test_a_gateway_does_what_the_document_says(own_redis: EmbeddedRedis, s
             *command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         output, _ = await fuzzing.communicate()
-    assert fuzzing.returncode == 0, output.decode()
+    assert fuzzing.returncode == 0, f"{output.decode()}\n{api.process.output}"

@@ -17,6 +17,7 @@ from broker.service import OPEN_TENANT
 from tests.faults.oracle import Said
 from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, prompt, queue_is_empty, stored
 from tests.faults.subscriber import client
+from tests.faults.tripwire import command, tripwire
 from tests.support import Gateway, Service, gateway, gather, upstream_calls, wait_until, worker
 
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)
@@ -109,6 +110,25 @@ async def test_a_ticket_without_the_bell_is_found(
         assert await broker.queue.redis.run(ENQUEUE, names, arguments) == 1
     await completes(api, said)
     assert await stored(redis.url, sim, said, "no-bell") == ONCE
+
+
+async def test_a_poll_that_breaks_off_costs_no_slot(own_redis: EmbeddedRedis, sim: str) -> None:
+    """arq counts the slot before it marks the ticket, and does not give it back. The bell's poll is no other loop's."""
+    async with (
+        tripwire(own_redis.url) as wire,
+        gateway(own_redis.url, **QUICK) as api,
+        connect(own_redis.url) as broker,
+        worker(wire.url, sim, **QUICK, TOKENCAST_SLOTS="1"),
+    ):
+
+        async def listens() -> bool:
+            return b"cmd=blpop" in await broker.queue.redis.execute("CLIENT", "LIST")
+
+        for number in range(2):
+            await wait_until(listens)
+            broken = wire.trap(command(b"WATCH"), "before")
+            await completes(api, await ask(api, f"broken-poll-{number}", length=5))
+            assert broken.sprung.is_set()
 
 
 async def test_two_hundred_silent_ones_do_not_keep_a_new_one_waiting(own_redis: EmbeddedRedis, sim: str) -> None:

@@ -22,7 +22,7 @@ from broker.limits import Limits
 from broker.queue import Queue
 from broker.reaper import REAP, log
 from broker.settings import Settings
-from broker.store import lifecycle_keys, new_epoch
+from broker.store import SETTLE, lifecycle_keys, new_epoch
 from tests.support import Writer, gateway, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
@@ -322,7 +322,7 @@ async def _indexes_with(broker: Broker, gid: str) -> list[str]:
     return [name for name in names if await execute("ZSCORE", name, gid) is not None]
 
 
-@pytest.mark.parametrize("how", ["another is created", "listed"])
+@pytest.mark.parametrize("how", ["another is created", "listed", "deleted"])
 async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str) -> None:
     """Neither the request nor the text, which may be long, and somebody's."""
     execute = broker.store.redis.execute
@@ -333,6 +333,9 @@ async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str)
     await execute("PEXPIREAT", keys.log(gid), 1)  # the minute is over
     if how == "listed":
         await broker.store.list("default")
+    elif how == "deleted":
+        with pytest.raises(GenerationGone):
+            await broker.delete(gid)
     else:
         others = (f"other {number}" for number in itertools.count())
         here = (key for key in others if idempotency_shard("default", key) == shard_of(gid))
@@ -345,9 +348,12 @@ async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str)
     assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
     assert HOUR < await execute("TTL", keys.meta(gid)) <= HOUR + 60
     assert await _indexes_with(broker, gid) == []
-    for asked in (broker.get(gid), broker.store.request(gid), broker.cancel(gid)):
+    for asked in (broker.get(gid), broker.store.request(gid), broker.cancel(gid), broker.delete(gid)):
         with pytest.raises(GenerationGone):
             await asked
+    # Who had asked before, and read less than all:
+    assert await broker.store.redis.run(SETTLE, [keys.meta(gid), keys.log(gid)], ["[]"]) == b"GONE"
+    assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
 
 
 async def test_a_tenant_that_never_lists_does_not_pile_up_what_has_expired(broker: Broker) -> None:
