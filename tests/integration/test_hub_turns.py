@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import select
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -16,6 +16,7 @@ from broker import Broker, keys, readers, turns
 from broker.embedded import EmbeddedRedis
 from broker.hub import Hub
 from broker.ids import START
+from broker.reader import Reader
 from broker.segments import Slice
 from tests.integration.test_hub import Peer, generation, hub_of
 from tests.support import Writer, wait_until
@@ -53,12 +54,16 @@ class At:
         entry: dict[str, str | int] = {"t": "c", "m": 0, "d": chunk}
         self._redis.xadd(keys.log(writer.gid), entry, f"{writer.attempt}-{self._seq}")  # pyright: ignore
         self._redis.close()
-        feed = self._hub._feeds[writer.gid]  # pyright: ignore
-        reader = self._hub._readers._places[feed].reader  # pyright: ignore
-        assert reader is not None
-        connection = reader._connection  # pyright: ignore
+        connection = self.reader._connection  # pyright: ignore
         assert connection is not None
         assert select.select([connection._transport.get_extra_info("socket")], [], [], 10)[0]  # pyright: ignore
+
+    @property
+    def reader(self) -> Reader:
+        feed = self._hub._feeds[self._writer.gid]  # pyright: ignore
+        reader = self._hub._readers._places[feed].reader  # pyright: ignore
+        assert reader is not None
+        return reader
 
 
 @asynccontextmanager
@@ -68,6 +73,20 @@ async def following(hub: Hub, writer: Writer, listeners: list[Listener]) -> Asyn
         for listener in listeners:
             await stack.enter_async_context(hub.subscribe(feed, NATIVE, listener, START))
         yield
+
+
+async def all_have_one(hub: Hub, listeners: Sequence[Listener]) -> None:
+    """By a pass or by a page; and the passes are over, and every reader waits for what comes behind it."""
+
+    def waits(reader: Reader) -> bool:
+        return reader._answer is not None and not reader._answer.done()  # pyright: ignore
+
+    def at_rest() -> bool:
+        read = all(feed.tail.seq == 1 for feed in hub._feeds.values())  # pyright: ignore
+        given = all("one " in listener.writes for listener in listeners)
+        return read and given and hub._turns._holder is None and all(map(waits, hub._readers))  # pyright: ignore
+
+    await wait_until(at_rest)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +102,7 @@ async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRe
     async with hub_of(broker) as hub, following(hub, writer, listeners):
         listeners[3].at[b"two "] = At(redis.url, hub, writer, 3, "three ")
         await writer.append("one ")
-        await wait_until(lambda: all("one " in listener.writes for listener in listeners))
+        await all_have_one(hub, listeners)
         await writer.append("two ")
         await wait_until(lambda: all(b"three " in listener.received for listener in listeners))
         given = [listener.writes[-2:] for listener in listeners]
@@ -103,11 +122,21 @@ async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
         for writer, listeners in ((first, herd), (second, [other]), (third, [last])):
             await stack.enter_async_context(following(hub, writer, listeners))
             await writer.append("one ")
-        await wait_until(lambda: all("one " in listener.writes for listener in (*herd, other, last)))
-        wake_second, wake_third = At(redis.url, hub, second, 2, "two "), At(redis.url, hub, third, 2, "two ")
-        herd[0].at[b"two "] = lambda: (wake_second(), wake_third())
-        other.at[b"two "] = At(redis.url, hub, third, 3, "three ")  # which is next in line
+        await all_have_one(hub, [*herd, other, last])
+        more = [At(redis.url, hub, writer, 3, "three ") for writer in (second, third)]
+
+        def for_the_next_in_line() -> None:
+            line = hub._turns._line  # pyright: ignore
+            for at in [at for at in more if line and line[0][1] is at.reader]:
+                more.remove(at)
+                at()
+
+        for listener in (*herd, other, last):
+            listener.at[b"two "] = for_the_next_in_line
+        wake = [At(redis.url, hub, writer, 2, "two ") for writer in (second, third)]
+        herd[0].at[b"two "] = lambda: [at() for at in wake]
         await first.append("two ")
-        await wait_until(lambda: b"three " in last.received)
-        assert last.writes[-1] == "two three "
-        assert all(listener.writes[-1] == "two " for listener in (*herd, other))
+        wanted = {b"three ": [other, last], b"two ": herd}
+        await wait_until(lambda: all(text in one.received for text, these in wanted.items() for one in these))
+        assert other.writes[-1] == last.writes[-1] == "two three "
+        assert all(listener.writes[-1] == "two " for listener in herd)
