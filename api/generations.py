@@ -71,7 +71,7 @@ class Generations:
         """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
         answer, and the prompt may be none of theirs."""
         gid, include = request.path_params["id"], request.query_params.get("include")
-        if include not in (None, "", "request"):
+        if include not in (None, "request"):
             raise InvalidRequest("`include` is `request`.", param="include")
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
         found = (await self._broker.get(gid, tenant=tenant)).to_json()
