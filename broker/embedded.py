@@ -125,11 +125,11 @@ class EmbeddedRedis:
     def _spawn(self, binary: str, port: int, directory: str) -> None:
         self._close_output()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; has no name to be left
-        options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": "no", "loglevel": "warning"}
-        if self._appendonly:
-            # Unsynced, so that what was answered outlives a kill: with `everysec` a write waits, up to two seconds,
-            # while a slow disk syncs, and the answer does not.
-            options |= {"appendonly": "yes", "appendfsync": "no"}
+        keep = "yes" if self._appendonly else "no"
+        options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": keep, "loglevel": "warning"}
+        # So that what was answered outlives a kill: with `everysec` a write to the file waits, up to two seconds, while
+        # a slow disk syncs, and the answer does not.
+        options["appendfsync"] = "no"
         options |= self.options
         command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
         self._process = subprocess.Popen(  # noqa: S603 - the program is one of `server_binary`

@@ -26,7 +26,8 @@ def meta(gid: str) -> str:
     xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
     us usage JSON · er error JSON · res merged choices JSON · tp traceparent, where traces are kept
 
-    Of one that has expired only st, tn, ca and xa are left, once it is come upon (scripts/expired.lua).
+    Of one that is deleted only st, tn, ca and xa are left; of one that has expired too, once it is come upon
+    (scripts/expired.lua).
     """
     return f"tc:{{{shard_of(gid)}}}:m:{gid}"
 

@@ -191,7 +191,7 @@ class Store:
         choices = completion.choices
         if generation.ended:
             with suppress(StorageUnavailable):  # a full server: the next reader folds again
-                settled = await self.redis.run(SETTLE, [keys.meta(gid), keys.log(gid)], [msgspec.json.encode(choices)])
+                settled = await self.redis.run(SETTLE, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
                 self._partial.pop(gid, None)
                 if settled == b"GONE":
                     raise GenerationGone

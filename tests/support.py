@@ -26,6 +26,7 @@ from broker.embedded import server_binary
 from broker.ids import shard_of
 from broker.settings import SIMULATED_KEY
 from broker.store import lifecycle_keys
+from broker.tasks import cancelled
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
@@ -339,9 +340,13 @@ async def beside(*forever: Any) -> AsyncGenerator[None, None]:
         yield
         assert not any(task.done() for task in tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
+
+
+async def last_asking(redis: Redis, command: str) -> list[str]:
+    """Redis's connections whose newest command is this one; a blocking one waits, unless it has just been answered."""
+    listed: bytes = await redis.execute("CLIENT", "LIST")
+    return [line for line in listed.decode().splitlines() if f"cmd={command}" in line]
 
 
 async def gather(*work: Awaitable[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from broker import keys
-from broker.connection import Redis, RedisError, open_pool, servers_of, without_password
+from broker.connection import Redis, open_pool, servers_of, without_password
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue import JOB_NAME, deserialize, serialize
@@ -208,7 +208,7 @@ class Picker:
                     await self._listen(connection)
                 finally:
                     connection.close()
-            except (OSError, RespError, RedisError):
+            except (OSError, RespError):
                 failures += 1  # the poll says what is wrong
                 await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
 

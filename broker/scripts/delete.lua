@@ -4,24 +4,18 @@
 -- "deleted" for an hour.
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
 -- Returns NONE | GONE (deleted or expired) | OK was ticket
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'ca', 'tk')
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk')
 if m[1] ~= ARGV[2] then return {'NONE'} end
-if m[2] == 'deleted' then return {'GONE'} end
-if TERMINAL[m[2]] and redis.call('EXISTS', LOG) == 0 then
-  forget_expired(INDEX .. ':' .. m[1], GID)
-  return {'GONE'}
-end
+local index = INDEX .. ':' .. m[1]
+if m[2] == 'deleted' or forget_expired(index, GID) then return {'GONE'} end
 local now = now_ms()
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('XADD', LOG, fresh_attempt(now, m[3], ARGV[3]) .. '-0', 't', 'g', 'm', 0, 'd', '{}')
 redis.call('XTRIM', LOG, 'MAXLEN', 1)
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
-redis.call('ZREM', INDEX .. ':' .. m[1], GID)
-redis.call('ZREM', INDEX .. ':' .. m[1] .. ':' .. m[2], GID)
 if m[4] ~= '' then redis.call('DEL', m[4]) end
-redis.call('DEL', META)
-redis.call('HSET', META, 'st', 'deleted', 'tn', m[1], 'ca', m[5])
-redis.call('PEXPIRE', META, HOUR)
+unlist(index, GID)
+bury(GID, 'deleted', HOUR)
 announce(m[1], 'gone')
-return {'OK', m[2], m[6]}
+return {'OK', m[2], m[5]}

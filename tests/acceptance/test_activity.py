@@ -13,7 +13,7 @@ from broker import Broker
 from broker.embedded import EmbeddedRedis
 from broker.ids import SHARDS
 from tests.acceptance.edge import connections, linux, peer
-from tests.support import Frame, Gateway, Writer, gateway, gather, wait_until, worker
+from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, wait_until, worker
 
 PATH = "/v1/activity"
 
@@ -186,8 +186,7 @@ async def test_watchers_cost_redis_nothing(redis: EmbeddedRedis, broker: Broker)
     async with gateway(redis.url) as api:
 
         async def reading() -> int:
-            listed = (await broker.store.redis.execute("CLIENT", "LIST")).decode().splitlines()
-            return sum("cmd=xread" in line for line in listed)
+            return len(await last_asking(broker.store.redis, "xread"))
 
         before = await reading()
         async with AsyncExitStack() as stack:

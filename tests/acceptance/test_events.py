@@ -10,7 +10,7 @@ import pytest
 
 from broker import Broker
 from broker.embedded import EmbeddedRedis
-from tests.support import Frame, Gateway, Writer, gateway, gather, texts, wait_until
+from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
 
 WORDS = [f"word{i} " for i in range(300)]
 
@@ -251,22 +251,17 @@ async def test_cors_is_an_allow_list(redis: EmbeddedRedis) -> None:
 async def test_subscribers_cost_redis_no_connection(redis: EmbeddedRedis, broker: Broker) -> None:
     """Fifty readers of one generation: one connection reads, the pool answers the rest."""
     async with gateway(redis.url) as api:
-        before = len(await _clients(broker, "xread"))
+        before = len(await last_asking(broker.store.redis, "xread"))
         writer = await claimed(api, broker)
         await writer.append("a ")
         async with AsyncExitStack() as stack:
             readers = [await stack.enter_async_context(aclosing(api.follow(writer.gid))) for _ in range(50)]
             for reader in readers:
                 assert [(await anext(reader)).event for _ in range(3)] == ["created", "started", "chunk"]
-            assert len(await _clients(broker, "xread")) - before == 1
+            assert len(await last_asking(broker.store.redis, "xread")) - before == 1
             await writer.finish()
             for reader in readers:
                 assert [frame.event async for frame in reader] == ["completed"]
-
-
-async def _clients(broker: Broker, command: str) -> list[str]:
-    listed = (await broker.store.redis.execute("CLIENT", "LIST")).decode().splitlines()
-    return [line for line in listed if f"cmd={command}" in line]
 
 
 async def test_more_generations_than_one_connection_reads(api: Gateway, broker: Broker) -> None:
@@ -314,7 +309,7 @@ async def test_a_stopping_gateway_ends_streams_cleanly_and_says_when_to_come_bac
         writer = await claimed(api, broker)
         await writer.append("a ")
         readers = [asyncio.create_task(api.events(writer.gid)) for _ in range(10)]
-        await wait_until(lambda: _clients(broker, "xread"))
+        await wait_until(lambda: last_asking(broker.store.redis, "xread"))
         # All ten have what there is: then only the drain can end them.
         async with aclosing(api.follow(writer.gid)) as stream:
             for _ in range(3):

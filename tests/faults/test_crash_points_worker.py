@@ -19,7 +19,7 @@ from broker.settings import SIMULATED_KEY
 from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import Matcher, Tripwire, When, command, script, transaction, tripwire
-from tests.support import Gateway, Service, gateway, service, wait_until
+from tests.support import Gateway, Service, gateway, last_asking, service, wait_until
 
 
 class Worker:
@@ -47,11 +47,7 @@ class Worker:
     async def listens(self) -> None:
         """Until it waits for the bell."""
         async with connect(self._redis_url) as broker:
-
-            async def waiting() -> bool:
-                return b"cmd=blpop" in await broker.queue.redis.execute("CLIENT", "LIST")
-
-            await wait_until(waiting)
+            await wait_until(lambda: last_asking(broker.queue.redis, "blpop"))
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -148,7 +148,6 @@ async def test_redis_away_is_an_error_of_its_own() -> None:
 async def test_a_follower_outlives_a_restart_of_redis(tmp_path) -> None:
     """Readers see a pause: with its file, Redis comes back with the log, and the reader goes on where it was."""
     async with EmbeddedRedis(appendonly=True, dir=tmp_path) as redis, connect(redis.url) as broker:
-        await broker.store.redis.execute("CONFIG", "SET", "appendfsync", "always")
         generation = await broker.enqueue(request_body())
         writer = await Writer(broker.store.redis, generation.id).claim()
         await writer.append("before ")

@@ -17,7 +17,7 @@ from broker.hub import Hub
 from broker.ids import START
 from broker.segments import Slice
 from broker.store import Store
-from tests.support import Frame, Writer, gather, request_body, texts, wait_until
+from tests.support import Frame, Writer, beside, gather, request_body, texts, wait_until
 
 
 @asynccontextmanager
@@ -101,12 +101,10 @@ class Peer:
 @asynccontextmanager
 async def hub_of(broker: Broker, *, send_timeout: float = 60, heartbeat: float = 15, cache: int = 1 << 28):
     hub = Hub(Store(broker.store.redis, 100), heartbeat=heartbeat, send_timeout=send_timeout, cache_bytes=cache)
-    upkeep = asyncio.create_task(hub.run())
     try:
-        yield hub
+        async with beside(hub.run()):
+            yield hub
     finally:
-        upkeep.cancel()
-        await asyncio.gather(upkeep, return_exceptions=True)
         await hub.close()
 
 

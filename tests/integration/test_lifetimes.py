@@ -23,7 +23,7 @@ from broker.queue import Queue
 from broker.reaper import REAP, log
 from broker.settings import Settings
 from broker.store import SETTLE, lifecycle_keys, new_epoch
-from tests.support import Writer, gateway, request_body, wait_until, worker
+from tests.support import Writer, gateway, last_asking, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
 
@@ -229,7 +229,7 @@ async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
             async for frame in stream:
                 if frame.event == "chunk":
                     break
-            await wait_until(lambda: _blocked(broker))
+            await wait_until(lambda: last_asking(broker.store.redis, "xread"))
             await anext(other)
             await api.http.post(f"/v1/generations/{busy}/token")
 
@@ -242,10 +242,6 @@ async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
             await wait_until(all_there)
         await api.http.post(f"/v1/generations/{busy}/cancel")
     await seen.look("the end of a process")
-
-
-async def _blocked(broker: Broker) -> bool:
-    return b"cmd=xread" in await broker.store.redis.execute("CLIENT", "LIST")
 
 
 async def claimable(broker: Broker, **more: Any) -> Writer:
@@ -352,7 +348,7 @@ async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str)
         with pytest.raises(GenerationGone):
             await asked
     # Who had asked before, and read less than all:
-    assert await broker.store.redis.run(SETTLE, [keys.meta(gid), keys.log(gid)], ["[]"]) == b"GONE"
+    assert await broker.store.redis.run(SETTLE, lifecycle_keys(gid), [gid, "[]"]) == b"GONE"
     assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
 
 

@@ -101,8 +101,8 @@ DIRECTED = [
     Mutant(
         "a deleted one leaves nothing",
         ("delete",),
-        "redis.call('HSET', META, 'st', 'deleted', 'tn', m[1], 'ca', m[5])",
-        "",
+        "bury(GID, 'deleted', HOUR)",
+        "redis.call('DEL', META)",
         "a deleted generation that its worker brings back",
     ),
     Mutant(
