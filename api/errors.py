@@ -117,7 +117,7 @@ def draining_error(headers: dict[str, str]) -> JSONResponse:
 
 
 # What the upstream says of the request is the caller's business, and passed on.
-_PASSED_ON = frozenset({400, 404, 413, 422})
+_PASSED_ON = frozenset({400, 403, 404, 413, 422})
 _BY_CODE = {
     "upstream_rate_limited": 429,
     "upstream_timeout": 504,

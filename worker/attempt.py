@@ -64,6 +64,7 @@ class Attempt:
         "_scope",
         "_whole",
         "acked",
+        "answered",
         "claim",
         "ended",
         "ending",
@@ -83,6 +84,8 @@ class Attempt:
         self._ends: list[int] = []  # bytes up to and with each event
         self._counts: list[int] = []  # chunks with tokens up to and with each event
         self.shown = False
+        self.answered = False
+        """Whether every choice has its finish reason."""
         self.acked = 0
         self.sent = 0
         self.ending: Ending | None = None

@@ -1,29 +1,36 @@
-"""One upstream payload, checked once and made safe for an SSE `data:` line; nobody looks inside it again.
+"""What one payload of an upstream means, and what is stored of it. The one place that decides it.
 
-Verbatim but for raw line breaks between tokens: those would let an upstream forge frames, and become spaces.
+Liberal in what it takes, strict in what it stores: `data` is valid UTF-8 and JSON on one line, nested no deeper than
+`broker.depth` allows, with a list of choices that are objects with a `delta`. A payload that is like that already is
+stored verbatim, but for raw line breaks between tokens: those would let an upstream forge frames, and become spaces.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from broker.depth import MAX_DEPTH, is_too_deep
 from broker.events import CHUNK, USAGE
+
+Json = dict[str, Any]
+LARGEST_INDEX = 1 << 31  # of a choice
 
 
 class Chunk(NamedTuple):
-    """What the log and the counting need of a payload. `data` is valid UTF-8 and JSON, on one line."""
+    """What the log and the counting need of a payload."""
 
     type: bytes
     data: bytes
     tokens: int
-    """1 if it holds content, reasoning, refusal or tool calls: what is counted where an upstream tells no usage."""
+    """1 if a delta holds anything but names (`role`, …): such chunks are counted if an upstream tells no usage."""
     finished: tuple[int, ...]
     """Indexes of the choices that end here."""
     error: object
-    """The upstream's `error`, if that is what it sent instead of a chunk."""
+    """The error that the payload reports, in the provider's own form; None if it reports none."""
 
 
 class BadChunk(ValueError):
@@ -40,87 +47,271 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    delta: _Delta
     index: int = 0
-    delta: _Delta | None = None
     finish_reason: Any = None
+    message: Any = None
+    error: Any = None
 
 
 class _Payload(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: Any = None
+    choices: list[_Choice]
     error: Any = None
+    errors: Any = None
+    base_resp: Any = None
 
 
 _decode = msgspec.json.Decoder(_Payload).decode
 
 
-def examine(payload: bytes) -> Chunk:
-    """BadChunk unless it is a JSON object in valid UTF-8."""
+def examine(payload: bytes, event: bytes = b"") -> Chunk | None:
+    """Return the chunk of an event's data, or None for a keep-alive: nothing, `null`, or an object that is neither a
+    chunk, nor usage, nor an error. `event` is the event's name. Raises BadChunk if it is not JSON in valid UTF-8."""
     if b"\n" in payload or b"\r" in payload:
         payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
-    # msgspec skips what it does not decode, invalid UTF-8 included, and readers' parsers would die of it.
+    # msgspec skips what it does not decode, invalid UTF-8 included, and readers' parsers would fail on it.
     if not payload.isascii():
         try:
             payload.decode()
         except UnicodeDecodeError:
             raise BadChunk("invalid UTF-8") from None
+    if is_too_deep(payload):
+        raise BadChunk(f"nested deeper than {MAX_DEPTH} levels")
+    if event == b"error" or (len(payload) > _DIGITS_LIMIT and _MANY_DIGITS.search(payload)):
+        return _examine_slowly(payload, event)
     try:
         parsed = _decode(payload)
-    except (msgspec.DecodeError, RecursionError):
-        parsed = _parse_slowly(payload)
-    choices = parsed.choices
-    if not choices:
-        kind = USAGE if choices is not None and isinstance(parsed.usage, dict) else CHUNK
-        return Chunk(kind, payload, 0, (), parsed.error or None)
-    if len(choices) == 1:  # nearly always
-        choice = choices[0]
-        finished = () if choice.finish_reason is None else (choice.index,)
-        return Chunk(CHUNK, payload, _holds_tokens(choice.delta), finished, parsed.error or None)
-    tokens = max([_holds_tokens(choice.delta) for choice in choices])
-    finished = tuple([choice.index for choice in choices if choice.finish_reason is not None])
-    return Chunk(CHUNK, payload, tokens, finished, parsed.error or None)
+    except msgspec.DecodeError:  # not of the usual form, or half a surrogate pair
+        return _examine_slowly(payload, event)
+    if len(parsed.choices) == 1 and parsed.base_resp is None and not parsed.error and not parsed.errors:
+        (choice,) = parsed.choices
+        said = _says_something(choice.delta)
+        # Nearly always. Without text the delta may hold what has no field here, such as audio.
+        calls = choice.delta.tool_calls or choice.delta.function_call
+        if (
+            said
+            and choice.finish_reason is None
+            and choice.message is None
+            and not choice.error
+            and choice.index >= 0
+            and not (calls and _ARGUMENTS_OBJECT.search(payload))
+        ):
+            return Chunk(CHUNK, payload, 1, (), None)
+    return _examine_slowly(payload, event)
 
 
-def _holds_tokens(delta: _Delta | None) -> int:
-    if delta is None:
-        return 0
-    return (
-        1
-        if delta.content
+def _says_something(delta: _Delta) -> bool:
+    return bool(
+        delta.content
         or delta.reasoning_content
         or delta.reasoning
         or delta.tool_calls
         or delta.refusal
         or delta.function_call
-        else 0
     )
 
 
-def _parse_slowly(payload: bytes) -> _Payload:
-    """For what msgspec refuses and the world sends: half a surrogate pair, fields of unexpected types. Not NaN,
-    which json takes and JavaScript does not."""
-    try:
-        value = json.loads(payload, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise BadChunk("invalid JSON") from None
+# --- the first and the last chunks of a stream, and those of unusual form ---------------------------------------------
+
+_DIGITS_LIMIT = 4300  # of a number, for Python's own parser (sys.set_int_max_str_digits)
+_ARGUMENTS_OBJECT = re.compile(rb'"arguments"\s*:\s*[{\[]')
+_MANY_DIGITS = re.compile(rb"\d{%d}" % _DIGITS_LIMIT)
+
+
+def _examine_slowly(payload: bytes, event: bytes) -> Chunk | None:
+    value = _parse(payload)
+    wrapped = isinstance(value, list) and len(cast("list[object]", value)) == 1  # as Gemini wraps its errors
+    if wrapped:
+        value = cast("list[object]", value)[0]
+    if value is None:
+        return None
     if not isinstance(value, dict):
         raise BadChunk("not an object")
-    fields = cast("dict[str, Any]", value)
-    choices = fields.get("choices")
-    listed = [_choice(choice) for choice in cast("list[object]", choices)] if isinstance(choices, list) else None
-    return _Payload(listed, fields.get("usage"), fields.get("error"))
+    fields = cast(Json, value)
+    given = fields.get("choices")
+    choices = _choices(given)
+    error = reported_error(fields, choices, event)
+    if not choices:
+        return _without_choices(payload, fields, error, usual=given == [] and not wrapped)
+    changed = not isinstance(given, list) or list(map(id, cast("list[object]", given))) != list(map(id, choices))
+    data = _encode({**fields, "choices": choices}) if changed or wrapped else payload
+    tokens = max([_tokens_of(choice["delta"]) for choice in choices])
+    finished = tuple([choice.get("index", 0) for choice in choices if is_reason(choice.get("finish_reason"))])
+    return Chunk(CHUNK, data, tokens, finished, error)
 
 
-def _choice(choice: object) -> _Choice:
-    fields, index = _fields(choice), _fields(choice).get("index")
-    delta = _fields(fields.get("delta"))
-    known = {name: delta.get(name) for name in _Delta.__struct_fields__}
-    return _Choice(index if isinstance(index, int) else 0, _Delta(**known), fields.get("finish_reason"))
+def _without_choices(payload: bytes, fields: Json, error: object, *, usual: bool) -> Chunk | None:
+    """`usual`: `choices` is an empty list, as in a usage chunk of OpenAI's and in Azure's first chunk."""
+    if error is not None:
+        return Chunk(CHUNK, b"", 0, (), error)
+    if isinstance(fields.get("usage"), dict):
+        return Chunk(USAGE, payload if usual else _encode({**fields, "choices": []}), 0, (), None)
+    return Chunk(CHUNK, payload, 0, (), None) if usual else None
 
 
-def _fields(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+def _choices(value: object) -> list[Json]:
+    """The choices of a chunk, each with an object as its `delta`, and an index, if it has one, that is a number."""
+    listed = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [_choice(cast(Json, choice)) for choice in listed if isinstance(choice, dict)]
+
+
+def _choice(choice: Json) -> Json:
+    delta, message, text = choice.get("delta"), choice.get("message"), choice.get("text")
+    if not isinstance(delta, dict) or (not delta and isinstance(message, dict)):
+        # A whole message, as in an answer that is no stream; or the text of the older completions.
+        delta = message if isinstance(message, dict) else {"content": text} if isinstance(text, str) else {}
+        choice = {**{key: value for key, value in choice.items() if key != "message"}, "delta": delta}
+    delta = cast(Json, delta)
+    if (with_text := _with_text_arguments(delta)) is not delta:
+        choice = {**choice, "delta": with_text}
+    if "index" in choice and not _is_index(choice["index"]):
+        choice = {**choice, "index": _index(choice["index"])}
+    return choice
+
+
+def _with_text_arguments(delta: Json) -> Json:
+    """A delta whose calls have their arguments as text, which readers join, also if an upstream sent them as JSON."""
+    calls = delta.get("tool_calls")
+    if isinstance(calls, list):
+        changed = [_call(call) for call in cast("list[object]", calls)]
+        if list(map(id, changed)) != list(map(id, cast("list[object]", calls))):
+            delta = {**delta, "tool_calls": changed}
+    function = _function(delta.get("function_call"))
+    return delta if function is delta.get("function_call") else {**delta, "function_call": function}
+
+
+def _call(call: object) -> object:
+    if not isinstance(call, dict):
+        return call
+    fields = cast(Json, call)
+    function = _function(fields.get("function"))
+    return call if function is fields.get("function") else {**fields, "function": function}
+
+
+def _function(function: object) -> object:
+    if not isinstance(function, dict):
+        return function
+    fields = cast(Json, function)
+    arguments = fields.get("arguments")
+    return {**fields, "arguments": _encode(arguments).decode()} if isinstance(arguments, dict | list) else function
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_INDEX
+
+
+def _index(value: object) -> int:
+    """The index that a string or a float stands for, else 0."""
+    text = str(value).removesuffix(".0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+_NAMES = frozenset({"role", "id", "index", "type", "name", "object", "finish_reason"})
+
+
+def _tokens_of(delta: Json) -> int:
+    return int(any(value for key, value in delta.items() if key not in _NAMES))
+
+
+def is_reason(value: object) -> bool:
+    """Return whether this is a finish reason: an empty one, or the word `null`, is none."""
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "null", "none")
+    return bool(value)
+
+
+# --- errors, in the forms that providers use --------------------------------------------------------------------------
+
+FAILING_REASONS = frozenset({"abort", "aborted", "error", "failed", "failure"})
+_WORDS = ("message", "msg", "detail", "error_msg", "error_message", "errmsg", "status_msg")
+_CODES = ("code", "error_code", "err_code", "errcode", "errno", "status_code", "statusCode")
+_FINE = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
+
+
+def reported_error(fields: Json, choices: list[Json], event: bytes = b"") -> object:
+    """Return the error that a payload reports, or None.
+
+    Seen so far: `error` as an object or text, a list of `errors`, an event named `error`, `object` or `type` that says
+    so, a status object (`base_resp`) whose code is not 0, code and message on the outermost level, an `error` in a
+    choice, and the finish reasons `error` and `abort` (vLLM, SGLang, OpenRouter).
+    """
+    for name in ("error", "errors"):
+        if _is_error(fields.get(name)):
+            return fields[name]
+    status = fields.get("base_resp")
+    if isinstance(status, dict) and not _is_fine(cast(Json, status).get("status_code")):
+        return cast(Json, status)
+    if choices:
+        return _error_of_choices(choices)
+    if event == b"error" or "error" in (fields.get("object"), fields.get("type")) or _is_bare_error(fields):
+        return fields
+    return None
+
+
+def _is_error(value: object) -> bool:
+    """An `error` that is empty, or that says that all is well, is none."""
+    if isinstance(value, str):
+        return not _is_fine(value)
+    if not isinstance(value, dict):
+        return bool(value)
+    fields = cast(Json, value)
+    words = next((fields[name] for name in _WORDS if fields.get(name)), None)
+    if words is not None:
+        return not _is_fine(words)
+    codes = [fields[name] for name in _CODES if fields.get(name) is not None]
+    return not all(map(_is_fine, codes)) if codes else any(fields.values())
+
+
+def _error_of_choices(choices: list[Json]) -> object:
+    for choice in choices:
+        reason = choice.get("finish_reason")
+        if _is_error(choice.get("error")):
+            return choice["error"]
+        if isinstance(reason, str) and reason.strip().lower() in FAILING_REASONS:
+            return {"message": f"The upstream ended the answer with the finish reason `{reason.strip()}`."}
+    return None
+
+
+def _is_bare_error(fields: Json) -> bool:
+    """Words, and a code that is not fine, or a status, or nothing that would make them anything else."""
+    if fields.get("usage") or not any(fields.get(name) for name in _WORDS):
+        return fields.get("success") is False
+    if any(not _is_fine(fields.get(name)) for name in _CODES) or fields.get("success") is False:
+        return True
+    status, kind = fields.get("status"), fields.get("type")
+    if isinstance(status, int) and not isinstance(status, bool):
+        return status >= 400
+    if isinstance(status, str) and status:
+        return (status.isupper() and not _is_fine(status)) or "err" in status.lower() or "fail" in status.lower()
+    if isinstance(kind, str) and kind:
+        return kind.lower().endswith(("error", "exception"))
+    return not any(fields.get(name) for name in ("object", "event"))
+
+
+def _is_fine(code: object) -> bool:
+    return str(code).strip().lower() in _FINE
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _parse(payload: bytes) -> object:
+    """Python's own parser: msgspec's refuses half a surrogate pair, which some upstreams split over two chunks. Not
+    NaN, which Python takes and JavaScript does not. A blank payload is None."""
+    if not payload.strip():
+        return None
+    try:
+        return json.loads(payload.decode(), parse_constant=_refuse_constant)  # of bytes it would guess the encoding
+    except (ValueError, RecursionError):
+        raise BadChunk("invalid JSON") from None
 
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(name)
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:  # a number beyond what a float holds
+        raise BadChunk("a number out of range") from None

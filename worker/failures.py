@@ -11,7 +11,9 @@ from typing import Any, cast
 Json = dict[str, Any]
 LONGEST_MESSAGE = 2000
 _NAME = re.compile(r"[\w./:-]{1,64}", re.ASCII)
-OF_THE_REQUEST = frozenset({400, 404, 413, 422})  # what the upstream says about the request, for the caller
+OF_THE_REQUEST = frozenset({400, 403, 404, 413, 422})  # what the upstream says about the request, for the caller
+_LASTING = frozenset({"upstream_auth", "internal_error", "output_too_large", "storage_full", "timeout"})
+"""What another call would meet again, or what was no fault of the upstream: it is not paid for twice."""
 
 
 class UpstreamError(Exception):
@@ -42,7 +44,7 @@ class UpstreamError(Exception):
     @property
     def restartable(self) -> bool:
         """Whether another attempt may fare better, for a generation that asks for one."""
-        return self.retryable or (self.status is None and self.code != "upstream_auth")
+        return self.retryable or (self.status is None and self.code not in _LASTING)
 
     def to_json(self) -> Json:
         body: Json = {"message": self.message, "type": self.type, "code": self.code}
@@ -55,14 +57,13 @@ class UpstreamError(Exception):
 
 def answered(status: int, headers: Mapping[str, str], body: object, api_key: str | None) -> UpstreamError:
     """For an answer that is not a 200."""
-    details = _details(body, api_key)
-    message, kind, param, code = details
+    message, kind, param, code = _details(body, api_key)
     if status in OF_THE_REQUEST:
         return UpstreamError(
             code, message or f"The upstream answered {status}.", type=kind or "invalid_request_error", param=param,
             status=status,
         )  # fmt: skip
-    if status in (401, 403):
+    if status == 401:
         return UpstreamError("upstream_auth", "The upstream refuses the broker's credentials.")
     if status == 429:
         return UpstreamError(
@@ -83,7 +84,7 @@ def answered(status: int, headers: Mapping[str, str], body: object, api_key: str
 
 
 def reported(error: object, api_key: str | None) -> UpstreamError:
-    """For an `error` in mid-stream."""
+    """For an error in mid-stream, or instead of a stream."""
     message, kind, param, code = _details({"error": error}, api_key)
     return UpstreamError(
         code or "upstream_error", message or "The upstream reported an error.", type=kind or "server_error", param=param
@@ -102,14 +103,46 @@ def broken(*, begun: bool) -> UpstreamError:
 def _details(body: object, api_key: str | None) -> tuple[str, str | None, str | None, str | None]:
     """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. None of
     them holds our key, and the code, which is logged, is a name: a sentence may quote the prompt."""
+    if isinstance(body, list):  # Gemini's
+        body = next((one for one in cast("list[object]", body) if isinstance(one, dict)), "")
     fields = cast(Json, body) if isinstance(body, dict) else {}
-    error = fields.get("error", fields)
-    if isinstance(error, str):
-        return _clean(error, api_key) or "", None, None, None
+    error = fields.get("error") or fields.get("errors") or body
+    message = _clean(_words(error) or _words(body), api_key) or ""
+    if isinstance(error, list):
+        error = next((one for one in cast("list[object]", error) if isinstance(one, dict)), None)
     fields = cast(Json, error) if isinstance(error, dict) else {}
-    message = _clean(fields.get("message") or fields.get("detail"), api_key) or ""
-    kind, param, code = (_clean(fields.get(name), api_key) for name in ("type", "param", "code"))
-    return message, kind, param, code if code and _NAME.fullmatch(code) else None
+    kind, param = (_clean(fields.get(name), api_key) for name in ("type", "param"))
+    codes = [_clean(fields.get(name), api_key) for name in ("code", "error_code", "status", "status_code")]
+    return message, kind, param, next((code for code in codes if code and _is_name(code)), None)
+
+
+def _is_name(code: str) -> bool:
+    """Whether it is a name, not a sentence; nor a number, which means something else with each provider."""
+    return _NAME.fullmatch(code) is not None and not code.lstrip("-").isdigit()
+
+
+_WORDS = ("message", "msg", "detail", "error", "error_msg", "error_message", "errmsg", "status_msg", "description")
+
+
+def _words(value: object, depth: int = 5) -> str:
+    """The provider's words, wherever they stand: text, an object that has them, or a list of such objects, as those
+    FastAPI names each wrong field with."""
+    if isinstance(value, str):
+        text = value.strip()
+        return "" if text.startswith("<") else text  # a page
+    if depth == 0:
+        return ""
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_words(one, depth - 1) for one in cast("list[object]", value)[:10])))
+    if not isinstance(value, dict):
+        return ""
+    fields = cast(Json, value)
+    said = next(filter(None, (_words(fields.get(name), depth - 1) for name in _WORDS)), "")
+    where, metadata = fields.get("loc"), fields.get("metadata")
+    if said and isinstance(where, list):
+        said = f"{'.'.join(map(str, cast('list[object]', where)))}: {said}"
+    raw = cast(Json, metadata).get("raw") if isinstance(metadata, dict) else None  # OpenRouter's: whom it asked
+    return f"{said}: {raw}" if said and isinstance(raw, str) else said
 
 
 def _clean(value: object, api_key: str | None) -> str | None:

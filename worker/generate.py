@@ -33,6 +33,8 @@ from worker.upstream import Upstreams
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one
+LARGEST_USAGE = 4096  # bytes
+LONGEST_REASON = 100  # characters of a finish reason
 FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
 log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
@@ -104,6 +106,8 @@ class Generator:
                 raise
             return _cut(attempt, end.reason)
         except TimeoutError:
+            if attempt.answered:  # only the connection was still open
+                return None
             return UpstreamError("timeout", f"The generation took longer than {self._settings.max_duration:g} s.")
         except Exception as error:
             return _bug(attempt, error)
@@ -133,6 +137,7 @@ class Generator:
         called = time.monotonic()
         async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
             async for chunks in stream:
+                attempt.answered = stream.reply.finished
                 if attempt.shown:
                     attempt.push(chunks)
                 else:
@@ -195,13 +200,15 @@ def _cut(attempt: Attempt, reason: str) -> UpstreamError:
 
 
 async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:
-    """Returns what it was in the end."""
-    completion = Completion()
+    """Returns what it was in the end. Whatever goes wrong with what the upstream sent, there is an ending."""
     try:
+        completion = Completion()
         await _fold(attempt, completion)
+        ending = _ending(attempt, completion, failure)
     except Exception as error:
-        completion, failure = Completion(), _bug(attempt, error)
-    await attempt.finish(_ending(attempt, completion, failure))
+        failure = _bug(attempt, error)
+        ending = _ending(attempt, Completion(), failure)
+    await attempt.finish(ending)
     return failure
 
 
@@ -222,9 +229,10 @@ async def _fold(attempt: Attempt, completion: Completion) -> None:
 
 
 def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | None) -> Ending:
-    usage = completion.usage or _counted(attempt)
+    usage = _bounded(completion.usage) or _counted(attempt)
     choices = completion.choices
     reason = next((choice["finish_reason"] for choice in choices if choice["index"] == 0), None)
+    reason = reason[:LONGEST_REASON] if isinstance(reason, str) else None
     if failure is None:
         kind, status, error = COMPLETED, "completed", b""
         data = msgspec.json.encode({"finish_reason": reason, "usage": usage})
@@ -232,14 +240,21 @@ def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | N
         kind, status, error = FAILED, "failed", msgspec.json.encode(failure.to_json())
         data = b'{"error":' + error + b"}"
     return Ending(
-        kind,
-        status,
-        data,
-        reason if isinstance(reason, str) else "",
-        msgspec.json.encode(usage),
-        error,
-        msgspec.json.encode(choices),
-    )
+        kind, status, data, reason or "", msgspec.json.encode(usage), error, msgspec.json.encode(choices)
+    )  # fmt: skip
+
+
+def _bounded(usage: Json | None) -> Json | None:
+    """It stands in each row of a list and in each event of the activity: above LARGEST_USAGE only the three
+    sums stay."""
+    if usage is None or len(msgspec.json.encode(usage)) <= LARGEST_USAGE:
+        return usage
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {name: usage[name] for name in counts if _is_count(usage.get(name))}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def _counted(attempt: Attempt) -> Json:

@@ -1,34 +1,49 @@
-"""Splits an upstream's raw bytes into the payloads of its SSE events.
+"""Splits the raw bytes of an event stream into the events that it dispatches (WHATWG HTML, 9.2.6).
 
-By hand, because the SDK's decoder dies of what some upstreams send (a comment after an id, a lone `retry:`) and
-costs ten times as much.
+Our own parser, because the SDK's decoder fails on what some upstreams send (a comment after an id, a lone `retry:`)
+and costs ten times as much.
 """
 
 from __future__ import annotations
 
-LONGEST = 1 << 20  # bytes of one line, and of one event: without a cap an upstream could fill our memory
+LONGEST = 8 << 20  # bytes; the default of the limit
+BOM = b"\xef\xbb\xbf"
 
 
 class LineTooLong(ValueError):
-    """An event of the upstream is longer than 1 MiB."""
+    """A line or an event is longer than the limit."""
 
-    def __init__(self) -> None:
-        super().__init__("longer than 1 MiB")
+    def __init__(self, longest: int) -> None:
+        super().__init__(f"longer than {longest} bytes")
+
+
+SseEvent = tuple[bytes, bytes]
+"""One dispatched event: its `event:` field, empty if it has none, and its joined `data:` lines."""
 
 
 class SseSplitter:
-    """Fed with reads of any size; lines end with LF or CRLF. What no blank line has ended is never delivered."""
+    """Takes reads of any size. Lines end with LF, CRLF or CR; a byte order mark at the beginning is skipped. An event
+    that no blank line has ended is never delivered."""
 
-    __slots__ = ("_data", "_held", "_parts", "_size")
+    __slots__ = ("_after_cr", "_begun", "_data", "_held", "_longest", "_name", "_parts", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = LONGEST) -> None:
+        """`longest`: bytes of one line, and of one event; without a limit an upstream could fill our memory."""
+        self._longest = longest
         self._parts: list[bytes] = []  # of a line that has not ended; joined once, so that tiny reads stay cheap
         self._held = 0
+        self._name = b""
         self._data: list[bytes] = []  # the `data` lines of an event that has not ended
         self._size = 0
+        self._begun = False
+        self._after_cr = False
 
-    def feed(self, read: bytes) -> list[bytes]:
-        """The payloads of the events that this read completes. LineTooLong beyond the cap."""
+    def feed(self, read: bytes) -> list[SseEvent]:
+        """Return the events that this read completes. Raises LineTooLong."""
+        if not self._begun:
+            read = self._skip_bom(read)
+        if self._after_cr or b"\r" in read:
+            read = self._with_line_feeds(read)
         if b"\n" not in read:
             self._hold(read)
             return []
@@ -38,30 +53,50 @@ class SseSplitter:
             self._parts.clear()
             self._held = 0
         rest = lines.pop()
-        payloads: list[bytes] = []
+        events: list[SseEvent] = []
         data = self._data
         for line in lines:
             if line.startswith(b"data:"):
                 data.append(line[6:] if line.startswith(b"data: ") else line[5:])
                 self._size += len(line)
-                if self._size > LONGEST:
-                    raise LineTooLong
-            elif data and line in (b"", b"\r"):
-                payloads.append(_joined(data))
-                data.clear()
-                self._size = 0
+                if self._size > self._longest:
+                    raise LineTooLong(self._longest)
+            elif not line:
+                if data:
+                    events.append((self._name, data[0] if len(data) == 1 else b"\n".join(data)))
+                    data.clear()
+                    self._size = 0
+                self._name = b""
+            elif line.startswith(b"event:"):
+                self._name = line[6:].strip()
         if rest:
             self._hold(rest)
-        return payloads
+        return events
+
+    def _skip_bom(self, read: bytes) -> bytes:
+        """The mark may come in pieces; what has been held is part of what is returned."""
+        if self._parts:
+            read = b"".join((*self._parts, read))
+            self._parts.clear()
+            self._held = 0
+        if len(read) < len(BOM) and BOM.startswith(read):
+            self._hold(read)
+            return b""
+        self._begun = True
+        return read.removeprefix(BOM)
+
+    def _with_line_feeds(self, read: bytes) -> bytes:
+        """A CR at the end of a read has ended its line already: an LF that follows it is no line of its own."""
+        if self._after_cr and read:
+            read = read.removeprefix(b"\n")
+            self._after_cr = False
+        if read.endswith(b"\r"):
+            self._after_cr = True
+        return read.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _hold(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._held += len(part)
-        if self._held > LONGEST:
-            raise LineTooLong
-
-
-def _joined(data: list[bytes]) -> bytes:
-    if len(data) == 1:
-        return data[0].removesuffix(b"\r")
-    return b"\n".join([line.removesuffix(b"\r") for line in data])
+        if part:
+            self._parts.append(part)
+            self._held += len(part)
+            if self._held > self._longest:
+                raise LineTooLong(self._longest)

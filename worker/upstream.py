@@ -14,12 +14,13 @@ from typing import Any, cast
 import aiohttp
 import httpx2
 import openai
+from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
 
 from broker.errors import ModelNotFound
 from broker.settings import Settings, Upstream
-from worker.chunks import BadChunk, Chunk, examine
-from worker.failures import UpstreamError, answered, broken, reported
-from worker.sse import LineTooLong, SseSplitter
+from worker.chunks import Chunk
+from worker.failures import UpstreamError, answered, broken
+from worker.reply import Reply, wrong_type
 
 Json = dict[str, Any]
 
@@ -27,7 +28,9 @@ Json = dict[str, Any]
 # through: httpx2's, and through the aiohttp transport unmapped aiohttp ones too. ValueError: what SDK and
 # transport make of a body that is not what its headers say.
 FAMILIES = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+PAGES = frozenset({"text/html", "application/xhtml+xml"})
 ERROR_BODY = 64 * 1024  # bytes of an error's body that are read; the SDK would take all of it
+PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
 AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
 
 
@@ -60,7 +63,9 @@ class Upstreams:
         try:
             async with silence:
                 response = await self._respond(upstream, body)
-                stream = UpstreamStream(response, silence, int(body.get("n") or 1), upstream.api_key)
+                content_type = _content_type(response)
+                reply = Reply(int(body.get("n") or 1), upstream.api_key, self._settings.max_output, content_type)
+                stream = UpstreamStream(response, silence, reply)
                 try:
                     yield stream
                 finally:
@@ -94,17 +99,21 @@ class Upstreams:
         )
 
     async def _respond(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
-        """The response's headers have come and are a stream's. A 400 that names the usage option, which not every
-        server knows, is repeated once without."""
+        """The response's headers have come. A refusal of the usage option, which not every server knows, is answered
+        with the same request without it."""
         sent = _with_usage(body) if upstream.usage else _without_usage(body)
         try:
             return await self._request(upstream, sent)
-        except UpstreamError as error:
-            if error.status != 400 or "stream_options" not in sent or not _names_usage(error):
-                raise
-        return await self._request(upstream, _without_usage(body, whole=True))
+        except openai.APIStatusError as error:
+            if "stream_options" not in sent or not _names_usage(error):
+                raise _classified(error, upstream.api_key) from error
+        try:
+            return await self._request(upstream, _without_usage(body, whole=True))
+        except openai.APIStatusError as error:
+            raise _classified(error, upstream.api_key) from error
 
     async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
+        """UpstreamError; openai.APIStatusError for an answer that is not a 200."""
         completions = self._clients[upstream.name].chat.completions
         try:
             # The whole body as extra_body: it is merged over the rest, so parameters the SDK does not know pass.
@@ -112,17 +121,18 @@ class Upstreams:
                 model=body["model"], messages=[], stream=True, extra_body={**body, "stream": True}
             )
             response = await request.__aenter__()
+        except openai.APIStatusError:
+            raise
         except FAMILIES as error:
             raise _classified(error, upstream.api_key) from error
-        content_type = response.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() != "text/event-stream":
+        if _content_type(response) in PAGES:
             await _shut(response)
-            raise UpstreamError("bad_upstream_response", "The upstream answered with something else than a stream.")
+            raise wrong_type(_content_type(response))
         return response
 
     async def _close(self, stream: UpstreamStream) -> None:
         """At once, unless the stream came to its end: then its connection gets a moment to become free."""
-        if not stream.done:
+        if stream.given_up or not stream.reply.done:
             await _shut(stream.response)
             return
         task = asyncio.create_task(_drain(stream))
@@ -131,79 +141,66 @@ class Upstreams:
 
 
 class UpstreamStream:
-    """Iterates over lists of chunks: those that one read completed."""
+    """Iterates over lists of chunks: those that one read completed. Raises UpstreamError."""
 
-    def __init__(
-        self, response: openai.AsyncAPIResponse[Any], silence: Silence, choices: int, api_key: str | None
-    ) -> None:
+    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Silence, reply: Reply) -> None:
         self.response = response
         self.reads = response.iter_bytes()
-        self.done = False
-        self._splitter = SseSplitter()
+        self.reply = reply
+        self.given_up = False
+        """A read was cancelled, after which nothing more can be read."""
         self._silence = silence
-        self._choices = choices
-        self._api_key = api_key
-        self._finished: set[int] = set()
-        self._seen = False
-        self._error: UpstreamError | None = None
+        self._settled_at = float("inf")
 
     def __aiter__(self) -> UpstreamStream:
         return self
 
     async def __anext__(self) -> list[Chunk]:
-        if self.done:
-            raise StopAsyncIteration
-        self._silence.listen()
-        while self._error is None:
-            try:
-                read = await anext(self.reads)
-            except StopAsyncIteration:
-                self._ended()
-                break
-            except FAMILIES as error:
-                self._error = _broken_off(error, begun=self._seen)
-                break
-            chunks = self._chunks(read)
+        reply = self.reply
+        if not reply.finished:
+            self._silence.listen()
+        while reply.error is None and not reply.done:
+            chunks = await self._more()
             if chunks:
-                self._seen = True
                 self._silence.heard()
+                if reply.finished:
+                    self._settle_soon(chunks)
                 return chunks
-            if self.done:
-                break
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                self._error = None  # which holds this frame: a circle
-        if not self._seen:
-            raise UpstreamError("bad_upstream_response", "The upstream's stream was empty.")
-        raise StopAsyncIteration
-
-    def _chunks(self, read: bytes) -> list[Chunk]:
-        """What this read completes, as far as it is good; what is not becomes the error of the next turn."""
-        chunks: list[Chunk] = []
+        if reply.error is None:
+            raise StopAsyncIteration
         try:
-            for payload in self._splitter.feed(read):
-                if payload == b"[DONE]" or payload.strip() == b"[DONE]":
-                    self.done = True
-                    break
-                chunk = examine(payload)
-                if chunk.error is not None:
-                    self._error = reported(chunk.error, self._api_key)
-                    break
-                if chunk.finished:
-                    self._finished.update(chunk.finished)
-                chunks.append(chunk)
-        except (BadChunk, LineTooLong) as error:
-            self._error = UpstreamError("bad_upstream_response", f"The upstream sent a bad chunk: {error}.")
-        return chunks
+            raise reply.error
+        finally:
+            reply.error, reply.done = None, True  # the error holds this frame: a circle
 
-    def _ended(self) -> None:
-        """Without [DONE]: complete only if each choice asked for has its finish_reason."""
-        if len(self._finished) >= self._choices:
-            self.done = True
-        else:
-            self._error = UpstreamError("upstream_truncated", "The upstream's stream ended before the completion did.")
+    async def _more(self) -> list[Chunk]:
+        """What the next read completes, or the end of the response."""
+        try:
+            return self.reply.feed(await self._read())
+        except StopAsyncIteration:
+            return self.reply.end()
+        except FAMILIES as error:
+            self.reply.break_off(_broken_off(error, begun=self.reply.seen))
+            return []
+
+    async def _read(self) -> bytes:
+        if not self.reply.finished:
+            return await anext(self.reads)
+        patience = asyncio.timeout_at(self._settled_at)
+        try:
+            async with patience:
+                return await anext(self.reads)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            self.given_up = True
+            self.reply.settle()
+            return b""
+
+    def _settle_soon(self, chunks: list[Chunk]) -> None:
+        """Usage may follow a finish reason, and where an upstream repeats that in each chunk, text."""
+        if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
+            self._settled_at = asyncio.get_running_loop().time() + PATIENCE
 
 
 class Silence:
@@ -313,9 +310,14 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
     return {**without, "stream_options": rest} if rest else without
 
 
-def _names_usage(error: UpstreamError) -> bool:
-    said = f"{error.message} {error.param}"
-    return "stream_options" in said or "include_usage" in said
+def _names_usage(error: openai.APIStatusError) -> bool:
+    """Whether an upstream refuses the request over the option, in whatever form it says so."""
+    said = f"{error.message} {error.body!r}"
+    return error.status_code in (400, 422) and ("stream_options" in said or "include_usage" in said)
+
+
+def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _classified(error: BaseException, api_key: str | None) -> UpstreamError:
@@ -329,11 +331,15 @@ def _classified(error: BaseException, api_key: str | None) -> UpstreamError:
 
 
 def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
-    if isinstance(error, httpx2.DecodingError | httpx2.InvalidURL | UnicodeError) or (
+    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in _causes(error)) or (
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
         return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
     return broken(begun=begun)
+
+
+_UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)
+_CUT = (TransferEncodingError, ContentLengthError)
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:

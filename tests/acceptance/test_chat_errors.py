@@ -41,18 +41,18 @@ def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
 FAULTS: dict[str, tuple[int, str | None, str | None]] = {
     # What the upstream says of the request is passed on, in its own words.
     "fault=400": (400, "context_length_exceeded", "messages"),
+    "fault=403": (403, "permission_denied", None),
     "fault=404": (404, "model_not_found", "model"),
     "fault=413": (413, "request_too_large", None),
     "fault=422": (422, "unprocessable", "tools"),
     # Its trouble with us is ours.
     "fault=401": (502, "upstream_auth", None),
-    "fault=403": (502, "upstream_auth", None),
     # Its trouble with itself; it asks for more patience than a worker has.
     "fault=429 retry_after=60": (429, "upstream_rate_limited", None),
     "fault=500 retry_after=60": (502, "upstream_error", None),
     "fault=503 retry_after=60": (502, "upstream_error", None),
     "fault=html": (502, "bad_upstream_response", None),
-    "fault=json-200": (502, "bad_upstream_response", None),
+    "fault=json-200": (502, "sim_error", None),
     "fault=redirect": (502, "bad_upstream_response", None),
     "fault=empty": (502, "bad_upstream_response", None),
     "fault=truncate at=0": (502, "upstream_truncated", None),

@@ -59,7 +59,7 @@ FAULTS = {
     "fault=error-frame": ("sim_error", 5, 1),
     # E5
     "fault=html": ("bad_upstream_response", 0, 1),
-    "fault=json-200": ("bad_upstream_response", 0, 1),
+    "fault=json-200": ("sim_error", 0, 1),
     "fault=empty": ("bad_upstream_response", 0, 1),
     # E6
     "fault=bad-json": ("bad_upstream_response", 5, 1),
@@ -77,7 +77,7 @@ FAULTS = {
     "fault=429 retry_after=60": ("upstream_rate_limited", 0, 1),
     "fault=400": ("sim_error", 0, 1),
     # E13
-    "fault=huge-line": ("bad_upstream_response", 5, 1),
+    "fault=huge-line": ("output_too_large", 5, 1),
     # E14
     "shape=azure": (None, 20, 1),
     "shape=extra tools=2 reasoning=3": (None, 20, 1),

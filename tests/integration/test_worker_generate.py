@@ -130,10 +130,10 @@ async def test_done_without_a_finish_reason_is_completed_and_counted(
     ("directive", "code", "shown"),
     [
         ("fault=401", "upstream_auth", 0),
-        ("fault=403", "upstream_auth", 0),
+        ("fault=403", "permission_denied", 0),
         ("fault=429 retry_after=60", "upstream_rate_limited", 0),
         ("fault=redirect", "bad_upstream_response", 0),
-        ("fault=json-200", "bad_upstream_response", 0),
+        ("fault=json-200", "sim_error", 0),
         ("fault=html", "bad_upstream_response", 0),
         ("fault=empty", "bad_upstream_response", 0),
         ("fault=truncate at=0", "upstream_truncated", 0),

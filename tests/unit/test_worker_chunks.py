@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from broker.completion import decode_chunk
 from broker.events import CHUNK, USAGE
-from worker.chunks import BadChunk, examine
-from worker.sse import LONGEST, LineTooLong, SseSplitter
+from worker.chunks import BadChunk, Chunk, examine
+from worker.sse import BOM, LineTooLong, SseEvent, SseSplitter
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -25,22 +25,61 @@ def chunk(**delta: Any) -> bytes:
     return json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
 
 
-@given(st.dictionaries(st.text(max_size=12) | st.sampled_from(["choices", "usage", "error"]), JSON), st.booleans())
-def test_any_json_object_is_kept_byte_for_byte(value: dict[str, Any], ascii_only: bool) -> None:
+def kept(payload: bytes) -> Chunk:
+    found = examine(payload)
+    assert found is not None
+    return found
+
+
+def encoded(value: Any, *, ascii_only: bool = True) -> bytes:
     try:
-        payload = json.dumps(value, ensure_ascii=ascii_only).encode()
-    except UnicodeEncodeError:
-        payload = json.dumps(value).encode()
-    assert examine(payload).data == payload
+        return json.dumps(value, ensure_ascii=ascii_only).encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(value).encode()
+
+
+FIELDS = st.dictionaries(
+    st.text(max_size=12) | st.sampled_from(["choices", "usage", "error", "message", "code", "base_resp", "object"]),
+    JSON,
+)
+
+
+@given(FIELDS, st.lists(st.dictionaries(st.text(max_size=8), JSON, max_size=3), min_size=1, max_size=3), st.booleans())
+def test_a_usual_chunk_is_kept_byte_for_byte(fields: dict[str, Any], deltas: list[Any], ascii_only: bool) -> None:
+    choices = [{"index": index, "delta": {"content": "a", **delta}} for index, delta in enumerate(deltas)]
+    payload = encoded({**fields, "choices": choices}, ascii_only=ascii_only)
+    found = examine(payload)
+    assert found is not None
+    assert found.data == payload
+
+
+CHOICES = st.lists(
+    st.dictionaries(st.sampled_from(["index", "delta", "message", "text", "finish_reason", "error"]), JSON) | JSON,
+    max_size=3,
+)
+
+
+@given(FIELDS, CHOICES | JSON, st.sampled_from([b"", b"error", b"ping"]))
+def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, choices: Any, event: bytes) -> None:
+    found = examine(encoded({**fields, "choices": choices}), event)
+    if found is None or (found.error is not None and not found.data):
+        return
+    stored = json.loads(found.data)
+    assert isinstance(stored["choices"], list)
+    for choice in stored["choices"]:
+        assert isinstance(choice["delta"], dict)
+        assert type(choice.get("index", 0)) is int
 
 
 @given(st.binary(max_size=60))
 def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":' + noise + b"}"
     try:
-        stored = examine(payload).data
+        found = examine(payload)
     except BadChunk:
         return
+    assert found is not None
+    stored = found.data
     assert not set(stored) & {0x0A, 0x0D}
     json.loads(stored.decode(), parse_constant=pytest.fail)
 
@@ -57,24 +96,34 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
         b'{"x":"\x01"}',
         b"[]",
         b'"text"',
-        b"null",
-        b"",
+        b"7",
+        b"[1,2]",
         b"[" * 100_000,
+        b'{"choices":[{"index":0,"delta":{"content":"a","p":' + b"[" * 120 + b"]" * 120 + b"}}]}",
+        b'{"choices":[{"index":0,"delta":{"content":"a","p":' + b"9" * 5000 + b"}}]}",
     ],
+    ids=lambda payload: payload[:40].decode(errors="replace"),
 )
 def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
     with pytest.raises(BadChunk):
         examine(payload)
 
 
+@pytest.mark.parametrize(
+    "payload", [b"", b"  ", b"null", b'{"type":"ping"}', b'{"type":"ping","message":"hello"}', b"{}"]
+)
+def test_a_keep_alive_is_no_chunk(payload: bytes) -> None:
+    assert examine(payload) is None
+
+
 def test_raw_line_breaks_between_tokens_become_spaces() -> None:
     payload = b'{\r\n"choices":[\n{"index":0,"delta":{"content":"a"}}]\r}'
-    assert examine(payload).data == b'{  "choices":[ {"index":0,"delta":{"content":"a"}}] }'
+    assert kept(payload).data == b'{  "choices":[ {"index":0,"delta":{"content":"a"}}] }'
 
 
 def test_half_a_surrogate_pair_is_kept_as_it_came() -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}'
-    assert examine(payload) == (CHUNK, payload, 1, (), None)
+    assert kept(payload) == (CHUNK, payload, 1, (), None)
     assert decode_chunk(payload)["choices"][0]["delta"]["content"] == "\ud83d"
 
 
@@ -88,11 +137,14 @@ def test_half_a_surrogate_pair_is_kept_as_it_came() -> None:
         ({"tool_calls": [{"index": 0}]}, 1),
         ({"role": "assistant", "content": ""}, 0),
         ({"content": None}, 0),
+        ({"role": "assistant", "content": None, "tool_calls": None, "reasoning": ""}, 0),
+        ({"audio": {"id": "audio_1", "data": "QUJD"}}, 1),
+        ({"content": "", "images": [{"type": "image_url"}]}, 1),
         ({}, 0),
     ],
 )
 def test_a_chunk_counts_if_it_says_something(delta: dict[str, Any], tokens: int) -> None:
-    assert examine(chunk(**delta)).tokens == tokens
+    assert kept(chunk(**delta)).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -100,25 +152,97 @@ def test_a_chunk_counts_if_it_says_something(delta: dict[str, Any], tokens: int)
     [
         ({"choices": [], "usage": {"total_tokens": 3}}, USAGE),
         ({"choices": [], "usage": None, "prompt_filter_results": []}, CHUNK),  # Azure's first
-        ({"usage": {"total_tokens": 3}}, CHUNK),
-        ({"choices": None, "usage": {"total_tokens": 3}}, CHUNK),
-        ({"choices": ["?"], "usage": {"total_tokens": 3}}, CHUNK),
+        ({"usage": {"total_tokens": 3}}, USAGE),
+        ({"choices": None, "usage": {"total_tokens": 3}}, USAGE),
+        ({"choices": ["?"], "usage": {"total_tokens": 3}}, USAGE),
         ({"choices": [{"index": 0, "delta": {}}], "usage": {"total_tokens": 3}}, CHUNK),
     ],
 )
 def test_only_a_usage_object_without_choices_is_a_usage_chunk(value: dict[str, Any], kind: bytes) -> None:
-    assert examine(json.dumps(value).encode()).type == kind
+    assert kept(json.dumps(value).encode()).type == kind
 
 
 def test_finish_reasons_are_told_by_choice() -> None:
-    choices = [{"index": i, "delta": {}, "finish_reason": reason} for i, reason in enumerate(["stop", None, "length"])]
-    assert examine(json.dumps({"choices": choices}).encode()).finished == (0, 2)
-    assert examine(json.dumps({"choices": [{"index": "?", "finish_reason": "stop"}]}).encode()).finished == (0,)
+    reasons = ["stop", None, "length", "", "null", "eos"]
+    choices = [{"index": i, "delta": {}, "finish_reason": reason} for i, reason in enumerate(reasons)]
+    assert kept(json.dumps({"choices": choices}).encode()).finished == (0, 2, 5)
+    assert kept(json.dumps({"choices": [{"index": "?", "finish_reason": "stop"}]}).encode()).finished == (0,)
 
 
-def test_an_error_instead_of_a_chunk_is_told() -> None:
-    assert examine(b'{"error":{"message":"no"}}').error == {"message": "no"}
-    assert examine(b'{"error":null,"choices":[]}').error is None
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"index": 0, "message": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
+        ({"index": 0, "delta": None, "message": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
+        ({"index": 0, "delta": {}, "message": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
+        ({"index": 0, "delta": None}, {"index": 0, "delta": {}}),
+        ({"index": 0, "text": "a"}, {"index": 0, "text": "a", "delta": {"content": "a"}}),
+        ({"index": "1", "delta": {"content": "a"}}, {"index": 1, "delta": {"content": "a"}}),
+        ({"index": -1, "delta": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
+        ({"index": True, "delta": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
+    ],
+    ids=json.dumps,
+)
+def test_an_unusual_choice_is_stored_as_a_usual_one(given: Any, stored: Any) -> None:
+    assert json.loads(kept(json.dumps({"choices": [given]}).encode()).data)["choices"] == [stored]
+
+
+def test_arguments_that_are_an_object_are_stored_as_their_text() -> None:
+    call = {"index": 0, "function": {"name": "lookup", "arguments": {"city": "Oslo"}}}
+    [choice] = json.loads(kept(chunk(tool_calls=[call])).data)["choices"]
+    assert json.loads(choice["delta"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Oslo"}
+
+
+ERRORS: list[Any] = [
+    {"error": {"message": "no"}},
+    {"error": "no"},
+    {"error": {"code": 500}},
+    {"error": {"message": "no"}, "choices": [{"index": 0, "delta": {"content": "a"}}]},
+    {"errors": [{"message": "no"}]},
+    {"object": "error", "message": "no"},
+    {"type": "error", "message": "no"},
+    {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED"},
+    {"message": "no"},
+    {"detail": "no"},
+    {"error_code": 17, "error_msg": "no"},
+    {"success": False},
+    {"status": 503, "message": "no"},
+    {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "no"}},
+    {"choices": [], "code": "Throttling", "message": "no"},
+    {"choices": [{"index": 0, "delta": {}, "error": {"message": "no"}}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "Error"}]},
+    [{"error": {"message": "no"}}],
+]
+
+
+@pytest.mark.parametrize("value", ERRORS, ids=json.dumps)
+def test_an_error_is_told_in_all_its_forms(value: Any) -> None:
+    assert kept(json.dumps(value).encode()).error
+
+
+def test_an_event_named_error_is_one() -> None:
+    found = examine(b'{"reason":"no"}', b"error")
+    assert found is not None
+    assert found.error == {"reason": "no"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"error": None},
+        {"error": {}},
+        {"error": ""},
+        {"error": {"code": 0, "message": ""}},
+        {"error": {"code": None, "message": None}},
+        {"base_resp": {"status_code": 0, "status_msg": ""}},
+        {"code": 0, "message": "Success"},
+        {"errors": []},
+    ],
+    ids=json.dumps,
+)
+def test_what_only_looks_like_an_error_is_none(more: dict[str, Any]) -> None:
+    assert kept(json.dumps({"choices": [{"index": 0, "delta": {"content": "a"}}], **more}).encode()).error is None
 
 
 PAYLOADS = st.lists(
@@ -126,35 +250,52 @@ PAYLOADS = st.lists(
 )
 
 
-@given(PAYLOADS, st.sampled_from(["\n", "\r\n"]), st.lists(st.integers(1, 9), min_size=1), st.booleans())
+@given(
+    PAYLOADS,
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.lists(st.integers(1, 9), min_size=1),
+    st.booleans(),
+    st.booleans(),
+)
 def test_payloads_come_out_whole_however_the_reads_are_cut(
-    payloads: list[str], newline: str, cuts: list[int], noise: bool
+    payloads: list[str], newline: str, cuts: list[int], noise: bool, bom: bool
 ) -> None:
     other = ["event: chunk", "id: 7", "retry: 1", ": comment"] if noise else []
     lines = [line for payload in payloads for line in (*other, f"data: {payload}", "", *(": hb", "")[: 2 * noise])]
-    stream = "".join(line + newline for line in lines).encode()
-    splitter, got, at, turn = SseSplitter(), list[bytes](), 0, 0
+    stream = BOM * bom + "".join(line + newline for line in lines).encode()
+    splitter, got, at, turn = SseSplitter(), list[SseEvent](), 0, 0
     while at < len(stream):
         size = cuts[turn % len(cuts)]
         got += splitter.feed(stream[at : at + size])
         at, turn = at + size, turn + 1
-    assert [payload.decode() for payload in got] == payloads
+    assert [data.decode() for _, data in got] == payloads
+    assert {name for name, _ in got} <= {b"chunk" if noise else b""}
 
 
 def test_data_over_several_lines_is_joined() -> None:
-    assert SseSplitter().feed(b"data: {\ndata:  1\r\ndata:}\r\n\r\n") == [b"{\n 1\n}"]
+    assert SseSplitter().feed(b"data: {\ndata:  1\r\ndata:}\r\n\r\n") == [(b"", b"{\n 1\n}")]
 
 
 def test_an_event_that_no_blank_line_ends_is_not_delivered() -> None:
     splitter = SseSplitter()
-    assert splitter.feed(b"data: a\n\ndata: b\n") == [b"a"]
+    assert splitter.feed(b"data: a\n\ndata: b\n") == [(b"", b"a")]
     assert splitter.feed(b"") == []
 
 
-def test_a_line_and_an_event_longer_than_a_mebibyte_are_refused() -> None:
+def test_the_name_of_an_event_is_its_own_alone() -> None:
+    assert SseSplitter().feed(b"event: error\ndata: a\n\nevent: x\n\ndata: b\n\n") == [(b"error", b"a"), (b"", b"b")]
+
+
+def test_a_byte_order_mark_is_skipped_at_the_beginning_only() -> None:
     splitter = SseSplitter()
-    splitter.feed(b"data: " + b"x" * (LONGEST - 6))
+    assert splitter.feed(BOM[:2]) == []
+    assert splitter.feed(BOM[2:] + b"data: a\n\n" + BOM + b"data: b\n\ndata: c\n\n") == [(b"", b"a"), (b"", b"c")]
+
+
+def test_a_line_and_an_event_above_the_limit_are_refused() -> None:
+    splitter = SseSplitter(1000)
+    splitter.feed(b"data: " + b"x" * 994)
     with pytest.raises(LineTooLong):
         splitter.feed(b"x")
     with pytest.raises(LineTooLong):
-        SseSplitter().feed(b"data: xxxxxxxxxx\n" * (LONGEST // 16 + 2))
+        SseSplitter(1000).feed(b"data: xxxxxxxxxx\n" * 80)

@@ -24,7 +24,7 @@ def test_half_a_surrogate_pair_in_an_error_does_no_harm() -> None:
     assert error.message == "bad ?"
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 422])
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
 def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None:
     error = answered(status, {}, OWN, KEY)
     assert error.to_json() == {**OWN, "status": status}
@@ -36,7 +36,6 @@ def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None
     ("status", "code", "retryable", "restartable"),
     [
         (401, "upstream_auth", False, False),
-        (403, "upstream_auth", False, False),
         (429, "upstream_rate_limited", True, True),
         (408, "upstream_error", True, True),
         (451, "upstream_error", False, True),

@@ -41,6 +41,7 @@ times           calls of this label (else this seed) that the fault strikes befo
 retry_after     seconds, for the Retry-After header of an error status
 bytes           length of a huge line, or of a huge error's body (2097152)
 to              where a redirect leads (this address, next port)
+reply           a reply of the table in `replies`, byte for byte, instead of all this: what real upstreams send
 
 FAULTS          MEANING
 truncate        clean end after `at`: no finish_reason, no [DONE]

@@ -10,10 +10,12 @@ from worker.upstream_sim import chunks
 from worker.upstream_sim.calls import Call
 from worker.upstream_sim.directives import Ask
 from worker.upstream_sim.faults import FAULTS, Blow, Refusal
-from worker.upstream_sim.frames import TOKENS, Kind
+from worker.upstream_sim.frames import TOKENS, Frame, Kind
+from worker.upstream_sim.replies import REPLIES
 from worker.upstream_sim.stream import Wire, send
 
 SLOW_HEADERS = 2.0  # seconds, where a request for slow headers names no delay
+PIECE = 0.005  # seconds between the pieces of a reply, so that each is a write of its own
 DEFAULT_CUT = 7  # bytes, where `fault=split` names none
 PORTAL = "<!DOCTYPE html><html><head><title>Guest network</title></head><body>Please sign in.</body></html>"
 
@@ -21,6 +23,8 @@ PORTAL = "<!DOCTYPE html><html><head><title>Guest network</title></head><body>Pl
 async def answer(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
     """What the request asked for, or what its fault puts in its place."""
     fault, how = FAULTS.get(ask.fault), ask.directive
+    if how.reply and ask.stream:
+        return await play(request, ask, call)
     if fault and fault.refusal:
         return refuse(call, fault.refusal, name=ask.fault, retry_after=how.retry_after)
     match ask.fault:
@@ -55,6 +59,33 @@ async def stream(request: web.Request, ask: Ask, call: Call) -> web.StreamRespon
     wire = await _open(request, response, ask, call)
     await send(wire, ask, frames, unit, call)
     _end(call, ask)
+    return response
+
+
+async def play(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
+    """A reply of the table, piece by piece."""
+    reply = REPLIES[ask.directive.reply]
+    if reply.to_stream_options and ask.names_usage:
+        reply = reply.to_stream_options
+    headers = _headers(call, reply.content_type) | reply.headers
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    wire = await _open(request, response, ask, call)
+    for part in reply.parts:
+        if isinstance(part, float):
+            await asyncio.sleep(part)
+        else:
+            await wire.write(part)
+            await asyncio.sleep(PIECE)
+    match reply.end:
+        case "cut" | "reset":
+            await wire.break_off(b"", reset=reply.end == "reset")
+        case "hold":
+            await asyncio.Event().wait()
+        case "comments":
+            await wire.do(Frame(Kind.COMMENTS))
+        case _:
+            await wire.write(b"", last=True)
+    call.end(f"reply:{ask.directive.reply}")
     return response
 
 

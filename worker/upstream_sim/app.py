@@ -111,4 +111,5 @@ def headers_of_interest(request: web.Request) -> dict[str, str | bool | None]:
         "accept-encoding": request.headers.get("Accept-Encoding"),
         "user-agent": request.headers.get("User-Agent"),
         "idempotency-key": request.headers.get("Idempotency-Key"),
+        "cookie": request.headers.get("Cookie"),
     }

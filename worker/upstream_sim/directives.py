@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from worker.upstream_sim.faults import FAULTS
+from worker.upstream_sim.replies import REPLIES
 
 DIRECTIVE = re.compile(r"\[\[sim\b([^\]]*)\]\]")
 MOST_CHUNKS = 100_000_000
@@ -65,6 +66,7 @@ class Directive:
     retry_after: float | None = None
     bytes: int = 2 * 1024 * 1024
     to: str = ""
+    reply: str = ""
 
 
 def _whole(text: str) -> int:
@@ -120,6 +122,7 @@ KEYS: dict[str, Callable[[str], object]] = {
     "retry_after": _amount,
     "bytes": _whole,
     "to": str,
+    "reply": _one_of(*REPLIES),
 }
 
 STYLES: dict[str, dict[str, Any]] = {

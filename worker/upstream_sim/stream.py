@@ -123,7 +123,7 @@ class Wire:
         """Announce all of `data`, send half of it, and end the connection."""
         self.call.began()
         data = data.replace(b"\n", self.newline)
-        size = b"%x\r\n" % len(data) if self.response.content_length is None else b""
+        size = b"%x\r\n" % len(data) if data and self.response.content_length is None else b""
         self.transport.write(size + data[: len(data) // 2])
         if reset:
             # A reset discards what the kernel was not given yet, and a transport has no event for that moment.

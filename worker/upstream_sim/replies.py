@@ -1,0 +1,270 @@
+"""Replies of the kinds that real upstreams send, byte for byte: usual ones, odd ones that mean something, and errors in
+their many forms. What was seen: vLLM, SGLang, llama.cpp, Ollama, Azure, Gemini, Mistral, MiniMax, DeepSeek, OpenRouter,
+LiteLLM, gateways built on FastAPI.
+
+`REPLIES` is the whole table; a streamed request names one with `[[sim reply=NAME]]`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Part = bytes | float
+"""What is written at once; or seconds in which nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response, piece by piece. `end`: what happens to the connection behind the last piece."""
+
+    parts: tuple[Part, ...]
+    end: Literal["clean", "cut", "reset", "hold", "comments"] = "clean"
+    status: int = 200
+    content_type: str = "text/event-stream"
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    to_stream_options: "Reply | None" = None
+    """What answers instead as long as the request has `stream_options`."""
+
+
+def event(data: Any, name: str = "") -> bytes:
+    """One event; text is taken as it is."""
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+def chunk(reason: Any = None, index: int = 0, **delta: Any) -> bytes:
+    """A chunk of one choice, as most send it."""
+    choice = {"index": index, "delta": delta, "finish_reason": reason}
+    return event(
+        {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 0, "model": "sim", "choices": [choice]}
+    )
+
+
+def call(arguments: Any = None, name: Any = None, **more: Any) -> dict[str, Any]:
+    """A piece of a tool call."""
+    function = {"name": name, "arguments": arguments}
+    return {
+        **more,
+        "type": "function",
+        "function": {key: value for key, value in function.items() if value is not None},
+    }
+
+
+def calls(*pieces: dict[str, Any]) -> bytes:
+    """A chunk of pieces of tool calls."""
+    return chunk(tool_calls=list(pieces))
+
+
+def refusal(status: int, body: Any) -> Reply:
+    return Reply((json.dumps(body).encode(),), status=status, content_type="application/json")
+
+
+GOOD, MORNING, STOP = chunk(content="Good "), chunk(content="morning"), chunk("stop")
+TEXT = (GOOD, MORNING)
+DONE = event("[DONE]")
+CALLED = chunk("tool_calls")
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+COUNTED = event({"choices": [], "usage": USAGE})
+BOM = b"\xef\xbb\xbf"
+
+
+def parts(text: str) -> bytes:
+    """A chunk whose content is a list of typed parts, as Mistral's reasoning models send it."""
+    return chunk(content=[{"type": "thinking", "thinking": [{"type": "text", "text": text}]}])
+
+
+def ended(*pieces: Part, end: Literal["clean", "cut", "reset", "hold", "comments"] = "clean") -> Reply:
+    """A stream that consists of these."""
+    return Reply(pieces, end)
+
+
+def done(*pieces: Part) -> Reply:
+    """A stream of these, a stop and [DONE]."""
+    return Reply((*pieces, STOP, DONE))
+
+
+def called(*pieces: bytes) -> Reply:
+    """As `done`, with the finish reason of tool calls."""
+    return Reply((*pieces, CALLED, DONE))
+
+
+def _choice(choice: Any, **more: Any) -> bytes:
+    return event({"choices": [choice], **more})
+
+
+_FORBIDDEN_EXTRA = [
+    {"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
+]
+_STREAM = Reply((*TEXT, STOP, DONE))
+_WHOLE = {"role": "assistant", "content": "Good morning"}
+
+
+def _refused_option(status: int, body: Any) -> Reply:
+    return Reply(_STREAM.parts, to_stream_options=refusal(status, body))
+
+
+REPLIES: dict[str, Reply] = {
+    # Usual ones.
+    "plain": done(*TEXT),
+    "counted": Reply((*TEXT, STOP, COUNTED, DONE)),
+    "no-done": ended(*TEXT, STOP),
+    "truncated": ended(*TEXT),
+    # Fields that change their type.
+    "parts-then-text": done(chunk(role="assistant", content=""), parts("first thought "), parts("second"), *TEXT),
+    "parts-first": done(parts("first thought "), parts("second"), *TEXT),
+    "parts-of-text": done(chunk(content=[{"type": "text", "text": "Good "}]), MORNING),
+    "parts-of-reasoning": done(
+        chunk(content="", reasoning_content=""), chunk(reasoning_content=[{"type": "text", "text": "thought"}]), *TEXT
+    ),
+    "arguments-object": called(calls(call("", "lookup", index=0, id="call_1")), calls(call({"city": "Oslo"}, index=0))),
+    "content-number": done(GOOD, chunk(content=7)),
+    "index-text": done(event({"choices": [{"index": "0", "delta": {"content": "Good "}}]}), MORNING),
+    # Nulls and empties.
+    "tool-calls-null": done(chunk(content="Good ", tool_calls=None), chunk(content="morning", tool_calls=None)),
+    "tool-calls-empty": done(chunk(content="Good ", tool_calls=[]), chunk(content="morning", tool_calls=[])),
+    "tool-calls-null-then-one": called(
+        chunk(content=None, tool_calls=None),
+        calls(call('{"city":"Oslo"}', "lookup", index=0, id="call_1")),
+        chunk(content=None, tool_calls=None),
+    ),
+    "delta-null": done(_choice({"index": 0, "delta": None, "finish_reason": None}), *TEXT),
+    "id-emptied": called(
+        calls(call("", "lookup", index=0, id="call_1")), calls(call('{"city":"Oslo"}', "", index=0, id=""))
+    ),
+    "id-nulled": called(
+        calls(call("", "lookup", index=0, id="call_1")), calls(call('{"city":"Oslo"}', index=0, id=None))
+    ),
+    "role-emptied": done(chunk(role="assistant", content="Good "), chunk(role="", content="morning")),
+    "content-emptied": done(*TEXT, chunk(content=""), chunk(content=None)),
+    # Finish reasons that are none, that fail, that nobody knows.
+    "reason-empty-cut": ended(chunk("", content="Good "), chunk("", content="morning")),
+    "reason-null-cut": ended(chunk("null", content="Good "), chunk("null", content="morning")),
+    "reason-empty-done": ended(chunk("", content="Good "), chunk("", content="morning"), DONE),
+    "reason-empty-after": ended(*TEXT, STOP, chunk(""), DONE),
+    "reason-in-each": ended(chunk("stop", content="Good "), 0.3, chunk("stop", content="morning"), DONE),
+    "reason-abort": ended(GOOD, chunk("abort"), DONE),
+    "reason-error": ended(GOOD, chunk("error"), DONE),
+    "reason-error-with-text": ended(chunk("error", content="Good "), DONE),
+    "reason-eos": ended(*TEXT, chunk("eos"), DONE),
+    # All has been said, and the connection does not end as it should.
+    "cut-after-stop": ended(*TEXT, STOP, end="cut"),
+    "reset-after-stop": ended(*TEXT, STOP, end="reset"),
+    "cut-after-usage": ended(*TEXT, STOP, COUNTED, end="cut"),
+    "reset-in-the-middle": ended(*TEXT, end="reset"),
+    "cut-after-both": ended(chunk(content="Good "), chunk(index=1, content="a"), STOP, chunk("stop", 1), end="cut"),
+    "cut-after-one": ended(chunk(content="Good "), chunk(index=1, content="a"), STOP, end="cut"),
+    "held-after-stop": ended(*TEXT, STOP, end="hold"),
+    "comments-after-stop": ended(*TEXT, STOP, end="comments"),
+    "usage-a-second-later": Reply((*TEXT, STOP, 1.0, COUNTED, DONE)),
+    "usage-then-held": ended(*TEXT, STOP, COUNTED, end="hold"),
+    "noise-after-stop": ended(*TEXT, STOP, event("{"), DONE),
+    "error-after-stop": ended(*TEXT, STOP, event({"error": {"message": "cannot count the tokens"}}), DONE),
+    # Tool calls that are told apart by something else than their index.
+    "same-index": called(
+        calls(call('{"a":1}', "lookup", index=0, id="call_1")), calls(call('{"b":2}', "weather", index=0, id="call_2"))
+    ),
+    "same-index-one-delta": called(
+        calls(call('{"a":1}', "lookup", index=0, id="call_1"), call('{"b":2}', "weather", index=0, id="call_2"))
+    ),
+    "same-index-in-pieces": called(
+        calls(call("", "lookup", index=0, id="call_1")),
+        calls(call('{"a":1}', index=0)),
+        calls(call("", "weather", index=0, id="call_2")),
+        calls(call('{"b":2}', index=0)),
+    ),
+    "no-index-no-id": called(calls(call('{"a":1}', "lookup", id="")), calls(call('{"b":2}', "weather", id=""))),
+    "no-index-own-ids": called(
+        calls(call('{"a":1}', "lookup", id="call_1")), calls(call('{"b":2}', "weather", id="call_2"))
+    ),
+    "interleaved-calls": called(
+        calls(call('{"a"', "lookup", index=0, id="call_1")),
+        calls(call('{"b"', "weather", index=1, id="call_2")),
+        calls(call(":1}", index=0)),
+        calls(call(":2}", index=1)),
+    ),
+    "name-repeated": called(
+        *(calls(call(text, "lookup", index=0, id="call_1")) for text in ("", '{"city":', '"Oslo"}'))
+    ),
+    "name-split": called(
+        calls(call("", "look", index=0, id="call_1")), calls(call("", "up", index=0)), calls(call('{"a":1}', index=0))
+    ),
+    "details-text": done(
+        *(
+            chunk(content="", reasoning_details=[{"index": 0, "format": "v1", "type": "reasoning.text", **piece}])
+            for piece in ({"text": "first "}, {"text": "thought"}, {"signature": "c2ln"})
+        ),
+        *TEXT,
+    ),
+    # Errors without the usual wrapper, and what only looks like one.
+    "error-event": ended(event({"code": "OutOfRange", "message": "top_p is out of range"}, "error"), DONE),
+    "error-event-text": ended(GOOD, event('"the model is gone"', "error"), DONE),
+    "error-status-object": ended(
+        event({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "the balance is used up"}}), DONE
+    ),
+    "error-bare": ended(GOOD, event({"code": 429, "message": "the quota is used up", "status": "RESOURCE_EXHAUSTED"})),
+    "error-bare-done": ended(GOOD, event({"code": 500, "message": "the model fell over"}), DONE),
+    "error-object": ended(
+        event({"object": "error", "message": "the prompt is too long", "type": "BadRequestError", "code": 400}), DONE
+    ),
+    "error-detail": ended(GOOD, event({"detail": "the worker was restarted"}), DONE),
+    "error-list": ended(GOOD, event([{"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}])),
+    "error-errors": ended(GOOD, event({"errors": [{"code": 3040, "message": "no capacity"}], "success": False}), DONE),
+    "error-text": ended(GOOD, event({"error": "the model fell over"}), DONE),
+    "error-in-choice": ended(
+        GOOD, _choice({"index": 0, "delta": {}, "finish_reason": "error", "error": {"message": "provider gone"}}), DONE
+    ),
+    "error-json": Reply(
+        (b'{"error":{"message":"the quota is used up","code":"quota"}}',), content_type="application/json"
+    ),
+    "error-null": done(event({"error": None, "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING),
+    "error-empty": done(event({"error": {}, "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING),
+    "status-object-fine": done(
+        event({"choices": [{"index": 0, "delta": {"content": "Good "}}], "base_resp": {"status_code": 0}}), MORNING
+    ),
+    "code-fine": done(
+        event({"code": 0, "message": "Success", "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING
+    ),
+    # Refusals in other forms than OpenAI's.
+    "options-422-list": _refused_option(422, {"detail": _FORBIDDEN_EXTRA}),
+    "options-400-list": _refused_option(400, {"detail": _FORBIDDEN_EXTRA}),
+    "options-422-nested": _refused_option(422, {"object": "error", "message": {"detail": _FORBIDDEN_EXTRA}}),
+    "options-422-message": _refused_option(422, {"error": {"message": "unknown field stream_options"}}),
+    "list-400": refusal(400, [{"error": {"code": 400, "message": "the context is too long"}}]),
+    "list-429": refusal(429, [{"error": {"code": 429, "message": "the quota is used up"}}]),
+    "region-403": refusal(403, {"error": {"code": 403, "message": "not available in your region"}}),
+    "fields-422": refusal(422, {"detail": [{"loc": ["body", "top_p"], "msg": "must be below 1"}]}),
+    "text-400": Reply((b"the prompt is too long",), status=400, content_type="text/plain"),
+    # Keep-alives, byte order marks, other line ends, other types.
+    "data-empty": done(GOOD, b"data:\n\n", b"data: \n\n", MORNING),
+    "data-empty-first": done(b"data:\n\n", *TEXT),
+    "data-null": done(GOOD, event("null"), MORNING),
+    "ping": done(GOOD, event({"type": "ping"}, "ping"), MORNING),
+    "bom": done(BOM + GOOD, MORNING),
+    "bom-split": done(BOM[:1], BOM[1:] + GOOD, MORNING),
+    "bom-comment": done(BOM + b": hello\n\n", *TEXT),
+    "bom-within": done(GOOD, b"data: " + BOM + MORNING.removeprefix(b"data: ")),
+    "cr-only": Reply(tuple(part.replace(b"\n", b"\r") for part in (*TEXT, STOP, DONE))),
+    "type-plain": Reply((*TEXT, STOP, DONE), content_type="text/plain; charset=utf-8"),
+    "type-ndjson": Reply((*TEXT, STOP, DONE), content_type="application/x-ndjson"),
+    "type-none": Reply((b"nothing of the kind",), content_type="application/octet-stream"),
+    # Answers in one piece.
+    "message": ended(_choice({"index": 0, "message": _WHOLE, "finish_reason": "stop"}), DONE),
+    "message-null-delta": ended(_choice({"index": 0, "delta": None, "message": _WHOLE, "finish_reason": "stop"}), DONE),
+    "message-json": Reply(
+        (json.dumps({"choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}], "usage": USAGE}).encode(),),
+        content_type="application/json",
+    ),
+    # Usage, and other things that are large or deep.
+    "usage-choices-null": Reply((*TEXT, STOP, event({"choices": None, "usage": USAGE}), DONE)),
+    "usage-no-choices": Reply((*TEXT, STOP, event({"usage": USAGE}), DONE)),
+    "usage-huge": Reply((*TEXT, STOP, event({"choices": [], "usage": {**USAGE, "note": "x" * 900_000}}), DONE)),
+    "deep": Reply((GOOD, chunk(content="a", p=json.loads("[" * 500 + "]" * 500)), STOP, DONE)),
+    "digits": Reply((GOOD, event('{"choices":[{"index":0,"delta":{"content":"a","p":' + "9" * 5000 + "}}]}"), DONE)),
+    "image": done(
+        chunk(content="", images=[{"type": "image_url", "index": 0, "image_url": {"url": "QUJD" * 524_288}}])
+    ),
+    "audio": Reply((*(chunk(audio={"id": "audio_1", "data": "QUJD"}) for _ in range(4)), 1.5, STOP, DONE)),
+    # Headers.
+    "cookies": Reply(_STREAM.parts, headers={"Set-Cookie": "session=of-the-first-caller; Path=/; HttpOnly"}),
+    "header-16k": Reply(_STREAM.parts, headers={"X-Trace": "t" * 16_384}),
+}
