@@ -85,30 +85,20 @@ def examine(payload: bytes, event: bytes = b"") -> Chunk | None:
         return _examine_slowly(payload, event)
     if len(parsed.choices) == 1 and parsed.base_resp is None and not parsed.error and not parsed.errors:
         (choice,) = parsed.choices
-        said = _says_something(choice.delta)
-        # Nearly always. Without text the delta may hold what has no field here, such as audio.
-        calls = choice.delta.tool_calls or choice.delta.function_call
+        delta = choice.delta
+        calls = delta.tool_calls or delta.function_call
+        # Nearly always. A delta without any of these may hold what has no field here, such as audio.
         if (
-            said
+            (delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or calls)
             and choice.finish_reason is None
             and choice.message is None
-            and not choice.error
+            and choice.error is None
             and choice.index >= 0
+            and (delta.content is None or delta.content.__class__ is str)
             and not (calls and _ARGUMENTS_OBJECT.search(payload))
         ):
             return Chunk(CHUNK, payload, 1, (), None)
     return _examine_slowly(payload, event)
-
-
-def _says_something(delta: _Delta) -> bool:
-    return bool(
-        delta.content
-        or delta.reasoning_content
-        or delta.reasoning
-        or delta.tool_calls
-        or delta.refusal
-        or delta.function_call
-    )
 
 
 # --- the first and the last chunks of a stream, and those of unusual form ---------------------------------------------
@@ -156,44 +146,45 @@ def _choices(value: object) -> list[Json]:
 
 
 def _choice(choice: Json) -> Json:
-    delta, message, text = choice.get("delta"), choice.get("message"), choice.get("text")
-    if not isinstance(delta, dict) or (not delta and isinstance(message, dict)):
-        # A whole message, as in an answer that is no stream; or the text of the older completions.
-        delta = message if isinstance(message, dict) else {"content": text} if isinstance(text, str) else {}
-        choice = {**{key: value for key, value in choice.items() if key != "message"}, "delta": delta}
-    delta = cast(Json, delta)
-    if (with_text := _with_text_arguments(delta)) is not delta:
-        choice = {**choice, "delta": with_text}
+    given, message, text = choice.get("delta"), choice.get("message"), choice.get("text")
+    if isinstance(given, dict) and (given or not isinstance(message, dict)):
+        delta = cast(Json, given)
+    else:  # a whole message, as in an answer that is no stream; or the text of the older completions
+        delta = cast(Json, message) if isinstance(message, dict) else {"content": text} if isinstance(text, str) else {}
+        choice = {key: value for key, value in choice.items() if key != "message"}
+    delta = _delta(delta)
+    if delta is not given:
+        choice = {**choice, "delta": delta}
     if "index" in choice and not _is_index(choice["index"]):
         choice = {**choice, "index": _index(choice["index"])}
     return choice
 
 
-def _with_text_arguments(delta: Json) -> Json:
-    """A delta whose calls have their arguments as text, which readers join, also if an upstream sent them as JSON."""
-    calls = delta.get("tool_calls")
+def _delta(delta: Json) -> Json:
+    """A delta whose content is text or a list of parts, and whose calls have their arguments as text: readers join
+    them. The same object if it is like that."""
+    content, calls = delta.get("content"), delta.get("tool_calls")
+    if isinstance(content, dict):
+        delta = {**delta, "content": [content]}
+    elif not isinstance(content, str | list | None):
+        delta = {**delta, "content": _encode(content).decode()}
     if isinstance(calls, list):
-        changed = [_call(call) for call in cast("list[object]", calls)]
-        if list(map(id, changed)) != list(map(id, cast("list[object]", calls))):
+        given = cast("list[object]", calls)
+        changed = [_with_function(call, "function") for call in given]
+        if list(map(id, changed)) != list(map(id, given)):
             delta = {**delta, "tool_calls": changed}
-    function = _function(delta.get("function_call"))
-    return delta if function is delta.get("function_call") else {**delta, "function_call": function}
+    return cast(Json, _with_function(delta, "function_call"))
 
 
-def _call(call: object) -> object:
-    if not isinstance(call, dict):
-        return call
-    fields = cast(Json, call)
-    function = _function(fields.get("function"))
-    return call if function is fields.get("function") else {**fields, "function": function}
-
-
-def _function(function: object) -> object:
-    if not isinstance(function, dict):
-        return function
-    fields = cast(Json, function)
-    arguments = fields.get("arguments")
-    return {**fields, "arguments": _encode(arguments).decode()} if isinstance(arguments, dict | list) else function
+def _with_function(holder: object, name: str) -> object:
+    """What has a function under this name, with the arguments of that as text."""
+    fields = cast(Json, holder) if isinstance(holder, dict) else {}
+    function = fields.get(name)
+    arguments: object = cast(Json, function).get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, dict | list):
+        return cast(object, holder)
+    text = _encode(cast(object, arguments)).decode()
+    return {**fields, name: {**cast(Json, function), "arguments": text}}
 
 
 def _is_index(value: object) -> bool:

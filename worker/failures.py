@@ -103,17 +103,20 @@ def broken(*, begun: bool) -> UpstreamError:
 def _details(body: object, api_key: str | None) -> tuple[str, str | None, str | None, str | None]:
     """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. None of
     them holds our key, and the code, which is logged, is a name: a sentence may quote the prompt."""
-    if isinstance(body, list):  # Gemini's
-        body = next((one for one in cast("list[object]", body) if isinstance(one, dict)), "")
-    fields = cast(Json, body) if isinstance(body, dict) else {}
-    error = fields.get("error") or fields.get("errors") or body
+    fields = _first(body)
+    error: object = fields.get("error") or fields.get("errors") or body
     message = _clean(_words(error) or _words(body), api_key) or ""
-    if isinstance(error, list):
-        error = next((one for one in cast("list[object]", error) if isinstance(one, dict)), None)
-    fields = cast(Json, error) if isinstance(error, dict) else {}
+    fields = _first(error)
     kind, param = (_clean(fields.get(name), api_key) for name in ("type", "param"))
     codes = [_clean(fields.get(name), api_key) for name in ("code", "error_code", "status", "status_code")]
     return message, kind, param, next((code for code in codes if code and _is_name(code)), None)
+
+
+def _first(value: object) -> Json:
+    """The value if it is an object, the first object of a list, as Gemini sends its errors, else an empty one."""
+    listed: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+    objects = [cast(Json, one) for one in listed if isinstance(one, dict)]
+    return objects[0] if objects else {}
 
 
 def _is_name(code: str) -> bool:

@@ -157,6 +157,7 @@ class Sdk:
 
 CLASSES = {
     400: "BadRequestError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     409: "ConflictError",
     422: "UnprocessableEntityError",

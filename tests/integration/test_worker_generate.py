@@ -147,7 +147,7 @@ async def test_done_without_a_finish_reason_is_completed_and_counted(
         ("fault=bad-utf8", "bad_upstream_response", 5),
         ("fault=bad-utf8-content", "bad_upstream_response", 5),
         ("fault=nan", "bad_upstream_response", 5),
-        ("fault=huge-line", "bad_upstream_response", 5),
+        ("fault=huge-line", "output_too_large", 5),
         ("fault=stall", "upstream_timeout", 5),
         ("fault=comments", "upstream_timeout", 5),
         ("fault=mute", "upstream_timeout", 0),

@@ -71,11 +71,11 @@ async def play(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse
     response = web.StreamResponse(status=reply.status, headers=headers)
     wire = await _open(request, response, ask, call)
     for part in reply.parts:
-        if isinstance(part, float):
-            await asyncio.sleep(part)
-        else:
+        if isinstance(part, bytes):
             await wire.write(part)
             await asyncio.sleep(PIECE)
+        else:
+            await asyncio.sleep(part)
     match reply.end:
         case "cut" | "reset":
             await wire.break_off(b"", reset=reply.end == "reset")
