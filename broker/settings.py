@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     max_output: int = Field(
         8 * 1024 * 1024,
         ge=1024,
-        description="Bytes of one attempt's chunks; beyond it: `output_too_large`",
+        description="Bytes of one attempt's chunks, and of one event of an upstream; above it: `output_too_large`",
     )
     heartbeat: float = Field(15, gt=0, description="Comment on an event stream")
     send_timeout: float = Field(
