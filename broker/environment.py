@@ -49,6 +49,11 @@ def read_file_of(name: str) -> str | None:
     return value
 
 
+def is_utf8(value: str) -> bool:
+    """Whether a variable's bytes were text: Python keeps others as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def environment(*without: str, **variables: str) -> dict[str, str]:
     """The environment for a child process: this one's, `without` some names and with some variables set, whether or
     not they were in files here."""

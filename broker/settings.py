@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from broker.address import parse_address
 from broker.complaints import complaints
-from broker.environment import misspelled, read_file_of
+from broker.environment import is_utf8, misspelled, read_file_of
 from broker.errors import Misconfigured, ModelNotFound
 from broker.requests import MAX_TTL_SECONDS
 from broker.tenants import tenants_of
@@ -201,6 +201,13 @@ class Settings(BaseSettings):
     def _check_directory(cls, value: str | None) -> str | None:
         if value is not None and not (os.path.isdir(value) and os.access(value, os.R_OK | os.W_OK | os.X_OK)):
             raise ValueError("is not a directory that can be written to")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError("is not valid UTF-8")
         return value
 
     @field_validator("*")

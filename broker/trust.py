@@ -34,12 +34,14 @@ def tls_failure(error: BaseException, whose: str) -> str | None:
     """What a failure of TLS among the causes of an error means, as a sentence without its full stop; None if there is
     none. `whose`: "the upstream"."""
     for cause in causes(error):
+        reason = getattr(cause, "reason", None)  # aiohttp's exceptions of these classes have none: their cause has
+        if not isinstance(cause, ssl.SSLError) or not reason:
+            continue
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"{whose}'s certificate is not trusted: {cause.verify_message.rstrip('.')}"
-        if isinstance(cause, ssl.SSLError):
-            if cause.reason in _NO_TLS:
-                return f"{whose} does not speak TLS (https://) but something else"
-            return f"TLS with {whose} failed: {(cause.reason or 'unknown').lower().replace('_', ' ')}"
+        if reason in _NO_TLS:
+            return f"{whose} does not speak TLS (https://) but something else"
+        return f"TLS with {whose} failed: {reason.lower().replace('_', ' ')}"
     return None
 
 

@@ -209,7 +209,7 @@ def decode_upstreams(text: str) -> object:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"no JSON: {error.msg} at {place}") from None
     except RecursionError:
-        raise ValueError("no JSON that can be read: it is nested too deeply") from None
+        raise ValueError("is nested too deeply") from None
     if not isinstance(value, list):
         raise ValueError('must be a list of objects: [{"name": …, "base_url": …}]')
     return cast(object, value)

@@ -36,7 +36,11 @@ class ModelLists:
     async def _keep(self, upstream: Upstream) -> None:
         """One upstream's list, however slow the others are."""
         while True:
-            published = await self._publish(upstream)
+            try:
+                published = await self._publish(upstream)
+            except Exception:  # the worker does its work without a list
+                log.exception("the list of models from upstream %s", upstream.name)
+                published = False
             await asyncio.sleep(REFRESH if published else AGAIN)
 
     async def _publish(self, upstream: Upstream) -> bool:

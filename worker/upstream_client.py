@@ -164,8 +164,8 @@ async def read_models(client: openai.AsyncOpenAI) -> list[str]:
         raise UpstreamError("upstream_unreachable", why) from None
 
 
-async def _read_list(client: openai.AsyncOpenAI) -> bytes:
-    body = b""
+async def _read_list(client: openai.AsyncOpenAI) -> bytearray:
+    body = bytearray()
     async with client.models.with_streaming_response.list(extra_headers={"Accept": "application/json"}) as response:
         async for part in response.iter_bytes():
             body += part
