@@ -18,9 +18,9 @@ from api.server import Server, config_for, listen
 from broker.checks import Watch
 from broker.connection import without_password
 from broker.errors import Misconfigured
-from broker.process import prepare
+from broker.process import prepare, refuse
 from broker.service import connect
-from broker.settings import Settings, load
+from broker.settings import Settings, load_for_process, unknown_variables
 from broker.tasks import cancelled
 from broker.telemetry import configure_logging
 from broker.trace import configure_tracing
@@ -85,8 +85,10 @@ def main() -> int:
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # one of several: the one it is to listen on
     arguments = parser.parse_args()
     try:
-        settings = load(Settings)
+        settings = load_for_process()
         configure_logging(settings.log)
+        for remark in unknown_variables().values():
+            logger.warning("%s", remark)
         check_open(settings)
         count = settings.processes if arguments.processes is None else arguments.processes
         if count < 1:
@@ -101,8 +103,7 @@ def main() -> int:
         finally:
             send_traces()
     except Misconfigured as error:
-        sys.stderr.write(f"tokencast api: {error}\n")
-        return 2
+        return refuse("tokencast api", error)
     except KeyboardInterrupt:
         pass
     return 0

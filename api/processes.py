@@ -19,10 +19,10 @@ from contextlib import suppress
 
 from api.server import listen
 from broker.embedded import tethered
-from broker.process import python_module
-from broker.settings import Settings, environment
+from broker.environment import environment
+from broker.process import MISCONFIGURED, python_module
+from broker.settings import Settings, unknown_variables
 
-MISCONFIGURED = 2
 SETTLED = 10.0  # seconds: who lived longer than that starts again at once
 LONGEST_PAUSE = 10.0
 logger = logging.getLogger("tokencast.api")
@@ -54,7 +54,7 @@ class Supervisor:
 
     def __init__(self, sockets: list[socket.socket], metrics_dir: str) -> None:
         self._sockets = sockets
-        self._environment = environment(TOKENCAST_METRICS_DIR=metrics_dir)
+        self._environment = environment(*unknown_variables(), TOKENCAST_METRICS_DIR=metrics_dir)  # told already
         self._running: dict[int, Process] = {}
         self._stopping = asyncio.Event()
         self._failed = 0

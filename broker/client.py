@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 import httpx2
 
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.gateway_connection import Unreachable, open_http, unreachable
 from broker.settings import ClientSettings
 
 Json = dict[str, Any]
@@ -24,12 +25,6 @@ _SILENCE = 60.0  # seconds; a gateway sends a comment every 15, so by then the c
 _GIVE_UP = 120.0  # seconds without a word from a gateway that was there before
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 5.0
-
-
-class Unreachable(BrokerError):
-    """No gateway answers."""
-
-    code = "unreachable"
 
 
 class Refused(BrokerError):
@@ -57,10 +52,7 @@ class Client:
         self.url = settings.url.rstrip("/")
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
         timeout = httpx2.Timeout(within) if within else httpx2.Timeout(10.0, read=_SILENCE)
-        try:
-            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise Unreachable(f"TOKENCAST_URL: {error}") from None
+        self._http = open_http(self.url, headers, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -156,11 +148,11 @@ class Client:
                     yield received
                 if pause.ended:
                     return
-            except httpx2.SSEError:
+            except (httpx2.SSEError, httpx2.DecodingError):
                 raise Refused(f"What answers at {self.url} is not Tokencast.") from None
             except httpx2.TransportError as error:
                 if not pause.connected:
-                    raise self._unreachable(error) from None
+                    raise unreachable(error, self.url) from None
                 if not pause.lost:
                     notice("connection lost, reconnecting")
             pause.wait(progress=last_id != began)
@@ -192,7 +184,11 @@ class Client:
         try:
             response = request()
         except httpx2.TransportError as error:
-            raise self._unreachable(error) from None
+            raise unreachable(error, self.url) from None
+        except httpx2.RequestError:  # a body that is not encoded as its headers say
+            raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+        except UnicodeError:
+            raise Refused("The request holds characters that cannot be sent.") from None
         if response.status_code >= 400:
             raise _refusal(response, self.url)
         return response
@@ -203,11 +199,6 @@ class Client:
             return cast(Json, response.json())
         except ValueError:
             raise Refused(f"What answers at {self.url} is not Tokencast.") from None
-
-    def _unreachable(self, error: httpx2.TransportError) -> Unreachable:
-        if isinstance(error, httpx2.ConnectError):
-            return Unreachable(f"no gateway at {self.url}: is `tokencast api` or `make run` running?")
-        return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
 
 
 class _Pause:

@@ -27,9 +27,10 @@ from broker import keys
 from broker.checks import mark_embedded
 from broker.connection import Redis, connect_redis, without_password
 from broker.embedded import EmbeddedRedis, free_port, tethered
+from broker.environment import environment
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.process import python_module
-from broker.settings import SIMULATED_KEY, ClientSettings, Settings, environment, load
+from broker.settings import SIMULATED_KEY, ClientSettings, Settings, load, load_for_process, unknown_variables
 
 SIMULATED_MODEL = "gabforge-coder"
 _SIMULATED_MODELS = f"{SIMULATED_MODEL},sim,sim-*"
@@ -42,7 +43,10 @@ _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a gateway th
 
 def run() -> int:
     """Returns the exit code. Misconfigured where the environment does not allow a start; then nothing runs."""
-    settings = load(Settings)
+    settings = load_for_process()
+    load(ClientSettings)  # its key is needed once everything runs
+    for remark in unknown_variables().values():
+        click.echo(f"tokencast: {remark}", err=True)
     simulated = not (settings.openai_api_key or settings.openai_base_url or settings.upstreams)
     if not simulated:
         _check_upstream_keys(settings)
@@ -210,14 +214,14 @@ async def _start(
     if simulated:
         port = free_port()
         command = python_module("worker.upstream_sim", "--port", str(port))
-        await processes.start("simulated upstream", command, environment(**variables))
+        await processes.start("simulated upstream", command, environment(*unknown_variables(), **variables))
         variables |= {
             "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",
             "OPENAI_API_KEY": SIMULATED_KEY,
             "TOKENCAST_MODELS": _SIMULATED_MODELS,
         }
         awaited.append(f"http://127.0.0.1:{port}/healthz")
-    env = environment(**variables)
+    env = environment(*unknown_variables(), **variables)
     pid = await processes.start("worker", python_module("worker"), env, terminations=2)
     await processes.start("gateway", python_module("api"), env)
     await _registered(redis, pid)
@@ -248,7 +252,7 @@ async def _announce(settings: Settings, http: httpx2.AsyncClient, url: str, simu
         upstream = "SIMULATED: no OPENAI_API_KEY, no OPENAI_BASE_URL, so every answer is made up"
     else:
         model = await _model(settings, http, url)
-        upstream = ", ".join(without_password(each.base_url) for each in settings.all_upstreams())
+        upstream = ", ".join(each.base_url for each in settings.all_upstreams())
     embedded = "redis_url" not in settings.model_fields_set
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Tell me a story."}]}
     key = '-H "Authorization: Bearer $TOKENCAST_API_KEY" ' if settings.api_keys else ""
@@ -279,11 +283,8 @@ async def _model(settings: Settings, http: httpx2.AsyncClient, url: str) -> str:
 
 def _check_upstream_keys(settings: Settings) -> None:
     for upstream in settings.all_upstreams():
-        if not upstream.api_key:
-            raise Misconfigured(
-                f"{upstream.api_key_env} is not set, and {without_password(upstream.base_url)} is to be asked with it "
-                "(any text does for a server that wants no key)."
-            )
+        if not upstream.usable:
+            raise Misconfigured(f"{' and '.join(upstream.missing)} is not set, and {upstream.base_url} needs it.")
 
 
 def _check_port(settings: Settings) -> int:

@@ -8,6 +8,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from broker.errors import Misconfigured
+
+MISCONFIGURED = 2  # exit status
+
 
 def prepare(log: logging.Logger, files: int) -> None:
     """As many sockets as the system lets us have, and a collector that is not at it all the time, nor walks what was
@@ -28,6 +32,13 @@ def prepare(log: logging.Logger, files: int) -> None:
             log.warning("only %d files may be open at once (ulimit -n), %d would be good", soft, files)
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def refuse(program: str, error: Misconfigured) -> int:
+    """Report on stderr, in one line, why a program cannot start; the exit status."""
+    line = "".join(c if c.isprintable() else " " for c in str(error))
+    sys.stderr.write(f"{program}: {line}\n")
+    return MISCONFIGURED
 
 
 def open_files() -> int:

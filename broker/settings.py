@@ -6,22 +6,33 @@ also stand in a file named by `<NAME>_FILE`.
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker.address import parse_address
+from broker.complaints import complaints
+from broker.environment import is_utf8, misspelled, read_file_of
 from broker.errors import Misconfigured, ModelNotFound
 from broker.requests import MAX_TTL_SECONDS
+from broker.tenants import tenants_of
+from broker.upstreams import (
+    Upstream,
+    UpstreamSettings,
+    check_base_url,
+    check_key,
+    check_names,
+    decode_upstreams,
+    default_upstream,
+    upstream_of,
+)
+from broker.urls import check_http_url
 
 SECRETS = (
     "REDIS_URL",
@@ -33,39 +44,8 @@ SECRETS = (
 )
 SIMULATED_KEY = "simulated"
 """The API key that marks the simulated upstream, so that a worker can say what it talks to."""
-
-
-class UpstreamSettings(BaseModel):
-    """One entry of TOKENCAST_UPSTREAMS."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    base_url: str
-    api_key_env: str = "OPENAI_API_KEY"
-    models: tuple[str, ...] = ("*",)
-    usage: bool = True
-    """Whether the upstream knows `stream_options.include_usage`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """An OpenAI-compatible server, and the models it is asked for (shell patterns)."""
-
-    name: str
-    base_url: str
-    models: tuple[str, ...]
-    usage: bool
-    api_key_env: str
-    api_key: str | None = dataclasses.field(repr=False)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """Those of the patterns that are a name."""
-        return tuple(model for model in self.models if not set(model) & set("*?["))
-
-    def serves(self, model: str) -> bool:
-        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+_MOST = 2.0**53
+_LONGEST = 2.0**31  # seconds
 
 
 class Settings(BaseSettings):
@@ -89,8 +69,10 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), description="Models of that upstream, comma-separated patterns"
     )
-    upstreams: tuple[UpstreamSettings, ...] = Field(
-        (), description='Several upstreams instead, JSON: `[{"name", "base_url", "api_key_env", "models", "usage"}]`'
+    upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
+        (),
+        description="Several upstreams instead, JSON: "
+        '`[{"name", "base_url", "api_key_env", "models", "usage", "headers"}]`',
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="Address the gateway binds to")
     port: int = Field(
@@ -148,7 +130,9 @@ class Settings(BaseSettings):
     worker_drain: float = Field(
         300, ge=0, description="The worker's; what still runs then, or at a second signal, is handed over"
     )
-    processes: int = Field(1, ge=1, description="Gateway processes on one port; what is set per gateway is per process")
+    processes: int = Field(
+        1, ge=1, le=1024, description="Gateway processes on one port; what is set per gateway is per process"
+    )
     cache_bytes: int = Field(
         256 * 1024 * 1024, ge=1024 * 1024, description="Framed bytes a gateway keeps of recently read logs"
     )
@@ -171,6 +155,34 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("openai_base_url")
+    @classmethod
+    def _check_base_url(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        return None if value is None else check_key(value)
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, value: str | None) -> str | None:
+        """A file's content loses the white space around it, so the same secret in a variable would be another one."""
+        if value is not None and (value != value.strip() or not value.isprintable()):
+            raise ValueError("holds a line break or another control character, or white space around it")
+        return value
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _decode_upstreams(cls, value: object) -> object:
+        return decode_upstreams(value) if isinstance(value, str) else value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _check_upstreams(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+        return check_names(value)
+
     @field_validator("models", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object, info: ValidationInfo) -> object:
@@ -180,24 +192,44 @@ class Settings(BaseSettings):
         parts = tuple(part.strip() for part in value.replace("\n", ",").split(",") if part.strip())
         if not parts and info.field_name == "api_keys":
             raise ValueError("names no key; unset it to serve everybody")
+        if not parts and info.field_name == "models":
+            raise ValueError("names no model; unset it for all models")
         return parts
+
+    @field_validator("metrics_dir")
+    @classmethod
+    def _check_directory(cls, value: str | None) -> str | None:
+        if value is not None and not (os.path.isdir(value) and os.access(value, os.R_OK | os.W_OK | os.X_OK)):
+            raise ValueError("is not a directory that can be written to")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError("is not valid UTF-8")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _check_number(cls, value: object) -> object:
+        """Infinity and numbers that no timer and no counter takes."""
+        most = _LONGEST if isinstance(value, float) else _MOST
+        if isinstance(value, int | float) and value > most:
+            raise ValueError(f"must be at most {most:.0f}")
+        return value
 
     @property
     def logs_url(self) -> str:
         return self.streams_url or self.redis_url
 
-    @property
+    @cached_property
     def tenants(self) -> dict[str, str]:
-        """SHA-256 of each key (hex) → its tenant. Misconfigured where an entry is not `tenant:sha256`."""
-        tenants: dict[str, str] = {}
-        for entry in self.api_keys:
-            tenant, _, digest = entry.partition(":")
-            if not is_tenant(tenant) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-                raise Misconfigured(
-                    "TOKENCAST_API_KEYS holds `tenant:sha256-of-key`, comma-separated; a tenant is letters and digits."
-                )
-            tenants[digest] = tenant
-        return tenants
+        """SHA-256 of each key (hex) → its tenant. Misconfigured if an entry is not `tenant:sha256`."""
+        try:
+            return tenants_of(self.api_keys)
+        except ValueError as error:
+            raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
 
     def all_upstreams(self) -> tuple[Upstream, ...]:
         """In the order in which a model is looked up. Read once: a request's path goes through here."""
@@ -206,12 +238,8 @@ class Settings(BaseSettings):
     @cached_property
     def _all_upstreams(self) -> tuple[Upstream, ...]:
         if self.upstreams:
-            return tuple(
-                Upstream(u.name, u.base_url, u.models, u.usage, u.api_key_env, read_variable(u.api_key_env))
-                for u in self.upstreams
-            )
-        base_url = self.openai_base_url or "https://api.openai.com/v1"
-        return (Upstream("default", base_url, self.models, True, "OPENAI_API_KEY", self.openai_api_key),)
+            return tuple(map(upstream_of, self.upstreams))
+        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models),)
 
     def upstream_for(self, model: str) -> Upstream:
         for upstream in self.all_upstreams():
@@ -248,6 +276,21 @@ class ClientSettings(BaseSettings):
     url: str = Field("http://127.0.0.1:8000", description="The gateway that the client commands talk to")
     api_key: str | None = Field(None, repr=False, description="The key they present")
 
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            return check_http_url(value, example="http://127.0.0.1:8000")
+        except ValueError as error:
+            hint = "; no password is taken, percent-encoded or not: the key belongs in TOKENCAST_API_KEY"
+            hint = hint if "@" in value else ""
+            raise ValueError(f"{error}{hint}") from None
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        return None if value is None else check_key(value)
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
@@ -260,7 +303,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = variable_of(field_name, field)
-        return (_from_file(name) if name in SECRETS else None), field_name, False
+        return (read_file_of(name) if name in SECRETS else None), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -271,34 +314,29 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return found
 
 
-def is_tenant(name: str) -> bool:
-    return name.isalnum()
-
-
 AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
 
 
 def load(kind: type[AnySettings]) -> AnySettings:
-    """Reads the environment. Misconfigured names the variables that are wrong, without their values."""
+    """Reads the environment. Misconfigured names the variables that are wrong, in one line and without their values."""
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        lines = [
-            f"{_variable(kind, str(wrong['loc'][0]))}: {wrong['msg'].removeprefix('Value error, ')}"
-            for wrong in error.errors()
-        ]
-        raise Misconfigured("; ".join(lines)) from None
+        fields = kind.model_fields
+        names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
+        raise Misconfigured("; ".join(complaints(names, error.errors()))) from None
 
 
-def read_variable(name: str) -> str | None:
-    """A variable that another one names (`api_key_env`), or its file."""
-    return _from_file(name) or os.environ.get(name)
+def load_for_process() -> Settings:
+    """The settings of a gateway or a worker, with what else would only be read when it is first needed."""
+    settings = load(Settings)
+    _ = settings.tenants, settings.all_upstreams()
+    return settings
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """This process's environment with some variables set, whatever stood in their files: for a child process."""
-    kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in variables}
-    return {**kept, **variables}
+def unknown_variables() -> dict[str, str]:
+    """Variables that nothing reads although their names begin as Tokencast's do: name → one line about it."""
+    return misspelled([name for name, _, _ in variables()], SECRETS)
 
 
 def variables() -> Iterator[tuple[str, str, str]]:
@@ -312,32 +350,9 @@ def variable_of(field_name: str, field: FieldInfo) -> str:
     return str(field.validation_alias or f"TOKENCAST_{field_name.upper()}")
 
 
-def _variable(kind: type[BaseSettings], location: str) -> str:
-    field = kind.model_fields.get(location)
-    return variable_of(location, field) if field else location
-
-
 def _shown(default: object) -> str:
     if default is None or default == ():
         return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return str(int(default) if isinstance(default, bool) else default)
-
-
-def _from_file(name: str) -> str | None:
-    """An empty file is a mistake: without keys everybody would be served."""
-    path = os.environ.get(f"{name}_FILE")
-    if not path:
-        return None
-    if os.environ.get(name):
-        raise Misconfigured(f"{name} and {name}_FILE are both set; unset one of them.")
-    try:
-        value = Path(path).read_text("utf-8").strip()
-    except OSError as error:
-        raise Misconfigured(f"{name}_FILE: {error.strerror}: {path}") from None
-    except UnicodeDecodeError:
-        raise Misconfigured(f"{name}_FILE: no UTF-8 text: {path}") from None
-    if not value:
-        raise Misconfigured(f"{name}_FILE: empty: {path}")
-    return value

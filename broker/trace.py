@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from broker.settings import read_variable
+from broker.environment import read_variable
 from broker.version import __version__
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import sys
 
 from broker.connection import connect_redis
 from broker.errors import BrokerError, Misconfigured
-from broker.process import prepare
-from broker.settings import Settings, load
+from broker.process import prepare, refuse
+from broker.settings import Settings, load_for_process, unknown_variables
 from broker.telemetry import configure_logging
 from broker.trace import configure_tracing
 from worker.presence import present_here
@@ -25,18 +25,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 0 if a worker of this host is alive, else 1")
     check: bool = parser.parse_args().check
     try:
-        settings = load(Settings)
+        settings = load_for_process()
         configure_logging(settings.log)
         return asyncio.run(_check(settings)) if check else _work(settings)
     except Misconfigured as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 2
+        return refuse("tokencast worker", error)
 
 
 def _work(settings: Settings) -> int:
     # Here, because the SDK takes a second to import and health checks are many.
     from worker import process
 
+    for remark in unknown_variables().values():
+        process.log.warning("%s", remark)
     process.check_upstreams(settings)
     prepare(process.log, files=4 * settings.slots + 200)  # each slot has a connection to the upstream, some to Redis
     send_traces = configure_tracing("tokencast-worker")

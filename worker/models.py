@@ -16,6 +16,7 @@ from worker.upstream import Upstreams
 
 REFRESH = 600.0  # seconds
 AGAIN = 60.0  # seconds, where an upstream did not answer
+MOST = 1000  # models of one upstream that gateways list
 log = logging.getLogger("tokencast.worker")
 
 
@@ -25,18 +26,43 @@ class ModelLists:
     def __init__(self, redis: Redis, upstreams: Upstreams) -> None:
         self._redis = redis
         self._upstreams = upstreams
+        self._told: dict[str, str] = {}
+        """By upstream: why there is no list, as it was logged last."""
 
     async def run(self) -> None:
+        await asyncio.gather(*map(self._keep, self._upstreams.by_pattern()))
+        await asyncio.Event().wait()
+
+    async def _keep(self, upstream: Upstream) -> None:
+        """One upstream's list, however slow the others are."""
         while True:
-            outcomes = [await self._publish(upstream) for upstream in self._upstreams.by_pattern()]
-            await asyncio.sleep(REFRESH if all(outcomes) else AGAIN)
+            try:
+                published = await self._publish(upstream)
+            except Exception:  # the worker does its work without a list
+                log.exception("the list of models from upstream %s", upstream.name)
+                published = False
+            await asyncio.sleep(REFRESH if published else AGAIN)
 
     async def _publish(self, upstream: Upstream) -> bool:
         try:
             models = await self._upstreams.models(upstream)
-            names = msgspec.json.encode([model for model in models if upstream.serves(model)])
+        except UpstreamError as error:
+            self._tell(upstream, error.message)
+            return False
+        self._tell(upstream, "")
+        names = msgspec.json.encode([model for model in models if upstream.serves(model)][:MOST])
+        try:
             await self._redis.pipeline([("HSET", keys.MODELS, upstream.name, names), ("EXPIRE", keys.MODELS, 86_400)])
-        except (UpstreamError, StorageUnavailable) as error:
-            log.debug("no list of models from %s: %s", upstream.name, error.code)
+        except StorageUnavailable:  # which others log
             return False
         return True
+
+    def _tell(self, upstream: Upstream, why: str) -> None:
+        """Once per change."""
+        if why == self._told.get(upstream.name, ""):
+            return
+        self._told[upstream.name] = why
+        if why:
+            log.warning("no list of models from upstream %s at %s: %s", upstream.name, upstream.base_url, why)
+        else:
+            log.info("upstream %s lists its models again", upstream.name)

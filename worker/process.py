@@ -24,23 +24,32 @@ from worker.models import ModelLists
 from worker.presence import Presence
 from worker.running import Running
 from worker.upstream import Upstreams
+from worker.upstream_client import check_client
 
 FAREWELL = 2.0  # seconds for the presence keys, where Redis is away
 log = logging.getLogger("tokencast.worker")
 
 
 def check_upstreams(settings: Settings) -> None:
-    """Misconfigured where no upstream has a key; says so where one has none, or is simulated."""
+    """Misconfigured if no upstream can be asked; warns of one that cannot, has no key, or is simulated."""
     upstreams = settings.all_upstreams()
-    missing = sorted({upstream.api_key_env for upstream in upstreams if not upstream.api_key})
-    if all(upstream.api_key_env in missing for upstream in upstreams):
+    if not any(upstream.usable for upstream in upstreams):
+        missing = sorted({name for upstream in upstreams for name in upstream.missing})
         raise Misconfigured(
-            f"{' and '.join(missing)} is not set: the worker needs the upstream's key. "
-            "`tokencast dev` runs without one, on a simulated upstream."
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the worker needs the upstream's "
+            "key. `tokencast dev` runs without one, on a simulated upstream."
         )
+    check_client(upstreams)
     for upstream in upstreams:
-        if not upstream.api_key:
-            log.warning("upstream %s cannot be used: %s is not set", upstream.name, upstream.api_key_env)
+        if not upstream.usable:
+            log.warning("upstream %s cannot be used: %s is not set", upstream.name, " and ".join(upstream.missing))
+        elif not upstream.api_key and upstream.api_key_env:
+            log.warning(
+                "upstream %s at %s is asked without a key: %s is not set",
+                upstream.name,
+                upstream.base_url,
+                upstream.api_key_env,
+            )
         elif upstream.api_key == SIMULATED_KEY:
             log.warning("upstream %s at %s is SIMULATED: no model is called", upstream.name, upstream.base_url)
 

@@ -7,29 +7,25 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
-import aiohttp
 import httpx2
 import openai
 from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
 
 from broker.errors import ModelNotFound
 from broker.settings import Settings, Upstream
+from broker.trust import causes
 from worker.chunks import Chunk
 from worker.failures import UpstreamError, answered, broken
 from worker.reply import Reply, wrong_type
+from worker.upstream_client import FAMILIES, connection_failure, new_client, read_models
 
 Json = dict[str, Any]
 
-# At the open the SDK raises its own types. In mid-stream, and while it reads an error's body, the transport's come
-# through: httpx2's, and through the aiohttp transport unmapped aiohttp ones too. ValueError: what SDK and
-# transport make of a body that is not what its headers say.
-FAMILIES = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
 PAGES = frozenset({"text/html", "application/xhtml+xml"})
-ERROR_BODY = 64 * 1024  # bytes of an error's body that are read; the SDK would take all of it
 PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
 AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
 
@@ -45,7 +41,7 @@ class Upstreams:
 
     async def __aenter__(self) -> Upstreams:
         for upstream in self._upstreams:
-            self._clients[upstream.name] = _client(upstream, self._settings.slots)
+            self._clients[upstream.name] = new_client(upstream, self._settings.slots)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -76,24 +72,21 @@ class Upstreams:
             raise UpstreamError("upstream_timeout", silence.complaint) from None
 
     def by_pattern(self) -> list[Upstream]:
-        """Those that have a key, and whose models are not all named."""
+        """Those that can be asked, and whose models are not all named."""
         return [
-            upstream for upstream in self._upstreams if upstream.api_key and len(upstream.named) < len(upstream.models)
+            upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
         ]
 
     async def models(self, upstream: Upstream) -> list[str]:
-        """What the upstream says it has. UpstreamError."""
-        try:
-            return [model.id for model in (await self._clients[upstream.name].models.list()).data]
-        except (*FAMILIES, AttributeError, TypeError) as error:  # the SDK takes whatever JSON for a list
-            raise _classified(error, upstream.api_key) from error
+        """The names of the models that the upstream lists. UpstreamError, whose message is in our own words."""
+        return await read_models(self._clients[upstream.name])
 
     def _upstream(self, model: str) -> Upstream:
         for upstream in self._upstreams:
             if upstream.serves(model):
-                if upstream.api_key:
+                if upstream.usable:
                     return upstream
-                raise UpstreamError("upstream_auth", f"{upstream.api_key_env} is not set at the worker.")
+                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set at the worker.")
         raise UpstreamError(
             ModelNotFound.code, "No upstream of this worker serves the model.", status=404, param="model"
         )
@@ -254,51 +247,6 @@ class Silence:
         self._timer = self._loop.call_at(min(self._due, now + self._idle), self._check)
 
 
-def _client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
-    connections = slots + max(1, slots // 10)
-    # aiohttp has no write timeout (30 s where a transport has one): the first-token timer covers the sending too.
-    timeout = httpx2.Timeout(connect=5.0, read=None, write=30.0, pool=10.0)
-    http_client = openai.DefaultAioHttpClient(
-        timeout=timeout,
-        # Idle connections go before a server's usual 5 s do: a request on a closing one fails.
-        limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=4.0),
-        follow_redirects=False,
-        trust_env=False,
-        event_hooks={"response": [_bound_error]},
-    )
-    return openai.AsyncOpenAI(
-        api_key=upstream.api_key or "",
-        base_url=upstream.base_url,
-        max_retries=0,
-        timeout=timeout,
-        http_client=http_client,
-        default_headers={"Accept-Encoding": "identity", "Accept": "text/event-stream"},
-    )
-
-
-async def _bound_error(response: httpx2.Response) -> None:
-    if response.status_code >= 300:
-        response.stream = _Head(response.stream)
-
-
-class _Head(httpx2.AsyncByteStream):
-    """The first ERROR_BODY bytes of a response, as if there were no more."""
-
-    def __init__(self, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream) -> None:
-        self._stream = cast(httpx2.AsyncByteStream, stream)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = ERROR_BODY
-        async for part in self._stream:
-            yield part[:left]
-            left -= len(part)
-            if left <= 0:
-                return
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
 def _with_usage(body: Json) -> Json:
     return {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
 
@@ -324,14 +272,13 @@ def _classified(error: BaseException, api_key: str | None) -> UpstreamError:
     """What went wrong before the stream began."""
     if isinstance(error, openai.APIStatusError):
         return answered(error.status_code, error.response.headers, error.body, api_key)
-    for cause in _causes(error):
-        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | httpx2.ConnectError):
-            return UpstreamError("upstream_unreachable", "The upstream cannot be reached.", retryable=True)
+    if failure := connection_failure(error):
+        return failure
     return _broken_off(error, begun=False)
 
 
 def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
-    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in _causes(error)) or (
+    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in causes(error)) or (
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
         return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
@@ -340,12 +287,6 @@ def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
 
 _UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)
 _CUT = (TransferEncodingError, ContentLengthError)
-
-
-def _causes(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 async def _drain(stream: UpstreamStream) -> None:

@@ -8,7 +8,7 @@ import secrets
 import click
 
 from broker.cli.shared import examples, json_line
-from broker.settings import is_tenant
+from broker.tenants import is_tenant
 
 
 @click.command("key", short_help="Make an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json"))

@@ -20,10 +20,11 @@ from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
 from broker.cli.complete import COMPLETE, completion
 from broker.cli.follow import follow, replay
 from broker.cli.shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.tables import one_line
 from broker.cli.top import top
+from broker.environment import read_variable
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.process import python_module
-from broker.settings import read_variable
 from broker.version import __version__
 
 _EPILOG = f"""\b
@@ -66,7 +67,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except BrokerError as error:
-        click.echo(f"tokencast: {error}", err=True)
+        click.echo(f"tokencast: {one_line(str(error))}", err=True)
         return NOT_FOUND if isinstance(error, GenerationNotFound | GenerationGone) else USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

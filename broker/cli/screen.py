@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from broker.cli.shared import TERMINATED
-from broker.settings import read_variable
+from broker.environment import read_variable
 
 # The other screen, no cursor, no wrapping: a line that a terminal finds wider than we did then ends at its edge.
 _TAKE = "\x1b[?1049h\x1b[?25l\x1b[?7l"

@@ -10,16 +10,21 @@ import sys
 import threading
 from typing import Any
 
+import click
+
 from broker.cli.printer import harmless
 from broker.client import Client
-from broker.settings import ClientSettings, load
+from broker.settings import ClientSettings, load, unknown_variables
 
 FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 130, 143
 
 
 def open_client() -> Client:
     """Of TOKENCAST_URL and TOKENCAST_API_KEY; a context manager."""
-    return Client(load(ClientSettings))
+    client = Client(load(ClientSettings))
+    for remark in unknown_variables().values():
+        click.echo(f"tokencast: {remark}", err=True)
+    return client
 
 
 def json_line(value: Any) -> str:

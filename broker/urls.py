@@ -1,0 +1,52 @@
+"""URLs of HTTP servers, as settings: checked when they are read, so that a wrong one is named at the start."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE)
+
+
+def check_http_url(url: str, *, example: str) -> str:
+    """The URL as it is. ValueError says what is wrong with it, without quoting it: it may hold a password."""
+    if not url.isprintable() or " " in url:
+        raise ValueError("holds white space or a control character")
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        raise ValueError(f"must begin with http:// or https://, as in {example}")
+    if "#" in url or "?" in url:
+        raise ValueError("must have neither a query (`?`) nor a fragment (`#`)")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"is not a URL with a host and a port, as in {example}") from None
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user name or a password")
+    if not _is_host(parts) or port == 0:
+        raise ValueError(f"names no host or none that can be, as in {example}")
+    return url
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a checked URL is of a server on this machine."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _is_host(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    if "[" in parts.netloc:
+        return True  # urlsplit has checked that it is an IPv6 address
+    try:
+        labels = host.removesuffix(".").encode("idna").decode().split(".")
+    except UnicodeError:
+        return False
+    return all(len(label) < 64 and _NAME.fullmatch(label) for label in labels)
