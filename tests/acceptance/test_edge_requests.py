@@ -106,7 +106,8 @@ async def test_requests_in_one_packet_have_their_own_heads(api: Gateway) -> None
 
 
 @pytest.mark.parametrize(
-    "start", ["G", "GET /heal", "GET /healthz HTTP/1.1\r\nHost: x", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n", "\r\n"]
+    "start",
+    ["G", "GET /heal", "GET /healthz HTTP/1.1\r\nHost: x", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n", "\r\n"],
 )
 async def test_half_a_head_is_given_up(hasty: Gateway, start: str) -> None:
     async with peer(hasty) as client:
