@@ -48,8 +48,8 @@ async def still_reading(readers: list[Peer], writer: Writer) -> None:
 
 async def asked(api: Gateway, method: str, path: str, headers: str = "", body: bytes = b"") -> Answer:
     async with peer(api) as client:
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\nContent-Length: {len(body)}\r\n{headers}"
-        head += "Content-Type: application/json\r\n" * bool(body)
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\n{headers}"
+        head += f"Content-Length: {len(body)}\r\n" + "Content-Type: application/json\r\n" * bool(body)
         client.send(head.encode() + b"\r\n" + body)
         return await client.answer()
 
