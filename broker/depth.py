@@ -12,7 +12,7 @@ import re
 MAX_DEPTH = 100
 """Levels of arrays and objects. The deepest JSON Schema of a tool that OpenAI accepts has 10."""
 
-_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[{]|[\]}]', re.DOTALL)
 
 
 def is_too_deep(text: bytes) -> bool:
@@ -28,6 +28,8 @@ def is_too_deep(text: bytes) -> bool:
                     return True
             case 0x5D | 0x7D:
                 depth -= 1
+            case _ if not token[1]:  # a string without an end, so not JSON: as deep as its brackets could make it
+                return True
             case _:
                 pass
     return False

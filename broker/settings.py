@@ -20,6 +20,7 @@ from broker.address import parse_address
 from broker.complaints import complaints
 from broker.environment import is_utf8, misspelled, read_file_of
 from broker.errors import Misconfigured, ModelNotFound
+from broker.origins import normalize_host, normalize_origin
 from broker.requests import MAX_TTL_SECONDS
 from broker.tenants import tenants_of
 from broker.upstreams import (
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
     allow_open: bool = Field(False, description="1 = without keys bind to other addresses than loopback too")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins that browsers may call from"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names by which browsers reach a gateway without keys, such as "
+        "`tokencast.example` or `*.example`; localhost and `HOST` always are",
     )
     secret: str | None = Field(
         None, min_length=16, repr=False, description="Signs stream tokens; default a random one in the queue's Redis"
@@ -183,7 +189,7 @@ class Settings(BaseSettings):
     def _check_upstreams(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
         return check_names(value)
 
-    @field_validator("models", "api_keys", "cors_origins", mode="before")
+    @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object, info: ValidationInfo) -> object:
         """In a file, each may have a line of its own."""
@@ -218,6 +224,16 @@ class Settings(BaseSettings):
         if isinstance(value, int | float) and value > most:
             raise ValueError(f"must be at most {most:.0f}")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_origin, value))
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_host, value))
 
     @property
     def logs_url(self) -> str:
