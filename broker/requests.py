@@ -4,12 +4,12 @@ what is ours. Everything the upstream may know is passed on as it is."""
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
+from broker import pieces
 from broker.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -40,7 +40,7 @@ class CompletionRequest:
 def parse_json(body: bytes) -> Json:
     """The body as an object. InvalidRequest where it is not JSON (RFC 8259: no NaN), or not an object."""
     try:
-        value = msgspec.json.decode(body)
+        value = pieces.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
@@ -64,16 +64,17 @@ def parse_request(body: Json) -> CompletionRequest:
     if not 1 <= n <= 128:
         raise InvalidRequest("`n` must be between 1 and 128.", param="n")
     stream_options = cast(Json, _optional(body, "stream_options", dict, {}))
+    upstream = msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS})
     return CompletionRequest(
         model=model,
-        upstream=msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS}),
+        upstream=upstream,
         n=n,
         stream=_optional(body, "stream", bool, False),
         include_usage=_optional(stream_options, "include_usage", bool, False, within="stream_options."),
         metadata=_metadata(body),
         on_upstream_error=_policy(body),
         ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
-        fingerprint=_fingerprint(body),
+        fingerprint=_fingerprint(body, large=len(upstream) > pieces.PIECE),
         prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
     )
 
@@ -148,10 +149,13 @@ def ttl_of(body: Json, most: int) -> float | None:
     return float(ttl)
 
 
-def _fingerprint(body: Json) -> str:
+def _fingerprint(body: Json, *, large: bool) -> str:
     """Leaves out `stream` and `stream_options`, so that a repeated POST may ask for the other form."""
     same = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
-    return hashlib.sha256(json.dumps(same, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for piece in pieces.dump(same) if large else (pieces.dump_whole(same),):
+        digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def _characters(message: object) -> int:
