@@ -4,6 +4,7 @@ what docs/nginx.conf and docs/Caddyfile promise beyond that."""
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import ssl
 from collections.abc import AsyncGenerator
@@ -17,10 +18,14 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from broker import Broker
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, listed, new_one
-from tests.acceptance.proxies import PROXIES, Kind, proxy
-from tests.support import Gateway, Writer, gateway, gather, request_body, texts, wait_until
+from tests.acceptance.proxies import AROUND_NGINX, NGINX, PROXIES, Kind, Place, proxy
+from tests.support import ROOT, Gateway, Writer, gateway, gather, request_body, texts, wait_until
 
 pytestmark = pytest.mark.proxy
+
+FORBIDDEN = "http://255.255.255.255:80"
+"""An address to which connecting is not permitted: EACCES, not a refusal."""
+LEVEL = re.compile(r"error-log-level\W+(\w+)")
 
 COMPRESSED = {"accept-encoding": "gzip"}
 
@@ -185,6 +190,52 @@ async def test_no_token_is_in_the_proxy_s_log(kind: Kind, redis: EmbeddedRedis, 
         await wait_until(lambda: all(map(logged, range(len(marks)))))
     for name in ("access.log", "errors.log"):
         assert "canary" not in (tmp_path / name).read_text(), name
+
+
+async def test_no_token_is_in_nginx_s_log_of_a_graver_error(api: Gateway, tmp_path: Path) -> None:
+    """That a connection is forbidden is more than an `error` to nginx, as are files that it lacks."""
+    async with proxy(NGINX, api, tmp_path, FORBIDDEN) as behind:
+        await gather(*(behind.http.get("/v1/generations/gen_x/events?token=canary") for _ in range(8)))
+        await wait_until(lambda: FORBIDDEN.removeprefix("http://") in (tmp_path / "access.log").read_text())
+    for name in ("access.log", "errors.log"):
+        assert "canary" not in (tmp_path / name).read_text(), name
+
+
+INGRESS = """
+server {{
+    listen 127.0.0.1:{port};
+    access_log off;
+    error_log stderr {level};
+    location = /healthz {{ return 200; }}
+    location /refused {{ proxy_pass http://127.0.0.1:1; }}
+    location /forbidden {{ proxy_pass {forbidden}; }}
+}}
+"""
+
+
+def documented_level() -> str:
+    """What the Ingress and the documentation say of the controller's ConfigMap."""
+    files = ("kubernetes/ingress.yaml", "deploying.md")
+    [level] = {found for file in files for found in LEVEL.findall((ROOT / "docs" / file).read_text("utf-8"))}
+    return level
+
+
+@pytest.mark.parametrize("documented", [True, False])
+async def test_the_ingress_s_error_log_has_tokens_unless_it_is_told(
+    api: Gateway, tmp_path: Path, documented: bool
+) -> None:
+    """ingress-nginx as it comes logs no request here, but the trouble with one: with the whole URL."""
+    level = documented_level() if documented else "notice"
+
+    def config(place: Place, **_: bool) -> str:
+        inner = INGRESS.format(port=place.port, level=level, forbidden=FORBIDDEN)
+        return AROUND_NGINX.format(directory=place.directory, inner=inner)
+
+    ingress = Kind("nginx", config, NGINX.arguments)
+    async with proxy(ingress, api, tmp_path, as_it_comes=True) as behind:
+        for path in ("/refused", "/forbidden"):
+            assert (await behind.http.get(f"{path}?token=canary")).status_code == 502
+    assert ("canary" in (tmp_path / "errors.log").read_text()) is not documented
 
 
 async def test_a_key_is_not_in_the_proxy_s_log(kind: Kind, api: Gateway, tmp_path: Path) -> None:
