@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from api.query import text_of
 from api.subscribers import Subscribers
 from broker.errors import GenerationNotFound, InvalidKey, InvalidToken
 from broker.limits import OPEN_TENANT
@@ -51,7 +52,7 @@ class Access:
         """By key, or by a token for this generation where no key is shown. A token is held to what it says even
         where no keys are configured, so that a page meets its end there already. InvalidKey, InvalidToken;
         GenerationNotFound with the token of another one, as if it were another tenant's."""
-        text = connection.query_params.get("token")
+        text = text_of(connection, "token")
         if not text or _bearer(connection):
             return Reader(self.tenant(connection))
         token = await self._tokens.check(text)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.accept import names_event_stream, prefers_json
 from api.errors import IS_FULL, full_error
 from api.sse import Later
 
@@ -38,7 +39,7 @@ def refusal(request: Request) -> Response:
 
 def _is_event_source(request: Request) -> bool:
     """What an EventSource could be behind; not an OpenAI client's stream, which takes a clean end for success."""
-    path, accept = request.url.path, request.headers.get("accept", "")
-    if request.method != "GET" or path.startswith("/v1/chat/"):
+    path, headers = request.url.path, request.headers
+    if request.method != "GET" or path.startswith("/v1/chat/") or prefers_json(headers):
         return False
-    return "text/event-stream" in accept or (path.endswith("/events") and "application/json" not in accept)
+    return names_event_stream(headers) or path.endswith("/events")

@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,9 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.access import Access
 from api.admission import Admission
 from api.chat import ChatCompletions
+from api.cors import Cors
+from api.crash import LastResort
 from api.dialects.lifecycle import LIFECYCLE
-from api.errors import new_request_id, on_broker_error, on_crash, on_http_error, on_left
+from api.errors import new_request_id, on_broker_error, on_http_error, on_left
 from api.generations import Generations
+from api.guard import Guard, Policy
 from api.health import Health
 from api.metrics import Metrics, Requests
 from api.models import Models
@@ -36,6 +38,7 @@ from broker.activity import Activity
 from broker.errors import BrokerError
 from broker.reaper import Reaper
 from broker.service import Broker
+from broker.settings import Settings
 from broker.tasks import cancelled
 from broker.telemetry import REQUEST_ID
 from broker.trace import span, tracing
@@ -70,32 +73,26 @@ def create_app(broker: Broker) -> Starlette:
             *OpenApi().routes(),
             *pages(),
         ],
-        middleware=[Middleware(RequestLog, metrics.requests), *_cors(broker), Middleware(Admission)],
+        middleware=[Middleware(RequestLog, metrics.requests), *_middleware(broker.settings)],
         exception_handlers={
             BrokerError: on_broker_error,
             HTTPException: on_http_error,
             ClientDisconnect: on_left,
-            Exception: on_crash,
         },
         lifespan=lifespan,
     )
     app.state.metrics = metrics
+    app.router.redirect_slashes = (
+        False  # a redirect would name the scheme and host that a proxy has hidden, and a token
+    )
     return app
 
 
-def _cors(broker: Broker) -> list[Middleware]:
-    origins = broker.settings.cors_origins
-    if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
-            expose_headers=["x-generation-id", "x-request-id", "location", "retry-after"],
-        )
-    ]
+def _middleware(settings: Settings) -> list[Middleware]:
+    """What a request passes on its way to the routes, from the outside in."""
+    cors = [Middleware(Cors, settings.cors_origins)] if settings.cors_origins else []
+    guard = [] if settings.tenants else [Middleware(Guard, Policy.of(settings))]
+    return [*cors, Middleware(LastResort), *guard, Middleware(Admission)]
 
 
 _BEYOND = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # what stands in none of our paths, and all behind it

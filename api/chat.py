@@ -12,8 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.dialects.chat import CHAT, CHAT_WITH_USAGE, Chat
+from api.dialects.chat import Chat, chat_dialect
 from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
+from api.query import flag_of, text_of
 from api.routing import by_method, read_request, submit
 from api.silence import SILENCE
 from api.sse import EventStream
@@ -47,6 +48,7 @@ class ChatCompletions:
 
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
+        bare = flag_of(request, "bare")
         asked = await read_request(request, self._broker)
         if self._broker.hub.draining:
             return draining_error({"retry-after": "1"})  # another gateway takes it
@@ -56,17 +58,23 @@ class ChatCompletions:
         if created.replayed:
             headers["idempotent-replayed"] = "true"
         try:
-            return await self._answer(request, asked, created.id, tenant, headers)
+            dialect = chat_dialect(usage=asked.include_usage, bare=bare)
+            return await self._answer(request, asked, created.id, tenant, headers, dialect)
         except BrokerError as error:
             response = await on_broker_error(request, error)
             response.headers.update({**headers, **NO_RETRY})
             return response
 
     async def _answer(
-        self, request: Request, asked: CompletionRequest, gid: str, tenant: str, headers: dict[str, str]
+        self,
+        request: Request,
+        asked: CompletionRequest,
+        gid: str,
+        tenant: str,
+        headers: dict[str, str],
+        dialect: Chat,
     ) -> Response:
         """What becomes of a generation that was accepted, in the form that was asked for."""
-        dialect = CHAT_WITH_USAGE if asked.include_usage else CHAT
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
@@ -151,15 +159,15 @@ class ChatCompletions:
         """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
         gid = request.path_params["id"]
         reader = await self._access.reader(request, gid)
-        query = request.query_params
-        if query.get("stream") != "true" or request.method == "HEAD":
+        stream, usage, bare = (flag_of(request, name) for name in ("stream", "include_usage", "bare"))
+        if not stream or request.method == "HEAD":
             return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
-            after = query.get("after") or query.get("starting_after")
+            after = text_of(request, "after") or text_of(request, "starting_after")
             position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
-            dialect = CHAT_WITH_USAGE if query.get("include_usage") == "true" else CHAT
+            dialect = chat_dialect(usage=usage, bare=bare)
             given = after is not None and position.attempt > 0 and position.seq > 0
             headers = {"x-generation-id": gid}
             return self._stream(stack.pop_all(), feed, dialect, position, headers, given=given, until=reader.until)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import secrets
 from http import HTTPStatus
 from typing import Any
@@ -90,16 +91,28 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code
     headers = dict(error.headers or {})
     if status == HTTPStatus.NOT_FOUND:
-        return error_response(404, f"There is no {request.url.path[:200]} here.", "unknown_url", "path", headers)
+        return error_response(404, _unknown_url(request), "unknown_url", "path", headers)
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.method} is not allowed here; allowed: {headers.get('Allow', 'other methods')}."
         return error_response(405, message, "method_not_allowed", "method", headers)
     return error_response(status, error.detail, HTTPStatus(status).phrase.lower().replace(" ", "_"), None, headers)
 
 
-async def on_crash(_: Request, error: Exception) -> Response:
-    logger.error("unhandled %s", type(error).__name__)  # the server logs the trace
-    return error_response(500, "Something went wrong here.", "internal_error")
+_OTHER_APIS = re.compile(
+    r"(/v1)*/(responses|completions|chat|embeddings|messages|complete|audio|images|moderations|engines|api)\b", re.ASCII
+)
+"""Paths of the other APIs of the same clients, and those of clients whose base URL has no `/v1`, or two."""
+
+
+def _unknown_url(request: Request) -> str:
+    """What a 404 says: the client's mistake is mostly a base URL, or an API that this gateway does not have."""
+    path = request.url.path
+    message = f"There is no {path[:200]} here."
+    if request.method == "POST" or _OTHER_APIS.match(path):
+        message += " Completions are created by POST /v1/chat/completions or POST /v1/generations."
+    elif path.endswith("/") and path != "/":
+        message += " Paths have no slash at their end."
+    return message
 
 
 async def on_left(_: Request, __: Exception) -> Response:

@@ -9,14 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.accept import prefers_json
 from api.access import Access
 from api.dialects.native import NATIVE, bookmark, unknown_cursor
 from api.errors import IS_DRAINING, JSONResponse
 from api.positions import locate
+from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.replay import Replay, parse_speed
-from api.routing import by_method, limit_of, read_body, read_request, submit
+from api.routing import by_method, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later, later
-from broker.errors import InvalidCursor, InvalidRequest, LimitExceeded, StorageUnavailable
+from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
@@ -59,20 +61,15 @@ class Generations:
 
     async def list(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
-        query = request.query_params
-        status = query.get("status") or None
-        if status is not None and status not in STATUSES:
-            raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
-        after = query.get("after") or None
-        page, more = await self._broker.store.list(tenant, status, limit_of(request, 20, LIST_LIMIT), after)
+        status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
+        limit = whole_of(request, "limit", 20, LIST_LIMIT)
+        page, more = await self._broker.store.list(tenant, status, limit, after)
         return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
         """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
         answer, and the prompt may be none of theirs."""
-        gid, include = request.path_params["id"], request.query_params.get("include")
-        if include not in (None, "request"):
-            raise InvalidRequest("`include` is `request`.", param="include")
+        gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=False)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
         found = (await self._broker.get(gid, tenant=tenant)).to_json()
         if include:
@@ -101,7 +98,7 @@ class Generations:
         """A browser's stream is never refused with an error status for what is our trouble: EventSource would
         not come back."""
         gid = request.path_params["id"]
-        if "application/json" in request.headers.get("accept", ""):
+        if prefers_json(request.headers):
             return await self._page(request, gid)
         if request.method == "HEAD":
             reader = await self._access.reader(request, gid)
@@ -115,7 +112,7 @@ class Generations:
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
         reader = await self._access.reader(request, gid)
-        speed = request.query_params.get("speed")
+        speed = text_of(request, "speed")
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
             return Later("draining", IS_DRAINING)
@@ -142,12 +139,11 @@ class Generations:
         raise AssertionError("unreachable")
 
     async def _begin(self, request: Request, feed: Feed, generation: Generation) -> tuple[Cursor, bytes]:
-        """Where the reader wants to begin, and what it must be told first. The header wins: an EventSource that
-        reconnects sends its first URL again."""
-        header, query = request.headers.get("last-event-id"), request.query_params.get("after")
-        if header:
+        """Where the reader wants to begin, and what it must be told first."""
+        last, query = last_event_id_of(request), text_of(request, "after")
+        if last:
             try:
-                wanted = parse_cursor(header)
+                wanted = parse_cursor(last)
             except InvalidCursor:
                 return START, unknown_cursor(generation.attempt)
         elif query == "latest":
@@ -162,8 +158,8 @@ class Generations:
     async def _page(self, request: Request, gid: str) -> Response:
         reader = await self._access.reader(request, gid)
         await self._broker.store.state(gid, reader.tenant)
-        after = parse_cursor(request.query_params.get("after") or str(START))
-        limit = limit_of(request, 100, EVENTS_LIMIT)
+        after = parse_cursor(last_event_id_of(request) or text_of(request, "after") or str(START))
+        limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
         events = await self._broker.store.page(gid, after, limit + 1)
         # `data` is JSON already: it is set in as it is.
         rows = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,6 +33,8 @@ class Models:
     async def get(self, request: Request) -> Response:
         self._access.tenant(request)
         model = request.path_params["id"]
+        if not model:
+            raise HTTPException(HTTPStatus.NOT_FOUND)  # the list, with a slash at its end
         return JSONResponse(_model(model, self._broker.settings.upstream_for(model).name))
 
 

@@ -21,6 +21,7 @@ from api.access import Access
 from api.dialects.wrapped import Vector, Wrapped, parse_vector
 from api.errors import IS_DRAINING
 from api.positions import locate
+from api.query import last_event_id_of, text_of, texts_of
 from api.routing import by_method
 from api.shared_wire import GenerationShare, Share, SharedWire
 from api.sse import HEADERS, Later, LiveResponse, later
@@ -76,9 +77,9 @@ class Events:
         return [by_method("/v1/events", GET=self.events)]
 
     async def events(self, request: Request) -> Response:
-        if not request.query_params.get("token"):
+        if not text_of(request, "token"):
             self._access.tenant(request)
-        named = parse_generations(request.query_params.getlist("generation"))
+        named = parse_generations(texts_of(request, "generation"))
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if self._broker.hub.draining:
@@ -89,16 +90,16 @@ class Events:
             return later(error)
 
     async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
-        gids, header = list(named), request.headers.get("last-event-id")
+        gids, last = list(named), last_event_id_of(request)
         wanted: Sequence[Cursor | None] = list(named.values())
-        if header:
-            wanted = parse_vector(header, gids) or [UNKNOWN] * len(gids)
+        if last:
+            wanted = parse_vector(last, gids) or [UNKNOWN] * len(gids)
         async with AsyncExitStack() as stack:
             opening = (self._open(request, stack, *one) for one in zip(gids, wanted, strict=True))
             opened = await asyncio.gather(*opening, return_exceptions=True)  # all, so that the stack knows all
             places = [_raised(one) for one in opened]
             refused = [place.missing for place in places if place.missing is not None]
-            if len(refused) == len(places) and not header:
+            if len(refused) == len(places) and not last:
                 raise refused[0]
             if not any(place.feed or place.preface for place in places):
                 return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker.events import NAMES, STATUSES
-from broker.requests import MAX_TTL_SECONDS, ROLES
+from broker.requests import MAX_TTL_SECONDS
 from broker.tokens import LONGEST
 
 Json = dict[str, Any]
@@ -49,8 +49,8 @@ _METADATA: Json = {
 }
 _MESSAGE = record(
     {
-        "role": {"enum": sorted(ROLES)},
-        "content": {"anyOf": [STRING, {"type": "array"}, {"type": "null"}]},
+        "role": {"type": "string", "minLength": 1, "examples": ["system", "user", "assistant", "tool"]},
+        "content": {"anyOf": [STRING, {"type": "array"}, OBJECT, {"type": "null"}]},
     },
     optional=("content",),
 )

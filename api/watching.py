@@ -12,6 +12,7 @@ from starlette.routing import Route
 from api.access import Access
 from api.dialects.lifecycle import LIFECYCLE, missed
 from api.errors import IS_DRAINING
+from api.query import last_event_id_of, text_of
 from api.routing import by_method
 from api.sse import HEADERS, EventStream, Later, later
 from broker.activity import Activity, History
@@ -38,8 +39,8 @@ class Watching:
 
     async def watch(self, request: Request) -> Response:
         tenant, hub = self._access.tenant(request), self._broker.hub
-        header, query = request.headers.get("last-event-id"), request.query_params.get("after")
-        if not header and query and query != "latest" and not _ID.fullmatch(query):
+        last, query = last_event_id_of(request), text_of(request, "after")
+        if not last and query and query != "latest" and not _ID.fullmatch(query):
             raise InvalidCursor("`after` is an id of this stream, or `latest`.")
         if request.method == "HEAD":
             return Response(headers=HEADERS)
@@ -49,7 +50,7 @@ class Watching:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._access.subscribers.one(tenant))
                 channel = await stack.enter_async_context(self._activity.open(tenant))
-                position, preface = _begin(channel, header or query or "")
+                position, preface = _begin(channel, last or query or "")
                 return EventStream(
                     hub,
                     stack.pop_all(),

@@ -3,13 +3,16 @@ what is ours. Everything the upstream may know is passed on as it is."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
 from broker import pieces
+from broker.depth import MAX_DEPTH, is_nested_too_deeply
 from broker.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -17,7 +20,6 @@ Json = dict[str, Any]
 # Ours; stripped before the upstream sees the body (`stream` is always true there).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
 MAX_TTL_SECONDS = 30 * 86400  # the indexes live 32 days
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +40,38 @@ class CompletionRequest:
 
 
 def parse_json(body: bytes) -> Json:
-    """The body as an object. InvalidRequest where it is not JSON (RFC 8259: no NaN), or not an object."""
+    """Return the body as an object. InvalidRequest if it is not JSON (RFC 8259: no NaN), not an object, or so deep that
+    it might be accepted and not run."""
+    text = body.removeprefix(codecs.BOM_UTF8)  # some editors and .NET's writers begin with one; RFC 8259 §8.1 lets it
     try:
-        value = pieces.decode(body)
+        value = _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from error
+        raise InvalidRequest(_TOO_DEEP, code="invalid_json") from error
+    if is_nested_too_deeply(value):
+        raise InvalidRequest(_TOO_DEEP, code="invalid_json")
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_type")
     return cast(Json, value)
+
+
+_TOO_DEEP = f"The body has more than {MAX_DEPTH} levels of arrays and objects."
+_ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\.", re.DOTALL
+)
+
+
+def _decode(text: bytes) -> object:
+    """Half a surrogate pair, as in a text that JavaScript has cut within an emoji, becomes U+FFFD, as in browsers
+    (Encoding, UTF-8 encode): JSON may escape it, but no text in UTF-8 can hold it."""
+    try:
+        return pieces.decode(text)
+    except msgspec.DecodeError:
+        mended = _ESCAPES.sub(lambda escape: rb"\ufffd" if len(escape[0]) == 6 else escape[0], text)
+        if mended == text:
+            raise
+        return pieces.decode(mended)
 
 
 def parse_request(body: Json) -> CompletionRequest:
@@ -104,15 +128,18 @@ _KINDS: dict[type[Any], str] = {
 
 
 def _check_message(message: object, param: str) -> None:
+    """Only what no upstream can take is refused: roles and forms of content are many, and not ours to know."""
     if not isinstance(message, dict):
         raise InvalidRequest(f"`{param}` must be an object.", param=param, code="invalid_type")
     fields = cast(Json, message)
     role = fields.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise InvalidRequest(f"`{param}.role` must be one of {', '.join(sorted(ROLES))}.", param=f"{param}.role")
-    if not isinstance(fields.get("content"), str | list | None):
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"`{param}.role` must be a string, such as `user`.", param=f"{param}.role")
+    if not isinstance(fields.get("content"), str | list | dict | None):
         raise InvalidRequest(
-            f"`{param}.content` must be a string or an array of parts.", param=f"{param}.content", code="invalid_type"
+            f"`{param}.content` must be a string, an array of parts or an object.",
+            param=f"{param}.content",
+            code="invalid_type",
         )
 
 
@@ -162,6 +189,6 @@ def _characters(message: object) -> int:
     content = cast(Json, message).get("content")
     if isinstance(content, str):
         return len(content)
-    parts = cast("list[object]", content) if isinstance(content, list) else []
+    parts = cast("list[object]", content if isinstance(content, list) else [content])
     texts = [cast(Json, part).get("text") for part in parts if isinstance(part, dict)]
     return sum(len(text) for text in texts if isinstance(text, str))

@@ -66,9 +66,10 @@ class Slice:
 
     @property
     def chunk(self) -> bytes:
-        """The data as one chunk of HTTP/1.1's chunked encoding (RFC 9112 §7.1)."""
+        """The data as one chunk of HTTP/1.1's chunked encoding (RFC 9112 §7.1). None for no data: an empty chunk
+        would end the response."""
         if self._chunk is None:
-            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data) if self.data else b""
         return self._chunk
 
 

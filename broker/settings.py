@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from broker.address import parse_address
 from broker.errors import Misconfigured, ModelNotFound
+from broker.origins import normalize_host, normalize_origin
 from broker.requests import MAX_TTL_SECONDS
 
 SECRETS = (
@@ -103,6 +104,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins that browsers may call from"
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names by which browsers reach a gateway without keys, such as "
+        "`tokencast.example` or `*.example`; localhost and `HOST` always are",
+    )
     secret: str | None = Field(
         None, min_length=16, repr=False, description="Signs stream tokens; default a random one in the queue's Redis"
     )
@@ -174,7 +180,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("models", "api_keys", "cors_origins", mode="before")
+    @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object, info: ValidationInfo) -> object:
         """In a file, each may have a line of its own."""
@@ -184,6 +190,16 @@ class Settings(BaseSettings):
         if not parts and info.field_name == "api_keys":
             raise ValueError("names no key; unset it to serve everybody")
         return parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_origin, value))
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_host, value))
 
     @property
     def logs_url(self) -> str:

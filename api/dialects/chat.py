@@ -17,33 +17,41 @@ from broker.ids import Cursor
 
 
 class Chat:
-    """One attempt, with or without the usage chunk. A reader that was given text cannot take it back."""
+    """One attempt, with or without the usage chunk. A reader that was given text cannot take it back.
+
+    `bare`: nothing but `data:` lines and the empty lines between them, as OpenAI itself sends, for clients that take a
+    stream apart line by line: no ids, so that it cannot be resumed, and no heartbeats.
+    """
 
     crosses_attempts = False
-    heartbeat = b": hb\n"
 
-    def __init__(self, *, usage: bool) -> None:
+    def __init__(self, *, usage: bool, bare: bool = False) -> None:
         self._usage = usage
+        self._bare = bare
+        self.heartbeat = b"" if bare else b": hb\n"
 
     def frame(self, event: Event) -> bytes:
         if event.type == CHUNK or (event.type == USAGE and self._usage):
-            return _frame(event, event.data)
+            return self._frame(event.cursor, event.data)
         if event.type == COMPLETED:
-            return self._counted(event) + _frame(event, b"[DONE]")
+            return self._counted(event) + self._frame(event.cursor, b"[DONE]")
         if event.type == FAILED:
-            return _frame(event, event.data)
+            return self._frame(event.cursor, event.data)
         if event.type == CANCELLED:
-            return _frame(event, CANCELLED_ERROR)
+            return self._frame(event.cursor, CANCELLED_ERROR)
         if event.type == GONE:
-            return _frame(event, _error("gone"))
+            return self._frame(event.cursor, _error("gone"))
         return b""
+
+    def _frame(self, cursor: Cursor, data: bytes) -> bytes:
+        data = _on_one_line(data)
+        return b"data: %b\n\n" % data if self._bare else b"id: %d-%d\ndata: %b\n\n" % (*cursor, data)
 
     def _counted(self, event: Event) -> bytes:
         """The usage chunk that was asked for, where the upstream gave none and we counted."""
         if not self._usage or b'"estimated":true' not in event.data:
             return b""
         usage: Any = msgspec.json.decode(event.data)["usage"]
-        attempt, seq = event.cursor
         chunk: dict[str, Any] = {
             "id": "",
             "object": "chat.completion.chunk",
@@ -53,7 +61,8 @@ class Chat:
             "usage": usage,
         }
         # The id of the event before: who goes on behind it gets this chunk and [DONE], which are one event.
-        return b"id: %d-%d\ndata: %b\n\n" % (attempt, seq - 1, msgspec.json.encode(chunk))
+        before = Cursor(event.cursor.attempt, event.cursor.seq - 1)
+        return self._frame(before, msgspec.json.encode(chunk))
 
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
@@ -70,12 +79,11 @@ class Chat:
 _BREAKS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
 
 
-def _frame(event: Event, data: bytes) -> bytes:
-    attempt, seq = event.cursor
+def _on_one_line(data: bytes) -> bytes:
     if not data.isascii():
         for raw, escaped in _BREAKS:
             data = data.replace(raw, escaped)
-    return b"id: %d-%d\ndata: %b\n\n" % (attempt, seq, data)
+    return data
 
 
 # Why a stream ends although its generation did not complete: (code, message).
@@ -98,3 +106,11 @@ def _error(reason: str) -> bytes:
 CANCELLED_ERROR = _error("cancelled")
 CHAT = Chat(usage=False)
 CHAT_WITH_USAGE = Chat(usage=True)
+_BARE, _BARE_WITH_USAGE = Chat(usage=False, bare=True), Chat(usage=True, bare=True)
+
+
+def chat_dialect(*, usage: bool, bare: bool) -> Chat:
+    """Return the one dialect of its kind: what is framed in it is shared by all of its readers."""
+    if bare:
+        return _BARE_WITH_USAGE if usage else _BARE
+    return CHAT_WITH_USAGE if usage else CHAT

@@ -65,7 +65,7 @@ class Peer:
         self.writer = writer
 
     def get(self, path: str, *, version: str = "1.1", headers: str = "") -> None:
-        self.send(f"GET {path} HTTP/{version}\r\nHost: x\r\n{headers}\r\n")
+        self.send(f"GET {path} HTTP/{version}\r\nHost: localhost\r\n{headers}\r\n")
 
     def follow(self, gid: str, *, after: str = "", version: str = "1.1") -> None:
         self.get(f"/v1/generations/{gid}/events", version=version, headers=f"Last-Event-ID: {after}\r\n" * bool(after))

@@ -225,7 +225,7 @@ async def test_a_stopping_gateway_takes_nothing_on(redis: EmbeddedRedis) -> None
         host, port = api.url.removeprefix("http://").split(":")
         body = json.dumps(request_body(metadata={"test": "late"})).encode()
         reader, sender = await asyncio.open_connection(host, int(port))
-        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
         sender.write(head.encode())
         async with asyncio.timeout(10):
             assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")

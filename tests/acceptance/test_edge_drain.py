@@ -86,7 +86,7 @@ async def test_who_comes_during_a_drain_is_told_to_come_back(redis: EmbeddedRedi
 
             async def asked(request: str, headers: str = "") -> Answer:
                 async with peer(api) as client:
-                    client.send(f"{request} HTTP/1.1\r\nHost: x\r\n{headers}\r\n")
+                    client.send(f"{request} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
                     return await client.answer()
 
             async def draining() -> bool:

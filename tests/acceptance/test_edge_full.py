@@ -48,7 +48,7 @@ async def still_reading(readers: list[Peer], writer: Writer) -> None:
 
 async def asked(api: Gateway, method: str, path: str, headers: str = "", body: bytes = b"") -> Answer:
     async with peer(api) as client:
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nOrigin: {ORIGIN}\r\nContent-Length: {len(body)}\r\n{headers}"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\nContent-Length: {len(body)}\r\n{headers}"
         client.send(head.encode() + b"\r\n" + body)
         return await client.answer()
 

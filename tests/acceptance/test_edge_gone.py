@@ -54,9 +54,9 @@ async def test_who_leaves_a_quiet_stream_is_let_go(redis: EmbeddedRedis, broker:
         writer = await claimed(api, broker)
         await writer.append("word")
         for path in (NATIVE, CHAT):
-            for behind in ("", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+            for behind in ("", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
                 async with peer(api) as client:
-                    client.send(f"GET {path.format(writer.gid)} HTTP/1.1\r\nHost: x\r\n\r\n{behind}")
+                    client.send(f"GET {path.format(writer.gid)} HTTP/1.1\r\nHost: localhost\r\n\r\n{behind}")
                     await client.until(b'"word"')
                     port = client.port
                     assert port in connections(api)
@@ -76,7 +76,7 @@ async def test_who_leaves_while_waiting_is_let_go(redis: EmbeddedRedis, broker: 
     async with gateway(redis.url) as api, peer(api) as client:
         body = json.dumps(request_body(stream=stream)).encode()
         before = await listed(api)
-        client.send(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n")
+        client.send(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n")
         client.send(body)
         gid = await new_one(api, before)
         port = client.port

@@ -16,7 +16,7 @@ from tests.acceptance.edge import Answer, Peer, connections, listed, new_one, pe
 from tests.support import Gateway, Writer, gateway, request_body, wait_until
 
 MIB = 1 << 20
-POST = "POST /v1/generations HTTP/1.1\r\nHost: x\r\n"
+POST = "POST /v1/generations HTTP/1.1\r\nHost: localhost\r\n"
 BODY = json.dumps(request_body()).encode()
 
 
@@ -84,7 +84,7 @@ async def test_a_head_without_end_is_refused(api: Gateway, start: bytes, more: b
 @pytest.mark.parametrize(("length", "status"), [(32768, 200), (32769, 431)])
 async def test_a_head_has_32_kib(api: Gateway, length: int, status: int, cut: int) -> None:
     """To the byte, target and header lines together, in how many packets they ever come."""
-    target, lines = b"/healthz", b"Host: x\r\nConnection: close\r\n"
+    target, lines = b"/healthz", b"Host: localhost\r\nConnection: close\r\n"
     lines += b"X: " + b"a" * (length - len(target) - len(lines) - 5) + b"\r\n"
     request = b"GET %b HTTP/1.1\r\n%b\r\n" % (target, lines)
     async with peer(api) as client:
@@ -94,7 +94,7 @@ async def test_a_head_has_32_kib(api: Gateway, length: int, status: int, cut: in
 
 async def test_requests_in_one_packet_have_their_own_heads(api: Gateway) -> None:
     """Five of 20 KiB each, and a body between them: none counts towards the next."""
-    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"a" * 20_000)
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: %b\r\n\r\n" % (b"a" * 20_000)
     post = f"{POST}Content-Length: {len(BODY) + 40_000}\r\n\r\n".encode() + BODY + b" " * 40_000
     last = get.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     async with peer(api) as client:
@@ -106,7 +106,8 @@ async def test_requests_in_one_packet_have_their_own_heads(api: Gateway) -> None
 
 
 @pytest.mark.parametrize(
-    "start", ["G", "GET /heal", "GET /healthz HTTP/1.1\r\nHost: x", "GET /healthz HTTP/1.1\r\nHost: x\r\n", "\r\n"]
+    "start",
+    ["G", "GET /heal", "GET /healthz HTTP/1.1\r\nHost: x", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n", "\r\n"],
 )
 async def test_half_a_head_is_given_up(hasty: Gateway, start: str) -> None:
     async with peer(hasty) as client:
@@ -171,7 +172,7 @@ async def test_nobody_is_hurried_whose_request_is_in(hasty: Gateway, broker: Bro
     writer = await Writer(broker.store.redis, (await hasty.create())["id"]).claim()
     async with peer(hasty) as reader, peer(hasty) as waiter:
         reader.follow(writer.gid)
-        waiter.send(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n")
+        waiter.send(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n")
         before = await listed(hasty)
         waiter.send(BODY)
         other = await new_one(hasty, before)
@@ -197,7 +198,7 @@ async def test_a_hundred_megabytes_are_refused_unread(api: Gateway, route: str, 
     if "chunked" in how:
         piece = b"%x\r\n%b\r\n" % (len(piece), piece)
     async with peer(api) as client:
-        client.send(f"POST {route} HTTP/1.1\r\nHost: x\r\n{how}\r\n\r\n")
+        client.send(f"POST {route} HTTP/1.1\r\nHost: localhost\r\n{how}\r\n\r\n")
         sending = asyncio.create_task(pour(client, [piece] * 100))
         refused(await client.answer(), 413, "request_too_large")
         assert await sending < 50 * MIB
@@ -209,7 +210,7 @@ async def test_an_answer_before_the_body_is_in_is_not_lost(api: Gateway, headers
     """An answer that closes the connection must not overtake itself with a reset: who is still sending reads it."""
     async with peer(api) as client:
         # More than the kernel takes for both sides, however much that is.
-        client.send(f"POST /v1/nothing HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {100 * MIB}\r\n\r\n")
+        client.send(f"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {100 * MIB}\r\n\r\n")
         sending = asyncio.create_task(pour(client, [b"x" * 65536] * 1600))
         assert (await client.answer()).status == 404
         assert await sending < 100 * MIB
@@ -218,7 +219,7 @@ async def test_an_answer_before_the_body_is_in_is_not_lost(api: Gateway, headers
 async def test_an_early_answer_ends_with_a_fin(api: Gateway) -> None:
     """And not with a reset, at which some systems throw away what had arrived: what is on its way is read first."""
     async with peer(api) as client:
-        client.send(f"POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {10 * MIB}\r\n\r\n")
+        client.send(f"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10 * MIB}\r\n\r\n")
         client.send(b"x" * 500_000)
         await client.until(b'"code":"request_too_large"}}')
         async with asyncio.timeout(30):
@@ -256,7 +257,7 @@ async def test_an_answer_that_nobody_takes_is_dropped(redis: EmbeddedRedis, brok
 async def test_who_asks_and_takes_nothing_is_dropped(redis: EmbeddedRedis) -> None:
     """Answers pile up behind one that is not taken; no more are made than fit."""
     async with gateway(redis.url, TOKENCAST_SEND_TIMEOUT="0.5") as api, peer(api, receive_buffer=4096) as client:
-        asked = b"GET /static/app.js HTTP/1.1\r\nHost: x\r\n\r\n" * 100
+        asked = b"GET /static/app.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
         sending = asyncio.create_task(pour(client, [asked] * 10_000))
         await client.until(b"\r\n")
         await wait_until(lambda: client.port not in connections(api))

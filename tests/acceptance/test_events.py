@@ -215,7 +215,9 @@ async def test_head_sends_headers_and_leaves_the_connection_usable(api: Gateway,
     path = f"/v1/generations/{writer.gid}/events"
     host, port = api.url.removeprefix("http://").split(":")
     reader, sender = await asyncio.open_connection(host, int(port))
-    sender.write(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    sender.write(
+        f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    )
     async with asyncio.timeout(10):
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"200 OK" in head

@@ -42,9 +42,7 @@ class Poster(Tool[Posted]):
 
 async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int, took: list[float]) -> None:
     body = json.dumps(request_body()).encode()
-    head = (
-        f"POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    )
+    head = f"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     for _ in range(count):
         started = time.perf_counter()
         writer.write(head.encode() + b"\r\n" + body)

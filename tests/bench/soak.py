@@ -120,7 +120,7 @@ class Soak:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         self.connections += 1
         resume = f"Last-Event-ID: {cursor}\r\n" if cursor else ""
-        writer.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: x\r\n{resume}\r\n".encode())
+        writer.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: localhost\r\n{resume}\r\n".encode())
         received = b""
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(stay):

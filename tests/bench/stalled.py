@@ -53,7 +53,7 @@ async def open_socket(url: str, gid: str, receive_buffer: int | None = None) -> 
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, (where.hostname, where.port))
-    await loop.sock_sendall(sock, f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await loop.sock_sendall(sock, f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return sock
 
 

@@ -79,7 +79,7 @@ async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int
             stack.callback(outgoing.transport.abort)
             writing.append(outgoing)  # which closes the connection when nobody holds it
             gid = writers[number % generations].gid
-            outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             streams.append(incoming)
         await gather(*(stream.readuntil(b"event: started") for stream in streams))
         reading = await clients(broker.store.redis, "xread")
@@ -209,7 +209,7 @@ async def test_subscribers_that_come_and_go_leave_nothing_behind(own_redis: Embe
             for turn in range(20):
                 _, outgoing = await asyncio.open_connection(host, int(port))
                 gid = writers[(number + turn) % 20].gid
-                outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 await asyncio.sleep(random.uniform(0, 0.03))
                 outgoing.transport.abort()
 

@@ -1,0 +1,52 @@
+"""The last resort: an exception that nobody expected is a bug, and is answered with a 500.
+
+Inside the middleware that adds the request's id and the CORS headers, and not outside of everything as Starlette's own:
+without them nobody can report the bug, and a page cannot even read the status.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import NO_RETRY, error_response
+from broker.telemetry import REQUEST_ID
+
+ACCEPTED = "tokencast.accepted"
+"""In the scope of a request from which a generation may have been made: its id, or "" while that is not known."""
+
+logger = logging.getLogger("tokencast.api")
+
+
+class LastResort:
+    """The middleware. If the response has begun it can only be cut off, which is the server's part."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_start)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            logger.exception("unhandled %s (%s)", type(error).__name__, REQUEST_ID.get())
+            await error_response(500, "Something went wrong here.", "internal_error", None, _headers(scope))(
+                scope, receive, send
+            )
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Another POST would be another generation, and another bill."""
+    gid: str | None = scope.get(ACCEPTED)
+    if gid is None:
+        return {}
+    return {**NO_RETRY, "x-generation-id": gid} if gid else dict(NO_RETRY)

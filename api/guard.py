@@ -1,0 +1,178 @@
+"""The guard of an open gateway: it serves the programs of its machine and its own pages, and no other site's pages.
+
+Without API keys, being able to reach the gateway is all the permission there is, and a browser on this machine lends
+that to every page it shows. So each request is checked before anything is done for it:
+
+- `Host` is a loopback name or address, the value of HOST, or listed in TOKENCAST_ALLOWED_HOSTS. Any other name may be
+  one that an attacker's DNS points at this machine (DNS rebinding). Where TOKENCAST_ALLOW_OPEN is set, an IP address
+  will do, which DNS cannot point anywhere; and any name will do for a caller that is no browser.
+- `Origin` is the gateway's own or listed in TOKENCAST_CORS_ORIGINS, and `Sec-Fetch-Site` names no other site. Links to
+  the gateway's pages may be followed from anywhere.
+- A body is JSON by its `Content-Type`: that is what a page of another site cannot send without asking first (Fetch,
+  CORS-safelisted request headers). From callers that are no browsers, what `curl -d` says of it is taken too.
+
+Where keys are set, none of this is needed: a page has to know one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.errors import JSONResponse, error_response
+from broker.origins import DEFAULT_PORTS, address_of, is_loopback, normalize_host, normalize_origin, parse_authority
+from broker.settings import Settings
+
+_PAGES = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico"})
+_OWN_SITE = frozenset({None, "same-origin", "none"})
+"""`Sec-Fetch-Site` of what a page of ours, or the user in the address bar, has asked for; None: no such header."""
+_FORM = frozenset({"", "application/x-www-form-urlencoded"})
+"""Content types of `curl -d` and of callers that name none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is allowed. `hosts` are names and addresses, `domains` end them (`.example`), and `anywhere` is
+    TOKENCAST_ALLOW_OPEN."""
+
+    hosts: frozenset[str]
+    domains: tuple[str, ...]
+    origins: frozenset[str]
+    anywhere: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        patterns = settings.allowed_hosts
+        names = {pattern for pattern in patterns if not pattern.startswith("*")}
+        return cls(
+            hosts=frozenset({*names, *_own_name(settings.host)}),
+            domains=tuple(pattern[1:] for pattern in patterns if pattern.startswith("*")),
+            origins=frozenset(settings.cors_origins),
+            anywhere=settings.allow_open,
+        )
+
+    def knows_host(self, host: str) -> bool:
+        if is_loopback(host) or host in self.hosts or host.endswith(self.domains):
+            return True
+        return self.anywhere and address_of(host) is not None
+
+    def lists_origin(self, origin: str) -> bool:
+        return "*" in self.origins or _normal(origin) in self.origins
+
+
+def _own_name(host: str) -> tuple[str, ...]:
+    try:
+        return (normalize_host(host),)
+    except ValueError:
+        return ()
+
+
+class Guard:
+    """The middleware. Not a coroutine itself: that would be one more on the stack of each subscriber."""
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self._app = app
+        self._policy = policy
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        refused = None
+        if scope["type"] == "http":
+            refused = refusal(self._policy, scope["method"], scope["path"], Headers(scope=scope))
+        return (refused or self._app)(scope, receive, send)
+
+
+def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
+    """The answer to a request that an open gateway must not serve; None if it may."""
+    return (
+        _host_refusal(policy, headers)
+        or _site_refusal(policy, method, path, headers)
+        or _body_refusal(method, headers)
+    )  # fmt: skip
+
+
+def is_browser(headers: Headers) -> bool:
+    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers send neither
+    `Origin` nor `Sec-Fetch-Site` with a GET of the same origin, so their name counts too."""
+    named = headers.get("user-agent", "").startswith("Mozilla/")
+    return named or "origin" in headers or "sec-fetch-site" in headers
+
+
+def _host_refusal(policy: Policy, headers: Headers) -> JSONResponse | None:
+    hosts = headers.getlist("host")
+    if not is_browser(headers) and (policy.anywhere or not hosts):
+        return None
+    authority = parse_authority(hosts[0]) if len(hosts) == 1 else None
+    if authority is not None and policy.knows_host(authority.host):
+        return None
+    return error_response(
+        HTTPStatus.FORBIDDEN,
+        f"`{', '.join(hosts)[:100]}` is no name of this gateway. Without API keys it answers to localhost"
+        f"{', its IP addresses' if policy.anywhere else ''} and the names in TOKENCAST_ALLOWED_HOSTS.",
+        "host_not_allowed",
+        "host",
+    )
+
+
+def _site_refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
+    origins, site = headers.getlist("origin"), headers.get("sec-fetch-site")
+    if len(origins) == 1:
+        own = site in _OWN_SITE and _is_own(origins[0], headers.get("host", ""), vouched=site == "same-origin")
+        if own or policy.lists_origin(origins[0]):
+            return None
+    elif not origins and (site in _OWN_SITE or _is_visit(method, path, headers)):
+        return None
+    page = f"Pages of `{origins[0][:100]}`" if origins else "Pages of other sites"
+    return error_response(
+        HTTPStatus.FORBIDDEN,
+        f"{page} may not use this gateway. Without API keys it serves its own pages and the origins in "
+        "TOKENCAST_CORS_ORIGINS.",
+        "origin_not_allowed",
+        "origin",
+    )
+
+
+def _is_own(origin: str, host: str, *, vouched: bool) -> bool:
+    """Return whether an origin is the one that the request was sent to. The scheme may differ, since a proxy may have
+    ended TLS; and the port, which some proxies leave out of `Host`, where the browser itself has compared them."""
+    normal, asked = _normal(origin), parse_authority(host)
+    scheme, _, authority = normal.partition("://")
+    page = parse_authority(authority)
+    if page is None or asked is None or page.host != asked.host:
+        return False
+    default = DEFAULT_PORTS.get(scheme)
+    return vouched or (page.port or default) == (asked.port or default)
+
+
+def _is_visit(method: str, path: str, headers: Headers) -> bool:
+    """Return whether somebody follows a link to one of the gateway's pages."""
+    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    return method in ("GET", "HEAD") and navigates and (path in _PAGES or path.startswith("/static/"))
+
+
+def _body_refusal(method: str, headers: Headers) -> JSONResponse | None:
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if method in ("GET", "HEAD") or not has_body or _is_json(kind) or (kind in _FORM and not is_browser(headers)):
+        return None
+    return error_response(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "The body must be JSON, with `Content-Type: application/json`.",
+        "unsupported_media_type",
+        "content-type",
+    )
+
+
+def _is_json(kind: str) -> bool:
+    return kind in ("application/json", "text/json") or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _normal(origin: str) -> str:
+    """As settings hold it; "" for what is no origin, such as `null`."""
+    try:
+        return normalize_origin(origin) if origin != "*" else ""
+    except ValueError:
+        return ""

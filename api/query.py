@@ -1,0 +1,74 @@
+"""Query parameters: each is read once, and what is used is what was checked.
+
+An empty value counts as none. A parameter that is given twice is refused, since proxies and handlers differ in which of
+the two they take. Names that no route knows are ignored: browsers' caches, polyfills and trackers add their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from starlette.requests import HTTPConnection
+
+from broker.errors import InvalidRequest
+
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
+_LAST_EVENT_ID = frozenset({"lastEventId", "lastEventID", "Last-Event-ID", "last-event-id"})
+
+
+def text_of(connection: HTTPConnection, name: str) -> str | None:
+    """Return the value; None where there is none. InvalidRequest if there are several."""
+    return _raw(connection, name) or None
+
+
+def texts_of(connection: HTTPConnection, name: str) -> Sequence[str]:
+    """Return all values of a parameter that may be repeated."""
+    return connection.query_params.getlist(name)
+
+
+def whole_of(connection: HTTPConnection, name: str, default: int, most: int) -> int:
+    """Return a whole number from 1 to `most`, in digits, without leading zeros. InvalidRequest for any other text."""
+    text = text_of(connection, name)
+    number = default if text is None else int(text) if _WHOLE.fullmatch(text) else 0
+    if not 1 <= number <= most:
+        raise InvalidRequest(f"`{name}` is a whole number from 1 to {most}.", param=name)
+    return number
+
+
+def choice_of(connection: HTTPConnection, name: str, *choices: str, empty: bool = True) -> str | None:
+    """Return one of the choices; None where there is no value. InvalidRequest for any other text, and for a value
+    that is there and empty unless `empty`."""
+    text = _raw(connection, name)
+    if text is None or (empty and not text):
+        return None
+    if text not in choices:
+        allowed = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        raise InvalidRequest(f"`{name}` is {allowed}.", param=name)
+    return text
+
+
+def flag_of(connection: HTTPConnection, name: str) -> bool:
+    """Return whether a parameter is `true`; without a value it is not. InvalidRequest for anything but `false`."""
+    return choice_of(connection, name, "true", "false") == "true"
+
+
+def last_event_id_of(connection: HTTPConnection) -> str | None:
+    """Return the id of the last event that a reader has had: the header `Last-Event-ID`, or the query parameter
+    `lastEventId`, with which EventSource polyfills send it. The header wins, and both win over `after`: what reconnects
+    sends its first URL again."""
+    named = [value for name, value in connection.query_params.multi_items() if name in _LAST_EVENT_ID]
+    if len(named) > 1:
+        raise _repeated("lastEventId")
+    return connection.headers.get("last-event-id") or (named[0] if named else None) or None
+
+
+def _raw(connection: HTTPConnection, name: str) -> str | None:
+    values = connection.query_params.getlist(name)
+    if len(values) > 1:
+        raise _repeated(name)
+    return values[0] if values else None
+
+
+def _repeated(name: str) -> InvalidRequest:
+    return InvalidRequest(f"`{name}` is given more than once.", param=name)
