@@ -253,3 +253,22 @@ async def test_who_waits_for_a_whole_completion_may_wait_long(kind: Kind, runnin
         answer = await behind.http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_with_a_key_a_hasty_proxy_costs_one_generation(running: Gateway, tmp_path: Path) -> None:
+    """It gives up, and the SDK asks again and again, as for any 504: each time for the same generation."""
+    before = await listed(running)
+    async with (
+        proxy(NGINX, running, tmp_path, changes={"proxy_read_timeout 20m;": "proxy_read_timeout 1s;"}) as behind,
+        DefaultAsyncHttpxClient(verify=False) as http,
+        AsyncOpenAI(base_url=f"{behind.url}/v1", api_key="none", http_client=http, max_retries=20) as client,
+    ):
+        asking = client.chat.completions.create(
+            model="sim",
+            messages=[{"role": "user", "content": "[[sim seed=2 length=20 speed=10]]"}],
+            extra_headers={"Idempotency-Key": "hasty"},
+        )
+        (completion,) = await gather(asking)
+    assert completion.choices[0].finish_reason == "stop"
+    assert " 504 " in (tmp_path / "access.log").read_text()
+    assert await listed(running) - before == {completion.id}
