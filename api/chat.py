@@ -159,7 +159,8 @@ class ChatCompletions:
         """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
         gid = request.path_params["id"]
         reader = await self._access.reader(request, gid)
-        stream, usage, bare = (flag_of(request, name) for name in ("stream", "include_usage", "bare"))
+        stream, bare = flag_of(request, "stream"), flag_of(request, "bare")
+        usage = flag_of(request, "include_usage")
         if not stream or request.method == "HEAD":
             return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:

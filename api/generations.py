@@ -69,7 +69,7 @@ class Generations:
     async def get(self, request: Request) -> Response:
         """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
         answer, and the prompt may be none of theirs."""
-        gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=False)
+        gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
         found = (await self._broker.get(gid, tenant=tenant)).to_json()
         if include:
@@ -112,7 +112,7 @@ class Generations:
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
         reader = await self._access.reader(request, gid)
-        speed = text_of(request, "speed")
+        speed = text_of(request, "speed", empty=True)
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
             return Later("draining", IS_DRAINING)

@@ -26,10 +26,12 @@ Json = dict[str, Any]
 _ERRORS = {
     "400": "What was asked for is not valid; `param` says what of it.",
     "401": "No key, or none that is known here.",
+    "403": "Without API keys: another site's page, or a host name that is not the gateway's.",
     "404": "There is none, or it is another tenant's.",
     "409": "The generation was cancelled.",
     "410": "It was deleted, or its retention is over.",
     "413": "The body is longer than TOKENCAST_MAX_BODY.",
+    "415": "The body is compressed, or not JSON by its Content-Type.",
     "422": "The Idempotency-Key stands for another body; or what the upstream says of the request.",
     "429": "A limit of the caller's, or the upstream's; `Retry-After` says when to come back.",
     "500": "Something went wrong, here or in every attempt.",
@@ -102,11 +104,12 @@ def _does(
 ) -> Json:
     """An operation. `more`: its answers, `_200` and so on, and `links`."""
     found: Json = {"operationId": name, "summary": summary}
+    more |= _errors("403", "415") if body else _errors("403")
     if parameters:
         found["parameters"] = list(parameters)
     if body:
         found["requestBody"] = {"required": not optional_body, "content": _json(body)}
-    found["responses"] = {status.removeprefix("_"): answer for status, answer in more.items()}
+    found["responses"] = {status.removeprefix("_"): answer for status, answer in sorted(more.items())}
     return found
 
 
@@ -133,7 +136,12 @@ def _answer(description: str, content: Json | None = None, *headers: str) -> Jso
 
 
 def _errors(*statuses: str) -> Json:
-    return {f"_{status}": _answer(_ERRORS[status], _json("Error")) for status in sorted({"401", "503", *statuses})}
+    return {f"_{status}": _answer(_ERRORS[status], _json("Error")) for status in sorted(statuses)}
+
+
+def _errors_with_key(*statuses: str) -> Json:
+    """Those of an operation that may need a key, besides its own."""
+    return _errors("401", "503", *statuses)
 
 
 def _query(name: str, schema: Json, description: str) -> Json:
@@ -144,6 +152,11 @@ def _header(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
+_LAST_EVENT_ID = (
+    _header("Last-Event-ID", STRING, "The last `id:` that was received. Wins over `after`."),
+    _query("lastEventId", STRING, "The same, as EventSource polyfills send it. The header wins."),
+)
+_BARE = _query("bare", {"enum": ["true", "false"]}, "Of a stream: nothing but `data:` lines, no ids and no heartbeats.")
 _IDEMPOTENCY = _header(
     "Idempotency-Key",
     {"type": "string", "maxLength": 255},
@@ -169,7 +182,7 @@ def _generations() -> Json:
                 body="GenerationRequest",
                 _200=_answer("It is there already, by its key.", one, "Location", "idempotent-replayed"),
                 _202={**accepted, "links": _LINKS},
-                **_errors("400", "404", "413", "422", "429"),
+                **_errors_with_key("400", "404", "413", "422", "429"),
             ),
             "get": _does(
                 "listGenerations",
@@ -178,7 +191,7 @@ def _generations() -> Json:
                 _query("limit", whole(1, 100, 20), "How many."),
                 _query("after", {"anyOf": [ID, {"const": ""}]}, "The last one of the page before."),
                 _200=_answer("A page.", _json("GenerationList")),
-                **_errors("400", "404"),
+                **_errors_with_key("400", "404"),
             ),
         },
         "/v1/generations/{id}": {
@@ -188,14 +201,14 @@ def _generations() -> Json:
                     "One, with its text so far",
                     _query("include", {"enum": ["request"]}, "With what it was asked for; only with a key."),
                     _200=_answer("It.", one),
-                    **_errors("400", "404", "410"),
+                    **_errors_with_key("400", "404", "410"),
                 )
             ),
             "delete": _does(
                 "deleteGeneration",
                 "Forget it; one that runs is cancelled, and its followers get `gone`",
                 _204=_answer("It is gone."),
-                **_errors("404", "410"),
+                **_errors_with_key("404", "410"),
             ),
         },
         "/v1/generations/{id}/cancel": {
@@ -203,7 +216,7 @@ def _generations() -> Json:
                 "cancelGeneration",
                 "End it, at once; one that has ended stays as it is",
                 _200=_answer("As it is now.", one),
-                **_errors("404", "410"),
+                **_errors_with_key("404", "410"),
             )
         },
         "/v1/generations/{id}/token": {
@@ -213,7 +226,7 @@ def _generations() -> Json:
                 body="TokenRequest",
                 optional_body=True,
                 _200=_answer("The token, and where it opens the stream.", _json("Token")),
-                **_errors("400", "404", "410", "413"),
+                **_errors_with_key("400", "404", "410", "413"),
             )
         },
     }
@@ -233,14 +246,14 @@ def _events() -> Json:
                     ),
                     _query("limit", whole(1, 1000, 100), "Events of a page."),
                     _query("speed", speed, "As it happened, so many times as fast."),
-                    _header("Last-Event-ID", STRING, "As `after`, and wins over it."),
+                    *_LAST_EVENT_ID,
                     _200=_answer(
                         "Server-sent events, or with `Accept: application/json` a page of them. A gateway that is full "
                         "or stops sends `retry:` and ends: come back.",
                         {**_EVENT_STREAM, **_json("EventPage")},
                     ),
                     _204=_answer("It has ended, and there is nothing behind the cursor."),
-                    **_errors("400", "404", "410"),
+                    **_errors_with_key("400", "404", "410"),
                 )
             )
         }
@@ -250,7 +263,6 @@ def _events() -> Json:
 def _several() -> Json:
     place = {"type": "string", "pattern": f"{ID['pattern'].rstrip('$')}(@({CURSOR['pattern'].strip('^$')}|latest))?$"}
     places = {"type": "array", "items": place, "minItems": 1, "maxItems": MOST}
-    last = _header("Last-Event-ID", STRING, "The last `id:` that was received, and wins.")
     return {
         "/v1/events": {
             "get": _reads(
@@ -258,10 +270,10 @@ def _several() -> Json:
                     "followSeveral",
                     "The events of many generations, each with its generation and cursor",
                     {**_query("generation", places, "Which."), "required": True},
-                    last,
+                    *_LAST_EVENT_ID,
                     _200=_answer("Server-sent events, until all of them have ended.", _EVENT_STREAM),
                     _204=_answer("All of them have ended, and there is nothing behind the cursors."),
-                    **_errors("400", "404", "410"),
+                    **_errors_with_key("400", "404", "410"),
                 )
             )
         },
@@ -270,9 +282,9 @@ def _several() -> Json:
                 "watchActivity",
                 "What happens to all of the caller's generations, without texts",
                 _query("after", {"anyOf": [whole(0, 10**16 - 1, 0), {"const": "latest"}]}, "Go on behind this id."),
-                last,
+                *_LAST_EVENT_ID,
                 _200=_answer("Server-sent events, each with the generation's summary. They do not end.", _EVENT_STREAM),
-                **_errors("400"),
+                **_errors_with_key("400"),
             )
         },
     }
@@ -285,7 +297,7 @@ def _overview() -> Json:
                 "getOverview",
                 "How it goes: generations by status, the queue, the workers, the subscribers here",
                 _200=_answer("Now.", _json("Overview")),
-                **_errors(),
+                **_errors_with_key(),
             )
         }
     }
@@ -299,9 +311,10 @@ def _chat() -> Json:
                 "createChatCompletion",
                 "As OpenAI's, streaming or not",
                 _IDEMPOTENCY,
+                _BARE,
                 body="ChatCompletionRequest",
                 _200=_answer("The completion, or its chunks and `[DONE]`.", whole_or_stream, "x-generation-id"),
-                **_errors("400", "404", *_OF_THE_UPSTREAM),
+                **_errors_with_key("400", "404", *_OF_THE_UPSTREAM),
             )
         },
         "/v1/chat/completions/{id}": {
@@ -313,8 +326,9 @@ def _chat() -> Json:
                     _query("after", CURSOR, "Of a stream: go on behind this cursor."),
                     _query("starting_after", CURSOR, "The same, as OpenAI spells it."),
                     _query("include_usage", {"enum": ["true", "false"]}, "Of a stream: with the usage chunk."),
+                    _BARE,
                     _200=_answer("The completion so far, or its chunks.", whole_or_stream),
-                    **_errors("400", "404", "410", *_OF_THE_UPSTREAM),
+                    **_errors_with_key("400", "404", "410", *_OF_THE_UPSTREAM),
                 )
             )
         },
@@ -324,8 +338,8 @@ def _chat() -> Json:
 def _models() -> Json:
     listed, one = _answer("They.", _json("ModelList")), _answer("It.", _json("Model"))
     return {
-        "/v1/models": {"get": _does("listModels", "The upstreams' models", _200=listed, **_errors())},
-        "/v1/models/{id}": {"get": _does("getModel", "One of them", _200=one, **_errors("404"))},
+        "/v1/models": {"get": _does("listModels", "The upstreams' models", _200=listed, **_errors_with_key())},
+        "/v1/models/{id}": {"get": _does("getModel", "One of them", _200=one, **_errors_with_key("404"))},
     }
 
 

@@ -17,9 +17,13 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 _LAST_EVENT_ID = frozenset({"lastEventId", "lastEventID", "Last-Event-ID", "last-event-id"})
 
 
-def text_of(connection: HTTPConnection, name: str) -> str | None:
-    """Return the value; None where there is none. InvalidRequest if there are several."""
-    return _raw(connection, name) or None
+def text_of(connection: HTTPConnection, name: str, *, empty: bool = False) -> str | None:
+    """Return the value; None where there is none, and for an empty one unless `empty`. InvalidRequest if there are
+    several."""
+    values = connection.query_params.getlist(name)
+    if len(values) > 1:
+        raise _repeated(name)
+    return values[0] if values and (values[0] or empty) else None
 
 
 def texts_of(connection: HTTPConnection, name: str) -> Sequence[str]:
@@ -36,13 +40,11 @@ def whole_of(connection: HTTPConnection, name: str, default: int, most: int) -> 
     return number
 
 
-def choice_of(connection: HTTPConnection, name: str, *choices: str, empty: bool = True) -> str | None:
-    """Return one of the choices; None where there is no value. InvalidRequest for any other text, and for a value
-    that is there and empty unless `empty`."""
-    text = _raw(connection, name)
-    if text is None or (empty and not text):
-        return None
-    if text not in choices:
+def choice_of(connection: HTTPConnection, name: str, *choices: str, empty: bool = False) -> str | None:
+    """Return one of the choices; None where there is no value. InvalidRequest for any other text; for an empty one
+    if `empty`."""
+    text = text_of(connection, name, empty=empty)
+    if text is not None and text not in choices:
         allowed = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
         raise InvalidRequest(f"`{name}` is {allowed}.", param=name)
     return text
@@ -61,13 +63,6 @@ def last_event_id_of(connection: HTTPConnection) -> str | None:
     if len(named) > 1:
         raise _repeated("lastEventId")
     return connection.headers.get("last-event-id") or (named[0] if named else None) or None
-
-
-def _raw(connection: HTTPConnection, name: str) -> str | None:
-    values = connection.query_params.getlist(name)
-    if len(values) > 1:
-        raise _repeated(name)
-    return values[0] if values else None
 
 
 def _repeated(name: str) -> InvalidRequest:

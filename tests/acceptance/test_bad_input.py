@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import socket
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -68,6 +70,91 @@ async def test_an_unknown_route_and_a_wrong_method(api: Gateway) -> None:
     wrong = await api.http.put("/v1/generations", json={})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert {"GET", "POST"} <= set(wrong.headers["allow"].replace(" ", "").split(","))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/chat/completion",
+        "/v1/v1/chat/completions",
+        "/chat/completions",
+        "/completions",
+        "/api/chat",
+        "/api/generate",
+        "/v1beta/models/m:generateContent",
+    ],
+)
+async def test_another_api_is_told_which_one_is_here(api: Gateway, path: str) -> None:
+    refused = await api.http.post(path, json={"model": "m", "input": "hi"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_url")
+    assert path in refused.json()["error"]["message"]
+    assert "POST /v1/chat/completions" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions/",
+        "/v1/generations/",
+        "/v1/events/",
+        "/v1/activity/",
+        "/v1/overview/",
+        "/docs/",
+        "/metrics/",
+    ],
+)
+async def test_a_slash_at_the_end_leads_nowhere_else(api: Gateway, method: str, path: str) -> None:
+    """A redirect would repeat the token, to a scheme and a host that the gateway does not know."""
+    answer = await api.http.request(method, f"{path}?token=SECRET", follow_redirects=False)
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+    if method != "HEAD":
+        assert answer.json()["error"]["code"] == "unknown_url"
+        assert "SECRET" not in answer.text
+    assert (await api.http.get("/v1/models/")).status_code == 404
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate, gzip"])
+async def test_a_compressed_body_is_refused_by_its_coding(api: Gateway, route: str, coding: str) -> None:
+    content = gzip.compress(json.dumps(BODY).encode())
+    headers = {"content-encoding": coding, "content-type": "application/json"}
+    refused = await api.http.post(route, content=content, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert f"Content-Encoding: {coding}" in refused.json()["error"]["message"]
+    assert refused.headers["accept-encoding"] == "identity"
+    plain = {**headers, "content-encoding": "identity"}
+    assert (await api.http.post("/v1/generations", content=json.dumps(BODY), headers=plain)).status_code == 202
+
+
+async def test_a_body_as_others_write_it_is_taken(api: Gateway) -> None:
+    """With a byte order mark, with half of an emoji, with roles and contents of one upstream alone."""
+    texts = {
+        b'\xef\xbb\xbf{"model":"m","messages":[{"role":"user","content":"x"}]}': {"role": "user", "content": "x"},
+        rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}]}': {"role": "user", "content": "\ufffd"},
+        b'{"model":"m","messages":[{"role":"ipython","content":{"a":1}}]}': {"role": "ipython", "content": {"a": 1}},
+    }
+    for content, message in texts.items():
+        created = await api.http.post("/v1/generations", content=content, headers={"content-type": "application/json"})
+        assert created.status_code == 202, created.text
+        kept = await api.http.get(f"/v1/generations/{created.json()['id']}?include=request")
+        assert kept.json()["request"]["messages"] == [message]
+
+
+@pytest.mark.parametrize("depth", [98, 99, 100, 975, 5000])
+async def test_what_is_accepted_is_not_too_deep_to_be_run(api: Gateway, depth: int) -> None:
+    content = json.dumps(BODY)[:-1] + ',"x":' + "[" * depth + "]" * depth + "}"
+    answer = await api.http.post("/v1/generations", content=content)
+    if depth < 100:
+        kept = await api.http.get(f"/v1/generations/{answer.json()['id']}?include=request")
+        assert kept.json()["request"]["x"] == json.loads("[" * depth + "]" * depth)
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("gid", ["gen_x", "gen_" + "0" * 34, "%2e%2e%2fetc", "gen_" + "1" * 10 + "10" + "z" * 22])

@@ -48,7 +48,8 @@ async def still_reading(readers: list[Peer], writer: Writer) -> None:
 
 async def asked(api: Gateway, method: str, path: str, headers: str = "", body: bytes = b"") -> Answer:
     async with peer(api) as client:
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\nContent-Length: {len(body)}\r\n{headers}"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\n{headers}"
+        head += f"Content-Length: {len(body)}\r\n" + "Content-Type: application/json\r\n" * bool(body)
         client.send(head.encode() + b"\r\n" + body)
         return await client.answer()
 
@@ -124,7 +125,7 @@ async def test_where_files_are_few_some_are_left(redis: EmbeddedRedis, broker: B
     """256 files: streams for 146. Of two hundred more none gets one, some get words, nobody is harmed, and there are
     files left to answer a probe, and to ask Redis."""
     writer = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
-    async with with_few_files(redis.url, 256) as api, peers(api, 146) as readers:
+    async with with_few_files(redis.url, 256, TOKENCAST_CORS_ORIGINS=ORIGIN) as api, peers(api, 146) as readers:
         await begun(readers, writer)
         async with peers(api, 200) as late:
             for reader in late:

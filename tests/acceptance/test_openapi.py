@@ -57,14 +57,16 @@ async def test_every_route_is_described_and_no_other(broker: Broker) -> None:
 
 
 def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
-    source = "".join(path.read_text("utf-8") for path in sorted((ROOT / "api").glob("*.py")))
-    read = set(re.findall(r"""quer(?:y|y_params)\.get(?:list)?\("([\w-]+)"\)""", source))
-    read |= set(re.findall(r"""request\.headers\.get\("([\w-]+)\"""", source))
-    read |= {"limit"} if 'query_params.get("limit")' in source else set()
-    known = {
-        p["name"].lower() for operation in OPERATIONS.values() for p in operation["parameters"] if p["in"] != "path"
-    }
-    assert read - {"accept", "authorization", "content-length", "token"} == known
+    sources = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "api").glob("*.py"))}
+    assert {name for name, source in sources.items() if "query_params" in source} == {"query.py"}
+    source = "".join(sources.values())
+    read = set(re.findall(r"""(?:text|texts|whole|choice|flag)_of\(\w+, "([\w-]+)\"""", source))
+    read |= set(re.findall(r"""(?:request|connection)\.headers\.get\("([\w-]+)\"""", source))
+    read |= {"lastEventId"} if "last_event_id_of(request)" in source else set()
+    named = {p["name"] for operation in OPERATIONS.values() for p in operation["parameters"] if p["in"] != "path"}
+    known = {name.lower() if name[0].isupper() else name for name in named}
+    of_http = {"accept", "authorization", "content-encoding", "content-length"}
+    assert read - {*of_http, "token"} == known
     schemes = document()["components"]["securitySchemes"]
     assert schemes["token"]["name"] in read
 

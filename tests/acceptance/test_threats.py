@@ -123,7 +123,7 @@ async def test_no_caller_says_who_is_called(gabby: tuple[Gateway, Service], sim:
         "extra_body": named,
         "extra_headers": {"host": "127.0.0.1"},
     }
-    headers = {"x-base-url": trap.url, "x-forwarded-host": f"127.0.0.1:{trap.port}", "origin": trap.url}
+    headers = {"x-base-url": trap.url, "x-forwarded-host": f"127.0.0.1:{trap.port}", "referer": trap.url}
     for path in ("/v1/generations", "/v1/chat/completions"):
         response = await api.http.post(path, json=body, headers=headers)
         assert (await api.ended(response.headers["x-generation-id"]))["status"] == "completed", response.text

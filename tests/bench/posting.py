@@ -42,7 +42,8 @@ class Poster(Tool[Posted]):
 
 async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int, took: list[float]) -> None:
     body = json.dumps(request_body()).encode()
-    head = f"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = "POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n"
     for _ in range(count):
         started = time.perf_counter()
         writer.write(head.encode() + b"\r\n" + body)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.depth import MAX_DEPTH
 from broker.errors import InvalidRequest
 from broker.requests import parse_json, parse_request
 
@@ -80,14 +82,119 @@ def test_the_fingerprint_leaves_out_how_the_answer_is_sent() -> None:
     assert parse_request({**BODY, "temperature": 0}).fingerprint != plain
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(),
-        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
-    )
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "ipython", "content": "x"},
+        {"role": "Пользователь", "content": None},
+        {"role": "user", "content": {"type": "text", "text": "x"}},
+        {"role": "user", "content": [1, None, [], {"text": {}}]},
+        {"role": "assistant", "content": [], "tool_calls": 7, "x": {"y": [{}]}},
+    ],
 )
-def test_no_message_content_crashes_the_check(content: Any) -> None:
+def test_what_only_the_upstream_can_judge_is_passed_on(message: dict[str, Any]) -> None:
+    assert json.loads(parse_request({**BODY, "messages": [message]}).upstream)["messages"] == [message]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body() -> None:
+    text = json.dumps(BODY).encode()
+    assert parse_json(b"\xef\xbb\xbf" + text) == BODY
+    with pytest.raises(InvalidRequest):
+        parse_json(b"\xef\xbb\xbf" * 2 + text)
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"\ud83d", "\ufffd"),
+        (r"\uDE00", "\ufffd"),
+        (r"a\ud83d\n", "a\ufffd\n"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\\ud83d", r"\ud83d"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\ud83d\u0041", "\ufffdA"),
+        (r"\ud83d\\ude00", "\ufffd\\ude00"),
+        (r"\ud83d\ude00", "\U0001f600"),
+    ],
+)
+def test_half_a_surrogate_pair_is_replaced(escaped: str, text: str) -> None:
+    assert parse_json(f'{{"{escaped}":["{escaped}"]}}'.encode()) == {text: [text]}
+
+
+def test_what_is_wrong_besides_half_a_pair_is_still_said() -> None:
+    for body in (
+        rb'{"a":"\ud83d',
+        rb'{"a":"\ud83d",}',
+        rb'{"a":"\ud83"}',
+        rb'{"a":"\ud83d"} x',
+        b'{"a":"\xed\xa0\xbd"}',
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_json(body)
+        assert caught.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("more", [0, 1, 875, 100_000])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"x":', b"}")])
+def test_a_body_has_a_hundred_levels(begin: bytes, end: bytes, more: int) -> None:
+    """The object that it is counts as one."""
+    levels = MAX_DEPTH - 1 + more
+    body = json.dumps(BODY).encode()[:-1] + b',"x":' + begin * levels + b"1" + end * levels + b"}"
+    if more:
+        with pytest.raises(InvalidRequest) as caught:
+            parse_request(parse_json(body))
+        assert (caught.value.code, str(MAX_DEPTH) in caught.value.message) == ("invalid_json", True)
+    else:
+        assert json.loads(parse_request(parse_json(body)).upstream) == json.loads(body)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000, "NaN", "Infinity", "01", "1.", "+1"])
+def test_a_number_that_nothing_can_hold_is_refused(number: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json(f'{{"a":{number}}}'.encode())
+    assert caught.value.code == "invalid_json"
+
+
+# As callers may write them: with halves of pairs, integers of any length, floats up to the largest.
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=8)
+NUMBERS = st.integers() | st.integers(10**18, 10**400) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls"]) | TEXTS, VALUES)
+VALID = st.fixed_dictionaries({"role": TEXTS, "content": VALUES})
+
+
+def as_text(value: Any) -> Any:
+    """With U+FFFD for each half of a surrogate pair, and whole pairs as what they are."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [as_text(one) for one in value]
+    return {as_text(name): as_text(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+@given(
+    st.lists(MESSAGE | VALID, min_size=1, max_size=3),
+    st.dictionaries(
+        TEXTS | st.sampled_from(["n", "metadata", "ttl_seconds", "stream", "stream_options", "user"]), VALUES
+    ),
+    st.booleans(),
+)
+def test_a_body_is_refused_or_can_be_run(messages: list[Any], more: dict[str, Any], ascii_only: bool) -> None:
+    """What is accepted is what the upstream is sent, and is JSON for everybody; nothing crashes the check."""
+    body = json.dumps({**more, "model": "m", "messages": messages}, ensure_ascii=ascii_only)
     try:
-        parse_request({"model": "m", "messages": [{"role": "user", "content": content}]})
+        request = parse_request(parse_json(body.encode(errors="surrogatepass")))
     except InvalidRequest as error:
-        assert error.param  # noqa: PT017
+        assert error.message.isprintable()  # noqa: PT017
+        return
+    expected = as_text(json.loads(body))
+    ours = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
+    assert json.loads(request.upstream) == {name: value for name, value in expected.items() if name not in ours}
+    assert msgspec.json.decode(request.upstream)["messages"] == expected["messages"]
+    assert request.prompt_tokens >= 0
+    assert len(request.fingerprint) == 64

@@ -1,0 +1,86 @@
+"""Origins and host names in the settings: as browsers send them, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.errors import Misconfigured
+from broker.origins import normalize_host, normalize_origin
+from broker.settings import Settings, load
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://app.example", "https://app.example"),
+        ("https://app.example/", "https://app.example"),
+        ("HTTPS://App.Example:443", "https://app.example"),
+        ("http://app.example:80/", "http://app.example"),
+        ("http://app.example:443", "http://app.example:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("chrome-extension://aBcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("file://", "file://"),
+        ("*", "*"),
+    ],
+)
+def test_an_origin_is_held_as_browsers_send_it(written: str, sent: str) -> None:
+    assert normalize_origin(written) == sent
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("app.example", "no scheme"),
+        ("localhost:3000", "no scheme"),
+        ("//app.example", "no scheme"),
+        ("https://app.example/app", "path"),
+        ("https://app.example?x", "path"),
+        ("https://app.example#x", "path"),
+        ("https://", "no valid host"),
+        ("https://*.example", "no valid host"),
+        ("https://app.example:port", "no valid host"),
+        ("https://app.example:99999", "no valid host"),
+        ("https://a b.example", "no valid host"),
+        ("null", "sandboxed"),
+        ("NULL", "sandboxed"),
+    ],
+)
+def test_what_is_no_origin_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str, says: str) -> None:
+    monkeypatch.setenv("TOKENCAST_CORS_ORIGINS", f"http://fine.example,{written}")
+    with pytest.raises(Misconfigured, match=f"^TOKENCAST_CORS_ORIGINS: .*{says}"):
+        load(Settings)
+
+
+def test_a_password_in_an_origin_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_CORS_ORIGINS", "https://anna:hunter2@app.example")
+    with pytest.raises(Misconfigured) as caught:
+        load(Settings)
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("written", "held"),
+    [
+        ("Tokencast.Example", "tokencast.example"),
+        ("tokencast.example.", "tokencast.example"),
+        ("*.Example", "*.example"),
+        ("my_server", "my_server"),
+        ("10.0.0.5", "10.0.0.5"),
+        ("[2001:DB8::5]", "2001:db8::5"),
+        ("2001:db8:0::5", "2001:db8::5"),
+    ],
+)
+def test_a_host_is_held_in_one_form(written: str, held: str) -> None:
+    assert normalize_host(written) == held
+
+
+@pytest.mark.parametrize(
+    "written", ["https://a.example", "a.example:8000", "a.example/x", "*", "*.", "a.*.example", "-"]
+)
+def test_what_is_no_host_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("TOKENCAST_ALLOWED_HOSTS", written)
+    with pytest.raises(Misconfigured, match=r"^TOKENCAST_ALLOWED_HOSTS: .*no host name"):
+        load(Settings)
