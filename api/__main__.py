@@ -21,6 +21,7 @@ from broker.errors import Misconfigured
 from broker.process import prepare, refuse
 from broker.service import connect
 from broker.settings import Settings, load_for_process, unknown_variables
+from broker.sockets import shown
 from broker.tasks import cancelled
 from broker.telemetry import configure_logging
 from broker.trace import configure_tracing
@@ -43,7 +44,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         server = Server(config_for(app, settings), drain)
         app.state.metrics.connections = server.server_state.connections
         host, port = sock.getsockname()[:2]
-        logger.info("listening on http://%s:%d (Redis %s)", host, port, without_password(settings.logs_url))
+        logger.info("listening on http://%s:%d (Redis %s)", shown(host), port, without_password(settings.logs_url))
         watching = asyncio.create_task(_watch(watch))
         watching.add_done_callback(lambda _: setattr(server, "should_exit", True))
         with contextlib.suppress(asyncio.CancelledError):

@@ -22,6 +22,7 @@ from broker.embedded import tethered
 from broker.environment import environment
 from broker.process import MISCONFIGURED, python_module
 from broker.settings import Settings, unknown_variables
+from broker.sockets import shown
 
 SETTLED = 10.0  # seconds: who lived longer than that starts again at once
 LONGEST_PAUSE = 10.0
@@ -68,7 +69,7 @@ class Supervisor:
 
     async def run(self) -> int:
         host, port = self._sockets[0].getsockname()[:2]
-        logger.info("%d processes on http://%s:%d", len(self._sockets), host, port)
+        logger.info("%d processes on http://%s:%d", len(self._sockets), shown(host), port)
         await asyncio.gather(*(self._keep(number, sock) for number, sock in enumerate(self._sockets, 1)))
         return self._failed
 

@@ -12,9 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.protocol import HttpProtocol, Limits, State
-from broker.errors import Misconfigured
 from broker.process import open_files
 from broker.settings import Settings
+from broker.sockets import bound_socket
 
 OWN_FILES = 110
 """What a gateway may have open itself under load: connections to Redis, nearly all of it."""
@@ -33,6 +33,13 @@ class Server(uvicorn.Server):
         self._drain = drain
         self.server_state = State()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Return after a signal. uvicorn would raise it again, which ends the process before what its callers do last:
+        the spans that are left would not be sent, and Redis's connections not be closed."""
+        with self.capture_signals():
+            await self._serve(sockets)
+            self._captured_signals.clear()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.stopping = True
         for connection in cast("set[HttpProtocol]", self.server_state.connections).copy():
@@ -47,21 +54,11 @@ class Server(uvicorn.Server):
 def listen(settings: Settings, *, spread: bool = False) -> socket.socket:
     """A listening socket, whose options its connections inherit; Misconfigured names the variable where that fails.
     `spread`: one of several on this port, among which the kernel spreads the connections."""
-    host, port = settings.host, settings.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if spread:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock = bound_socket(settings.host, settings.port, "HOST and PORT", spread=spread)
     # Less of the kernel's buffer per stalled reader: 343 instead of 3,975 kB were pinned by one.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED * 1000)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}; HOST and PORT choose another") from None
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
@@ -93,5 +90,6 @@ def config_for(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=int(settings.send_timeout) + 5,  # for what is still being taken after the drain
     )

@@ -8,11 +8,14 @@ stored and read".
 from __future__ import annotations
 
 import re
+from typing import Any
 
 MAX_DEPTH = 100
 """Levels of arrays and objects. The deepest JSON Schema of a tool that OpenAI accepts has 10."""
 
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[{]|[\]}]', re.DOTALL)
+
+_NESTING = (dict, list)  # a tuple: isinstance takes three times as long for `dict | list`
 
 
 def is_too_deep(text: bytes) -> bool:
@@ -33,3 +36,19 @@ def is_too_deep(text: bytes) -> bool:
             case _:
                 pass
     return False
+
+
+def is_nested_too_deeply(value: Any) -> bool:
+    """Return whether a decoded JSON value has more than MAX_DEPTH levels. Goes through it level by level: of a large
+    request, that takes a tenth of the time that its text does."""
+    level: list[Any] = [value] if isinstance(value, _NESTING) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            child  # pyright: ignore[reportUnknownVariableType]
+            for part in level
+            for child in (part.values() if isinstance(part, dict) else part)  # pyright: ignore
+            if isinstance(child, _NESTING)
+        ]
+        if not level:
+            return False
+    return True

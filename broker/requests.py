@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
-from broker.depth import MAX_DEPTH, is_too_deep
+from broker import pieces
+from broker.depth import MAX_DEPTH, is_nested_too_deeply
 from broker.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ def parse_json(body: bytes) -> Json:
         raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
         raise InvalidRequest(_TOO_DEEP, code="invalid_json") from error
-    if is_too_deep(text):
+    if is_nested_too_deeply(value):
         raise InvalidRequest(_TOO_DEEP, code="invalid_json")
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_type")
@@ -66,12 +66,12 @@ def _decode(text: bytes) -> object:
     """Half a surrogate pair, as in a text that JavaScript has cut within an emoji, becomes U+FFFD, as in browsers
     (Encoding, UTF-8 encode): JSON may escape it, but no text in UTF-8 can hold it."""
     try:
-        return msgspec.json.decode(text)
+        return pieces.decode(text)
     except msgspec.DecodeError:
         mended = _ESCAPES.sub(lambda escape: rb"\ufffd" if len(escape[0]) == 6 else escape[0], text)
         if mended == text:
             raise
-        return msgspec.json.decode(mended)
+        return pieces.decode(mended)
 
 
 def parse_request(body: Json) -> CompletionRequest:
@@ -88,16 +88,17 @@ def parse_request(body: Json) -> CompletionRequest:
     if not 1 <= n <= 128:
         raise InvalidRequest("`n` must be between 1 and 128.", param="n")
     stream_options = cast(Json, _optional(body, "stream_options", dict, {}))
+    upstream = msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS})
     return CompletionRequest(
         model=model,
-        upstream=msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS}),
+        upstream=upstream,
         n=n,
         stream=_optional(body, "stream", bool, False),
         include_usage=_optional(stream_options, "include_usage", bool, False, within="stream_options."),
         metadata=_metadata(body),
         on_upstream_error=_policy(body),
         ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
-        fingerprint=_fingerprint(body),
+        fingerprint=_fingerprint(body, large=len(upstream) > pieces.PIECE),
         prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
     )
 
@@ -175,10 +176,13 @@ def ttl_of(body: Json, most: int) -> float | None:
     return float(ttl)
 
 
-def _fingerprint(body: Json) -> str:
+def _fingerprint(body: Json, *, large: bool) -> str:
     """Leaves out `stream` and `stream_options`, so that a repeated POST may ask for the other form."""
     same = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
-    return hashlib.sha256(json.dumps(same, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for piece in pieces.dump(same) if large else (pieces.dump_whole(same),):
+        digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def _characters(message: object) -> int:

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     header_timeout: float = Field(
         10, gt=0, description="A request's head must be there so soon; a body may take longer, at 16 KiB a second"
     )
+    keep_alive: int = Field(
+        75, ge=1, description="Idle time before a kept connection is closed; longer than the proxy's, often 60 s"
+    )
     max_connections: int = Field(
         0, ge=0, description="Connections a gateway serves; 0, and at most: four fifths of the files it may open"
     )

@@ -9,8 +9,10 @@ in the queue, each attempt, and each response that follows it are its children, 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.environment import read_variable
@@ -18,8 +20,12 @@ from broker.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
+SEND_WITHIN = 3.0
+"""Seconds at a process's end for the spans that are left. The exporter by itself waits ten for a collector that takes
+connections and does not answer, and the SDK thirty."""
 log = logging.getLogger("tokencast.trace")
 Value = str | int | float
 
@@ -29,7 +35,7 @@ class _Process:
 
 
 def configure_tracing(service: str) -> Callable[[], None]:
-    """Once per process. What it returns sends what is left, and is called at the process's end."""
+    """Once per process. What it returns sends what is left, within SEND_WITHIN, and is called at the process's end."""
     if not (read_variable("OTEL_EXPORTER_OTLP_ENDPOINT") or read_variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return _nothing
     try:
@@ -41,10 +47,18 @@ def configure_tracing(service: str) -> Callable[[], None]:
         log.warning("no traces: an OTLP endpoint is set, but OpenTelemetry is not installed (tokencast[otel])")
         return _nothing
     named = Resource.create({"service.name": service, "service.version": __version__})
-    provider = TracerProvider(resource=named)
+    provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that would wait without a bound, once more
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _Process.tracer = provider.get_tracer("tokencast", __version__)
-    return provider.shutdown
+    return partial(_shut_down, provider)
+
+
+def _shut_down(provider: TracerProvider) -> None:
+    sending = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
+    sending.start()
+    sending.join(SEND_WITHIN)
+    if sending.is_alive():
+        log.warning("the last spans are lost: no answer from the OTLP collector within %g s", SEND_WITHIN)
 
 
 def _nothing() -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from aiohttp import web
 
 from broker.connection import Redis
-from broker.errors import Misconfigured
 from broker.metrics import Exposition, Families
 from broker.reaper import Reaper
 from broker.settings import Settings
+from broker.sockets import bound_socket, shown
 from broker.tally import ENDED, REDIS
 from worker.appender import Appender
 from worker.running import Running
@@ -120,11 +120,7 @@ class Metrics:
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> None:
-    try:
-        await web.TCPSite(runner, settings.host, settings.metrics_port).start()
-    except OSError as error:
-        where = f"{settings.host}:{settings.metrics_port}"
-        raise Misconfigured(
-            f"cannot listen on {where}: {error.strerror}; HOST and TOKENCAST_METRICS_PORT choose another"
-        ) from None
-    log.info("metrics on http://%s:%d/metrics", settings.host, settings.metrics_port)
+    """On the addresses of the gateway's port. aiohttp by itself would take `::` for IPv6 alone."""
+    host, port = settings.host, settings.metrics_port
+    await web.SockSite(runner, bound_socket(host, port, "HOST and TOKENCAST_METRICS_PORT")).start()
+    log.info("metrics on http://%s:%d/metrics", shown(host), port)

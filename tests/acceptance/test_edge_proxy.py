@@ -4,6 +4,7 @@ what docs/nginx.conf and docs/Caddyfile promise beyond that."""
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import ssl
 from collections.abc import AsyncGenerator
@@ -17,10 +18,14 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from broker import Broker
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, listed, new_one
-from tests.acceptance.proxies import PROXIES, Kind, proxy
-from tests.support import Gateway, Writer, gateway, gather, request_body, texts, wait_until
+from tests.acceptance.proxies import AROUND_NGINX, NGINX, PROXIES, Kind, Place, proxy
+from tests.support import ROOT, Gateway, Writer, gateway, gather, request_body, texts, wait_until
 
 pytestmark = pytest.mark.proxy
+
+FORBIDDEN = "http://255.255.255.255:80"
+"""An address to which connecting is not permitted: EACCES, not a refusal."""
+LEVEL = re.compile(r"error-log-level\W+(\w+)")
 
 COMPRESSED = {"accept-encoding": "gzip"}
 
@@ -187,6 +192,52 @@ async def test_no_token_is_in_the_proxy_s_log(kind: Kind, redis: EmbeddedRedis, 
         assert "canary" not in (tmp_path / name).read_text(), name
 
 
+async def test_no_token_is_in_nginx_s_log_of_a_graver_error(api: Gateway, tmp_path: Path) -> None:
+    """That a connection is forbidden is more than an `error` to nginx, as are files that it lacks."""
+    async with proxy(NGINX, api, tmp_path, FORBIDDEN) as behind:
+        await gather(*(behind.http.get("/v1/generations/gen_x/events?token=canary") for _ in range(8)))
+        await wait_until(lambda: FORBIDDEN.removeprefix("http://") in (tmp_path / "access.log").read_text())
+    for name in ("access.log", "errors.log"):
+        assert "canary" not in (tmp_path / name).read_text(), name
+
+
+INGRESS = """
+server {{
+    listen 127.0.0.1:{port};
+    access_log off;
+    error_log stderr {level};
+    location = /healthz {{ return 200; }}
+    location /refused {{ proxy_pass http://127.0.0.1:1; }}
+    location /forbidden {{ proxy_pass {forbidden}; }}
+}}
+"""
+
+
+def documented_level() -> str:
+    """What the Ingress and the documentation say of the controller's ConfigMap."""
+    files = ("kubernetes/ingress.yaml", "deploying.md")
+    [level] = {found for file in files for found in LEVEL.findall((ROOT / "docs" / file).read_text("utf-8"))}
+    return level
+
+
+@pytest.mark.parametrize("documented", [True, False])
+async def test_the_ingress_s_error_log_has_tokens_unless_it_is_told(
+    api: Gateway, tmp_path: Path, documented: bool
+) -> None:
+    """ingress-nginx as it comes logs no request here, but the trouble with one: with the whole URL."""
+    level = documented_level() if documented else "notice"
+
+    def config(place: Place, **_: bool) -> str:
+        inner = INGRESS.format(port=place.port, level=level, forbidden=FORBIDDEN)
+        return AROUND_NGINX.format(directory=place.directory, inner=inner)
+
+    ingress = Kind("nginx", config, NGINX.arguments)
+    async with proxy(ingress, api, tmp_path, as_it_comes=True) as behind:
+        for path in ("/refused", "/forbidden"):
+            assert (await behind.http.get(f"{path}?token=canary")).status_code == 502
+    assert ("canary" in (tmp_path / "errors.log").read_text()) is not documented
+
+
 async def test_a_key_is_not_in_the_proxy_s_log(kind: Kind, api: Gateway, tmp_path: Path) -> None:
     async with proxy(kind, api, tmp_path) as behind:
         await behind.http.get("/v1/generations", headers={"authorization": "Bearer secret-canary"})
@@ -202,3 +253,22 @@ async def test_who_waits_for_a_whole_completion_may_wait_long(kind: Kind, runnin
         answer = await behind.http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_with_a_key_a_hasty_proxy_costs_one_generation(running: Gateway, tmp_path: Path) -> None:
+    """It gives up, and the SDK asks again and again, as for any 504: each time for the same generation."""
+    before = await listed(running)
+    async with (
+        proxy(NGINX, running, tmp_path, changes={"proxy_read_timeout 20m;": "proxy_read_timeout 1s;"}) as behind,
+        DefaultAsyncHttpxClient(verify=False) as http,
+        AsyncOpenAI(base_url=f"{behind.url}/v1", api_key="none", http_client=http, max_retries=20) as client,
+    ):
+        asking = client.chat.completions.create(
+            model="sim",
+            messages=[{"role": "user", "content": "[[sim seed=2 length=20 speed=10]]"}],
+            extra_headers={"Idempotency-Key": "hasty"},
+        )
+        (completion,) = await gather(asking)
+    assert completion.choices[0].finish_reason == "stop"
+    assert " 504 " in (tmp_path / "access.log").read_text()
+    assert await listed(running) - before == {completion.id}

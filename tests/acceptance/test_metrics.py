@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -177,6 +178,30 @@ async def test_a_taken_port_is_said(redis: EmbeddedRedis, sim: str) -> None:
 async def says_taken(second: Service) -> None:
     assert await second.wait() == 2
     assert "TOKENCAST_METRICS_PORT" in second.output
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_every_address_is_of_both_families(redis: EmbeddedRedis, sim: str) -> None:
+    """A gateway's port and a worker's alike, whatever the system's default for IPv6 sockets is."""
+    every = {"HOST": "::", "TOKENCAST_ALLOW_OPEN": "1"}
+    port = free_port()
+    async with (
+        gateway(redis.url, **every) as api,
+        worker(redis.url, sim, TOKENCAST_METRICS_PORT=str(port), **every),
+        httpx2.AsyncClient() as http,
+    ):
+        for number in (httpx2.URL(api.url).port, port):
+            for host in ("127.0.0.1", "[::1]"):
+                assert (await http.get(f"http://{host}:{number}/healthz")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -70,6 +72,51 @@ async def test_one_trace_from_the_post_to_the_last_byte(own_redis: EmbeddedRedis
     facts = {one.key: one.value.string_value for one in follow.attributes}
     assert (facts["generation.id"], facts["ended"]) == (created["id"], "ended")
     assert "one two" not in str(at.spans)
+
+
+async def test_a_process_that_stops_sends_the_spans_that_are_left(own_redis: EmbeddedRedis, sim: str) -> None:
+    """They are sent every ten minutes here, so all of them are left when the signal comes."""
+    async with collector() as at:
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": at.url, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+        async with gateway(own_redis.url, **sending) as api, worker(own_redis.url, sim, **sending) as work:
+            await api.ended((await api.create(request_body(model="sim-fast")))["id"])
+            for process in (api.process, work):
+                process.send(signal.SIGTERM)
+                assert await process.wait() == 0
+        assert at.named("POST /v1/generations") is not None
+        assert at.named("attempt") is not None
+
+
+@asynccontextmanager
+async def mute_collector() -> AsyncGenerator[tuple[str, asyncio.Event], None]:
+    """It takes connections and never answers. The event: somebody has sent it something."""
+    asked = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0, limit=1 << 24)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+    finally:
+        server.close()
+
+
+async def test_a_mute_collector_keeps_no_process_from_ending(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Each gives up by itself, and says what is lost; the exporter would wait for ten minutes here."""
+    async with mute_collector() as (url, asked):
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
+        async with gateway(own_redis.url, **sending) as api, worker(own_redis.url, sim, **sending) as work:
+            await api.ended((await api.create(request_body(model="sim-fast")))["id"])
+            for process in (api.process, work):
+                process.send(signal.SIGTERM)
+            for process in (api.process, work):
+                assert await process.wait() == 0
+                assert "the last spans are lost" in process.output
+        assert asked.is_set()
 
 
 async def test_nothing_is_kept_where_nobody_asked_for_it(own_redis: EmbeddedRedis) -> None:

@@ -1,5 +1,5 @@
 """A browser, and pages that must stay clean: no console error, no uncaught exception, no CSP violation, no request
-to anybody but the gateway."""
+to anybody but the gateway and the page's own site."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ async def browser() -> AsyncGenerator[Browser, None]:
 class Watched:
     """A page, and what it did that it should not have done. `forgives` matches what a test provokes."""
 
-    def __init__(self, page: Page, origin: str) -> None:
+    def __init__(self, page: Page, *origins: str) -> None:
         self.page = page
         self.forgives = r"(?!)"  # nothing
-        self._origin = origin
+        self._allowed = ("data:", *(f"{origin}/" for origin in origins))
         self.requests: list[Request] = []
         self._complaints: list[str] = []
 
@@ -66,7 +66,7 @@ class Watched:
     def check(self) -> None:
         assert [what for what in self._complaints if not re.search(self.forgives, what)] == []
         urls = {request.url for request in self.requests}
-        assert [url for url in urls if not url.startswith((f"{self._origin}/", "data:"))] == []
+        assert [url for url in urls if not url.startswith(self._allowed)] == []
 
     def streams(self, gid: str) -> list[Request]:
         """What was asked for the events of a generation as they come, from the first on."""
@@ -80,19 +80,22 @@ Open = Callable[..., Awaitable[Watched]]
 
 @pytest.fixture
 async def visit(browser: Browser) -> AsyncGenerator[Open, None]:
-    """`await visit(gateway, "/#gen_…", color_scheme="dark")`: a page in a browser profile of its own."""
+    """`await visit(gateway, "/#gen_…", color_scheme="dark")`: a page in a browser profile of its own. With a `site`, it
+    is a page of that origin."""
     watched: list[Watched] = []
     async with AsyncExitStack() as stack:
 
-        async def open_page(gateway: Gateway, path: str = "/", key: str = "", **profile: object) -> Watched:
+        async def open_page(
+            gateway: Gateway, path: str = "/", key: str = "", site: str = "", **profile: object
+        ) -> Watched:
             context = await browser.new_context(**profile)  # type: ignore[arg-type]
             if key:
                 await context.add_init_script(f"sessionStorage.setItem('tokencast-key', '{key}')")
             stack.push_async_callback(context.close)
-            visitor = Watched(await context.new_page(), gateway.url)
+            visitor = Watched(await context.new_page(), gateway.url, *([site] if site else []))
             watched.append(visitor)
             await visitor.watch()
-            await visitor.page.goto(gateway.url + path)
+            await visitor.page.goto((site or gateway.url) + path)
             return visitor
 
         yield open_page

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from broker.depth import MAX_DEPTH, is_too_deep
+from broker.depth import MAX_DEPTH, is_nested_too_deeply, is_too_deep
 
 
 def nested(levels: int) -> bytes:
@@ -27,3 +28,10 @@ def nested(levels: int) -> bytes:
 )
 def test_the_depth_of_a_text(text: bytes, deep: bool) -> None:
     assert is_too_deep(text) is deep
+    if text.startswith((b"{", b"[")):
+        assert is_nested_too_deeply(msgspec.json.decode(text)) is deep
+
+
+@pytest.mark.parametrize("value", ["text", 1, None, [], {}, [1, "a"]])
+def test_what_is_hardly_nested_is_not_too_deep(value: object) -> None:
+    assert not is_nested_too_deeply(value)

@@ -1,0 +1,92 @@
+"""Requests of many kilobytes: parsed next to the loop, and otherwise like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from api.routing import QUICK, read_request
+from broker import connect, pieces
+from broker.errors import InvalidRequest
+from broker.requests import CompletionRequest
+from broker.settings import Settings
+from tests.support import gather, request_body
+
+
+class Turns:
+    """Counts the turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def run(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)
+
+
+async def read(body: bytes, turns: Turns | None = None) -> tuple[CompletionRequest, int]:
+    """The request of a body, and the turns between the body's arrival and that."""
+    turns = turns or Turns()
+    arrived = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal arrived
+        arrived = turns.count
+        return {"type": "http.request", "body": body}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    async with connect(settings=Settings(max_body=64 * 1024 * 1024)) as broker:
+        return await read_request(Request(scope, receive), broker), turns.count - arrived
+
+
+def picture(size: int) -> list[dict[str, Any]]:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * (size // 4)}}
+    return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [picture(8 * pieces.PIECE), [{"role": "user", "content": "word " * 200}] * 8_000],
+    ids=["one picture", "many messages"],
+)
+async def test_the_loop_goes_on_while_a_large_body_is_parsed(messages: list[dict[str, Any]]) -> None:
+    """Parsed by the loop itself, it would be the next thing that the loop does."""
+    turns = Turns()
+    counting = asyncio.create_task(turns.run())
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    (answer,) = await gather(read(body, turns))
+    counting.cancel()
+    asked, passed = answer
+    assert json.loads(asked.upstream)["messages"] == messages
+    assert passed >= 5
+
+
+async def test_a_fingerprint_does_not_depend_on_how_the_body_is_written() -> None:
+    """On the order of its keys, its spaces and its escapes."""
+    body = {**request_body(), "messages": [{"role": "user", "content": "ö😀" * pieces.PIECE}]}
+    plain, _ = await read(json.dumps(body).encode())
+    other, _ = await read(json.dumps(dict(reversed(body.items())), indent=2, ensure_ascii=False).encode())
+    assert plain.fingerprint == other.fingerprint
+    body["messages"][0]["content"] += "."
+    changed, _ = await read(json.dumps(body).encode())
+    assert changed.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"model":"m","messages":[' + b'"' + b"x" * QUICK + b'"]}', "invalid_type"),
+        (b'{"model":"m","messages":["' + b"x" * 2 * pieces.PIECE, "invalid_json"),
+        (b'{"model":"m","messages":["' + b"x" * 2 * pieces.PIECE + b'\xff"]}', "invalid_json"),
+    ],
+    ids=["a message that is none", "cut off", "not UTF-8"],
+)
+async def test_a_large_body_is_refused_as_a_small_one_is(body: bytes, code: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await read(body)
+    assert refused.value.code == code

@@ -1,0 +1,50 @@
+"""JSON in pieces is the same JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import pieces
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=40,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_pieces() -> Any:
+    """Everything is split that can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", 4)
+        patch.setattr(pieces, "_ITEMS", 3)
+        patch.setattr(pieces, "_SPARSE", 0)
+        yield
+
+
+@given(VALUES, st.sampled_from([None, 1]), st.booleans())
+def test_decoding_gives_the_value(value: Any, indent: int | None, ascii_only: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()
+    assert pieces.decode(text) == value
+
+
+@given(VALUES)
+def test_dumping_gives_the_bytes_of_one_call(value: Any) -> None:
+    """Which idempotency records hold the hash of, so that any version knows a repeated request again."""
+    whole = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    assert "".join(pieces.dump(value)) == pieces.dump_whole(value) == whole
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"a":1,"b":}', b'{"a":[1,2,x]}', b'["long enough", "\xff"]', b'["a","b"', b'{"a" 1}', b"[NaN, 1]"]
+)
+def test_what_is_no_json_is_refused(text: bytes) -> None:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+        pieces.decode(text)
