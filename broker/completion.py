@@ -153,7 +153,7 @@ def _integer(digits: str) -> int | None:
 def _rendered_choice(choice: Json) -> Json:
     message = {key: _spoken(key, value) for key, value in choice["message"].items()}
     calls = message.get("tool_calls")
-    if not (isinstance(calls, Items) and calls.items):  # null, or [] beside content
+    if not (isinstance(calls, Items) and calls.items):  # null, or [] along with content
         message.pop("tool_calls", None)
     return rendered({**choice, "message": message})
 

@@ -10,7 +10,7 @@ objects are merged key by key, and the newest number or boolean counts.
     name                                is joined, but one that begins with the name so far is the whole name again
     url                                 is joined, but one with a scheme (`https:`, `data:`) is another whole URL
     arguments                           is joined; an object is merged by key, and its JSON text is the result
-    content, reasoning, … (TEXTS)       is joined, whether text or a list of typed parts; text beside parts is a part
+    content, reasoning, … (TEXTS)       is joined, whether text or a list of typed parts; text among parts is a part
     function, audio, … (OBJECTS)        is merged key by key; what is no object does not replace one
     tool_calls                          continues a call, or begins one: see `Items`
 
@@ -124,7 +124,7 @@ class Arguments(Text):
 
     @property
     def complete(self) -> bool:
-        """Whether they end like an object: behind it no other one can begin."""
+        """Whether they end like an object, after which no other one can begin."""
         return bool(self.fields) or self._last == "}"
 
     def __str__(self) -> str:

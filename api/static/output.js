@@ -92,9 +92,9 @@ export class Output {
     const section = clone("part");
     section.dataset.key = key;
     section.classList.toggle("answer", key % 1e6 === 1);
-    const isBehind = (other) => Number(other.dataset.key) > key;
+    const isLater = (other) => Number(other.dataset.key) > key;
     const last = this.root.lastElementChild; // what begins is nearly always the newest
-    const next = last && isBehind(last) ? Array.from(this.root.children).find(isBehind) : null;
+    const next = last && isLater(last) ? Array.from(this.root.children).find(isLater) : null;
     this.root.insertBefore(section, next);
     const shown = { section, text: new GrowingText(section.lastElementChild), start: 0, size: 0 };
     this.#shown.set(key, shown);

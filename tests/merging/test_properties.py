@@ -146,7 +146,7 @@ def test_what_is_nested_too_deeply_costs_its_chunk_and_no_more(depth: int, openi
 
 @pytest.mark.node
 def test_the_dashboard_shows_any_reply_and_the_same_calls(tmp_path: Path) -> None:
-    """Two implementations of one table agree on replies that nobody wrote down."""
+    """Two implementations of one table agree on replies that are in no table."""
     replies = {str(seed): mutated(random.Random(seed)) for seed in range(1000)}
     shown = sections(replies, tmp_path)
     for seed, chunks in replies.items():
