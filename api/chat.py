@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,9 +18,11 @@ from api.query import flag_of, text_of
 from api.routing import by_method, read_request, submit
 from api.silence import SILENCE
 from api.sse import EventStream
+from broker.completion import finish_reason
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
+from broker.merging import json_text
 from broker.requests import CompletionRequest
 from broker.segments import Dialect
 from broker.service import Broker
@@ -209,10 +211,52 @@ def completion(generation: Generation) -> Json:
 
 
 def _choice(choice: Json, *, ended: bool) -> Json:
-    message: Json = {"refusal": None, **choice["message"]}
-    reason = choice["finish_reason"]
+    """A choice as OpenAI's types have it, whatever the upstream sent."""
+    message = _message(_object(choice.get("message")))
+    reason = finish_reason(choice.get("finish_reason"))
     if reason is None and ended:  # some upstreams say [DONE] and nothing else, but null means that it runs
-        reason = "tool_calls" if message.get("tool_calls") else "stop"
-    if "tool_calls" in message:  # `index` is how the pieces of a stream find each other; a whole call has none
-        message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in message["tool_calls"]]
-    return {"logprobs": None, **choice, "message": message, "finish_reason": reason}
+        reason = "tool_calls" if "tool_calls" in message else "stop"
+    logprobs = _object(choice.get("logprobs")) or None
+    return {**choice, "logprobs": logprobs, "message": message, "finish_reason": reason}
+
+
+def _message(merged: Json) -> Json:
+    message: Json = {"refusal": None, "role": "assistant", "content": None, **merged}
+    for name in ("content", "refusal"):
+        if not isinstance(message[name], str | list | None):
+            message[name] = json_text(message[name])
+    if not isinstance(message["role"], str) or not message["role"]:
+        message["role"] = "assistant"
+    calls = [_call(call) for call in _objects(message.pop("tool_calls", None))]
+    if calls:  # a message without calls has no `tool_calls`: the SDKs' users ask whether it is there
+        message["tool_calls"] = calls
+    if "function_call" in message and not _object(message["function_call"]):
+        del message["function_call"]
+    return message
+
+
+def _call(call: Json) -> Json:
+    """A whole call. Has no `index`, which is how the pieces of a stream find each other."""
+    whole = {"id": "", **{key: value for key, value in call.items() if key != "index"}}
+    whole["id"] = _string(whole["id"])
+    is_custom = _object(whole.get("custom")) and not _object(whole.get("function"))
+    kind, said = ("custom", "input") if is_custom else ("function", "arguments")
+    body = _object(whole.get(kind))
+    whole["type"] = whole.get("type") or kind
+    whole[kind] = {**body, "name": _string(body.get("name")), said: _string(body.get(said))}
+    return whole
+
+
+def _string(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json_text(value)
+
+
+def _object(value: object) -> Json:
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[Json]:
+    values = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast(Json, item) for item in values if isinstance(item, dict) and item]

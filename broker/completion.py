@@ -1,8 +1,7 @@
 """Merges the chunks of a chat completion into its messages: a pure fold over the log.
 
-Keeps every field it does not know: strings of a delta are joined, lists with `index` merged by it, anything
-else is replaced by the newest. So `content`, `reasoning_content`, `reasoning`, `refusal`, `tool_calls` and
-whatever an upstream adds next come out whole (what upstreams send: OpenAI, GabForge, DeepSeek, vLLM, Azure, Gemini).
+What a message's fields do is in broker/merging.py; here is what a chunk and a choice are. Nothing here raises, whatever
+JSON the log holds: a read of a generation must not fail because of what an upstream sent.
 """
 
 from __future__ import annotations
@@ -13,13 +12,23 @@ from typing import Any, cast
 
 import msgspec
 
+from broker.depth import is_too_deep
 from broker.events import CHUNK, USAGE, Event
+from broker.merging import Items, Text, index_of, merge, rendered
 
 Json = dict[str, Any]
 
+_COLLECTED = frozenset({"logprobs", "token_ids"})
+"""Fields of a choice that come in pieces. Of others (a content filter's verdict, a stop reason) the newest counts."""
 
-class _Pieces(list[str]):
-    """A string that is still growing: joining at each chunk would copy a long answer as often as it has chunks."""
+_SPOKEN = ("content", "reasoning_content", "reasoning", "refusal")
+"""Fields of a message that are one string, unless they hold parts that are no plain text."""
+
+_TEXT_PARTS = (None, "text", "output_text")
+
+_DIGITS = 300
+"""Longest integer that is kept: the longest that a float can be. Encoders and parsers refuse longer ones, each at
+another length."""
 
 
 class Completion:
@@ -32,39 +41,78 @@ class Completion:
         self.usage: Json | None = None
 
     def add(self, chunk: Json) -> None:
+        """Add a chunk, as `decode_chunk` returns it."""
         usage = chunk.get("usage")
-        if isinstance(usage, dict):
-            self.usage = _rendered(usage)
+        if usage and isinstance(usage, dict):
+            self.usage = rendered(usage)
         for choice in _dicts(chunk.get("choices")):
-            index = choice.get("index")
-            self._add_choice(index if isinstance(index, int) else 0, choice)
+            self._add_choice(index_of(choice) or 0, choice)
 
     def _add_choice(self, index: int, choice: Json) -> None:
-        merged = self._choices.setdefault(
-            index, {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None}
-        )
+        merged = self._choices.get(index)
+        if merged is None:
+            message = {"role": "assistant", "content": None}
+            merged = self._choices[index] = {"index": index, "message": message, "finish_reason": None}
         for key, value in choice.items():
             if key == "delta":
-                _merge(merged["message"], value)
-            elif key == "logprobs" and isinstance(value, dict):
-                merged[key] = merged.get(key) or {}
-                _merge(merged[key], cast(Json, value))
-            elif key not in ("index", "message") and value is not None:
+                if isinstance(value, dict):
+                    merge(merged["message"], cast(Json, value))
+            elif value is None or key == "index" or key == "message":
+                pass
+            elif key == "finish_reason":
+                merged[key] = finish_reason(value) or merged[key]
+            elif key in _COLLECTED:
+                merge(merged, {key: value})
+            elif value not in ("", [], {}):
                 merged[key] = value
+        whole = choice.get("message")
+        if isinstance(whole, dict):  # some upstreams send one instead of deltas, or at their end, as a summary
+            merge(merged["message"], cast(Json, whole), whole=True)
 
     @property
     def choices(self) -> list[Json]:
         """`[{"index", "message": {"role", "content", …}, "finish_reason", …}]`, by index."""
-        return [_rendered(self._choices[index]) for index in sorted(self._choices)]
+        return [_rendered_choice(self._choices[index]) for index in sorted(self._choices)]
 
 
-def text_of(choices: list[Json]) -> str:
-    """Choice 0's content in merged choices, "" if it has none."""
-    for choice in choices:
+def finish_reason(value: object) -> str | None:
+    """Why a choice is finished; None if it is not. Some upstreams say "", "null" or "None" for null."""
+    return value if isinstance(value, str) and value.strip() not in ("", "null", "None") else None
+
+
+def text_of(choices: object) -> str:
+    """Choice 0's text in merged choices, "" if it has none."""
+    for choice in _dicts(choices):
         if choice.get("index") == 0:
-            content = choice.get("message", {}).get("content")
-            return content if isinstance(content, str) else ""
+            message = choice.get("message")
+            return text_of_content(cast(Json, message).get("content")) if isinstance(message, dict) else ""
     return ""
+
+
+def text_of_chunk(chunk: object) -> str:
+    """What a chunk adds to the text of choice 0."""
+    text = ""
+    for choice in _dicts(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
+        if not index_of(choice):
+            source = choice.get("delta") or choice.get("message")
+            text += text_of_content(cast(Json, source).get("content")) if isinstance(source, dict) else ""
+    return text
+
+
+def text_of_content(content: object) -> str:
+    """The text of a `content`, which is a string or a list of typed parts. Thoughts and pictures are no text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        return json.dumps(content)
+    parts = cast("list[object]", content) if isinstance(content, list) else [content]  # some send one without a list
+    return "".join([_text_of_part(part) for part in parts])
+
+
+def _text_of_part(part: object) -> str:
+    if isinstance(part, dict) and cast(Json, part).get("type") in _TEXT_PARTS:
+        return text_of_content(cast(Json, part).get("text"))
+    return part if isinstance(part, str) else ""
 
 
 def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
@@ -77,85 +125,52 @@ def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
 
 
 def decode_chunk(data: bytes) -> Json:
-    """msgspec is six times faster, but refuses half of a surrogate pair, which some upstreams split over two
-    chunks; json takes it."""
+    """Return a chunk's JSON; {} for what is no object, no JSON, or nested more deeply than the worker lets through.
+
+    msgspec is six times faster, but refuses half of a surrogate pair, which some upstreams split over two chunks; json
+    takes it.
+    """
+    if is_too_deep(data):
+        return {}
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.DecodeError:
-        return json.loads(data)
+        return _decode_slowly(data)
 
 
-def _merge(message: Json, delta: object) -> None:
-    if not isinstance(delta, dict):
-        return
-    for key, value in cast(Json, delta).items():
-        old = message.get(key)
-        if value is None:
-            message.setdefault(key, None)
-        elif key in _NAMES:
-            message[key] = value
-        elif isinstance(value, str):
-            if isinstance(old, _Pieces):
-                old.append(value)
-            else:
-                message[key] = _Pieces((value,))
-        elif isinstance(value, list):
-            message[key] = old if isinstance(old, list) else []
-            _merge_list(message[key], cast("list[Any]", value))
-        elif isinstance(value, dict):
-            message[key] = old if isinstance(old, dict) else {}
-            _merge(message[key], cast(Json, value))
-        else:
-            message[key] = value
+def _decode_slowly(data: bytes) -> Json:
+    try:
+        chunk = json.loads(data, parse_int=_integer)
+    except ValueError:
+        return {}
+    return cast(Json, chunk) if isinstance(chunk, dict) else {}
 
 
-# These name a thing: a repeated one replaces, it is not a continuation.
-_NAMES = frozenset({"role", "id", "type", "index"})
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _DIGITS else None
 
 
-def _merge_list(merged: list[Any], parts: list[Any]) -> None:
-    """Each part goes into the item it continues, or is a new one."""
-    for part in parts:
-        if not isinstance(part, dict):
-            merged.append(part)
-            continue
-        continued = _continued(_dicts(merged), cast(Json, part))
-        if continued is None:
-            continued = {}
-            merged.append(continued)
-        _merge(continued, cast(Json, part))
+def _rendered_choice(choice: Json) -> Json:
+    message = {key: _spoken(key, value) for key, value in choice["message"].items()}
+    calls = message.get("tool_calls")
+    if not (isinstance(calls, Items) and calls.items):  # null, or [] along with content
+        message.pop("tool_calls", None)
+    return rendered({**choice, "message": message})
 
 
-def _continued(items: list[Json], part: Json) -> Json | None:
-    """By `index`; where upstreams leave it out of a tool call's pieces (Gemini's), the last call, unless another
-    begins with an id of its own."""
-    index = part.get("index")
-    if isinstance(index, int):
-        return next((item for item in items if item.get("index") == index), None)
-    if "function" in part and not part.get("id"):
-        return items[-1] if items else None
-    return None
-
-
-def _rendered(value: Any) -> Any:
-    if isinstance(value, _Pieces):
-        return _whole("".join(value))
-    if isinstance(value, str):
-        return _whole(value)
-    if isinstance(value, dict):
-        return {_whole(key): _rendered(item) for key, item in cast(Json, value).items()}
-    if isinstance(value, list):
-        return [_rendered(item) for item in cast("list[Any]", value)]
+def _spoken(key: str, value: Any) -> Any:
+    """Plain text is one string to the readers, however it came."""
+    if key in _SPOKEN and isinstance(value, Items) and all(map(_is_plain, value.items)):
+        return "".join([str(part["text"]) for part in value.items])
     return value
 
 
-def _whole(text: str) -> str:
-    """Joins surrogate pairs that came in two chunks; a half that stays alone becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+_PLAIN = frozenset({"type", "text", "index"})
+
+
+def _is_plain(part: object) -> bool:
+    fields = cast(Json, part) if isinstance(part, dict) else {}
+    return fields.get("type") == "text" and isinstance(fields.get("text"), Text) and fields.keys() <= _PLAIN
 
 
 def _dicts(value: object) -> list[Json]:

@@ -361,7 +361,7 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
 
 
 def _with_choices(generation: Generation, choices: Sequence[Json]) -> Generation:
-    return replace(generation, choices=choices, text=text_of(list(choices)))
+    return replace(generation, choices=choices, text=text_of(choices))
 
 
 def _seconds(ms: bytes | None) -> float | None:

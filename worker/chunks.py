@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from broker.completion import finish_reason
 from broker.depth import MAX_DEPTH, is_too_deep
 from broker.events import CHUNK, USAGE
 
@@ -64,9 +65,10 @@ class _Payload(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Payload).decode
 
 
-def examine(payload: bytes, event: bytes = b"") -> Chunk | None:
+def examine(payload: bytes, event: bytes = b"", *, streamed: bool = False) -> Chunk | None:
     """Return the chunk of an event's data, or None for a keep-alive: nothing, `null`, or an object that is neither a
-    chunk, nor usage, nor an error. `event` is the event's name. Raises BadChunk if it is not JSON in valid UTF-8."""
+    chunk, nor usage, nor an error. `event` is the event's name. `streamed`: there was text in deltas before, so that a
+    whole `message` repeats it, as at the end of MiniMax's streams. Raises BadChunk if it is not JSON in valid UTF-8."""
     if b"\n" in payload or b"\r" in payload:
         payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
     # msgspec skips what it does not decode, invalid UTF-8 included, and readers' parsers would fail on it.
@@ -78,11 +80,11 @@ def examine(payload: bytes, event: bytes = b"") -> Chunk | None:
     if is_too_deep(payload):
         raise BadChunk(f"nested deeper than {MAX_DEPTH} levels")
     if event == b"error" or (len(payload) > _DIGITS_LIMIT and _MANY_DIGITS.search(payload)):
-        return _examine_slowly(payload, event)
+        return _examine_slowly(payload, event, streamed)
     try:
         parsed = _decode(payload)
     except msgspec.DecodeError:  # not of the usual form, or half a surrogate pair
-        return _examine_slowly(payload, event)
+        return _examine_slowly(payload, event, streamed)
     if len(parsed.choices) == 1 and parsed.base_resp is None and not parsed.error and not parsed.errors:
         (choice,) = parsed.choices
         delta = choice.delta
@@ -98,7 +100,7 @@ def examine(payload: bytes, event: bytes = b"") -> Chunk | None:
             and not (calls and _ARGUMENTS_OBJECT.search(payload))
         ):
             return Chunk(CHUNK, payload, 1, (), None)
-    return _examine_slowly(payload, event)
+    return _examine_slowly(payload, event, streamed)
 
 
 # --- the first and the last chunks of a stream, and those of unusual form ---------------------------------------------
@@ -108,7 +110,7 @@ _ARGUMENTS_OBJECT = re.compile(rb'"arguments"\s*:\s*[{\[]')
 _MANY_DIGITS = re.compile(rb"\d{%d}" % _DIGITS_LIMIT)
 
 
-def _examine_slowly(payload: bytes, event: bytes) -> Chunk | None:
+def _examine_slowly(payload: bytes, event: bytes, streamed: bool) -> Chunk | None:
     value = _parse(payload)
     wrapped = isinstance(value, list) and len(cast("list[object]", value)) == 1  # as Gemini wraps its errors
     if wrapped:
@@ -119,14 +121,14 @@ def _examine_slowly(payload: bytes, event: bytes) -> Chunk | None:
         raise BadChunk("not an object")
     fields = cast(Json, value)
     given = fields.get("choices")
-    choices = _choices(given)
+    choices = _choices(given, streamed)
     error = reported_error(fields, choices, event)
     if not choices:
         return _without_choices(payload, fields, error, usual=given == [] and not wrapped)
     changed = not isinstance(given, list) or list(map(id, cast("list[object]", given))) != list(map(id, choices))
     data = _encode({**fields, "choices": choices}) if changed or wrapped else payload
     tokens = max([_tokens_of(choice["delta"]) for choice in choices])
-    finished = tuple([choice.get("index", 0) for choice in choices if is_reason(choice.get("finish_reason"))])
+    finished = tuple([choice.get("index", 0) for choice in choices if finish_reason(choice.get("finish_reason"))])
     return Chunk(CHUNK, data, tokens, finished, error)
 
 
@@ -139,18 +141,19 @@ def _without_choices(payload: bytes, fields: Json, error: object, *, usual: bool
     return Chunk(CHUNK, payload, 0, (), None) if usual else None
 
 
-def _choices(value: object) -> list[Json]:
+def _choices(value: object, streamed: bool) -> list[Json]:
     """The choices of a chunk, each with an object as its `delta`, and an index, if it has one, that is a number."""
     listed = cast("list[object]", value) if isinstance(value, list) else [value]
-    return [_choice(cast(Json, choice)) for choice in listed if isinstance(choice, dict)]
+    return [_choice(cast(Json, choice), streamed) for choice in listed if isinstance(choice, dict)]
 
 
-def _choice(choice: Json) -> Json:
+def _choice(choice: Json, streamed: bool) -> Json:
     given, message, text = choice.get("delta"), choice.get("message"), choice.get("text")
     if isinstance(given, dict) and (given or not isinstance(message, dict)):
         delta = cast(Json, given)
     else:  # a whole message, as in an answer that is no stream; or the text of the older completions
-        delta = cast(Json, message) if isinstance(message, dict) else {"content": text} if isinstance(text, str) else {}
+        whole = cast(Json, message) if isinstance(message, dict) and not streamed else {}
+        delta = {"content": text} if isinstance(text, str) and message is None else whole
         choice = {key: value for key, value in choice.items() if key != "message"}
     delta = _delta(delta)
     if delta is not given:
@@ -202,13 +205,6 @@ _NAMES = frozenset({"role", "id", "index", "type", "name", "object", "finish_rea
 
 def _tokens_of(delta: Json) -> int:
     return int(any(value for key, value in delta.items() if key not in _NAMES))
-
-
-def is_reason(value: object) -> bool:
-    """Return whether this is a finish reason: an empty one, or the word `null`, is none."""
-    if isinstance(value, str):
-        return value.strip().lower() not in ("", "null", "none")
-    return bool(value)
 
 
 # --- errors, in the forms that providers use --------------------------------------------------------------------------

@@ -22,8 +22,8 @@ class Reply:
     """Feed it what was read; `done` says that nothing more is needed, `error` why it will never be complete."""
 
     __slots__ = (
-        "_api_key", "_begun", "_choices", "_content_type", "_finished", "_longest", "_splitter", "_whole",
-        "done", "error", "seen",
+        "_api_key", "_begun", "_choices", "_content_type", "_finished", "_longest", "_splitter", "_streamed",
+        "_whole",         "done", "error", "seen",
     )  # fmt: skip
 
     def __init__(self, choices: int, api_key: str | None, longest: int, content_type: str = EVENT_STREAM) -> None:
@@ -34,6 +34,7 @@ class Reply:
         self._content_type = content_type
         self._splitter = SseSplitter(longest)
         self._begun = False
+        self._streamed = False
         self._whole: bytearray | None = None
         self._finished: set[int] = set()
         self.done = False
@@ -102,11 +103,15 @@ class Reply:
                 self._end_marked()
                 break
             try:
-                chunk = examine(data, name)
+                chunk = examine(data, name, streamed=self._streamed)
             except BadChunk as error:
                 self._fail(UpstreamError("bad_upstream_response", f"The upstream sent a bad chunk: {error}."))
                 break
-            if chunk is not None and not self._took(chunk, chunks):
+            if chunk is None:
+                continue
+            if chunk.tokens and not self._streamed:
+                self._streamed = b'"message"' not in data
+            if not self._took(chunk, chunks):
                 break
         return chunks
 

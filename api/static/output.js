@@ -42,7 +42,7 @@ export class Output {
   following = true;
   #place = 0; // scrolled to
   #segment = null;
-  #shown = new Map(); // key of a part → { section, text, size }
+  #shown = new Map(); // key of a part → { section, text, start, size }
 
   constructor(root) {
     this.root = root;
@@ -78,10 +78,12 @@ export class Output {
     }
     shown ??= this.#begin(part.key);
     show(shown.section.firstElementChild, part.title(count));
-    if (size < shown.size) {
+    const start = part.start(size);
+    if (size < shown.size || start > shown.start) {
       shown.text.clear();
-      shown.size = 0;
+      shown.size = start;
     }
+    shown.start = start;
     shown.text.append(part.pieces.slice(shown.size, size).join(""));
     shown.size = size;
   }
@@ -90,9 +92,11 @@ export class Output {
     const section = clone("part");
     section.dataset.key = key;
     section.classList.toggle("answer", key % 1e6 === 1);
-    const next = Array.from(this.root.children).find((other) => Number(other.dataset.key) > key);
-    this.root.insertBefore(section, next ?? null);
-    const shown = { section, text: new GrowingText(section.lastElementChild), size: 0 };
+    const isLater = (other) => Number(other.dataset.key) > key;
+    const last = this.root.lastElementChild; // what begins is nearly always the newest
+    const next = last && isLater(last) ? Array.from(this.root.children).find(isLater) : null;
+    this.root.insertBefore(section, next);
+    const shown = { section, text: new GrowingText(section.lastElementChild), start: 0, size: 0 };
     this.#shown.set(key, shown);
     return shown;
   }

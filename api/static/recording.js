@@ -1,6 +1,9 @@
 // One generation as it happened: its events, and what was known and written after any number of them.
 
+import { CALLS, Completion, finishReason, isObject, objectsOf } from "./completion.js";
 import { moment, parts } from "./page.js";
+
+const TITLES = ["Reasoning", "Answer", "Refusal"];
 
 /** What each event tells, beside the text. */
 const FACTS = {
@@ -36,13 +39,15 @@ class Part {
   pieces = [];
   numbers = []; // of the event that added the piece
   names = [];
+  #starts = []; // numbers of the pieces that take the place of all before them
 
   constructor(key, title) {
     this.key = key;
     this.name(-1, title);
   }
 
-  add(number, text) {
+  add(number, text, anew = false) {
+    if (anew) this.#starts.push(this.pieces.length);
     this.pieces.push(text);
     this.numbers.push(number);
   }
@@ -56,6 +61,11 @@ class Part {
     return upTo(this.numbers, count - 1);
   }
 
+  /** From which piece on its text is valid, when it has `size` of them. */
+  start(size) {
+    return this.#starts[upTo(this.#starts, size - 1) - 1] ?? 0;
+  }
+
   title(count) {
     return this.names.filter(({ number }) => number < count).map(({ text }) => text).join("");
   }
@@ -64,6 +74,7 @@ class Part {
 /** The output of one attempt, from event number `from` on. */
 class Segment {
   parts = new Map();
+  completion = new Completion();
 
   constructor(from) {
     this.from = from;
@@ -118,30 +129,14 @@ export class Recording {
     this.epoch++;
   }
 
-  #chunk(before, { choices, usage }, number) {
+  #chunk(before, chunk, number) {
     this.chunks++;
-    let { finish } = before;
-    for (const choice of choices ?? []) {
-      this.#add(choice, number);
-      finish = choice.finish_reason || finish;
-    }
-    const same = before.status === "in_progress" && !before.waiting && finish === before.finish && !usage;
-    return same ? before : { ...before, status: "in_progress", waiting: "", finish, ...(usage && { usage }) };
-  }
-
-  #add({ index = 0, delta }, number) {
     const segment = this.#segments.at(-1);
-    const part = (place, title) => segment.part(index * 1e6 + place, index ? `${index + 1}. ${title}` : title);
-    const reasoning = delta?.reasoning_content ?? delta?.reasoning;
-    if (reasoning) part(0, "Reasoning").add(number, reasoning);
-    if (delta?.content) part(1, "Answer").add(number, delta.content);
-    if (delta?.refusal) part(2, "Refusal").add(number, delta.refusal);
-    for (const call of delta?.tool_calls ?? []) {
-      const place = 3 + (call.index ?? segment.parts.size); // a call without an index is whole
-      const found = part(place, "Tool call: ");
-      if (call.function?.name) found.name(number, call.function.name);
-      found.add(number, call.function?.arguments ?? "");
-    }
+    for (const addition of segment.completion.add(chunk)) add(segment, addition, number);
+    const finish = objectsOf(chunk?.choices).map(finishReason).findLast(Boolean) ?? before.finish;
+    const usage = isObject(chunk?.usage) && { usage: chunk.usage };
+    const same = before.status === "in_progress" && !before.waiting && finish === before.finish && !usage;
+    return same ? before : { ...before, status: "in_progress", waiting: "", finish, ...usage };
   }
 
   /** How many chunks are among the first `count` events, of all attempts. */
@@ -182,6 +177,14 @@ export class Recording {
 function timeOf({ id, event, data, at }) {
   if (event === "created") return data.created_at * 1000;
   return at === undefined ? undefined : Math.floor(parts(id)[0] / 1024) + at;
+}
+
+/** @param {import("./completion.js").Addition} addition  @param {number} number  of the event that brought it */
+function add(segment, { choice, place, name, text, anew }, number) {
+  const title = TITLES[place] ?? "Tool call: ";
+  const part = segment.part(choice * 1e6 + place, choice ? `${choice + 1}. ${title}` : title);
+  if (name) part.name(number, name);
+  if (text || place >= CALLS) part.add(number, text, anew);
 }
 
 /** Facts with what an event adds; the same where it adds nothing. An event we do not know is kept, and says nothing. */

@@ -9,6 +9,7 @@ from typing import cast
 import click
 
 from broker.client import TERMINAL, Json, Received
+from broker.completion import text_of_chunk
 
 # What a model says can hold escape sequences; a terminal would carry them out.
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
@@ -36,7 +37,7 @@ class Printer:
             self._end_line()
         match received.event:
             case "chunk":
-                self._write(text_of(data))
+                self._write(text_of_chunk(data))
             case "reset":
                 self.note(f"started again ({data.get('reason')}), forget the text so far")
             case "gap":
@@ -73,16 +74,6 @@ class Printer:
         if self._in_line:
             click.echo()
             self._in_line = False
-
-
-def text_of(chunk: Json) -> str:
-    """What a chunk adds to the text of choice 0."""
-    text = ""
-    for choice in cast("list[Json]", chunk.get("choices") or []):
-        if choice.get("index", 0) == 0:
-            delta = cast(Json, choice.get("delta") or {})
-            text += delta.get("content") or ""
-    return text
 
 
 def json_event(received: Received) -> str:

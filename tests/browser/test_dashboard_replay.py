@@ -80,6 +80,29 @@ async def test_a_scrub_shows_every_moment_of_five_thousand_events(api: Gateway, 
     await expect(field(page, "status")).to_have_text("completed")
 
 
+async def test_parts_and_whole_arguments_are_shown_at_every_moment(api: Gateway, broker: Broker, visit: Open) -> None:
+    """Content in typed parts, and arguments as objects that take the place of what was there; also back in time."""
+    writer = await started(api, broker)
+    call = {"index": 0, "id": "call_1", "function": {"name": "tides", "arguments": {"port": "Bergen"}}}
+    whole = {"index": 0, "id": "call_1", "function": {"name": "tides", "arguments": {"port": "Bergen", "days": 3}}}
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Clouds."}]}
+    deltas = [{"content": [thought]}, {"content": "Rain "}, {"content": [{"type": "text", "text": "soon."}]}]
+    deltas += [{"tool_calls": [call]}, {"tool_calls": [whole]}]
+    for number, fields in enumerate(deltas, start=1):
+        await writer.append_raw(delta(**fields), at=number * 1000)
+    await writer.finish()
+    page = (await visit(api, f"/#/{writer.gid}")).page
+    scrub, start = field(page, "scrub"), await begun(page)
+    told = [("Reasoning", "Clouds."), ("Answer", "Rain "), ("Answer", "Rain soon.")]
+    told += [("Tool call: tides", '{"port":"Bergen"}'), ("Tool call: tides", '{"port":"Bergen","days":3}')]
+    await says(part(page, "Tool call: tides"), told[-1][1])
+    for number in (5, 4, 5, 1, 2, 4, 3):
+        await scrub.evaluate(SET, start + number * 1000 + 5)
+        await says(part(page, told[number - 1][0]), told[number - 1][1])
+    await says(part(page, "Reasoning"), "Clouds.")
+    await expect(part(page, "Tool call: tides")).to_have_count(0)
+
+
 async def test_it_is_played_and_paused_as_it_happened(api: Gateway, broker: Broker, visit: Open) -> None:
     """Sixty times as fast as a test would wait; it never shows anything but a beginning of the text."""
     writer = await recorded(api, broker, 400, 100)

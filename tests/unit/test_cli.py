@@ -10,8 +10,9 @@ import pytest
 
 from broker.cli import commands, tables
 from broker.cli.patience import Patience
-from broker.cli.printer import LinePrinter, Printer, json_event, text_of
+from broker.cli.printer import LinePrinter, Printer, json_event
 from broker.client import Client, Received
+from broker.completion import text_of_chunk
 from broker.settings import ClientSettings
 
 ID = "gen_01kbn2h8v010" + "0" * 22
@@ -78,10 +79,10 @@ def test_the_facts_of_show() -> None:
 
 def test_only_the_content_of_choice_0_is_text() -> None:
     for delta in ({}, {"content": None}, {"reasoning_content": "hm"}, {"role": "assistant"}):
-        assert text_of({"choices": [{"index": 0, "delta": delta}]}) == ""
-    assert text_of({"choices": []}) == ""
-    assert text_of({"usage": {}}) == ""
-    assert text_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
+        assert text_of_chunk({"choices": [{"index": 0, "delta": delta}]}) == ""
+    assert text_of_chunk({"choices": []}) == ""
+    assert text_of_chunk({"usage": {}}) == ""
+    assert text_of_chunk({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
 
 
 def test_an_event_in_json_is_one_line_with_its_data_as_it_came() -> None:

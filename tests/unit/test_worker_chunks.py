@@ -163,7 +163,7 @@ def test_only_a_usage_object_without_choices_is_a_usage_chunk(value: dict[str, A
 
 
 def test_finish_reasons_are_told_by_choice() -> None:
-    reasons = ["stop", None, "length", "", "null", "eos"]
+    reasons = ["stop", None, "length", "", "None", "eos"]
     choices = [{"index": i, "delta": {}, "finish_reason": reason} for i, reason in enumerate(reasons)]
     assert kept(json.dumps({"choices": choices}).encode()).finished == (0, 2, 5)
     assert kept(json.dumps({"choices": [{"index": "?", "finish_reason": "stop"}]}).encode()).finished == (0,)

@@ -250,6 +250,9 @@ REPLIES: dict[str, Reply] = {
     # Answers in one piece.
     "message": ended(_choice({"index": 0, "message": _WHOLE, "finish_reason": "stop"}), DONE),
     "message-null-delta": ended(_choice({"index": 0, "delta": None, "message": _WHOLE, "finish_reason": "stop"}), DONE),
+    "message-at-the-end": ended(
+        *TEXT, _choice({"index": 0, "delta": {}, "message": _WHOLE, "finish_reason": "stop"}, usage=USAGE), DONE
+    ),
     "message-json": Reply(
         (json.dumps({"choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}], "usage": USAGE}).encode(),),
         content_type="application/json",

@@ -1,0 +1,29 @@
+// What the dashboard shows of chunks: reads {name: [chunk, ...]} as JSON, prints {name: {title: text}} of what stands
+// under which heading after all of them, or {name: {error}} where its code fails.
+//
+//     node sections.mjs FOLDER-OF-THE-MODULES < chunks.json
+
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const { Recording } = await import(pathToFileURL(`${process.argv[2]}/recording.js`));
+
+function sections(chunks) {
+  const recording = new Recording();
+  for (const [number, data] of chunks.entries()) recording.push({ id: `1-${number + 1}`, event: "chunk", data }, number);
+  const count = recording.length;
+  return [...recording.segment().parts.values()]
+    .sort((one, other) => one.key - other.key)
+    .map((part) => [part.title(count), part.pieces.slice(part.start(part.size(count)), part.size(count)).join("")])
+    .concat([["finish", recording.facts().finish ?? ""]]);
+}
+
+const shown = {};
+for (const [name, chunks] of Object.entries(JSON.parse(readFileSync(0, "utf-8")))) {
+  try {
+    shown[name] = sections(chunks);
+  } catch (error) {
+    shown[name] = [["error", String(error.stack)]];
+  }
+}
+process.stdout.write(JSON.stringify(shown));
