@@ -86,7 +86,10 @@ class Guard:
 
 
 def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
-    """The answer to a request that an open gateway must not serve; None if it may."""
+    """The answer to a request that an open gateway must not serve; None if it may. No path that ends with a slash leads
+    anywhere, so the router's 404 is the better answer there."""
+    if path.endswith("/") and path != "/":
+        return None
     return (
         _host_refusal(policy, headers)
         or _site_refusal(policy, method, path, headers)
@@ -178,6 +181,6 @@ def _is_json(kind: str) -> bool:
 def _normal(origin: str) -> str:
     """As settings hold it; "" for what is no origin, such as `null`."""
     try:
-        return normalize_origin(origin) if origin != "*" else ""
+        return normalize_origin(origin) if origin != "*" and origin.isascii() else ""
     except ValueError:
         return ""
