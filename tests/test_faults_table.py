@@ -22,7 +22,7 @@ ROWS = {
     "I": 14,
     "J": 0,
     "K": 0,
-    "L": 0,
+    "L": 11,
 }
 FOUND = re.findall(r"^\| ([A-L]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")

@@ -198,7 +198,7 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "named"),
     [
-        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, "OPENAI_API_KEY"),
+        ({"OPENAI_BASE_URL": "https://api.openai.com/v1"}, "OPENAI_API_KEY"),
         (
             {"TOKENCAST_UPSTREAMS": '[{"name": "x", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "X_KEY"}]'},
             "X_KEY",

@@ -54,20 +54,20 @@ async def test_without_a_key_it_says_which_variable_is_missing(redis: EmbeddedRe
     async with service("worker", REDIS_URL=redis.url) as process:
         assert await process.wait() == 2
     assert process.output.count("\n") == 0
-    assert process.output.startswith("OPENAI_API_KEY is not set")
+    assert process.output.startswith("tokencast worker: OPENAI_API_KEY is not set")
 
 
 async def test_without_a_key_for_any_of_several_upstreams_it_names_theirs(redis: EmbeddedRedis) -> None:
     upstreams = [{"name": name, "base_url": "http://x", "api_key_env": f"{name}_KEY"} for name in ("A", "B")]
     async with service("worker", REDIS_URL=redis.url, TOKENCAST_UPSTREAMS=json.dumps(upstreams)) as process:
         assert await process.wait() == 2
-    assert process.output.startswith("A_KEY and B_KEY is not set")
+    assert process.output.startswith("tokencast worker: A_KEY and B_KEY are not set")
 
 
 async def test_a_setting_that_is_wrong_is_named(redis: EmbeddedRedis) -> None:
     async with service("worker", REDIS_URL=redis.url, TOKENCAST_SLOTS="many") as process:
         assert await process.wait() == 2
-    assert "TOKENCAST_SLOTS" in process.output
+    assert process.output.startswith("tokencast worker: TOKENCAST_SLOTS: ")
 
 
 async def test_check_tells_whether_a_worker_of_this_host_is_alive(
