@@ -24,6 +24,7 @@ READERS = 40  # all of them at one of two: once in 10^12 runs
 @asynccontextmanager
 async def two(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     variables = {"REDIS_URL": redis.url, "PORT": "0", "TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": "m"}
+    variables["TOKENCAST_KEEP_ALIVE"] = "1"  # a reader's connection closes soon after its stream
     async with service("api", "--processes", "2", **variables) as process:
         url = (await process.says(r"2 processes on (http://\S+)"))[1]
         await wait_until(lambda: len(gateways(process.process.pid)) == 2)
