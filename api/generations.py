@@ -164,13 +164,13 @@ class Generations:
         await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(request.query_params.get("after") or str(START))
         limit = limit_of(request, 100, EVENTS_LIMIT)
-        events = await self._broker.store.page(gid, after, limit + 1)
+        events, has_more = await self._broker.store.bounded_page(gid, after, limit)
         # `data` is JSON already: it is set in as it is.
         rows = [
             b'{"id":"%b","event":"%b","at":%d,"data":%b}'
             % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
-            for event in events[:limit]
+            for event in events
         ]
-        more = b"true" if len(events) > limit else b"false"
+        more = b"true" if has_more else b"false"
         body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
         return Response(body, media_type="application/json")

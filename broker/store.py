@@ -20,18 +20,35 @@ from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflic
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
 from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.losses import Losses
+from broker.pool import Command
 from broker.requests import CompletionRequest
 
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
 
+LIST_BYTES = 1024 * 1024
+"""Bytes of a list's rows; a page that would have more ends before."""
+LIST_ROUNDS = 50
+"""Times that a list looks behind what has expired."""
+FIRST_ROWS = 16  # read at first, until it is known how long they are
+ROW_BYTES = 500  # of a row without what callers and upstreams put into it
+LOOK = 200  # members of an index that are looked at in one call of prune.lua: at most a millisecond
+SAMPLE = 8  # members that `counts` looks at in each shard
+SHARDS_AT_ONCE = 8  # calls of prune.lua in one pipeline, which Redis runs without a pause
+EVENTS_BYTES = 1024 * 1024
+"""Bytes of a page of events; a page that would have more ends before, with one event at least."""
+EVENT_BYTES = 100  # of an event without its data
+USAGE_BYTES = 4096
+"""Bytes of a `usage` object; of a longer one only the totals are shown."""
+
 CREATE = Script("create")
 CANCEL = Script("cancel")
 DELETE = Script("delete")
-FORGET = Script("forget")
+PRUNE = Script("prune")
 SETTLE = Script("settle")
 TRACE = Script("trace")
 
+TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
 
 
@@ -229,11 +246,34 @@ class Store:
         reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
         return [from_entry(entry) for entry in reply]
 
-    async def request(self, gid: str) -> Json:
+    async def bounded_page(self, gid: str, after: Cursor, limit: int) -> tuple[list[Event], bool]:
+        """Up to `limit` events behind `after`, at least one, of about EVENTS_BYTES; and whether there are more. Reads a
+        few, and then as many as there is room for: an event may be a thousand times as long as another."""
+        found: list[Event] = []
+        size, count = 0, FIRST_ROWS
+        while True:
+            wanted = min(count, limit - len(found)) + 1
+            events = await self.page(gid, after, wanted)
+            for event in events[: wanted - 1]:
+                found.append(event)
+                size += EVENT_BYTES + len(event.data)
+                if size >= EVENTS_BYTES:
+                    break
+            more = len(found) > 0 and bool(events) and found[-1].cursor < events[-1].cursor
+            if not more or len(found) >= limit or size >= EVENTS_BYTES:
+                return found, more
+            after = found[-1].cursor
+            longest = max(EVENT_BYTES + len(event.data) for event in events)
+            count = max(1, (EVENTS_BYTES - size) // longest)
+
+    async def request(self, gid: str) -> Json | None:
         """What the generation was asked with, as the upstream is sent it, with our `metadata` and `on_upstream_error`
-        where they say something. GenerationGone where it was deleted meanwhile."""
-        body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "rq", "mt", "pol")
+        where they say something. None where it was cancelled and its request was too long to be kept (cancel.lua).
+        GenerationGone where it was deleted meanwhile."""
+        status, body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "st", "rq", "mt", "pol")
         if body is None:
+            if status == b"cancelled":
+                return None
             raise GenerationGone
         asked = msgspec.json.decode(body)
         if labels := _json(metadata):
@@ -241,7 +281,9 @@ class Store:
         return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status. Of those whose retention has ended some may count yet."""
+        """How many generations the tenant has, by status. Each call removes some of what has expired and is counted
+        still, at random, until less than about a quarter of them has."""
+        await self._prune_some(tenant)
         places = [(status, shard) for status in STATUSES for shard in SHARDS]
         found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
         counts: dict[str, int] = {}
@@ -257,25 +299,36 @@ class Store:
     async def list(
         self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
     ) -> tuple[list[Generation], bool]:
-        """Newest first, and whether there are more. `after` is the id of the last one of the page before."""
+        """Newest first, and whether there are more. `after` is the id of the last one of the page before.
+
+        Work and bytes are bounded: a page ends before `limit` when its rows hold LIST_BYTES, or when that many have
+        expired since the last look that LIST_ROUNDS were not enough. Then there are more, also behind an empty page:
+        asked for again, it begins with what was removed no longer there."""
         if after is not None:
             check_id(after)
         found: list[Generation] = []
-        while True:
+        room = LIST_BYTES
+        for _ in range(LIST_ROUNDS):
             page, more = await self._list_page(tenant, status, limit - len(found), after)
-            found += await self._still_there(tenant, page)
-            if not more or len(found) == limit:
+            rows, looked_at, size = await self._still_there(page, room)
+            if len(rows) < looked_at:
+                await self._prune(SHARDS, tenant, status, LOOK, created_ms(after) if after else None)
+            found += rows
+            room -= size
+            more = more or looked_at < len(page)
+            if not more or len(found) == limit or room <= 0:
                 return found, more
-            after = page[-1]  # some of the page had expired
+            after = page[looked_at - 1]
+        return found, True
 
     async def _list_page(
         self, tenant: str, status: str | None, limit: int, after: str | None
     ) -> tuple[list[str], bool]:
-        newest = created_ms(after) if after else "+inf"
         ranges = await self.redis.pipeline(
             [
-                ("ZREVRANGEBYSCORE", keys.index(shard, tenant, status), newest, "-inf", "LIMIT", 0, limit + 1)
+                command
                 for shard in SHARDS
+                for command in _ranges(keys.index(shard, tenant, status), shard, after, limit + 1)
             ]
         )
         gids = sorted((member.decode() for members in ranges for member in members), reverse=True)
@@ -283,18 +336,55 @@ class Store:
             gids = [gid for gid in gids if gid < after]
         return gids[:limit], len(gids) > limit
 
-    async def _still_there(self, tenant: str, gids: Sequence[str]) -> list[Generation]:
-        """Those of a page that can still be read, as `state` sees it."""
-        replies = await self.redis.pipeline(
-            [command for gid in gids for command in (("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)))]
-        )
-        found = [
-            (_generation(gid, fields), has_log)
-            for gid, fields, has_log in zip(gids, replies[::2], replies[1::2], strict=True)
-        ]
-        expired = [one.id for one, has_log in found if not one.status or (one.ended and not has_log)]
-        await self.redis.run_many(FORGET, [(lifecycle_keys(gid), (gid, tenant)) for gid in expired])
-        return [one for one, has_log in found if has_log and one.status not in ("", "deleted")]
+    async def _still_there(self, gids: Sequence[str], room: int) -> tuple[list[Generation], int, int]:
+        """Those of a page that can still be read, as `state` sees it, up to about `room` bytes; how many of the page
+        were looked at, and the bytes of their rows."""
+        found: list[Generation] = []
+        looked_at = size = 0
+        largest = LIST_BYTES // FIRST_ROWS
+        while looked_at < len(gids) and size < room:
+            some = gids[looked_at : looked_at + max(1, (room - size) // largest)]
+            replies = await self.redis.pipeline(
+                [cmd for gid in some for cmd in (("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)))]
+            )
+            largest = ROW_BYTES
+            for gid, fields, has_log in zip(some, replies[::2], replies[1::2], strict=True):
+                row = ROW_BYTES + sum(len(field or b"") for field in fields)
+                looked_at += 1
+                size += row
+                largest = max(largest, row)
+                one = _generation(gid, fields)
+                if has_log and one.status not in ("", "deleted"):
+                    found.append(one)
+                if size >= room:
+                    break
+        return found, looked_at, size
+
+    async def _prune_some(self, tenant: str) -> None:
+        """Looks at a random sample of each shard, and at more where over a quarter of it has expired."""
+        removed = await self._prune(SHARDS, tenant, None, SAMPLE)
+        many = [shard for shard, count in zip(SHARDS, removed, strict=True) if count > SAMPLE // 4]
+        await self._prune(many, tenant, None, LOOK)
+
+    async def _prune(
+        self, shards: Sequence[str], tenant: str, status: str | None, count: int, newest: int | None = -1
+    ) -> list[int]:
+        """Removes from the indexes what can no longer be read, among `count` members of each shard: those from
+        `newest` on (ms; None: the very newest), or random ones. How many were removed of each shard; none while Redis
+        refuses to be written to, which must keep nobody from reading."""
+        suffix = f":{status}" if status else ""
+        score = "+inf" if newest is None else newest if newest >= 0 else ""
+        removed: list[int] = []
+        for at in range(0, len(shards), SHARDS_AT_ONCE):
+            calls = [
+                (lifecycle_keys(gid), (gid, tenant, suffix, count, score))
+                for gid in map(_any_of, shards[at : at + SHARDS_AT_ONCE])
+            ]
+            try:
+                removed += await self.redis.run_many(PRUNE, calls)
+            except StorageUnavailable:
+                removed += [0] * len(calls)
+        return removed
 
     async def cancel(self, gid: str, tenant: str) -> tuple[str, int]:
         """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""
@@ -340,6 +430,23 @@ def lifecycle_keys(gid: str) -> list[str]:
     return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
 
 
+def _any_of(shard: str) -> str:
+    """An id of the shard that no generation has: for scripts that look at others there."""
+    return f"gen_{'0' * 10}{shard}{'0' * 22}"
+
+
+def _ranges(index: str, shard: str, after: str | None, count: int) -> list[Command]:
+    """What reads the newest `count` members behind `after`. Ids sort by time, then by shard: of those created in the
+    same ms, another shard's are all on one side of it. Of its own shard's, of which nobody can create many in one ms,
+    all are read."""
+    if after is None:
+        return [("ZREVRANGEBYSCORE", index, "+inf", "-inf", "LIMIT", 0, count)]
+    ms, own = created_ms(after), shard_of(after)
+    newest = ms if shard < own else f"({ms}"
+    behind = ("ZREVRANGEBYSCORE", index, newest, "-inf", "LIMIT", 0, count)
+    return [("ZREVRANGEBYSCORE", index, ms, ms), behind] if shard == own else [behind]
+
+
 def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
     m = dict(zip(_FIELDS, fields, strict=True))
     return Generation(
@@ -352,7 +459,7 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
         ended_at=_seconds(m["ea"]),
         attempt=int(m["k"] or 0),
         cursor=Cursor(int(m["a"] or 0), int(m["n"] or 0)),
-        usage=_json(m["us"]),
+        usage=_usage(m["us"]),
         error=_json(m["er"]),
         metadata=_json(m["mt"]) or {},
         finish_reason=(m["fr"] or b"").decode() or None,
@@ -362,6 +469,13 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
 
 def _with_choices(generation: Generation, choices: Sequence[Json]) -> Generation:
     return replace(generation, choices=choices, text=text_of(list(choices)))
+
+
+def _usage(text: bytes | None) -> Json | None:
+    usage = _json(text)
+    if usage is None or len(text or b"") <= USAGE_BYTES:
+        return usage
+    return {name: usage[name] for name in TOTALS if isinstance(usage.get(name), int)}
 
 
 def _seconds(ms: bytes | None) -> float | None:
