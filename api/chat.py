@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error,
 from api.routing import by_method, read_request, submit
 from api.silence import SILENCE
 from api.sse import EventStream
+from api.unread import room
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
@@ -118,10 +120,11 @@ class ChatCompletions:
         ended = await self._wait(feed, SILENCE, _disconnected(request))
         if ended == "draining" and not feed.ended:
             return draining_error(NO_RETRY)
-        generation = await self._broker.get(feed.gid, tenant=tenant)
-        if ended is not None and not generation.ended:
-            raise StorageUnavailable
-        return _completion_or_error(generation)
+        async with room(request, tenant, partial(self._broker.store.size, feed.gid)):
+            generation = await self._broker.get(feed.gid, tenant=tenant)
+            if ended is not None and not generation.ended:
+                raise StorageUnavailable
+            return _completion_or_error(generation)
 
     async def _wait(
         self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
@@ -153,7 +156,8 @@ class ChatCompletions:
         reader = await self._access.reader(request, gid)
         query = request.query_params
         if query.get("stream") != "true" or request.method == "HEAD":
-            return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
+            async with room(request, reader.tenant, partial(self._broker.store.size, gid)):
+                return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))

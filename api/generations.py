@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from api.positions import locate
 from api.replay import Replay, parse_speed
 from api.routing import by_method, limit_of, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later, later
+from api.unread import room
 from broker.errors import InvalidCursor, InvalidRequest, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
@@ -50,12 +52,13 @@ class Generations:
         tenant = self._access.tenant(request)
         asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
-        generation = await self._broker.get(created.id, tenant) if created.replayed else queued(created.id, asked)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
-        status = HTTPStatus.OK if created.replayed else HTTPStatus.ACCEPTED
-        return JSONResponse(generation.to_json(), status, headers)
+            async with room(request, tenant, partial(self._broker.store.size, created.id)):
+                generation = await self._broker.get(created.id, tenant)
+                return JSONResponse(generation.to_json(), HTTPStatus.OK, headers)
+        return JSONResponse(queued(created.id, asked).to_json(), HTTPStatus.ACCEPTED, headers)
 
     async def list(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
@@ -64,8 +67,10 @@ class Generations:
         if status is not None and status not in STATUSES:
             raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
         after = query.get("after") or None
-        page, more = await self._broker.store.list(tenant, status, limit_of(request, 20, LIST_LIMIT), after)
-        return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
+        limit = limit_of(request, 20, LIST_LIMIT)
+        async with room(request, tenant):
+            page, more = await self._broker.store.list(tenant, status, limit, after)
+            return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
         """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
@@ -74,14 +79,17 @@ class Generations:
         if include not in (None, "request"):
             raise InvalidRequest("`include` is `request`.", param="include")
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
-        found = (await self._broker.get(gid, tenant=tenant)).to_json()
-        if include:
-            found["request"] = await self._broker.store.request(gid)
-        return JSONResponse(found)
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            found = (await self._broker.get(gid, tenant=tenant)).to_json()
+            if include:
+                found["request"] = await self._broker.store.request(gid)
+            return JSONResponse(found)
 
     async def cancel(self, request: Request) -> Response:
-        generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
-        return JSONResponse(generation.to_json())
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        await self._broker.end(gid, tenant)
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            return JSONResponse((await self._broker.get(gid, tenant)).to_json())
 
     async def delete(self, request: Request) -> Response:
         await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
@@ -164,13 +172,14 @@ class Generations:
         await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(request.query_params.get("after") or str(START))
         limit = limit_of(request, 100, EVENTS_LIMIT)
-        events, has_more = await self._broker.store.bounded_page(gid, after, limit)
-        # `data` is JSON already: it is set in as it is.
-        rows = [
-            b'{"id":"%b","event":"%b","at":%d,"data":%b}'
-            % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
-            for event in events
-        ]
-        more = b"true" if has_more else b"false"
-        body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
-        return Response(body, media_type="application/json")
+        async with room(request, reader.tenant):
+            events, has_more = await self._broker.store.bounded_page(gid, after, limit)
+            # `data` is JSON already: it is set in as it is.
+            rows = [
+                b'{"id":"%b","event":"%b","at":%d,"data":%b}'
+                % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
+                for event in events
+            ]
+            more = b"true" if has_more else b"false"
+            body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
+            return Response(body, media_type="application/json")

@@ -177,8 +177,12 @@ def _generations() -> Json:
                 _query("status", {"enum": list(STATUSES)}, "Only those."),
                 _query("limit", whole(1, 100, 20), "How many."),
                 _query("after", {"anyOf": [ID, {"const": ""}]}, "The last one of the page before."),
-                _200=_answer("A page.", _json("GenerationList")),
-                **_errors("400", "404"),
+                _200=_answer(
+                    "A page. It may hold fewer than `limit`, or none, while `has_more` is true: go on behind its last "
+                    "one, or ask again.",
+                    _json("GenerationList"),
+                ),
+                **_errors("400", "404", "429"),
             ),
         },
         "/v1/generations/{id}": {
@@ -188,7 +192,7 @@ def _generations() -> Json:
                     "One, with its text so far",
                     _query("include", {"enum": ["request"]}, "With what it was asked for; only with a key."),
                     _200=_answer("It.", one),
-                    **_errors("400", "404", "410"),
+                    **_errors("400", "404", "410", "429"),
                 )
             ),
             "delete": _does(
@@ -203,7 +207,7 @@ def _generations() -> Json:
                 "cancelGeneration",
                 "End it, at once; one that has ended stays as it is",
                 _200=_answer("As it is now.", one),
-                **_errors("404", "410"),
+                **_errors("404", "410", "429"),
             )
         },
         "/v1/generations/{id}/token": {
@@ -240,7 +244,7 @@ def _events() -> Json:
                         {**_EVENT_STREAM, **_json("EventPage")},
                     ),
                     _204=_answer("It has ended, and there is nothing behind the cursor."),
-                    **_errors("400", "404", "410"),
+                    **_errors("400", "404", "410", "429"),
                 )
             )
         }

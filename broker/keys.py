@@ -43,7 +43,7 @@ def live(shard: str) -> str:
 
 
 def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
-    """zset · generation → its created ms · 32 d · lifecycle scripts; create and list drop members that have expired
+    """zset · generation → its created ms · 32 d · lifecycle scripts; create, list and counts drop what has expired
 
     Without a tenant: the base from which the scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
     """
@@ -104,6 +104,12 @@ def creations(tenant: str, minute: int | None = None) -> str:
     Without a minute: the base from which the script derives it.
     """
     return f"tc:rate:{tenant}" if minute is None else f"tc:rate:{tenant}:{minute}"
+
+
+def stored(tenant: str) -> str:
+    """hash · hour since the epoch → bytes of requests that will have expired in it; hour and sum: of all of them, as of
+    that hour · 32 d · admit; delete and cancel take back"""
+    return f"tc:bytes:{tenant}"
 
 
 SIGNING_KEY = "tc:secret"

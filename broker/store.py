@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
 from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
+from broker.limits import NOTHING, Stored
 from broker.losses import Losses
 from broker.pool import Command
 from broker.requests import CompletionRequest
@@ -113,6 +114,15 @@ class Created:
 
     id: str
     replayed: bool
+
+
+class Withdrawn(NamedTuple):
+    """What `cancel` and `delete` found: its status before, its ticket (0 if there is nothing to undo), and the bytes of
+    its request that are stored no longer."""
+
+    was: str
+    ticket: int = 0
+    dropped: Stored = NOTHING
 
 
 class Store:
@@ -245,6 +255,12 @@ class Store:
         start = f"({after}" if after.seq >= 0 else f"{after.attempt}-0"
         reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
         return [from_entry(entry) for entry in reply]
+
+    async def size(self, gid: str) -> int:
+        """About how many bytes `get` and `request` bring together."""
+        meta = keys.meta(check_id(gid))
+        parts = await self.redis.pipeline([("HSTRLEN", meta, "rq"), ("HSTRLEN", meta, "res"), ("HGET", meta, "by")])
+        return sum(int(part or 0) for part in parts)
 
     async def bounded_page(self, gid: str, after: Cursor, limit: int) -> tuple[list[Event], bool]:
         """Up to `limit` events behind `after`, at least one, of about EVENTS_BYTES; and whether there are more. Reads a
@@ -386,25 +402,28 @@ class Store:
                 removed += [0] * len(calls)
         return removed
 
-    async def cancel(self, gid: str, tenant: str) -> tuple[str, int]:
-        """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""
+    async def cancel(self, gid: str, tenant: str) -> Withdrawn:
+        """Ends it if it has not ended."""
         check_id(gid)
         reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
-    async def delete(self, gid: str, tenant: str) -> tuple[str, int]:
-        """Forgets it, whatever it was doing. Returns what it was and its ticket."""
+    async def delete(self, gid: str, tenant: str) -> Withdrawn:
+        """Forgets it, whatever it was doing."""
         check_id(gid)
         reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
-    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> tuple[str, int]:
+    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> Withdrawn:
         if reply[0] == b"NONE":
             await self.state(gid, tenant)  # which knows why
             raise GenerationNotFound
         if reply[0] == b"GONE":
             raise GenerationGone
-        return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
+        if reply[0] != b"OK":
+            return Withdrawn(reply[1].decode())
+        was, ticket, dropped, ttl_ms = reply[1:]
+        return Withdrawn(was.decode(), int(ticket), Stored(int(dropped), created_ms(gid) + int(ttl_ms)))
 
 
 def new_epoch() -> str:
