@@ -136,6 +136,11 @@ def _errors(*statuses: str) -> Json:
     return {f"_{status}": _answer(_ERRORS[status], _json("Error")) for status in sorted({"401", "503", *statuses})}
 
 
+_PAGE = (
+    "A page. It may hold fewer than `limit`, or none, while `has_more` is true: go on behind its last, or ask again."
+)
+
+
 def _query(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
@@ -177,11 +182,7 @@ def _generations() -> Json:
                 _query("status", {"enum": list(STATUSES)}, "Only those."),
                 _query("limit", whole(1, 100, 20), "How many."),
                 _query("after", {"anyOf": [ID, {"const": ""}]}, "The last one of the page before."),
-                _200=_answer(
-                    "A page. It may hold fewer than `limit`, or none, while `has_more` is true: go on behind its last "
-                    "one, or ask again.",
-                    _json("GenerationList"),
-                ),
+                _200=_answer(_PAGE, _json("GenerationList")),
                 **_errors("400", "404", "429"),
             ),
         },
