@@ -264,10 +264,10 @@ class Store:
             wanted = min(count, limit - len(found)) + 1
             events = await self.page(gid, after, wanted)
             for event in events[: wanted - 1]:
-                found.append(event)
                 size += EVENT_BYTES + len(event.data)
-                if size >= EVENTS_BYTES:
+                if found and size > EVENTS_BYTES:
                     break
+                found.append(event)
             more = len(found) > 0 and bool(events) and found[-1].cursor < events[-1].cursor
             if not more or len(found) >= limit or size >= EVENTS_BYTES:
                 return found, more
