@@ -17,7 +17,7 @@ from broker.pool import Command
 
 PRUNE = Script("prune")
 
-LIST_BYTES = 1024 * 1024
+LIST_BYTES = 512 * 1024
 """Bytes of a list's rows; a page that would have more ends before."""
 LIST_ROUNDS = 50
 """Times that a list looks behind what has expired."""
