@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, cast
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from api.query import flag_of, text_of
 from api.routing import by_method, read_request, submit
 from api.silence import SILENCE
 from api.sse import EventStream
+from api.unread import room
 from broker.completion import finish_reason
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
@@ -128,10 +130,11 @@ class ChatCompletions:
         ended = await self._wait(feed, SILENCE, _disconnected(request))
         if ended == "draining" and not feed.ended:
             return draining_error(NO_RETRY)
-        generation = await self._broker.get(feed.gid, tenant=tenant)
-        if ended is not None and not generation.ended:
-            raise StorageUnavailable
-        return _completion_or_error(generation)
+        async with room(request, tenant, partial(self._broker.store.size, feed.gid)):
+            generation = await self._broker.get(feed.gid, tenant=tenant)
+            if ended is not None and not generation.ended:
+                raise StorageUnavailable
+            return _completion_or_error(generation)
 
     async def _wait(
         self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
@@ -164,7 +167,8 @@ class ChatCompletions:
         stream, bare = flag_of(request, "stream"), flag_of(request, "bare")
         usage = flag_of(request, "include_usage")
         if not stream or request.method == "HEAD":
-            return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
+            async with room(request, reader.tenant, partial(self._broker.store.size, gid)):
+                return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))

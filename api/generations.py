@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.replay import Replay, parse_speed
 from api.routing import by_method, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later, later
+from api.unread import room
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
@@ -52,33 +54,38 @@ class Generations:
         tenant = self._access.tenant(request)
         asked = await read_request(request, self._broker)
         created = await submit(self._broker, request, asked, tenant)
-        generation = await self._broker.get(created.id, tenant) if created.replayed else queued(created.id, asked)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
-        status = HTTPStatus.OK if created.replayed else HTTPStatus.ACCEPTED
-        return JSONResponse(generation.to_json(), status, headers)
+            async with room(request, tenant, partial(self._broker.store.size, created.id)):
+                generation = await self._broker.get(created.id, tenant)
+                return JSONResponse(generation.to_json(), HTTPStatus.OK, headers)
+        return JSONResponse(queued(created.id, asked).to_json(), HTTPStatus.ACCEPTED, headers)
 
     async def list(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
         status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
         limit = whole_of(request, "limit", 20, LIST_LIMIT)
-        page, more = await self._broker.store.list(tenant, status, limit, after)
-        return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
+        async with room(request, tenant):
+            page, more = await self._broker.store.list(tenant, status, limit, after)
+            return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
         """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
         answer, and the prompt may be none of theirs."""
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
-        found = (await self._broker.get(gid, tenant=tenant)).to_json()
-        if include:
-            found["request"] = await self._broker.store.request(gid)
-        return JSONResponse(found)
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            found = (await self._broker.get(gid, tenant=tenant)).to_json()
+            if include:
+                found["request"] = await self._broker.store.request(gid)
+            return JSONResponse(found)
 
     async def cancel(self, request: Request) -> Response:
-        generation = await self._broker.cancel(request.path_params["id"], tenant=self._access.tenant(request))
-        return JSONResponse(generation.to_json())
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        await self._broker.end(gid, tenant)
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            return JSONResponse((await self._broker.get(gid, tenant)).to_json())
 
     async def delete(self, request: Request) -> Response:
         await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
@@ -160,13 +167,14 @@ class Generations:
         await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(last_event_id_of(request) or text_of(request, "after") or str(START))
         limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
-        events = await self._broker.store.page(gid, after, limit + 1)
-        # `data` is JSON already: it is set in as it is.
-        rows = [
-            b'{"id":"%b","event":"%b","at":%d,"data":%b}'
-            % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
-            for event in events[:limit]
-        ]
-        more = b"true" if len(events) > limit else b"false"
-        body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
-        return Response(body, media_type="application/json")
+        async with room(request, reader.tenant):
+            events, has_more = await self._broker.store.bounded_page(gid, after, limit)
+            # `data` is JSON already: it is set in as it is.
+            rows = [
+                b'{"id":"%b","event":"%b","at":%d,"data":%b}'
+                % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
+                for event in events
+            ]
+            more = b"true" if has_more else b"false"
+            body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
+            return Response(body, media_type="application/json")

@@ -144,6 +144,11 @@ def _errors_with_key(*statuses: str) -> Json:
     return _errors("401", "503", *statuses)
 
 
+_PAGE = (
+    "A page. It may hold fewer than `limit`, or none, while `has_more` is true: go on behind its last, or ask again."
+)
+
+
 def _query(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
@@ -190,8 +195,8 @@ def _generations() -> Json:
                 _query("status", {"enum": list(STATUSES)}, "Only those."),
                 _query("limit", whole(1, 100, 20), "How many."),
                 _query("after", {"anyOf": [ID, {"const": ""}]}, "The last one of the page before."),
-                _200=_answer("A page.", _json("GenerationList")),
-                **_errors_with_key("400", "404"),
+                _200=_answer(_PAGE, _json("GenerationList")),
+                **_errors_with_key("400", "404", "429"),
             ),
         },
         "/v1/generations/{id}": {
@@ -201,7 +206,7 @@ def _generations() -> Json:
                     "One, with its text so far",
                     _query("include", {"enum": ["request"]}, "With what it was asked for; only with a key."),
                     _200=_answer("It.", one),
-                    **_errors_with_key("400", "404", "410"),
+                    **_errors_with_key("400", "404", "410", "429"),
                 )
             ),
             "delete": _does(
@@ -216,7 +221,7 @@ def _generations() -> Json:
                 "cancelGeneration",
                 "End it, at once; one that has ended stays as it is",
                 _200=_answer("As it is now.", one),
-                **_errors_with_key("404", "410"),
+                **_errors_with_key("404", "410", "429"),
             )
         },
         "/v1/generations/{id}/token": {
@@ -253,7 +258,7 @@ def _events() -> Json:
                         {**_EVENT_STREAM, **_json("EventPage")},
                     ),
                     _204=_answer("It has ended, and there is nothing behind the cursor."),
-                    **_errors_with_key("400", "404", "410"),
+                    **_errors_with_key("400", "404", "410", "429"),
                 )
             )
         }

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from api.admission import FULL
 from api.errors import bare_error
+from api.unread import Unread
 from api.wire import EXTENSION, ignore
 
 HEAD_BYTES = 32 * 1024  # target and header lines, trailers too: twice what browsers and proxies keep to
@@ -78,6 +79,7 @@ class HttpProtocol(HttpToolsProtocol):
     """Hands connection and request to whoever answers (`api/wire.py`), and passes on what happens to them."""
 
     limits: Limits
+    unread: Unread
 
     # Not in the instance's dict: with more than thirty names that one is no longer shared, and takes 1.3 KiB more.
     __slots__ = (
@@ -86,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
         "_flushing",
         "_full",
         "_head",
+        "_holding",
         "_lingering",
         "_lost",
         "_phase",
@@ -95,6 +98,7 @@ class HttpProtocol(HttpToolsProtocol):
         "_thrown_away",
         "_unheard",
         "_writable",
+        "tenant",
     )
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -105,6 +109,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._full = False
         self._lost = False
         self._lingering = False
+        self._holding = False
+        self.tenant = ""  # whose answer it is, for `unread`
         self._phase = _Phase.HEAD  # the first request's, from the first moment on
         self._since = 0.0  # when the phase began
         self._received = 0  # bytes in this phase
@@ -157,12 +163,19 @@ class HttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._writable()
+        if self._holding:
+            self._holding = False
+            self.unread.release(self)
+            super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._forget_deadline()
         if self._flushing is not None:
             self._flushing.cancel()
+        if self._holding:
+            self._holding = False
+            self.unread.release(self)
         super().connection_lost(exc)
         self._closed()
         # What would hold us in a circle: the collector comes so rarely that thousands would wait for it.
@@ -298,9 +311,28 @@ class HttpProtocol(HttpToolsProtocol):
     # --- the end -----------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        if not self._lingering:
+        """The next request waits until the peer has taken this answer: one that nobody reads is the only one."""
+        if self._lingering:
+            return
+        if self.flow.write_paused and not self._lost:
+            self._holding = True
+            self.unread.hold(self, self.tenant)
+            if not self.transport.is_closing():
+                self.flow.pause_reading()
+        else:
             super().on_response_complete()
-            self._watch_flush()
+        self._watch_flush()
+
+    # --- for api/unread.py -------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def drop(self) -> None:
+        self.transport.abort()
+
+    # --- for api/wire.py ---------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         if not self._lingering and not self.transport.is_closing():

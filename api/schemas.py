@@ -109,7 +109,11 @@ SCHEMAS: Json = {
             **_SUMMARY,
             "text": {"type": "string", "description": "Choice 0's content so far."},
             "choices": {"type": "array", "items": _CHOICE, "description": "The merged messages so far."},
-            "request": {"type": "object", "description": "What it was asked with, where `include` names it."},
+            "request": {
+                **orelse_null({"type": "object"}),
+                "description": "What it was asked with, where `include` names it; null for a cancelled one whose "
+                "request was too long to be kept.",
+            },
         },
         optional=("request",),
     ),

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.protocol import HttpProtocol, Limits, State
+from api.unread import Unread
 from broker.process import open_files
 from broker.settings import Settings
 from broker.sockets import bound_socket
@@ -80,6 +81,7 @@ def limits_of(settings: Settings) -> Limits:
 def config_for(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     class Protocol(HttpProtocol):
         limits = limits_of(settings)
+        unread = Unread(settings.unread_bytes)
 
     return uvicorn.Config(
         app,

@@ -49,8 +49,9 @@ class Watching:
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._access.subscribers.one(tenant))
-                channel = await stack.enter_async_context(self._activity.open(tenant))
-                position, preface = _begin(channel, last or query or "")
+                wanted = last or query or ""
+                channel = await stack.enter_async_context(self._activity.open(tenant, past=wanted != "latest"))
+                position, preface = _begin(channel, wanted)
                 return EventStream(
                     hub,
                     stack.pop_all(),

@@ -29,6 +29,9 @@ from broker.tasks import cancelled
 logger = logging.getLogger("tokencast.activity")
 
 KEPT = 2000  # events of one tenant, when the first one comes to watch; as many as a shard's stream holds
+PAST_BYTES = 4 * 1024 * 1024
+"""Bytes of the shards' streams that are read for it, the newest first; they hold the events of all tenants."""
+FIRST_ENTRIES = 16  # of a stream are read at first, until it is known how long they are
 WINDOW = 2 * 1024 * 1024  # bytes of them, framed, from then on
 OVERLAP = 2000  # ms told again to who resumes: the clocks of a cluster's masters differ
 DAY = 86_400_000  # ms; an idle shard's stream expires
@@ -87,7 +90,8 @@ class Activity:
         self._hub = hub
         self._dialect: Dialect = dialect
         self._clock = RedisClock(redis)
-        self._channels: dict[str, History] = {}
+        self._channels: dict[tuple[str, bool], History] = {}  # by tenant, and whether it has the past
+        self._loads = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._readers: list[asyncio.Task[None]] = []
         self._last: dict[str, bytes] = {}
@@ -95,12 +99,15 @@ class Activity:
         self._newest = 0
 
     @asynccontextmanager
-    async def open(self, tenant: str) -> AsyncGenerator[History]:
-        """The tenant's channel, from its history on kept up to date until it is left. StorageUnavailable."""
-        channel = self._channels.get(tenant)
+    async def open(self, tenant: str, *, past: bool = True) -> AsyncGenerator[History]:
+        """A channel of the tenant, kept up to date until it is left. `past`: with its history, which is read for the
+        first one who wants it; else from now on, or with what others here had read. StorageUnavailable."""
+        known = self._channels.get((tenant, True))
+        key = tenant, past or (known is not None and known.loading.done())
+        channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[tenant] = History(tenant, self._dialect)
-            channel.loading = asyncio.create_task(self._load(channel))
+            channel = self._channels[key] = History(tenant, self._dialect)
+            channel.loading = asyncio.create_task(self._load(channel, past=past))
         channel.users += 1
         try:
             await asyncio.shield(channel.loading)
@@ -108,7 +115,7 @@ class Activity:
         finally:
             channel.users -= 1
             if channel.users == 0:
-                del self._channels[tenant]
+                del self._channels[key]
                 await cancelled((channel.loading,))
                 await self._stop_unwatched()
 
@@ -117,23 +124,14 @@ class Activity:
 
     # --- the history -------------------------------------------------------------------------------------
 
-    async def _load(self, channel: History) -> None:
+    async def _load(self, channel: History, *, past: bool) -> None:
         await self._start()
         entries: list[Entry] = []
         loaded: dict[str, tuple[int, int]] = {}
-        since = int(await self._clock.now() * 1000) - DAY
-        for shard in SHARDS:
-            reply = await self._redis.execute("XREVRANGE", keys.activity(shard), "+", "-", "COUNT", KEPT)
-            found = [_entry(shard, *one) for one in reversed(reply)]
-            if found:
-                loaded[shard] = found[-1].at
-            if len(found) == KEPT:
-                since = max(since, found[0].at[0])
-            entries += (entry for entry in found if entry.tenant == channel.tenant)
-            entries.sort(key=_written)
-            if len(entries) > KEPT:
-                since = max(since, entries[-KEPT - 1].at[0])
-                del entries[:-KEPT]
+        since = int(await self._clock.now() * 1000)
+        if past:
+            async with self._loads:  # one at a time: each may take megabytes
+                entries, loaded, since = await self._past(channel.tenant, since - DAY)
         for entry in entries:
             channel.tell(entry, entry.at[0])
         early, channel.early = channel.early or (), None
@@ -142,6 +140,40 @@ class Activity:
             channel.tell(entry, self._all_told)
         channel.complete_since = max(channel.complete_since, since)
         channel.id = max(channel.id, self._all_told)
+
+    async def _past(self, tenant: str, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
+        """The tenant's newest events so far, the newest entry of each shard, and the ms since which they are
+        complete."""
+        entries: list[Entry] = []
+        loaded: dict[str, tuple[int, int]] = {}
+        for shard in SHARDS:
+            found, complete = await self._newest_of(shard)
+            if found:
+                loaded[shard] = found[-1].at
+            if not complete:
+                since = max(since, found[0].at[0])
+            entries += (entry for entry in found if entry.tenant == tenant)
+            entries.sort(key=_written)
+            if len(entries) > KEPT:
+                since = max(since, entries[-KEPT - 1].at[0])
+                del entries[:-KEPT]
+        return entries, loaded, since
+
+    async def _newest_of(self, shard: str) -> tuple[list[Entry], bool]:
+        """The newest entries of a shard's stream, up to its part of PAST_BYTES, the oldest of them first; and whether
+        that is all of it."""
+        found: list[Entry] = []
+        room, count, before = PAST_BYTES // len(SHARDS), FIRST_ENTRIES, "+"
+        while room > 0 and len(found) < KEPT:
+            reply = await self._redis.execute("XREVRANGE", keys.activity(shard), before, "-", "COUNT", count)
+            found += (_entry(shard, *one) for one in reply)
+            if len(reply) < count:
+                return found[::-1], True
+            sizes = [sum(map(len, fields)) for _, fields in reply]
+            room -= sum(sizes)
+            count = min(max(1, room // max(sizes)), KEPT - len(found))
+            before = f"({reply[-1][0].decode()}"
+        return found[::-1], False
 
     # --- the reader --------------------------------------------------------------------------------------
 
@@ -218,14 +250,15 @@ class Activity:
     async def _tell(self, entries: Sequence[Entry]) -> None:
         told: dict[History, None] = {}
         for entry in entries:
-            channel = self._channels.get(entry.tenant)
-            if channel is None:
-                continue
-            if channel.early is not None:
-                channel.early.append(entry)
-            else:
-                channel.tell(entry, self._all_told)
-                told[channel] = None
+            for past in (True, False):
+                channel = self._channels.get((entry.tenant, past))
+                if channel is None:
+                    continue
+                if channel.early is not None:
+                    channel.early.append(entry)
+                else:
+                    channel.tell(entry, self._all_told)
+                    told[channel] = None
         for channel in told:
             await self._hub.deliver((channel,))
 

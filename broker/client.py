@@ -78,9 +78,10 @@ class Client:
             page = self.get("/v1/generations", limit=min(limit, _PAGE), **params)
             yield from page["data"]
             limit -= len(page["data"])
-            if not page["has_more"] or not page["data"]:
+            if not page["has_more"]:
                 return
-            params["after"] = page["data"][-1]["id"]
+            if page["data"]:  # an empty page has dropped what had expired: asked for again, it goes on
+                params["after"] = page["data"][-1]["id"]
 
     def models(self) -> list[Json]:
         """As the gateway lists them."""

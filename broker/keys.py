@@ -19,7 +19,8 @@ from broker.ids import shard_of
 def meta(gid: str) -> str:
     """hash · all about one generation · expires + 1 h (the tombstone) · lifecycle scripts
 
-    tn tenant · md model · rq request body for the upstream · mt metadata JSON · pol fail|restart · ca created ms ·
+    tn tenant · md model · rq request body for the upstream (a long one not once it is cancelled) · mt metadata JSON ·
+    pol fail|restart · ca created ms ·
     ttl retention ms · ik idempotency record's key · fp body's fingerprint · st status · a attempt id · n last seq ·
     own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
     ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
@@ -43,7 +44,7 @@ def live(shard: str) -> str:
 
 
 def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
-    """zset · generation → its created ms · 32 d · lifecycle scripts; create and list drop members that have expired
+    """zset · generation → its created ms · 32 d · lifecycle scripts; create, list and counts drop what has expired
 
     Without a tenant: the base from which the scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
     """
@@ -58,6 +59,12 @@ def idempotency(shard: str, tenant: str, key: str) -> str:
 def activity(shard: str) -> str:
     """stream · tn tenant, g generation, e event, d summary JSON; about 2,000 entries · 1 d · lifecycle scripts"""
     return f"tc:{{{shard}}}:act"
+
+
+def lifecycle(gid: str) -> list[str]:
+    """The first five keys of every lifecycle script."""
+    shard = shard_of(gid)
+    return [meta(gid), log(gid), live(shard), index(shard), activity(shard)]
 
 
 def epoch(shard: str) -> str:
@@ -104,6 +111,12 @@ def creations(tenant: str, minute: int | None = None) -> str:
     Without a minute: the base from which the script derives it.
     """
     return f"tc:rate:{tenant}" if minute is None else f"tc:rate:{tenant}:{minute}"
+
+
+def stored(tenant: str) -> str:
+    """hash · hour since the epoch → bytes of requests that will have expired in it; hour and sum: of all of them, as of
+    that hour · 32 d · admit; delete and cancel take back"""
+    return f"tc:bytes:{tenant}"
 
 
 SIGNING_KEY = "tc:secret"

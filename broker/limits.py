@@ -1,4 +1,5 @@
-"""How much of the broker one tenant may have: generations that run, that wait, and that it asks for in a minute.
+"""How much of the broker one tenant may have: generations that run, that wait, and that it asks for in a minute, and
+bytes of stored requests.
 
 All of it stands in the queue's Redis and may be lost whole. A *place* is a reservation with an end: among the running
 it lasts as long as a lease, and the worker renews it; among the waiting a few looks of the reaper, each of which
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker import keys
 from broker.connection import Redis, Script
@@ -24,6 +26,8 @@ OPEN_TENANT = "default"
 """Whose generations they are where no API keys are set."""
 WAITING_MS = 120_000
 """For so long a place among the waiting lasts; the reaper looks at each of them every 30 s."""
+HOUR_MS = 3_600_000
+LATER = 60  # seconds after which a tenant may try again that has too much stored
 SOON = 5  # seconds after which a tenant may try again whose queue is full
 
 
@@ -49,6 +53,21 @@ class Limits:
         return tenant != OPEN_TENANT and bool(self.running or self.queued)
 
 
+class Stored(NamedTuple):
+    """Bytes of a request, and when its generation will have expired if it runs at once (unix ms)."""
+
+    size: int
+    until_ms: int
+
+    @property
+    def hour(self) -> int:
+        """Since the epoch, in which nothing of it is left: a run takes time, and a tombstone stays for an hour."""
+        return self.until_ms // HOUR_MS + 2
+
+
+NOTHING = Stored(0, 0)
+
+
 class Places:
     """The places of all tenants. Everything may be repeated. StorageUnavailable where the queue's Redis is away."""
 
@@ -57,29 +76,46 @@ class Places:
         self.limits = limits
         self._lease_ms = int(limits.lease * 1000)
 
-    async def admit(self, tenant: str, gid: str) -> str:
-        """Reserves a place among the waiting, and counts a creation: under the key that is returned, if under any.
+    async def admit(self, tenant: str, gid: str, stored: Stored = NOTHING, share: int = 0) -> str:
+        """Reserves a place among the waiting, and counts a creation (under the key that is returned, if under any) and
+        the bytes of its request. `share`: bytes of stored requests that the tenant may have; 0 = any number.
         LimitExceeded."""
         limits = self.limits
-        if not limits.admit(tenant):
+        if tenant == OPEN_TENANT or not (limits.admit(tenant) or share):
             return ""
         reply = await self._redis.run(
             ADMIT,
-            [keys.queued(tenant), keys.creations(tenant)],
-            [gid, limits.queued, limits.per_minute, WAITING_MS],
+            [keys.queued(tenant), keys.creations(tenant), keys.stored(tenant)],
+            [gid, limits.queued, limits.per_minute, WAITING_MS, share, stored.size, stored.hour],
         )
         if reply[0] == b"QUEUED":
             raise LimitExceeded(f"{limits.queued} generations wait already, as many as may.", retry_after=SOON)
         if reply[0] == b"RATE":
             message = f"{limits.per_minute} generations were asked for within a minute, as many as may."
             raise LimitExceeded(message, retry_after=int(reply[1]))
+        if reply[0] == b"STORED":
+            message = f"The stored requests have reached the limit of {share} bytes; delete generations, or wait."
+            raise LimitExceeded(message, retry_after=LATER)
         return reply[1].decode()
 
-    async def forgo(self, tenant: str, gid: str, counted: str) -> None:
+    async def forgo(self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0) -> None:
         """It was admitted, and never came to be."""
         if self.limits.admit(tenant):
             less = [("DECR", counted), ("EXPIRE", counted, 120)] if counted else []
             await self._redis.pipeline([("ZREM", keys.queued(tenant), gid), *less])
+        await self.give_back(tenant, stored, share)
+
+    async def give_back(self, tenant: str, stored: Stored, share: int) -> None:
+        """These bytes are stored no longer."""
+        if tenant != OPEN_TENANT and share and stored.size:
+            name = keys.stored(tenant)
+            await self._redis.pipeline(
+                [
+                    ("HINCRBY", name, stored.hour, -stored.size),
+                    ("HINCRBY", name, "sum", -stored.size),
+                    ("EXPIRE", name, 32 * 86400),
+                ]
+            )
 
     async def start(self, tenant: str, gid: str) -> bool:
         """From the waiting to the running, if there is a place."""

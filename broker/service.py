@@ -14,12 +14,13 @@ from broker.connection import Redis, connect_both
 from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
 from broker.events import RESET, STARTED, Event, follows
 from broker.hub import Hub
-from broker.ids import START, Cursor, parse_cursor
-from broker.limits import OPEN_TENANT, Limits
+from broker.ids import START, Cursor, created_ms, parse_cursor
+from broker.limits import NOTHING, OPEN_TENANT, Limits, Stored
 from broker.queue import Queue
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.settings import Settings
-from broker.store import PAGE, Created, Generation, Store, queued
+from broker.share import Share
+from broker.store import PAGE, Created, Generation, Store, Withdrawn, queued
 from broker.tally import Count
 from broker.tasks import cancelled
 from broker.tokens import Tokens
@@ -35,6 +36,7 @@ class Broker:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
         self.queue = Queue(queue, settings.retention, Limits.of(settings))
+        self.share = Share(streams, settings.tenant_bytes)
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
@@ -62,14 +64,14 @@ class Broker:
         """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
         not be written, the reaper writes one within ten seconds."""
         gid = await self.store.name(tenant, idempotency_key)
-        counted = await self._admit(gid, tenant, idempotency_key)
+        counted, stored = await self._admit(gid, tenant, idempotency_key, self._size(request, gid))
         try:
             created = await self.store.create(request, tenant, idempotency_key, gid)
         except BrokerError:
-            await self._forgo(gid, tenant, counted)
+            await self._forgo(gid, tenant, counted, stored)
             raise
         if created.replayed:
-            await self._forgo(gid, tenant, counted)
+            await self._forgo(gid, tenant, counted, stored)
         else:
             self.created[self.settings.label_of(request.model)] += 1
             if trace := traceparent():
@@ -81,18 +83,24 @@ class Broker:
                 logger.warning("no ticket yet for %s: %s", created.id, error.code)
         return created
 
-    async def _admit(self, gid: str, tenant: str, idempotency_key: str | None) -> str:
-        """LimitExceeded, but not where the key stands for a generation already: that costs nothing."""
+    def _size(self, request: CompletionRequest, gid: str) -> Stored:
+        ttl = request.ttl_seconds if request.ttl_seconds is not None else self.settings.retention
+        size = len(request.upstream) + len(msgspec.json.encode(request.metadata))
+        return Stored(size, created_ms(gid) + int(ttl * 1000))
+
+    async def _admit(self, gid: str, tenant: str, idempotency_key: str | None, stored: Stored) -> tuple[str, Stored]:
+        """The key that counted it, and the bytes that were counted. LimitExceeded, but not where the key stands for a
+        generation already: that costs nothing."""
         try:
-            return await self.queue.places.admit(tenant, gid)
+            return await self.queue.places.admit(tenant, gid, stored, self.share.bytes), stored
         except LimitExceeded:
             if idempotency_key is None or not await self.store.knows(tenant, idempotency_key):
                 raise
-            return ""
+            return "", NOTHING
 
-    async def _forgo(self, gid: str, tenant: str, counted: str) -> None:
+    async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
         with suppress(StorageUnavailable):  # the place ends by itself
-            await self.queue.places.forgo(tenant, gid, counted)
+            await self.queue.places.forgo(tenant, gid, counted, stored, self.share.bytes)
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
@@ -111,22 +119,27 @@ class Broker:
 
     async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Ends it as cancelled, at once; one that has ended stays as it is."""
-        was, ticket = await self.store.cancel(gid, tenant)
-        await self._withdraw(gid, tenant, was, ticket)
-        generation = await self.store.get(gid, tenant)
-        if was in ("queued", "in_progress"):
-            self.ended[(*self.settings.label_of(generation.model), "cancelled", "")] += 1
-        return generation
+        await self.end(gid, tenant)
+        return await self.store.get(gid, tenant)
+
+    async def end(self, gid: str, tenant: str) -> None:
+        """As `cancel`, for a caller who does not wait for the text."""
+        withdrawn = await self.store.cancel(gid, tenant)
+        await self._withdraw(gid, tenant, withdrawn)
+        if withdrawn.was in ("queued", "in_progress"):
+            model = (await self.store.state(gid, tenant)).model
+            self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Forgets it; its followers get `gone`."""
-        was, ticket = await self.store.delete(gid, tenant)
-        await self._withdraw(gid, tenant, was, ticket)
+        await self._withdraw(gid, tenant, await self.store.delete(gid, tenant))
 
-    async def _withdraw(self, gid: str, tenant: str, was: str, ticket: int) -> None:
-        if was == "queued" and ticket:
+    async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
+        with suppress(StorageUnavailable):  # it is counted until it would have expired
+            await self.queue.places.give_back(tenant, withdrawn.dropped, self.share.bytes)
+        if withdrawn.was == "queued" and withdrawn.ticket:
             try:
-                await self.queue.withdraw(gid, tenant, ticket)
+                await self.queue.withdraw(gid, tenant, withdrawn.ticket)
             except BrokerError as error:  # a worker that takes it finds it ended
                 logger.warning("ticket of %s stays: %s", gid, error.code)
 
@@ -195,3 +208,4 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
         finally:
             await cancelled([upkeep])
             await broker.hub.close()
+            await broker.share.close()

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     )
     tenant_queued: int = Field(100, ge=0, description="Generations of one tenant that wait")
     tenant_per_minute: int = Field(60, ge=0, description="Generations that one tenant asks for in a minute")
+    tenant_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Bytes of stored requests of one tenant; default a quarter of what the logs' Redis may hold "
+        "(`maxmemory`), if that is bounded",
+    )
     tenant_subscribers: int = Field(500, ge=0, description="Subscribers of one tenant on a gateway")
     generation_subscribers: int = Field(50, ge=0, description="Subscribers of one generation on a gateway")
     slots: int = Field(100, ge=1, description="Generations a worker runs at once")
@@ -134,6 +140,12 @@ class Settings(BaseSettings):
     heartbeat: float = Field(15, gt=0, description="Comment on an event stream")
     send_timeout: float = Field(
         10, gt=0, description="A subscriber that takes nothing for so long is dropped, and may resume"
+    )
+    unread_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of whole answers that a gateway keeps for callers who have not read them yet, a quarter of "
+        "them for one tenant; beyond it the next answers wait, and those read at less than 16 KiB a second are dropped",
     )
     drain: float = Field(10, ge=0, description="The gateway's, over which it ends its streams when it is told to stop")
     worker_drain: float = Field(

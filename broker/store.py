@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,21 +17,31 @@ from broker.clock import RedisClock
 from broker.completion import Completion, fold, text_of
 from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
-from broker.events import FINAL_STATUSES, STATUSES, Event, from_entry
-from broker.ids import SHARDS, START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
+from broker.events import FINAL_STATUSES, Event, from_entry
+from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
+from broker.limits import NOTHING, Stored
+from broker.lists import FIRST_ROWS, Lists
 from broker.losses import Losses
 from broker.requests import CompletionRequest
 
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
 
+EVENTS_BYTES = 1024 * 1024
+"""Bytes of a page of events; a page that would have more ends before, with one event at least."""
+EVENT_BYTES = 100  # of an event without its data
+USAGE_BYTES = 4096
+"""Bytes of a `usage` object; of a longer one only the totals are shown."""
+
 CREATE = Script("create")
 CANCEL = Script("cancel")
 DELETE = Script("delete")
-FORGET = Script("forget")
 SETTLE = Script("settle")
 TRACE = Script("trace")
 
+lifecycle_keys = keys.lifecycle
+
+TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
 
 
@@ -98,6 +108,15 @@ class Created:
     replayed: bool
 
 
+class Withdrawn(NamedTuple):
+    """What `cancel` and `delete` found: its status before, its ticket (0 if there is nothing to undo), and the bytes of
+    its request that are stored no longer."""
+
+    was: str
+    ticket: int = 0
+    dropped: Stored = NOTHING
+
+
 class Store:
     """The generations of one Redis. `retention` (seconds) holds for those that do not ask for another."""
 
@@ -107,6 +126,7 @@ class Store:
         self.clock = RedisClock(redis)
         self._retention = retention
         self._losses = Losses(grace)
+        self._lists = Lists(redis, _FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
     async def name(self, tenant: str, idempotency_key: str | None) -> str:
@@ -229,11 +249,40 @@ class Store:
         reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
         return [from_entry(entry) for entry in reply]
 
-    async def request(self, gid: str) -> Json:
+    async def size(self, gid: str) -> int:
+        """About how many bytes `get` and `request` bring together."""
+        meta = keys.meta(check_id(gid))
+        parts = await self.redis.pipeline([("HSTRLEN", meta, "rq"), ("HSTRLEN", meta, "res"), ("HGET", meta, "by")])
+        return sum(int(part or 0) for part in parts)
+
+    async def bounded_page(self, gid: str, after: Cursor, limit: int) -> tuple[list[Event], bool]:
+        """Up to `limit` events behind `after`, at least one, of about EVENTS_BYTES; and whether there are more. Reads a
+        few, and then as many as there is room for: an event may be a thousand times as long as another."""
+        found: list[Event] = []
+        size, count = 0, FIRST_ROWS
+        while True:
+            wanted = min(count, limit - len(found)) + 1
+            events = await self.page(gid, after, wanted)
+            for event in events[: wanted - 1]:
+                size += EVENT_BYTES + len(event.data)
+                if found and size > EVENTS_BYTES:
+                    break
+                found.append(event)
+            more = len(found) > 0 and bool(events) and found[-1].cursor < events[-1].cursor
+            if not more or len(found) >= limit or size >= EVENTS_BYTES:
+                return found, more
+            after = found[-1].cursor
+            longest = max(EVENT_BYTES + len(event.data) for event in events)
+            count = max(1, (EVENTS_BYTES - size) // longest)
+
+    async def request(self, gid: str) -> Json | None:
         """What the generation was asked with, as the upstream is sent it, with our `metadata` and `on_upstream_error`
-        where they say something. GenerationGone where it was deleted meanwhile."""
-        body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "rq", "mt", "pol")
+        where they say something. None where it was cancelled and its request was too long to be kept (cancel.lua).
+        GenerationGone where it was deleted meanwhile."""
+        status, body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "st", "rq", "mt", "pol")
         if body is None:
+            if status == b"cancelled":
+                return None
             raise GenerationGone
         asked = msgspec.json.decode(body)
         if labels := _json(metadata):
@@ -241,80 +290,46 @@ class Store:
         return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status. Of those whose retention has ended some may count yet."""
-        places = [(status, shard) for status in STATUSES for shard in SHARDS]
-        found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
-        counts: dict[str, int] = {}
-        for (status, _), count in zip(places, found, strict=True):
-            counts[status] = counts.get(status, 0) + int(count)
-        return counts
+        """How many generations the tenant has, by status; some may have expired (broker/lists.py)."""
+        return await self._lists.counts(tenant)
+
+    async def list(
+        self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
+    ) -> tuple[list[Generation], bool]:
+        """Newest first, and whether there are more. `after` is the id of the last one of the page before. The page may
+        end before `limit` (broker/lists.py)."""
+        if after is not None:
+            check_id(after)
+        rows, more = await self._lists.page(tenant, status, limit, after)
+        return [_generation(gid, fields) for gid, fields in rows], more
 
     async def last_attempt(self, gid: str) -> Cursor:
         """Right before the newest attempt of a log whose last event was written from outside."""
         newest = await self.redis.execute("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 2)
         return Cursor(entry_cursor(newest[-1][0]).attempt, -1)
 
-    async def list(
-        self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
-    ) -> tuple[list[Generation], bool]:
-        """Newest first, and whether there are more. `after` is the id of the last one of the page before."""
-        if after is not None:
-            check_id(after)
-        found: list[Generation] = []
-        while True:
-            page, more = await self._list_page(tenant, status, limit - len(found), after)
-            found += await self._still_there(tenant, page)
-            if not more or len(found) == limit:
-                return found, more
-            after = page[-1]  # some of the page had expired
-
-    async def _list_page(
-        self, tenant: str, status: str | None, limit: int, after: str | None
-    ) -> tuple[list[str], bool]:
-        newest = created_ms(after) if after else "+inf"
-        ranges = await self.redis.pipeline(
-            [
-                ("ZREVRANGEBYSCORE", keys.index(shard, tenant, status), newest, "-inf", "LIMIT", 0, limit + 1)
-                for shard in SHARDS
-            ]
-        )
-        gids = sorted((member.decode() for members in ranges for member in members), reverse=True)
-        if after:
-            gids = [gid for gid in gids if gid < after]
-        return gids[:limit], len(gids) > limit
-
-    async def _still_there(self, tenant: str, gids: Sequence[str]) -> list[Generation]:
-        """Those of a page that can still be read, as `state` sees it."""
-        replies = await self.redis.pipeline(
-            [command for gid in gids for command in (("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)))]
-        )
-        found = [
-            (_generation(gid, fields), has_log)
-            for gid, fields, has_log in zip(gids, replies[::2], replies[1::2], strict=True)
-        ]
-        expired = [one.id for one, has_log in found if not one.status or (one.ended and not has_log)]
-        await self.redis.run_many(FORGET, [(lifecycle_keys(gid), (gid, tenant)) for gid in expired])
-        return [one for one, has_log in found if has_log and one.status not in ("", "deleted")]
-
-    async def cancel(self, gid: str, tenant: str) -> tuple[str, int]:
-        """Ends it if it has not ended. Returns what it was and its ticket (0 if there is nothing to undo)."""
+    async def cancel(self, gid: str, tenant: str) -> Withdrawn:
+        """Ends it if it has not ended."""
         check_id(gid)
         reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
-    async def delete(self, gid: str, tenant: str) -> tuple[str, int]:
-        """Forgets it, whatever it was doing. Returns what it was and its ticket."""
+    async def delete(self, gid: str, tenant: str) -> Withdrawn:
+        """Forgets it, whatever it was doing."""
         check_id(gid)
         reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
-    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> tuple[str, int]:
+    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> Withdrawn:
         if reply[0] == b"NONE":
             await self.state(gid, tenant)  # which knows why
             raise GenerationNotFound
         if reply[0] == b"GONE":
             raise GenerationGone
-        return reply[1].decode(), int(reply[2]) if reply[0] == b"OK" else 0
+        if reply[0] != b"OK":
+            return Withdrawn(reply[1].decode())
+        was, ticket, dropped, ttl_ms = reply[1:]
+        return Withdrawn(was.decode(), int(ticket), Stored(int(dropped), created_ms(gid) + int(ttl_ms)))
 
 
 def new_epoch() -> str:
@@ -334,12 +349,6 @@ def queued(gid: str, request: CompletionRequest) -> Generation:
     return Generation(gid, "queued", request.model, created, None, None, None, 0, cursor, None, None, request.metadata)
 
 
-def lifecycle_keys(gid: str) -> list[str]:
-    """The first five keys of every lifecycle script."""
-    shard = shard_of(gid)
-    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
-
-
 def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
     m = dict(zip(_FIELDS, fields, strict=True))
     return Generation(
@@ -352,7 +361,7 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
         ended_at=_seconds(m["ea"]),
         attempt=int(m["k"] or 0),
         cursor=Cursor(int(m["a"] or 0), int(m["n"] or 0)),
-        usage=_json(m["us"]),
+        usage=_usage(m["us"]),
         error=_json(m["er"]),
         metadata=_json(m["mt"]) or {},
         finish_reason=(m["fr"] or b"").decode() or None,
@@ -362,6 +371,13 @@ def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
 
 def _with_choices(generation: Generation, choices: Sequence[Json]) -> Generation:
     return replace(generation, choices=choices, text=text_of(choices))
+
+
+def _usage(text: bytes | None) -> Json | None:
+    usage = _json(text)
+    if usage is None or len(text or b"") <= USAGE_BYTES:
+        return usage
+    return {name: usage[name] for name in TOTALS if isinstance(usage.get(name), int)}
 
 
 def _seconds(ms: bytes | None) -> float | None:

@@ -21,7 +21,7 @@ ROWS = {
     "H": 0,
     "I": 14,
     "J": 0,
-    "K": 0,
+    "K": 10,
     "L": 11,
 }
 FOUND = re.findall(r"^\| ([A-L]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)

@@ -173,6 +173,7 @@ export class Detail {
   #showRequest({ request, metadata, model }) {
     const { fields } = this;
     this.#model = model;
+    if (!request) return; // of one that was cancelled, a long request is not kept
     const { messages, metadata: labels, ...others } = request;
     this.#request = request;
     for (const { role, content, ...more } of messages) {

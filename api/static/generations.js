@@ -138,7 +138,7 @@ export class Generations {
     try {
       do {
         const { data, has_more } = await this.#page("", after);
-        const last = has_more ? data.at(-1).id : "";
+        const last = has_more ? (data.at(-1)?.id ?? after) : "";
         const there = new Set(data.map(({ id }) => id));
         const missing = this.order.filter((id) => (!after || id < after) && id > last && !there.has(id));
         for (const id of missing) if (!this.#fresh(id)) this.#drop(id);

@@ -1,19 +1,46 @@
--- A tenant asks for another generation: reserves a place among its waiting ones, and counts a creation.
--- KEYS: [1] queued, [2] base of the creations, from which `<base>:<minute>` is derived
--- ARGV: gid, most queued, most a minute (0 = any), ms that a place lasts
--- Returns OK, and the key that counted it | QUEUED | RATE seconds until the next minute
+-- A tenant asks for another generation: reserves a place among its waiting ones, and counts a creation and its bytes.
+-- KEYS: [1] queued, [2] base of the creations, from which `<base>:<minute>` is derived, [3] stored bytes
+-- ARGV: gid, most queued, most a minute, ms that a place lasts, most bytes (0 = any, in all three), bytes of this
+--       request, hour since the epoch in which it will have expired
+-- Returns OK, and the key that counted it | QUEUED | RATE seconds until the next minute | STORED
 local t = redis.call('TIME')
 local second, now = tonumber(t[1]), t[1] * 1000 + math.floor(t[2] / 1000)
-local queued, rate = tonumber(ARGV[2]), tonumber(ARGV[3])
+local queued, rate, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local minute = KEYS[2] .. ':' .. string.format('%.0f', math.floor(second / 60))
+
+-- What has expired is taken out once an hour; then the sum is made anew, so that no mistake in it lasts.
+local function stored()
+  local hour = string.format('%.0f', math.floor(second / 3600))
+  local known = redis.call('HMGET', KEYS[3], 'hour', 'sum')
+  if known[1] == hour and known[2] then return tonumber(known[2]) end
+  local sum, all = 0, redis.call('HGETALL', KEYS[3])
+  for i = 1, #all, 2 do
+    local ends, size = tonumber(all[i]), tonumber(all[i + 1])
+    if ends and ends <= tonumber(hour) then
+      redis.call('HDEL', KEYS[3], all[i])
+    elseif ends then
+      sum = sum + math.max(0, size)
+    end
+  end
+  redis.call('HSET', KEYS[3], 'hour', hour, 'sum', string.format('%.0f', sum))
+  redis.call('EXPIRE', KEYS[3], 32 * 86400)
+  return sum
+end
+
 if queued > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
   if redis.call('ZCARD', KEYS[1]) >= queued then return {'QUEUED'} end
 end
+if rate > 0 and tonumber(redis.call('GET', minute) or 0) >= rate then return {'RATE', 60 - second % 60} end
+if bytes > 0 and stored() >= bytes then return {'STORED'} end
+
 if rate > 0 then
-  if tonumber(redis.call('GET', minute) or 0) >= rate then return {'RATE', 60 - second % 60} end
   redis.call('INCR', minute)
   redis.call('EXPIRE', minute, 120)
+end
+if bytes > 0 then
+  redis.call('HINCRBY', KEYS[3], ARGV[7], ARGV[6])
+  redis.call('HINCRBY', KEYS[3], 'sum', ARGV[6])
 end
 if queued > 0 then
   redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[4])), ARGV[1])

@@ -1,11 +1,17 @@
 --#include common
 -- Ends a generation as cancelled, from anywhere, whether or not a worker lives.
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
--- Returns NONE | GONE | CLOSED status | OK was ticket
-local m = redis.call('HMGET', META, 'tn', 'st', 'tk')
+-- A long request is dropped at once: nobody sends it any more, and it would be kept for the whole retention. A short one
+-- stays, to be shown and to be asked again.
+-- Returns NONE | GONE | CLOSED status | OK was ticket, bytes dropped, ttl ms
+local KEPT = 16384
+local m = redis.call('HMGET', META, 'tn', 'st', 'tk', 'ttl')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 if m[2] == 'deleted' then return {'GONE'} end
 if TERMINAL[m[2]] then return {'CLOSED', m[2]} end
 local usage = counted_usage()
 end_from_outside(now_ms(), ARGV[3], 'cancelled', 'x', '{"usage":' .. usage .. '}', usage, '')
-return {'OK', m[2], m[3]}
+local dropped = redis.call('HSTRLEN', META, 'rq')
+if dropped <= KEPT then return {'OK', m[2], m[3], 0, m[4]} end
+redis.call('HDEL', META, 'rq')
+return {'OK', m[2], m[3], dropped, m[4]}

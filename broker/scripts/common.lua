@@ -47,13 +47,25 @@ local function text(value) return cjson.encode(value or '') end
 local function seconds(ms) return ms and ms ~= '' and string.format('%.3f', tonumber(ms) / 1000) or 'null' end
 local function json(value) return value and value ~= '' and value or 'null' end
 
+-- What callers and upstreams write is told to every watcher, and kept 2,000 times in each shard. What is longer than
+-- this is left to those who read the generation itself.
+local function brief(value, most, instead)
+  if value and #value > most then return instead end
+  return json(value)
+end
+local function brief_error(value)
+  local code = value and string.match(value, '"code":"([%w_]+)"')
+  return brief(value, 4096, '{"message":"Too long to be told here; the generation has all of it.","type":"server_error","code":'
+    .. (code and text(code) or 'null') .. '}')
+end
+
 -- The generation without its text, as the list and /v1/activity show it.
 local function summary()
   local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt')
   return '{"id":' .. text(GID) .. ',"object":"generation","status":' .. text(m[1]) .. ',"model":' .. text(m[2])
     .. ',"created_at":' .. seconds(m[3]) .. ',"started_at":' .. seconds(m[4]) .. ',"first_token_at":' .. seconds(m[5])
     .. ',"ended_at":' .. seconds(m[6]) .. ',"attempt":' .. (m[7] or '0') .. ',"cursor":' .. text((m[8] or '0') .. '-' .. (m[9] or '0'))
-    .. ',"usage":' .. json(m[10]) .. ',"error":' .. json(m[11]) .. ',"metadata":' .. json(m[12]) .. '}'
+    .. ',"usage":' .. brief(m[10], 2048, 'null') .. ',"error":' .. brief_error(m[11]) .. ',"metadata":' .. brief(m[12], 2048, '{}') .. '}'
 end
 
 local function announce(tenant, event)

@@ -3,12 +3,12 @@
 -- Forgets a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and a tombstone answers
 -- "deleted" for an hour.
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
--- Returns NONE | GONE (deleted or expired) | OK was ticket
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk')
+-- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 local index = INDEX .. ':' .. m[1]
 if m[2] == 'deleted' or forget_expired(index, GID) then return {'GONE'} end
-local now = now_ms()
+local now, dropped = now_ms(), redis.call('HSTRLEN', META, 'rq') + redis.call('HSTRLEN', META, 'mt')
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('XADD', LOG, fresh_attempt(now, m[3], ARGV[3]) .. '-0', 't', 'g', 'm', 0, 'd', '{}')
 redis.call('XTRIM', LOG, 'MAXLEN', 1)
@@ -18,4 +18,4 @@ if m[4] ~= '' then redis.call('DEL', m[4]) end
 unlist(index, GID)
 bury(GID, 'deleted', HOUR)
 announce(m[1], 'gone')
-return {'OK', m[2], m[5]}
+return {'OK', m[2], m[5], dropped, m[6]}

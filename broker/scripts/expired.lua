@@ -1,8 +1,8 @@
 -- What is left of a generation that can be read no more. `index` is its tenant's.
-local function unlist(index, gid)
-  redis.call('ZREM', index, gid)
+local function unlist(index, ...)
+  redis.call('ZREM', index, ...)
   for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
-    redis.call('ZREM', index .. ':' .. status, gid)
+    redis.call('ZREM', index .. ':' .. status, ...)
   end
 end
 

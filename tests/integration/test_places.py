@@ -7,8 +7,9 @@ import time
 import pytest
 
 from broker import Broker, keys
+from broker.errors import LimitExceeded
 from broker.ids import new_id
-from broker.limits import Limits
+from broker.limits import HOUR_MS, Limits, Stored
 from broker.queue import Queue
 from tests.support import wait_until
 
@@ -91,3 +92,49 @@ async def test_a_place_ends_with_its_lease(queue: Queue) -> None:
     assert await short.places.start(ANNA, dead)
     await wait_until(lambda: queue.places.start(ANNA, alive))
     assert not await queue.places.start(ANNA, dead)
+
+
+SHARE = 1000
+
+
+def bytes_of(size: int, hours: float = 1) -> Stored:
+    return Stored(size, int((time.time() + hours * 3600) * 1000))
+
+
+async def stored(queue: Queue) -> dict[bytes, bytes]:
+    flat = await queue.redis.execute("HGETALL", keys.stored(ANNA))
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def test_a_tenant_at_its_share_of_bytes_is_refused_until_some_are_given_back(queue: Queue) -> None:
+    """The one that passes the limit is the last, so that a request longer than the share can be made at all."""
+    admit, large = queue.places.admit, bytes_of(5 * SHARE)
+    await admit(ANNA, "g1", bytes_of(1), SHARE)
+    await admit(ANNA, "g2", large, SHARE)
+    with pytest.raises(LimitExceeded, match="stored requests"):
+        await admit(ANNA, "g3", bytes_of(1), SHARE)
+    await admit(BEN, "g4", bytes_of(1), SHARE)
+    await queue.places.give_back(ANNA, large, SHARE)
+    await admit(ANNA, "g5", bytes_of(1), SHARE)
+
+
+async def test_a_creation_that_was_forgone_stores_nothing(queue: Queue) -> None:
+    one = bytes_of(SHARE)
+    for _ in range(3):
+        counted = await queue.places.admit(ANNA, "g", one, SHARE)
+        await queue.places.forgo(ANNA, "g", counted, one, SHARE)
+    assert (await stored(queue))[b"sum"] == b"0"
+
+
+async def test_what_has_expired_is_stored_no_longer_and_the_sum_heals(queue: Queue) -> None:
+    """Once an hour the sum is made anew, of what is left; a sum that was wrong, or a negative part, does not last."""
+    this_hour = int(time.time() * 1000) // HOUR_MS
+    await queue.places.admit(ANNA, "g", bytes_of(10, hours=5), SHARE)
+    wrong = ("hour", this_hour - 1, "sum", 10**9, this_hour - 3, 700, this_hour, 600, this_hour + 2, -400)
+    await queue.redis.execute("HSET", keys.stored(ANNA), *wrong)
+    await queue.places.admit(ANNA, "g2", bytes_of(10, hours=5), SHARE)
+    left = await stored(queue)
+    assert left[b"sum"] == b"20"
+    assert str(this_hour - 3).encode() not in left
+    assert str(this_hour).encode() not in left
+    assert await queue.redis.execute("PTTL", keys.stored(ANNA)) > 0

@@ -1,0 +1,40 @@
+--#include common
+--#include expired
+-- Removes members from the indexes of a tenant that can no longer be read. Looks at a bounded number of members of one
+-- index: where all of them have expired, a member costs about a microsecond.
+-- KEYS: the five of common.lua, of any generation of the shard
+-- ARGV: a gid (only its length matters), tenant, suffix of the index (':<status>', or '' for all), members to look at,
+--       score of the first one, newest first ('' = random members)
+-- Returns how many were removed
+local index = INDEX .. ':' .. ARGV[2]
+local members
+if ARGV[5] == '' then
+  members = redis.call('ZRANDMEMBER', index .. ARGV[3], ARGV[4])
+else
+  members = redis.call('ZREVRANGEBYSCORE', index .. ARGV[3], ARGV[5], '-inf', 'LIMIT', 0, ARGV[4])
+end
+if #members == 0 then return 0 end
+
+local logs, metas = {}, {}
+for i, gid in ipairs(members) do
+  logs[i], metas[i] = beside(LOG, gid), beside(META, gid)
+end
+local dead, buried = members, redis.call('EXISTS', unpack(metas)) == 0
+if not buried and redis.call('EXISTS', unpack(logs)) > 0 then
+  dead = {}
+  for i, gid in ipairs(members) do
+    local status = redis.call('HGET', metas[i], 'st')
+    if not status or status == 'deleted' or redis.call('EXISTS', logs[i]) == 0 then dead[#dead + 1] = gid end
+  end
+end
+if #dead == 0 then return 0 end
+
+unlist(index, unpack(dead))
+if not buried then
+  for _, gid in ipairs(dead) do
+    local meta = beside(META, gid)
+    local status = redis.call('HGET', meta, 'st')
+    if TERMINAL[status] then bury(gid, status, redis.call('PTTL', meta)) end
+  end
+end
+return #dead

@@ -1,0 +1,135 @@
+"""Lists and counts on a real Redis: complete whatever the ids, and bounded whatever has expired."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import pytest
+
+from broker import Broker, keys, lists
+from broker.ids import SHARDS, new_id, shard_of
+from broker.requests import parse_request
+from tests.support import request_body
+
+TENANT = "lister"
+
+
+async def fresh(broker: Broker) -> Broker:
+    await broker.store.redis.execute("FLUSHALL")
+    return broker
+
+
+async def made(broker: Broker, *gids: str) -> list[str]:
+    for gid in gids:
+        await broker.store.create(parse_request(request_body()), TENANT, None, gid)
+    return list(gids)
+
+
+async def expired(broker: Broker, count: int, since_ms: int) -> None:
+    """Members of which nothing else is left: their generations expired long ago."""
+    members: dict[str, list[str | int]] = {}
+    for number in range(count):
+        gid = new_id(since_ms + number // 10, TENANT)
+        members.setdefault(shard_of(gid), []).extend((since_ms + number // 10, gid))
+    await broker.store.redis.pipeline(
+        [
+            ("ZADD", keys.index(shard, TENANT, status), *pairs)
+            for shard, pairs in members.items()
+            for status in (None, "completed")
+        ]
+    )
+    await broker.store.redis.pipeline(
+        [("EXPIRE", keys.index(shard, TENANT, status), 3600) for shard in members for status in (None, "completed")]
+    )
+
+
+async def indexed(broker: Broker) -> int:
+    sizes = await broker.store.redis.pipeline([("ZCARD", keys.index(shard, TENANT)) for shard in SHARDS])
+    return sum(sizes)
+
+
+async def calls(broker: Broker, command: str) -> int:
+    stats = (await broker.store.redis.execute("INFO", "commandstats")).decode()
+    found = re.search(rf"cmdstat_{command}:calls=(\d+)", stats)
+    return int(found[1]) if found else 0
+
+
+async def all_pages(broker: Broker, limit: int, status: str | None = None) -> list[str]:
+    seen: list[str] = []
+    more, after = True, None
+    while more:
+        page, more = await broker.store.list(TENANT, status, limit, after)
+        assert len(page) <= limit
+        seen += (one.id for one in page)
+        after = seen[-1] if seen else None
+    return seen
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 40])
+async def test_no_page_loses_or_repeats_one_however_many_share_a_millisecond(broker: Broker, limit: int) -> None:
+    """In one shard and across shards; ids differ in their shard first, so also a page can end between two of them."""
+    await fresh(broker)
+    dice = random.Random(limit)
+    now = int(time.time() * 1000)
+    crowded = SHARDS[dice.randrange(32)]
+    ids = {new_id(now + dice.randrange(3), TENANT) for _ in range(60)}
+    while sum(shard_of(gid) == crowded for gid in ids) < 25:
+        ids.add(next(gid for gid in iter(lambda: new_id(now, TENANT), "") if shard_of(gid) == crowded))
+    newest_first = sorted(await made(broker, *ids), reverse=True)
+    assert await all_pages(broker, limit) == newest_first
+    assert await all_pages(broker, limit, "queued") == newest_first
+
+
+async def test_a_page_goes_on_behind_one_that_is_gone(broker: Broker) -> None:
+    await fresh(broker)
+    now = int(time.time() * 1000)
+    newest_first = sorted(await made(broker, *(new_id(now, TENANT) for _ in range(12))), reverse=True)
+    for gone in newest_first[3:6]:
+        await broker.delete(gone, TENANT)
+    page, _ = await broker.store.list(TENANT, limit=20, after=newest_first[4])
+    assert [one.id for one in page] == newest_first[6:]
+
+
+@pytest.mark.parametrize("status", [None, "completed"])
+async def test_what_has_expired_is_removed_in_bulk(broker: Broker, status: str | None) -> None:
+    """One call of a script for some two hundred of them, not one for each; nothing that can be read goes with them."""
+    await fresh(broker)
+    now = int(time.time() * 1000)
+    await expired(broker, 20_000, now - 86_400_000)
+    alive = await made(broker, new_id(now - 86_399_000, TENANT), new_id(now - 90_000_000, TENANT), new_id(now, TENANT))
+    before = await calls(broker, "evalsha")
+    page, more = await broker.store.list(TENANT, status, 20)
+    assert [one.id for one in page] == ([] if status else sorted(alive, reverse=True))
+    assert not more
+    assert await calls(broker, "evalsha") - before < 500
+    assert await indexed(broker) == len(alive)
+
+
+async def test_more_than_one_answer_can_remove_is_left_to_the_next(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty page that says there is more: the same question again goes on where it stopped."""
+    await fresh(broker)
+    monkeypatch.setattr(lists, "LIST_ROUNDS", 1)
+    now = int(time.time() * 1000)
+    await expired(broker, 20_000, now - 86_400_000)
+    [oldest] = await made(broker, new_id(now - 90_000_000, TENANT))
+    assert await broker.store.list(TENANT, limit=5) == ([], True)
+    left = await indexed(broker)
+    assert left < 20_000
+    assert await all_pages(broker, 5) == [oldest]
+    assert await indexed(broker) == 1
+
+
+async def test_what_has_expired_is_not_counted_for_long(broker: Broker) -> None:
+    await fresh(broker)
+    now = int(time.time() * 1000)
+    await expired(broker, 3_000, now - 86_400_000)
+    await made(broker, new_id(now, TENANT))
+    before = await calls(broker, "evalsha")
+    counts = await broker.store.counts(TENANT)
+    assert counts["queued"] == 1
+    assert counts["completed"] < 1_000
+    assert await calls(broker, "evalsha") - before <= 2 * 2 * len(SHARDS)
