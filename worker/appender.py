@@ -30,7 +30,7 @@ APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("tou
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
-LINGER = 15.0  # seconds for which an ended attempt is kept, for a Redis that forgets its ending
+LINGER = 15.0  # seconds of contact for which an ended attempt is kept, for a Redis that forgets its ending
 LINGER_BYTES = 64 << 20
 MOVING = 0.05  # seconds
 FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
@@ -131,12 +131,15 @@ class Lane:
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
         self._lingering: deque[tuple[float, Attempt]] = deque()
         self._lingering_bytes = 0
+        self._connection = 0  # number of the present one
+        self._contact = 0.0  # seconds for which the server has answered
+        self._answered_at = 0.0
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
         self.connected = asyncio.Event()
 
     def begin(self, claim: Claim) -> Attempt:
-        attempt = Attempt(claim, self._notify)
+        attempt = Attempt(claim, self._notify, self._connection)
         self._active[attempt] = None
         return attempt
 
@@ -147,7 +150,7 @@ class Lane:
 
     def tick(self, *, idle_too: bool) -> None:
         """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
-        self._forget_lingering(time.monotonic())
+        self._forget_lingering(self._contact)
         if idle_too or self._active or self._lingering:
             self._touch = True
             self._rouse()
@@ -178,7 +181,7 @@ class Lane:
         connection = await self._servers.open(self._group)
         try:
             await self._load_scripts(connection)
-            self._send_endings_again()
+            self._begin_connection()
             if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
                 self._well()
             while True:
@@ -188,6 +191,7 @@ class Lane:
                 if not calls:
                     if touching:  # an idle connection that broke says so only when it is used
                         await connection.call("PING", timeout=REPLY_TIMEOUT)
+                        self._count_contact()
                     else:
                         self._wake = asyncio.get_running_loop().create_future()
                         await self._wake
@@ -195,9 +199,11 @@ class Lane:
                 sent = time.monotonic()
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 self._appender.flushes.observe(time.monotonic() - sent)
+                self._count_contact()
                 refusal = self._settle(calls, replies)
                 if refusal is None:
-                    self._well()
+                    if not self._restoring:  # else a ticket of what is about to be restored could be taken
+                        self._well()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
                 elif _is_full(refusal):  # on this connection leases are kept and endings pass
@@ -209,6 +215,12 @@ class Lane:
                     raise refusal
         finally:
             connection.close()
+
+    def _count_contact(self) -> None:
+        """An answer has come. Time in which the server hung, or this machine slept, does not count."""
+        now = time.monotonic()
+        self._contact += min(now - self._answered_at, self._tick)
+        self._answered_at = now
 
     def _well(self) -> None:
         if not self.connected.is_set():
@@ -275,10 +287,12 @@ class Lane:
         )
 
     def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
+        """A server that had it on this very connection has not gone back since: there it was deleted, or has expired."""
         claim = attempt.claim
+        known_at = attempt.known_at if attempt.known_on != self._connection else 0
         return (
             *("EVALSHA", RESTORE.sha, 7, *claim.keys),
-            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms),
+            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms, known_at),
             *(claim.created, *claim.first_event),
             *(part for field in claim.meta.items() for part in field),
         )
@@ -297,6 +311,10 @@ class Lane:
             if call.cut >= 0:
                 attempt.heard_at = now
             outcome = reply[0]
+            if outcome == b"OK":
+                attempt.known_on = self._connection
+                if call.cut == TOUCHING:
+                    attempt.known_at = reply[2]
             if call.cut == RESTORING:
                 self._restored(attempt, reply)
             elif outcome in (b"LOST", b"FENCED"):
@@ -361,19 +379,23 @@ class Lane:
         self.drop(attempt)
         attempt.acknowledge(attempt.count)
         attempt.settle()
-        self._lingering.append((time.monotonic() + LINGER, attempt))
+        self._lingering.append((self._contact + LINGER, attempt))
         self._lingering_bytes += attempt.size
 
-    def _send_endings_again(self) -> None:
-        """After a reconnect: another server may have taken over that never heard of them."""
+    def _begin_connection(self) -> None:
+        """Another server may have taken over, that never heard of the endings."""
+        self._connection += 1
+        self._answered_at = time.monotonic()
         for _, attempt in self._lingering:
             self._waiting[attempt] = None
         self._lingering.clear()
         self._lingering_bytes = 0
 
-    def _forget_lingering(self, now: float) -> None:
+    def _forget_lingering(self, contact: float) -> None:
+        """Those that were kept for long enough. Only contact with the server counts: one that is away may yet come back
+        without the ending."""
         lingering = self._lingering
-        while lingering and (lingering[0][0] < now or self._lingering_bytes > LINGER_BYTES):
+        while lingering and (lingering[0][0] < contact or self._lingering_bytes > LINGER_BYTES):
             self._lingering_bytes -= lingering.popleft()[1].size
 
 
