@@ -79,13 +79,18 @@ class Losses:
     async def recent(self, gid: str, epoch: bytes | None) -> bool:
         """Whether this generation, which Redis does not know, may have been lost so lately that its worker has not put
         it back yet. `epoch`: the shard's, now. StorageUnavailable."""
-        shard = shard_of(gid)
-        if self._within(self._lost_at.get(shard)):
-            return True
-        created, now = created_ms(gid) / 1000, await self._clock.now()
+        shard, created, now = shard_of(gid), created_ms(gid) / 1000, await self._clock.now()
         if not now - OLDEST < created < now + NAMED_BEFORE:
-            return False
-        return self._of_another_data_set(shard, created, epoch, now) or await self._before_restart(shard, created, now)
+            return False  # it never was
+        group = self._redis.servers.group(shard)
+        server = await self._server(group)
+        self.seen(group, server)
+        return (
+            self._within(self._lost_at.get(shard))
+            or self._within(self._lost_at.get(group))
+            or self._of_another_data_set(shard, created, epoch, now)
+            or self._before_restart(group, server, created, now)
+        )
 
     def _of_another_data_set(self, shard: str, created: float, epoch: bytes | None, now: float) -> bool:
         """Whether the shard's data set is younger than the generation. That it has none is noticed only when somebody
@@ -95,14 +100,9 @@ class Losses:
         born = int(epoch.partition(b".")[0]) / 1000
         return created < born - NAMED_BEFORE and now - born < self._grace
 
-    async def _before_restart(self, shard: str, created: float, now: float) -> bool:
-        """Whether the server was started, or taken over from another one, lately and after the generation's creation:
-        then it may have come back in a state from before that."""
-        group = self._redis.servers.group(shard)
-        server = await self._server(group)
-        self.seen(group, server)
-        if self._within(self._lost_at.get(group)):
-            return True
+    def _before_restart(self, group: str, server: Server, created: float, now: float) -> bool:
+        """Whether the server was started lately, and after the generation's creation: then it may have come back in a
+        state from before that."""
         lately = server.uptime < self._grace or self._within(self._interrupted.get(group))
         return lately and (math.isinf(server.uptime) or created < int(now) - server.uptime + 1)  # whole seconds
 

@@ -34,6 +34,7 @@ DELETE = Script("delete")
 FORGET = Script("forget")
 SETTLE = Script("settle")
 TRACE = Script("trace")
+UNLIST = Script("unlist")
 
 _FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
 
@@ -263,6 +264,8 @@ class Store:
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """How many generations the tenant has, by status. Of those whose retention has ended some may count yet."""
+        samples = [f"gen_{0:010}{shard}{0:022}" for shard in SHARDS]
+        await self.redis.run_many(UNLIST, [(lifecycle_keys(gid), (gid, tenant)) for gid in samples])
         places = [(status, shard) for status in STATUSES for shard in SHARDS]
         found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
         counts: dict[str, int] = {}

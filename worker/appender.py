@@ -12,7 +12,6 @@ import itertools
 import logging
 import random
 import time
-from collections import deque
 from typing import NamedTuple
 
 from broker import keys
@@ -25,13 +24,12 @@ from broker.store import lifecycle_keys, new_epoch
 from broker.tally import ROUND_TRIPS, Buckets
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
+from worker.lingering import Lingering
 
 APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("touch"), Script("restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
-LINGER = 15.0  # seconds of contact for which an ended attempt is kept, for a Redis that forgets its ending
-LINGER_BYTES = 64 << 20
 MOVING = 0.05  # seconds
 FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
 _REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
@@ -129,11 +127,8 @@ class Lane:
         self._active: dict[Attempt, None] = {}
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
-        self._lingering: deque[tuple[float, Attempt]] = deque()
-        self._lingering_bytes = 0
+        self._lingering = Lingering(tick)
         self._connection = 0  # number of the present one
-        self._contact = 0.0  # seconds for which the server has answered
-        self._answered_at = 0.0
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
         self.connected = asyncio.Event()
@@ -150,7 +145,7 @@ class Lane:
 
     def tick(self, *, idle_too: bool) -> None:
         """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
-        self._forget_lingering(self._contact)
+        self._lingering.forget_old()
         if idle_too or self._active or self._lingering:
             self._touch = True
             self._rouse()
@@ -191,7 +186,7 @@ class Lane:
                 if not calls:
                     if touching:  # an idle connection that broke says so only when it is used
                         await connection.call("PING", timeout=REPLY_TIMEOUT)
-                        self._count_contact()
+                        self._lingering.answered()
                     else:
                         self._wake = asyncio.get_running_loop().create_future()
                         await self._wake
@@ -199,7 +194,7 @@ class Lane:
                 sent = time.monotonic()
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 self._appender.flushes.observe(time.monotonic() - sent)
-                self._count_contact()
+                self._lingering.answered()
                 refusal = self._settle(calls, replies)
                 if refusal is None:
                     if not self._restoring:  # else a ticket of what is about to be restored could be taken
@@ -215,12 +210,6 @@ class Lane:
                     raise refusal
         finally:
             connection.close()
-
-    def _count_contact(self) -> None:
-        """An answer has come. Time in which the server hung, or this machine slept, does not count."""
-        now = time.monotonic()
-        self._contact += min(now - self._answered_at, self._tick)
-        self._answered_at = now
 
     def _well(self) -> None:
         if not self.connected.is_set():
@@ -287,7 +276,7 @@ class Lane:
         )
 
     def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
-        """A server that had it on this very connection has not gone back since: there it was deleted, or has expired."""
+        """A server that had it on this very connection has not gone back: there it was deleted, or has expired."""
         claim = attempt.claim
         known_at = attempt.known_at if attempt.known_on != self._connection else 0
         return (
@@ -379,24 +368,13 @@ class Lane:
         self.drop(attempt)
         attempt.acknowledge(attempt.count)
         attempt.settle()
-        self._lingering.append((self._contact + LINGER, attempt))
-        self._lingering_bytes += attempt.size
+        self._lingering.add(attempt)
 
     def _begin_connection(self) -> None:
         """Another server may have taken over, that never heard of the endings."""
         self._connection += 1
-        self._answered_at = time.monotonic()
-        for _, attempt in self._lingering:
-            self._waiting[attempt] = None
-        self._lingering.clear()
-        self._lingering_bytes = 0
-
-    def _forget_lingering(self, contact: float) -> None:
-        """Those that were kept for long enough. Only contact with the server counts: one that is away may yet come back
-        without the ending."""
-        lingering = self._lingering
-        while lingering and (lingering[0][0] < contact or self._lingering_bytes > LINGER_BYTES):
-            self._lingering_bytes -= lingering.popleft()[1].size
+        self._lingering.connected()
+        self._waiting.update(dict.fromkeys(self._lingering.take_all()))
 
 
 def _is_full(refusal: RespError) -> bool:

@@ -345,7 +345,7 @@ class Sender:
         return late or []
 
     def linger_no_more(self) -> None:
-        self._lane._forget_lingering(float("inf"))
+        self._lane._lingering.forget_old(float("inf"))
 
 
 def load_scripts(storage: Storage) -> None:
