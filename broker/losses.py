@@ -51,9 +51,8 @@ class Losses:
         self._grace = grace
         self._epochs: dict[str, bytes | None] = {}
         self._servers: dict[str, bytes] = {}
-        self._lost_at: dict[
-            str, float
-        ] = {}  # shard, or group of shards → when another data set, or server, was noticed
+        self._lost_at: dict[str, float] = {}  # shard → when another data set was noticed
+        self._replaced_at: dict[str, float] = {}  # group → when another server was noticed
         self._interrupted: dict[str, float] = {}  # group → when its server answered again, or infinite
         self._asking: dict[str, asyncio.Task[Server]] = {}
 
@@ -67,7 +66,7 @@ class Losses:
         """It answers."""
         known = self._servers.get(group)
         if known is not None and known != server.name:
-            self._lost_at[group] = time.monotonic()
+            self._replaced_at[group] = time.monotonic()
         self._servers[group] = server.name
         if self._interrupted.get(group) == math.inf:
             self._interrupted[group] = time.monotonic()
@@ -87,7 +86,7 @@ class Losses:
         self.seen(group, server)
         return (
             self._within(self._lost_at.get(shard))
-            or self._within(self._lost_at.get(group))
+            or self._within(self._replaced_at.get(group))
             or self._of_another_data_set(shard, created, epoch, now)
             or self._before_restart(group, server, created, now)
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from broker import keys
 from broker.connection import Redis, RedisError, Script
-from broker.continuity import Continuity
+from broker.continuity import SLOW, Continuity
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
 from broker.losses import Losses, Server, server_of
@@ -43,7 +43,7 @@ class Reaper:
         self._max_attempts = settings.max_attempts
         self._period = 2.0 * min(1.0, settings.lease / 15)
         self._said: set[str] = set()
-        self.seen = {group: Continuity(self._period + settings.lease / 2) for group in redis.servers.groups}
+        self.seen = {group: Continuity(self._period + max(settings.lease / 2, SLOW)) for group in redis.servers.groups}
         """What this process has seen of the server of each group of shards."""
         self.failed = 0
         """Generations ended as `attempts_exhausted`."""

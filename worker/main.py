@@ -154,6 +154,8 @@ class Picker:
             places.leave(gid, tenant)
             if outcome == "EXHAUSTED":
                 self._exhausted(gid)
+            elif outcome == "NONE":
+                log.warning("%s: unknown to the logs' Redis; the gateways must have the same one", gid)
 
     async def after(self, ctx: dict[str, Any]) -> None:
         """arq's own end of the job: it has forgotten the ticket."""

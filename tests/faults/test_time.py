@@ -326,7 +326,7 @@ async def test_a_gateway_that_never_saw_the_shard_knows_that_redis_lost_it(own_r
 async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
     own_redis: EmbeddedRedis, sim: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its appender hung until the leases were over; it took the tickets again, and the older attempts end after that."""
+    """Its appender hung until the leases were over; it took the tickets again; the older attempts end after that."""
     settings = Settings(REDIS_URL=own_redis.url, OPENAI_BASE_URL=sim, OPENAI_API_KEY=SIMULATED_KEY)  # type: ignore[call-arg]
     async with (
         redis_proxy(own_redis.url) as proxy,
