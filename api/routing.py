@@ -90,7 +90,7 @@ async def submit(broker: Broker, request: Request, asked: CompletionRequest, ten
     if key is not None and len(key) > 255:
         raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
     request.scope[ACCEPTED] = ""
-    created = await broker.submit(asked, tenant, key)
+    created = await broker.submit(asked, tenant, key, request.is_disconnected)
     request.scope[ACCEPTED] = created.id
     logger.info("%s: %s (%s)", created.id, "asked for again" if created.replayed else "accepted", REQUEST_ID.get())
     return created

@@ -23,18 +23,23 @@ class RedisClock:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._ahead = 0.0
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
         self._stale_at = float("-inf")
 
     async def now(self) -> float:
         """Unix seconds, never ahead of Redis's own: what comes of it there is never earlier. By what it said before
-        where it is away."""
-        async with self._asking:  # who comes meanwhile must not go by an uncorrected clock
-            if time.monotonic() > self._stale_at:
-                self._stale_at = time.monotonic() + AGAIN
-                with suppress(StorageUnavailable):
-                    await self.ask()
+        where it is away. Concurrent calls share one question, and its failure: they wait no longer than one does."""
+        if time.monotonic() > self._stale_at:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._asking)
         return time.time() + self._ahead
+
+    async def _refresh(self) -> None:
+        with suppress(StorageUnavailable):
+            await self.ask()
+            return
+        self._stale_at = time.monotonic() + AGAIN
 
     def last(self) -> float:
         """Unix seconds, by what Redis said last: for who must not wait, and loses nothing if it is an hour old."""

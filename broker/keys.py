@@ -3,8 +3,8 @@
 Two servers, which may be one: the *streams* Redis (TOKENCAST_STREAMS_URL) holds everything that is true, the
 *queue* Redis (REDIS_URL) only what can be rebuilt from it. On the streams Redis all keys of a shard carry one
 hash tag, so a script keeps log, status and indexes together atomically, and one XREAD follows many
-generations of a shard on a Cluster. Every key has a lifetime. `expires` below is end + retention, or two
-hours from now while the generation lives (renewed with its lease).
+generations of a shard on a Cluster. Every key has a lifetime. `expires` below is end + retention, or seven
+days from now while the generation lives (renewed with its lease, and by the reaper).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def meta(gid: str) -> str:
     pol fail|restart · ca created ms ·
     ttl retention ms · ik idempotency record's key · fp body's fingerprint · st status · a attempt id · n last seq ·
     own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
-    ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended ms ·
-    xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
+    ms · ls lease ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended
+    ms · xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
     us usage JSON · er error JSON · res merged choices JSON · tp traceparent, where traces are kept
 
     Of one that is deleted only st, tn, ca and xa are left; of one that has expired too, once it is come upon
@@ -39,7 +39,7 @@ def log(gid: str) -> str:
 
 
 def live(shard: str) -> str:
-    """zset · generation → ms at which the reaper must look at it · 7 d · lifecycle scripts and touch"""
+    """zset · generation → ms at which the reaper must look at it · 8 d · lifecycle scripts and touch"""
     return f"tc:{{{shard}}}:live"
 
 
@@ -101,7 +101,7 @@ def running(tenant: str) -> str:
 
 def parked(tenant: str) -> str:
     """zset · ticket whose turn came when its tenant was at the limit → 0, so in the order of their generations' times ·
-    retention, 2 h at least · enqueue, stop"""
+    retention, 7 d at least · enqueue, stop"""
     return f"tc:park:{tenant}"
 
 
@@ -139,7 +139,7 @@ WORKER_HEALTH = "tc:worker-health"
 
 
 def arq_job(ticket: str) -> str:
-    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention, 2 h at least ·
+    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention, 7 d at least ·
     enqueue.lua"""
     return f"arq:job:{ticket}"
 

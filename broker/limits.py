@@ -101,7 +101,7 @@ class Places:
     async def forgo(self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0) -> None:
         """It was admitted, and never came to be."""
         if self.limits.admit(tenant):
-            less = [("DECR", counted), ("EXPIRE", counted, 120)] if counted else []
+            less = [("SET", counted, 0, "NX", "EX", 120), ("DECR", counted)] if counted else []
             await self._redis.pipeline([("ZREM", keys.queued(tenant), gid), *less])
         await self.give_back(tenant, stored, share)
 

@@ -7,6 +7,7 @@ are short: a hundred thousand cost less than half a second, of which no other co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from broker import keys
 from broker.connection import Redis, Script
@@ -16,6 +17,7 @@ from broker.ids import SHARDS, created_ms, shard_of
 from broker.pool import Command
 
 PRUNE = Script("prune")
+UNLIST = Script("unlist")
 
 LIST_BYTES = 512 * 1024
 """Bytes of a list's rows; a page that would have more ends before."""
@@ -126,14 +128,20 @@ class Lists:
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """How many generations the tenant has, by status. Each call removes some of what has expired and is counted
-        still, at random, until less than about a quarter of them has."""
+        still, at random, until less than about a quarter of them has, and all that were lost before they ended."""
         await self._prune_some(tenant)
+        await self._unlist_lost(tenant)
         places = [(status, shard) for status in STATUSES for shard in SHARDS]
         found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
         counts: dict[str, int] = {}
         for (status, _), count in zip(places, found, strict=True):
             counts[status] = counts.get(status, 0) + int(count)
         return counts
+
+    async def _unlist_lost(self, tenant: str) -> None:
+        """Removes what expired before it ended, since nothing ran for a week: it counts as waiting or running."""
+        with suppress(StorageUnavailable):  # a Redis that refuses to be written to must keep nobody from reading
+            await self.redis.run_many(UNLIST, [(keys.lifecycle(gid), (gid, tenant)) for gid in map(_any_of, SHARDS)])
 
 
 def _any_of(shard: str) -> str:

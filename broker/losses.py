@@ -1,18 +1,60 @@
-"""Whether Redis has lately come back without what it held."""
+"""Detects that Redis has lost data lately: a generation that is missing then may only be missing for the moment, until
+its worker has put it back."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from typing import NamedTuple
+
+from broker.checks import forbidden
+from broker.clock import RedisClock
+from broker.connection import Redis, RedisError
+from broker.errors import StorageUnavailable
+from broker.ids import created_ms, shard_of
+
+OLDEST = 8 * 86_400.0  # seconds; the age of a generation that has not ended is below
+NAMED_BEFORE = 20.0  # seconds; an id is made so long before its generation at most
+
+
+class Server(NamedTuple):
+    """One start of a Redis server."""
+
+    name: bytes
+    """Its `run_id`; empty if INFO is not allowed."""
+    uptime: float
+    """Seconds; infinite if unknown."""
+
+
+async def server_of(redis: Redis, group: str) -> Server:
+    """The server that has this group of shards. StorageUnavailable."""
+    try:
+        info = await redis.info("server", group)
+    except RedisError:
+        info = b""
+    except StorageUnavailable as error:
+        if not forbidden(error):
+            raise
+        info = b""
+    about = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    return Server(about.get(b"run_id", b""), float(about.get(b"uptime_in_seconds", "inf")))
 
 
 class Losses:
-    """Notices that Redis came back with another data set, by the names ("epochs") its shards give theirs."""
+    """Knows the data sets of the shards by their names ("epochs"), and the servers that have them."""
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, redis: Redis, clock: RedisClock, grace: float) -> None:
+        """`grace`: seconds that a worker may take to put a generation back."""
+        self._redis = redis
+        self._clock = clock
         self._grace = grace
         self._epochs: dict[str, bytes | None] = {}
-        self._lost_at: dict[str, float] = {}
+        self._servers: dict[str, bytes] = {}
+        self._lost_at: dict[str, float] = {}  # shard → when another data set was noticed
+        self._replaced_at: dict[str, float] = {}  # group → when another server was noticed
+        self._interrupted: dict[str, float] = {}  # group → when its server answered again, or infinite
+        self._asking: dict[str, asyncio.Task[Server]] = {}
 
     def observe(self, shard: str, epoch: bytes | None) -> None:
         known = self._epochs.get(shard)
@@ -20,6 +62,62 @@ class Losses:
             self._lost_at[shard] = time.monotonic()
         self._epochs[shard] = epoch
 
-    def recent(self, shard: str) -> bool:
-        """Whether a generation that is not known may only not be known yet."""
-        return time.monotonic() - self._lost_at.get(shard, -math.inf) < self._grace
+    def seen(self, group: str, server: Server) -> None:
+        """It answers."""
+        known = self._servers.get(group)
+        if known is not None and known != server.name:
+            self._replaced_at[group] = time.monotonic()
+        self._servers[group] = server.name
+        if self._interrupted.get(group) == math.inf:
+            self._interrupted[group] = time.monotonic()
+
+    def interrupt(self, group: str) -> None:
+        """It does not answer."""
+        self._interrupted[group] = math.inf
+
+    async def recent(self, gid: str, epoch: bytes | None) -> bool:
+        """Whether this generation, which Redis does not know, may have been lost so lately that its worker has not put
+        it back yet. `epoch`: the shard's, now. StorageUnavailable."""
+        shard, created, now = shard_of(gid), created_ms(gid) / 1000, await self._clock.now()
+        if not now - OLDEST < created < now + NAMED_BEFORE:
+            return False  # it never was
+        group = self._redis.servers.group(shard)
+        server = await self._server(group)
+        self.seen(group, server)
+        return (
+            self._within(self._lost_at.get(shard))
+            or self._within(self._replaced_at.get(group))
+            or self._of_another_data_set(shard, created, epoch, now)
+            or self._before_restart(group, server, created, now)
+        )
+
+    def _of_another_data_set(self, shard: str, created: float, epoch: bytes | None, now: float) -> bool:
+        """Whether the shard's data set is younger than the generation. That it has none is noticed only when somebody
+        asks."""
+        if epoch is None:
+            return self._within(self._lost_at.setdefault(shard, time.monotonic()))
+        born = int(epoch.partition(b".")[0]) / 1000
+        return created < born - NAMED_BEFORE and now - born < self._grace
+
+    def _before_restart(self, group: str, server: Server, created: float, now: float) -> bool:
+        """Whether the server was started lately, and after the generation's creation: then it may have come back in a
+        state from before that."""
+        lately = server.uptime < self._grace or self._within(self._interrupted.get(group))
+        return lately and (math.isinf(server.uptime) or created < int(now) - server.uptime + 1)  # whole seconds
+
+    async def _server(self, group: str) -> Server:
+        """Concurrent questions share an answer: unknown ids may come in a flood."""
+        asking = self._asking.get(group)
+        if asking is None or asking.done():
+            asking = self._asking[group] = asyncio.create_task(server_of(self._redis, group))
+            asking.add_done_callback(_retrieved)
+        return await asyncio.shield(asking)
+
+    def _within(self, moment: float | None) -> bool:
+        return moment is not None and time.monotonic() - moment < self._grace
+
+
+def _retrieved(task: asyncio.Task[Server]) -> None:
+    """Everybody who asked may have gone."""
+    if not task.cancelled():
+        task.exception()

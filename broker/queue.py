@@ -21,7 +21,7 @@ from broker.limits import Limits, Places
 ENQUEUE = Script("enqueue")
 JOB_NAME = "generate"
 NO_LIMITS = Limits()
-SHORTEST = 7200  # seconds for which a ticket lives at least: as long as the generation does while nobody looks after it
+SHORTEST = 7 * 86_400  # seconds for which a ticket lives at least: as long as a generation that nobody renews
 
 
 def serialize(job: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import cast
 
 from broker import keys
-from broker.connection import Redis
+from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
@@ -22,6 +22,7 @@ from broker.resp import Reply, RespConnection, RespError, bulk, raised
 
 logger = logging.getLogger("tokencast.reader")
 
+WAKE = Script("wake")
 COUNT = 256  # entries per stream and read
 BLOCK_MS = 2000
 SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
@@ -95,9 +96,7 @@ class Reader:
         """So that the next read begins now."""
         if self._answer is not None:
             with suppress(StorageUnavailable):  # else it is about to reconnect, with all its streams
-                await self._redis.pipeline(
-                    [("XADD", self._control, "MAXLEN", 1, "*", "w", ""), ("PEXPIRE", self._control, 60_000)]
-                )
+                await self._redis.run(WAKE, (self._control,), (60_000,))
 
     async def run(self) -> None:
         """For ever: Redis may go and come back, readers see a pause."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -60,12 +60,21 @@ class Broker:
         created = await self.submit(request, tenant, idempotency_key)
         return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
 
-    async def submit(self, request: CompletionRequest, tenant: str, idempotency_key: str | None) -> Created:
+    async def submit(
+        self,
+        request: CompletionRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        has_left: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Created:
         """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
-        not be written, the reaper writes one within ten seconds."""
+        not be written, the reaper writes one within ten seconds. `has_left`: whether the caller has disconnected;
+        nothing is created then."""
         gid = await self.store.name(tenant, idempotency_key)
         counted, stored = await self._admit(gid, tenant, idempotency_key, self._size(request, gid))
         try:
+            if has_left is not None and await has_left():
+                raise StorageUnavailable("The caller left before the generation was created.")
             created = await self.store.create(request, tenant, idempotency_key, gid)
         except BrokerError:
             await self._forgo(gid, tenant, counted, stored)

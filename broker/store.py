@@ -3,6 +3,7 @@ logs' Redis outside the two hot paths (the worker's appender, the hub's readers)
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,8 @@ from broker.requests import CompletionRequest
 
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
+IN_TIME = 6.0  # seconds after which a creation is not executed any more; an answer is awaited for five
+PATIENCE = 8.0  # seconds for a creation, and for the repetition of one whose reply was lost
 
 EVENTS_BYTES = 1024 * 1024
 """Bytes of a page of events; a page that would have more ends before, with one event at least."""
@@ -125,7 +128,7 @@ class Store:
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
-        self._losses = Losses(grace)
+        self.losses = Losses(redis, self.clock, grace)
         self._lists = Lists(redis, _FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
@@ -164,17 +167,35 @@ class Store:
             new_epoch(),
             created_data(request.model, now),
         ]
-        try:
-            reply = await self.redis.run(CREATE, lifecycle, fields)
-        except StorageUnavailable:
-            # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
-            reply = await self.redis.run(CREATE, lifecycle, fields)
+        reply = await self._create(lifecycle, fields)
         if reply[0] == b"OK":
-            self._losses.observe(shard, reply[1])
+            self.losses.observe(shard, reply[1])
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
         raise IdempotencyConflict
+
+    async def _create(self, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
+        """Runs create.lua, within a time that Redis checks: what lies in the buffer of a server that hangs is not
+        executed long after its caller was refused."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                try:
+                    reply = await self._create_once(lifecycle, fields)
+                except StorageUnavailable:
+                    # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
+                    reply = await self._create_once(lifecycle, fields)
+                if reply[0] == b"LATE":  # or Redis's clock was set, since it was asked last
+                    await self.clock.ask()
+                    reply = await self._create_once(lifecycle, fields)
+        except TimeoutError:
+            raise StorageUnavailable from None
+        if reply[0] == b"LATE":
+            raise StorageUnavailable
+        return reply
+
+    async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
+        return await self.redis.run(CREATE, lifecycle, [*fields, int((self.clock.last() + IN_TIME) * 1000)])
 
     async def note_trace(self, gid: str, traceparent: str) -> None:
         """What happens to a generation from now on is a part of this trace."""
@@ -189,8 +210,8 @@ class Store:
         fields, has_log, epoch = await self.redis.pipeline(
             [("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
         )
-        self._losses.observe(shard, epoch)
-        if fields[1] is None and self._losses.recent(shard):
+        self.losses.observe(shard, epoch)
+        if fields[1] is None and await self.losses.recent(gid, epoch):
             raise StorageUnavailable("Redis has just come back without its data; what was running is put back.")
         if fields[0] != tenant.encode():
             raise GenerationNotFound

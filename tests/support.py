@@ -250,6 +250,9 @@ def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", 
     return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
 
 
+WATCHFUL = (15_000, 10**9, 10**14)
+"""Of a reaper, for its script: its lease, how long it has seen Redis without a break, and that it may run late."""
+
 CLAIM, APPEND, FINISH = Script("claim"), Script("append"), Script("finish")
 
 

@@ -12,7 +12,6 @@ import itertools
 import logging
 import random
 import time
-from collections import deque
 from typing import NamedTuple
 
 from broker import keys
@@ -25,13 +24,12 @@ from broker.store import lifecycle_keys, new_epoch
 from broker.tally import ROUND_TRIPS, Buckets
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
+from worker.lingering import Lingering
 
 APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("touch"), Script("restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
-LINGER = 15.0  # seconds for which an ended attempt is kept, for a Redis that forgets its ending
-LINGER_BYTES = 64 << 20
 MOVING = 0.05  # seconds
 FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
 _REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
@@ -129,14 +127,14 @@ class Lane:
         self._active: dict[Attempt, None] = {}
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
-        self._lingering: deque[tuple[float, Attempt]] = deque()
-        self._lingering_bytes = 0
+        self._lingering = Lingering(tick)
+        self._connection = 0  # number of the present one
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
         self.connected = asyncio.Event()
 
     def begin(self, claim: Claim) -> Attempt:
-        attempt = Attempt(claim, self._notify)
+        attempt = Attempt(claim, self._notify, self._connection)
         self._active[attempt] = None
         return attempt
 
@@ -147,7 +145,7 @@ class Lane:
 
     def tick(self, *, idle_too: bool) -> None:
         """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
-        self._forget_lingering(time.monotonic())
+        self._lingering.forget_old()
         if idle_too or self._active or self._lingering:
             self._touch = True
             self._rouse()
@@ -178,7 +176,7 @@ class Lane:
         connection = await self._servers.open(self._group)
         try:
             await self._load_scripts(connection)
-            self._send_endings_again()
+            self._begin_connection()
             if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
                 self._well()
             while True:
@@ -188,6 +186,7 @@ class Lane:
                 if not calls:
                     if touching:  # an idle connection that broke says so only when it is used
                         await connection.call("PING", timeout=REPLY_TIMEOUT)
+                        self._lingering.answered()
                     else:
                         self._wake = asyncio.get_running_loop().create_future()
                         await self._wake
@@ -195,9 +194,11 @@ class Lane:
                 sent = time.monotonic()
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 self._appender.flushes.observe(time.monotonic() - sent)
+                self._lingering.answered()
                 refusal = self._settle(calls, replies)
                 if refusal is None:
-                    self._well()
+                    if not self._restoring:  # else a ticket of what is about to be restored could be taken
+                        self._well()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
                 elif _is_full(refusal):  # on this connection leases are kept and endings pass
@@ -275,10 +276,12 @@ class Lane:
         )
 
     def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
+        """A server that had it on this very connection has not gone back: there it was deleted, or has expired."""
         claim = attempt.claim
+        known_at = attempt.known_at if attempt.known_on != self._connection else 0
         return (
             *("EVALSHA", RESTORE.sha, 7, *claim.keys),
-            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms),
+            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms, known_at),
             *(claim.created, *claim.first_event),
             *(part for field in claim.meta.items() for part in field),
         )
@@ -297,6 +300,10 @@ class Lane:
             if call.cut >= 0:
                 attempt.heard_at = now
             outcome = reply[0]
+            if outcome == b"OK":
+                attempt.known_on = self._connection
+                if call.cut == TOUCHING:
+                    attempt.known_at = reply[2]
             if call.cut == RESTORING:
                 self._restored(attempt, reply)
             elif outcome in (b"LOST", b"FENCED"):
@@ -361,20 +368,13 @@ class Lane:
         self.drop(attempt)
         attempt.acknowledge(attempt.count)
         attempt.settle()
-        self._lingering.append((time.monotonic() + LINGER, attempt))
-        self._lingering_bytes += attempt.size
+        self._lingering.add(attempt)
 
-    def _send_endings_again(self) -> None:
-        """After a reconnect: another server may have taken over that never heard of them."""
-        for _, attempt in self._lingering:
-            self._waiting[attempt] = None
-        self._lingering.clear()
-        self._lingering_bytes = 0
-
-    def _forget_lingering(self, now: float) -> None:
-        lingering = self._lingering
-        while lingering and (lingering[0][0] < now or self._lingering_bytes > LINGER_BYTES):
-            self._lingering_bytes -= lingering.popleft()[1].size
+    def _begin_connection(self) -> None:
+        """Another server may have taken over, that never heard of the endings."""
+        self._connection += 1
+        self._lingering.connected()
+        self._waiting.update(dict.fromkeys(self._lingering.take_all()))
 
 
 def _is_full(refusal: RespError) -> bool:

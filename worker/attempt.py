@@ -71,15 +71,21 @@ class Attempt:
         "epoch",
         "heard_at",
         "items",
+        "known_at",
+        "known_on",
         "refused_since",
         "sent",
         "shown",
         "touched_at",
     )
 
-    def __init__(self, claim: Claim, notify: Callable[[Attempt], None]) -> None:
+    def __init__(self, claim: Claim, notify: Callable[[Attempt], None], connection: int = 0) -> None:
         self.claim = claim
         self.epoch = claim.epoch
+        self.known_at = claim.attempt >> 10
+        """When Redis is known to have had the generation, in ms by its own clock."""
+        self.known_on = connection
+        """The number of the appender's connection on which it is known to have had it."""
         self.items: list[bytes] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
         self._ends: list[int] = []  # bytes up to and with each event
         self._counts: list[int] = []  # chunks with tokens up to and with each event

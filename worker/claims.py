@@ -93,7 +93,7 @@ class Claim:
 
 async def claim(redis: Redis, gid: str, settings: Settings, own: str = "") -> Claim | str:
     """A new attempt of a queued generation, or with `own` of the caller's own; or why not: NONE, GONE, CLOSED,
-    RUNNING (somebody has it), EXHAUSTED (it was started too often)."""
+    RUNNING (somebody has it), EXHAUSTED (it was started too often, and has ended unless it is the caller's own)."""
     token = secrets.token_hex(8)
     reply = await redis.run(
         CLAIM,

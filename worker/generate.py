@@ -56,13 +56,15 @@ class Generator:
     async def run(self, claim: Claim) -> None:
         """Until the generation has its ending, whoever wrote it. May be cancelled: then it has none."""
         deadline = asyncio.get_running_loop().time() + self._settings.max_duration
+        current = claim
         following: Claim | None = claim
         try:
             while following is not None:
-                self.claims[claim.gid] = following
+                current = self.claims[claim.gid] = following
                 following = await self._attempt(following, deadline)
         finally:
-            del self.claims[claim.gid]
+            if self.claims.get(claim.gid) is current:  # else it was lost, and this process runs it anew
+                del self.claims[claim.gid]
 
     async def _attempt(self, claim: Claim, deadline: float) -> Claim | None:
         """One attempt, to the generation's ending or to the claim of another attempt."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -112,8 +113,17 @@ class TicketWorker(Worker):
 class Picker:
     """`run` for ever; generations that were started live on, whatever becomes of the queue's Redis."""
 
-    def __init__(self, store: Redis, running: Running, appender: Appender, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Redis,
+        running: Running,
+        appender: Appender,
+        settings: Settings,
+        exhausted: Callable[[str], None],
+    ) -> None:
+        """`exhausted` is told of a generation that a claim has ended, since it was started too often."""
         self._store = store
+        self._exhausted = exhausted
         self._running = running
         self._appender = appender
         self._settings = settings
@@ -142,6 +152,10 @@ class Picker:
             self._running.start(ctx["job_id"], outcome)
         elif outcome != "RUNNING":  # then the place is that one's
             places.leave(gid, tenant)
+            if outcome == "EXHAUSTED":
+                self._exhausted(gid)
+            elif outcome == "NONE":
+                log.warning("%s: unknown to the logs' Redis; the gateways must have the same one", gid)
 
     async def after(self, ctx: dict[str, Any]) -> None:
         """arq's own end of the job: it has forgotten the ticket."""

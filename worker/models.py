@@ -8,12 +8,13 @@ import logging
 import msgspec
 
 from broker import keys
-from broker.connection import Redis
+from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
 from broker.settings import Upstream
 from worker.failures import UpstreamError
 from worker.upstream import Upstreams
 
+NOTE = Script("note")
 REFRESH = 600.0  # seconds
 AGAIN = 60.0  # seconds, where an upstream did not answer
 MOST = 1000  # models of one upstream that gateways list
@@ -52,7 +53,7 @@ class ModelLists:
         self._tell(upstream, "")
         names = msgspec.json.encode([model for model in models if upstream.serves(model)][:MOST])
         try:
-            await self._redis.pipeline([("HSET", keys.MODELS, upstream.name, names), ("EXPIRE", keys.MODELS, 86_400)])
+            await self._redis.run(NOTE, (keys.MODELS,), (86_400_000, upstream.name, names))
         except StorageUnavailable:  # which others log
             return False
         return True

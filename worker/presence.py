@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from broker import keys
 from broker.clock import RedisClock
-from broker.connection import Redis
+from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
 from broker.version import __version__
 
 if TYPE_CHECKING:
     from worker.running import Running
 
+NOTE = Script("note")
 LIFETIME = 15  # seconds
 REFRESH = 5.0
 log = logging.getLogger("tokencast.worker")
@@ -52,10 +53,9 @@ class Presence:
             "running": len(self._running),
             "version": __version__,
         }
+        await self._redis.run(NOTE, (key,), (LIFETIME * 1000, *(part for field in fields.items() for part in field)))
         await self._redis.pipeline(
             [
-                ("HSET", key, *(part for field in fields.items() for part in field)),
-                ("EXPIRE", key, LIFETIME),
                 ("ZADD", keys.WORKERS, now, self.id),
                 ("ZREMRANGEBYSCORE", keys.WORKERS, "-inf", now - 86_400_000),
                 ("EXPIRE", keys.WORKERS, 86_400),

@@ -81,9 +81,9 @@ async def _work(
     appender = Appender(settings, store.servers)
     generator = Generator(store, appender, upstreams, settings)
     running = Running(generator, store, queue, settings.slots)
-    picker = Picker(store, running, appender, settings)
-    presence = Presence(queue.redis, running)
     reaper = Reaper(store, queue, settings)
+    picker = Picker(store, running, appender, settings, reaper.note_exhausted)
+    presence = Presence(queue.redis, running)
 
     def not_ready() -> str | None:
         return "stopping" if stop.is_set() else None if appender.connected else "the logs' Redis is away"

@@ -19,13 +19,14 @@ log = logging.getLogger("tokencast.worker")
 
 
 class Running:
-    """By ticket, one slot each."""
+    """One slot each."""
 
     def __init__(self, generator: Generator, store: Redis, queue: Queue, slots: int) -> None:
         self._generator = generator
         self._store = store
         self._queue = queue
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        # To each its ticket. Two may have the same: Redis went back to before the claim of one that still runs here.
+        self._tasks: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
         self.slots = slots
         self.places = Held(queue, generator.claims)
@@ -35,19 +36,20 @@ class Running:
 
     def free(self, starting: set[str]) -> int:
         """Slots that neither a generation has nor one of the tickets that are just being started."""
-        return self.slots - len(self._tasks.keys() | starting)
+        return self.slots - len(self._tasks) - len(starting.difference(self._tasks.values()))
 
     def start(self, ticket: str, claim: Claim) -> None:
         task = asyncio.create_task(self._generator.run(claim), name=claim.gid)
-        self._tasks[ticket] = task
-        task.add_done_callback(lambda task: self._stopped(ticket, claim, task))
+        self._tasks[task] = ticket
+        task.add_done_callback(lambda task: self._stopped(claim, task))
 
-    def _stopped(self, ticket: str, claim: Claim, task: asyncio.Task[None]) -> None:
-        del self._tasks[ticket]
+    def _stopped(self, claim: Claim, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
         self._changed.set()
         if task.cancelled():  # it is handed over, and keeps its place
             return
-        self.places.leave(claim.gid, claim.tenant)
+        if claim.gid not in self._generator.claims:  # else the place is the newer attempt's
+            self.places.leave(claim.gid, claim.tenant)
         if (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), type(error).__name__)
 
@@ -65,7 +67,7 @@ class Running:
 
     async def hand_over(self) -> None:
         """Stops them all and puts them back into the queue."""
-        claims, tasks = list(self._generator.claims.values()), list(self._tasks.values())
+        claims, tasks = list(self._generator.claims.values()), list(self._tasks)
         await cancelled(tasks)
         try:
             async with asyncio.timeout(HAND_OVER):

@@ -4,6 +4,9 @@
 local META, LOG, LIVE, INDEX, ACTIVITY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GID = ARGV[1]
 local HOUR, DAY = 3600000, 86400000
+-- How long a generation that has not ended is kept without anybody renewing it: longer than all processes stand still
+-- over a weekend.
+local KEPT = 7 * DAY
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 
 local function int(n) return string.format('%.0f', n) end
@@ -31,16 +34,16 @@ local function expire(xa)
   if record and record ~= '' then redis.call('PEXPIREAT', record, int(xa)) end
 end
 
--- Two hours from now, for whatever lives; renewed with the lease, which must not run out because Redis is full.
+-- For whatever lives; renewed with the lease, which must not run out because Redis is full.
 local function expire_live(now)
-  local xa = now + 2 * HOUR
+  local xa = now + KEPT
   expire(xa)
   redis.call('HSET', META, 'xa', int(xa))
 end
 
 local function due(at)
   redis.call('ZADD', LIVE, int(at), GID)
-  redis.call('PEXPIRE', LIVE, 7 * DAY)
+  redis.call('PEXPIRE', LIVE, KEPT + DAY)
 end
 
 local function text(value) return cjson.encode(value or '') end
@@ -93,12 +96,13 @@ local function expire_ended(now)
 end
 
 -- An ending by somebody who does not own the attempt (cancel, the reaper): its event gets an attempt id of its
--- own, so that it can never collide with what the owner wrote. At `<a>-<n+1>` a rollback made readers hang.
+-- own, so that it can never collide with what the owner wrote. At `<a>-<n+1>` a rollback made readers hang. A log that
+-- is missing stays so (then the generation can be read no more): one made here would lack its beginning and a lifetime.
 local function end_from_outside(now, random, status, type, data, usage, err)
   local m = redis.call('HMGET', META, 'a', 'st')
   local attempt = fresh_attempt(now, m[1], random)
   local xa = expire_ended(now)
-  redis.call('XADD', LOG, attempt .. '-0', 't', type, 'm', 0, 'd', data)
+  redis.call('XADD', LOG, 'NOMKSTREAM', attempt .. '-0', 't', type, 'm', 0, 'd', data)
   redis.call('HSET', META, 'st', status, 'own', '', 'a', attempt, 'n', 0, 'le', 0, 'ea', int(now), 'xa', xa, 'us', usage, 'er', err)
   redis.call('ZREM', LIVE, GID)
   transition(m[2], status, status)
@@ -109,4 +113,11 @@ local function counted_usage()
   local m = redis.call('HMGET', META, 'pt', 'ct')
   local prompt, completion = tonumber(m[1] or 0), tonumber(m[2] or 0)
   return string.format('{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"estimated":true}', prompt, completion, prompt + completion)
+end
+
+-- Ends a generation that was started too often; `x` is the budget it has used.
+local function end_exhausted(now, random, x)
+  local err = '{"message":"The generation was lost ' .. x .. ' times with the worker that ran it.","type":"server_error","code":"attempts_exhausted"}'
+  end_from_outside(now, random, 'failed', 'f', '{"error":' .. err .. '}', counted_usage(), err)
+  redis.call('HSET', META, 'x', x)
 end

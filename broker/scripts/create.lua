@@ -3,8 +3,9 @@
 -- A new generation, queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
---       fingerprint, prompt tokens, random part of a new epoch, data of `created`
--- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid
+--       fingerprint, prompt tokens, random part of a new epoch, data of `created`, latest ms at which it may be created
+-- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid | LATE (the command lay in a server that hung,
+--         and its caller has long been refused)
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
 if held then
@@ -16,13 +17,14 @@ if held then
   end
 end
 if redis.call('EXISTS', META) == 1 then return {'OK', redis.call('GET', KEYS[6])} end
+if now > tonumber(ARGV[14]) then return {'LATE'} end
 
-redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[12], 'NX')
+redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[12], 'NX', 'PX', 30 * DAY)
 redis.call('PEXPIRE', KEYS[6], 30 * DAY)
 redis.call('HSET', META, 'tn', ARGV[2], 'md', ARGV[3], 'rq', ARGV[4], 'mt', ARGV[5], 'pol', ARGV[6], 'ca', ARGV[7], 'ttl', ARGV[8],
   'ik', ARGV[9] ~= '' and KEYS[7] or '', 'fp', ARGV[10], 'pt', ARGV[11], 'st', 'queued', 'a', 0, 'n', 1, 'own', '', 'k', 0, 'x', 0, 'le', 0, 'tk', 1, 'by', 0, 'ct', 0)
 redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[13])
-if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10]) end
+if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10], 'PX', KEPT) end
 expire_live(now)
 due(now + 5000)
 transition(nil, 'queued', 'created')

@@ -1,29 +1,48 @@
 --#include common
--- Looks at one generation whose time in `live` has come.
--- KEYS: the five of common.lua   ARGV: gid, random 0..1023, max attempts
--- Returns NO | REQUEUE ticket tenant (queued without a ticket, or its worker is gone) | FAILED tenant
-local m = redis.call('HMGET', META, 'st', 'le', 'x', 'tk', 'tn', 'k')
+-- Looks at one generation whose time in `live` has come. That its lease is over by this server's clock is not enough: the
+-- clock may have been set, or the server may have hung, and nobody could renew. So the caller must have watched this
+-- server without a break for a whole lease, the owner's and its own, and this command must run when it is sent.
+-- KEYS: the five of common.lua
+-- ARGV: gid, random 0..1023, max attempts, lease ms of the caller, ms for which it has watched, latest ms at which this
+--       may run
+-- Returns NO | LATE | REQUEUE ticket tenant (queued without a ticket, or its worker is gone) | FAILED tenant
+local m = redis.call('HMGET', META, 'st', 'le', 'x', 'tk', 'tn', 'ls')
 if not m[1] or m[1] == 'deleted' or TERMINAL[m[1]] then
   redis.call('ZREM', LIVE, GID)
   return {'NO'}
 end
 local now = now_ms()
+if now > tonumber(ARGV[6]) then return {'LATE'} end
 local at = redis.call('ZSCORE', LIVE, GID)
 if at and tonumber(at) > now then return {'NO'} end
+
+local lease = tonumber(m[6] or ARGV[4])
+local watched = tonumber(ARGV[5]) >= math.max(lease, tonumber(ARGV[4]))
+if m[1] == 'in_progress' then
+  local till = tonumber(m[2])
+  if till > now + lease then -- the clock went back: the lease begins now
+    till = now + lease
+    redis.call('HSET', META, 'le', int(till))
+  end
+  if till > now then
+    due(till)
+    return {'NO'}
+  end
+end
+if not watched then return {'NO'} end
+if redis.call('EXISTS', LOG) == 0 then -- it has expired, or somebody removed its log: it can be read no more
+  local err = '{"message":"The log of the generation is missing.","type":"server_error","code":"internal_error"}'
+  end_from_outside(now, ARGV[2], 'failed', 'f', '', counted_usage(), err)
+  return {'NO'}
+end
 if m[1] == 'queued' then
   expire_live(now)
   due(now + 30000)
   return {'REQUEUE', tonumber(m[4]), m[5]}
 end
-if tonumber(m[2]) > now then
-  due(tonumber(m[2]))
-  return {'NO'}
-end
 local x = tonumber(m[3]) + 1
 if x >= tonumber(ARGV[3]) then
-  local err = '{"message":"The generation was lost ' .. x .. ' times with the worker that ran it.","type":"server_error","code":"attempts_exhausted"}'
-  end_from_outside(now, ARGV[2], 'failed', 'f', '{"error":' .. err .. '}', counted_usage(), err)
-  redis.call('HSET', META, 'x', x)
+  end_exhausted(now, ARGV[2], x)
   return {'FAILED', m[5]}
 end
 local ticket = tonumber(m[4]) + 1

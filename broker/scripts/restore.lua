@@ -1,11 +1,13 @@
 --#include common
 -- Puts a running generation back that this server does not know, or does not know to be ours: it came back empty, or a
 -- failover took it to a time before the claim. The events follow by append, under their old ids.
--- An expired or deleted generation must not come back so: where meta is missing, the data set must be another one than
--- at our claim, and younger than a tombstone lives.
+-- A deleted or expired generation must not come back so. What is deleted leaves a tombstone for an hour, and so does what
+-- expires; so if meta is missing, and was there less than an hour ago by this server's clock, then it was not removed:
+-- the server went back to before the creation, or is another. In another data set the same holds for all its time, if
+-- that is less than an hour.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
--- ARGV: gid, own, attempt, epoch at the claim, random part of a new epoch, lease ms, data of `created`, type and data
---       of the attempt's first event, then meta at the claim as field, value, …
+-- ARGV: gid, own, attempt, epoch at the claim, random part of a new epoch, lease ms, ms at which meta was last known to
+--       be there, data of `created`, type and data of the attempt's first event, then meta at the claim as field, value, …
 -- Returns GONE | CLOSED status | FENCED | OK n epoch
 local own, attempt = ARGV[2], ARGV[3]
 local m = redis.call('HMGET', META, 'st', 'own', 'n', 'a')
@@ -19,16 +21,17 @@ if m[1] and m[2] ~= own and tonumber(m[4]) >= tonumber(attempt) then return {'FE
 local now = now_ms()
 if not m[1] then
   local born = epoch and tonumber(string.match(epoch, '^(%d+)'))
-  if epoch and (epoch == ARGV[4] or now - born > HOUR) then return {'GONE'} end
-  redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[5], 'NX')
+  local another = not epoch or epoch ~= ARGV[4] and now - born <= HOUR
+  if now - tonumber(ARGV[7]) >= HOUR and not another then return {'GONE'} end
+  redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[5], 'NX', 'PX', 30 * DAY)
   redis.call('PEXPIRE', KEYS[6], 30 * DAY)
 end
-for i = 10, #ARGV, 2 do redis.call('HSET', META, ARGV[i], ARGV[i + 1]) end
-if not has_log then redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[7]) end
-redis.call('XADD', LOG, attempt .. '-0', 't', ARGV[8], 'm', 0, 'd', ARGV[9])
+for i = 11, #ARGV, 2 do redis.call('HSET', META, ARGV[i], ARGV[i + 1]) end
+if not has_log then redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[8]) end
+redis.call('XADD', LOG, attempt .. '-0', 't', ARGV[9], 'm', 0, 'd', ARGV[10])
 redis.call('HSET', META, 'le', int(now + tonumber(ARGV[6])))
 local record = redis.call('HMGET', META, 'ik', 'fp')
-if record[1] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. record[2]) end
+if record[1] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. record[2], 'PX', KEPT) end
 expire_live(now)
 due(now + tonumber(ARGV[6]))
 transition(m[1], 'in_progress', 'started')

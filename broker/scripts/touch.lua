@@ -1,16 +1,18 @@
 --#include common
 --#include items
 -- Keeps the lease while nothing was appended, and carries an ending from elsewhere home. The only renewal: it
--- revives an expired lease that nobody took. Writes only when less than two thirds of the lease is left.
+-- revives an expired lease that nobody took. Writes only when less than two thirds of the lease is left, or more than
+-- all of it: then the server's clock went back.
 -- KEYS: [1] meta, [2] log, [3] live   ARGV: gid, own, lease ms
--- Returns LOST | GONE | CLOSED status | FENCED | OK n
+-- Returns LOST | GONE | CLOSED status | FENCED | OK n now
 local m = redis.call('HMGET', META, 'st', 'own', 'n', 'le')
 local no = refusal(m, ARGV[2], 0)
 if no then return no end
 local now, lease = now_ms(), tonumber(ARGV[3])
-if tonumber(m[4]) - now < lease * 2 / 3 then
+local left = tonumber(m[4]) - now
+if left < lease * 2 / 3 or left > lease then
   expire_live(now)
   redis.call('HSET', META, 'le', int(now + lease))
   due(now + lease)
 end
-return {'OK', tonumber(m[3])}
+return {'OK', tonumber(m[3]), now}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 
 from broker import Broker, connect, keys
 from broker.connection import Redis
-from broker.embedded import EmbeddedRedis
+from broker.embedded import EmbeddedRedis, server_binary
 from broker.settings import Settings
 from tests.support import Gateway, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.upstream_sim.text import pieces
@@ -208,3 +211,83 @@ async def test_workers_that_are_a_day_apart_see_each_other(own_redis: EmbeddedRe
         await wait_until(all_there)
         flat, now = await queue.execute("ZRANGE", keys.WORKERS, 0, -1, "WITHSCORES"), await redis_time(queue)
         assert all(abs(float(seen) / 1000 - now) < 60 for seen in flat[1::2])
+
+
+# --- Redis's own clock is set -----------------------------------------------------------------------------------------
+
+
+class SteppedRedis:
+    """A server whose clock is set while it runs; how fast time passes there is as ever."""
+
+    def __init__(self, directory: Path) -> None:
+        self._offset = directory / "offset"
+        self.binary = directory / "redis-server"
+        self.step(0)
+        faked = {"LD_PRELOAD": library(), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+        faked["FAKETIME_TIMESTAMP_FILE"] = str(self._offset)
+        words = shlex.join([*(f"{name}={value}" for name, value in faked.items()), server_binary()])
+        self.binary.write_text(f'#!/bin/sh\nexec env {words} "$@"\n')
+        self.binary.chmod(0o755)
+
+    def step(self, seconds: float) -> None:
+        """Ahead of this machine's, or behind it."""
+        self._offset.with_suffix(".new").write_text(f"{seconds:+g}\n")
+        self._offset.with_suffix(".new").replace(self._offset)
+
+
+@pytest.fixture
+async def stepped(tmp_path: Path) -> AsyncGenerator[tuple[EmbeddedRedis, SteppedRedis], None]:
+    clock = SteppedRedis(tmp_path)
+    async with EmbeddedRedis(binary=str(clock.binary)) as redis:
+        yield redis, clock
+
+
+async def ahead(redis: EmbeddedRedis) -> float:
+    async with connect(redis.url) as broker:
+        return await redis_time(broker.store.redis) - time.time()
+
+
+async def test_a_step_forward_takes_nothing_from_who_runs_it(
+    stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str
+) -> None:
+    """All leases are over at once, and nobody was away."""
+    redis, clock = stepped
+    async with gateway(redis.url, **QUICK) as api, worker(redis.url, sim, **QUICK):
+        gids = [(await api.create(asking(f"seed={n} length=200 speed=40")))["id"] for n in range(10)]
+        await wait_until(partial(_all_run, api, gids))
+        clock.step(20)
+        assert await ahead(redis) == pytest.approx(20, abs=5)
+        assert [(await api.ended(gid))["attempt"] for gid in gids] == [1] * 10
+
+
+async def test_a_step_back_delays_no_takeover(stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str) -> None:
+    """By the leases that were given before it, the dead worker would live for an hour."""
+    redis, clock = stepped
+    async with gateway(redis.url, **QUICK) as api:
+        async with worker(redis.url, sim, **QUICK) as doomed:
+            gid = (await api.create(asking("seed=3 length=400 speed=40")))["id"]
+            await wait_until(partial(_all_run, api, [gid]))
+            doomed.send(signal.SIGKILL)
+            clock.step(-HOUR)
+        assert await ahead(redis) == pytest.approx(-HOUR, abs=5)
+        async with worker(redis.url, sim, **QUICK):
+            assert (await api.ended(gid))["attempt"] == 2
+
+
+async def test_an_owner_keeps_its_lease_over_a_step_back(stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str) -> None:
+    redis, clock = stepped
+    async with gateway(redis.url, **QUICK) as api, worker(redis.url, sim, **QUICK), connect(redis.url) as broker:
+        gid = (await api.create(asking("seed=3 length=300 speed=40")))["id"]
+        await wait_until(partial(_all_run, api, [gid]))
+        clock.step(-HOUR)
+
+        async def renewed() -> bool:
+            till = int(await broker.store.redis.execute("HGET", keys.meta(gid), "le")) / 1000
+            return till < await redis_time(broker.store.redis) + 10
+
+        await wait_until(renewed)
+        assert (await api.ended(gid))["attempt"] == 1
+
+
+async def _all_run(api: Gateway, gids: list[str]) -> bool:
+    return all([(await api.get(gid))["first_token_at"] for gid in gids])

@@ -106,7 +106,7 @@ async def _clients(url: str) -> str:
 async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own_redis: EmbeddedRedis) -> None:
     settings = Settings(REDIS_URL=own_redis.url, lease=0.5, heartbeat=0.3)  # type: ignore[call-arg]
     async with connect(settings=settings) as broker:
-        broker.store._losses._grace = 0.5
+        broker.store.losses._grace = 0.5
         generation = await broker.enqueue(request_body())
 
         async def follow() -> list[str]:
@@ -184,7 +184,7 @@ async def test_a_zombie_restores_nothing_over_a_newer_attempt(broker: Broker) ->
     assert not isinstance(zombie, str)
     await broker.store.redis.execute("HSET", keys.meta(generation.id), "st", "queued", "own", "")
     await Writer(broker.store.redis, generation.id).claim()
-    arguments = [zombie.gid, zombie.own, zombie.attempt, zombie.epoch, new_epoch(), 1000, zombie.created]
+    arguments = [zombie.gid, zombie.own, zombie.attempt, zombie.epoch, new_epoch(), 1000, 0, zombie.created]
     meta = [part for field in zombie.meta.items() for part in field]
     reply = await broker.store.redis.run(RESTORE, zombie.keys, [*arguments, *zombie.first_event, *meta])
     assert reply == [b"FENCED"]

@@ -115,7 +115,7 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
 async def test_a_generation_that_is_over_waits_for_no_collector(
     redis: EmbeddedRedis, sim: str, monkeypatch: pytest.MonkeyPatch, directive: str, status: str
 ) -> None:
-    monkeypatch.setattr("worker.appender.LINGER", 0.1)
+    monkeypatch.setattr("worker.lingering.LINGER", 0.1)
     settings = Settings(  # type: ignore[call-arg]
         REDIS_URL=redis.url,
         OPENAI_BASE_URL=sim,

@@ -23,7 +23,7 @@ from broker.queue import Queue
 from broker.reaper import REAP, log
 from broker.settings import Settings
 from broker.store import SETTLE, lifecycle_keys, new_epoch
-from tests.support import Writer, gateway, last_asking, request_body, wait_until, worker
+from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
 
@@ -59,11 +59,11 @@ class Kind:
 
 
 def _seconds(lifetime: str) -> int:
-    """`7 d`, `60 s`, `expires + 1 h (…)`, `retention, 2 h at least`."""
+    """`7 d`, `60 s`, `expires + 1 h (…)`, `retention, 7 d at least`."""
     units = {"s": 1, "h": HOUR, "d": DAY}
     amounts = [int(n) * units[unit] for n, unit in re.findall(r"(\d+) ([shd])\b", lifetime)]
     if lifetime.startswith("expires"):
-        return 2 * HOUR + sum(amounts)
+        return 7 * DAY + sum(amounts)
     return max([*amounts, RETENTION if "retention" in lifetime else 0])
 
 
@@ -170,10 +170,10 @@ async def _lifecycle(broker: Broker, seen: Seen) -> None:
         lost = await claimed(broker)
         await redis.execute("HSET", keys.meta(lost.gid), "le", 1)
         await redis.execute("ZADD", keys.live(shard_of(lost.gid)), 1, lost.gid)
-        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget]))
+        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *WATCHFUL]))
     left = await claimable(broker)
     await redis.execute("ZADD", keys.live(shard_of(left.gid)), 1, left.gid)
-    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9]))
+    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *WATCHFUL]))
     await after("the list", broker.store.list("default"))
 
 
@@ -213,7 +213,17 @@ async def _losses(broker: Broker, seen: Seen) -> None:
             for name, dump in zip(names, dumps, strict=True):
                 await execute("RESTORE", name, 60_000, dump, "REPLACE")
         fields = [part for field in lost.meta.items() for part in field]
-        again = [lost.gid, lost.own, lost.attempt, lost.epoch, new_epoch(), 60_000, lost.created, *lost.first_event]
+        again = [
+            lost.gid,
+            lost.own,
+            lost.attempt,
+            lost.epoch,
+            new_epoch(),
+            60_000,
+            lost.attempt >> 10,
+            lost.created,
+            *lost.first_event,
+        ]
         reply = await seen.after(step, broker.store.redis.run(RESTORE, lost.keys, [*again, *fields]))
         assert reply[0] == b"OK"
 
@@ -261,7 +271,7 @@ async def remaining(broker: Broker, gid: str, key: str) -> list[float]:
 
 
 async def test_log_tombstone_and_idempotency_record_live_and_die_together(broker: Broker) -> None:
-    """Two hours ahead while the generation lives, renewed with its lease; from its end on for the retention."""
+    """Seven days ahead while the generation lives, renewed with its lease; from its end on for the retention."""
     redis = broker.store.redis
     created = await broker.enqueue(request_body(), idempotency_key="together")
     writer = await Writer(redis, created.id).claim()
@@ -273,7 +283,7 @@ async def test_log_tombstone_and_idempotency_record_live_and_die_together(broker
             await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
             await redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000])
         log_left, meta_left, record_left = await remaining(broker, writer.gid, "together")
-        assert 2 * HOUR - 30 < log_left <= 2 * HOUR
+        assert 7 * DAY - 30 < log_left <= 7 * DAY
         assert meta_left == pytest.approx(log_left + HOUR, abs=1)
         assert record_left == pytest.approx(log_left, abs=1)
     await writer.finish()

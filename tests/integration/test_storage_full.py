@@ -15,7 +15,7 @@ from broker.errors import StorageUnavailable
 from broker.ids import shard_of
 from broker.reaper import REAP
 from broker.store import lifecycle_keys
-from tests.support import Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
+from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.appender import TOUCH
 from worker.upstream_sim.text import pieces
 
@@ -52,7 +52,7 @@ async def test_every_ending_passes(broker: Broker) -> None:
         assert await finished.finish() == b"OK"
         assert (await broker.cancel(cancelled.gid)).status == "cancelled"
         await broker.delete(deleted.gid)
-        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3])
+        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3, *WATCHFUL])
         assert verdict[0] == b"FAILED"
         for writer, status in ((finished, "completed"), (cancelled, "cancelled"), (exhausted, "failed")):
             generation = await broker.get(writer.gid)

@@ -197,7 +197,7 @@ class LogMachine(RuleBasedStateMachine):
             self.run(self.world.elapse(RETENTION + 1 if seconds < 16 else HOUR_MS / 1000 + 1))
         else:
             if self.world.unswept > 1800 and self.world.open():
-                self.run(self.world.sweep())  # somebody does: what waits would expire after two hours
+                self.run(self.world.sweep())  # somebody does: what waits would expire after seven days
             self.run(self.world.elapse(seconds))
 
     @rule()

@@ -276,7 +276,7 @@ class Gateway:
 
     def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
         """An epoch names its time of birth, and the model's time went on."""
-        known: dict[str, bytes | None] = self.broker.store._losses._epochs  # pyright: ignore
+        known: dict[str, bytes | None] = self.broker.store.losses._epochs  # pyright: ignore
         known.update({shard: earlier(epoch) for shard, epoch in known.items() if epoch is not None})
 
     async def check_quiet(self) -> None:
@@ -311,7 +311,7 @@ class Sender:
         if self.reconnecting:
             self.reconnecting = False
             self._lane.connected.set()
-            self._lane._send_endings_again()
+            self._lane._begin_connection()
         if touch:
             self._lane._touch = True
             for attempt in self._lane._active:
@@ -345,7 +345,7 @@ class Sender:
         return late or []
 
     def linger_no_more(self) -> None:
-        self._lane._forget_lingering(float("inf"))
+        self._lane._lingering.forget_old(float("inf"))
 
 
 def load_scripts(storage: Storage) -> None:
@@ -446,7 +446,7 @@ class Worker:
         gid = ticket.partition(".")[0]
         outcome = await claims.claim(self._redis, gid, self._settings)
         if isinstance(outcome, Claim):
-            self.running.start(f"{ticket}/{outcome.attempt}", outcome)
+            self.running.start(ticket, outcome)
             return "OK"
         return outcome
 
@@ -454,7 +454,7 @@ class Worker:
         await self.running.hand_over()
 
     async def crash(self) -> None:
-        tasks = list(self.running._tasks.values())  # pyright: ignore
+        tasks = list(self.running._tasks)  # pyright: ignore
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,8 +14,10 @@ from redis.exceptions import ResponseError
 from broker import Broker, connect, keys
 from broker.connection import Script
 from broker.embedded import EmbeddedRedis
+from broker.errors import GenerationGone
 from broker.ids import shard_of
-from broker.store import lifecycle_keys
+from broker.reaper import REAP
+from broker.store import CREATE, lifecycle_keys
 from tests.model.machine import LogMachine
 from tests.model.mutants import DIRECTED, SCHEDULED, Mutant, mutated
 from tests.model.oracle import Violation
@@ -125,16 +129,80 @@ async def what_is_there_is_written_again(broker: Broker) -> None:
     assert [entry[0].rpartition(b"-")[2] for entry in log[1:]] == [b"0", b"1", b"2", b"3"]
 
 
-async def a_restore_asks_for_no_epoch(broker: Broker) -> None:
-    """The generation expired under its worker, which was paused: this is the very data set that it claimed from."""
+async def restored(broker: Broker, known_ms_ago: int) -> bytes:
+    """What a worker is answered whose generation is missing in the very data set that it claimed it from."""
     writer = await created(broker)
     reply = await claim(writer)
     attempt, epoch, fields = reply[1], reply[3], reply[4]
     await writer.redis.execute("DEL", keys.meta(writer.gid), keys.log(writer.gid))
-    own = attempt + b".other"
+    own, known_at = attempt + b".other", (int(attempt) >> 10) - known_ms_ago
     names = [*lifecycle_keys(writer.gid), *[keys.epoch(shard_of(writer.gid))] * 2]
-    arguments = [writer.gid, own, attempt, epoch, "random", 60_000, "{}", "st", '{"attempt":1}', *fields]
-    assert (await writer.redis.run(RESTORE, names, arguments))[0] == b"GONE"
+    arguments = [writer.gid, own, attempt, epoch, "random", 60_000, known_at, "{}", "st", '{"attempt":1}', *fields]
+    return (await writer.redis.run(RESTORE, names, arguments))[0]
+
+
+async def a_restore_does_not_ask_when_it_was_known(broker: Broker) -> None:
+    """The generation expired under its worker, which was paused: its tombstone may have expired as well."""
+    assert await restored(broker, 3_600_000) == b"GONE"
+
+
+async def a_restore_wants_another_data_set(broker: Broker) -> None:
+    """It was there a minute ago: so nobody has removed it, and the server went back."""
+    assert await restored(broker, 60_000) == b"OK"
+
+
+async def a_claim_only_refuses_what_was_started_too_often(broker: Broker) -> None:
+    writer = await created(broker)
+    await writer.redis.execute("HSET", keys.meta(writer.gid), "x", 9)
+    assert (await claim(writer))[0] == b"EXHAUSTED"
+    ended = await broker.get(writer.gid)
+    assert (ended.status, ended.error and ended.error["code"]) == ("failed", "attempts_exhausted")
+
+
+async def reaped(writer: Writer, lease_over_ms: int, *, watched_ms: int, late_ms: int = -60_000) -> bytes:
+    """What a reaper is answered, of a lease of one second that was over so many ms ago; negative: will be over."""
+    seconds, _ = await writer.redis.execute("TIME")
+    now = int(seconds) * 1000
+    fields = ["le", now - lease_over_ms, "ls", 1000]
+    await writer.redis.execute("HSET", keys.meta(writer.gid), *fields)
+    await writer.redis.execute("ZADD", keys.live(shard_of(writer.gid)), 1, writer.gid)
+    arguments = [writer.gid, 5, 9, 1000, watched_ms, now - late_ms]
+    return (await writer.redis.run(REAP, lifecycle_keys(writer.gid), arguments))[0]
+
+
+async def a_lease_is_over_although_nobody_watched(broker: Broker) -> None:
+    """Its owner could not renew it while the server was away, and the reaper was."""
+    writer = await (await created(broker)).claim()
+    assert await reaped(writer, 5000, watched_ms=999) == b"NO"
+    assert await reaped(writer, 5000, watched_ms=1001) == b"REQUEUE"
+
+
+async def a_reaper_s_command_may_come_late(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    assert await reaped(writer, 5000, watched_ms=1001, late_ms=2000) == b"LATE"
+
+
+async def a_lease_that_the_clock_has_prolonged_holds(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    assert await reaped(writer, -60_000, watched_ms=1001) == b"NO"
+    seconds, _ = await writer.redis.execute("TIME")
+    assert int(await writer.redis.execute("HGET", keys.meta(writer.gid), "le")) <= int(seconds) * 1000 + 2000
+
+
+async def a_creation_may_come_late(broker: Broker) -> None:
+    gid = "gen_" + "0" * 10 + "10" + secrets.token_hex(11)
+    names = [*lifecycle_keys(gid), *[keys.epoch("10")] * 2]
+    fields = [gid, "default", "m", "{}", "{}", "fail", 1, 60_000, "", "", 1, "random", "{}", 1]
+    assert (await broker.store.redis.run(CREATE, names, fields))[0] == b"LATE"
+
+
+async def an_ending_from_outside_makes_a_log(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    await writer.redis.execute("DEL", keys.log(writer.gid))
+    with suppress(GenerationGone):
+        await broker.cancel(writer.gid)
+    assert not await writer.redis.execute("EXISTS", keys.log(writer.gid))
+    assert await writer.redis.execute("PTTL", keys.meta(writer.gid)) > 0
 
 
 CHECKS = [
@@ -146,7 +214,14 @@ CHECKS = [
     a_deleted_one_leaves_nothing,
     an_ending_from_outside_takes_the_owner_s_next_id,
     what_is_there_is_written_again,
-    a_restore_asks_for_no_epoch,
+    a_restore_does_not_ask_when_it_was_known,
+    a_restore_wants_another_data_set,
+    a_claim_only_refuses_what_was_started_too_often,
+    a_lease_is_over_although_nobody_watched,
+    a_reaper_s_command_may_come_late,
+    a_lease_that_the_clock_has_prolonged_holds,
+    a_creation_may_come_late,
+    an_ending_from_outside_makes_a_log,
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ import worker.attempt
 import worker.claims
 from broker import keys
 from broker.connection import servers_of
+from broker.continuity import Continuity
+from broker.losses import Server
 from broker.queue import Queue
 from broker.reaper import Reaper
 from broker.settings import Settings
@@ -91,6 +94,32 @@ class Chance:
 CHANCE = Chance()
 
 
+class Watchful(Continuity):
+    """What a reaper has seen of the model's server, whose clock goes on without time passing here: everything."""
+
+    def observe(self, server: bytes, clock: float, sent: float, received: float) -> bool:
+        return False
+
+    def lasted(self) -> float:
+        return 1e6
+
+    def latest(self) -> float:
+        return time.time() + 1e6
+
+
+class Servers:
+    """In the place of the question which server it is: another one after each loss."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    async def of(self, *_: Any) -> Server:
+        return Server(b"%d" % self.number, float("inf"))
+
+
+SERVERS = Servers()
+
+
 @contextmanager
 def small_world() -> Iterator[None]:
     """Pages, segments and calls so small that a text of ten chunks needs several; readers that are stepped."""
@@ -100,6 +129,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(broker.reader, "COUNT", 4)
         patch.setattr(broker.segments, "SEGMENT_BYTES", 300)
         patch.setattr(broker.losses, "time", Clock(broker.losses.time))
+        patch.setattr(broker.losses, "server_of", SERVERS.of)
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
         for module in (broker.ids, broker.reaper, broker.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
@@ -149,6 +179,8 @@ class World:
         self.workers = [self._worker() for _ in range(3)]
         self.everyone = list(self.workers)
         self.reaper = Reaper(self.redis, Queue(self.redis, RETENTION), self.settings)
+        self.reaper.seen = dict.fromkeys(self.reaper.seen, Watchful(0))
+        await self._tell_gateways()
 
     async def end(self) -> None:
         for follower in self.followers:
@@ -161,6 +193,12 @@ class World:
 
     def _gateway(self, number: int) -> Gateway:
         return Gateway(self.redis, self.settings, cache_bytes=1 << 20 if number == 0 else 1)
+
+    async def _tell_gateways(self) -> None:
+        """Their reapers have looked."""
+        for gateway in self.gateways:
+            for group in self.redis.servers.groups:
+                gateway.broker.store.losses.seen(group, await SERVERS.of())
 
     def _worker(self) -> Worker:
         return Worker(self.redis, self.storage, self.settings, self._number)
@@ -323,6 +361,7 @@ class World:
                         follower.done = True
             await self.gateways[gateway].hub.close()
             self.gateways[gateway] = self._gateway(gateway)
+            await self._tell_gateways()
 
         await self.step(f"restart gateway {gateway}", work())
 
@@ -514,6 +553,7 @@ class World:
         broker.losses.time.offset += ms / 1000  # pyright: ignore
         for attempt in self._attempts():
             attempt.epoch = _earlier(attempt.epoch, ms)
+            attempt.known_at -= ms
         for gateway in self.gateways:
             gateway.age_epochs(lambda epoch: _earlier(epoch, ms))
         for one in self.everyone:
@@ -548,6 +588,7 @@ class World:
 
     def _break_all(self) -> None:
         self.rewound = True
+        SERVERS.number += 1
         for one in self.everyone:
             self.ghosts += one.sender.break_off()
 

@@ -1,0 +1,6 @@
+-- Sets fields of a hash, in one step with its lifetime: of two commands the second may be lost.
+-- KEYS: [1] hash   ARGV: ms to live, then field, value, …
+-- Returns OK
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 'OK'
