@@ -67,8 +67,8 @@ class Server:
 
     async def ask(self, *command: Any) -> Any:
         """One command, as this server's administrator. RespError is raised."""
-        options = {"password": self.password} if self.password and not self._sentinel else {}
-        address = Address("server", (self.node,), secure=False, options=options)
+        password = None if self._sentinel else self.password or None
+        address = Address("server", (self.node,), password=password)
         connection = await RespConnection.open(address, self.node, any_role=True)
         try:
             return await connection.call(*command, timeout=10)
