@@ -70,10 +70,9 @@ def wake(shard: str, process: str, connection: int) -> str:
     return f"tc:{{{shard}}}:w:{process}:{connection}"
 
 
-def rights(shard: str, name: str) -> str:
-    """string, or never there · what a user's rights are tried on (broker/rights.py), on the queue's server too · 10 s ·
-    gateways and workers"""
-    return f"tc:{{{shard}}}:rights:{name}"
+def rights(shard: str) -> str:
+    """string · a text on which a user's rights are tried, on the queue's server too · 10 s · gateways and workers"""
+    return f"tc:{{{shard}}}:rights"
 
 
 # --- queue Redis ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import redis.asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -36,7 +37,9 @@ from broker.address import Address, Node, without_password
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.resp import (
     KEEPALIVE,
+    MANY_CLIENTS,
     Argument,
+    ClosedAtOnce,
     LoginRefused,
     Refused,
     Reply,
@@ -256,8 +259,11 @@ class _ToMaster(AbstractConnection):
                     await self._connect()
                 await self.on_connect()
                 await self._greet()
-        except BaseException:
+        except BaseException as error:
             await self.disconnect(nowait=True)
+            if isinstance(error, OSError) and not isinstance(error, Refused):  # arq knows the library's
+                kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
+                raise kind(type(error).__name__) from error
             raise
 
     def _useless(self) -> bool:
@@ -276,6 +282,13 @@ class _ToMaster(AbstractConnection):
                 replies.append(await self.read_response())
             except AuthenticationError as error:
                 raise LoginRefused("it refuses the name or the password") from error
+            except RedisConnectionError as error:
+                if replies or isinstance(error, BusyLoadingError):
+                    raise
+                if MANY_CLIENTS in str(error):
+                    raise Refused(MANY_CLIENTS) from error
+                closed = ClosedAtOnce(secure=self._address.tls is not None)
+                raise RedisConnectionError(str(closed)) from closed
             except NoPermissionError as error:  # the library takes the first word away
                 replies.append(RespError(f"NOPERM {error}"))
             except ResponseError as error:
@@ -336,6 +349,8 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
             raise StorageUnavailable("Redis refuses the name or the password.") from error
         if isinstance(error, TlsFailed):
             raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
+        if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
+            raise StorageUnavailable(f"Redis does not answer: {error}.") from error
         if isinstance(error, Refused):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):

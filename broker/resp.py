@@ -30,6 +30,8 @@ KEEPALIVE: dict[int, int | bytes] = {
     if hasattr(socket, name)
 }
 
+MANY_CLIENTS = "max number of clients reached"
+
 
 class RespError(Exception):
     """Redis answered with an error; the text is its own, the first word its kind."""
@@ -59,6 +61,16 @@ class TlsFailed(Refused):
     """No TLS connection that can be trusted."""
 
 
+class ClosedAtOnce(Refused):
+    """It closes a new connection instead of answering."""
+
+    def __init__(self, *, secure: bool) -> None:
+        guess = (
+            "requires a client certificate, ssl_certfile names it" if secure else "speaks TLS, the URL is rediss://…"
+        )
+        super().__init__(f"it closes new connections at once; if it {guess}")
+
+
 class RespConnection(asyncio.Protocol):
     """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use.
 
@@ -81,6 +93,9 @@ class RespConnection(asyncio.Protocol):
             try:
                 commands = greeting(address, any_role=any_role)
                 check_greeting(commands, await connection.pipeline(commands, timeout=address.connect_timeout), node)
+            except ConnectionResetError as error:
+                connection.close()
+                raise ClosedAtOnce(secure=address.tls is not None) from error
             except BaseException:
                 connection.close()
                 raise
@@ -205,8 +220,8 @@ def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[R
         kind = reply.kind if isinstance(reply, RespError) else ""
         if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "DENIED"):
             raise Refused(kind)
-        if "max number of clients" in str(reply):
-            raise Refused("it has as many clients as it takes (maxclients)")
+        if MANY_CLIENTS in str(reply):
+            raise Refused(MANY_CLIENTS)
         if kind == "NOAUTH" or (command[0] == "AUTH" and kind):
             raise LoginRefused("it refuses the name or the password")
         if command[0] == "SELECT" and kind:

@@ -68,7 +68,7 @@ QUEUE = (
 
 async def missing_rights(connection: RespConnection, shard: str, *, logs: bool, queue: bool) -> str | None:
     """What the user of a connection may not do, as one line; None where nothing is missing. OSError."""
-    text, none = keys.rights(shard, "text"), keys.rights(shard, "none")
+    text, none = keys.rights(shard), keys.index(shard)  # the base of the indexes is no key of its own
     names = sorted({*(LOGS if logs else ()), *(QUEUE if queue else ())})
     commands = _commands(names, text, none, queue=queue)
     replies = await connection.pipeline(commands, timeout=WITHIN)

@@ -51,7 +51,7 @@ def tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
 def failure(error: OSError, host: str) -> str:
     """Say why a handshake, or the first read after it, failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate {_distrust(error, host)}"
+        return f"its certificate {_distrust(error, host)} (CERTIFICATE_VERIFY_FAILED)"
     if not isinstance(error, ssl.SSLError):  # closed, or no answer in time
         return "it does not answer the TLS handshake; if it does not speak TLS, the URL begins with redis://"
     reason = error.reason or ""
