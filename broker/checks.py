@@ -23,8 +23,10 @@ from broker.ids import SHARDS
 from broker.pool import at_fault, forbidden, translated
 from broker.rights import missing_rights
 from broker.settings import Settings
+from broker.tasks import cancelled
 
 OLDEST = (6, 2)  # XADD NOMKSTREAM, and exclusive ranges in XRANGE: the scripts and the readers rest on them
+WITHIN = 1.5  # seconds for the masters to tell of rights; less than a probe of readiness has
 FRESH = 2.0  # seconds for which a user's rights are taken for unchanged
 REFUSALS = ("rights", "url")
 """Kinds of findings with which nothing can be written or read: logged again and again."""
@@ -77,18 +79,26 @@ class Server:
         return self._missing
 
     async def missing_rights(self) -> str | None:
-        """What the user may not do on one of the masters. Asked over a connection of the kind that reads and appends.
-        StorageUnavailable."""
-        found: str | None = None
+        """What the user may not do on one of the masters. Asked over connections of the kind that reads and appends; a
+        master of a cluster that does not answer stalls only its own shards. StorageUnavailable where none answers."""
         with translated():
-            for group in await self.redis.servers.each_server():
-                connection = await self.redis.servers.open(group)
-                try:
-                    found = found or await missing_rights(connection, group, logs=self.logs, queue=self.queue)
-                finally:
-                    connection.close()
-        self._missing, self._rights_seen_at = found, time.monotonic()
-        return found
+            groups = await self.redis.servers.each_server()
+            asking = [asyncio.create_task(self._missing_on(group)) for group in groups]
+            await asyncio.wait(asking, timeout=WITHIN)
+            answers: list[str | BaseException | None] = await cancelled(asking)
+            told = [answer for answer in answers if not isinstance(answer, BaseException)]
+            if not told:
+                raise next((answer for answer in answers if isinstance(answer, Exception)), TimeoutError())
+        self._rights_seen_at = time.monotonic()
+        self._missing = next((answer for answer in told if answer), None)
+        return self._missing
+
+    async def _missing_on(self, group: str) -> str | None:
+        connection = await self.redis.servers.open(group)
+        try:
+            return await missing_rights(connection, group, logs=self.logs, queue=self.queue)
+        finally:
+            connection.close()
 
 
 def servers_in_use(streams: Redis, queue: Redis) -> list[Server]:

@@ -103,7 +103,9 @@ class SlotMap(Servers):
 
     async def each_server(self) -> Sequence[str]:
         await self.known()
-        return list({await self.owner(slot_of(shard)): shard for shard in reversed(SHARDS)}.values())
+        owners = {self._owner(slot_of(shard)): shard for shard in reversed(SHARDS)}
+        owners.pop(None, None)
+        return list(owners.values())
 
     async def watch(self) -> None:
         """Nothing to ask: a slot that has moved says so."""

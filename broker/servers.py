@@ -96,6 +96,7 @@ class Sentinels(Servers):
             db=0,
             username=address.sentinel_username,
             password=address.sentinel_password,
+            client_name=None,
             connect_timeout=min(SENTINEL_TIMEOUT, address.connect_timeout),
         )
         self._sentinels = list(address.nodes)

@@ -203,18 +203,12 @@ async def test_where_info_is_not_allowed_it_says_so_and_goes_on(engine: str, sim
             assert "no sweep" not in api.process.output + process.output
 
 
-@pytest.mark.parametrize(
-    "command", ["xread", "xadd", "evalsha", "eval", "script|load", "zadd", "blpop", "hset", "ping", "multi"]
-)
-async def test_a_user_without_a_command_that_is_needed_is_refused_by_its_name(
-    redis: EmbeddedRedis, command: str
-) -> None:
+@pytest.mark.parametrize("command", ["xread", "xadd", "evalsha"])
+async def test_a_user_without_a_command_that_is_needed_is_refused(redis: EmbeddedRedis, command: str) -> None:
     url = await user_of(redis, "weak", "+@all", f"-{command}")
     async with both(url) as processes:
         for line in await refused(*processes):
-            assert re.search(
-                rf"^(tokencast api: )?Redis at \S+: this user has no permissions to run {command.upper()} \(", line
-            )
+            assert re.search(rf"Redis at \S+: this user has no permissions to run {command.upper()} \(", line)
             assert "hunter2" not in line
 
 
