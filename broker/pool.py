@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
 import ssl
 import time
 from abc import ABC, abstractmethod
@@ -34,6 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker import tls
 from broker.address import Address, Node, without_password
+from broker.backoff import Backoff
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.resp import (
     KEEPALIVE,
@@ -129,18 +129,16 @@ class Redis(ABC):
         return None
 
     async def answering(self, log: logging.Logger) -> None:
-        """Wait until it can be used. Logs what is the matter, once for each matter, and when it is over. Misconfigured
-        where the URL is at fault."""
-        where, delay, said = without_password(self.url), 0.1, None
+        """Wait until it can be used. Logs what is the matter, once a minute, and when it is over. Misconfigured where
+        the URL is at fault."""
+        where, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
         while failure := await self._failure():
             if (why := at_fault(failure)) is not None:
                 raise Misconfigured(f"Redis at {where}: {why}")
-            if failure.message != said:
-                log.warning("%s Trying %s again.", failure.message, where)
-                said = failure.message
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, 5.0)
-        if said:
+            self.servers.troubles.tell(log, f"{failure.message} Trying {where} again.")
+            await backoff.wait()
+        if backoff.failing:
+            self.servers.troubles.over()
             log.info("Redis answers at %s", where)
 
 

@@ -75,7 +75,7 @@ class TicketWorker(Worker):
         try:
             await self._poll_iteration()
         except Exception as error:
-            log.warning("the queue: %s", type(error).__name__)
+            self._picker.troubled(error)
             self._broken.set()
 
     async def _poll_iteration(self) -> None:
@@ -123,6 +123,11 @@ class Picker:
         self._stopping = False
         self._polling = Backoff(0.1)
         self._troubles = Troubles()
+
+    def troubled(self, error: Exception) -> None:
+        """The queue does not answer, or refuses."""
+        where = without_password(self._settings.redis_url)
+        self._troubles.tell(log, f"the queue at {where}: {described(error)}")
 
     def polled(self) -> None:
         """The queue answers."""
@@ -187,7 +192,7 @@ class Picker:
                 try:
                     await self._poll(pool)
                 except Exception as error:
-                    self._troubles.tell(log, f"the queue at {without_password(url)}: {described(error)}")
+                    self.troubled(error)
                 await self._polling.wait()
         finally:
             await redis.close()
@@ -214,9 +219,7 @@ class Picker:
                     connection.close()
             except (OSError, RespError) as error:
                 if forbidden_command(error) is not None:  # else the poll says what is wrong
-                    self._troubles.tell(
-                        log, f"the bell at {without_password(self._settings.redis_url)}: {described(error)}"
-                    )
+                    self.troubled(error)
                 await backoff.wait()
 
     async def _listen(self, connection: RespConnection, backoff: Backoff) -> None:
