@@ -95,6 +95,8 @@ class RespConnection(asyncio.Protocol):
                 check_greeting(commands, await connection.pipeline(commands, timeout=address.connect_timeout), node)
             except ConnectionResetError as error:
                 connection.close()
+                for reply in connection._replies:  # said before it closed
+                    check_reply("", reply, node)
                 raise ClosedAtOnce(secure=address.tls is not None) from error
             except BaseException:
                 connection.close()
@@ -216,18 +218,26 @@ def greeting(address: Address, *, any_role: bool = False) -> list[tuple[Argument
 
 def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[Reply], node: Node) -> None:
     """Raises what `RespConnection.open` does. Of an answer to AUTH nothing is repeated: it may hold the password."""
-    for command, reply in zip(commands, replies, strict=True):
-        kind = reply.kind if isinstance(reply, RespError) else ""
-        if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "DENIED"):
-            raise Refused(kind)
-        if MANY_CLIENTS in str(reply):
-            raise Refused(MANY_CLIENTS)
-        if kind == "NOAUTH" or (command[0] == "AUTH" and kind):
-            raise LoginRefused("it refuses the name or the password")
-        if command[0] == "SELECT" and kind:
-            raise UrlRefused(f"database {command[1]} cannot be used: {described(reply).removeprefix('ERR ')}")
-        if command[0] == "HELLO" and is_replica(reply):
-            raise NotMaster(f"{node[0]}:{node[1]} is a replica")
+    for (name, *arguments), reply in zip(commands, replies, strict=True):
+        check_reply(str(name), reply, node)
+        if name == "SELECT" and isinstance(reply, RespError):
+            reason = described(reply).removeprefix("ERR ")
+            raise UrlRefused(f"database {arguments[0]} cannot be used: {reason}")
+
+
+def check_reply(command: str, reply: Reply, node: Node) -> None:
+    """Of one of the first commands, or of none: then the server has nothing else to say."""
+    kind = reply.kind if isinstance(reply, RespError) else ""
+    if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"):
+        raise Refused(kind)
+    if kind == "DENIED":
+        raise Refused("it is in protected mode, which serves its own machine only")
+    if MANY_CLIENTS in str(reply):
+        raise Refused(MANY_CLIENTS)
+    if kind == "NOAUTH" or (command == "AUTH" and kind):
+        raise LoginRefused("it refuses the name or the password")
+    if command == "HELLO" and is_replica(reply):
+        raise NotMaster(f"{node[0]}:{node[1]} is a replica")
 
 
 def tls_arguments(address: Address) -> dict[str, Any]:

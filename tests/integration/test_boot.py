@@ -81,17 +81,23 @@ async def test_a_queue_that_evicts_is_refused_too() -> None:
             assert f"{queue.url}: maxmemory-policy is allkeys-lru" in process.lines[-1]
 
 
-async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes() -> None:
+@pytest.mark.parametrize(
+    ("path", "options", "says"),
+    [("/0", EVICTING, "maxmemory-policy is allkeys-lru"), ("/99", {}, "database 99 cannot be used")],
+)
+async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes(
+    path: str, options: dict[str, str], says: str
+) -> None:
     async with EmbeddedRedis() as redis:
         redis.kill()
-        redis.options |= EVICTING
-        async with both(redis.url) as processes:
+        redis.options |= options
+        async with both(redis.url.replace("/0", path)) as processes:
             for process in processes:
                 await process.says("does not answer")
             await redis.restart()
             for process in processes:
                 assert await process.wait() == 2
-                assert "maxmemory-policy is allkeys-lru" in process.lines[-1]
+                assert says in process.lines[-1]
                 assert "Traceback" not in process.output
 
 

@@ -338,6 +338,7 @@ async def test_a_killed_master_stalls_only_its_shards(
     readers = [asyncio.create_task(collect(api, gid, into)) for gid, into in seen.items()]
     await wait_until(lambda: all(len(frames) > 5 for frames in seen.values()))
     doomed.kill()
+    assert (await api.http.get("/readyz")).status_code == 200  # for the others
     for _, gid in others:
         await goes_on(seen[gid])
     await gather(*readers)
@@ -353,6 +354,17 @@ async def test_a_killed_master_stalls_only_its_shards(
 
 async def is_replica(server: Server) -> bool:
     return await server.role() == "slave"
+
+
+async def test_rights_are_asked_of_each_master(cluster: Clustered, redis: EmbeddedRedis) -> None:
+    rights = ("on", ">pw", "~*", "&*", "+@all")
+    for master in cluster.masters:
+        await master.ask("ACL", "SETUSER", "weak", *rights)
+    await cluster.masters[-1].ask("ACL", "SETUSER", "weak", "-xadd")
+    url = cluster.url.replace("://", "://weak:pw@")
+    with pytest.raises(AssertionError, match=r"^ended.*\n[^\n]*no permissions to run XADD \(ACL: \+xadd\)$"):
+        async with gateway(redis.url, TOKENCAST_STREAMS_URL=url):
+            pass
 
 
 async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> None:
