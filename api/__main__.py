@@ -50,7 +50,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve(sockets=[sock])
         [ended] = await cancelled([watching])
-        if isinstance(ended, Misconfigured):
+        if isinstance(ended, Exception):
             raise ended
 
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.errors import JSONResponse
+from broker.checks import servers_in_use
 from broker.service import Broker
 
 WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
@@ -17,6 +18,7 @@ WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less 
 class Health:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._servers = servers_in_use(broker.store.redis, broker.queue.redis)
 
     def routes(self) -> list[Route]:
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
@@ -32,9 +34,9 @@ class Health:
     async def _missing(self) -> str | None:
         try:
             async with asyncio.timeout(WITHIN):
-                for name, redis in (("logs", self._broker.store.redis), ("queue", self._broker.queue.redis)):
-                    if trouble := await redis.trouble():
-                        return f"{name}: {trouble}"
+                for server in self._servers:
+                    if trouble := await server.trouble():
+                        return f"{'logs' if server.logs else 'queue'}: {trouble}"
         except TimeoutError:
             return "Redis does not answer in time."
         return None

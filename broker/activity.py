@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from broker import keys
+from broker.backoff import Backoff
 from broker.channel import FIRST, Channel
 from broker.clock import RedisClock
 from broker.connection import Redis
 from broker.hub import Hub
 from broker.ids import SHARDS, Cursor
 from broker.reader import BLOCK_MS, COUNT, SLACK, News
-from broker.resp import RespConnection, RespError
+from broker.resp import RespConnection, RespError, described
 from broker.segments import Dialect
 from broker.tasks import cancelled
 
@@ -202,33 +202,34 @@ class Activity:
                 await cancelled(readers)
 
     async def _run(self, group: str, shards: Sequence[str]) -> None:
-        """For ever: Redis may go and come back, watchers see a pause."""
-        delay = 0.05
+        """Until cancelled: Redis may go and come back, watchers see a pause."""
+        servers, backoff = self._redis.servers, Backoff()
         while True:
             try:
-                connection = await self._redis.servers.open(group)
+                connection = await servers.open(group)
                 try:
-                    delay = 0.05
                     while True:
                         await self._read(connection, group, shards)
+                        if backoff.failing:
+                            backoff.success()
+                            servers.troubles.over()
                 finally:
                     connection.close()
             except (OSError, RespError) as error:
                 if isinstance(error, TimeoutError):
-                    self._redis.servers.doubt()
-                logger.warning("lost Redis: %s", error if isinstance(error, RespError) else type(error).__name__)
+                    servers.doubt()
+                servers.troubles.tell(logger, f"lost Redis: {described(error)}")
             except Exception:
                 logger.exception("reader failed, starts again")
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, 2.0)
+            await backoff.wait()
 
     async def _read(self, connection: RespConnection, group: str, shards: Sequence[str]) -> None:
-        before = self._newest
+        before, block_ms = self._newest, min(BLOCK_MS, self._redis.servers.longest_block_ms)
         reply: Sequence[News] | None = await connection.call(
-            *("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS"),
+            *("XREAD", "COUNT", COUNT, "BLOCK", block_ms, "STREAMS"),
             *map(keys.activity, shards),
             *(self._last[shard] for shard in shards),
-            timeout=BLOCK_MS / 1000 + SLACK,
+            timeout=block_ms / 1000 + SLACK,
         )
         await self._redis.servers.check_answer(connection, reply)
         named = {keys.activity(shard).encode(): shard for shard in shards}

@@ -9,20 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from redis.exceptions import NoPermissionError
-
 from broker import keys
+from broker.backoff import Backoff, Troubles
 from broker.clock import RedisClock
 from broker.connection import Redis, RedisError, without_password
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.ids import SHARDS
+from broker.pool import at_fault, forbidden, translated
+from broker.rights import missing_rights
 from broker.settings import Settings
+from broker.tasks import cancelled
 
 OLDEST = (6, 2)  # XADD NOMKSTREAM, and exclusive ranges in XRANGE: the scripts and the readers rest on them
+WITHIN = 1.5  # seconds for the masters to tell of rights; less than a probe of readiness has
+FRESH = 2.0  # seconds for which a user's rights are taken for unchanged
+REFUSALS = ("rights", "url")
+"""Kinds of findings with which nothing can be written or read: logged again and again."""
 SKEW = 1.0  # seconds between two clocks that are not worth a word
 MONTH_MS = 30 * 86_400_000
 
@@ -54,25 +61,76 @@ class Server:
         self.logs, self.queue = logs, queue
         self.accepted = False
         self.said: frozenset[str] = frozenset()
+        self.troubles = Troubles()
+        self.unusable: str | None = None
+        self._rights_seen_at = float("-inf")
+        self._missing: str | None = None
+
+    async def trouble(self) -> str | None:
+        """Why it cannot be used now, over both kinds of connection; None if it can. What rights the user has may be as
+        old as FRESH."""
+        if trouble := await self.redis.trouble():
+            return trouble
+        if time.monotonic() - self._rights_seen_at > FRESH:
+            try:
+                await self.missing_rights()
+            except StorageUnavailable as error:
+                return error.message
+        return self._missing
+
+    async def missing_rights(self) -> str | None:
+        """What the user may not do on one of the masters. Asked over connections of the kind that reads and appends; a
+        master of a cluster that does not answer stalls only its own shards. StorageUnavailable where none answers."""
+        with translated():
+            groups = await self.redis.servers.each_server()
+            asking = [asyncio.create_task(self._missing_on(group)) for group in groups]
+            await asyncio.wait(asking, timeout=WITHIN)
+            answers: list[str | BaseException | None] = await cancelled(asking)
+            told = [answer for answer in answers if not isinstance(answer, BaseException)]
+            if not told:
+                raise next((answer for answer in answers if isinstance(answer, Exception)), TimeoutError())
+        self._rights_seen_at = time.monotonic()
+        self._missing = next((answer for answer in told if answer), None)
+        return self._missing
+
+    async def _missing_on(self, group: str) -> str | None:
+        connection = await self.redis.servers.open(group)
+        try:
+            return await missing_rights(connection, group, logs=self.logs, queue=self.queue)
+        finally:
+            connection.close()
+
+
+def servers_in_use(streams: Redis, queue: Redis) -> list[Server]:
+    """The logs' and the queue's, which may be one."""
+    if streams.url == queue.url:
+        return [Server(streams, logs=True, queue=True)]
+    return [Server(streams, logs=True, queue=False), Server(queue, logs=False, queue=True)]
 
 
 class Watch:
-    """`look` once, or `begin` where Redis may be away still; then `run` for ever."""
+    """`look` once, or `begin` where Redis may be away still; then `run` until the end."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
-        both = streams.url == queue.url
-        self._servers = [Server(streams, logs=True, queue=both)]
-        if not both:
-            self._servers.append(Server(queue, logs=False, queue=True))
+        self._servers = servers_in_use(streams, queue)
         self._period = settings.lease
         self._log = log
+        self._troubles = Troubles()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why a server that is in use cannot be used, as of the last look."""
+        return next((server.unusable for server in self._servers if server.unusable), None)
 
     async def begin(self) -> None:
         """Until each server answers and may be used. Misconfigured says why one may not."""
+        backoff = Backoff(0.1, longest=5.0)
         while not all(server.accepted for server in self._servers):
             for server in self._servers:
                 await server.redis.answering(self._log)
-            await self.look()
+            if trouble := await self.look():
+                self._troubles.tell(self._log, f"{trouble} Trying again.")
+                await backoff.wait()
 
     async def run(self) -> None:
         """Looks again once a lease. Says what is new; ends nothing, since what runs already is best served so."""
@@ -80,31 +138,51 @@ class Watch:
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
             await self.look()
 
-    async def look(self) -> None:
-        """At those that answer. Misconfigured where one cannot be used that was not in use yet."""
+    async def look(self) -> str | None:
+        """At those that answer; returns why one could not be looked at. Misconfigured where one cannot be used that was
+        not in use yet."""
+        away: str | None = None
         for server in self._servers:
             try:
                 findings = await self._examine(server)
-            except (StorageUnavailable, RedisError):
-                continue  # whoever uses it says that it is away
+            except StorageUnavailable as error:
+                why = at_fault(error)
+                if why is None:
+                    away = error.message  # its users log that it is away
+                    continue
+                findings = [Finding("url", why, fatal=True)]
+            except RedisError as error:
+                away = f"Redis refuses: {error}"
+                continue
             self._report(server, findings)
+        return away
 
     def _report(self, server: Server, findings: list[Finding]) -> None:
         where = f"Redis at {without_password(server.redis.url)}"
         fatal = next((finding for finding in findings if finding.fatal), None)
         if fatal is not None and not server.accepted:
             raise Misconfigured(f"{where}: {fatal.message}")
+        refused = next((finding for finding in findings if finding.kind in REFUSALS), None)
+        server.unusable = refused and refused.message
         for finding in findings:
-            if finding.known_by not in server.said:
+            if finding.kind in REFUSALS:
+                server.troubles.tell(self._log, f"{where}: {finding.message}", logging.ERROR)
+            elif finding.known_by not in server.said:
                 level = logging.ERROR if finding.fatal else logging.WARNING
                 self._log.log(level, "%s: %s", where, finding.message)
+        if refused is None:
+            server.troubles.over()
         server.accepted = True
         server.said = frozenset(finding.known_by for finding in findings)
 
     async def _examine(self, server: Server) -> list[Finding]:
+        if missing := await server.missing_rights():
+            return [Finding("rights", missing, fatal=True)]
         embedded = bool(await server.redis.execute("EXISTS", keys.EMBEDDED)) if server.queue else False
         findings: list[Finding] = []
-        for group in server.redis.servers.groups:
+        with translated():
+            groups = await server.redis.servers.each_server()
+        for group in groups:
             info = await _info(server.redis, group)
             findings += [NO_INFO] if info is None else about(info, durable=server.logs and not embedded)
         if server.queue:
@@ -221,8 +299,3 @@ def about_clock(least: float, most: float) -> list[Finding]:
         return []
     which = "behind" if off > 0 else "ahead of"
     return [Finding("clock", f"this machine's clock is {abs(off):.1f} s {which} its; one of the two is wrong")]
-
-
-def forbidden(error: StorageUnavailable) -> bool:
-    """Whether the user's rights are the reason."""
-    return isinstance(error.__cause__, NoPermissionError)

@@ -26,7 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from broker.address import Address, Node
 from broker.ids import SHARDS
 from broker.pool import Call, Command, Pool, Redis, Script, translated
-from broker.resp import Argument, Refused, Reply, RespConnection, RespError, raised
+from broker.resp import Argument, Refused, Reply, RespConnection, RespError, UrlRefused, raised
 from broker.servers import OneServer, Servers
 
 REDIRECTIONS = 8
@@ -39,6 +39,8 @@ class SlotMap(Servers):
     does not answer; a MOVED changes it at once."""
 
     groups = SHARDS
+    # A key that has left for another server, while its slot has not, wakes no read that waits for it.
+    longest_block_ms = 500
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
@@ -99,6 +101,12 @@ class SlotMap(Servers):
         connection.belongs(self, slot)
         return connection
 
+    async def each_server(self) -> Sequence[str]:
+        await self.known()
+        owners = {self._owner(slot_of(shard)): shard for shard in reversed(SHARDS)}
+        owners.pop(None, None)
+        return list(owners.values())
+
     async def watch(self) -> None:
         """Nothing to ask: a slot that has moved says so."""
 
@@ -125,13 +133,12 @@ class SlotMap(Servers):
             except OSError as error:
                 trouble = error
             except RespError as error:
-                trouble = Refused(str(error))
+                no_cluster = "cluster support disabled" in str(error)
+                trouble = UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else Refused(str(error))
         raise trouble
 
     def _take(self, asked: Node, ranges: Sequence[Sequence[Any]]) -> None:
-        known = sorted(
-            (first, last, ((master[0] or b"").decode() or asked[0], master[1])) for first, last, master, *_ in ranges
-        )
+        known = sorted((first, last, _node_of(master, asked)) for first, last, master, *_ in ranges)
         self._starts = [first for first, _, _ in known]
         self._ranges = [(last, node) for _, last, node in known]
         self._moved.clear()
@@ -156,7 +163,7 @@ class SlotConnection(RespConnection):
         replies = await super().pipeline(commands, timeout=timeout)
         asked: dict[Node, list[int]] = {}
         for at, reply in enumerate(replies):
-            if isinstance(reply, RespError) and (redirection := redirection_of(reply)):
+            if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
                 kind, node = redirection
                 if kind == "MOVED":
                     self._servers.moved(self._slot, node)  # its owner sees the error, and opens another connection
@@ -265,7 +272,7 @@ class Cluster(Redis):
         for errand in errands:
             if errand.asking:
                 next(replies)
-            errand.reply = next(replies)
+            errand.reply, errand.by = next(replies), node
 
     def _again(self, errand: _Errand, source: str, until: float) -> bool:
         """Whether it is to be sent again: only what a master says it has not executed."""
@@ -275,7 +282,7 @@ class Cluster(Redis):
         if source and isinstance(errand.reply, NoScriptError):
             errand.command = ("EVAL", source, *errand.command[2:])
             return True
-        redirection = redirection_of(errand.reply)
+        redirection = redirection_of(errand.reply, errand.by)
         if redirection is not None and errand.redirections < REDIRECTIONS:
             kind, errand.to = redirection
             errand.redirections += 1
@@ -308,6 +315,8 @@ class _Errand:
     pause: bool = False
     redirections: int = 0
     reply: Reply = None
+    by: Node = ("", 0)
+    """Who gave the reply."""
 
 
 def slot_of(shard_or_key: str) -> int:
@@ -315,15 +324,27 @@ def slot_of(shard_or_key: str) -> int:
     return key_slot(shard_or_key.encode())
 
 
-def redirection_of(error: Exception) -> tuple[str, Node] | None:
-    """MOVED or ASK, and where to, from the error `MOVED 3999 127.0.0.1:6381`."""
+def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
+    """MOVED or ASK, and where to, from the error `MOVED 3999 127.0.0.1:6381` that a node gave."""
     kind, _, rest = str(error).partition(" ")
     if kind not in ("MOVED", "ASK"):
         return None
     host, _, port = rest.rpartition(" ")[2].rpartition(":")
-    return (kind, (host, int(port))) if host else None
+    return kind, (host_or_same(host, by), int(port))
+
+
+def host_or_same(host: str, asked: Node) -> str:
+    """A node that does not know its host, or is not to tell it (`cluster-preferred-endpoint-type`), leaves it out or
+    writes `?`: then the host is the one that was asked."""
+    return host if host not in ("", "?") else asked[0]
+
+
+def _node_of(master: Sequence[Any], asked: Node) -> Node:
+    """Of an entry of CLUSTER SLOTS: host, port, id and, from Redis 7 on, the other names of the host."""
+    host, port, *_ = master
+    return host_or_same((host or b"").decode(), asked), port
 
 
 def _key_of(command: Command) -> str:
-    key = command[3 if command[0] == "EVALSHA" else 1]
+    key = command[3 if command[0] in ("EVAL", "EVALSHA") else 1]
     return key.decode() if isinstance(key, bytes) else str(key)

@@ -77,6 +77,11 @@ def wake(shard: str, process: str, connection: int) -> str:
     return f"tc:{{{shard}}}:w:{process}:{connection}"
 
 
+def rights(shard: str) -> str:
+    """string · a text on which a user's rights are tried, on the queue's server too · 10 s · gateways and workers"""
+    return f"tc:{{{shard}}}:rights"
+
+
 # --- queue Redis ---------------------------------------------------------------------------------------
 
 QUEUE = "tc:queue"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
+import ssl
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
@@ -18,9 +18,10 @@ from importlib.resources import files
 from typing import Any, cast
 
 import redis.asyncio as redis_asyncio
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -30,9 +31,29 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from broker.address import Node, without_password
-from broker.errors import StorageUnavailable
-from broker.resp import KEEPALIVE, Argument, NotMaster, Refused, Reply, is_replica, raised
+from broker import tls
+from broker.address import Address, Node, without_password
+from broker.backoff import Backoff
+from broker.errors import Misconfigured, StorageUnavailable
+from broker.resp import (
+    KEEPALIVE,
+    MANY_CLIENTS,
+    Argument,
+    ClosedAtOnce,
+    LoginRefused,
+    Refused,
+    Reply,
+    RespError,
+    TlsFailed,
+    UrlRefused,
+    check_greeting,
+    described,
+    forbidden_command,
+    greeting,
+    raised,
+    tls_arguments,
+    tls_failures,
+)
 from broker.servers import Servers
 from broker.tally import ROUND_TRIPS, Buckets
 
@@ -97,23 +118,28 @@ class Redis(ABC):
 
     async def trouble(self) -> str | None:
         """Why it cannot be used; None if it can."""
+        failure = await self._failure()
+        return None if failure is None else failure.message
+
+    async def _failure(self) -> StorageUnavailable | None:
         try:
             await self.execute("PING")
         except StorageUnavailable as error:
-            return error.message
+            return error
         return None
 
     async def answering(self, log: logging.Logger) -> None:
-        """Until it can be used. Says what is the matter, once for each matter, and when it is over."""
-        delay, said = 0.1, None
-        while trouble := await self.trouble():
-            if trouble != said:
-                log.warning("%s Trying %s again.", trouble, without_password(self.url))
-                said = trouble
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, 5.0)
-        if said:
-            log.info("Redis answers at %s", without_password(self.url))
+        """Wait until it can be used. Logs what is the matter, once a minute, and when it is over. Misconfigured where
+        the URL is at fault."""
+        where, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
+        while failure := await self._failure():
+            if (why := at_fault(failure)) is not None:
+                raise Misconfigured(f"Redis at {where}: {why}")
+            self.servers.troubles.tell(log, f"{failure.message} Trying {where} again.")
+            await backoff.wait()
+        if backoff.failing:
+            self.servers.troubles.over()
+            log.info("Redis answers at %s", where)
 
 
 class Pool(Redis):
@@ -121,18 +147,16 @@ class Pool(Redis):
 
     def __init__(self, url: str, servers: Servers, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
         super().__init__(url, servers)
-        address = servers.address
         options: dict[str, Any] = {
             "socket_timeout": socket_timeout,
-            "socket_connect_timeout": 2.0,
+            "socket_connect_timeout": servers.address.connect_timeout,
             "health_check_interval": 15,
             "servers": servers,
-            **address.options,
         }
         pool = _Shrinking(
             max_connections=max_connections,
             timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
-            connection_class=_OverUnix if "path" in address.options else _OverTls if address.secure else _OverTcp,
+            connection_class=_OverUnix if servers.address.path else _OverTcp,
             **options,
         )
         # The library's asyncio half is only partly typed; this class is where that ends.
@@ -205,7 +229,8 @@ class _Shrinking(redis_asyncio.BlockingConnectionPool):
 
 
 class _ToMaster(AbstractConnection):
-    """Asks where the master is at every connect, and lets a connection go once the master is elsewhere."""
+    """Asks where the master is at every connect, and lets a connection go once the master is elsewhere. Connects,
+    authenticates and selects the database as RespConnection does."""
 
     def __init__(self, *, servers: Servers, **options: Any) -> None:
         self._servers = servers
@@ -215,27 +240,58 @@ class _ToMaster(AbstractConnection):
         self.free_since = 0.0
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
 
+    @property
+    def _address(self) -> Address:
+        return self._servers.address
+
     async def connect(self) -> None:
         if self.is_connected and self._useless():
             await self.disconnect(nowait=True)
-        if not self.is_connected:
-            self._refused, self._connected_at = False, time.monotonic()
-            self._node = self.host, self.port = await self._servers.master()
-            await super().connect()
-            await self._refuse_replica()
+        if self.is_connected:
+            return
+        self._refused, self._connected_at = False, time.monotonic()
+        self._node = self.host, self.port = await self._servers.master()
+        try:
+            async with asyncio.timeout(self._address.connect_timeout):
+                with tls_failures(self._node):
+                    await self._connect()
+                await self.on_connect()
+                await self._greet()
+        except BaseException as error:
+            await self.disconnect(nowait=True)
+            if isinstance(error, OSError) and not isinstance(error, Refused):  # arq knows the library's
+                kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
+                raise kind(type(error).__name__) from error
+            raise
 
     def _useless(self) -> bool:
         return self._refused or self._connected_at < self._servers.doubted_at or self._servers.superseded(self._node)
 
-    async def _refuse_replica(self) -> None:
-        await self.send_command("HELLO", check_health=False)
-        try:
-            hello = await self.read_response()
-        except ResponseError:
-            return
-        if is_replica(hello):
-            await self.disconnect(nowait=True)
-            raise NotMaster(f"{self.host}:{self.port} is a replica")
+    async def on_connect(self) -> None:
+        parser: Any = self._parser
+        parser.on_connect(self)
+
+    async def _greet(self) -> None:
+        commands = greeting(self._address)
+        await self.send_packed_command(self.pack_commands(commands), check_health=False)
+        replies: list[Reply] = []
+        for _ in commands:
+            try:
+                replies.append(await self.read_response())
+            except AuthenticationError as error:
+                raise LoginRefused("it refuses the name or the password") from error
+            except RedisConnectionError as error:
+                if replies or isinstance(error, BusyLoadingError):
+                    raise
+                if MANY_CLIENTS in str(error):
+                    raise Refused(MANY_CLIENTS) from error
+                closed = ClosedAtOnce(secure=self._address.tls is not None)
+                raise RedisConnectionError(str(closed)) from closed
+            except NoPermissionError as error:  # the library takes the first word away
+                replies.append(RespError(f"NOPERM {error}"))
+            except ResponseError as error:
+                replies.append(RespError(str(error)))
+        check_greeting(commands, replies, self._node)
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         try:
@@ -255,20 +311,23 @@ class _ToMaster(AbstractConnection):
         except RedisTimeoutError:
             self._servers.doubt()
             raise
+        except RedisConnectionError as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise TlsFailed(tls.failure(error.__context__, self._node[0])) from error
+            raise
 
 
 class _OverTcp(_ToMaster, Connection):
     def __init__(self, **options: Any) -> None:
         super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
 
-
-class _OverTls(_ToMaster, SSLConnection):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {"host": self.host, "port": self.port, **tls_arguments(self._address)}
 
 
 class _OverUnix(_ToMaster, UnixDomainSocketConnection):
-    pass
+    def __init__(self, *, servers: Servers, **options: Any) -> None:
+        super().__init__(servers=servers, path=servers.address.path, **options)
 
 
 class translated:  # noqa: N801 - reads as a word in `with translated():`
@@ -284,13 +343,17 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._latency is not None:
             self._latency.observe(time.monotonic() - self._began)
-        if isinstance(error, AuthenticationError):
+        if isinstance(error, AuthenticationError | LoginRefused):
             raise StorageUnavailable("Redis refuses the name or the password.") from error
+        if isinstance(error, TlsFailed):
+            raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
+        if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
+            raise StorageUnavailable(f"Redis does not answer: {error}.") from error
         if isinstance(error, Refused):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
             raise StorageUnavailable from error
-        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSING)):
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _refusing(error)):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
 
 
@@ -298,3 +361,22 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
 # library has classes for some, and takes their first word away; the rest are known by it.
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
 _REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
+
+
+def _refusing(error: ResponseError) -> bool:
+    return str(error).startswith(_REFUSING) or forbidden_command(error) is not None
+
+
+def forbidden(error: StorageUnavailable) -> bool:
+    """Whether the user's rights are the reason."""
+    cause = error.__cause__
+    return isinstance(cause, NoPermissionError) or (cause is not None and forbidden_command(cause) is not None)
+
+
+def at_fault(error: StorageUnavailable) -> str | None:
+    """What is wrong with the URL or its user where that is the reason, which nothing but a restart mends: a login or a
+    certificate may still be mended on the other side."""
+    cause = error.__cause__
+    if isinstance(cause, UrlRefused) or (cause is not None and forbidden(error)):
+        return described(cause)
+    return None

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
 from broker import keys
+from broker.backoff import Backoff
 from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
 from broker.events import RawEntry
 from broker.feed import Feed, OutOfOrder
 from broker.ids import Cursor
-from broker.resp import Reply, RespConnection, RespError, bulk, raised
+from broker.resp import Reply, RespConnection, RespError, bulk, described, raised
 
 logger = logging.getLogger("tokencast.reader")
 
@@ -70,7 +70,10 @@ class Reader:
         self.group = group
         self._control = keys.wake(group, *name)
         self._control_id = "0"
-        xread = b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", b"%d" % BLOCK_MS, b"STREAMS", self._control.encode()
+        block_ms = min(BLOCK_MS, redis.servers.longest_block_ms)
+        self._timeout = block_ms / 1000 + SLACK
+        self._backoff = Backoff()
+        xread = b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", b"%d" % block_ms, b"STREAMS", self._control.encode()
         self._xread = b"".join(map(bulk, xread))
         self._streams: dict[bytes, Stream] = {}
         self._wanted = asyncio.Event()
@@ -99,22 +102,22 @@ class Reader:
                 await self._redis.run(WAKE, (self._control,), (60_000,))
 
     async def run(self) -> None:
-        """For ever: Redis may go and come back, readers see a pause."""
-        delay = 0.05
+        """Until cancelled: Redis may go and come back, readers see a pause."""
+        troubles = self._redis.servers.troubles
         while True:
             await self._wanted.wait()
             try:
                 connection = await self._redis.servers.open(self.group)
-            except (OSError, RespError) as error:
-                logger.warning("cannot reach Redis: %s", type(error).__name__)
+            except OSError as error:
+                troubles.tell(logger, f"cannot reach Redis: {described(error)}")
             else:
                 try:
-                    delay = 0.05
                     await self._read(connection)
+                    continue  # nothing is left to follow
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
                         self._redis.servers.doubt()
-                    logger.warning("lost Redis: %s", error if isinstance(error, RespError) else type(error).__name__)
+                    troubles.tell(logger, f"lost Redis: {described(error)}")
                 except Exception:  # one generation's trouble must not end the reading of the others
                     logger.exception("reader failed, starts again")
                 finally:
@@ -122,8 +125,7 @@ class Reader:
                         self._answer.cancel()
                     self._connection = self._answer = None
                     connection.close()
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, 2.0)
+            await self._backoff.wait()
 
     async def _read(self, connection: RespConnection) -> None:
         self._connection = connection
@@ -139,6 +141,9 @@ class Reader:
                 await self._resync(feed)
                 self.due[feed] = None
             await self._deliver(self)
+            if self._backoff.failing:
+                self._backoff.success()
+                self._redis.servers.troubles.over()
 
     async def _news(self, connection: RespConnection) -> Sequence[News]:
         self.ahead()
@@ -148,7 +153,7 @@ class Reader:
             (reply,) = await self._answer
             raised(reply)
         except RespError as error:
-            if error.kind != "TRYAGAIN":
+            if error.kind not in ("TRYAGAIN", "ASK"):
                 raise
             reply = await self._one_by_one(connection)
         finally:
@@ -161,7 +166,7 @@ class Reader:
     def ahead(self) -> None:
         if self._answer is None and self._connection is not None:
             with suppress(OSError):  # it is closed
-                self._answer = self._connection.begin(self._command(), 1, timeout=BLOCK_MS / 1000 + SLACK)
+                self._answer = self._connection.begin(self._command(), 1, timeout=self._timeout)
 
     def collect(self) -> None:
         """An answer that is no news is left to `_news`."""
@@ -191,8 +196,8 @@ class Reader:
         return b"".join((count, self._xread, *names, bulk(self._control_id.encode()), *tails))
 
     async def _one_by_one(self, connection: RespConnection) -> Sequence[News]:
-        """While the shard moves to another server of a cluster: some streams are here, some there already, and no
-        read can span them."""
+        """While the shard moves to another server of a cluster: some streams are here, some or all there already. No
+        read can span both, and one that waits here hears nothing of those over there."""
         await asyncio.sleep(MOVING)
         streams = list(self._streams.items())
         commands = [("XREAD", "COUNT", COUNT, "STREAMS", name, str(stream.feed.tail)) for name, stream in streams]

@@ -7,15 +7,14 @@ import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
-
-from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import RedisError
+from dataclasses import replace
 
 from broker.address import Address, Node
+from broker.backoff import Troubles
 from broker.ids import SHARDS
-from broker.resp import NotMaster, Reply, RespConnection
+from broker.resp import NotMaster, Refused, Reply, RespConnection, RespError
 
 WATCH = 5.0  # seconds between two questions to the sentinels
 SUPERSEDED = "another server is the master now"
@@ -28,8 +27,11 @@ class Servers(ABC):
     def __init__(self, address: Address) -> None:
         self.address = address
         self.doubted_at = 0.0
+        self.troubles = Troubles()
 
     groups: tuple[str, ...] = SHARDS[:1]
+    longest_block_ms = 60_000
+    """For how long a read may at most wait in the server for something new."""
 
     def group(self, shard: str) -> str:
         """The group that a shard is in."""
@@ -37,7 +39,11 @@ class Servers(ABC):
 
     @abstractmethod
     async def master(self) -> Node:
-        """Where to connect to now. OSError or RedisError where nobody knows."""
+        """Where to connect to now. OSError where nobody knows."""
+
+    async def each_server(self) -> Sequence[str]:
+        """One group of each server that has some. OSError."""
+        return self.groups[:1]
 
     def superseded(self, node: Node) -> bool:
         """Whether another one is known to be the master."""
@@ -61,11 +67,7 @@ class Servers(ABC):
 
     async def open(self, group: str = SHARDS[0]) -> RespConnection:
         """A raw connection to the master. OSError."""
-        try:
-            node = await self.master()
-        except RedisError as error:
-            raise ConnectionError(str(error)) from error
-        return await RespConnection.open(self.address, node)
+        return await RespConnection.open(self.address, await self.master())
 
     @abstractmethod
     async def watch(self) -> None:
@@ -83,23 +85,21 @@ class OneServer(Servers):
 
 
 class Sentinels(Servers):
-    """The master of a service, as its sentinels see it."""
+    """The master of a service, as its sentinels see it. They are connected to as the servers are, TLS included, under
+    a login of their own."""
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
-        user, password = address.sentinel_login
-        options: dict[str, Any] = {name: value for name, value in address.options.items() if name.startswith("ssl_")}
-        self._sentinel: Any = Sentinel(  # the library's asyncio half is only partly typed
-            address.nodes,
-            sentinel_kwargs={
-                **options,
-                "ssl": address.secure,
-                "username": user,
-                "password": password,
-                "socket_timeout": SENTINEL_TIMEOUT,
-                "socket_connect_timeout": SENTINEL_TIMEOUT,
-            },
+        self._as_sentinel = replace(
+            address,
+            kind="server",
+            db=0,
+            username=address.sentinel_username,
+            password=address.sentinel_password,
+            client_name=None,
+            connect_timeout=min(SENTINEL_TIMEOUT, address.connect_timeout),
         )
+        self._sentinels = list(address.nodes)
         self._asking: asyncio.Task[Node] | None = None
         self._master: Node | None = None
 
@@ -111,13 +111,38 @@ class Sentinels(Servers):
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> Node:
+        """One sentinel after the other, the one that knew it last first."""
+        trouble: OSError = ConnectionError(f"no sentinel knows a master of {self.address.service}")
+        for sentinel in tuple(self._sentinels):
+            try:
+                master = await self._asked(sentinel)
+            except OSError as error:
+                trouble = error if isinstance(error, Refused) else trouble
+                continue
+            if master is not None:
+                self._sentinels.remove(sentinel)
+                self._sentinels.insert(0, sentinel)
+                self._master = master
+                return master
+        raise trouble
+
+    async def _asked(self, sentinel: Node) -> Node | None:
+        """The master that one sentinel names, unless it takes it for dead. Masters change once in months: no connection
+        is kept for that. OSError."""
+        connection = await RespConnection.open(self._as_sentinel, sentinel, any_role=True)
         try:
-            host, port = await self._sentinel.discover_master(self.address.service)
+            reply = await connection.call("SENTINEL", "MASTER", self.address.service, timeout=SENTINEL_TIMEOUT)
+        except RespError as error:
+            if error.kind in ("NOAUTH", "NOPERM"):
+                raise Refused(f"a sentinel says: {error}") from error
+            return None  # the service is not known to it
         finally:
-            # Masters change once in months: no connection is kept for that.
-            await asyncio.gather(*(each.connection_pool.disconnect() for each in self._sentinel.sentinels))
-        self._master = (host, port)
-        return self._master
+            connection.close()
+        master = dict(zip(reply[::2], reply[1::2], strict=True))
+        flags = set(master[b"flags"].split(b","))
+        if b"master" not in flags or flags & {b"s_down", b"o_down"}:
+            return None
+        return master[b"ip"].decode(), int(master[b"port"])
 
     def superseded(self, node: Node) -> bool:
         return self._master not in (None, node)
@@ -127,7 +152,7 @@ class Sentinels(Servers):
         lost, and does not say so."""
         while True:
             await asyncio.sleep(WATCH * random.uniform(0.8, 1))
-            with suppress(RedisError, OSError):  # without sentinels, what was known is the best there is
+            with suppress(OSError):  # without sentinels, what was known is the best there is
                 await self.master()
 
 

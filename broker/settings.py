@@ -52,7 +52,9 @@ _LONGEST = 2.0**31  # seconds
 class Settings(BaseSettings):
     """The settings of gateway and worker. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 import time
 from typing import NamedTuple
 
 from broker import keys
+from broker.backoff import Backoff
 from broker.connection import Argument, Reply, Script, servers_of, without_password
 from broker.ids import shard_of
-from broker.resp import RespConnection, RespError
+from broker.resp import RespConnection, RespError, described, forbidden_command
 from broker.servers import Servers
 from broker.settings import Settings
 from broker.store import lifecycle_keys, new_epoch
@@ -102,15 +102,15 @@ class Appender:
                 lane.tick(idle_too=number == turn % len(self._lanes))
 
     def lost(self, why: str) -> None:
-        """A lane has lost its connection, gets none, or is refused. Said once, until all are served."""
-        if self._whole is not False:
-            log.warning("events wait: Redis at %s: %s", without_password(self._url), why)
+        """A lane has lost its connection, gets none, or is refused. Logged once a minute, until all are served."""
+        self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {why}")
         self._whole = False
 
     def found(self) -> None:
         """A lane is connected, and served."""
         if not self._whole and all(lane.connected.is_set() for lane in self._lanes.values()):
             self._whole = True
+            self._servers.troubles.over()
             log.info("connected to Redis at %s", without_password(self._url))
 
 
@@ -127,10 +127,13 @@ class Lane:
         self._active: dict[Attempt, None] = {}
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
+        self._apart: set[Attempt] = set()  # with keys on two servers: their shard is moving
         self._lingering = Lingering(tick)
         self._connection = 0  # number of the present one
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
+        # Back within a lease of Redis: for as long the reapers wait for us.
+        self._backoff = Backoff(longest=min(2.0, settings.lease / 3))
         self.connected = asyncio.Event()
 
     def begin(self, claim: Claim) -> Attempt:
@@ -142,6 +145,7 @@ class Lane:
         self._active.pop(attempt, None)
         self._waiting.pop(attempt, None)
         self._restoring.pop(attempt, None)
+        self._apart.discard(attempt)
 
     def tick(self, *, idle_too: bool) -> None:
         """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
@@ -159,18 +163,15 @@ class Lane:
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        failures = 0
+        """Until cancelled."""
         while True:
-            started = time.monotonic()
             try:
                 await self._connect_and_serve()
             except (OSError, RespError) as error:
-                failures = 0 if time.monotonic() - started > 5 else failures + 1
                 if isinstance(error, TimeoutError):
                     self._servers.doubt()
-                self._unwell(error.kind if isinstance(error, RespError) else type(error).__name__)
-            # Back within a lease of Redis: so long the reapers wait for us.
-            await asyncio.sleep(min(2.0, self._lease_ms / 3000, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                self._unwell(described(error))
+            await self._backoff.wait()
 
     async def _connect_and_serve(self) -> None:
         connection = await self._servers.open(self._group)
@@ -197,6 +198,7 @@ class Lane:
                 self._lingering.answered()
                 refusal = self._settle(calls, replies)
                 if refusal is None:
+                    self._backoff.success()
                     if not self._restoring:  # else a ticket of what is about to be restored could be taken
                         self._well()
                 elif refusal.kind == "NOSCRIPT":
@@ -253,8 +255,10 @@ class Lane:
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
-                keys_ = (keys.meta(gid), keys.log(gid), keys.live(shard_of(gid)))
-                calls.append(Call(attempt, TOUCHING, ("EVALSHA", TOUCH.sha, 3, *keys_, gid, own, self._lease_ms)))
+                live = () if attempt in self._apart else (keys.live(shard_of(gid)),)
+                keys_ = (keys.meta(gid), keys.log(gid), *live)
+                command = ("EVALSHA", TOUCH.sha, len(keys_), *keys_, gid, own, self._lease_ms)
+                calls.append(Call(attempt, TOUCHING, command))
 
     def _append(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
@@ -295,8 +299,12 @@ class Lane:
             if call.cut == TOUCHING and (attempt not in self._active or attempt in self._restoring):
                 continue  # touched behind its own ending, or its loss is known
             if isinstance(reply, RespError):
+                if call.cut == TOUCHING:
+                    self._touch_again(attempt, reply)
                 refusal = self._refused(attempt, reply, now) or refusal
                 continue
+            if call.cut == TOUCHING:
+                self._apart.discard(attempt)
             if call.cut >= 0:
                 attempt.heard_at = now
             outcome = reply[0]
@@ -318,6 +326,12 @@ class Lane:
             else:
                 self._end(attempt, outcome.decode())
         return refusal
+
+    def _touch_again(self, attempt: Attempt, error: RespError) -> None:
+        """At the next tick, by the keys that must be together."""
+        attempt.touched_at = float("-inf")
+        if error.kind == "TRYAGAIN":
+            self._apart.add(attempt)
 
     def _accepted(self, call: Call, last: int) -> None:
         attempt, cut, _ = call
@@ -352,7 +366,7 @@ class Lane:
             if now - attempt.refused_since > min(STORAGE_FULL, self._lease_ms / 500):
                 self._end(attempt, "FULL")
             return error
-        if kind in TRANSIENT:
+        if kind in TRANSIENT or forbidden_command(error) is not None:
             return error
         log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
         self._end(attempt, "ERROR")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,11 +18,12 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from broker import keys
+from broker.backoff import Backoff, Troubles
 from broker.connection import Redis, open_pool, servers_of, without_password
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue import JOB_NAME, deserialize, serialize
-from broker.resp import RespConnection, RespError
+from broker.resp import RespConnection, RespError, described, forbidden_command
 from broker.settings import Settings
 from worker.appender import Appender
 from worker.claims import Claim, claim
@@ -76,7 +76,7 @@ class TicketWorker(Worker):
         try:
             await self._poll_iteration()
         except Exception as error:
-            log.warning("the queue: %s", type(error).__name__)
+            self._picker.troubled(error)
             self._broken.set()
 
     async def _poll_iteration(self) -> None:
@@ -85,6 +85,8 @@ class TicketWorker(Worker):
             self.allow_pick_jobs = free > 0
             self.queue_read_limit = max(free, 1)
             await super()._poll_iteration()
+        if free > 0:
+            self._picker.polled()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Over a name that is no text arq's loop would end, and find it at the queue's head again, for ever."""
@@ -129,6 +131,19 @@ class Picker:
         self._settings = settings
         self._worker: TicketWorker | None = None
         self._stopping = False
+        self._polling = Backoff(0.1)
+        self._troubles = Troubles()
+
+    def troubled(self, error: Exception) -> None:
+        """The queue does not answer, or refuses."""
+        where = without_password(self._settings.redis_url)
+        self._troubles.tell(log, f"the queue at {where}: {described(error)}")
+
+    def polled(self) -> None:
+        """The queue answers."""
+        if self._polling.failing:
+            self._polling.success()
+            self._troubles.over()
 
     def free(self, worker: TicketWorker) -> int:
         """None while the logs' Redis is away: a ticket taken then could not be claimed."""
@@ -186,18 +201,13 @@ class Picker:
         url = self._settings.redis_url
         redis = open_pool(url, max_connections=self._settings.slots + 8)
         pool = ArqRedis(redis.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
-        loop = asyncio.get_running_loop()
-        failures = 0
         try:
             while not self._stopping:
-                started = loop.time()
                 try:
                     await self._poll(pool)
                 except Exception as error:
-                    failures = 0 if loop.time() - started > 5 else failures + 1
-                    if failures <= 1:
-                        log.warning("the queue at %s: %s", without_password(url), type(error).__name__)
-                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+                    self.troubled(error)
+                await self._polling.wait()
         finally:
             await redis.close()
 
@@ -213,20 +223,20 @@ class Picker:
             await worker.finished()
 
     async def _listen_for_ever(self) -> None:
-        failures, servers = 0, servers_of(self._settings.redis_url)
+        backoff, servers = Backoff(0.1), servers_of(self._settings.redis_url)
         while not self._stopping:
             try:
                 connection = await servers.open()
                 try:
-                    failures = 0
-                    await self._listen(connection)
+                    await self._listen(connection, backoff)
                 finally:
                     connection.close()
-            except (OSError, RespError):
-                failures += 1  # the poll says what is wrong
-                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+            except (OSError, RespError) as error:
+                if forbidden_command(error) is not None:  # else the poll says what is wrong
+                    self.troubled(error)
+                await backoff.wait()
 
-    async def _listen(self, connection: RespConnection) -> None:
+    async def _listen(self, connection: RespConnection, backoff: Backoff) -> None:
         """The bell says that something is in the queue, not what: which tickets are next is for their fair tags to
         say. Without a free slot nobody listens; the first one that gets free looks without being called."""
         full = True
@@ -235,6 +245,11 @@ class Picker:
             if worker is None or self.free(worker) <= 0:
                 full = True
                 await self._running.changed(within=1.0)
-            elif full or await connection.call("BLPOP", keys.BELL, BELL_BLOCK, timeout=BELL_TIMEOUT):
+            elif full:
                 full = False
                 await worker.look()
+            else:
+                rung = await connection.call("BLPOP", keys.BELL, BELL_BLOCK, timeout=BELL_TIMEOUT)
+                backoff.success()
+                if rung:
+                    await worker.look()

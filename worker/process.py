@@ -86,7 +86,9 @@ async def _work(
     presence = Presence(queue.redis, running)
 
     def not_ready() -> str | None:
-        return "stopping" if stop.is_set() else None if appender.connected else "the logs' Redis is away"
+        if stop.is_set():
+            return "stopping"
+        return watch.trouble if appender.connected else "the logs' Redis is away"
 
     servers = {"logs": store, "queue": queue.redis}
     metrics = Metrics(generator.tally, appender, running, reaper, servers, not_ready)

@@ -30,8 +30,10 @@ end
 local function expire(xa)
   redis.call('PEXPIREAT', LOG, int(xa))
   redis.call('PEXPIREAT', META, int(xa + HOUR))
+  -- Not among the KEYS of all scripts. While the slot moves to another server of a cluster it may have left already,
+  -- and Redis refuses it: the next renewal, long before its two hours are over, finds it.
   local record = redis.call('HGET', META, 'ik')
-  if record and record ~= '' then redis.call('PEXPIREAT', record, int(xa)) end
+  if record and record ~= '' then redis.pcall('PEXPIREAT', record, int(xa)) end
 end
 
 -- For whatever lives; renewed with the lease, which must not run out because Redis is full.

@@ -3,7 +3,8 @@
 -- Keeps the lease while nothing was appended, and carries an ending from elsewhere home. The only renewal: it
 -- revives an expired lease that nobody took. Writes only when less than two thirds of the lease is left, or more than
 -- all of it: then the server's clock went back.
--- KEYS: [1] meta, [2] log, [3] live   ARGV: gid, own, lease ms
+-- KEYS: [1] meta, [2] log, [3] live, unless a cluster has it on another server than the other two for the moment: then
+-- the reaper looks too early, and sees by `le` that nothing is due   ARGV: gid, own, lease ms
 -- Returns LOST | GONE | CLOSED status | FENCED | OK n now
 local m = redis.call('HMGET', META, 'st', 'own', 'n', 'le')
 local no = refusal(m, ARGV[2], 0)
@@ -13,6 +14,6 @@ local left = tonumber(m[4]) - now
 if left < lease * 2 / 3 or left > lease then
   expire_live(now)
   redis.call('HSET', META, 'le', int(now + lease))
-  due(now + lease)
+  if LIVE then due(now + lease) end
 end
 return {'OK', tonumber(m[3]), now}

@@ -67,8 +67,8 @@ class Server:
 
     async def ask(self, *command: Any) -> Any:
         """One command, as this server's administrator. RespError is raised."""
-        options = {"password": self.password} if self.password and not self._sentinel else {}
-        address = Address("server", (self.node,), secure=False, options=options)
+        password = None if self._sentinel else self.password or None
+        address = Address("server", (self.node,), password=password)
         connection = await RespConnection.open(address, self.node, any_role=True)
         try:
             return await connection.call(*command, timeout=10)
@@ -92,7 +92,7 @@ class Server:
 
 
 @asynccontextmanager
-async def _servers() -> AsyncGenerator[tuple[Path, list[Server]], None]:
+async def directory_of_servers() -> AsyncGenerator[tuple[Path, list[Server]], None]:
     """A directory, and a list: what is put into it ends with the test."""
     servers: list[Server] = []
     directory = Path(tempfile.mkdtemp(prefix="tokencast-servers-"))
@@ -151,7 +151,7 @@ async def watched(
     password: str = "",
 ) -> AsyncGenerator[Watched, None]:
     """Three sentinels, who need two votes and one second."""
-    async with _servers() as (directory, all_of_them):
+    async with directory_of_servers() as (directory, all_of_them):
         servers = [Server(binary, directory, *options, password=password) for _ in range(1 + replicas)]
         first, *others = servers
         for other in others:
@@ -225,7 +225,7 @@ class Clustered:
 @asynccontextmanager
 async def clustered(binary: str, *, replicas: bool = True) -> AsyncGenerator[Clustered, None]:
     """Three masters. A master that is silent for a second is replaced."""
-    async with _servers() as (directory, all_of_them):
+    async with directory_of_servers() as (directory, all_of_them):
         options = (
             "cluster-enabled yes",
             "cluster-node-timeout 1000",

@@ -16,7 +16,7 @@ import pytest
 from broker import Broker, connect, keys
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.test_dev import dev
-from tests.support import ROOT, Service, clean_environment, gateway, request_body, service, wait_until, worker
+from tests.support import ROOT, Gateway, Service, clean_environment, gateway, request_body, service, wait_until, worker
 
 QUICK = {"TOKENCAST_LEASE": "0.5"}
 EVICTING = {"maxmemory-policy": "allkeys-lru"}
@@ -52,6 +52,24 @@ async def test_a_server_that_evicts_is_refused_in_one_line(engine: str) -> None:
                 assert "hunter2" not in line
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/99", "database 99 cannot be used: DB index is out of range"),
+        ("/abc", "REDIS_URL: a database is a number"),
+        ("/0?decode_responses=true", "REDIS_URL: there is no option decode_responses"),
+        ("/0?protocol=3", "REDIS_URL: there is no option protocol"),
+        ("/0?encoding=latin-1", "REDIS_URL: there is no option encoding"),
+        ("/0#Hunter2", "REDIS_URL: .*percent-encode"),
+    ],
+)
+async def test_a_url_that_does_not_fit_is_refused_in_one_line(redis: EmbeddedRedis, path: str, says: str) -> None:
+    async with both(redis.url.replace("/0", path)) as processes:
+        for line in await refused(*processes):
+            assert re.search(says, line)
+            assert "Hunter2" not in line
+
+
 async def test_a_queue_that_evicts_is_refused_too() -> None:
     async with (
         EmbeddedRedis() as logs,
@@ -63,17 +81,23 @@ async def test_a_queue_that_evicts_is_refused_too() -> None:
             assert f"{queue.url}: maxmemory-policy is allkeys-lru" in process.lines[-1]
 
 
-async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes() -> None:
+@pytest.mark.parametrize(
+    ("path", "options", "says"),
+    [("/0", EVICTING, "maxmemory-policy is allkeys-lru"), ("/99", {}, "database 99 cannot be used")],
+)
+async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes(
+    path: str, options: dict[str, str], says: str
+) -> None:
     async with EmbeddedRedis() as redis:
         redis.kill()
-        redis.options |= EVICTING
-        async with both(redis.url) as processes:
+        redis.options |= options
+        async with both(redis.url.replace("/0", path)) as processes:
             for process in processes:
                 await process.says("does not answer")
             await redis.restart()
             for process in processes:
                 assert await process.wait() == 2
-                assert "maxmemory-policy is allkeys-lru" in process.lines[-1]
+                assert says in process.lines[-1]
                 assert "Traceback" not in process.output
 
 
@@ -183,6 +207,62 @@ async def test_where_info_is_not_allowed_it_says_so_and_goes_on(engine: str, sim
                 await each.says(r"WARNING.*\+info")
             assert await runs(broker)
             assert "no sweep" not in api.process.output + process.output
+
+
+@pytest.mark.parametrize("command", ["xread", "xadd", "evalsha"])
+async def test_a_user_without_a_command_that_is_needed_is_refused(redis: EmbeddedRedis, command: str) -> None:
+    url = await user_of(redis, "weak", "+@all", f"-{command}")
+    async with both(url) as processes:
+        for line in await refused(*processes):
+            assert re.search(rf"Redis at \S+: this user has no permissions to run {command.upper()} \(", line)
+            assert "hunter2" not in line
+
+
+async def test_a_user_of_other_keys_is_refused(redis: EmbeddedRedis) -> None:
+    url = await user_of(redis, "weak", "+@all", "resetkeys", "~other:*")
+    async with both(url) as processes:
+        for line in await refused(*processes):
+            assert "~tc:*" in line
+
+
+async def test_rights_that_are_taken_away_are_said_by_name_and_seldom(sim: str) -> None:
+    """While we run: once a minute, and nothing is ready until they are back. What runs waits, and then ends well."""
+    async with (
+        EmbeddedRedis() as redis,
+        connect(redis.url) as broker,
+        gateway(await user_of(redis, "weak", "+@all"), **QUICK) as api,
+        worker(await user_of(redis, "weak", "+@all"), sim, **QUICK) as process,
+    ):
+        made = await api.create(request_body("[[sim length=150 speed=50]]", model="sim"))
+        following = asyncio.create_task(api.events(made["id"]))
+        await wait_until(lambda: begun(api, made["id"]))
+        for command, says in (("xread", "lost Redis: .*XREAD"), ("evalsha", "events wait: .*EVALSHA")):
+            rights = broker.store.redis.execute
+            await rights("ACL", "SETUSER", "weak", f"-{command}")
+            await (api.process if command == "xread" else process).says(says)
+            for each in (api.process, process):
+                await each.says(rf"ERROR.*no permissions to run {command.upper()} \(ACL: \+{command}\)")
+            ready = await wait_until(lambda: unready(api))
+            assert f"no permissions to run {command.upper()}" in ready
+            await rights("ACL", "SETUSER", "weak", f"+{command}")
+            await wait_until(lambda: is_ready(api))
+        frames = await following
+        assert frames[-1].event == "completed"
+        assert len([line for line in api.process.lines if "lost Redis" in line]) <= 10
+        assert "Traceback" not in api.process.output + process.output
+
+
+async def begun(api: Gateway, gid: str) -> bool:
+    return (await api.get(gid))["first_token_at"] is not None
+
+
+async def unready(api: Gateway) -> str | None:
+    response = await api.http.get("/readyz")
+    return response.text if response.status_code == 503 else None
+
+
+async def is_ready(api: Gateway) -> bool:
+    return (await api.http.get("/readyz")).status_code == 200
 
 
 async def test_the_composed_systems_user_may_all_that_is_needed(engine: str, sim: str) -> None:

@@ -169,16 +169,47 @@ async def begun(api: Gateway, gid: str) -> bool:
     return (await api.get(gid))["first_token_at"] is not None
 
 
+class Move:
+    """A shard on its way from one master to another."""
+
+    def __init__(self, slot: int, source: Server, target: Server, ids: dict[Server, str]) -> None:
+        self._slot = slot
+        self.source = source
+        self._target = target
+        self._ids = ids
+
+    @classmethod
+    async def of(cls, cluster: Clustered, shard: str) -> Move:
+        slot = slot_of(shard)
+        source = await cluster.owner(slot)
+        target = next(server for server in cluster.masters if server is not source)
+        ids = {server: (await server.ask("CLUSTER", "MYID")).decode() for server in (source, target)}
+        return cls(slot, source, target, ids)
+
+    async def begin(self) -> None:
+        await self._target.ask("CLUSTER", "SETSLOT", self._slot, "IMPORTING", self._ids[self.source])
+        await self.source.ask("CLUSTER", "SETSLOT", self._slot, "MIGRATING", self._ids[self._target])
+
+    async def keys(self, *names: str) -> None:
+        for name in names:
+            assert await self.source.ask("MIGRATE", *self._target.node, name, 0, 5000) == b"OK"
+
+    async def all_keys(self) -> None:
+        while names := await self.source.ask("CLUSTER", "GETKEYSINSLOT", self._slot, 100):
+            await self.source.ask("MIGRATE", *self._target.node, "", 0, 5000, "KEYS", *names)
+
+    async def end(self) -> None:
+        for server in (self._target, self.source):
+            await server.ask("CLUSTER", "SETSLOT", self._slot, "NODE", self._ids[self._target])
+
+
 async def test_a_shard_moves_under_running_generations(
     api: Gateway, workers: Workers, sim: str, cluster: Clustered
 ) -> None:
     """While some of its keys are here and some there, its scripts and reads are answered ASK or TRYAGAIN, and then
     MOVED. Its readers see nothing of it; creating there waits."""
     shard = SHARDS[9]
-    slot = slot_of(shard)
-    source = await cluster.owner(slot)
-    target = next(server for server in cluster.masters if server is not source)
-    ids = {server: (await server.ask("CLUSTER", "MYID")).decode() for server in (source, target)}
+    move = await Move.of(cluster, shard)
     prompt = "[[sim seed={} length=800 speed=50 label=moves]]"
     first, second = [await in_shard(api, shard, prompt.format(n), 300 + n) for n in (0, 1)]
     third = await in_shard(api, shard, "[[sim seed=2 length=40 speed=50 label=third]]", 302)
@@ -186,26 +217,88 @@ async def test_a_shard_moves_under_running_generations(
     readers = [asyncio.create_task(collect(api, gid, into)) for gid, into in seen.items()]
     await wait_until(lambda: all(len(frames) > 5 for frames in seen.values()))
 
-    await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
-    await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+    await move.begin()
     late = asyncio.create_task(wait_until(lambda: created(api, shard, prompt.format(3))))
-    for name in (keys.meta(first), keys.log(first)):
-        await source.ask("MIGRATE", *target.node, name, 0, 5000)
+    await move.keys(keys.meta(first), keys.log(first))
     await goes_on(seen[first])  # over there, and read with others that are here
     await goes_on(seen[second])
     assert [(await api.get(gid))["status"] for gid in (first, second)] == ["in_progress"] * 2
-    while names := await source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
-        await source.ask("MIGRATE", *target.node, "", 0, 5000, "KEYS", *names)
-    await goes_on(seen[first])
+    await move.all_keys()
+    await goes_on(seen[first])  # ASK is followed: the connection stays
     await goes_on(seen[second])
     await wait_until(lambda: answered(sim, "third"))  # its ending waits: one of the script's keys is nowhere
-    for server in (target, source):
-        await server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    assert "lost Redis: ASK" not in api.process.output
+    await move.end()
     await gather(*readers)
     for gid, seed, length in ((first, 0, 800), (second, 1, 800), (third, 2, 40)):
         check_text(seen[gid], seed, length)
     check_text(await api.events(await late), 3, 800)
     assert len(await upstream_calls(sim, "moves")) == 3
+
+
+@pytest.mark.parametrize(("alone", "number"), [("record", 500), ("live", 501)])
+async def test_a_key_that_moves_alone_ends_no_lease(
+    api: Gateway, workers: Workers, sim: str, cluster: Clustered, alone: str, number: int
+) -> None:
+    """Leases are renewed and events appended while one of the keys that a renewal also writes is elsewhere."""
+    shard = SHARDS[20]
+    move = await Move.of(cluster, shard)
+    gid = await in_shard(api, shard, f"[[sim seed=4 length=350 speed=40 label=alone-{alone}]]", number)
+    frames: list[Frame] = []
+    reader = asyncio.create_task(collect(api, gid, frames))
+    await wait_until(lambda: len(frames) > 5)
+    await move.begin()
+    record = keys.idempotency(shard, "default", key_for(shard, number))
+    await move.keys(record if alone == "record" else keys.live(shard))
+    before = await lease_end(move.source, gid)
+
+    async def renewed_for_a_whole_lease() -> bool:
+        return await lease_end(move.source, gid) > before + 3000
+
+    await wait_until(renewed_for_a_whole_lease)
+    await goes_on(frames)
+    await move.all_keys()
+    await move.end()
+    await gather(reader)
+    check_text(frames, 4, 350)
+    assert len(await upstream_calls(sim, f"alone-{alone}")) == 1
+    assert "refuses an append" not in workers.current.output
+
+
+async def lease_end(server: Server, gid: str) -> int:
+    """In ms, by the server's clock."""
+    return int(await server.ask("HGET", keys.meta(gid), "le"))
+
+
+@pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
+async def test_a_cluster_whose_replies_name_no_host(
+    redis: EmbeddedRedis, logs: dict[str, str], sim: str, cluster: Clustered, endpoint: str
+) -> None:
+    """CLUSTER SLOTS, MOVED and ASK then mean the host that was asked."""
+    for server in cluster.servers:
+        await server.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", endpoint)
+    shard, number = SHARDS[25], 600 + len(endpoint)
+    prompt = f"[[sim seed=6 length=120 speed=40 label={endpoint}]]"
+    try:
+        async with gateway(redis.url, **logs) as api, worker(redis.url, sim, **logs):
+            gid = await in_shard(api, shard, prompt, number)
+            frames: list[Frame] = []
+            reader = asyncio.create_task(collect(api, gid, frames))
+            await wait_until(lambda: len(frames) > 5)
+            move = await Move.of(cluster, shard)
+            await move.begin()
+            await move.all_keys()
+            await goes_on(frames)
+            await move.end()
+            await gather(reader)
+            check_text(frames, 6, 120)
+            check_text(
+                await api.events(await in_shard(api, shard, "[[sim seed=7 length=5 speed=0]]", number + 50)), 7, 5
+            )
+        assert len(await upstream_calls(sim, endpoint)) == 1
+    finally:
+        for server in cluster.servers:
+            await server.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
 
 
 async def created(api: Gateway, shard: str, prompt: str) -> str | None:
@@ -245,6 +338,7 @@ async def test_a_killed_master_stalls_only_its_shards(
     readers = [asyncio.create_task(collect(api, gid, into)) for gid, into in seen.items()]
     await wait_until(lambda: all(len(frames) > 5 for frames in seen.values()))
     doomed.kill()
+    assert (await api.http.get("/readyz")).status_code == 200  # for the others
     for _, gid in others:
         await goes_on(seen[gid])
     await gather(*readers)
@@ -260,6 +354,17 @@ async def test_a_killed_master_stalls_only_its_shards(
 
 async def is_replica(server: Server) -> bool:
     return await server.role() == "slave"
+
+
+async def test_rights_are_asked_of_each_master(cluster: Clustered, redis: EmbeddedRedis) -> None:
+    rights = ("on", ">pw", "~*", "&*", "+@all")
+    for master in cluster.masters:
+        await master.ask("ACL", "SETUSER", "weak", *rights)
+    await cluster.masters[-1].ask("ACL", "SETUSER", "weak", "-xadd")
+    url = cluster.url.replace("://", "://weak:pw@")
+    with pytest.raises(AssertionError, match=r"^ended.*\n[^\n]*no permissions to run XADD \(ACL: \+xadd\)$"):
+        async with gateway(redis.url, TOKENCAST_STREAMS_URL=url):
+            pass
 
 
 async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 
 from broker.address import Address, parse_address, without_password
 from broker.cluster import redirection_of, slot_of
@@ -14,52 +18,136 @@ from broker.settings import Settings, load
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://h:1/2", Address("server", (("h", 1),), False, {"db": 2})),
-        ("redis://", Address("server", (("localhost", 6379),), False, {})),
-        ("unix:///run/x.sock?db=1", Address("server", (), False, {"path": "/run/x.sock", "db": 1})),
+        ("redis://h:1/2", Address("server", (("h", 1),), db=2)),
+        ("redis://", Address("server", (("localhost", 6379),))),
+        ("redis://H/?db=3&client_name=a%20b", Address("server", (("h", 6379),), db=3, client_name="a b")),
+        ("redis://[::1]:7/0?socket_connect_timeout=0.5", Address("server", (("::1", 7),), connect_timeout=0.5)),
+        ("redis://h?username=u&password=a%26b", Address("server", (("h", 6379),), username="u", password="a&b")),
+        ("unix:///run/x.sock?db=1", Address("server", path="/run/x.sock", db=1)),
+        ("unix://u:p@/run/x@y.sock", Address("server", path="/run/x@y.sock", username="u", password="p")),
         (
             "rediss://u:p%40@h?ssl_cert_reqs=none",
-            Address("server", (("h", 6379),), True, {"username": "u", "password": "p@", "ssl_cert_reqs": "none"}),
+            Address("server", (("h", 6379),), username="u", password="p@"),
         ),
+        ("redis://:p@ss:w%23@h", Address("server", (("h", 6379),), password="p@ss:w#")),
         (
             "redis+sentinel://u:p@a,b:2,[::1]:3/logs/4?sentinel_username=su&sentinel_password=sp",
             Address(
                 "sentinel",
                 (("a", 26379), ("b", 2), ("::1", 3)),
-                False,
-                {"username": "u", "password": "p", "db": 4},
-                "logs",
-                ("su", "sp"),
+                db=4,
+                username="u",
+                password="p",
+                service="logs",
+                sentinel_username="su",
+                sentinel_password="sp",
             ),
         ),
-        (
-            "rediss+cluster://:p@a,b:2?ssl_ca_certs=/ca.pem",
-            Address("cluster", (("a", 6379), ("b", 2)), True, {"password": "p", "ssl_ca_certs": "/ca.pem"}),
-        ),
+        ("rediss+cluster://:p@a,b:2", Address("cluster", (("a", 6379), ("b", 2)), password="p")),
     ],
 )
 def test_what_a_url_names(url: str, expected: Address) -> None:
-    assert parse_address(url) == expected
+    address = parse_address(url)
+    assert address == expected
+    assert (address.tls is not None) == url.startswith("rediss")
+    assert "p@" not in repr(address)
+    assert "sp" not in repr(address)
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
     [
         ("http://u:s3cret@h", "begins with"),
+        ("u:s3cret@h:6379/0", "begins with"),
         ("redis+tls://u:s3cret@h", "begins with"),
         ("redis+sentinel://u:s3cret@h:1", "service is missing"),
         ("redis+sentinel://u:s3cret@/logs", "names no host"),
         ("redis+cluster://u:s3cret@h:1/3", "one database"),
-        ("redis+cluster://u:s3cret@h:port", "Port"),
-        ("redis://u:s3cret@h/0?nonsense=1", "there is no option nonsense"),
-        ("redis+sentinel://u:s3cret@h/logs?nonsense=1", "there is no option nonsense"),
+        ("redis+cluster://u:s3cret@h:port", "host and port|port from 1"),
+        ("redis://u:s3cret@h:0", "port from 1"),
+        ("redis://u:s3cret@h:70000/0", "port from 1"),
+        ("redis://u:s3cret@a,b/0", "host:port"),
+        ("redis://u:s3cret@h/abc", "a database is a number"),
+        ("redis://u:s3cret@h/-1", "a database is a number"),
+        ("redis://u:s3cret@h/0/1", "number of a database"),
+        ("redis://u:s3cret@h/1?db=2", "different databases"),
+        ("redis://u:s3cret@h?db=x", "a database is a number"),
+        ("redis+sentinel://u:s3cret@h/logs/abc", "a database is a number"),
+        ("unix://u:s3cret@", "absolute path"),
+        ("redis://u:s3cret@h/0?socket_connect_timeout=soon", "socket_connect_timeout is a number of seconds"),
+        ("redis://u:s3cret@h/0?client_name=", "client_name has no value"),
+        ("redis://u:s3cret@h/0?db=1&db=1", "db is given twice"),
+        ("redis://u:s3cret@h/0?ssl_ca_certs=/ca.pem", "ssl_ca_certs needs TLS"),
+        ("redis://u:s3cret@h/0?sentinel_password=s3cret", "there is no option sentinel_password"),
+        *(
+            (f"{scheme}://u:s3cret@h/{service}?{name}=1", f"there is no option {name}")
+            for scheme, service in (("redis", "0"), ("rediss", "0"), ("redis+sentinel", "logs"), ("redis+cluster", ""))
+            for name in ("nonsense", "decode_responses", "protocol", "encoding", "retry_on_timeout", "socket_timeout")
+        ),
+        *(
+            (f"rediss://u:s3cret@h/0?{name}=1", f"there is no option {name}")
+            for name in ("ssl_validate_ocsp", "ssl_validate_ocsp_stapled", "ssl", "max_connections", "connection_class")
+        ),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENCAST_STREAMS_URL", url)
-    with pytest.raises(Misconfigured, match=f"^TOKENCAST_STREAMS_URL: .*{why}") as caught:
+    with pytest.raises(Misconfigured, match=f"^TOKENCAST_STREAMS_URL: .*({why})") as caught:
         load(Settings)
     assert "s3cret" not in caught.value.message
+    assert "s3cret" not in without_password(url)
+
+
+UNENCODED = [
+    "Hunter2#tail",
+    "Hunter2/tail",
+    "Hunter2?tail",
+    "Hunter2?tail=x",
+    "Hun[ter2/tail",
+    "Hun@ter2/tail",
+    "Hunter2 x",
+]
+
+
+@pytest.mark.parametrize("secret", UNENCODED)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "redis://:{}@127.0.0.1:6379/0",
+        "rediss://u:{}@127.0.0.1:6379/0?ssl_cert_reqs=none",
+        "redis+sentinel://u:{}@a:26379/logs",
+        "redis+sentinel://a:26379/logs?sentinel_password={}&sentinel_username=u",
+        "redis+cluster://u:{}@a,b",
+        "redis://127.0.0.1/0?password={}@",
+        "unix://:{}@/run/redis.sock",
+    ],
+)
+@pytest.mark.parametrize("variable", ["REDIS_URL", "TOKENCAST_STREAMS_URL", "REDIS_URL_FILE"])
+def test_a_password_that_is_not_encoded_is_refused_with_a_hint(
+    variable: str, form: str, secret: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the URL is taken for, no byte of it is shown."""
+    url = form.format(secret)
+    if variable.endswith("_FILE"):
+        (tmp_path / "url").write_text(url)
+    monkeypatch.setenv(variable, str(tmp_path / "url") if variable.endswith("_FILE") else url)
+    try:
+        address = parse_address(url)
+    except ValueError:
+        with pytest.raises(Misconfigured, match=f"^{variable.removesuffix('_FILE')}: .*percent-encode") as caught:
+            load(Settings)
+        shown = caught.value.message
+    else:  # here it means itself
+        assert secret in (address.password, address.sentinel_password)
+        shown = repr(address)
+    for part in re.split(r"\W", secret):
+        assert len(part) < 2 or part not in shown + without_password(url)
+
+
+def test_a_url_that_is_wrong_is_not_shown_to_programs_either() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(REDIS_URL="redis://:Hunter2#tail@h")  # pyright: ignore[reportCallIssue]
+    assert "Hunter2" not in str(caught.value)
 
 
 def test_the_queue_is_on_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +164,11 @@ def test_the_queue_is_on_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("redis://h:1/0", "redis://h:1/0"),
         ("redis://u:p@h:1/0", "redis://***@h:1/0"),
+        ("redis://h?password=p&db=1", "redis://h?password=***&db=1"),
+        ("unix://:p@/run/x.sock", "unix://***@/run/x.sock"),
+        ("unix://:p/x@/run/x.sock", "unix://***"),
+        ("redis://u:p", "redis://***"),
+        ("http://u:p@h/v1", "http://***@h/v1"),
         (
             "redis+sentinel://:p@a:1,b:2/logs?sentinel_password=sp",
             "redis+sentinel://***@a:1,b:2/logs?sentinel_password=***",
@@ -96,9 +189,11 @@ def test_each_shard_is_a_slot_of_its_own() -> None:
     [
         ("MOVED 3999 127.0.0.1:6381", ("MOVED", ("127.0.0.1", 6381))),
         ("ASK 3999 ::1:6381", ("ASK", ("::1", 6381))),
-        ("MOVED 3999 :6381", None),
+        ("MOVED 3999 :6381", ("MOVED", ("10.0.0.7", 6381))),
+        ("ASK 3999 ?:6381", ("ASK", ("10.0.0.7", 6381))),
         ("CLUSTERDOWN Hash slot not served", None),
     ],
 )
 def test_redirections(error: str, expected: tuple[str, tuple[str, int]] | None) -> None:
-    assert redirection_of(Exception(error)) == expected
+    """Where no host is named it is the one that was asked."""
+    assert redirection_of(Exception(error), ("10.0.0.7", 6379)) == expected
