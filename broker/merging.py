@@ -72,7 +72,7 @@ class Text:
         """Return whether a text begins with this one. Costs no more than the text is long."""
         self._size += sum(map(len, self.pieces[self._counted :]))
         self._counted = len(self.pieces)
-        return len(text) >= self._size and text.startswith(str(self))
+        return len(text) >= self._size and text.startswith("".join(self.pieces))
 
     def __str__(self) -> str:
         return "".join(self.pieces)
@@ -103,15 +103,16 @@ class Url(Text):
 class Arguments(Text):
     """The arguments of a call: JSON text in pieces, or an object where an upstream sends it decoded."""
 
-    __slots__ = ("_last", "fields")
+    __slots__ = ("_last", "_parses", "fields")
 
     def __init__(self) -> None:
         super().__init__()
         self.fields: Json | None = None
         self._last = ""
+        self._parses = 8
 
     def add(self, piece: str, *, whole: bool) -> None:
-        super().add(piece, whole=whole)
+        super().add(piece, whole=whole or self.are_left_by(piece))  # the whole object, said again
         self._last = piece.rstrip()[-1:] or self._last
 
     def add_object(self, fields: Json) -> None:
@@ -122,10 +123,23 @@ class Arguments(Text):
     def begun(self) -> bool:
         return bool(self.pieces or self.fields)
 
-    @property
-    def complete(self) -> bool:
-        """Whether they end like an object, after which no other one can begin."""
-        return bool(self.fields) or self._last == "}"
+    def are_left_by(self, more: object) -> bool:
+        """Return whether they are a whole object, and more is the beginning of another: `{"a":1}{"b":2}` cannot be the
+        arguments of one call."""
+        if self._last != "}" and not self.fields:
+            return False
+        opens = isinstance(more, dict) or (isinstance(more, str) and more.lstrip().startswith("{"))
+        return opens and (bool(self.fields) or self._is_object())
+
+    def _is_object(self) -> bool:
+        """Reads all of them, and so not more than eight times in vain: `}` and `{` may stand in a string."""
+        if not self._parses:
+            return False
+        try:
+            return isinstance(json.loads(str(self)), dict)
+        except (ValueError, RecursionError):
+            self._parses -= 1
+            return False
 
     def __str__(self) -> str:
         if self.fields or (self.fields is not None and not self.pieces):
@@ -144,8 +158,8 @@ class Items:
     - without one: the item with the same `id`; if it has none, the last call, or the last item of a type that grows,
       unless that was sealed by a `signature`.
 
-    A named piece without an id also begins a call if the arguments so far are a whole object and it brings another one:
-    `{"a":1}{"b":2}` cannot be one call. Everything else is a new item.
+    A named piece also begins a call if the arguments so far are a whole object and it brings another one. Everything
+    else is a new item.
     """
 
     __slots__ = ("_ids", "_places", "calls", "items")
@@ -223,9 +237,16 @@ def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
     is_another = isinstance(so_far, Text) and not so_far.is_begun_by(name)
     if isinstance(arguments, Arguments) and arguments.begun:
         more: object = cast(Json, function).get("arguments")
-        opens = isinstance(more, dict) or (isinstance(more, str) and more.lstrip().startswith("{"))
-        return is_another or (not whole and _id(piece) is None and arguments.complete and opens)
+        its_id = _id(piece)
+        if whole or (its_id is not None and its_id == _id(call) and _repeats(arguments, more)):
+            return is_another
+        return is_another or arguments.are_left_by(more)
     return is_another and index_of(piece) is None and _id(call) is None
+
+
+def _repeats(arguments: Arguments, more: object) -> bool:
+    """Whether the same call is said again, whole: as an object, or as a text that begins with what is known."""
+    return isinstance(more, dict) or (isinstance(more, str) and arguments.is_begun_by(more))
 
 
 def merge(known: Json, piece: Json, *, whole: bool = False) -> None:
