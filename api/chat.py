@@ -21,11 +21,11 @@ from broker.completion import finish_reason
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
-from broker.merging import json_text
 from broker.requests import CompletionRequest
 from broker.segments import Dialect
 from broker.service import Broker
 from broker.store import Generation
+from broker.texts import json_text
 
 Json = dict[str, Any]
 
