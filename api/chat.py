@@ -24,11 +24,11 @@ from broker.completion import finish_reason
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.ids import START, Cursor, parse_cursor
-from broker.merging import json_text
 from broker.requests import CompletionRequest
 from broker.segments import Dialect
 from broker.service import Broker
 from broker.store import Generation
+from broker.texts import json_text
 
 Json = dict[str, Any]
 
@@ -243,8 +243,10 @@ def _call(call: Json) -> Json:
     """A whole call. Has no `index`, which is how the pieces of a stream find each other."""
     whole = {"id": "", **{key: value for key, value in call.items() if key != "index"}}
     whole["id"] = _string(whole["id"])
-    is_custom = _object(whole.get("custom")) and not _object(whole.get("function"))
-    kind, said = ("custom", "input") if is_custom else ("function", "arguments")
+    kind, said = "function", "arguments"
+    if _object(whole.get("custom")) and not _object(whole.get("function")):
+        whole.pop("function", None)
+        kind, said = "custom", "input"
     body = _object(whole.get(kind))
     whole["type"] = whole.get("type") or kind
     whole[kind] = {**body, "name": _string(body.get("name")), said: _string(body.get(said))}

@@ -14,7 +14,8 @@ import msgspec
 
 from broker.depth import is_too_deep
 from broker.events import CHUNK, USAGE, Event
-from broker.merging import Items, Text, index_of, merge, rendered
+from broker.merging import Items, index_of, merge
+from broker.texts import Text, rendered
 
 Json = dict[str, Any]
 

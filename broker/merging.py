@@ -22,10 +22,9 @@ tests/merging/cases.json has each rule as data; the dashboard's rules are in api
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from typing import Any, cast
+
+from broker.texts import Arguments, Growing, Name, Text, Url, json_text, rendered
 
 Json = dict[str, Any]
 
@@ -48,95 +47,10 @@ GROWING = frozenset(
 """Types of items that come in pieces: one without an index continues the last item if that has the same type."""
 
 
-class Text:
-    """A string that grows: joining it at each piece would copy a long answer as often as it has chunks."""
-
-    __slots__ = ("_counted", "_size", "pieces")
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self._size = self._counted = 0
-
-    def add(self, piece: str, *, whole: bool) -> None:
-        """`whole`: the piece is of a whole message, which may repeat what came in pieces before."""
-        if whole and self.is_begun_by(piece):
-            self.replace(piece)
-        else:
-            self.pieces.append(piece)
-
-    def replace(self, piece: str) -> None:
-        self.pieces = [piece]
-        self._size = self._counted = 0
-
-    def is_begun_by(self, text: str) -> bool:
-        """Return whether a text begins with this one. Costs no more than the text is long."""
-        self._size += sum(map(len, self.pieces[self._counted :]))
-        self._counted = len(self.pieces)
-        return len(text) >= self._size and text.startswith(str(self))
-
-    def __str__(self) -> str:
-        return "".join(self.pieces)
-
-
-class Name(Text):
-    """The name of a function: once, although some upstreams repeat it in each piece of a call."""
-
-    __slots__ = ()
-
-    def add(self, piece: str, *, whole: bool) -> None:
-        super().add(piece, whole=True)
-
-
-class Url(Text):
-    """An address, or a picture as a `data:` URL."""
-
-    __slots__ = ()
-    _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-
-    def add(self, piece: str, *, whole: bool) -> None:
-        if self._SCHEME.match(piece):
-            self.replace(piece)
-        else:
-            super().add(piece, whole=whole)
-
-
-class Arguments(Text):
-    """The arguments of a call: JSON text in pieces, or an object where an upstream sends it decoded."""
-
-    __slots__ = ("_last", "fields")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fields: Json | None = None
-        self._last = ""
-
-    def add(self, piece: str, *, whole: bool) -> None:
-        super().add(piece, whole=whole)
-        self._last = piece.rstrip()[-1:] or self._last
-
-    def add_object(self, fields: Json) -> None:
-        self.fields = {} if self.fields is None else self.fields
-        self.fields.update(fields)
-
-    @property
-    def begun(self) -> bool:
-        return bool(self.pieces or self.fields)
-
-    @property
-    def complete(self) -> bool:
-        """Whether they end like an object, after which no other one can begin."""
-        return bool(self.fields) or self._last == "}"
-
-    def __str__(self) -> str:
-        if self.fields or (self.fields is not None and not self.pieces):
-            return json_text(rendered(self.fields))
-        return super().__str__()
-
-
 _TEXT_OF_KEY: dict[str, type[Text]] = {"name": Name, "url": Url, "arguments": Arguments}
 
 
-class Items:
+class Items(Growing):
     """A list whose items grow. A piece continues
 
     - with an `index`: the item with that index and type; but another non-empty `id` is another item, as is a call with
@@ -144,8 +58,8 @@ class Items:
     - without one: the item with the same `id`; if it has none, the last call, or the last item of a type that grows,
       unless that was sealed by a `signature`.
 
-    A named piece without an id also begins a call if the arguments so far are a whole object and it brings another one:
-    `{"a":1}{"b":2}` cannot be one call. Everything else is a new item.
+    A named piece also begins a call if the arguments so far are a whole object and it brings another one. Everything
+    else is a new item.
     """
 
     __slots__ = ("_ids", "_places", "calls", "items")
@@ -170,6 +84,9 @@ class Items:
             self.items.append(item)
         merge(item, piece, whole=whole)
         self._register(item)
+
+    def plain(self) -> object:
+        return self.items
 
     def _register(self, item: Json) -> None:
         index, name = index_of(item), _id(item)
@@ -223,9 +140,16 @@ def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
     is_another = isinstance(so_far, Text) and not so_far.is_begun_by(name)
     if isinstance(arguments, Arguments) and arguments.begun:
         more: object = cast(Json, function).get("arguments")
-        opens = isinstance(more, dict) or (isinstance(more, str) and more.lstrip().startswith("{"))
-        return is_another or (not whole and _id(piece) is None and arguments.complete and opens)
+        its_id = _id(piece)
+        if whole or (its_id is not None and its_id == _id(call) and _repeats(arguments, more)):
+            return is_another
+        return is_another or arguments.are_left_by(more)
     return is_another and index_of(piece) is None and _id(call) is None
+
+
+def _repeats(arguments: Arguments, more: object) -> bool:
+    """Whether the same call is said again, whole: as an object, or as a text that begins with what is known."""
+    return isinstance(more, dict) or (isinstance(more, str) and arguments.is_begun_by(more))
 
 
 def merge(known: Json, piece: Json, *, whole: bool = False) -> None:
@@ -359,33 +283,3 @@ def _id(fields: Json) -> str | float | None:
 def _type(fields: Json) -> str | None:
     kind = fields.get("type")
     return kind if isinstance(kind, str) and kind else None
-
-
-def rendered(value: Any) -> Any:
-    """Return merged values as plain JSON that every encoder takes and every parser reads: no half surrogate pair, no
-    infinity."""
-    if isinstance(value, Text):
-        return paired(str(value))
-    if isinstance(value, str):
-        return paired(value)
-    if isinstance(value, Items):
-        return [rendered(item) for item in value.items]
-    if isinstance(value, dict):
-        return {paired(key): rendered(item) for key, item in cast(Json, value).items()}
-    if isinstance(value, list):
-        return [rendered(item) for item in cast("list[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def paired(text: str) -> str:
-    """Join surrogate pairs that came in two chunks; a half that stays alone becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def json_text(value: object) -> str:
-    """As JavaScript's JSON.stringify writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -152,6 +152,8 @@ class Call {
   #name = "";
   #text = ""; // arguments in pieces
   #fields = null; // arguments that came as an object
+  #last = ""; // character of them that is no white space
+  #parses = 8; // in vain: `}` and `{` may stand in a string, and each reads all of the arguments
 
   constructor(place) {
     this.place = place;
@@ -174,8 +176,10 @@ class Call {
       this.#fields = Object.assign(this.#fields ?? Object.create(null), value);
       return { text: this.#shown, anew: true };
     }
-    const text = more(this.#text, typeof value === "string" ? value : JSON.stringify(value), whole);
+    const piece = typeof value === "string" ? value : JSON.stringify(value);
+    const text = more(this.#text, piece, whole || this.#isWholeBefore(piece));
     this.#text += text;
+    this.#last = piece.trimEnd().at(-1) ?? this.#last;
     return this.#fields ? { text: this.#shown, anew: true } : { text };
   }
 
@@ -191,8 +195,26 @@ class Call {
     const isAnother = this.#name !== "" && !name.startsWith(this.#name);
     const object = this.#fields !== null && Object.keys(this.#fields).length > 0;
     if (!this.#text && !object) return isAnother && indexOf(piece) === null && this.id === null;
+    const isSame = idOf(piece) !== null && idOf(piece) === this.id;
+    const repeats = isObject(value) || (typeof value === "string" && value.startsWith(this.#text));
+    return isAnother || (!whole && !(isSame && repeats) && this.#isWholeBefore(value));
+  }
+
+  /** Whether the arguments are a whole object, and `value` is the beginning of another. */
+  #isWholeBefore(value) {
+    const hasFields = this.#fields !== null && Object.keys(this.#fields).length > 0;
+    if (!hasFields && this.#last !== "}") return false;
     const opens = isObject(value) || (typeof value === "string" && value.trimStart().startsWith("{"));
-    const complete = object || this.#text.trimEnd().endsWith("}");
-    return isAnother || (!whole && idOf(piece) === null && opens && complete);
+    return opens && (hasFields || this.#isWhole());
+  }
+
+  #isWhole() {
+    if (!this.#parses) return false;
+    try {
+      return isObject(JSON.parse(this.#text));
+    } catch {
+      this.#parses--;
+      return false;
+    }
   }
 }

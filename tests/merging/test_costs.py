@@ -35,6 +35,8 @@ SHAPES: dict[str, Callable[[int], list[Json]]] = {
     "pieces of one call": lambda n: [delta(tool_calls=[call(0, arguments="1")]) for _ in range(n)],
     "pieces of a name": lambda n: [delta(tool_calls=[call(0, name="ab"[number % 2])]) for number in range(n)],
     "arguments as objects": lambda n: [delta(tool_calls=[call(0, arguments={f"a{number}": 1})]) for number in range(n)],
+    "whole calls again and again": lambda n: [delta(tool_calls=[call(0, arguments='{"a":1}')]) for _ in range(n)],
+    "brackets in a text": lambda n: [delta(tool_calls=[call(0, arguments='{"a}')]) for _ in range(n)],
     "text and thoughts in turns": lambda n: [
         delta(content="x" if number % 2 else [{"type": "thinking", "thinking": "y"}]) for number in range(n)
     ],
