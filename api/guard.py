@@ -98,8 +98,8 @@ def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONRes
 
 
 def is_browser(headers: Headers) -> bool:
-    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers send neither
-    `Origin` nor `Sec-Fetch-Site` with a GET of the same origin, so their name counts too."""
+    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers leave out both
+    `Origin` and `Sec-Fetch-Site` in a GET of the same origin, so their name counts too."""
     named = headers.get("user-agent", "").startswith("Mozilla/")
     return named or "origin" in headers or "sec-fetch-site" in headers
 

@@ -102,7 +102,7 @@ SUBMIT = """
 
 
 async def test_no_other_page_spends_or_reads(browser: Browser, sites: Sites, sim: str) -> None:
-    """Neither by what a page may send without asking, as a form's text that is JSON, nor by what it must ask for."""
+    """Not by what a page may send without asking, as a form's text that is JSON, and not by what it must ask for."""
     body = json.dumps(request_body("[[sim length=1 label=page-evil]]=", "sim"))
     url = f"{sites.api.url}/v1/generations"
     before = (await sites.api.http.get("/v1/generations")).json()["data"]
