@@ -132,7 +132,7 @@ ENTRIES = {
     "[0].models: is not a list": [{**GOOD, "models": "gpt-*"}],
     "[0].models[1]: is not a string": [{**GOOD, "models": ["a", 7]}],
     "[0].models: names no model": [{**GOOD, "models": []}],
-    "[0].usage: is neither true nor false": [{**GOOD, "usage": "perhaps"}],
+    "[0].usage: is not true or false": [{**GOOD, "usage": "perhaps"}],
     "[1].base_url: must begin with http:// or https://": [GOOD, {"name": "b", "base_url": "a.example/v1"}],
     "[0].api_key_env: is not the name of a variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
     "[0].api_key_env: is not the name": [{**GOOD, "api_key_env": "gsk_Hunter2"}],
