@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in words for the person who wrote it."""
+"""Messages about settings that are wrong."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _WORDS = {
     "tuple_type": "is not a list",
     "dict_type": "is not an object",
     "model_type": "is not an object",
-    "bool_type": "is neither true nor false",
-    "bool_parsing": "is neither true nor false",
+    "bool_type": "is not true or false",
+    "bool_parsing": "is not true or false",
     "missing": "is missing",
 }
 """For what pydantic tells with Python's names of types, where JSON was written."""

@@ -40,12 +40,12 @@ def read_file_of(name: str) -> str | None:
         raise Misconfigured(f"{name} and {name}_FILE are both set; unset one of them.")
     try:
         value = Path(path).read_text("utf-8-sig").strip()
-    except OSError as error:
-        raise Misconfigured(f"{name}_FILE: {error.strerror}: {path}") from None
+    except OSError as error:  # without the path: somebody may have set the secret itself
+        raise Misconfigured(f"{name}_FILE: {error.strerror}; it is the path of a file that holds {name}") from None
     except UnicodeDecodeError:
-        raise Misconfigured(f"{name}_FILE: no UTF-8 text: {path}") from None
+        raise Misconfigured(f"{name}_FILE: the file is not UTF-8 text") from None
     if not value:
-        raise Misconfigured(f"{name}_FILE: empty: {path}")
+        raise Misconfigured(f"{name}_FILE: the file is empty")
     return value
 
 

@@ -1,7 +1,7 @@
-"""How the command line reaches a gateway: directly or through a proxy, whom it trusts, and why it may fail.
+"""The connection of the command line to a gateway: direct or through a proxy, its certificates, its failures.
 
-A gateway on this machine is asked directly, whatever proxy the environment names: none shall see the key. For others
-HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold, as for other programs.
+A gateway on this machine is asked directly, whatever proxy the environment names, so that no proxy sees the key. For
+others HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold, as for other programs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Certificates of HTTP servers: whom this process trusts, and what a failure of TLS means."""
+"""TLS to HTTP servers: the authorities that are trusted, and what a failure means."""
 
 from __future__ import annotations
 

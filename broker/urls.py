@@ -16,7 +16,7 @@ def check_http_url(url: str, *, example: str) -> str:
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ValueError(f"must begin with http:// or https://, as in {example}")
     if "#" in url or "?" in url:
-        raise ValueError("must have neither a query (`?`) nor a fragment (`#`)")
+        raise ValueError("must not have a query (`?`) or a fragment (`#`)")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -1,4 +1,4 @@
-"""Certificates of authorities that only those trust who are told to."""
+"""Certificates of private authorities, made with openssl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 
 
 def make_authority(directory: Path) -> Path:
-    """Its certificate, alone in a directory that can be SSL_CERT_DIR; its key lies next to that."""
+    """The path of its certificate, which is alone in a directory that can be SSL_CERT_DIR. The key is in the parent."""
     place = directory / "authority"
     place.mkdir()
     _openssl(directory, f"req -x509 {_KEY} -days 1 -subj /CN={directory.name} -keyout ca.key -out authority/ca.pem")

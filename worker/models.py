@@ -22,7 +22,7 @@ log = logging.getLogger("tokencast.worker")
 
 
 class ModelLists:
-    """`run` for ever."""
+    """`run` until cancelled."""
 
     def __init__(self, redis: Redis, upstreams: Upstreams) -> None:
         self._redis = redis

@@ -41,6 +41,9 @@ def check_client(upstreams: Iterable[Upstream]) -> None:
     """Misconfigured names a variable with which no request could be made."""
     if any(upstream.base_url.lower().startswith("https:") for upstream in upstreams):
         trusted()
+    custom = read_variable("OPENAI_CUSTOM_HEADERS") or ""  # one a line; the SDK sends them
+    if not all(line.isascii() and line.strip().isprintable() for line in custom.split("\n")):
+        raise Misconfigured("OPENAI_CUSTOM_HEADERS: holds a character that no header can have")
     for name in _OF_THE_SDK:
         if value := read_variable(name):
             try:

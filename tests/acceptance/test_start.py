@@ -1,4 +1,4 @@
-"""Mistakes in the environment, as the person sees them who starts a program: one line, and exit status 2."""
+"""Mistakes in the environment end a program with one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_name_that_nothing_reads_is_warned_of_once(
         ({"TOKENCAST_API_KEY": "Hunter2\r"}, "TOKENCAST_API_KEY: holds a line break"),
         ({"TOKENCAST_API_KEY": "Hunter2é"}, "TOKENCAST_API_KEY: holds a character that no key can have"),
         ({"TOKENCAST_URL": "http://u:Hunter2@127.0.0.1:1"}, "TOKENCAST_URL: must not hold a user name or a password"),
-        ({"TOKENCAST_URL": "http://u:Hunter2#x@127.0.0.1:1"}, "TOKENCAST_URL: must have neither a query"),
+        ({"TOKENCAST_URL": "http://u:Hunter2#x@127.0.0.1:1"}, "TOKENCAST_URL: must not have a query"),
         ({"TOKENCAST_URL": "127.0.0.1:8000"}, "TOKENCAST_URL: must begin with http:// or https://"),
         (
             {"TOKENCAST_URL": "http://gateway.example", "ALL_PROXY": "socks://u:Hunter2@127.0.0.1:1"},
@@ -169,7 +169,7 @@ async def listed(url: str) -> list[Json]:
 async def test_a_gateway_on_this_machine_is_asked_without_a_proxy(
     api: Gateway, monkeypatch: pytest.MonkeyPatch, no_proxies: None, variable: str, scheme: str
 ) -> None:
-    """None sees the key, whichever is set, and however wrongly."""
+    """No proxy sees the key, even if its variable is wrong."""
     async with proxy() as (address, got):
         monkeypatch.setenv(variable, f"{scheme}{address}")
         await listed(api.url)

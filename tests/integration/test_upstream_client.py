@@ -1,4 +1,4 @@
-"""What a worker sends to its upstreams, whom it trusts, and what it keeps of their answers."""
+"""The HTTP client of a worker: keys, headers, cookies, certificates, and the lists of models."""
 
 from __future__ import annotations
 

@@ -113,6 +113,14 @@ def test_a_key_in_a_file_may_end_with_a_line_break(
         assert "sk-1" in (settings.openai_api_key, settings.all_upstreams()[0].api_key)
 
 
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_in_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"{name}_FILE", "redis://:Hunter2@127.0.0.1/0" if "URL" in name else "Hunter2")
+    message = complaint(ClientSettings if name == "TOKENCAST_API_KEY" else Settings)
+    assert message.startswith(f"{name}_FILE: No such file or directory")
+    assert "unter2" not in message
+
+
 GOOD = {"name": "a", "base_url": "https://a.example/v1"}
 ENTRIES = {
     "[0]: there is no field `base-url`; did you mean `base_url`?": [{"name": "a", "base-url": "https://a/v1"}],
@@ -124,7 +132,7 @@ ENTRIES = {
     "[0].models: is not a list": [{**GOOD, "models": "gpt-*"}],
     "[0].models[1]: is not a string": [{**GOOD, "models": ["a", 7]}],
     "[0].models: names no model": [{**GOOD, "models": []}],
-    "[0].usage: is neither true nor false": [{**GOOD, "usage": "perhaps"}],
+    "[0].usage: is not true or false": [{**GOOD, "usage": "perhaps"}],
     "[1].base_url: must begin with http:// or https://": [GOOD, {"name": "b", "base_url": "a.example/v1"}],
     "[0].api_key_env: is not the name of a variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
     "[0].api_key_env: is not the name": [{**GOOD, "api_key_env": "gsk_Hunter2"}],
