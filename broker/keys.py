@@ -20,8 +20,8 @@ def meta(gid: str) -> str:
     """hash · all about one generation · expires + 1 h (the tombstone) · lifecycle scripts
 
     tn tenant · md model · rq request body for the upstream (a long one not once it is cancelled) · mt metadata JSON ·
-    pol fail|restart · ca created ms ·
-    ttl retention ms · ik idempotency record's key · fp body's fingerprint · st status · a attempt id · n last seq ·
+    pol fail|restart · ca created ms · ttl retention ms · ik idempotency record's key · fp body's fingerprint ·
+    st status · a attempt id · n last seq ·
     own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
     ms · ls lease ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended
     ms · xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·

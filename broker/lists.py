@@ -6,6 +6,7 @@ are short: a hundred thousand cost less than half a second, of which no other co
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -26,6 +27,7 @@ LIST_ROUNDS = 50
 FIRST_ROWS = 16  # read at first, until it is known how long they are
 ROW_BYTES = 500  # of a row without what callers and upstreams put into it
 LOOK = 200  # members of an index that are looked at in one call of prune.lua: at most a millisecond
+PRUNE_EVERY = 5.0  # seconds: dashboards ask for the counts every other one
 SAMPLE = 8  # members that `counts` looks at in each shard
 SHARDS_AT_ONCE = 8  # calls of prune.lua in one pipeline, which Redis runs without a pause
 
@@ -40,6 +42,7 @@ class Lists:
         self.redis = redis
         self._fields = fields
         self._status = fields.index("st")
+        self._prune_at: dict[str, float] = {}  # by tenant, of which there are as many as keys are configured
 
     async def page(self, tenant: str, status: str | None, limit: int, after: str | None) -> tuple[list[Row], bool]:
         """Newest first, and whether there are more. `after` is the id of the last one of the page before.
@@ -127,10 +130,13 @@ class Lists:
     # --- how many ---
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status. Each call removes some of what has expired and is counted
-        still, at random, until less than about a quarter of them has, and all that were lost before they ended."""
-        await self._prune_some(tenant)
-        await self._unlist_lost(tenant)
+        """How many generations the tenant has, by status. Some of what has expired is counted still; it is looked for
+        at random every PRUNE_EVERY seconds, and removed until it is less than about a quarter. So is
+        all that was lost before it ended."""
+        if time.monotonic() >= self._prune_at.get(tenant, 0.0):
+            self._prune_at[tenant] = time.monotonic() + PRUNE_EVERY
+            await self._prune_some(tenant)
+            await self._unlist_lost(tenant)
         places = [(status, shard) for status in STATUSES for shard in SHARDS]
         found = await self.redis.pipeline([("ZCARD", keys.index(shard, tenant, status)) for status, shard in places])
         counts: dict[str, int] = {}
