@@ -23,11 +23,11 @@ from api.unread import room
 from broker.completion import finish_reason
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
+from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
 from broker.requests import CompletionRequest
 from broker.segments import Dialect
 from broker.service import Broker
-from broker.store import Generation
 from broker.texts import json_text
 
 Json = dict[str, Any]

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker import errors
-from broker.store import Generation
+from broker.generation import Generation
 
 logger = logging.getLogger("tokencast.api")
 Json = dict[str, Any]

@@ -23,10 +23,10 @@ from api.unread import room
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.feed import Feed
+from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
 from broker.requests import parse_json, ttl_of
 from broker.service import Broker
-from broker.store import Generation, queued
 from broker.tokens import LONGEST
 
 LIST_LIMIT = 100

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from broker.generation import Generation
 from broker.ids import START, Cursor
-from broker.store import Generation, Store
+from broker.store import Store
 
 
 async def locate(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:

@@ -12,9 +12,9 @@ Knows neither HTTP (`api/`) nor the upstream (`worker/`).
 
 from broker.errors import BrokerError
 from broker.events import Event
+from broker.generation import Generation
 from broker.ids import Cursor
 from broker.service import Broker, connect
-from broker.store import Generation
 from broker.version import __version__
 
 __all__ = ["Broker", "BrokerError", "Cursor", "Event", "Generation", "__version__", "connect"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from broker.events import Event
 from broker.feed import Feed
+from broker.generation import Generation
 from broker.ids import Cursor
 from broker.segments import Dialect, Segment, Slice, View
-from broker.store import Generation
 
 FIRST = Cursor(1, -1)
 """Before the first event of a channel."""

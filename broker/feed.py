@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from broker.events import CHUNK, GONE, RESET, STARTED, TERMINAL, USAGE, Event, RawEntry, follows, from_entry
+from broker.generation import Generation
 from broker.ids import Cursor
 from broker.segments import Dialect, Segment, View
-from broker.store import Generation
 
 
 class OutOfOrder(Exception):

@@ -21,12 +21,13 @@ from broker.cache import SegmentCache
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import STARTED, Event
 from broker.feed import Feed
+from broker.generation import Generation
 from broker.ids import START, Cursor
 from broker.pages import Pages
 from broker.readers import Readers
 from broker.rhythm import Rhythm
 from broker.segments import Dialect, Slice
-from broker.store import Generation, Store
+from broker.store import Store
 from broker.subscriber import Subscriber, Wire
 from broker.tally import Count
 from broker.tasks import cancelled

@@ -13,6 +13,7 @@ import msgspec
 from broker.connection import Redis, connect_both
 from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
 from broker.events import RESET, STARTED, Event, follows
+from broker.generation import Generation, queued
 from broker.hub import Hub
 from broker.ids import START, Cursor, created_ms, parse_cursor
 from broker.limits import NOTHING, OPEN_TENANT, Limits, Stored
@@ -20,7 +21,7 @@ from broker.queue import Queue
 from broker.requests import CompletionRequest, parse_json, parse_request
 from broker.settings import Settings
 from broker.share import Share
-from broker.store import PAGE, Created, Generation, Store, Withdrawn, queued
+from broker.store import PAGE, Created, Store, Withdrawn
 from broker.tally import Count
 from broker.tasks import cancelled
 from broker.tokens import Tokens

@@ -8,17 +8,18 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
 from broker import keys
 from broker.clock import RedisClock
-from broker.completion import Completion, fold, text_of
+from broker.completion import Completion, fold
 from broker.connection import Argument, Redis, Script
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
-from broker.events import FINAL_STATUSES, Event, from_entry
+from broker.events import Event, from_entry
+from broker.generation import FIELDS, Generation, from_fields
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.limits import NOTHING, Stored
 from broker.lists import FIRST_ROWS, Lists
@@ -33,8 +34,6 @@ PATIENCE = 8.0  # seconds for a creation, and for the repetition of one whose re
 EVENTS_BYTES = 1024 * 1024
 """Bytes of a page of events; a page that would have more ends before, with one event at least."""
 EVENT_BYTES = 100  # of an event without its data
-USAGE_BYTES = 4096
-"""Bytes of a `usage` object; of a longer one only the totals are shown."""
 
 CREATE = Script("create")
 CANCEL = Script("cancel")
@@ -43,64 +42,6 @@ SETTLE = Script("settle")
 TRACE = Script("trace")
 
 lifecycle_keys = keys.lifecycle
-
-TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
-_FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One requested completion. Times are unix seconds; `error` is `{"message", "type", "code", …}`."""
-
-    id: str
-    status: str
-    model: str
-    created_at: float
-    started_at: float | None
-    first_token_at: float | None
-    ended_at: float | None
-    attempt: int
-    cursor: Cursor
-    usage: Json | None
-    error: Json | None
-    metadata: dict[str, str]
-    finish_reason: str | None = None
-    text: str = ""
-    choices: Sequence[Json] = ()
-    trace: str = ""
-    """The `traceparent` of the request that created it, where traces are kept."""
-
-    @property
-    def ended(self) -> bool:
-        return self.status in FINAL_STATUSES
-
-    def lacks(self, position: Cursor) -> bool:
-        """Whether Redis forgot what was at this position, and goes on or has ended without it. In the same attempt its
-        worker may still put it back; a queued one will begin anew anyway."""
-        if position <= self.cursor:
-            return False
-        return self.ended or (self.status == "in_progress" and position.attempt != self.cursor.attempt)
-
-    def summary(self) -> Json:
-        """As the list shows it."""
-        return {
-            "id": self.id,
-            "object": "generation",
-            "status": self.status,
-            "model": self.model,
-            "created_at": self.created_at,
-            "started_at": self.started_at,
-            "first_token_at": self.first_token_at,
-            "ended_at": self.ended_at,
-            "attempt": self.attempt,
-            "cursor": str(self.cursor),
-            "usage": self.usage,
-            "error": self.error,
-            "metadata": self.metadata,
-        }
-
-    def to_json(self) -> Json:
-        return {**self.summary(), "text": self.text, "choices": list(self.choices)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +70,7 @@ class Store:
         self.clock = RedisClock(redis)
         self._retention = retention
         self.losses = Losses(redis, self.clock, grace)
-        self._lists = Lists(redis, _FIELDS)
+        self._lists = Lists(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
     async def name(self, tenant: str, idempotency_key: str | None) -> str:
@@ -208,7 +149,7 @@ class Store:
         check_id(gid)
         shard = shard_of(gid)
         fields, has_log, epoch = await self.redis.pipeline(
-            [("HMGET", keys.meta(gid), *_FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
+            [("HMGET", keys.meta(gid), *FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
         )
         self.losses.observe(shard, epoch)
         if fields[1] is None and await self.losses.recent(gid, epoch):
@@ -217,7 +158,7 @@ class Store:
             raise GenerationNotFound
         if fields[1] == b"deleted" or not has_log:
             raise GenerationGone
-        return _generation(gid, fields)
+        return from_fields(gid, fields)
 
     async def get(self, gid: str, tenant: str) -> Generation:
         """The whole generation: its stored choices once it ended, else folded from the log so far."""
@@ -227,7 +168,7 @@ class Store:
             if model is None:  # its retention has ended since
                 raise GenerationGone
             if stored is not None:
-                return _with_choices(generation, msgspec.json.decode(stored))
+                return generation.with_choices(msgspec.json.decode(stored))
         completion = await self._fold(generation)
         choices = completion.choices
         if generation.ended:
@@ -236,7 +177,7 @@ class Store:
                 self._partial.pop(gid, None)
                 if settled == b"GONE":
                     raise GenerationGone
-        return _with_choices(generation, choices)
+        return generation.with_choices(choices)
 
     async def _fold(self, generation: Generation) -> Completion:
         """Incremental: a dashboard that polls pays for the new chunks only."""
@@ -322,7 +263,7 @@ class Store:
         if after is not None:
             check_id(after)
         rows, more = await self._lists.page(tenant, status, limit, after)
-        return [_generation(gid, fields) for gid, fields in rows], more
+        return [from_fields(gid, fields) for gid, fields in rows], more
 
     async def last_attempt(self, gid: str) -> Cursor:
         """Right before the newest attempt of a log whose last event was written from outside."""
@@ -361,48 +302,6 @@ def new_epoch() -> str:
 def created_data(model: str, created: int) -> bytes:
     """What the `created` event says; `created` in ms."""
     return msgspec.json.encode({"model": model, "created_at": created / 1000})
-
-
-def queued(gid: str, request: CompletionRequest) -> Generation:
-    """A generation as it is right after its creation."""
-    created = created_ms(gid) / 1000
-    cursor = Cursor(0, 1)
-    return Generation(gid, "queued", request.model, created, None, None, None, 0, cursor, None, None, request.metadata)
-
-
-def _generation(gid: str, fields: Sequence[bytes | None]) -> Generation:
-    m = dict(zip(_FIELDS, fields, strict=True))
-    return Generation(
-        id=gid,
-        status=(m["st"] or b"").decode(),
-        model=(m["md"] or b"").decode(),
-        created_at=int(m["ca"] or 0) / 1000,
-        started_at=_seconds(m["sa"]),
-        first_token_at=_seconds(m["fa"]),
-        ended_at=_seconds(m["ea"]),
-        attempt=int(m["k"] or 0),
-        cursor=Cursor(int(m["a"] or 0), int(m["n"] or 0)),
-        usage=_usage(m["us"]),
-        error=_json(m["er"]),
-        metadata=_json(m["mt"]) or {},
-        finish_reason=(m["fr"] or b"").decode() or None,
-        trace=(m["tp"] or b"").decode(),
-    )
-
-
-def _with_choices(generation: Generation, choices: Sequence[Json]) -> Generation:
-    return replace(generation, choices=choices, text=text_of(choices))
-
-
-def _usage(text: bytes | None) -> Json | None:
-    usage = _json(text)
-    if usage is None or len(text or b"") <= USAGE_BYTES:
-        return usage
-    return {name: usage[name] for name in TOTALS if isinstance(usage.get(name), int)}
-
-
-def _seconds(ms: bytes | None) -> float | None:
-    return int(ms) / 1000 if ms else None
 
 
 def _json(text: bytes | None) -> Any:

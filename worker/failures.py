@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 Json = dict[str, Any]
@@ -55,9 +55,9 @@ class UpstreamError(Exception):
         return body
 
 
-def answered(status: int, headers: Mapping[str, str], body: object, api_key: str | None) -> UpstreamError:
+def answered(status: int, headers: Mapping[str, str], body: object, secrets: Sequence[str]) -> UpstreamError:
     """For an answer that is not a 200."""
-    message, kind, param, code = _details(body, api_key)
+    message, kind, param, code = _details(body, secrets)
     if status in OF_THE_REQUEST:
         return UpstreamError(
             code, message or f"The upstream answered {status}.", type=kind or "invalid_request_error", param=param,
@@ -83,9 +83,9 @@ def answered(status: int, headers: Mapping[str, str], body: object, api_key: str
     )
 
 
-def reported(error: object, api_key: str | None) -> UpstreamError:
+def reported(error: object, secrets: Sequence[str]) -> UpstreamError:
     """For an error in mid-stream, or instead of a stream."""
-    message, kind, param, code = _details({"error": error}, api_key)
+    message, kind, param, code = _details({"error": error}, secrets)
     return UpstreamError(
         code or "upstream_error", message or "The upstream reported an error.", type=kind or "server_error", param=param
     )
@@ -100,15 +100,15 @@ def broken(*, begun: bool) -> UpstreamError:
     return UpstreamError("upstream_error", "The connection to the upstream broke.", retryable=True)
 
 
-def _details(body: object, api_key: str | None) -> tuple[str, str | None, str | None, str | None]:
+def _details(body: object, secrets: Sequence[str]) -> tuple[str, str | None, str | None, str | None]:
     """(message, type, param, code) of an error body in OpenAI's shape, or in one of those seen elsewhere. None of
-    them holds our key, and the code, which is logged, is a name: a sentence may quote the prompt."""
+    them holds a secret of ours, and the code, which is logged, is a name: a sentence may quote the prompt."""
     fields = _first(body)
     error: object = fields.get("error") or fields.get("errors") or body
-    message = _clean(_words(error) or _words(body), api_key) or ""
+    message = _clean(_words(error) or _words(body), secrets) or ""
     fields = _first(error)
-    kind, param = (_clean(fields.get(name), api_key) for name in ("type", "param"))
-    codes = [_clean(fields.get(name), api_key) for name in ("code", "error_code", "status", "status_code")]
+    kind, param = (_clean(fields.get(name), secrets) for name in ("type", "param"))
+    codes = [_clean(fields.get(name), secrets) for name in ("code", "error_code", "status", "status_code")]
     return message, kind, param, next((code for code in codes if code and _is_name(code)), None)
 
 
@@ -148,12 +148,12 @@ def _words(value: object, depth: int = 5) -> str:
     return f"{said}: {raw}" if said and isinstance(raw, str) else said
 
 
-def _clean(value: object, api_key: str | None) -> str | None:
+def _clean(value: object, secrets: Sequence[str]) -> str | None:
     if not isinstance(value, str | int) or isinstance(value, bool):
         return None
     text = str(value)
-    if api_key:
-        text = text.replace(api_key, "***")
+    for secret in secrets:
+        text = text.replace(secret, "***")
     return text[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
 

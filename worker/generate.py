@@ -21,6 +21,7 @@ from broker.completion import Completion, decode_chunk
 from broker.connection import Redis
 from broker.errors import StorageUnavailable
 from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
+from broker.generation import bounded_usage
 from broker.settings import Settings
 from broker.trace import Spanned, mark, past_span, span
 from worker.appender import Appender
@@ -33,7 +34,6 @@ from worker.upstream import Upstreams
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one
-LARGEST_USAGE = 4096  # bytes
 LONGEST_REASON = 100  # characters of a finish reason
 FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
 log = logging.getLogger("tokencast.worker")
@@ -231,7 +231,8 @@ async def _fold(attempt: Attempt, completion: Completion) -> None:
 
 
 def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | None) -> Ending:
-    usage = _bounded(completion.usage) or _counted(attempt)
+    told = completion.usage or {}
+    usage = bounded_usage(told, len(msgspec.json.encode(told))) or _counted(attempt)
     choices = completion.choices
     reason = next((choice["finish_reason"] for choice in choices if choice["index"] == 0), None)
     reason = reason[:LONGEST_REASON] if isinstance(reason, str) else None
@@ -244,19 +245,6 @@ def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | N
     return Ending(
         kind, status, data, reason or "", msgspec.json.encode(usage), error, msgspec.json.encode(choices)
     )  # fmt: skip
-
-
-def _bounded(usage: Json | None) -> Json | None:
-    """It stands in each row of a list and in each event of the activity: above LARGEST_USAGE only the three
-    sums stay."""
-    if usage is None or len(msgspec.json.encode(usage)) <= LARGEST_USAGE:
-        return usage
-    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {name: usage[name] for name in counts if _is_count(usage.get(name))}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def _counted(attempt: Attempt) -> Json:

@@ -7,6 +7,7 @@ that comes later, and no way in which the connection ends, takes that back.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from broker.events import USAGE
 from worker.chunks import BadChunk, Chunk, examine
@@ -22,14 +23,14 @@ class Reply:
     """Feed it what was read; `done` says that nothing more is needed, `error` why it will never be complete."""
 
     __slots__ = (
-        "_api_key", "_begun", "_choices", "_content_type", "_finished", "_longest", "_splitter", "_streamed",
+        "_begun", "_choices", "_content_type", "_finished", "_longest", "_secrets", "_splitter", "_streamed",
         "_whole",         "done", "error", "seen",
     )  # fmt: skip
 
-    def __init__(self, choices: int, api_key: str | None, longest: int, content_type: str = EVENT_STREAM) -> None:
-        """`choices`: how many were asked for. `longest`: bytes of one event."""
+    def __init__(self, choices: int, secrets: Sequence[str], longest: int, content_type: str = EVENT_STREAM) -> None:
+        """`choices`: how many were asked for. `secrets`: what no message may hold. `longest`: bytes of one event."""
         self._choices = choices
-        self._api_key = api_key
+        self._secrets = secrets
         self._longest = longest
         self._content_type = content_type
         self._splitter = SseSplitter(longest)
@@ -121,7 +122,7 @@ class Reply:
             if chunk.tokens or chunk.finished:  # the text that comes with an error is text
                 chunks.append(chunk)
                 self.seen = True
-            self._fail(reported(chunk.error, self._api_key))
+            self._fail(reported(chunk.error, self._secrets))
             return False
         chunks.append(chunk)
         self.seen = True

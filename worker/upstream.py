@@ -7,7 +7,7 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -60,7 +60,7 @@ class Upstreams:
             async with silence:
                 response = await self._respond(upstream, body)
                 content_type = _content_type(response)
-                reply = Reply(int(body.get("n") or 1), upstream.api_key, self._settings.max_output, content_type)
+                reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
                 stream = UpstreamStream(response, silence, reply)
                 try:
                     yield stream
@@ -99,11 +99,11 @@ class Upstreams:
             return await self._request(upstream, sent)
         except openai.APIStatusError as error:
             if "stream_options" not in sent or not _names_usage(error):
-                raise _classified(error, upstream.api_key) from error
+                raise _classified(error, upstream.secrets) from error
         try:
             return await self._request(upstream, _without_usage(body, whole=True))
         except openai.APIStatusError as error:
-            raise _classified(error, upstream.api_key) from error
+            raise _classified(error, upstream.secrets) from error
 
     async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
         """UpstreamError; openai.APIStatusError for an answer that is not a 200."""
@@ -117,7 +117,7 @@ class Upstreams:
         except openai.APIStatusError:
             raise
         except FAMILIES as error:
-            raise _classified(error, upstream.api_key) from error
+            raise _classified(error, upstream.secrets) from error
         if _content_type(response) in PAGES:
             await _shut(response)
             raise wrong_type(_content_type(response))
@@ -268,10 +268,10 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _classified(error: BaseException, api_key: str | None) -> UpstreamError:
+def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
     """What went wrong before the stream began."""
     if isinstance(error, openai.APIStatusError):
-        return answered(error.status_code, error.response.headers, error.body, api_key)
+        return answered(error.status_code, error.response.headers, error.body, secrets)
     if failure := connection_failure(error):
         return failure
     return _broken_off(error, begun=False)

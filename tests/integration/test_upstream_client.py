@@ -17,7 +17,7 @@ import pytest
 from broker import Broker, connect
 from broker.embedded import EmbeddedRedis
 from broker.errors import Misconfigured
-from broker.store import Generation
+from broker.generation import Generation
 from broker.trust import trusted
 from broker.upstreams import default_upstream
 from tests.certificates import make_authority, make_certificate, needs_openssl, server_context

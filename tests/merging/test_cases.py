@@ -13,8 +13,8 @@ from api.chat import completion
 from broker.cli.printer import Printer
 from broker.client import Received
 from broker.completion import Completion, decode_chunk, text_of
+from broker.generation import Generation
 from broker.ids import Cursor
-from broker.store import Generation
 from tests.merging.cases import CASES, Json, calls_of, choices_of, chunks_of, text_of_case
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from broker.feed import Feed
+from broker.generation import Generation
 from broker.ids import Cursor, new_id
 from broker.metrics import Exposition, Families
 from broker.rhythm import Rhythm
 from broker.settings import Settings
-from broker.store import Generation
 from broker.tally import GAPS, Buckets
 from worker.attempt import Attempt
 from worker.chunks import Chunk

@@ -32,7 +32,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 def play(stream: bytes, reads: list[int], choices: int = 1, *, clean: bool = True) -> tuple[Reply, list[Chunk]]:
     """The reply after all of the stream, in reads of these sizes in turn."""
-    reply, chunks, at, turn = Reply(choices, KEY, LONGEST), list[Chunk](), 0, 0
+    reply, chunks, at, turn = Reply(choices, (KEY,), LONGEST), list[Chunk](), 0, 0
     while at < len(stream) and not reply.done and reply.error is None:
         size = reads[turn % len(reads)]
         chunks += reply.feed(stream[at : at + size])
@@ -142,7 +142,7 @@ def test_a_finished_reply_stays_finished(after: bytes) -> None:
 
 
 def test_the_end_is_not_waited_for_once_the_usage_is_there() -> None:
-    reply = Reply(1, KEY, LONGEST)
+    reply = Reply(1, (KEY,), LONGEST)
     reply.feed(GOOD + STOP)
     assert reply.finished
     assert not reply.done
@@ -157,7 +157,7 @@ def test_each_choice_that_was_asked_for_must_finish() -> None:
 
 
 def test_a_line_longer_than_an_output_may_be_is_named() -> None:
-    reply = Reply(1, KEY, 1000)
+    reply = Reply(1, (KEY,), 1000)
     reply.feed(GOOD + b"data: " + b"x" * 1000)
     assert reply.error is not None
     assert reply.error.code == "output_too_large"
