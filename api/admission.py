@@ -6,6 +6,8 @@ refused, and a probe is answered as ever.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,10 +29,11 @@ class Admission:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         full = FULL in (scope.get("extensions") or {})
         answer = refusal(Request(scope)) if full and scope["path"] not in PROBES else self._app
-        await answer(scope, receive, send)
+        return answer(scope, receive, send)
 
 
 def refusal(request: Request) -> Response:

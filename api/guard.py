@@ -86,7 +86,10 @@ class Guard:
 
 
 def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
-    """The answer to a request that an open gateway must not serve; None if it may."""
+    """The answer to a request that an open gateway must not serve; None if it may. No path that ends with a slash leads
+    anywhere, so the router's 404 is the better answer there."""
+    if path.endswith("/") and path != "/":
+        return None
     return (
         _host_refusal(policy, headers)
         or _site_refusal(policy, method, path, headers)
@@ -95,10 +98,21 @@ def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONRes
 
 
 def is_browser(headers: Headers) -> bool:
-    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers send neither
-    `Origin` nor `Sec-Fetch-Site` with a GET of the same origin, so their name counts too."""
+    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers leave out both
+    `Origin` and `Sec-Fetch-Site` in a GET of the same origin, so their name counts too."""
     named = headers.get("user-agent", "").startswith("Mozilla/")
     return named or "origin" in headers or "sec-fetch-site" in headers
+
+
+STATUS = {
+    "host_not_allowed": HTTPStatus.FORBIDDEN,
+    "origin_not_allowed": HTTPStatus.FORBIDDEN,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
+
+
+def _refuse(code: str, param: str, message: str) -> JSONResponse:
+    return error_response(STATUS[code], message, code, param)
 
 
 def _host_refusal(policy: Policy, headers: Headers) -> JSONResponse | None:
@@ -108,12 +122,11 @@ def _host_refusal(policy: Policy, headers: Headers) -> JSONResponse | None:
     authority = parse_authority(hosts[0]) if len(hosts) == 1 else None
     if authority is not None and policy.knows_host(authority.host):
         return None
-    return error_response(
-        HTTPStatus.FORBIDDEN,
-        f"`{', '.join(hosts)[:100]}` is no name of this gateway. Without API keys it answers to localhost"
-        f"{', its IP addresses' if policy.anywhere else ''} and the names in TOKENCAST_ALLOWED_HOSTS.",
+    return _refuse(
         "host_not_allowed",
         "host",
+        f"`{', '.join(hosts)[:100]}` is no name of this gateway. Without API keys it answers to localhost"
+        f"{', its IP addresses' if policy.anywhere else ''} and the names in TOKENCAST_ALLOWED_HOSTS.",
     )
 
 
@@ -126,12 +139,11 @@ def _site_refusal(policy: Policy, method: str, path: str, headers: Headers) -> J
     elif not origins and (site in _OWN_SITE or _is_visit(method, path, headers)):
         return None
     page = f"Pages of `{origins[0][:100]}`" if origins else "Pages of other sites"
-    return error_response(
-        HTTPStatus.FORBIDDEN,
-        f"{page} may not use this gateway. Without API keys it serves its own pages and the origins in "
-        "TOKENCAST_CORS_ORIGINS.",
+    return _refuse(
         "origin_not_allowed",
         "origin",
+        f"{page} may not use this gateway. Without API keys it serves its own pages and the origins in "
+        "TOKENCAST_CORS_ORIGINS.",
     )
 
 
@@ -158,12 +170,8 @@ def _body_refusal(method: str, headers: Headers) -> JSONResponse | None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method in ("GET", "HEAD") or not has_body or _is_json(kind) or (kind in _FORM and not is_browser(headers)):
         return None
-    return error_response(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        "The body must be JSON, with `Content-Type: application/json`.",
-        "unsupported_media_type",
-        "content-type",
-    )
+    message = "The body must be JSON, with `Content-Type: application/json`."
+    return _refuse("unsupported_media_type", "content-type", message)
 
 
 def _is_json(kind: str) -> bool:
@@ -173,6 +181,6 @@ def _is_json(kind: str) -> bool:
 def _normal(origin: str) -> str:
     """As settings hold it; "" for what is no origin, such as `null`."""
     try:
-        return normalize_origin(origin) if origin != "*" else ""
+        return normalize_origin(origin) if origin != "*" and origin.isascii() else ""
     except ValueError:
         return ""

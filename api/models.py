@@ -33,8 +33,8 @@ class Models:
     async def get(self, request: Request) -> Response:
         self._access.tenant(request)
         model = request.path_params["id"]
-        if not model:
-            raise HTTPException(HTTPStatus.NOT_FOUND)  # the list, with a slash at its end
+        if not model or model.endswith("/"):
+            raise HTTPException(HTTPStatus.NOT_FOUND)
         return JSONResponse(_model(model, self._broker.settings.upstream_for(model).name))
 
 

@@ -95,6 +95,7 @@ async def test_another_api_is_told_which_one_is_here(api: Gateway, path: str) ->
     assert "POST /v1/chat/completions" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("host", ["localhost", "evil.example"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
 @pytest.mark.parametrize(
     "path",
@@ -108,15 +109,16 @@ async def test_another_api_is_told_which_one_is_here(api: Gateway, path: str) ->
         "/metrics/",
     ],
 )
-async def test_a_slash_at_the_end_leads_nowhere_else(api: Gateway, method: str, path: str) -> None:
+async def test_a_slash_at_the_end_leads_nowhere_else(api: Gateway, method: str, path: str, host: str) -> None:
     """A redirect would repeat the token, to a scheme and a host that the gateway does not know."""
-    answer = await api.http.request(method, f"{path}?token=SECRET", follow_redirects=False)
+    answer = await api.http.request(method, f"{path}?token=SECRET", headers={"host": host}, follow_redirects=False)
     assert answer.status_code == 404
     assert "location" not in answer.headers
     if method != "HEAD":
         assert answer.json()["error"]["code"] == "unknown_url"
         assert "SECRET" not in answer.text
-    assert (await api.http.get("/v1/models/")).status_code == 404
+    for model in ("/v1/models/", "/v1/models/m/"):
+        assert (await api.http.get(model)).status_code == 404
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from api import errors as api_errors
+from api import guard
 from api.dialects import chat
 from broker import errors
 from broker.embedded import EmbeddedRedis, free_port
@@ -140,5 +141,6 @@ def codes() -> Iterator[str]:
     yield from api_errors._UNASKED
     yield from re.findall(r'code="(\w+)"', (ROOT / "broker/requests.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
+    yield from guard.STATUS
     told = (ROOT / "api/errors.py").read_text("utf-8")
     yield from re.findall(r'(?:error_response|return error_response)\(.*?"([a-z]+_[a-z_]+)", ', told)

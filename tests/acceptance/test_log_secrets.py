@@ -148,7 +148,8 @@ async def test_no_secret_is_in_any_log(style: str) -> None:
             statuses = await ask_everything(api, gids[0], made["token"])
             assert {200, 400, 401, 404, 405} <= set(statuses)
             await send_rubbish(api, gids[0], made["token"])
-            await broker.store.redis.execute("HSET", keys.meta(gids[1]), "mt", PROMPT)
+            async with connect(url) as admitted:  # the connection from before the password may have idled too long
+                await admitted.store.redis.execute("HSET", keys.meta(gids[1]), "mt", PROMPT)
             crash = await api.http.get(f"/v1/generations/{gids[1]}", headers={**BEARER, "connection": "close"})
             redis.kill()
             away = await api.http.get(f"/v1/generations/{gids[0]}", params={"token": made["token"]})

@@ -100,21 +100,21 @@ def ids(frames: list[Frame]) -> list[str | None]:
 
 
 @pytest.mark.parametrize("name", ["lastEventId", "lastEventID", "Last-Event-ID"])
-async def test_a_polyfill_s_reader_goes_on_behind_what_it_had(api: Gateway, told: Writer, name: str) -> None:
+async def test_a_polyfill_s_reader_goes_on_after_what_it_had(api: Gateway, told: Writer, name: str) -> None:
     """Where no header can be sent, the last id stands in the query; what reconnects also sends its first URL again."""
     everything = await api.events(told.gid)
     third, fifth = everything[2].id, everything[4].id
-    behind = ids(everything[5:])
-    assert len(behind) == 2
-    assert ids(await api.events(told.gid, f"?{name}={fifth}")) == behind
-    assert ids(await api.events(told.gid, f"?after={third}&{name}={fifth}")) == behind
-    assert ids(await api.events(told.gid, f"?after=latest&{name}={fifth}")) == behind
-    assert ids(await api.events(told.gid, f"?{name}={third}", **{"last-event-id": str(fifth)})) == behind
+    rest = ids(everything[5:])
+    assert len(rest) == 2
+    assert ids(await api.events(told.gid, f"?{name}={fifth}")) == rest
+    assert ids(await api.events(told.gid, f"?after={third}&{name}={fifth}")) == rest
+    assert ids(await api.events(told.gid, f"?after=latest&{name}={fifth}")) == rest
+    assert ids(await api.events(told.gid, f"?{name}={third}", **{"last-event-id": str(fifth)})) == rest
     assert ids(await api.events(told.gid, f"?{name}=")) == ids(everything)
     unknown = await api.events(told.gid, f"?{name}=nonsense")
     assert (unknown[0].event, ids(unknown[1:])) == ("reset", ids(everything))
     page = (await api.http.get(f"/v1/generations/{told.gid}/events?{name}={fifth}", headers=PAGE)).json()
-    assert [event["id"] for event in page["data"]] == behind
+    assert [event["id"] for event in page["data"]] == rest
 
 
 async def test_of_several_generations_too(api: Gateway, told: Writer, broker: Broker) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from api.guard import Policy, refusal
+from api.guard import STATUS, Policy, refusal
 from broker.settings import Settings
 
 LOCAL = Policy.of(Settings(allowed_hosts="tokencast.example,*.team.example", cors_origins="https://app.example"))  # type: ignore[arg-type]
@@ -179,6 +181,11 @@ def test_a_link_to_its_pages_may_be_followed_from_anywhere(path: str) -> None:
     assert code_of(LOCAL, path=path, **link, host="evil.example") == "host_not_allowed"
 
 
+def test_what_leads_nowhere_is_left_to_the_router() -> None:
+    assert code_of(LOCAL, path="/v1/generations/", host="evil.example", origin="https://evil.example") is None
+    assert code_of(LOCAL, path="/", host="evil.example") == "host_not_allowed"
+
+
 def test_where_every_origin_is_listed_the_host_still_counts() -> None:
     """A page of a name that DNS has pointed here is let in by no list."""
     everybody = Policy.of(Settings(cors_origins="*"))  # type: ignore[arg-type]
@@ -186,6 +193,19 @@ def test_where_every_origin_is_listed_the_host_still_counts() -> None:
         assert code_of(everybody, "POST", origin=origin, sec_fetch_site="cross-site") is None
     assert code_of(everybody, origin="http://evil.example", host="evil.example") == "host_not_allowed"
     assert code_of(everybody, sec_fetch_site="cross-site") == "origin_not_allowed"
+
+
+HEADERS = ("host", "origin", "sec-fetch-site", "sec-fetch-mode", "user-agent", "content-type", "content-length")
+PARTS = st.sampled_from(["localhost", "http://", "[::1]", ":8000", ".", "*", "@", "null", "tokencast.example"])
+VALUES = st.binary(max_size=20) | st.lists(PARTS).map(lambda parts: "".join(parts).encode())
+
+
+@given(st.lists(st.tuples(st.sampled_from(HEADERS), VALUES)), st.sampled_from(["GET", "POST", "x"]), st.text())
+def test_no_header_crashes_the_guard(headers: list[tuple[str, bytes]], method: str, path: str) -> None:
+    raw = [(name.encode(), value) for name, value in headers]
+    for policy in (LOCAL, ON_PURPOSE):
+        found = refusal(policy, method, path, Headers(raw=raw))
+        assert found is None or json.loads(found.body)["error"]["code"] in STATUS
 
 
 # --- the body ------------------------------------------------------------------------------------------------
