@@ -102,15 +102,18 @@ class Broker:
         """The key that counted it, and the bytes that were counted. LimitExceeded, but not where the key stands for a
         generation already: that costs nothing."""
         try:
-            return await self.queue.places.admit(tenant, gid, stored, self.share.bytes), stored
+            return await self.queue.places.admit(tenant, gid, stored, self._share(tenant)), stored
         except LimitExceeded:
             if idempotency_key is None or not await self.store.knows(tenant, idempotency_key):
                 raise
             return "", NOTHING
 
+    def _share(self, tenant: str) -> int:
+        return 0 if tenant == OPEN_TENANT else self.share.bytes
+
     async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
         with suppress(StorageUnavailable):  # the place ends by itself
-            await self.queue.places.forgo(tenant, gid, counted, stored, self.share.bytes)
+            await self.queue.places.forgo(tenant, gid, counted, stored, self._share(tenant))
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
@@ -146,7 +149,7 @@ class Broker:
 
     async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
         with suppress(StorageUnavailable):  # it is counted until it would have expired
-            await self.queue.places.give_back(tenant, withdrawn.dropped, self.share.bytes)
+            await self.queue.places.give_back(tenant, withdrawn.dropped, self._share(tenant))
         if withdrawn.was == "queued" and withdrawn.ticket:
             try:
                 await self.queue.withdraw(gid, tenant, withdrawn.ticket)
