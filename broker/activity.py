@@ -89,6 +89,7 @@ class Activity:
         self._clock = RedisClock(redis)
         self._channels: dict[str, History] = {}
         self._starting = asyncio.Lock()
+        self._start_under_way: asyncio.Task[None] | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._last: dict[str, bytes] = {}
         self._told: dict[str, int] = {}  # group of shards → everything there up to then has been read
@@ -113,7 +114,7 @@ class Activity:
                 await self._stop_unwatched()
 
     async def close(self) -> None:
-        await cancelled(self._readers)
+        await cancelled([*self._readers, *filter(None, [self._start_under_way])])
 
     # --- the history -------------------------------------------------------------------------------------
 
@@ -146,6 +147,13 @@ class Activity:
     # --- the reader --------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
+        """Concurrent calls share one start, and its failure: they wait no longer than one does."""
+        if self._start_under_way is None or self._start_under_way.done():
+            self._start_under_way = asyncio.create_task(self._start_readers())
+            self._start_under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._start_under_way)
+
+    async def _start_readers(self) -> None:
         """From what is newest now."""
         async with self._starting:
             if self._readers:
