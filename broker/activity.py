@@ -93,6 +93,7 @@ class Activity:
         self._channels: dict[tuple[str, bool], History] = {}  # by tenant, and whether it has the past
         self._loads = asyncio.Lock()
         self._starting = asyncio.Lock()
+        self._start_under_way: asyncio.Task[None] | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._last: dict[str, bytes] = {}
         self._told: dict[str, int] = {}  # group of shards → everything there up to then has been read
@@ -120,7 +121,7 @@ class Activity:
                 await self._stop_unwatched()
 
     async def close(self) -> None:
-        await cancelled(self._readers)
+        await cancelled([*self._readers, *filter(None, [self._start_under_way])])
 
     # --- the history -------------------------------------------------------------------------------------
 
@@ -178,6 +179,13 @@ class Activity:
     # --- the reader --------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
+        """Concurrent calls share one start, and its failure: they wait no longer than one does."""
+        if self._start_under_way is None or self._start_under_way.done():
+            self._start_under_way = asyncio.create_task(self._start_readers())
+            self._start_under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._start_under_way)
+
+    async def _start_readers(self) -> None:
         """From what is newest now."""
         async with self._starting:
             if self._readers:
