@@ -15,7 +15,7 @@ from broker.errors import StorageUnavailable
 from broker.ids import created_ms, shard_of
 
 OLDEST = 8 * 86_400.0  # seconds; the age of a generation that has not ended is below
-NAMED_BEFORE = 20.0  # seconds; an id is made so long before its generation at most
+NAMED_BEFORE = 20.0  # seconds from the making of an id to the creation of its generation, at most
 
 
 class Server(NamedTuple):
@@ -118,6 +118,6 @@ class Losses:
 
 
 def _retrieved(task: asyncio.Task[Server]) -> None:
-    """Everybody who asked may have gone."""
+    """Retrieve the exception: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

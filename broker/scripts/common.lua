@@ -4,8 +4,8 @@
 local META, LOG, LIVE, INDEX, ACTIVITY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GID = ARGV[1]
 local HOUR, DAY = 3600000, 86400000
--- How long a generation that has not ended is kept without anybody renewing it: longer than all processes stand still
--- over a weekend.
+-- For this time a generation that has not ended is kept without a renewal: all processes may stand still for longer
+-- than a weekend.
 local KEPT = 7 * DAY
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 

@@ -1,6 +1,6 @@
 -- Generations that the reaper must look at, by this server's clock.
 -- KEYS: [1] live   ARGV: maximum number of generations, ms ahead ('' = none): what is due later than that is due now, for
---       nobody plans so far ahead, so the clock went back
+--       no script sets such a time, so the clock went back
 -- Returns now ms, generations
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

@@ -1,6 +1,6 @@
 --#include common
 -- Looks at one generation whose time in `live` has come. That its lease is over by this server's clock is not enough: the
--- clock may have been set, or the server may have hung, and nobody could renew. So the caller must have watched this
+-- clock may have been set, or the server may have hung, so that no owner could renew. So the caller must have watched this
 -- server without a break for a whole lease, the owner's and its own, and this command must run when it is sent.
 -- KEYS: the five of common.lua
 -- ARGV: gid, random 0..1023, max attempts, lease ms of the caller, ms for which it has watched, latest ms at which this

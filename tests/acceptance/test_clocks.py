@@ -217,7 +217,7 @@ async def test_workers_that_are_a_day_apart_see_each_other(own_redis: EmbeddedRe
 
 
 class SteppedRedis:
-    """A server whose clock is set while it runs; how fast time passes there is as ever."""
+    """A server whose clock is set while it runs; its monotonic clock stays right."""
 
     def __init__(self, directory: Path) -> None:
         self._offset = directory / "offset"
@@ -230,7 +230,7 @@ class SteppedRedis:
         self.binary.chmod(0o755)
 
     def step(self, seconds: float) -> None:
-        """Ahead of this machine's, or behind it."""
+        """`seconds`: ahead of this machine's clock; negative: behind it."""
         self._offset.with_suffix(".new").write_text(f"{seconds:+g}\n")
         self._offset.with_suffix(".new").replace(self._offset)
 

@@ -103,7 +103,7 @@ async def commands(broker: Broker, name: str) -> int:
     return int(lines[0].partition("calls=")[2].partition(",")[0]) if lines else 0
 
 
-async def test_who_asks_a_hung_redis_for_the_time_shares_one_question(own_redis: EmbeddedRedis) -> None:
+async def test_concurrent_questions_for_the_time_share_one(own_redis: EmbeddedRedis) -> None:
     """Twenty that ask one after the other would wait for twenty timeouts."""
     async with (
         connect(own_redis.url) as broker,
@@ -143,7 +143,7 @@ async def test_what_was_refused_is_not_created_when_redis_goes_on(
         await wait_until(executed)
         page, _ = await observer.store.list("default")
         assert [generation.id for generation in page] == [first.id]
-        assert await broker.enqueue(request_body()), "and it is as ever again"
+        assert await broker.enqueue(request_body())
 
 
 async def test_a_step_of_redis_s_clock_refuses_nobody(own_redis: EmbeddedRedis) -> None:
@@ -174,7 +174,7 @@ async def test_callers_who_leave_a_hung_redis_create_nothing(own_redis: Embedded
                     await impatient.post("/v1/generations", json=request_body())
 
             await gather(*(post() for _ in range(12)))
-        await api.create()  # behind them all
+        await api.create()  # answered after all of them
         page, _ = await broker.store.list("default")
         assert len(page) == 1
 
@@ -248,7 +248,7 @@ def shard_mates() -> tuple[str, str]:
 
 
 async def test_a_roll_back_to_before_the_creation_is_a_pause(sim: str) -> None:
-    """The shard was there before, so its data set is the same one. Its readers, and who asks meanwhile, wait."""
+    """The shard was there before, so its data set is the same one. Its readers wait."""
     older, newer = shard_mates()
     quick = {**QUICK, "TOKENCAST_LEASE": "3"}
     async with (

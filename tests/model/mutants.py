@@ -131,7 +131,7 @@ DIRECTED = [
         ("restore",),
         "if now - tonumber(ARGV[7]) >= HOUR and not another then return {'GONE'} end",
         "if not another then return {'GONE'} end",
-        "a running generation lost, behind a failover to before its creation",
+        "a running generation lost, after a failover to before its creation",
     ),
     Mutant(
         "a claim only refuses what was started too often",

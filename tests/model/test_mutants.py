@@ -147,7 +147,7 @@ async def a_restore_does_not_ask_when_it_was_known(broker: Broker) -> None:
 
 
 async def a_restore_wants_another_data_set(broker: Broker) -> None:
-    """It was there a minute ago: so nobody has removed it, and the server went back."""
+    """It was there a minute ago: so it was not removed, and the server went back."""
     assert await restored(broker, 60_000) == b"OK"
 
 
@@ -160,7 +160,7 @@ async def a_claim_only_refuses_what_was_started_too_often(broker: Broker) -> Non
 
 
 async def reaped(writer: Writer, lease_over_ms: int, *, watched_ms: int, late_ms: int = -60_000) -> bytes:
-    """What a reaper is answered, of a lease of one second that was over so many ms ago; negative: will be over."""
+    """What a reaper is answered, of a lease of one second that ended this many ms ago; negative: that will end."""
     seconds, _ = await writer.redis.execute("TIME")
     now = int(seconds) * 1000
     fields = ["le", now - lease_over_ms, "ls", 1000]
