@@ -33,6 +33,12 @@ Row = tuple[str, Sequence[bytes | None]]
 """A generation's id, and the fields of its meta that were asked for."""
 
 
+def lifecycle_keys(gid: str) -> list[str]:
+    """The first five keys of every lifecycle script."""
+    shard = shard_of(gid)
+    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
+
+
 class Lists:
     """`fields`: of a generation's meta, `st` among them."""
 
@@ -116,7 +122,7 @@ class Lists:
         removed: list[int] = []
         for at in range(0, len(shards), SHARDS_AT_ONCE):
             calls = [
-                (keys.lifecycle(gid), (gid, tenant, suffix, count, score))
+                (lifecycle_keys(gid), (gid, tenant, suffix, count, score))
                 for gid in map(_any_of, shards[at : at + SHARDS_AT_ONCE])
             ]
             try:

@@ -20,7 +20,7 @@ from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflic
 from broker.events import FINAL_STATUSES, Event, from_entry
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.limits import NOTHING, Stored
-from broker.lists import FIRST_ROWS, Lists
+from broker.lists import FIRST_ROWS, Lists, lifecycle_keys
 from broker.losses import Losses
 from broker.requests import CompletionRequest
 
@@ -38,8 +38,6 @@ CANCEL = Script("cancel")
 DELETE = Script("delete")
 SETTLE = Script("settle")
 TRACE = Script("trace")
-
-lifecycle_keys = keys.lifecycle
 
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
