@@ -61,12 +61,6 @@ def activity(shard: str) -> str:
     return f"tc:{{{shard}}}:act"
 
 
-def lifecycle(gid: str) -> list[str]:
-    """The first five keys of every lifecycle script."""
-    shard = shard_of(gid)
-    return [meta(gid), log(gid), live(shard), index(shard), activity(shard)]
-
-
 def epoch(shard: str) -> str:
     """string · "<ms>.<random>", names this data set: another means Redis came back empty · 30 d · create, restore"""
     return f"tc:{{{shard}}}:ep"

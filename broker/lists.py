@@ -35,6 +35,12 @@ Row = tuple[str, Sequence[bytes | None]]
 """A generation's id, and the fields of its meta that were asked for."""
 
 
+def lifecycle_keys(gid: str) -> list[str]:
+    """The first five keys of every lifecycle script."""
+    shard = shard_of(gid)
+    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
+
+
 class Lists:
     """`fields`: of a generation's meta, `st` among them."""
 
@@ -118,7 +124,7 @@ class Lists:
         removed: list[int] = []
         for at in range(0, len(shards), SHARDS_AT_ONCE):
             calls = [
-                (keys.lifecycle(gid), (gid, tenant, suffix, count, score))
+                (lifecycle_keys(gid), (gid, tenant, suffix, count, score))
                 for gid in map(_any_of, shards[at : at + SHARDS_AT_ONCE])
             ]
             try:
@@ -147,7 +153,7 @@ class Lists:
     async def _unlist_lost(self, tenant: str) -> None:
         """Removes what expired before it ended, since nothing ran for a week: it counts as waiting or running."""
         with suppress(StorageUnavailable):  # a Redis that refuses to be written to must keep nobody from reading
-            await self.redis.run_many(UNLIST, [(keys.lifecycle(gid), (gid, tenant)) for gid in map(_any_of, SHARDS)])
+            await self.redis.run_many(UNLIST, [(lifecycle_keys(gid), (gid, tenant)) for gid in map(_any_of, SHARDS)])
 
 
 def _any_of(shard: str) -> str:

@@ -22,7 +22,7 @@ from broker.events import Event, from_entry
 from broker.generation import FIELDS, Generation, from_fields
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.limits import NOTHING, Stored
-from broker.lists import FIRST_ROWS, Lists
+from broker.lists import FIRST_ROWS, Lists, lifecycle_keys
 from broker.losses import Losses
 from broker.requests import CompletionRequest
 
@@ -40,8 +40,6 @@ CANCEL = Script("cancel")
 DELETE = Script("delete")
 SETTLE = Script("settle")
 TRACE = Script("trace")
-
-lifecycle_keys = keys.lifecycle
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _examine_slowly(payload: bytes, event: bytes, streamed: bool) -> Chunk | Non
         return _without_choices(payload, fields, error, usual=given == [] and not wrapped)
     changed = not isinstance(given, list) or list(map(id, cast("list[object]", given))) != list(map(id, choices))
     data = _encode({**fields, "choices": choices}) if changed or wrapped else payload
-    tokens = max([_tokens_of(choice["delta"]) for choice in choices])
+    tokens = max([_tokens_of(choice.get("delta", {})) for choice in choices])
     finished = tuple([choice.get("index", 0) for choice in choices if finish_reason(choice.get("finish_reason"))])
     return Chunk(CHUNK, data, tokens, finished, error)
 
@@ -142,7 +142,7 @@ def _without_choices(payload: bytes, fields: Json, error: object, *, usual: bool
 
 
 def _choices(value: object, streamed: bool) -> list[Json]:
-    """The choices of a chunk, each with an object as its `delta`, and an index, if it has one, that is a number."""
+    """The choices of a chunk, each with an object as its `delta`, but for verdicts of a filter, and an index, if it has one, that is a number."""
     listed = cast("list[object]", value) if isinstance(value, list) else [value]
     return [_choice(cast(Json, choice), streamed) for choice in listed if isinstance(choice, dict)]
 
@@ -151,6 +151,8 @@ def _choice(choice: Json, streamed: bool) -> Json:
     given, message, text = choice.get("delta"), choice.get("message"), choice.get("text")
     if isinstance(given, dict) and (given or not isinstance(message, dict)):
         delta = cast(Json, given)
+    elif "delta" not in choice and "content_filter_results" in choice:  # Azure's verdict on text that came before
+        return choice
     else:  # a whole message, as in an answer that is no stream; or the text of the older completions
         whole = cast(Json, message) if isinstance(message, dict) and not streamed else {}
         delta = {"content": text} if isinstance(text, str) and message is None else whole

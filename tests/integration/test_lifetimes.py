@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -18,7 +19,7 @@ from broker.checks import Watch, mark_embedded
 from broker.embedded import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
-from broker.limits import Limits
+from broker.limits import Limits, Stored
 from broker.queue import Queue
 from broker.reaper import REAP, log
 from broker.settings import Settings
@@ -182,7 +183,8 @@ async def _limits(broker: Broker, seen: Seen) -> None:
     queue, after = Queue(broker.queue.redis, RETENTION, Limits(running=1, queued=9, per_minute=9)), seen.after
     running, waiting = [new_id(n, "limited") for n in range(2)]
     for gid in (running, waiting):
-        counted = await after("admit.lua", queue.places.admit("limited", gid))
+        stored = Stored(100, int(time.time() * 1000))
+        counted = await after("admit.lua", queue.places.admit("limited", gid, stored, 10_000))
     await after("start.lua", queue.places.start("limited", running))
     await after("hold.lua", queue.places.hold({"limited": [running]}))
     assert not await queue.places.start("limited", waiting)
@@ -194,7 +196,9 @@ async def _limits(broker: Broker, seen: Seen) -> None:
     await queue.redis.execute("DEL", keys.running("limited"))
     await after("stop.lua", queue.stopped(running, "limited"))
     await queue.redis.execute("DEL", counted)
-    await after("a creation that was none", queue.places.forgo("limited", waiting, counted))
+    await after("a creation that was none", queue.places.forgo("limited", waiting, counted, stored, 10_000))
+    await queue.redis.execute("DEL", keys.stored("limited"))
+    await after("bytes given back", queue.places.give_back("limited", stored, 10_000))
     await after("a withdrawal", queue.withdraw(waiting, "limited", 1))
 
 
