@@ -142,7 +142,8 @@ def _without_choices(payload: bytes, fields: Json, error: object, *, usual: bool
 
 
 def _choices(value: object, streamed: bool) -> list[Json]:
-    """The choices of a chunk, each with an object as its `delta`, but for verdicts of a filter, and an index, if it has one, that is a number."""
+    """The choices of a chunk: each has an object as its `delta`, except a filter's verdict, and an index, if any, is a
+    number."""
     listed = cast("list[object]", value) if isinstance(value, list) else [value]
     return [_choice(cast(Json, choice), streamed) for choice in listed if isinstance(choice, dict)]
 
