@@ -77,8 +77,14 @@ class Completion:
 
 
 def finish_reason(value: object) -> str | None:
-    """Why a choice is finished; None if it is not. Some upstreams say "", "null" or "None" for null."""
-    return value if isinstance(value, str) and value.strip() not in ("", "null", "None") else None
+    """Why a choice is finished; None if it is not. Some upstreams say "", "null", "unfinished" or the like for null."""
+    return value if isinstance(value, str) and value.strip().lower() not in NO_REASON else None
+
+
+NO_REASON = frozenset(
+    {"", "null", "none", "nil", "undefined", "unfinished", "not_finished", "in_progress", "running", "continue"}
+    | {"finish_reason_unspecified"}
+)
 
 
 def text_of(choices: object) -> str:

@@ -103,7 +103,8 @@ class Losses:
         """Whether the server was started lately, and after the generation's creation: then it may have come back in a
         state from before that."""
         lately = server.uptime < self._grace or self._within(self._interrupted.get(group))
-        return lately and (math.isinf(server.uptime) or created < int(now) - server.uptime + 1)  # whole seconds
+        # In whole seconds. What was created in that second counts as later: who saw the old server knows by its name.
+        return lately and (math.isinf(server.uptime) or created < now - server.uptime - 1)
 
     async def _server(self, group: str) -> Server:
         """Concurrent questions share an answer: unknown ids may come in a flood."""

@@ -113,7 +113,7 @@ class Attempt:
         items, ends, counts = self.items, self._ends, self._counts
         at = self._age()
         size, count = (ends[-1], counts[-1]) if ends else (0, 0)
-        for kind, data, tokens, _, _ in chunks:
+        for kind, data, tokens, *_ in chunks:
             items += (kind, at, data)
             size += len(data)
             count += tokens

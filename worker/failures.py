@@ -72,7 +72,7 @@ def answered(status: int, headers: Mapping[str, str], body: object, secrets: Seq
             type=kind or "rate_limit_error",
             param=param,
             status=status,
-            retryable=code != "insufficient_quota",  # no waiting helps
+            retryable="insufficient_quota" not in (code, kind),  # no waiting helps
             retry_after=_retry_after(headers),
         )
     if 300 <= status < 400:
@@ -105,7 +105,9 @@ def _details(body: object, secrets: Sequence[str]) -> tuple[str, str | None, str
     them holds a secret of ours, and the code, which is logged, is a name: a sentence may quote the prompt."""
     fields = _first(body)
     error: object = fields.get("error") or fields.get("errors") or body
-    message = _clean(_words(error) or _words(body), secrets) or ""
+    # A name or a flag as `error`, with the words next to it, is Fastify's and Spring's form.
+    said = _words(error) if isinstance(error, dict | list) else ""
+    message = _clean(said or _words(body), secrets) or ""
     fields = _first(error)
     kind, param = (_clean(fields.get(name), secrets) for name in ("type", "param"))
     codes = [_clean(fields.get(name), secrets) for name in ("code", "error_code", "status", "status_code")]
@@ -124,12 +126,15 @@ def _is_name(code: str) -> bool:
     return _NAME.fullmatch(code) is not None and not code.lstrip("-").isdigit()
 
 
-_WORDS = ("message", "msg", "detail", "error", "error_msg", "error_message", "errmsg", "status_msg", "description")
+_WORDS = (
+    *("message", "msg", "detail", "error_description", "error_message", "error_msg", "errorMessage", "errmsg"),
+    *("status_msg", "description", "reason", "title", "faultstring", "text", "details", "error", "errors"),
+)
 
 
 def _words(value: object, depth: int = 5) -> str:
-    """The provider's words, wherever they stand: text, an object that has them, or a list of such objects, as those
-    FastAPI names each wrong field with."""
+    """The provider's words, wherever they stand: text, an object that has them under a usual name, however it is
+    written, or in an object in it, or a list of such objects, as those FastAPI names each wrong field with."""
     if isinstance(value, str):
         text = value.strip()
         return "" if text.startswith("<") else text  # a page
@@ -140,7 +145,11 @@ def _words(value: object, depth: int = 5) -> str:
     if not isinstance(value, dict):
         return ""
     fields = cast(Json, value)
-    said = next(filter(None, (_words(fields.get(name), depth - 1) for name in _WORDS)), "")
+    lowered = {key.lower(): one for key, one in reversed(fields.items())}
+    said = next(filter(None, (_words(lowered.get(name.lower()), depth - 1) for name in _WORDS)), "")
+    if not said:
+        inner = (one for one in fields.values() if isinstance(one, dict | list))
+        said = next(filter(None, (_words(one, depth - 1) for one in inner)), "")
     where, metadata = fields.get("loc"), fields.get("metadata")
     if said and isinstance(where, list):
         said = f"{'.'.join(map(str, cast('list[object]', where)))}: {said}"

@@ -69,9 +69,19 @@ class SseSplitter:
                 self._name = b""
             elif line.startswith(b"event:"):
                 self._name = line[6:].strip()
+            elif line.startswith(BOM + b"data:"):  # of an encoder that is begun anew for each write
+                data.append(line.removeprefix(BOM)[5:].removeprefix(b" "))
         if rest:
             self._hold(rest)
         return events
+
+    def pending(self) -> bytes | None:
+        """Return the data of an event that no blank line has ended, or None."""
+        lines = [*self._data]
+        last = b"".join(self._parts)
+        if last.startswith(b"data:"):
+            lines.append(last[5:].removeprefix(b" "))
+        return b"\n".join(lines) if lines else None
 
     def _skip_bom(self, read: bytes) -> bytes:
         """The mark may come in pieces; what has been held is part of what is returned."""

@@ -7,6 +7,7 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
@@ -27,6 +28,7 @@ Json = dict[str, Any]
 
 PAGES = frozenset({"text/html", "application/xhtml+xml"})
 PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
+LAST_PATIENCE = 0.5  # seconds, if the usage is there too
 AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
 
 
@@ -173,8 +175,7 @@ class UpstreamStream:
         except StopAsyncIteration:
             return self.reply.end()
         except FAMILIES as error:
-            self.reply.break_off(_broken_off(error, begun=self.reply.seen))
-            return []
+            return self.reply.break_off(_broken_off(error, begun=self.reply.begun))
 
     async def _read(self) -> bytes:
         if not self.reply.finished:
@@ -192,8 +193,11 @@ class UpstreamStream:
 
     def _settle_soon(self, chunks: list[Chunk]) -> None:
         """Usage may follow a finish reason, and where an upstream repeats that in each chunk, text."""
+        now = asyncio.get_running_loop().time()
         if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
-            self._settled_at = asyncio.get_running_loop().time() + PATIENCE
+            self._settled_at = now + PATIENCE
+        if self.reply.counted:  # mostly the last thing that an upstream has to say
+            self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
 
 
 class Silence:
@@ -261,7 +265,10 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
 def _names_usage(error: openai.APIStatusError) -> bool:
     """Whether an upstream refuses the request over the option, in whatever form it says so."""
     said = f"{error.message} {error.body!r}"
-    return error.status_code in (400, 422) and ("stream_options" in said or "include_usage" in said)
+    return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
+
+
+_USAGE_OPTION = re.compile(r"stream[_ ]?options|include_usage", re.IGNORECASE)
 
 
 def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:

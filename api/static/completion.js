@@ -25,9 +25,15 @@ const idOf = ({ id }) => ((typeof id === "string" && id) || typeof id === "numbe
 const typeOf = ({ type }) => (typeof type === "string" && type ? type : null);
 const isText = (value) => typeof value === "string" || typeof value === "number";
 
-/** Why a choice is finished; "" if it is not. Some upstreams say "", "null" or "None" for null. */
+const NO_REASON = new Set(
+  ["", "null", "none", "nil", "undefined", "unfinished", "not_finished", "in_progress", "running", "continue"].concat(
+    "finish_reason_unspecified",
+  ),
+);
+
+/** Why a choice is finished; "" if it is not. Some upstreams say "", "null", "unfinished" or the like for null. */
 export const finishReason = ({ finish_reason: reason }) =>
-  typeof reason === "string" && !["", "null", "None"].includes(reason.trim()) ? reason : "";
+  typeof reason === "string" && !NO_REASON.has(reason.trim().toLowerCase()) ? reason : "";
 
 /** The text of one attempt as it grows, choice by choice. */
 export class Completion {

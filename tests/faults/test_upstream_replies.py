@@ -81,7 +81,18 @@ OUTCOMES: dict[str, Right] = {
     "name-split": called(FIRST),
     "details-text": Right(message='"text": "first thought"'),
     "error-event": failed("top_p is out of range", "OutOfRange"),
-    "error-event-text": failed("bad chunk", "bad_upstream_response", text="Good "),
+    "error-event-text": failed("the model is gone", text="Good "),
+    "error-event-null": failed(text="Good "),
+    "error-unknown": failed("not enough quota", text="Good "),
+    "error-named": failed("too many tokens", text="Good "),
+    "error-header": failed("not allowed", text="Good "),
+    "error-code-beside": failed("not allowed", text="Good "),
+    "error-json-cut": failed("used up"),
+    "message-json-half": failed(),
+    "reason-unfinished-cut": TRUNCATED,
+    "reason-overloaded": failed("insufficient_system_resource", text="Good "),
+    "usage-alone": failed("was empty", "bad_upstream_response"),
+    "usage-alone-cut": failed(),
     "error-status-object": failed("the balance is used up"),
     "error-bare": failed("the quota is used up", "RESOURCE_EXHAUSTED", text="Good "),
     "error-bare-done": failed("the model fell over", text="Good "),
@@ -185,7 +196,13 @@ async def test_no_reply_costs_a_second_call_where_a_restart_is_asked_for(
 
 
 async def test_the_usage_that_comes_late_is_counted(api: Gateway, sim: str, replies: Service) -> None:
-    for name in ("usage-a-second-later", "usage-choices-null", "usage-no-choices", "message-json"):
+    for name in (
+        "usage-a-second-later",
+        "usage-choices-null",
+        "usage-no-choices",
+        "usage-in-the-choice",
+        "message-json",
+    ):
         generation = await api.create(request_body(f"[[sim reply={name}]]", model="sim"))
         assert (await api.ended(generation["id"]))["usage"]["total_tokens"] == 5
 

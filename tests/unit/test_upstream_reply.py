@@ -141,13 +141,12 @@ def test_a_finished_reply_stays_finished(after: bytes) -> None:
     assert reply.done
 
 
-def test_the_end_is_not_waited_for_once_the_usage_is_there() -> None:
+def test_what_is_finished_and_counted_is_known() -> None:
     reply = Reply(1, (KEY,), LONGEST)
     reply.feed(GOOD + STOP)
-    assert reply.finished
-    assert not reply.done
+    assert (reply.finished, reply.counted, reply.done) == (True, False, False)
     reply.feed(COUNTED)
-    assert reply.done
+    assert reply.counted
 
 
 def test_each_choice_that_was_asked_for_must_finish() -> None:

@@ -27,7 +27,7 @@ def chunk(**delta: Any) -> bytes:
 
 def kept(payload: bytes) -> Chunk:
     found = examine(payload)
-    assert found is not None
+    assert isinstance(found, Chunk)
     return found
 
 
@@ -47,10 +47,9 @@ FIELDS = st.dictionaries(
 @given(FIELDS, st.lists(st.dictionaries(st.text(max_size=8), JSON, max_size=3), min_size=1, max_size=3), st.booleans())
 def test_a_usual_chunk_is_kept_byte_for_byte(fields: dict[str, Any], deltas: list[Any], ascii_only: bool) -> None:
     choices = [{"index": index, "delta": {"content": "a", **delta}} for index, delta in enumerate(deltas)]
+    fields.pop("error", None)
     payload = encoded({**fields, "choices": choices}, ascii_only=ascii_only)
-    found = examine(payload)
-    assert found is not None
-    assert found.data == payload
+    assert kept(payload).data == payload
 
 
 CHOICES = st.lists(
@@ -62,13 +61,13 @@ CHOICES = st.lists(
 @given(FIELDS, CHOICES | JSON, st.sampled_from([b"", b"error", b"ping"]))
 def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, choices: Any, event: bytes) -> None:
     found = examine(encoded({**fields, "choices": choices}), event)
-    if found is None or (found.error is not None and not found.data):
+    if not isinstance(found, Chunk) or (found.error is not None and not found.data):
         return
     stored = json.loads(found.data)
     assert isinstance(stored["choices"], list)
     for choice in stored["choices"]:
-        assert isinstance(choice["delta"], dict)
-        assert type(choice.get("index", 0)) is int
+        assert isinstance(choice["delta"], dict) or "content_filter_results" in choice
+        assert type(choice["index"]) is int
 
 
 @given(st.binary(max_size=60))
@@ -78,7 +77,7 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
         found = examine(payload)
     except BadChunk:
         return
-    assert found is not None
+    assert isinstance(found, Chunk)
     stored = found.data
     assert not set(stored) & {0x0A, 0x0D}
     json.loads(stored.decode(), parse_constant=pytest.fail)
@@ -94,9 +93,6 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
         b'{"choices":[',
         b'{"x":1}{"y":2}',
         b'{"x":"\x01"}',
-        b"[]",
-        b'"text"',
-        b"7",
         b"[1,2]",
         b"[" * 100_000,
         b'{"choices":[{"index":0,"delta":{"content":"a","p":' + b"[" * 120 + b"]" * 120 + b"}}]}",
@@ -110,7 +106,21 @@ def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"  ", b"null", b'{"type":"ping"}', b'{"type":"ping","message":"hello"}', b"{}"]
+    "payload",
+    [
+        b"",
+        b"  ",
+        b"null",
+        b"7",
+        b"true",
+        b'""',
+        b"[]",
+        b"ping",
+        b'{"code":0,"message":"ok"}',
+        b'{"type":"ping"}',
+        b'{"type":"ping","message":"hello"}',
+        b"{}",
+    ],
 )
 def test_a_keep_alive_is_no_chunk(payload: bytes) -> None:
     assert examine(payload) is None
@@ -123,7 +133,7 @@ def test_raw_line_breaks_between_tokens_become_spaces() -> None:
 
 def test_half_a_surrogate_pair_is_kept_as_it_came() -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}'
-    assert kept(payload) == (CHUNK, payload, 1, (), None)
+    assert kept(payload) == Chunk(CHUNK, payload, 1, (), None)
     assert decode_chunk(payload)["choices"][0]["delta"]["content"] == "\ud83d"
 
 
@@ -154,7 +164,7 @@ def test_a_chunk_counts_if_it_says_something(delta: dict[str, Any], tokens: int)
         ({"choices": [], "usage": None, "prompt_filter_results": []}, CHUNK),  # Azure's first
         ({"usage": {"total_tokens": 3}}, USAGE),
         ({"choices": None, "usage": {"total_tokens": 3}}, USAGE),
-        ({"choices": ["?"], "usage": {"total_tokens": 3}}, USAGE),
+        ({"choices": [7], "usage": {"total_tokens": 3}}, USAGE),
         ({"choices": [{"index": 0, "delta": {}}], "usage": {"total_tokens": 3}}, CHUNK),
     ],
 )
@@ -202,8 +212,6 @@ ERRORS: list[Any] = [
     {"object": "error", "message": "no"},
     {"type": "error", "message": "no"},
     {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED"},
-    {"message": "no"},
-    {"detail": "no"},
     {"error_code": 17, "error_msg": "no"},
     {"success": False},
     {"status": 503, "message": "no"},
@@ -223,7 +231,7 @@ def test_an_error_is_told_in_all_its_forms(value: Any) -> None:
 
 def test_an_event_named_error_is_one() -> None:
     found = examine(b'{"reason":"no"}', b"error")
-    assert found is not None
+    assert isinstance(found, Chunk)
     assert found.error == {"reason": "no"}
 
 
@@ -286,10 +294,11 @@ def test_the_name_of_an_event_is_its_own_alone() -> None:
     assert SseSplitter().feed(b"event: error\ndata: a\n\nevent: x\n\ndata: b\n\n") == [(b"error", b"a"), (b"", b"b")]
 
 
-def test_a_byte_order_mark_is_skipped_at_the_beginning_only() -> None:
+def test_a_byte_order_mark_is_skipped_where_a_write_may_have_begun() -> None:
     splitter = SseSplitter()
     assert splitter.feed(BOM[:2]) == []
-    assert splitter.feed(BOM[2:] + b"data: a\n\n" + BOM + b"data: b\n\ndata: c\n\n") == [(b"", b"a"), (b"", b"c")]
+    events = splitter.feed(BOM[2:] + b"data: a\n\n" + BOM + b"data: b\n\ndata: " + BOM + b"c\n\n")
+    assert events == [(b"", b"a"), (b"", b"b"), (b"", BOM + b"c")]
 
 
 def test_a_line_and_an_event_above_the_limit_are_refused() -> None:

@@ -97,6 +97,7 @@ _FORBIDDEN_EXTRA = [
 ]
 _STREAM = Reply((*TEXT, STOP, DONE))
 _WHOLE = {"role": "assistant", "content": "Good morning"}
+_JSON = {"object": "chat.completion", "choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}]}
 
 
 def _refused_option(status: int, body: Any) -> Reply:
@@ -145,6 +146,9 @@ REPLIES: dict[str, Reply] = {
     "reason-abort": ended(GOOD, chunk("abort"), DONE),
     "reason-error": ended(GOOD, chunk("error"), DONE),
     "reason-error-with-text": ended(chunk("error", content="Good "), DONE),
+    "reason-unfinished-cut": ended(chunk("unfinished", content="Good "), chunk("NULL", content="morning")),
+    "reason-overloaded": ended(GOOD, chunk("insufficient_system_resource"), DONE),
+    "reason-outside": ended(*TEXT, event({"choices": [{"index": 0, "delta": {}}], "finish_reason": "stop"})),
     "reason-eos": ended(*TEXT, chunk("eos"), DONE),
     # All has been said, and the connection does not end as it should.
     "cut-after-stop": ended(*TEXT, STOP, end="cut"),
@@ -216,6 +220,15 @@ REPLIES: dict[str, Reply] = {
     "error-json": Reply(
         (b'{"error":{"message":"the quota is used up","code":"quota"}}',), content_type="application/json"
     ),
+    "error-unknown": ended(GOOD, event({"ErrorMsg": {"Msg": "not enough quota", "Code": 4001}}), DONE),
+    "error-named": ended(GOOD, event({"throttlingException": {"message": "too many tokens"}}), DONE),
+    "error-header": ended(GOOD, event({"header": {"code": 10013, "message": "not allowed", "sid": "x"}}), DONE),
+    "error-code-beside": ended(
+        GOOD,
+        event({"code": 10014, "message": "not allowed", "choices": [{"index": 0, "delta": {"content": ""}}]}),
+        DONE,
+    ),
+    "error-event-null": ended(GOOD, event("null", "error"), DONE),
     "error-null": done(event({"error": None, "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING),
     "error-empty": done(event({"error": {}, "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING),
     "status-object-fine": done(
@@ -237,6 +250,11 @@ REPLIES: dict[str, Reply] = {
     # Keep-alives, byte order marks, other line ends, other types.
     "data-empty": done(GOOD, b"data:\n\n", b"data: \n\n", MORNING),
     "data-empty-first": done(b"data:\n\n", *TEXT),
+    "done-not-ended": ended(*TEXT, b"data: [DONE]"),
+    "stop-not-ended": ended(*TEXT, STOP.rstrip()),
+    "done-with-stop": ended(*TEXT, STOP.removesuffix(b"\n") + DONE),
+    "word-ping": done(GOOD, event("ping"), event('{"code":0,"message":"ok"}'), event("[]"), MORNING),
+    "bom-second": done(GOOD, BOM + MORNING),
     "data-null": done(GOOD, event("null"), MORNING),
     "ping": done(GOOD, event({"type": "ping"}, "ping"), MORNING),
     "bom": done(BOM + GOOD, MORNING),
@@ -253,11 +271,31 @@ REPLIES: dict[str, Reply] = {
     "message-at-the-end": ended(
         *TEXT, _choice({"index": 0, "delta": {}, "message": _WHOLE, "finish_reason": "stop"}, usage=USAGE), DONE
     ),
+    "message-null-each": ended(
+        _choice({"index": 0, "delta": {"content": "Good "}, "message": None}),
+        _choice({"index": 0, "delta": {"content": "morning"}, "message": None}),
+        _choice({"index": 0, "delta": None, "message": _WHOLE, "finish_reason": "stop"}),
+        DONE,
+    ),
+    "message-with-more": ended(
+        GOOD, _choice({"index": 0, "message": {**_WHOLE, "refusal": None}, "finish_reason": "stop"}), DONE
+    ),
+    "message-json-cut": Reply((json.dumps(_JSON).encode(),), "cut", content_type="application/json"),
+    "message-json-held": Reply((json.dumps(_JSON).encode(),), "hold", content_type="application/json"),
+    "message-json-half": Reply((json.dumps(_JSON).encode()[:30],), "cut", content_type="application/json"),
+    "error-json-cut": Reply((b'{"error":{"message":"used up"}}',), "cut", content_type="application/json"),
+    "text": done(_choice({"index": 0, "text": "Good "}), _choice({"index": 0, "delta": "morning"})),
     "message-json": Reply(
         (json.dumps({"choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}], "usage": USAGE}).encode(),),
         content_type="application/json",
     ),
     # Usage, and other things that are large or deep.
+    "usage-between": ended(chunk("stop", content="Good "), COUNTED, chunk("stop", content="morning"), COUNTED, DONE),
+    "usage-alone": ended(COUNTED, DONE),
+    "usage-alone-cut": ended(COUNTED, end="cut"),
+    "usage-in-the-choice": ended(
+        *TEXT, _choice({"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}), DONE
+    ),
     "usage-choices-null": Reply((*TEXT, STOP, event({"choices": None, "usage": USAGE}), DONE)),
     "usage-no-choices": Reply((*TEXT, STOP, event({"usage": USAGE}), DONE)),
     "usage-huge": Reply((*TEXT, STOP, event({"choices": [], "usage": {**USAGE, "note": "x" * 900_000}}), DONE)),

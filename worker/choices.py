@@ -1,0 +1,122 @@
+"""The choices of a chunk in the form that readers expect, whatever form they came in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from broker.completion import finish_reason
+
+Json = dict[str, Any]
+LARGEST_INDEX = 1024  # of a choice; requests may ask for 128
+
+
+def usual_choices(fields: Json, *, streamed: bool) -> tuple[list[Json], bool]:
+    """Return the choices of a chunk, and whether text in them came as a whole message.
+
+    Each has an object as its `delta`, except a filter's verdict, and an index: its own, or else its place in the list.
+    A choice that is like that already is the same object. `streamed`: there was text in deltas before; a message then
+    stays a message, which merging compares with that text.
+    """
+    listed = [one for one in _listed(fields.get("choices")) if one is not None]
+    outer = finish_reason(fields.get("finish_reason"))
+    made = [_choice(choice, place, outer, streamed) for place, choice in enumerate(listed)]
+    return [choice for choice, _ in made], any(whole for _, whole in made)
+
+
+def _listed(value: object) -> list[Json | None]:
+    """A list of choices, one that is not in a list, or an object that has them by their number."""
+    if isinstance(value, dict):
+        fields = cast(Json, value)
+        numbered = [one for key, one in fields.items() if key.isdigit()]
+        value = numbered if numbered and len(numbered) == len(fields) else [fields]
+    return [_object(one) for one in cast("list[object]", value)] if isinstance(value, list) else []
+
+
+def _object(choice: object) -> Json | None:
+    if isinstance(choice, str):
+        return {"delta": {"content": choice}}
+    return cast(Json, choice) if isinstance(choice, dict) else None
+
+
+def _choice(choice: Json, place: int, outer: str | None, streamed: bool) -> tuple[Json, bool]:
+    given, whole = choice.get("delta"), False
+    if "delta" not in choice and "content_filter_results" in choice:  # Azure's verdict on text that came before
+        delta = None
+    else:
+        delta, whole = _delta(choice, streamed)
+        if delta is not given:
+            dropped = "message" if whole else None
+            choice = {**{key: value for key, value in choice.items() if key != dropped}, "delta": delta}
+    index = _index(choice.get("index"), place)
+    if index is not choice.get("index"):
+        choice = {**choice, "index": index}
+    if finish_reason(choice.get("finish_reason")) is None:
+        reason = finish_reason(choice.get("finishReason")) or finish_reason((delta or {}).get("finish_reason")) or outer
+        if reason is not None:
+            choice = {**choice, "finish_reason": reason}
+    return choice, whole
+
+
+def _delta(choice: Json, streamed: bool) -> tuple[Json, bool]:
+    """The delta of a choice, and whether it was made of a whole message."""
+    given, message = choice.get("delta"), choice.get("message")
+    if isinstance(given, list):
+        objects = [cast(Json, one) for one in cast("list[object]", given) if isinstance(one, dict)]
+        given = objects[0] if objects else None
+    if isinstance(given, str):
+        given = {"content": given}
+    if isinstance(given, dict) and (given or message is None):
+        return _usual_delta(_with_text(cast(Json, given), choice)), False
+    if isinstance(message, str):
+        message = {"content": message}
+    if isinstance(message, dict) and message and not streamed:
+        return _usual_delta(cast(Json, message)), True
+    return _with_text({}, choice), False
+
+
+def _with_text(delta: Json, choice: Json) -> Json:
+    """With the text that stands next to a delta, as in the older completions, or in it under another name."""
+    if delta.get("content"):
+        return delta
+    text = choice.get("text") or choice.get("content") or (delta.get("text") if delta.keys() <= _TEXT_DELTA else None)
+    return {**delta, "content": text} if isinstance(text, str) and text else delta
+
+
+_TEXT_DELTA = frozenset({"type", "text", "role", "content"})
+
+
+def _usual_delta(delta: Json) -> Json:
+    """A delta whose content is text or a list of parts, and whose calls are objects with their arguments as text:
+    readers join them. The same object if it is like that."""
+    content, calls = delta.get("content"), delta.get("tool_calls")
+    if isinstance(content, dict):
+        delta = {**delta, "content": [content]}
+    elif isinstance(content, bool):
+        delta = {**delta, "content": None}
+    elif not isinstance(content, str | list | None):
+        delta = {**delta, "content": str(content)}
+    if calls is not None:
+        listed: list[object] = cast("list[object]", calls) if isinstance(calls, list) else [calls]
+        usual = [_with_function(cast(Json, call), "function") for call in listed if isinstance(call, dict)]
+        if not isinstance(calls, list) or list(map(id, usual)) != list(map(id, listed)):
+            delta = {**delta, "tool_calls": usual}
+    return _with_function(delta, "function_call")
+
+
+def _with_function(holder: Json, name: str) -> Json:
+    """What has a function under this name, with the arguments of that as text."""
+    function = holder.get(name)
+    arguments: object = cast(Json, function).get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, dict | list):
+        return holder
+    text = json.dumps(cast(object, arguments), separators=(",", ":"), allow_nan=False)
+    return {**holder, name: {**cast(Json, function), "arguments": text}}
+
+
+def _index(value: object, place: int) -> int:
+    """The index, or the number that a string or a float stands for; else the choice's place."""
+    if type(value) is int and 0 <= value < LARGEST_INDEX:
+        return value
+    text = str(value).removesuffix(".0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else place

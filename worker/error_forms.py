@@ -1,0 +1,115 @@
+"""The forms in which providers report errors in a stream, or instead of one.
+
+Seen so far: `error` as an object or text, a list of `errors`, an event named `error`, `object` or `type` that says so,
+a status object (`base_resp`) whose code is not 0, code and message on the outermost level, the same in a choice or in
+its delta, and finish reasons that are failures (vLLM, SGLang, OpenRouter, DeepSeek, Zhipu).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+Json = dict[str, Any]
+ERROR_EVENTS = frozenset({b"error", b"exception", b"failed"})
+_FAILING = frozenset(
+    {"abort", "aborted", "failed", "failure", "cancelled", "canceled", "timeout", "overloaded", "unavailable"}
+    | {"insufficient_system_resource", "malformed_function_call"}
+)
+_WORDS = ("message", "msg", "detail", "error_msg", "error_message", "errmsg", "status_msg", "title", "reason")
+_CODES = ("code", "error_code", "err_code", "errcode", "errno", "status_code", "statusCode")
+_FINE = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
+_STATUS_OBJECTS = ("base_resp", "baseResp")
+
+
+def reported_error(fields: Json, choices: list[Json], event: bytes = b"") -> object:
+    """Return the error that a payload with these choices surely reports, or None."""
+    if (error := _error_in(fields)) is not None:
+        return error
+    if choices:
+        return _error_of_choices(fields, choices)
+    kind = fields.get("object"), fields.get("type")
+    if event in ERROR_EVENTS or "error" in kind or fields.get("success") is False or _has_bad_code(fields):
+        return fields
+    return None
+
+
+def _error_in(fields: Json) -> object:
+    for name in ("error", "errors"):
+        if is_error(fields.get(name)):
+            # As Fastify and Spring send it, the name of the status is the error, and the message next to it.
+            return fields if not isinstance(fields[name], dict | list) and _has_words(fields) else fields[name]
+    for name in _STATUS_OBJECTS:
+        status = field_of(fields, name)
+        codes = [field_of(status, code) for code in ("status_code", "statusCode")]
+        if not all(is_fine(code) for code in codes if code is not None):
+            return status
+    return None
+
+
+def _error_of_choices(fields: Json, choices: list[Json]) -> object:
+    speaking = any(choice.get("delta") for choice in choices)
+    for choice in choices:
+        delta = cast(Json, choice.get("delta") or {})
+        for place in (choice, delta):
+            if (error := _error_in(place)) is not None:
+                return error
+        if not speaking and _has_words(choice) and _has_bad_code(choice):
+            return choice
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and is_failing(reason):
+            return {"message": f"The upstream ended the answer with the finish reason `{reason.strip()}`."}
+    silent = not any(field_of(choice.get("delta"), "content") for choice in choices)
+    return fields if silent and _has_words(fields) and _has_bad_code(fields) else None
+
+
+def is_failing(reason: str) -> bool:
+    """Return whether a finish reason says that the answer failed."""
+    word = reason.strip().lower()
+    return word in _FAILING or "error" in word or "exception" in word
+
+
+def is_error(value: object) -> bool:
+    """Return whether an `error` is one: an empty one, or one that says that all is well, is none."""
+    if isinstance(value, str):
+        return not is_fine(value)
+    if isinstance(value, list):
+        return any(map(is_error, cast("list[object]", value)))
+    if not isinstance(value, dict):
+        return bool(value)
+    fields = cast(Json, value)
+    words = next((fields[name] for name in _WORDS if fields.get(name)), None)
+    if words is not None:
+        return not is_fine(words)
+    codes = codes_of(fields)
+    return not all(map(is_fine, codes)) if codes else any(fields.values())
+
+
+def codes_of(fields: Json) -> list[object]:
+    """Return the codes that an object has under the names that are usual for them."""
+    return [fields[name] for name in _CODES if fields.get(name) is not None]
+
+
+def _has_bad_code(fields: Json) -> bool:
+    """Words with a code that is not fine, or with a status of a failure."""
+    if not _has_words(fields):
+        return False
+    status = fields.get("status")
+    if isinstance(status, int) and not isinstance(status, bool) and status >= 400:
+        return True
+    if isinstance(status, str) and ("err" in status.lower() or "fail" in status.lower()):
+        return True
+    return not all(map(is_fine, codes_of(fields)))
+
+
+def _has_words(fields: Json) -> bool:
+    return any(fields.get(name) for name in _WORDS)
+
+
+def is_fine(code: object) -> bool:
+    """Return whether a code, or a word in place of one, says that all is well."""
+    return str(code).strip().lower() in _FINE
+
+
+def field_of(value: object, name: str) -> Any:
+    """Return a field of what may be no object."""
+    return cast(Json, value).get(name) if isinstance(value, dict) else None
