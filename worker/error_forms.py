@@ -15,7 +15,18 @@ _FAILING = frozenset(
     {"abort", "aborted", "failed", "failure", "cancelled", "canceled", "timeout", "overloaded", "unavailable"}
     | {"insufficient_system_resource", "malformed_function_call"}
 )
-_WORDS = ("message", "msg", "detail", "error_msg", "error_message", "errmsg", "status_msg", "title", "reason")
+_WORDS = (
+    "message",
+    "msg",
+    "detail",
+    "error_description",
+    "error_msg",
+    "error_message",
+    "errmsg",
+    "status_msg",
+    "title",
+    "reason",
+)
 _CODES = ("code", "error_code", "err_code", "errcode", "errno", "status_code", "statusCode")
 _FINE = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
 _STATUS_OBJECTS = ("base_resp", "baseResp")
@@ -37,7 +48,8 @@ def _error_in(fields: Json) -> object:
     for name in ("error", "errors"):
         if is_error(fields.get(name)):
             # As Fastify and Spring send it, the name of the status is the error, and the message next to it.
-            return fields if not isinstance(fields[name], dict | list) and _has_words(fields) else fields[name]
+            inner: object = fields[name]
+            return fields if _has_words(fields) and not (isinstance(inner, list) or _has_any_words(inner)) else inner
     for name in _STATUS_OBJECTS:
         status = field_of(fields, name)
         codes = [field_of(status, code) for code in ("status_code", "statusCode")]
@@ -99,6 +111,10 @@ def _has_bad_code(fields: Json) -> bool:
     if isinstance(status, str) and ("err" in status.lower() or "fail" in status.lower()):
         return True
     return not all(map(is_fine, codes_of(fields)))
+
+
+def _has_any_words(value: object) -> bool:
+    return isinstance(value, dict) and _has_words(cast(Json, value))
 
 
 def _has_words(fields: Json) -> bool:

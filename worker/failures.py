@@ -86,9 +86,14 @@ def answered(status: int, headers: Mapping[str, str], body: object, secrets: Seq
 def reported(error: object, secrets: Sequence[str]) -> UpstreamError:
     """For an error in mid-stream, or instead of a stream."""
     message, kind, param, code = _details({"error": error}, secrets)
-    return UpstreamError(
-        code or "upstream_error", message or "The upstream reported an error.", type=kind or "server_error", param=param
-    )
+    message = message or _any_text(error, secrets) or "The upstream reported an error."
+    return UpstreamError(code or "upstream_error", message, type=kind or "server_error", param=param)
+
+
+def _any_text(error: object, secrets: Sequence[str]) -> str | None:
+    """The longest text in an object that has none under a usual name."""
+    texts = [value for value in _first(error).values() if isinstance(value, str)]
+    return _clean(max(texts, key=len, default=""), secrets)
 
 
 def broken(*, begun: bool) -> UpstreamError:
@@ -106,9 +111,9 @@ def _details(body: object, secrets: Sequence[str]) -> tuple[str, str | None, str
     fields = _first(body)
     error: object = fields.get("error") or fields.get("errors") or body
     # A name or a flag as `error`, with the words next to it, is Fastify's and Spring's form.
-    said = _words(error) if isinstance(error, dict | list) else ""
+    said = _words(cast(object, error)) if isinstance(error, dict | list) else ""
     message = _clean(said or _words(body), secrets) or ""
-    fields = _first(error)
+    fields = _first(cast(object, error))
     kind, param = (_clean(fields.get(name), secrets) for name in ("type", "param"))
     codes = [_clean(fields.get(name), secrets) for name in ("code", "error_code", "status", "status_code")]
     return message, kind, param, next((code for code in codes if code and _is_name(code)), None)
@@ -128,7 +133,19 @@ def _is_name(code: str) -> bool:
 
 _WORDS = (
     *("message", "msg", "detail", "error_description", "error_message", "error_msg", "errorMessage", "errmsg"),
-    *("status_msg", "description", "reason", "title", "faultstring", "text", "details", "error", "errors"),
+    *(
+        "status_msg",
+        "statusMsg",
+        "exception",
+        "description",
+        "reason",
+        "title",
+        "faultstring",
+        "text",
+        "details",
+        "error",
+        "errors",
+    ),
 )
 
 
@@ -148,7 +165,7 @@ def _words(value: object, depth: int = 5) -> str:
     lowered = {key.lower(): one for key, one in reversed(fields.items())}
     said = next(filter(None, (_words(lowered.get(name.lower()), depth - 1) for name in _WORDS)), "")
     if not said:
-        inner = (one for one in fields.values() if isinstance(one, dict | list))
+        inner = [cast(object, one) for one in fields.values() if isinstance(one, dict | list)]
         said = next(filter(None, (_words(one, depth - 1) for one in inner)), "")
     where, metadata = fields.get("loc"), fields.get("metadata")
     if said and isinstance(where, list):

@@ -77,7 +77,7 @@ class Reply:
         """The response came to its clean end: return the chunks that this completes."""
         chunks: list[Chunk] = []
         if self._whole is not None:
-            chunks = self._take([(b"", bytes(self._whole))])
+            chunks = self._take([(b"", self._body())])
             self.done = self.done or (self._spoke and self.error is None)
         if not self.done and self.error is None:
             chunks += self._last_event()
@@ -116,7 +116,7 @@ class Reply:
 
     def _whole_answer(self) -> list[Chunk]:
         """A body that is a JSON value is whole, whether or not the connection ends."""
-        text = bytes(self._whole or b"")
+        text = self._body()
         try:
             found = examine(text)
         except BadChunk:
@@ -129,6 +129,9 @@ class Reply:
         elif self.error is None:
             self._fail(self._unfinished())
         return chunks
+
+    def _body(self) -> bytes:
+        return bytes(self._whole or b"").removeprefix(BOM)
 
     def _look_at(self, read: bytes) -> None:
         """What begins as JSON is no stream, whatever its type says: an error, or a completion in one piece."""

@@ -16,6 +16,7 @@ import aiohttp
 import httpx2
 import msgspec
 import openai
+from aiohttp.http_exceptions import LineTooLong
 from openai._vendor.httpx_aiohttp import AiohttpTransport
 
 from broker.environment import read_variable
@@ -30,6 +31,7 @@ from worker.failures import UpstreamError
 # transport make of a body that is not what its headers say.
 FAMILIES = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
 ERROR_BODY = 64 * 1024  # bytes of an error's body that are read; the SDK would take all of it
+ERROR_WITHIN = 3.0  # seconds
 HEADER = 64 * 1024  # bytes of a response's header, and of its status line; aiohttp would take 8 KiB
 MODEL_LIST = 4 * 1024 * 1024  # bytes
 MODEL_LIST_WITHIN = 30.0  # seconds
@@ -109,18 +111,23 @@ async def _bound_error(response: httpx2.Response) -> None:
 
 
 class _Head(httpx2.AsyncByteStream):
-    """The first ERROR_BODY bytes of a response, as if there were no more."""
+    """What comes of a response's body within ERROR_WITHIN, ERROR_BODY bytes at most, as if there were no more: the
+    words of a refusal count although its connection breaks or stays open."""
 
     def __init__(self, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream) -> None:
         self._stream = cast(httpx2.AsyncByteStream, stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = ERROR_BODY
-        async for part in self._stream:
+        left, parts = ERROR_BODY, aiter(self._stream)
+        until = asyncio.get_running_loop().time() + ERROR_WITHIN
+        while left > 0:
+            try:
+                async with asyncio.timeout_at(until):
+                    part = await anext(parts)
+            except (StopAsyncIteration, httpx2.HTTPError, aiohttp.ClientError, OSError):  # a time-out is an OSError
+                return
             yield part[:left]
             left -= len(part)
-            if left <= 0:
-                return
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -135,8 +142,11 @@ def connection_failure(error: BaseException) -> UpstreamError | None:
         if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | httpx2.ConnectError):
             return UpstreamError("upstream_unreachable", "The upstream cannot be reached.", retryable=True)
         if isinstance(cause, aiohttp.ClientResponseError):
+            # What an upstream sent behind its last response stands before the next one: another connection may do.
             return UpstreamError(
-                "bad_upstream_response", "The upstream's response has headers that are too long or cannot be read."
+                "bad_upstream_response",
+                "The upstream's response has headers that are too long or cannot be read.",
+                retryable=not any(isinstance(each, LineTooLong) for each in causes(error)),
             )
     return None
 
