@@ -49,7 +49,8 @@ def _error_in(fields: Json) -> object:
         if is_error(fields.get(name)):
             # As Fastify and Spring send it, the name of the status is the error, and the message next to it.
             inner: object = fields[name]
-            return fields if _has_words(fields) and not (isinstance(inner, list) or _has_any_words(inner)) else inner
+            worded = isinstance(inner, list) or _has_any_words(cast(object, inner))
+            return fields if _has_words(fields) and not worded else inner
     for name in _STATUS_OBJECTS:
         status = field_of(fields, name)
         codes = [field_of(status, code) for code in ("status_code", "statusCode")]
