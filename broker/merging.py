@@ -37,8 +37,9 @@ INDEXES = range(1 << 31)
 _INDEX_TEXT = re.compile(r"[0-9]{1,10}(\.0)?")
 
 NAMING = frozenset(
-    {"id", "type", "role", "format", "signature", "thought_signature", "object", "status", "channel"}
+    {"id", "type", "role", "format", "signature", "thought_signature", "object", "status", "channel", "recipient"}
     | {"model", "title", "language", "detail", "mime_type", "media_type", "filename", "file_id", "tool_call_id"}
+    | {"provider", "phase"}
 )
 """Keys whose value names or seals a thing: the newest one counts."""
 
@@ -96,11 +97,15 @@ class Items(Growing):
         if name is not None and _id(item) not in (None, name):
             self._register(item, name)
             piece = {**piece, "id": None}
-        merge(item, piece, whole=whole)
+        merge(item, piece, whole=whole or self._is_repeatable(piece))
         self._register(item, _id(item))
 
     def plain(self) -> object:
         return self.items
+
+    def _is_repeatable(self, piece: Json) -> bool:
+        """Whether a piece may be a whole item, said again: some upstreams list their sources in each chunk."""
+        return not self.calls and _id(piece) is not None and index_of(piece) is None and _type(piece) not in GROWING
 
     def _register(self, item: Json, name: str | float | None) -> None:
         index = index_of(item)
