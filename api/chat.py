@@ -25,6 +25,7 @@ from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
+from broker.merging import as_call
 from broker.requests import CompletionRequest
 from broker.segments import Dialect
 from broker.service import Broker
@@ -241,7 +242,7 @@ def _message(merged: Json) -> Json:
 
 def _call(call: Json) -> Json:
     """A whole call. Has no `index`, which is how the pieces of a stream find each other."""
-    whole = {"id": "", **{key: value for key, value in call.items() if key != "index"}}
+    whole = {"id": "", **{key: value for key, value in as_call(call).items() if key != "index"}}
     whole["id"] = _string(whole["id"])
     kind, said = "function", "arguments"
     if _object(whole.get("custom")) and not _object(whole.get("function")):
@@ -264,5 +265,6 @@ def _object(value: object) -> Json:
 
 
 def _objects(value: object) -> list[Json]:
-    values = cast("list[object]", value) if isinstance(value, list) else []
+    """The objects of a list, or one that stands without a list."""
+    values = cast("list[object]", value) if isinstance(value, list) else [value]
     return [cast(Json, item) for item in values if isinstance(item, dict) and item]

@@ -20,7 +20,8 @@ from broker.texts import Text, rendered
 Json = dict[str, Any]
 
 _COLLECTED = frozenset({"logprobs", "token_ids"})
-"""Fields of a choice that come in pieces. Of others (a content filter's verdict, a stop reason) the newest counts."""
+"""Fields of a choice that are lists, or hold lists, which go on from chunk to chunk, one entry per token. Of others (a
+content filter's verdict, a stop reason) the newest counts."""
 
 _SPOKEN = ("content", "reasoning_content", "reasoning", "refusal")
 """Fields of a message that are one string, unless they hold parts that are no plain text."""
@@ -46,8 +47,8 @@ class Completion:
         usage = chunk.get("usage")
         if usage and isinstance(usage, dict):
             self.usage = rendered(usage)
-        for choice in _dicts(chunk.get("choices")):
-            self._add_choice(index_of(choice) or 0, choice)
+        for index, choice in _placed(chunk.get("choices")):
+            self._add_choice(index, choice)
 
     def _add_choice(self, index: int, choice: Json) -> None:
         merged = self._choices.get(index)
@@ -63,17 +64,42 @@ class Completion:
             elif key == "finish_reason":
                 merged[key] = finish_reason(value) or merged[key]
             elif key in _COLLECTED:
-                merge(merged, {key: value})
+                merged[key] = _collected(merged.get(key), value)
             elif value not in ("", [], {}):
                 merged[key] = value
         whole = choice.get("message")
         if isinstance(whole, dict):  # some upstreams send one instead of deltas, or at their end, as a summary
-            merge(merged["message"], cast(Json, whole), whole=True)
+            merge(merged["message"], _unsaid(cast(Json, whole), choice.get("delta")), whole=True)
 
     @property
     def choices(self) -> list[Json]:
         """`[{"index", "message": {"role", "content", …}, "finish_reason", …}]`, by index."""
         return [_rendered_choice(self._choices[index]) for index in sorted(self._choices)]
+
+
+def _unsaid(message: Json, delta: object) -> Json:
+    """What a message says that the delta of the same choice does not: some upstreams send each piece as both."""
+    said = cast(Json, delta) if isinstance(delta, dict) else {}
+    return {key: value for key, value in message.items() if key not in said or said[key] != value}
+
+
+def _collected(known: Any, value: Any) -> Any:
+    """Lists go on, and their entries stay as they are, equal ones included. Of what is no list the newest counts."""
+    if isinstance(value, list):
+        items = cast("list[Any]", known) if isinstance(known, list) else []
+        items.extend(cast("list[Any]", value))
+        return items
+    if isinstance(value, dict):
+        fields = cast(Json, known) if isinstance(known, dict) else {}
+        for key, inner in cast(Json, value).items():
+            is_list = isinstance(inner, list)
+            fields[key] = _collected(fields.get(key), inner) if is_list else _newest(fields.get(key), inner)
+        return fields
+    return _newest(known, value)
+
+
+def _newest(known: Any, value: Any) -> Any:
+    return cast(Any, known) if value is None or isinstance(known, list | dict) else value
 
 
 def finish_reason(value: object) -> str | None:
@@ -99,8 +125,8 @@ def text_of(choices: object) -> str:
 def text_of_chunk(chunk: object) -> str:
     """What a chunk adds to the text of choice 0."""
     text = ""
-    for choice in _dicts(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
-        if not index_of(choice):
+    for index, choice in _placed(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
+        if index == 0:
             source = choice.get("delta") or choice.get("message")
             text += text_of_content(cast(Json, source).get("content")) if isinstance(source, dict) else ""
     return text
@@ -178,6 +204,15 @@ _PLAIN = frozenset({"type", "text", "index"})
 def _is_plain(part: object) -> bool:
     fields = cast(Json, part) if isinstance(part, dict) else {}
     return fields.get("type") == "text" and isinstance(fields.get("text"), Text) and fields.keys() <= _PLAIN
+
+
+def _placed(choices: object) -> list[tuple[int, Json]]:
+    """The choices of a chunk, each with its index: without a valid one that is its place among them."""
+    placed: list[tuple[int, Json]] = []
+    for position, choice in enumerate(_dicts(choices)):
+        index = index_of(choice)
+        placed.append((position if index is None else index, choice))
+    return placed
 
 
 def _dicts(value: object) -> list[Json]:

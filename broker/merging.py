@@ -7,30 +7,39 @@ objects are merged key by key, and the newest number or boolean counts.
     key                                 a later value
     any                                 null, "" and [] mean "as before": they never replace a value
     id, type, role, index, … (NAMING)   replaces the one before; lists, objects and booleans do not
+    index                               replaces; a number as text is that number, one out of range (`INDEXES`) is none
     name                                is joined, but one that begins with the name so far is the whole name again
     url                                 is joined, but one with a scheme (`https:`, `data:`) is another whole URL
-    arguments                           is joined; an object is merged by key, and its JSON text is the result
+    arguments                           is joined; one whole object after another is merged by key, as JSON text;
+                                        `{}` and `null` say nothing where there is anything else
     content, reasoning, … (TEXTS)       is joined, whether text or a list of typed parts; text among parts is a part
     function, audio, … (OBJECTS)        is merged key by key; what is no object does not replace one
     tool_calls                          continues a call, or begins one: see `Items`
 
 Sources: the reference of OpenAI's chat.completions (`index` in tool_calls), Mistral's `thinking` parts, OpenRouter's
 `reasoning_details` (one detail per `index` and `type`), Gemini's compatible endpoint (calls without an index, or all
-with index 0), and recorded streams of proxies that repeat or empty the id, the name and the role in every piece.
+with index 0), and recorded streams of proxies that repeat, empty or renew the id, the name and the role in every piece.
 tests/merging/cases.json has each rule as data; the dashboard's rules are in api/static/completion.js.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
-from broker.texts import Arguments, Growing, Name, Text, Url, json_text, rendered
+from broker.texts import Arguments, Growing, Name, Text, Url, json_text, rendered, says_nothing
 
 Json = dict[str, Any]
 
+INDEXES = range(1 << 31)
+"""What an `index` can be."""
+
+_INDEX_TEXT = re.compile(r"[0-9]{1,10}(\.0)?")
+
 NAMING = frozenset(
-    {"id", "type", "role", "index", "format", "signature", "thought_signature", "object", "status", "channel"}
+    {"id", "type", "role", "format", "signature", "thought_signature", "object", "status", "channel", "recipient"}
     | {"model", "title", "language", "detail", "mime_type", "media_type", "filename", "file_id", "tool_call_id"}
+    | {"provider", "phase"}
 )
 """Keys whose value names or seals a thing: the newest one counts."""
 
@@ -56,10 +65,12 @@ class Items(Growing):
     - with an `index`: the item with that index and type; but another non-empty `id` is another item, as is a call with
       another name once there are arguments (some upstreams give index 0 to every call);
     - without one: the item with the same `id`; if it has none, the last call, or the last item of a type that grows,
-      unless that was sealed by a `signature`.
+      unless that was sealed by a `signature`;
+    - whatever its id: a call whose arguments are not whole, if the piece has arguments and no name (some proxies make
+      an id for each piece; the first one counts).
 
     A named piece also begins a call if the arguments so far are a whole object and it brings another one. Everything
-    else is a new item.
+    else is a new item. A call whose name and arguments stand outside of a `function` is put into one.
     """
 
     __slots__ = ("_ids", "_places", "calls", "items")
@@ -75,21 +86,29 @@ class Items(Growing):
         if not isinstance(part, dict):
             self.items.append(part)
             return
-        piece = cast(Json, part)
+        piece = as_call(cast(Json, part)) if self.calls else cast(Json, part)
         item = self._known(piece, position if whole else -1)
         if item is not None and self.calls and _begins_call(item, piece, whole):
             item = None
         if item is None:
             item = {}
             self.items.append(item)
-        merge(item, piece, whole=whole)
-        self._register(item)
+        name = _id(piece)
+        if name is not None and _id(item) not in (None, name):
+            self._register(item, name)
+            piece = {**piece, "id": None}
+        merge(item, piece, whole=whole or self._is_repeatable(piece))
+        self._register(item, _id(item))
 
     def plain(self) -> object:
         return self.items
 
-    def _register(self, item: Json) -> None:
-        index, name = index_of(item), _id(item)
+    def _is_repeatable(self, piece: Json) -> bool:
+        """Whether a piece may be a whole item, said again: some upstreams list their sources in each chunk."""
+        return not self.calls and _id(piece) is not None and index_of(piece) is None and _type(piece) not in GROWING
+
+    def _register(self, item: Json, name: str | float | None) -> None:
+        index = index_of(item)
         if index is not None:
             self._places[index, _type(item)] = self._places[index, None] = item
         if name is not None:
@@ -101,10 +120,11 @@ class Items(Growing):
             item = self._ids.get((index, name)) or self._ids.get((None, name))
             if item is not None and (index is None or index_of(item) in (None, index)):
                 return item
-        if index is not None:
-            item = self._at(index, _type(piece))
-            return None if item is not None and name is not None and _id(item) is not None else item
-        return self._unnamed(_type(piece), position) if name is None else None
+        if index is None and name is None:
+            return self._unnamed(_type(piece), position)
+        item = self._dict_at(position) if index is None else self._at(index, _type(piece))
+        is_its_own = index is not None and (name is None or item is None or _id(item) is None)
+        return item if is_its_own or (self.calls and item is not None and _lacks(item, piece)) else None
 
     def _unnamed(self, kind: str | None, position: int) -> Json | None:
         """The item that a piece with neither index nor id continues; `position` is -1 unless that is known."""
@@ -128,6 +148,27 @@ class Items(Growing):
         return item
 
 
+def as_call(piece: Json) -> Json:
+    """Return a call whose name and arguments are in an object of their own, as OpenAI has it."""
+    if isinstance(piece.get("function"), dict) or isinstance(piece.get("custom"), dict):
+        return piece
+    kind, said = ("custom", "input") if piece.get("type") == "custom" else ("function", "arguments")
+    body = {key: piece[key] for key in ("name", said) if key in piece}
+    return {**{key: value for key, value in piece.items() if key not in body}, kind: body} if body else piece
+
+
+def _lacks(call: Json, piece: Json) -> bool:
+    """Whether a call's arguments are not whole, and the piece has nothing but arguments."""
+    known, function = call.get("function"), piece.get("function")
+    if not isinstance(known, dict) or not isinstance(function, dict):
+        return False
+    name: object = cast(Json, function).get("name")
+    arguments: object = cast(Json, known).get("arguments")
+    if name not in (None, "") or not isinstance(more := cast(Json, function).get("arguments"), str) or not more:
+        return False
+    return not (isinstance(arguments, Arguments) and arguments.are_whole)
+
+
 def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
     """Whether a piece that would continue a call is another one: by its name, or by its arguments."""
     known, function = call.get("function"), piece.get("function")
@@ -138,18 +179,22 @@ def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
         return False
     so_far, arguments = cast(Json, known).get("name"), cast(Json, known).get("arguments")
     is_another = isinstance(so_far, Text) and not so_far.is_begun_by(name)
-    if isinstance(arguments, Arguments) and arguments.begun:
-        more: object = cast(Json, function).get("arguments")
-        its_id = _id(piece)
-        if whole or (its_id is not None and its_id == _id(call) and _repeats(arguments, more)):
-            return is_another
-        return is_another or arguments.are_left_by(more)
-    return is_another and index_of(piece) is None and _id(call) is None
+    if not isinstance(arguments, Arguments) or not arguments.begun:
+        return is_another and _id(call) is None and ("id" in piece or index_of(piece) is None)
+    if is_another or whole:
+        return is_another
+    more: object = cast(Json, function).get("arguments")
+    return arguments.are_left_by(more) and not _is_of(call, arguments, piece, more)
 
 
-def _repeats(arguments: Arguments, more: object) -> bool:
-    """Whether the same call is said again, whole: as an object, or as a text that begins with what is known."""
-    return isinstance(more, dict) or (isinstance(more, str) and arguments.is_begun_by(more))
+def _is_of(call: Json, arguments: Arguments, piece: Json, more: object) -> bool:
+    """Whether a piece with the name and another whole object is of the same call all the same: the one before said
+    nothing, or the id is the same and this one repeats what is known, or adds to it."""
+    is_same, is_placed = _id(piece) is not None and _id(piece) == _id(call), index_of(piece) is not None
+    if arguments.say_nothing and not says_nothing(more):
+        return is_same or is_placed
+    repeats = isinstance(more, str) and arguments.are_repeated_by(more)
+    return is_same and (repeats or arguments.agree_with(more, wholly=not is_placed))
 
 
 def merge(known: Json, piece: Json, *, whole: bool = False) -> None:
@@ -167,6 +212,10 @@ def merge(known: Json, piece: Json, *, whole: bool = False) -> None:
 
 
 def _merged(key: str, old: Any, value: Any, whole: bool) -> Any:
+    if key == "index" and (number := as_index(value)) is not None:
+        return number
+    if key == "index":
+        return value if old in (None, "") else old
     if key in NAMING:
         return value if _is_name(value) or old in (None, "") else old
     if key == "tool_calls":
@@ -269,10 +318,15 @@ def _listed(value: object) -> list[Any]:
 
 def index_of(fields: Json) -> int | None:
     """The `index` as a whole number; None if there is none, or something else."""
-    index = fields.get("index")
-    if isinstance(index, float) and index.is_integer():
-        return int(index)
-    return index if isinstance(index, int) and not isinstance(index, bool) else None
+    return as_index(fields.get("index"))
+
+
+def as_index(value: object) -> int | None:
+    if isinstance(value, str) and _INDEX_TEXT.fullmatch(value):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value in INDEXES else None
 
 
 def _id(fields: Json) -> str | float | None:

@@ -20,10 +20,16 @@ const THOUGHT_PARTS = new Set(["thinking", "reasoning", "reasoning_text", "reaso
 
 export const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 export const objectsOf = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
-const indexOf = ({ index }) => (Number.isInteger(index) ? index : null);
+const INDEXES = 2 ** 31;
+const indexOf = ({ index }) => {
+  const number = typeof index === "string" && /^[0-9]{1,10}(\.0)?$/.test(index) ? Number(index) : index;
+  return Number.isInteger(number) && number >= 0 && number < INDEXES ? number : null;
+};
 const idOf = ({ id }) => ((typeof id === "string" && id) || typeof id === "number" ? id : null);
 const typeOf = ({ type }) => (typeof type === "string" && type ? type : null);
 const isText = (value) => typeof value === "string" || typeof value === "number";
+const isNothing = (text) => ["{}", "null"].includes(text.trim());
+const opens = (text) => text.trimStart().startsWith("{");
 
 const NO_REASON = new Set(
   ["", "null", "none", "nil", "undefined", "unfinished", "not_finished", "in_progress", "running", "continue"].concat(
@@ -41,16 +47,23 @@ export class Completion {
 
   /** @param {any} chunk  any JSON @returns {Addition[]} */
   add(chunk) {
-    return objectsOf(chunk?.choices).flatMap((choice) => {
-      const index = indexOf(choice) ?? 0;
+    return objectsOf(chunk?.choices).flatMap((choice, position) => {
+      const index = indexOf(choice) ?? position;
       if (!this.#choices.has(index)) this.#choices.set(index, new Choice());
       const known = this.#choices.get(index);
       const added = [];
       if (isObject(choice.delta)) known.add(choice.delta, false, added);
-      if (isObject(choice.message)) known.add(choice.message, true, added);
+      if (isObject(choice.message)) known.add(unsaid(choice.message, choice.delta), true, added);
       return added.map((addition) => ({ choice: index, name: "", anew: false, ...addition }));
     });
   }
+}
+
+/** What a message says that the delta of the same choice does not: some upstreams send each piece as both. */
+function unsaid(message, delta) {
+  if (!isObject(delta)) return message;
+  const isSaid = ([key, value]) => Object.hasOwn(delta, key) && JSON.stringify(delta[key]) === JSON.stringify(value);
+  return Object.fromEntries(Object.entries(message).filter((entry) => !isSaid(entry)));
 }
 
 class Choice {
@@ -112,19 +125,21 @@ class Calls {
   #places = new Map(); // index and type → the newest call there
   #ids = new Map(); // index and id, or id → the newest call with it
 
-  add(piece, whole, position) {
+  add(given, whole, position) {
+    const piece = asCall(given);
     let call = this.#known(piece, whole ? position : this.#all.length - 1);
     if (!call || call.isLeftBy(piece, whole)) {
       call = new Call(CALLS + this.#all.length);
       this.#all.push(call);
     }
     const addition = call.add(piece, whole);
-    this.#register(call);
+    this.#register(call, call.id);
+    if (idOf(piece) !== call.id) this.#register(call, idOf(piece));
     return addition;
   }
 
-  #register(call) {
-    const { index, type, id } = call;
+  #register(call, id) {
+    const { index, type } = call;
     if (index !== null) for (const key of [type, null]) this.#places.set(JSON.stringify([index, key]), call);
     if (id !== null) for (const key of [index, null]) this.#ids.set(JSON.stringify([key, id]), call);
   }
@@ -135,11 +150,10 @@ class Calls {
       const call = this.#ids.get(JSON.stringify([index, id])) ?? this.#ids.get(JSON.stringify([null, id]));
       if (call && (index === null || call.index === null || call.index === index)) return call;
     }
-    if (index !== null) {
-      const call = this.#at(index, typeOf(piece));
-      return call && id !== null && call.id !== null ? undefined : call;
-    }
-    return id === null ? this.#all[last] : undefined;
+    if (index === null && id === null) return this.#all[last];
+    const call = index === null ? this.#all[last] : this.#at(index, typeOf(piece));
+    const isItsOwn = index !== null && (id === null || !call || call.id === null);
+    return isItsOwn || call?.lacks(piece) ? call : undefined;
   }
 
   #at(index, type) {
@@ -150,16 +164,22 @@ class Calls {
   }
 }
 
+/** A call whose name and arguments are in an object of their own, as OpenAI has it. */
+function asCall(piece) {
+  if (isObject(piece.function) || isObject(piece.custom)) return piece;
+  const [kind, said] = piece.type === "custom" ? ["custom", "input"] : ["function", "arguments"];
+  const body = Object.fromEntries(Object.entries(piece).filter(([key]) => key === "name" || key === said));
+  return Object.keys(body).length ? { ...piece, [kind]: body } : piece;
+}
+
 class Call {
   index = null;
   type = null;
   id = null;
   #isFunction = false;
   #name = "";
-  #text = ""; // arguments in pieces
-  #fields = null; // arguments that came as an object
-  #last = ""; // character of them that is no white space
-  #parses = 8; // in vain: `}` and `{` may stand in a string, and each reads all of the arguments
+  #input = ""; // of a custom tool
+  #arguments = new Arguments();
 
   constructor(place) {
     this.place = place;
@@ -168,30 +188,26 @@ class Call {
   add(piece, whole) {
     this.index = indexOf(piece) ?? this.index;
     this.type = typeOf(piece) ?? this.type;
-    this.id = idOf(piece) ?? this.id;
+    this.id ??= idOf(piece);
     this.#isFunction ||= isObject(piece.function);
     const body = (this.#isFunction ? piece.function : piece.custom) ?? {};
     const name = isText(body.name) ? more(this.#name, String(body.name), true) : "";
     this.#name += name;
-    return { place: this.place, name, ...this.#argue(body.arguments ?? body.input, whole) };
+    return { place: this.place, name, ...this.#argue(body, whole) };
   }
 
-  #argue(value, whole) {
-    if (value === null || value === undefined || value === "" || typeof value === "boolean") return { text: "" };
-    if (isObject(value) || (Array.isArray(value) && !value.length)) { // PHP writes an empty object as []
-      this.#fields = Object.assign(this.#fields ?? Object.create(null), value);
-      return { text: this.#shown, anew: true };
-    }
-    const piece = typeof value === "string" ? value : JSON.stringify(value);
-    const text = more(this.#text, piece, whole || this.#isWholeBefore(piece));
-    this.#text += text;
-    this.#last = piece.trimEnd().at(-1) ?? this.#last;
-    return this.#fields ? { text: this.#shown, anew: true } : { text };
+  #argue(body, whole) {
+    if (this.#isFunction) return this.#arguments.add(body.arguments, whole);
+    const text = isText(body.input) ? more(this.#input, String(body.input), whole) : "";
+    this.#input += text;
+    return { text };
   }
 
-  /** An object counts, unless it is empty and there is text. */
-  get #shown() {
-    return Object.keys(this.#fields).length || !this.#text ? JSON.stringify(this.#fields) : this.#text;
+  /** Whether the arguments are not whole, and the piece has nothing but arguments. */
+  lacks(piece) {
+    const { name, arguments: value } = isObject(piece.function) ? piece.function : {};
+    const isBare = (name === undefined || name === null || name === "") && typeof value === "string" && value !== "";
+    return this.#isFunction && isBare && !this.#arguments.areWhole;
   }
 
   /** Whether a piece that would continue this call begins another: by its name, or by its arguments. */
@@ -199,28 +215,152 @@ class Call {
     const { name, arguments: value } = isObject(piece.function) ? piece.function : {};
     if (!this.#isFunction || typeof name !== "string" || !name) return false;
     const isAnother = this.#name !== "" && !name.startsWith(this.#name);
-    const object = this.#fields !== null && Object.keys(this.#fields).length > 0;
-    if (!this.#text && !object) return isAnother && indexOf(piece) === null && this.id === null;
-    const isSame = idOf(piece) !== null && idOf(piece) === this.id;
-    const repeats = isObject(value) || (typeof value === "string" && value.startsWith(this.#text));
-    return isAnother || (!whole && !(isSame && repeats) && this.#isWholeBefore(value));
-  }
-
-  /** Whether the arguments are a whole object, and `value` is the beginning of another. */
-  #isWholeBefore(value) {
-    const hasFields = this.#fields !== null && Object.keys(this.#fields).length > 0;
-    if (!hasFields && this.#last !== "}") return false;
-    const opens = isObject(value) || (typeof value === "string" && value.trimStart().startsWith("{"));
-    return opens && (hasFields || this.#isWhole());
-  }
-
-  #isWhole() {
-    if (!this.#parses) return false;
-    try {
-      return isObject(JSON.parse(this.#text));
-    } catch {
-      this.#parses--;
-      return false;
+    if (!this.#arguments.begun) {
+      return isAnother && this.id === null && (Object.hasOwn(piece, "id") || indexOf(piece) === null);
     }
+    if (isAnother || whole) return isAnother;
+    return this.#arguments.areLeftBy(value) && !this.#isOf(piece, value);
   }
+
+  /** Whether a piece with the name and another whole object is of this call all the same: see `_is_of` in merging.py. */
+  #isOf(piece, value) {
+    const isSame = idOf(piece) !== null && idOf(piece) === this.id;
+    const isPlaced = indexOf(piece) !== null;
+    const saysNothing = isObject(value) ? !Object.keys(value).length : isNothing(value);
+    if (this.#arguments.sayNothing && !saysNothing) return isSame || isPlaced;
+    const repeats = typeof value === "string" && this.#arguments.areRepeatedBy(value);
+    return isSame && (repeats || this.#arguments.agreeWith(value, !isPlaced));
+  }
+}
+
+/** The arguments of a call. The rules of `Arguments` in broker/texts.py. */
+class Arguments {
+  #text = ""; // in pieces
+  #fields = null; // an object, where one came decoded or after another
+  #isFilled = false; // whether that has any key
+  #last = ""; // character of the text that is no white space
+  #parses = 8; // in vain: `}` and `{` may stand in a string, and each reads all of the text
+  #read = null; // the object that the text is
+  #unread = false;
+
+  /** Returns what is added to the text that is shown, or, with `anew`, what takes its place. */
+  add(value, whole) {
+    if (value === null || value === undefined || value === "" || typeof value === "boolean") return { text: "" };
+    const isEmptyList = Array.isArray(value) && !value.length; // PHP writes an empty object as []
+    if (isObject(value) || isEmptyList) return this.#addObject(isEmptyList ? {} : value);
+    const piece = typeof value === "string" ? value : JSON.stringify(value);
+    if (!piece.trim()) return this.#fields ? { text: "" } : this.#append(piece);
+    if (this.sayNothing) return piece.trim() === "null" ? { text: "" } : this.#replace(piece);
+    if ((whole || opens(piece) || isNothing(piece)) && this.areWhole) return this.#addToWhole(piece, whole);
+    return whole && this.areRepeatedBy(piece) ? this.#replace(piece) : this.#append(piece);
+  }
+
+  #addToWhole(piece, whole) {
+    if (isNothing(piece)) return { text: "" };
+    const repeats = this.areRepeatedBy(piece);
+    const fields = repeats ? null : objectOf(piece);
+    if (fields && !whole) return this.#addObject(fields);
+    return fields || repeats ? this.#replace(piece) : this.#append(piece);
+  }
+
+  #replace(piece) {
+    this.#text = "";
+    this.#fields = null;
+    this.#isFilled = false;
+    return { ...this.#append(piece), anew: true };
+  }
+
+  #append(piece) {
+    this.#text += piece;
+    if (piece.trim()) {
+      this.#last = piece.trimEnd().at(-1);
+      this.#read = null;
+      this.#unread = true;
+    }
+    return this.#isFilled ? { text: "" } : { text: piece };
+  }
+
+  #addObject(fields) {
+    const isFilled = Object.keys(fields).length > 0;
+    if (!this.#fields) {
+      const known = this.#text && isFilled ? this.#object : null;
+      this.#fields = Object.create(null);
+      if (known) grow(this.#fields, known);
+    }
+    grow(this.#fields, fields);
+    this.#isFilled ||= isFilled;
+    return this.#isObject ? { text: JSON.stringify(this.#fields), anew: true } : { text: "" };
+  }
+
+  get begun() {
+    return this.#text !== "" || this.#fields !== null;
+  }
+
+  get areWhole() {
+    return this.#object !== null;
+  }
+
+  /** Whether they are `{}` or `null`: some upstreams begin a call so, and send its arguments afterwards. */
+  get sayNothing() {
+    if (this.#isObject) return !this.#isFilled;
+    return this.#text.length < 16 && isNothing(this.#text);
+  }
+
+  areRepeatedBy(piece) {
+    return !this.#isFilled && piece.startsWith(this.#text);
+  }
+
+  /** Whether they are a whole object, and `value` is the beginning of another. */
+  areLeftBy(value) {
+    return (isObject(value) || (typeof value === "string" && opens(value))) && this.areWhole;
+  }
+
+  /** Whether both are whole objects that contradict each other in no key. `wholly`: `value` has all keys. */
+  agreeWith(value, wholly) {
+    const [known, fields] = [this.#object, objectOf(value)];
+    if (!known || !fields) return false;
+    return (!wholly || Object.keys(known).every((key) => Object.hasOwn(fields, key))) && agree(known, fields);
+  }
+
+  get #isObject() {
+    return this.#isFilled || (this.#fields !== null && !this.#text);
+  }
+
+  /** The object that they are; null if they are none. */
+  get #object() {
+    if (this.#isObject) return this.#fields;
+    if (this.#unread && this.#last === "}" && this.#parses) {
+      this.#unread = false;
+      this.#read = objectOf(this.#text);
+      if (!this.#read) this.#parses--;
+    }
+    return this.#read;
+  }
+}
+
+/** An object, or the one whose JSON text is given; null for anything else. */
+function objectOf(value) {
+  if (isObject(value)) return value;
+  if (typeof value !== "string" || !opens(value)) return null;
+  try {
+    return JSON.parse(value);
+  } catch {
+    return null;
+  }
+}
+
+/** Merges by key, without a change to what is in `fields`. */
+function grow(known, fields) {
+  for (const [key, value] of Object.entries(fields)) {
+    known[key] = isObject(value) ? grow(isObject(known[key]) ? known[key] : Object.create(null), value) : value;
+  }
+  return known;
+}
+
+function agree(known, fields) {
+  return Object.keys(fields).every((key) => {
+    if (!Object.hasOwn(known, key)) return true;
+    const [old, value] = [known[key], fields[key]];
+    return isObject(old) && isObject(value) ? agree(old, value) : JSON.stringify(old) === JSON.stringify(value);
+  });
 }

@@ -71,6 +71,32 @@ def test_the_chat_answer_is_one_of_openai_s(case: Json) -> None:
             assert [call[1:] for call in calls] == calls_of(case)
 
 
+CALL = {"id": "call_a", "type": "function", "function": {"name": "tides", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("stored", "answer"),
+    [
+        (None, None),
+        ("none", None),
+        (False, None),
+        ({}, None),
+        ([None], None),
+        ([{}, "x", []], None),
+        (CALL, [CALL]),
+        ([None, CALL], [CALL]),
+        ([{"index": 0, "id": "call_a", "name": "tides", "arguments": "{}"}], [CALL]),
+        ([{"id": "call_a", "function": "x", "name": "tides", "arguments": {}}], [CALL]),
+    ],
+)
+def test_calls_of_any_stored_form_are_a_list_of_whole_ones_or_absent(stored: object, answer: object) -> None:
+    message = {"role": "assistant", "content": "Rain.", "tool_calls": stored}
+    (choice,) = answered([{"index": 0, "message": message, "finish_reason": None}])["choices"]
+    assert choice["message"].get("tool_calls", None) == answer
+    assert ("tool_calls" in choice["message"]) is (answer is not None)
+    assert choice["finish_reason"] == ("tool_calls" if answer else "stop")
+
+
 def call_of(call: Json) -> list[Any]:
     function = call.get("function") or {"name": call["custom"]["name"], "arguments": call["custom"]["input"]}
     return [call["id"], function["name"], function["arguments"]]

@@ -37,6 +37,29 @@ SHAPES: dict[str, Callable[[int], list[Json]]] = {
     "arguments as objects": lambda n: [delta(tool_calls=[call(0, arguments={f"a{number}": 1})]) for number in range(n)],
     "whole calls again and again": lambda n: [delta(tool_calls=[call(0, arguments='{"a":1}')]) for _ in range(n)],
     "brackets in a text": lambda n: [delta(tool_calls=[call(0, arguments='{"a}')]) for _ in range(n)],
+    "objects as text": lambda n: [delta(tool_calls=[call(0, arguments=f'{{"a{number}":1}}')]) for number in range(n)],
+    "objects within one": lambda n: [
+        delta(tool_calls=[call(0, arguments={"a": {f"b{number}": {"c": 1}}})]) for number in range(n)
+    ],
+    "an object and what says nothing": lambda n: [
+        delta(tool_calls=[call(0, arguments='{"a":1}' if number == 0 else ["{}", " ", "null"][number % 3])])
+        for number in range(n)
+    ],
+    "an id for each piece": lambda n: [
+        delta(tool_calls=[{**call(number, name="" if number else "f", arguments='{"a}'), "index": 0}])
+        for number in range(n)
+    ],
+    "calls without a function": lambda n: [
+        delta(tool_calls=[{"index": 0, "id": "call_0", "name": "f", "arguments": "1"}]) for _ in range(n)
+    ],
+    "log probabilities": lambda n: [
+        {"choices": [{"logprobs": {"content": [{"id": number, "token": "x"}]}, "token_ids": [number]}]}
+        for number in range(n)
+    ],
+    "a delta and the same message": lambda n: [
+        {"choices": [{"delta": {"content": "x"}, "message": {"content": "x", "role": "assistant"}}]} for _ in range(n)
+    ],
+    "choices without an index": lambda n: [{"choices": [{"delta": {"content": "x"}}] * n}],
     "text and thoughts in turns": lambda n: [
         delta(content="x" if number % 2 else [{"type": "thinking", "thinking": "y"}]) for number in range(n)
     ],

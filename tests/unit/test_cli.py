@@ -82,7 +82,7 @@ def test_only_the_content_of_choice_0_is_text() -> None:
         assert text_of_chunk({"choices": [{"index": 0, "delta": delta}]}) == ""
     assert text_of_chunk({"choices": []}) == ""
     assert text_of_chunk({"usage": {}}) == ""
-    assert text_of_chunk({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
+    assert text_of_chunk({"choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]}) == "a"
 
 
 def test_an_event_in_json_is_one_line_with_its_data_as_it_came() -> None:
