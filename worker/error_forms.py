@@ -46,11 +46,10 @@ def reported_error(fields: Json, choices: list[Json], event: bytes = b"") -> obj
 
 def _error_in(fields: Json) -> object:
     for name in ("error", "errors"):
-        if is_error(fields.get(name)):
+        inner: object = fields.get(name)
+        if is_error(inner):
             # As Fastify and Spring send it, the name of the status is the error, and the message next to it.
-            inner: object = fields[name]
-            worded = isinstance(inner, list) or _has_any_words(cast(object, inner))
-            return fields if _has_words(fields) and not worded else inner
+            return inner if _is_worded(inner) or not _has_words(fields) else fields
     for name in _STATUS_OBJECTS:
         status = field_of(fields, name)
         codes = [field_of(status, code) for code in ("status_code", "statusCode")]
@@ -114,8 +113,8 @@ def _has_bad_code(fields: Json) -> bool:
     return not all(map(is_fine, codes_of(fields)))
 
 
-def _has_any_words(value: object) -> bool:
-    return isinstance(value, dict) and _has_words(cast(Json, value))
+def _is_worded(value: object) -> bool:
+    return isinstance(value, list) or (isinstance(value, dict) and _has_words(cast(Json, value)))
 
 
 def _has_words(fields: Json) -> bool:
