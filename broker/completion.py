@@ -45,8 +45,8 @@ class Completion:
     def add(self, chunk: Json) -> None:
         """Add a chunk, as `decode_chunk` returns it."""
         usage = chunk.get("usage")
-        if usage and isinstance(usage, dict):
-            self.usage = rendered(usage)
+        if isinstance(usage, dict) and (not self.usage or any(cast(Json, usage).values())):  # zeros replace no count
+            self.usage = rendered(usage) or self.usage
         for index, choice in _placed(chunk.get("choices")):
             self._add_choice(index, choice)
 

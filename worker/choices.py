@@ -66,7 +66,7 @@ def _delta(choice: Json, streamed: bool) -> tuple[Json, bool]:
         given = objects[0] if objects else None
     if isinstance(given, str):
         given = {"content": given}
-    if isinstance(given, dict) and (given or message is None):
+    if isinstance(given, dict) and (message is None or given.keys() - _NAMES):
         return _usual_delta(_with_text(cast(Json, given), choice)), False
     if isinstance(message, str):
         message = {"content": message}
@@ -83,6 +83,7 @@ def _with_text(delta: Json, choice: Json) -> Json:
     return {**delta, "content": text} if isinstance(text, str) and text else delta
 
 
+_NAMES = frozenset({"role", "type", "name"})
 _TEXT_DELTA = frozenset({"type", "text", "role", "content"})
 
 

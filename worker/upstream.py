@@ -7,6 +7,7 @@ upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -264,8 +265,16 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
 
 def _names_usage(error: openai.APIStatusError) -> bool:
     """Whether an upstream refuses the request over the option, in whatever form it says so."""
-    said = f"{error.message} {error.body!r}"
+    said = f"{error.message} {_body_of(error)!r}"
     return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
+
+
+def _body_of(error: openai.APIStatusError) -> object:
+    """All of it: the SDK gives only what stands under `error`."""
+    try:
+        return json.loads(error.response.content)
+    except (ValueError, RecursionError, httpx2.HTTPError):
+        return error.body
 
 
 _USAGE_OPTION = re.compile(r"stream[_ ]?options|include_usage", re.IGNORECASE)
@@ -278,7 +287,7 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
 def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
     """What went wrong before the stream began."""
     if isinstance(error, openai.APIStatusError):
-        return answered(error.status_code, error.response.headers, error.body, secrets)
+        return answered(error.status_code, error.response.headers, _body_of(error), secrets)
     if failure := connection_failure(error):
         return failure
     return _broken_off(error, begun=False)
