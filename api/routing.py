@@ -55,11 +55,11 @@ async def read_body(request: Request, most: int) -> bytes:
     """Read the body. BodyTooLarge as soon as it is known to be longer than `most` bytes; 415 for one that is
     compressed: its length would say nothing of what it becomes; 501 for one that is compressed on its way (RFC 9112
     §6.1)."""
-    if encodings := _codings(request, "content-encoding") - {"identity"}:
-        message = f"`Content-Encoding: {', '.join(sorted(encodings))[:50]}` is not supported; send the body as it is."
+    if encoding := _coding(request, "content-encoding", {"identity"}):
+        message = f"`Content-Encoding: {encoding[:50]}` is not supported; send the body as it is."
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, {"accept-encoding": "identity"})
-    if encodings := _codings(request, "transfer-encoding") - {"chunked", "identity"}:
-        message = f"`Transfer-Encoding: {', '.join(sorted(encodings))[:50]}` is not supported; send the body as it is."
+    if encoding := _coding(request, "transfer-encoding", {"identity", "chunked"}):
+        message = f"`Transfer-Encoding: {encoding[:50]}` is not supported; send the body as it is."
         raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, message)
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -72,10 +72,11 @@ async def read_body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _codings(request: Request, name: str) -> set[str]:
-    """What all the headers of this name list, in lower case."""
-    listed = ",".join(request.headers.getlist(name)).split(",")
-    return {coding.strip().lower() for coding in listed} - {""}
+def _coding(request: Request, name: str, known: set[str]) -> str:
+    """All that the headers of this name list, where some of it is not known; else ""."""
+    listed = ", ".join(request.headers.getlist(name))
+    unknown = {coding.strip().lower() for coding in listed.split(",")} - known - {""}
+    return listed if unknown else ""
 
 
 async def read_request(request: Request, broker: Broker) -> CompletionRequest:
