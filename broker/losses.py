@@ -120,7 +120,8 @@ class Losses:
         """Whether the shard's data set is younger than the generation. That it has none is noticed only when somebody
         asks."""
         if epoch is None:
-            return self._within(self._missed_at.setdefault(shard, time.monotonic()))
+            since = self._lost_at.get(shard) or self._missed_at.setdefault(shard, time.monotonic())
+            return self._within(since)
         return created < _born(epoch) - NAMED_BEFORE and self._is_young(epoch, now)
 
     def _is_young(self, epoch: bytes, now: float) -> bool:
