@@ -12,8 +12,24 @@ from broker.urls import is_loopback
 
 @pytest.mark.parametrize(
     "host",
-    "127.0.0.1 127.1 127.0.0.2 0 0.0.0.0 2130706433 0x7f000001 017700000001 [::1] [::] [::ffff:127.0.0.1] "
-    "[::ffff:7f00:1] localhost LOCALHOST localhost. foo.localhost".split(),
+    [
+        "127.0.0.1",
+        "127.1",
+        "127.0.0.2",
+        "0",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f000001",
+        "017700000001",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "foo.localhost",
+    ],
 )
 def test_each_spelling_of_this_machine_is_known(host: str) -> None:
     assert is_loopback(f"http://{host}:8000")
