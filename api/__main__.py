@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import sys
@@ -18,6 +17,7 @@ from api.server import Server, config_for, listen
 from broker.checks import Watch
 from broker.connection import without_password
 from broker.errors import Misconfigured
+from broker.origins import is_loopback
 from broker.process import prepare, refuse
 from broker.service import connect
 from broker.settings import Settings, load_for_process, unknown_variables
@@ -65,11 +65,7 @@ def check_open(settings: Settings) -> None:
     """Misconfigured where everybody on a network could read and spend."""
     if settings.tenants or settings.allow_open:
         return
-    try:
-        local = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
+    if not is_loopback(settings.host):
         raise Misconfigured(
             f"HOST={settings.host} would be open to everybody: set TOKENCAST_API_KEYS, or TOKENCAST_ALLOW_OPEN=1"
         )

@@ -131,7 +131,7 @@ def _host_refusal(policy: Policy, headers: Headers) -> JSONResponse | None:
 
 
 def _site_refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
-    origins, site = headers.getlist("origin"), headers.get("sec-fetch-site")
+    origins, site = headers.getlist("origin"), _only(headers, "sec-fetch-site")
     if len(origins) == 1:
         own = site in _OWN_SITE and _is_own(origins[0], headers.get("host", ""), vouched=site == "same-origin")
         if own or policy.lists_origin(origins[0]):
@@ -161,17 +161,27 @@ def _is_own(origin: str, host: str, *, vouched: bool) -> bool:
 
 def _is_visit(method: str, path: str, headers: Headers) -> bool:
     """Return whether somebody follows a link to one of the gateway's pages."""
-    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    mode, destination = _only(headers, "sec-fetch-mode"), _only(headers, "sec-fetch-dest")
+    navigates = mode == "navigate" and destination in (None, "document")
     return method in ("GET", "HEAD") and navigates and (path in _PAGES or path.startswith("/static/"))
 
 
 def _body_refusal(method: str, headers: Headers) -> JSONResponse | None:
     has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method in ("GET", "HEAD") or not has_body or _is_json(kind) or (kind in _FORM and not is_browser(headers)):
+    if method in ("GET", "HEAD") or not has_body:
+        return None
+    kinds = {kind.partition(";")[0].strip().lower() for kind in headers.getlist("content-type") or [""]}
+    form = set[str]() if is_browser(headers) else _FORM
+    if all(_is_json(kind) or kind in form for kind in kinds):
         return None
     message = "The body must be JSON, with `Content-Type: application/json`."
     return _refuse("unsupported_media_type", "content-type", message)
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    """The value of a header; None where it is missing, and "" where it has several: then none of them counts."""
+    values = set(headers.getlist(name))
+    return "" if len(values) > 1 else next(iter(values), None)
 
 
 def _is_json(kind: str) -> bool:

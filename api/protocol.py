@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal, cast
 
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api.admission import FULL
 from api.errors import bare_error
 from api.unread import Unread
+from api.upgrade import comes_again, feed
 from api.wire import EXTENSION, ignore
 
 HEAD_BYTES = 32 * 1024  # target and header lines, trailers too: twice what browsers and proxies keep to
@@ -188,7 +190,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Pieces are so small that what the parser keeps to itself, until a line is whole, is seen in time."""
         self._unheard += len(piece)
         self._received += len(piece)
-        super().data_received(piece)
+        self._unset_keepalive_if_required()
+        try:
+            feed(self, piece)
+        except HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self._head + self._unheard > HEAD_BYTES and not self._lingering:
             self._refuse(431, "headers_too_large")
 
@@ -213,6 +220,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise ValueError("too long")  # the parser stops there, and `send_400_response` follows
 
     def on_headers_complete(self) -> None:
+        if comes_again(self):
+            return
         super().on_headers_complete()
         self._unheard = self._thrown_away = 0
         self._enter(_Phase.BODY)
@@ -233,6 +242,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._throw_away(len(body))
 
     def on_message_complete(self) -> None:
+        if comes_again(self):
+            return
         super().on_message_complete()
         self._unheard = 0
         self._phase = _Phase.QUIET

@@ -53,11 +53,14 @@ class _ByMethod:
 
 async def read_body(request: Request, most: int) -> bytes:
     """Read the body. BodyTooLarge as soon as it is known to be longer than `most` bytes; 415 for one that is
-    compressed: its length would say nothing of what it becomes."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() not in ("", "identity"):
+    compressed: its length would say nothing of what it becomes; 501 for one that is compressed on its way (RFC 9112
+    §6.1)."""
+    if encoding := _coding(request, "content-encoding", {"identity"}):
         message = f"`Content-Encoding: {encoding[:50]}` is not supported; send the body as it is."
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, {"accept-encoding": "identity"})
+    if encoding := _coding(request, "transfer-encoding", {"identity", "chunked"}):
+        message = f"`Transfer-Encoding: {encoding[:50]}` is not supported; send the body as it is."
+        raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, message)
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise BodyTooLarge
@@ -67,6 +70,13 @@ async def read_body(request: Request, most: int) -> bytes:
         if len(body) > most:
             raise BodyTooLarge
     return bytes(body)
+
+
+def _coding(request: Request, name: str, known: set[str]) -> str:
+    """All that the headers of this name list, where some of it is not known; else ""."""
+    listed = ", ".join(request.headers.getlist(name))
+    unknown = {coding.strip().lower() for coding in listed.split(",")} - known - {""}
+    return listed if unknown else ""
 
 
 async def read_request(request: Request, broker: Broker) -> CompletionRequest:
@@ -86,7 +96,10 @@ def _parse(body: bytes) -> CompletionRequest:
 
 async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
     """Accepts a checked body, under its Idempotency-Key if it has one."""
-    key = request.headers.get("idempotency-key") or None
+    given = set(request.headers.getlist("idempotency-key"))
+    if len(given) > 1:
+        raise InvalidRequest("There are several `Idempotency-Key` headers.", param="idempotency-key")
+    key = next(iter(given), None) or None
     if key is not None and len(key) > 255:
         raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
     request.scope[ACCEPTED] = ""

@@ -15,6 +15,7 @@ import httpx2
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.gateway_connection import Unreachable, open_http, unreachable
 from broker.settings import ClientSettings
+from broker.shapes import check_answer
 
 Json = dict[str, Any]
 Params = tuple[tuple[str, str], ...]
@@ -63,10 +64,10 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: str | int) -> Json:
-        return self._json(lambda: self._http.get(path, params=params))
+        return self._json("GET", path, lambda: self._http.get(path, params=params))
 
     def post(self, path: str, body: Json | None = None, headers: dict[str, str] | None = None) -> Json:
-        return self._json(lambda: self._http.post(path, json=body, headers=headers))
+        return self._json("POST", path, lambda: self._http.post(path, json=body, headers=headers))
 
     def delete(self, path: str) -> None:
         self._answer(lambda: self._http.delete(path))
@@ -194,10 +195,10 @@ class Client:
             raise _refusal(response, self.url)
         return response
 
-    def _json(self, request: Callable[[], httpx2.Response]) -> Json:
+    def _json(self, method: str, path: str, request: Callable[[], httpx2.Response]) -> Json:
         response = self._answer(request)
         try:
-            return cast(Json, response.json())
+            return check_answer(method, path, response.json())
         except ValueError:
             raise Refused(f"What answers at {self.url} is not Tokencast.") from None
 

@@ -29,6 +29,7 @@ from broker.connection import Redis, connect_redis, without_password
 from broker.embedded import EmbeddedRedis, free_port, tethered
 from broker.environment import environment
 from broker.errors import Misconfigured, StorageUnavailable
+from broker.pool import at_fault
 from broker.process import python_module
 from broker.settings import SIMULATED_KEY, ClientSettings, Settings, load, load_for_process, unknown_variables
 
@@ -196,8 +197,11 @@ async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Re
     async with connect_redis(settings.redis_url) as redis:
         try:
             await redis.execute("PING")
-        except StorageUnavailable:
-            raise Misconfigured(f"REDIS_URL: no Redis answers at {without_password(redis.url)}.") from None
+        except StorageUnavailable as error:
+            where = without_password(redis.url)
+            if why := at_fault(error):
+                raise Misconfigured(f"Redis at {where}: {why}") from None
+            raise Misconfigured(f"REDIS_URL: no Redis answers at {where}.") from None
         yield redis
 
 

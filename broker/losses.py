@@ -1,5 +1,5 @@
-"""Detects that Redis has lost data lately: a generation that is missing then may only be missing for the moment, until
-its worker has put it back."""
+"""Detects that Redis has lost data lately: a generation, or the record of an idempotency key, that is missing then may
+only be missing for the moment, until a worker has put it back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from broker.ids import created_ms, shard_of
 
 OLDEST = 8 * 86_400.0  # seconds; the age of a generation that has not ended is below
 NAMED_BEFORE = 20.0  # seconds from the making of an id to the creation of its generation, at most
+NO_EPOCH = b"?"  # no data set has this name
 
 
 class Server(NamedTuple):
@@ -50,17 +51,21 @@ class Losses:
         self._clock = clock
         self._grace = grace
         self._epochs: dict[str, bytes | None] = {}
+        self._observed_at: dict[str, float] = {}  # shard → when its epoch was seen last
         self._servers: dict[str, bytes] = {}
-        self._lost_at: dict[str, float] = {}  # shard → when another data set was noticed
+        self._lost_at: dict[str, float] = {}  # shard → when another data set was noticed, or its server
+        self._missed_at: dict[str, float] = {}  # shard without a data set → when a generation was missed there
         self._replaced_at: dict[str, float] = {}  # group → when another server was noticed
         self._interrupted: dict[str, float] = {}  # group → when its server answered again, or infinite
         self._asking: dict[str, asyncio.Task[Server]] = {}
 
     def observe(self, shard: str, epoch: bytes | None) -> None:
-        known = self._epochs.get(shard)
+        known, now = self._epochs.get(shard), time.monotonic()
         if known is not None and known != epoch:
-            self._lost_at[shard] = time.monotonic()
+            replaced = self._replaced_at.get(self._redis.servers.group(shard), -math.inf)
+            self._lost_at[shard] = replaced if replaced > self._observed_at[shard] else now
         self._epochs[shard] = epoch
+        self._observed_at[shard] = now
 
     def seen(self, group: str, server: Server) -> None:
         """It answers."""
@@ -74,6 +79,26 @@ class Losses:
     def interrupt(self, group: str) -> None:
         """It does not answer."""
         self._interrupted[group] = math.inf
+
+    def trusted(self, shard: str) -> bytes:
+        """The epoch in which a record that Redis does not have was not lost lately. NO_EPOCH where this process knows
+        of none, and `suspects` has to be asked."""
+        epoch = self._epochs.get(shard)
+        if epoch is None or self._within(self._lost_at.get(shard)) or self._is_young(epoch, self._clock.last()):
+            return NO_EPOCH
+        return epoch
+
+    async def suspects(self, shard: str, epoch: bytes | None) -> bool:
+        """Whether a record that this shard does not have may have been lost lately. `epoch`: the shard's, now. A new
+        data set alone is no sign of it: the first one is new, too. StorageUnavailable."""
+        self.observe(shard, epoch)
+        if self._within(self._lost_at.get(shard)):
+            return True
+        if epoch is not None and not self._is_young(epoch, await self._clock.now()):
+            return False
+        group = self._redis.servers.group(shard)
+        self.seen(group, await self._server(group))
+        return self._within(self._replaced_at.get(group))
 
     async def recent(self, gid: str, epoch: bytes | None) -> bool:
         """Whether this generation, which Redis does not know, may have been lost so lately that its worker has not put
@@ -95,9 +120,12 @@ class Losses:
         """Whether the shard's data set is younger than the generation. That it has none is noticed only when somebody
         asks."""
         if epoch is None:
-            return self._within(self._lost_at.setdefault(shard, time.monotonic()))
-        born = int(epoch.partition(b".")[0]) / 1000
-        return created < born - NAMED_BEFORE and now - born < self._grace
+            since = self._lost_at.get(shard) or self._missed_at.setdefault(shard, time.monotonic())
+            return self._within(since)
+        return created < _born(epoch) - NAMED_BEFORE and self._is_young(epoch, now)
+
+    def _is_young(self, epoch: bytes, now: float) -> bool:
+        return now - _born(epoch) < self._grace
 
     def _before_restart(self, group: str, server: Server, created: float, now: float) -> bool:
         """Whether the server was started lately, and after the generation's creation: then it may have come back in a
@@ -116,6 +144,11 @@ class Losses:
 
     def _within(self, moment: float | None) -> bool:
         return moment is not None and time.monotonic() - moment < self._grace
+
+
+def _born(epoch: bytes) -> float:
+    """Unix seconds, by Redis's clock."""
+    return int(epoch.partition(b".")[0]) / 1000
 
 
 def _retrieved(task: asyncio.Task[Server]) -> None:

@@ -247,6 +247,12 @@ class Settings(BaseSettings):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(normalize_origin, value))
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        """An IPv6 address, also as URLs hold it."""
+        return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -313,7 +319,10 @@ class ClientSettings(BaseSettings):
     @classmethod
     def _check_url(cls, value: str) -> str:
         try:
-            return check_http_url(value, example="http://127.0.0.1:8000")
+            url = check_http_url(value, example="http://127.0.0.1:8000")
+            if url.rstrip("/").endswith("/v1"):
+                raise ValueError("must end before `/v1`: the client commands append it")
+            return url
         except ValueError as error:
             hint = "; no password is taken, percent-encoded or not: the key belongs in TOKENCAST_API_KEY"
             hint = hint if "@" in value else ""

@@ -29,6 +29,10 @@ from broker.requests import CompletionRequest
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
 IN_TIME = 6.0  # seconds after which a creation is not executed any more; an answer is awaited for five
+_PERHAPS_LOST = (
+    "Redis has just come back without its data. This Idempotency-Key may stand for a generation that is being put "
+    "back; ask again in a few seconds."
+)
 PATIENCE = 8.0  # seconds for a creation, and for the repetition of one whose reply was lost
 
 EVENTS_BYTES = 1024 * 1024
@@ -84,7 +88,7 @@ class Store:
         self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
     ) -> Created:
         """`gid`: what `name` gave it. IdempotencyConflict where the key stands for another body; StorageUnavailable
-        where Redis is away. May be repeated with the same key."""
+        where Redis is away, or may just have lost what the key stands for. May be repeated with the same key."""
         gid = gid or await self.name(tenant, idempotency_key)
         now = created_ms(gid)
         shard = shard_of(gid)
@@ -106,7 +110,7 @@ class Store:
             new_epoch(),
             created_data(request.model, now),
         ]
-        reply = await self._create(lifecycle, fields)
+        reply = await self._create(shard, lifecycle, fields)
         if reply[0] == b"OK":
             self.losses.observe(shard, reply[1])
             return Created(gid, replayed=False)
@@ -114,27 +118,38 @@ class Store:
             return Created(reply[1].decode(), replayed=True)
         raise IdempotencyConflict
 
-    async def _create(self, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
+    async def _create(self, shard: str, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
         """Runs create.lua, within a time that Redis checks: what lies in the buffer of a server that hangs is not
-        executed long after its caller was refused."""
+        executed long after its caller was refused. A key without a record is created for only where none was lost."""
+        epoch = self.losses.trusted(shard)
         try:
             async with asyncio.timeout(PATIENCE):
-                try:
-                    reply = await self._create_once(lifecycle, fields)
-                except StorageUnavailable:
-                    # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
-                    reply = await self._create_once(lifecycle, fields)
-                if reply[0] == b"LATE":  # or Redis's clock was set, since it was asked last
-                    await self.clock.ask()
-                    reply = await self._create_once(lifecycle, fields)
+                while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
+                    epoch = reply[1]
+                    if await self.losses.suspects(shard, epoch or None):
+                        raise StorageUnavailable(_PERHAPS_LOST)
         except TimeoutError:
             raise StorageUnavailable from None
         if reply[0] == b"LATE":
             raise StorageUnavailable
         return reply
 
-    async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
-        return await self.redis.run(CREATE, lifecycle, [*fields, int((self.clock.last() + IN_TIME) * 1000)])
+    async def _create_in_time(
+        self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes
+    ) -> Sequence[bytes]:
+        try:
+            reply = await self._create_once(lifecycle, fields, epoch)
+        except StorageUnavailable:
+            # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
+            reply = await self._create_once(lifecycle, fields, epoch)
+        if reply[0] == b"LATE":  # or Redis's clock was set, since it was asked last
+            await self.clock.ask()
+            reply = await self._create_once(lifecycle, fields, epoch)
+        return reply
+
+    async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes) -> Sequence[bytes]:
+        latest = int((self.clock.last() + IN_TIME) * 1000)
+        return await self.redis.run(CREATE, lifecycle, [*fields, latest, epoch])
 
     async def note_trace(self, gid: str, traceparent: str) -> None:
         """What happens to a generation from now on is a part of this trace."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from urllib.parse import SplitResult, urlsplit
 
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE)
@@ -30,15 +31,24 @@ def check_http_url(url: str, *, example: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a checked URL is of a server on this machine."""
+    """Whether a checked URL is of a server on this machine, in each way in which an address can be written."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that the system connects to for a host that is one; None for a name. `127.1`, `0x7f000001` and
+    `2130706433` are addresses too (inet_aton)."""
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+        if ":" not in host:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        address = ipaddress.IPv6Address(host)
+        return address.ipv4_mapped or address
+    except (ValueError, OSError):
+        return None
 
 
 def _is_host(parts: SplitResult) -> bool:

@@ -98,8 +98,8 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002
         return
     for line in table(list(facts(generation, time.time()))):
         click.echo(line)
-    if generation["text"]:
-        click.echo("\n" + harmless(generation["text"]))
+    if text := str(generation.get("text") or ""):
+        click.echo("\n" + harmless(text))
 
 
 @click.command(short_help="Cancel a generation.", epilog=examples("tokencast cancel ID", "tokencast cancel ID --json"))

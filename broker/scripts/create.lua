@@ -3,9 +3,10 @@
 -- A new generation, queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
---       fingerprint, prompt tokens, random part of a new epoch, data of `created`, latest ms at which it may be created
+--       fingerprint, prompt tokens, random part of a new epoch, data of `created`, latest ms at which it may be created,
+--       and with an idempotency key: the epoch ('' = none) in which a record that is missing was not lost lately
 -- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid | LATE (the command lay in a server that hung,
---         and its caller has long been refused)
+--         and its caller has long been refused) | UNSURE epoch (the key has no record, in another epoch than that)
 local now = now_ms()
 local held = ARGV[9] ~= '' and redis.call('GET', KEYS[7])
 if held then
@@ -18,6 +19,10 @@ if held then
 end
 if redis.call('EXISTS', META) == 1 then return {'OK', redis.call('GET', KEYS[6])} end
 if now > tonumber(ARGV[14]) then return {'LATE'} end
+if ARGV[9] ~= '' then
+  local epoch = redis.call('GET', KEYS[6]) or ''
+  if epoch ~= ARGV[15] then return {'UNSURE', epoch} end
+end
 
 redis.call('SET', KEYS[6], int(now) .. '.' .. ARGV[12], 'NX', 'PX', 30 * DAY)
 redis.call('PEXPIRE', KEYS[6], 30 * DAY)

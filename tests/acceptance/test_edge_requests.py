@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ import pytest
 from broker import Broker
 from broker.embedded import EmbeddedRedis
 from tests.acceptance.edge import Answer, Peer, connections, listed, new_one, peer, resident
-from tests.support import Gateway, Writer, gateway, request_body, wait_until
+from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until
 
 MIB = 1 << 20
 POST = "POST /v1/generations HTTP/1.1\r\nHost: localhost\r\n"
@@ -52,6 +53,67 @@ async def drip(client: Peer, data: bytes) -> None:
             client.send(bytes([byte]))
             await client.writer.drain()
             await asyncio.sleep(0.1)
+
+
+# --- offers of another protocol -----------------------------------------------------------------------------------
+
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+def with_length(body: bytes, headers: str = "") -> bytes:
+    return f"{POST}Content-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def answers(client: Peer, count: int) -> list[tuple[int, bytes]]:
+    """That many responses on one connection, all of a known length."""
+    found: list[tuple[int, bytes]] = []
+    for _ in range(count):
+        head = await gather(client.reader.readuntil(b"\r\n\r\n"))
+        length = re.search(rb"content-length: (\d+)", head[0].lower())
+        assert length is not None
+        (body,) = await gather(client.reader.readexactly(int(length[1])))
+        found.append((int(head[0].split()[1]), body))
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0, foo"])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+async def test_an_offer_of_another_protocol_is_ignored(api: Gateway, protocol: str, piece: int) -> None:
+    """As `curl --http2` and Java's HttpClient make it: the body is read, and the connection goes on. RFC 9110 §7.8."""
+    offered = H2C.replace("h2c", protocol)
+    chunked = f"{POST}Content-Type: application/json\r\n{offered}Transfer-Encoding: chunked\r\n\r\n".encode()
+    asked = b"".join(
+        (
+            with_length(BODY, offered),
+            f"GET /healthz HTTP/1.1\r\nHost: localhost\r\n{offered}\r\n".encode() * 2,
+            chunked + f"{len(BODY):x}\r\n".encode() + BODY + b"\r\n0\r\n\r\n",
+            with_length(BODY),
+        )
+    )
+    async with peer(api) as client:
+        for start in range(0, len(asked), piece):
+            client.send(asked[start : start + piece])
+            await client.writer.drain()
+            if piece < 100:
+                await asyncio.sleep(0)
+        found = await answers(client, 5)
+    assert [status for status, _ in found] == [202, 200, 200, 202, 202]
+    assert "uvicorn" not in api.process.output
+
+
+async def test_many_offers_at_once_are_ignored(api: Gateway) -> None:
+    async with peer(api) as client:
+        client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n" * 1000)
+        assert {status for status, _ in await answers(client, 1000)} == {200}
+
+
+async def test_an_offer_lifts_no_limit(api: Gateway) -> None:
+    async with peer(api) as client:
+        client.send(f"{POST}{H2C}X: {'x' * 40_000}\r\n\r\n")
+        refused(await client.answer(), 431, "headers_too_large")
+    async with peer(api) as client:
+        client.send("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        assert (await client.answer()).status in (400, 403, 404, 405)
 
 
 # --- heads --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ before anything is done: nothing is read, nothing is created, nothing is deleted
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -91,6 +92,40 @@ async def test_a_body_that_says_it_is_no_json_is_refused(api: Gateway, kind: str
         assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
         assert "application/json" in refused.json()["error"]["message"]
     assert await count(api) == before
+
+
+@pytest.mark.parametrize(
+    ("twice", "status"),
+    [
+        ((("content-type", "application/json"), ("content-type", "text/plain")), 415),
+        ((("content-type", "text/plain"), ("content-type", "application/json")), 415),
+        ((("content-encoding", "identity"), ("content-encoding", "gzip")), 415),
+        ((("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")), 403),
+        ((("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin")), 403),
+        ((("idempotency-key", "a"), ("idempotency-key", "b")), 400),
+        ((("transfer-encoding", "gzip, chunked"),), 501),
+        ((("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")), 501),
+        ((("content-encoding", "identity"), ("content-encoding", "identity")), 202),
+    ],
+)
+async def test_of_a_header_that_comes_twice_none_is_left_unread(
+    api: Gateway, twice: tuple[tuple[str, str], ...], status: int
+) -> None:
+    before = await count(api)
+    headers = [("host", "localhost"), *twice]
+    if "content-type" not in dict(twice):
+        headers.append(("content-type", "application/json"))
+    content = json.dumps(request_body()).encode()
+    if "transfer-encoding" in dict(twice):
+        content = f"{len(content):x}\r\n".encode() + content + b"\r\n0\r\n\r\n"
+    else:
+        headers.append(("content-length", str(len(content))))
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    async with peer(api) as client:
+        client.send(f"POST /v1/generations HTTP/1.1\r\nConnection: close\r\n{head}\r\n".encode() + content)
+        answer = await client.answer()
+    assert answer.status == status
+    assert await count(api) == before + (status == 202)
 
 
 async def test_what_curl_sends_by_itself_is_taken(api: Gateway) -> None:

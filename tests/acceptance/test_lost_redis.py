@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import httpx2
 import pytest
 
 from broker import Broker, connect, keys
 from broker.embedded import EmbeddedRedis
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
+from broker.ids import SHARDS, idempotency_shard, new_id, shard_of
+from broker.requests import parse_request
 from broker.settings import Settings
 from broker.store import new_epoch
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
@@ -24,6 +29,12 @@ QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 @pytest.fixture
 async def quick_api(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     async with gateway(own_redis.url, **QUICK) as api:
+        yield api
+
+
+@pytest.fixture
+async def api_of_own(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+    async with gateway(own_redis.url) as api:
         yield api
 
 
@@ -101,6 +112,101 @@ async def _observed(api: Gateway, gid: str) -> bool:
 async def _clients(url: str) -> str:
     async with connect(url) as broker:
         return (await broker.store.redis.execute("CLIENT", "LIST")).decode()
+
+
+KEY = {"idempotency-key": "k"}
+
+
+async def _knows_the_server(api: Gateway, but_not: str) -> None:
+    """Its process has asked the server who it is, and has seen nothing of that shard."""
+    while (gid := new_id(int(time.time() * 1000), "t"))[14:16] == but_not:
+        pass
+    assert (await api.http.get(f"/v1/generations/{gid}")).status_code in (404, 503)
+
+
+async def test_a_repeated_post_waits_for_the_generation_that_is_put_back(own_redis: EmbeddedRedis, sim: str) -> None:
+    """At the gateway that created it, and at one that has only seen the server. Another one would be paid for, too."""
+    body = request_body("[[sim seed=5 length=300 speed=20]]", model="sim")
+    async with gateway(own_redis.url) as api, gateway(own_redis.url) as other, worker(own_redis.url, sim) as process:
+        created = await api.create(body, **KEY)
+        await _knows_the_server(other, but_not=shard_of(created["id"]))
+        async with aclosing(api.follow(created["id"])) as stream:
+            await until_text(stream)
+        process.send(signal.SIGSTOP)
+        own_redis.kill()
+        waiting = asyncio.create_task(api.http.post("/v1/generations", json=body, headers=KEY))
+        await own_redis.restart()
+        await waiting
+        for gate in (api, other):
+
+            async def refused(gate: Gateway = gate) -> httpx2.Response | None:
+                answer = await gate.http.post("/v1/generations", json=body, headers=KEY)
+                return answer if "just come back" in answer.text else None
+
+            answer = await wait_until(refused)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+            assert answer.headers["retry-after"] == "1"
+        assert await _count(api) == 0
+        process.send(signal.SIGCONT)
+        for gate in (other, api):
+
+            async def accepted(gate: Gateway = gate) -> str | None:
+                answer = await gate.http.post("/v1/generations", json=body, headers=KEY)
+                return answer.json().get("id")
+
+            assert await wait_until(accepted) == created["id"]
+        assert await _count(api) == 1
+
+
+async def _count(api: Gateway) -> int:
+    return len((await api.http.get("/v1/generations")).json()["data"])
+
+
+async def test_a_post_without_a_key_is_taken_as_soon_as_redis_is_back(
+    own_redis: EmbeddedRedis, api_of_own: Gateway
+) -> None:
+    await api_of_own.create(**KEY)
+    await own_redis.restart()
+
+    async def accepted() -> bool:
+        return (await api_of_own.http.post("/v1/generations", json=request_body())).status_code == 202
+
+    await wait_until(accepted)
+    assert await _count(api_of_own) == 1
+
+
+async def test_a_new_redis_takes_keys_at_once(own_redis: EmbeddedRedis, api_of_own: Gateway) -> None:
+    """Its data sets are new, and nothing was lost: neither where a gateway waited for it, nor where somebody has asked
+    for a generation that never was."""
+    for number, key in enumerate(("a", "b", "c")):
+        gid = "gen_" + new_id(int(time.time() * 1000), "t")[4:14] + idempotency_shard("default", key) + "0" * 22
+        if number:
+            assert (await api_of_own.http.get(f"/v1/generations/{gid}")).status_code == 503
+        taken = await api_of_own.http.post("/v1/generations", json=request_body(), headers={"idempotency-key": key})
+        assert taken.status_code == 202
+
+
+async def test_a_redis_that_has_kept_its_data_takes_new_keys_at_once() -> None:
+    async with EmbeddedRedis(appendonly=True) as redis, connect(redis.url) as broker:
+        for shard in SHARDS:  # as if it had run for long
+            await broker.store.redis.execute("SET", keys.epoch(shard), b"1700000000000.00000000")
+        await broker.enqueue(request_body(), idempotency_key="before")
+        shard = idempotency_shard("default", "before")
+        assert broker.store.losses.trusted(shard) == b"1700000000000.00000000"
+        await redis.restart()
+        for number in range(40):
+            assert not (await broker.store.create(parse_request(request_body()), "default", f"k{number}")).replayed
+        assert (await broker.store.create(parse_request(request_body()), "default", "before")).replayed
+
+
+async def test_a_library_caller_is_told_too(own_redis: EmbeddedRedis) -> None:
+    async with connect(own_redis.url) as broker:
+        created = await broker.enqueue(request_body(), idempotency_key="library")
+        await broker.store.redis.execute("FLUSHALL")
+        with pytest.raises(StorageUnavailable, match="just come back"):
+            await broker.enqueue(request_body(), idempotency_key="library")
+        broker.store.losses._grace = 0.0  # later
+        assert (await broker.enqueue(request_body(), idempotency_key="library")).id != created.id
 
 
 async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own_redis: EmbeddedRedis) -> None:

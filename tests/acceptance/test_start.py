@@ -108,6 +108,8 @@ async def test_a_name_that_nothing_reads_is_warned_of_once(
         ({"TOKENCAST_API_KEY": "Hunter2é"}, "TOKENCAST_API_KEY: holds a character that no key can have"),
         ({"TOKENCAST_URL": "http://u:Hunter2@127.0.0.1:1"}, "TOKENCAST_URL: must not hold a user name or a password"),
         ({"TOKENCAST_URL": "http://u:Hunter2#x@127.0.0.1:1"}, "TOKENCAST_URL: must not have a query"),
+        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1"}, "TOKENCAST_URL: must end before `/v1`"),
+        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1/"}, "TOKENCAST_URL: must end before `/v1`"),
         ({"TOKENCAST_URL": "127.0.0.1:8000"}, "TOKENCAST_URL: must begin with http:// or https://"),
         (
             {"TOKENCAST_URL": "http://gateway.example", "ALL_PROXY": "socks://u:Hunter2@127.0.0.1:1"},
@@ -217,3 +219,34 @@ async def test_a_failure_of_tls_is_called_one(api: Gateway, tmp_path: Path) -> N
     assert (trusted.code, trusted.err) == (0, "")
     secure = api.url.replace("http:", "https:")
     assert plain.err == f"tokencast: the gateway at {secure} does not speak TLS (https://) but something else\n"
+
+
+ODD = ["[]", "null", '{"data":[1]}', '{"data":[{"name":"x"}],"has_more":false}', '{"id":7}']
+
+
+async def test_a_service_that_is_not_tokencast_is_named_in_one_line() -> None:
+    """Whatever JSON it answers with."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        writer.write(f"{head}Connection: close\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    gid = "gen_" + "0" * 10 + "10" + "0" * 22
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for body in ODD:
+            commands = (("ls",), ("models",), ("enqueue", "x"), ("show", gid), ("token", gid))
+            answered = await gather(*(client(*command, TOKENCAST_URL=url) for command in commands))
+            for command, done in zip(commands, answered, strict=True):
+                assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), (body, command, done.err)
+                assert "is not Tokencast" in done.err
+
+
+async def test_dev_says_of_a_database_what_the_gateway_says(redis: EmbeddedRedis, tmp_path: Path) -> None:
+    url = redis.url.removesuffix("/0") + "/99"
+    async with dev(tmp_path, REDIS_URL=url) as everything:
+        assert await everything.wait() == 2
+        assert re.fullmatch(r"tokencast: Redis at .*/99: database 99 cannot be used: .*", everything.output)
