@@ -139,7 +139,7 @@ class Generator:
         called = time.monotonic()
         async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
             async for chunks in stream:
-                attempt.answered = stream.reply.finished
+                attempt.answered = stream.finished
                 if attempt.shown:
                     attempt.push(chunks)
                 else:

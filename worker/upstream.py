@@ -151,6 +151,11 @@ class UpstreamStream:
     def __aiter__(self) -> UpstreamStream:
         return self
 
+    @property
+    def finished(self) -> bool:
+        """Whether each choice has its finish reason: only the connection is still open."""
+        return self.reply.finished
+
     async def __anext__(self) -> list[Chunk]:
         reply = self.reply
         if not reply.finished:

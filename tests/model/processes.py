@@ -363,6 +363,7 @@ class Run:
         self.said = 0
         self.over = False
         self.completes = False
+        self.finished = False  # of its finish reasons nothing is told before the end
         self._orders: asyncio.Queue[Any] = asyncio.Queue()
 
     def __aiter__(self) -> Run:
