@@ -1,9 +1,9 @@
 """Whole answers that their callers have not taken yet: what a process keeps of them is bounded, in all and for each
 tenant.
 
-An answer exists from when it is read from Redis until its caller has taken it. So whoever is about to make one asks for
-room first, and waits while others' fill it. Meanwhile those that are taken too slowly are dropped: an answer that a
-caller reads costs nobody more than a moment, and one that nobody reads costs its own caller.
+An answer exists from when it is read from Redis until its caller has taken it. A handler that is about to make one asks
+for room first, and waits while other answers fill it. Meanwhile those that are taken too slowly are dropped: an answer
+that is read delays others by a moment at most, and one that is not read costs its own caller.
 """
 
 from __future__ import annotations

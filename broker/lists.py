@@ -1,7 +1,7 @@
 """What a tenant has, newest first, and how many of each status: read from its indexes, of which each shard has one.
 
-An index outlives its members. Those that have expired are removed by whoever comes upon them, in bulk and in calls that
-are short: a hundred thousand cost less than half a second, of which no other command waits for more than a few ms.
+An index outlives its members. Each call that finds expired members removes them, in bulk and in short scripts: a
+hundred thousand cost less than half a second, of which no other command waits for more than a few ms.
 """
 
 from __future__ import annotations

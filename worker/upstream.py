@@ -269,7 +269,7 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
 
 
 def _names_usage(error: openai.APIStatusError) -> bool:
-    """Whether an upstream refuses the request over the option, in whatever form it says so."""
+    """Whether an upstream refuses the request because of the option, in any form of words."""
     said = f"{error.message} {_body_of(error)!r}"
     return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
 

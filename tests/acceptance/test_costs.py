@@ -147,7 +147,7 @@ async def long_one(api: Gateway, tenant: dict[str, str]) -> str:
 
 @linux
 async def test_answers_that_nobody_reads_are_bounded(narrow: Gateway) -> None:
-    """Whoever reads has the answer, also of the same tenant; the others' are dropped while somebody waits."""
+    """A caller that reads has its answer, also of the same tenant; the others are dropped while one waits."""
     gid = await long_one(narrow, ANNA)
     before = resident(narrow)
     async with peers(narrow, 150, receive_buffer=4096) as deaf:
