@@ -22,10 +22,13 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "EXISTS": (_NONE,),
     "EXPIRE": (_NONE, 1),
     "GET": (_NONE,),
+    "HDEL": (_NONE, "f"),
     "HGET": (_NONE, "f"),
     "HGETALL": (_NONE,),
+    "HINCRBY": (_TEXT, "f", 1),
     "HMGET": (_NONE, "f"),
     "HSET": (_TEXT, "f", "v"),
+    "HSTRLEN": (_NONE, "f"),
     "INCR": (_TEXT,),
     "LLEN": (_NONE,),
     "LPUSH": (_TEXT, "v"),
@@ -54,12 +57,14 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
 """Arguments with which a command changes nothing. The text is no number, and none of the other types."""
 
 LOGS = (
-    *("DEL", "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "HSET", "PEXPIRE", "PEXPIREAT", "PTTL", "SET", "TIME"),
-    *("XADD", "XRANGE", "XREAD", "XREVRANGE", "XTRIM", "ZADD", "ZCARD", "ZRANDMEMBER", "ZRANGEBYSCORE", "ZREM"),
-    *("ZREVRANGEBYSCORE", "ZSCORE"),
+    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT", "PTTL"),
+    *("SET", "TIME"),
+    *("XADD", "XRANGE", "XREAD", "XREVRANGE", "XTRIM", "ZADD", "ZCARD", "ZRANDMEMBER", "ZRANGE", "ZRANGEBYSCORE"),
+    *("ZREM", "ZREVRANGEBYSCORE", "ZSCORE"),
 )
 QUEUE = (
-    *("DECR", "DEL", "EXISTS", "EXPIRE", "GET", "HGET", "HGETALL", "HMGET", "HSET", "INCR", "LLEN", "LPUSH", "PEXPIRE"),
+    *("DECR", "DEL", "EXISTS", "EXPIRE", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "INCR", "LLEN"),
+    *("LPUSH", "PEXPIRE"),
     *("PSETEX", "SET", "TIME", "ZADD", "ZCARD", "ZPOPMIN", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYSCORE"),
     "ZSCORE",
 )

@@ -142,5 +142,6 @@ def codes() -> Iterator[str]:
     yield from re.findall(r'code="(\w+)"', (ROOT / "broker/requests.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
+    yield "not_implemented"  # of HTTP itself: HTTPStatus's own word
     told = (ROOT / "api/errors.py").read_text("utf-8")
     yield from re.findall(r'(?:error_response|return error_response)\(.*?"([a-z]+_[a-z_]+)", ', told)

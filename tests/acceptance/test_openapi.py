@@ -62,6 +62,7 @@ def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
     source = "".join(sources.values())
     read = set(re.findall(r"""(?:text|texts|whole|choice|flag)_of\(\w+, "([\w-]+)\"""", source))
     read |= set(re.findall(r"""(?:request|connection)\.headers\.get\("([\w-]+)\"""", source))
+    read |= set(re.findall(r"""request\.headers\.getlist\("([\w-]+)\"""", source))
     read |= {"lastEventId"} if "last_event_id_of(request)" in source else set()
     named = {p["name"] for operation in OPERATIONS.values() for p in operation["parameters"] if p["in"] != "path"}
     known = {name.lower() if name[0].isupper() else name for name in named}

@@ -369,7 +369,9 @@ async def test_rights_are_asked_of_each_master(cluster: Clustered, redis: Embedd
 
 async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> None:
     """The queue on a cluster is refused in one line, a cluster that is none is told so."""
-    with pytest.raises(AssertionError, match=r"^ended.*\nREDIS_URL: the queue cannot be on a Redis Cluster[^\n]*$"):
+    with pytest.raises(
+        AssertionError, match=r"^ended.*\ntokencast worker: REDIS_URL: the queue cannot be on a Redis Cluster[^\n]*$"
+    ):
         async with worker(cluster.url, "http://127.0.0.1:9/v1"):
             pass
     async with connect_redis(redis.url.replace("redis://", "redis+cluster://")) as alone:
