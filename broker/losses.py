@@ -59,8 +59,12 @@ class Losses:
         self._interrupted: dict[str, float] = {}  # group → when its server answered again, or infinite
         self._asking: dict[str, asyncio.Task[Server]] = {}
 
-    def observe(self, shard: str, epoch: bytes | None) -> None:
+    def observe(self, shard: str, epoch: bytes | None, sent: float = math.inf) -> None:
+        """`sent`: when it was asked for, by `time.monotonic`. An answer that another one may have overtaken, on another
+        connection, tells nothing: the shard's first creation is no loss for those that were asked before it."""
         known, now = self._epochs.get(shard), time.monotonic()
+        if known != epoch and sent < self._observed_at.get(shard, -math.inf):
+            return
         if known is not None and known != epoch:
             replaced = self._replaced_at.get(self._redis.servers.group(shard), -math.inf)
             self._lost_at[shard] = replaced if replaced > self._observed_at[shard] else now
@@ -88,10 +92,10 @@ class Losses:
             return NO_EPOCH
         return epoch
 
-    async def suspects(self, shard: str, epoch: bytes | None) -> bool:
+    async def suspects(self, shard: str, epoch: bytes | None, sent: float) -> bool:
         """Whether a record that this shard does not have may have been lost lately. `epoch`: the shard's, now. A new
         data set alone is no sign of it: the first one is new, too. StorageUnavailable."""
-        self.observe(shard, epoch)
+        self.observe(shard, epoch, sent)
         if self._within(self._lost_at.get(shard)):
             return True
         if epoch is not None and not self._is_young(epoch, await self._clock.now()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -124,10 +125,12 @@ class Store:
         epoch = self.losses.trusted(shard)
         try:
             async with asyncio.timeout(PATIENCE):
+                sent = time.monotonic()
                 while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
                     epoch = reply[1]
-                    if await self.losses.suspects(shard, epoch or None):
+                    if await self.losses.suspects(shard, epoch or None, sent):
                         raise StorageUnavailable(_PERHAPS_LOST)
+                    sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
         if reply[0] == b"LATE":
@@ -160,11 +163,11 @@ class Store:
         another tenant's, GenerationGone if it was deleted or its log has expired, StorageUnavailable also while
         Redis has just come back without it."""
         check_id(gid)
-        shard = shard_of(gid)
+        shard, sent = shard_of(gid), time.monotonic()
         fields, has_log, epoch = await self.redis.pipeline(
             [("HMGET", keys.meta(gid), *FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
         )
-        self.losses.observe(shard, epoch)
+        self.losses.observe(shard, epoch, sent)
         if fields[1] is None and await self.losses.recent(gid, epoch):
             raise StorageUnavailable("Redis has just come back without its data; what was running is put back.")
         if fields[0] != tenant.encode():
