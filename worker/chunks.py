@@ -134,9 +134,10 @@ def _has_unusual_calls(calls: object, payload: bytes) -> bool:
 _DIGITS_LIMIT = 4300  # of a number, for Python's own parser (sys.set_int_max_str_digits)
 _ARGUMENTS_OBJECT = re.compile(rb'"arguments"\s*:\s*[{\[]')
 _MANY_DIGITS = re.compile(rb"\d{%d}" % _DIGITS_LIMIT)
-_KEEP_ALIVES = frozenset({b"ping", b"pong", b"keep-alive", b"keepalive", b"heartbeat"})
 _PULSES = frozenset({"ping", "pong", "keep-alive", "keepalive", "heartbeat"})
 """`type` of objects that say nothing."""
+_KEEP_ALIVES = frozenset(word.encode() for word in _PULSES)
+"""The same words as the whole of an event's data."""
 _ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"})
 
 

@@ -1,6 +1,6 @@
 """The forms in which providers report errors in a stream, or instead of one.
 
-Seen so far: `error` as an object or text, a list of `errors`, an event named `error`, `object` or `type` that says so,
+Seen so far: `error` as an object or text, a list of `errors`, an event named `error`, `error` as `object` or `type`,
 a status object (`base_resp`) whose code is not 0, code and message on the outermost level, the same in a choice or in
 its delta, and finish reasons that are failures (vLLM, SGLang, OpenRouter, DeepSeek, Zhipu).
 """

@@ -185,7 +185,7 @@ def as_text(value: Any) -> Any:
     st.booleans(),
 )
 def test_a_body_is_refused_or_can_be_run(messages: list[Any], more: dict[str, Any], ascii_only: bool) -> None:
-    """What is accepted is what the upstream is sent, and is JSON for everybody; nothing crashes the check."""
+    """An accepted body reaches the upstream unchanged and is valid JSON; no body makes the check raise."""
     body = json.dumps({**more, "model": "m", "messages": messages}, ensure_ascii=ascii_only)
     try:
         request = parse_request(parse_json(body.encode(errors="surrogatepass")))
