@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from broker import keys
+from broker.backoff import Backoff
 from broker.connection import Redis, Script
+from broker.errors import StorageUnavailable
 from broker.events import RESET, STARTED
 from broker.ids import shard_of
 from broker.settings import Settings
@@ -18,6 +21,7 @@ from broker.store import created_data, lifecycle_keys
 CLAIM = Script("claim")
 RELEASE = Script("release")
 WAITING = Script("waiting")
+PATIENCE = 60.0  # seconds
 Json = dict[str, Any]
 
 
@@ -91,15 +95,24 @@ class Claim:
         return int(self.meta.get(b"pt") or 0)
 
 
-async def claim(redis: Redis, gid: str, settings: Settings, own: str = "") -> Claim | str:
+async def claim(redis: Redis, gid: str, settings: Settings, own: str = "", patience: float = PATIENCE) -> Claim | str:
     """A new attempt of a queued generation, or with `own` of the caller's own; or why not: NONE, GONE, CLOSED,
-    RUNNING (somebody has it), EXHAUSTED (it was started too often, and has ended unless it is the caller's own)."""
+    RUNNING (somebody has it), EXHAUSTED (it was started too often, and has ended unless it is the caller's own).
+
+    Sent again until Redis answers, under the same token: a server that hung may execute it long after its connection
+    was given up, and nobody would run the attempt until its lease is over. StorageUnavailable after `patience` seconds.
+    """
     token = secrets.token_hex(8)
-    reply = await redis.run(
-        CLAIM,
-        [*lifecycle_keys(gid), keys.epoch(shard_of(gid))],
-        [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts],
-    )
+    arguments = [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts]
+    backoff, until = Backoff(0.1, 1.0), time.monotonic() + patience
+    while True:
+        try:
+            reply = await redis.run(CLAIM, [*lifecycle_keys(gid), keys.epoch(shard_of(gid))], arguments)
+            break
+        except StorageUnavailable:
+            if time.monotonic() > until:
+                raise
+            await backoff.wait()
     outcome: str = reply[0].decode()
     if outcome != "OK":
         return outcome

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 import traceback
@@ -155,17 +156,12 @@ class Generator:
 
     async def _claim_again(self, ours: Claim) -> Claim | None:
         """Another attempt in the same slot. None if the budget is used up, and then this attempt is still ours."""
-        while True:
-            try:
-                outcome = await claim(self._store, ours.gid, self._settings, ours.own)
-            except StorageUnavailable:
-                await asyncio.sleep(random.uniform(0.5, 1))
-                continue
-            if isinstance(outcome, Claim):
-                return outcome
-            if outcome == "EXHAUSTED":
-                return None
-            raise AttemptEnded(outcome)
+        outcome = await claim(self._store, ours.gid, self._settings, ours.own, patience=math.inf)
+        if isinstance(outcome, Claim):
+            return outcome
+        if outcome == "EXHAUSTED":
+            return None
+        raise AttemptEnded(outcome)
 
     async def _finish(self, attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:
         try:

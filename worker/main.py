@@ -26,9 +26,10 @@ from broker.queue import JOB_NAME, deserialize, serialize
 from broker.resp import RespConnection, RespError, described, forbidden_command
 from broker.settings import Settings
 from worker.appender import Appender
-from worker.claims import Claim, claim
+from worker.claims import PATIENCE, Claim, claim
 from worker.running import Running
 
+JOB_TIMEOUT = 10.0 + PATIENCE  # seconds; a claim that is cut off may be executed, and then nobody runs it
 BELL_BLOCK = 5  # seconds
 BELL_TIMEOUT = 10.0  # of the socket: above the block
 STOP_WITHIN = 3.0  # seconds, where Redis is away
@@ -45,7 +46,7 @@ class TicketWorker(Worker):
             redis_pool=pool,
             handle_signals=False,
             max_jobs=settings.slots,
-            job_timeout=5,
+            job_timeout=JOB_TIMEOUT,
             keep_result=0,
             max_tries=1000,  # the budget is ours
             poll_delay=1,  # the bell is what is quick

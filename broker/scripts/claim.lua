@@ -1,17 +1,22 @@
 --#include common
 -- Makes the caller the owner of a new attempt: of a queued generation, or of its own after an upstream error
 -- (ARGV[5]), which then counts against the budget like a crash. Never takes a running one from somebody else;
--- that is the reaper's.
+-- that is the reaper's. Sent again with the same token, after a reply was lost, it answers with the attempt it made.
 -- KEYS: the five of common.lua, [6] epoch
 -- ARGV: gid, token, random 0..1023, lease ms, current own ('' for a queued one), max attempts
 -- Processes may have different maxima. The smallest that meets the generation counts, and ends it: a refusal alone would
 -- leave it queued, and asked again, without end.
 -- Returns NONE (also if its log is missing) | GONE | CLOSED | RUNNING | EXHAUSTED (a queued one has ended as failed)
 --         | OK attempt k epoch {all of meta}
+local function claimed(attempt, k)
+  return {'OK', attempt, k, redis.call('GET', KEYS[6]) or '', redis.call('HGETALL', META)}
+end
+
 local m = redis.call('HMGET', META, 'st', 'a', 'k', 'own', 'x', 'why')
 if not m[1] then return {'NONE'} end
 if m[1] == 'deleted' then return {'GONE'} end
 if TERMINAL[m[1]] then return {'CLOSED'} end
+if m[1] == 'in_progress' and m[4] == m[2] .. '.' .. ARGV[2] then return claimed(m[2], tonumber(m[3])) end
 local again = ARGV[5] ~= ''
 if m[1] == 'in_progress' and not (again and m[4] == ARGV[5]) then return {'RUNNING'} end
 if again and m[1] ~= 'in_progress' then return {'RUNNING'} end
@@ -34,4 +39,4 @@ if first then redis.call('HSET', META, 'sa', int(now)) end
 expire_live(now)
 due(now + tonumber(ARGV[4]))
 transition(m[1], 'in_progress', first and 'started' or 'reset')
-return {'OK', attempt, k, redis.call('GET', KEYS[6]) or '', redis.call('HGETALL', META)}
+return claimed(attempt, k)

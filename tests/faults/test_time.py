@@ -22,7 +22,8 @@ from broker.reaper import REAP
 from broker.requests import parse_request
 from broker.settings import SIMULATED_KEY, Settings
 from broker.store import lifecycle_keys
-from tests.faults.scene import Stored, ask, audience, stored
+from tests.faults.oracle import Said
+from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
 from tests.integration.redis_proxy import redis_proxy
 from tests.support import (
@@ -37,7 +38,7 @@ from tests.support import (
 )
 from worker.appender import Appender
 from worker.attempt import Ending
-from worker.claims import Claim, claim
+from worker.claims import CLAIM, Claim, claim
 from worker.generate import Generator
 from worker.running import Running
 from worker.upstream import Upstreams
@@ -188,9 +189,9 @@ async def test_a_process_that_starts_while_redis_hangs_takes_nothing(own_redis: 
         async with audience(http, lambda: api.url, said[0]) as people:
             await people.has_text()
             async with hanging(own_redis):
-                await passed(3)  # the leases are over
+                await passed(6)  # the leases are over, and the connections given up
                 second = asyncio.create_task(_second_gateway(own_redis.url, quick))
-                await passed(1)  # in all less than a worker's connection waits for an answer
+                await passed(1)
             assert await people.ending() == "completed"
             assert people.resets == 0
         for one, label in zip(said, labels, strict=True):
@@ -198,6 +199,29 @@ async def test_a_process_that_starts_while_redis_hangs_takes_nothing(own_redis: 
             assert await stored(own_redis.url, sim, one, label) == ONCE
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
+
+
+async def test_a_claim_whose_reply_was_lost_is_run(own_redis: EmbeddedRedis, sim: str) -> None:
+    """By the one that claimed it, at once: nobody else knows, and the lease is long."""
+    async with gateway(own_redis.url) as api, redis_proxy(own_redis.url) as proxy, worker(proxy.url, sim) as process:
+        await api.ended((await ask(api, "before", length=3)).gid)  # else the lost reply is that the script is unknown
+        proxy.lose_reply_to = CLAIM.sha.encode()
+        said = await ask(api, "unheard", length=10)
+        await process.says(rf"{said.gid}: completed")
+        assert proxy.lost == 1
+        assert await stored(own_redis.url, sim, said, "unheard") == ONCE
+
+
+async def test_an_attempt_claimed_anew_whose_reply_was_lost_is_run(own_redis: EmbeddedRedis, sim: str) -> None:
+    """After an upstream error behind text."""
+    async with gateway(own_redis.url) as api, redis_proxy(own_redis.url) as proxy, worker(proxy.url, sim) as process:
+        body = prompt("again", seed=7, length=40, speed=100, more="fault=cut at=20 times=1")
+        said = Said((await api.create({**body, "on_upstream_error": "restart"}))["id"], 7, 40)
+        await process.says(rf"{said.gid}: attempt 1")
+        proxy.lose_reply_to = CLAIM.sha.encode()
+        await process.says(rf"{said.gid}: completed")
+        assert proxy.lost == 1
+        assert (await api.get(said.gid))["attempt"] == 2
 
 
 async def _second_gateway(url: str, variables: dict[str, str]) -> None:

@@ -78,6 +78,13 @@ DIRECTED = [
         "an attempt more than were lost or handed over",
     ),
     Mutant(
+        "a claim does not know its own token",
+        ("claim",),
+        "if m[1] == 'in_progress' and m[4] == m[2] .. '.' .. ARGV[2] then return claimed(m[2], tonumber(m[3])) end",
+        "",
+        "an attempt that nobody runs, behind a lost reply",
+    ),
+    Mutant(
         "an ended generation can be claimed",
         ("claim",),
         "if TERMINAL[m[1]] then return {'CLOSED'} end",

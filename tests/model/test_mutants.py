@@ -85,6 +85,11 @@ async def a_running_generation_can_be_claimed(broker: Broker) -> None:
     assert (await claim(writer))[0] == b"RUNNING"
 
 
+async def a_claim_does_not_know_its_own_token(broker: Broker) -> None:
+    writer = await created(broker)
+    assert await claim(writer) == await claim(writer)
+
+
 async def an_ended_generation_can_be_claimed(broker: Broker) -> None:
     writer = await created(broker)
     await broker.cancel(writer.gid)
@@ -208,6 +213,7 @@ async def an_ending_from_outside_makes_a_log(broker: Broker) -> None:
 CHECKS = [
     every_attempt_is_number_one_more,
     a_running_generation_can_be_claimed,
+    a_claim_does_not_know_its_own_token,
     an_ended_generation_can_be_claimed,
     a_log_is_made_anew,
     anybody_hands_over,

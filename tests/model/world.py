@@ -118,6 +118,7 @@ class Servers:
 
 
 SERVERS = Servers()
+CLOCK = Clock(time)
 
 
 @contextmanager
@@ -128,7 +129,8 @@ def small_world() -> Iterator[None]:
         patch.setattr(broker.hub, "HIGH_WATER", 400)
         patch.setattr(broker.reader, "COUNT", 4)
         patch.setattr(broker.segments, "SEGMENT_BYTES", 300)
-        patch.setattr(broker.losses, "time", Clock(broker.losses.time))
+        for module in (broker.losses, broker.store):  # both ask when something was
+            patch.setattr(module, "time", CLOCK)
         patch.setattr(broker.losses, "server_of", SERVERS.of)
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
         for module in (broker.ids, broker.reaper, broker.store, worker.claims):
@@ -550,7 +552,7 @@ class World:
 
     def _elapse(self, ms: int) -> None:
         self.storage.elapse(ms)
-        broker.losses.time.offset += ms / 1000  # pyright: ignore
+        CLOCK.offset += ms / 1000
         for attempt in self._attempts():
             attempt.epoch = _earlier(attempt.epoch, ms)
             attempt.known_at -= ms
