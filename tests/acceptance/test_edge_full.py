@@ -152,13 +152,14 @@ async def test_no_file_left_is_survived(redis: EmbeddedRedis, broker: Broker) ->
         used = max(int(name) for name in os.listdir(f"/proc/{process}/fd"))
         _, hard = resource.prlimit(process, resource.RLIMIT_NOFILE)
         resource.prlimit(process, resource.RLIMIT_NOFILE, (used + 4, hard))
-        async with peers(api, 50) as late:
+        async with peers(api, 100) as late:
             for reader in late:
                 with suppress(ConnectionError):
                     reader.get("/healthz", headers="Connection: close\r\n")
             answers = await gather(*(reader.rest() for reader in late))
-            assert 1 <= sum(b"200 OK" in answer for answer in answers) <= 4
-            assert answers.count(b"") >= 46
+            served = sum(b"200 OK" in answer for answer in answers)
+            assert 1 <= served <= 50  # four, and as many as connections to Redis were idle, and closed meanwhile
+            assert served + answers.count(b"") == 100
             before, since = cpu_seconds(api), time.monotonic()
             for _ in range(20):
                 await still_reading(readers, writer)

@@ -201,17 +201,6 @@ async def test_a_process_that_starts_while_redis_hangs_takes_nothing(own_redis: 
         await asyncio.gather(second, return_exceptions=True)
 
 
-async def test_a_claim_whose_reply_was_lost_is_run(own_redis: EmbeddedRedis, sim: str) -> None:
-    """By the one that claimed it, at once: nobody else knows, and the lease is long."""
-    async with gateway(own_redis.url) as api, redis_proxy(own_redis.url) as proxy, worker(proxy.url, sim) as process:
-        await api.ended((await ask(api, "before", length=3)).gid)  # else the lost reply is that the script is unknown
-        proxy.lose_reply_to = CLAIM.sha.encode()
-        said = await ask(api, "unheard", length=10)
-        await process.says(rf"{said.gid}: completed")
-        assert proxy.lost == 1
-        assert await stored(own_redis.url, sim, said, "unheard") == ONCE
-
-
 async def test_an_attempt_claimed_anew_whose_reply_was_lost_is_run(own_redis: EmbeddedRedis, sim: str) -> None:
     """After an upstream error behind text."""
     async with gateway(own_redis.url) as api, redis_proxy(own_redis.url) as proxy, worker(proxy.url, sim) as process:

@@ -44,10 +44,12 @@ FIELDS = st.dictionaries(
 )
 
 
-@given(FIELDS, st.lists(st.dictionaries(st.text(max_size=8), JSON, max_size=3), min_size=1, max_size=3), st.booleans())
+UNKNOWN = st.dictionaries(st.text(max_size=8).map("x_".__add__), JSON, max_size=3)
+
+
+@given(UNKNOWN, st.lists(UNKNOWN, min_size=1, max_size=3), st.booleans())
 def test_a_usual_chunk_is_kept_byte_for_byte(fields: dict[str, Any], deltas: list[Any], ascii_only: bool) -> None:
     choices = [{"index": index, "delta": {"content": "a", **delta}} for index, delta in enumerate(deltas)]
-    fields.pop("error", None)
     payload = encoded({**fields, "choices": choices}, ascii_only=ascii_only)
     assert kept(payload).data == payload
 
