@@ -14,8 +14,9 @@ from broker.embedded import EmbeddedRedis
 from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
 
 # No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test
-# fails where it is changed, or never; `TOKENCAST_RANDOM=1` draws others.
-settings.register_profile("tokencast", deadline=None, derandomize=not os.environ.get("TOKENCAST_RANDOM"))
+# fails where it is changed, or never; `--hypothesis-profile=random` draws others.
+settings.register_profile("random", deadline=None)
+settings.register_profile("tokencast", deadline=None, derandomize=True)
 settings.load_profile("tokencast")
 
 
