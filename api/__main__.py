@@ -14,17 +14,17 @@ import uvloop
 from api.app import create_app
 from api.processes import supervise
 from api.server import Server, config_for, listen
-from broker.checks import Watch
-from broker.connection import without_password
+from broker.broker import connect
+from broker.concurrency.cancellation import cancelled
 from broker.errors import Misconfigured
-from broker.origins import is_loopback
-from broker.process import prepare, refuse
-from broker.service import connect
-from broker.settings import Settings, load_for_process, unknown_variables
-from broker.sockets import shown
-from broker.tasks import cancelled
-from broker.telemetry import configure_logging
-from broker.trace import configure_tracing
+from broker.redis.client import without_password
+from broker.runtime.logging import configure_logging
+from broker.runtime.process import prepare, refuse
+from broker.runtime.sockets import shown
+from broker.runtime.tracing import configure_tracing
+from broker.settings.origins import is_loopback
+from broker.settings.settings import Settings, load_for_process, unknown_variables
+from broker.store.preflight import Watch
 
 FILES = 4096  # a subscriber is one
 logger = logging.getLogger("tokencast.api")

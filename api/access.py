@@ -1,7 +1,7 @@
 """Who may do what: `Authorization: Bearer KEY` names a tenant, and a tenant sees its own generations only.
 
 Keys are 256 random bits, so their plain SHA-256 is what is configured and kept (nothing to guess, nothing to steal).
-A `?token=` (`broker/tokens.py`) opens one generation for reading, and no route that asks for a tenant takes it.
+A `?token=` (`auth/stream_tokens.py`) opens one generation for reading, and no route that asks for a tenant takes it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from starlette.requests import HTTPConnection
 
 from api.query import text_of
 from api.subscribers import Subscribers
+from broker.auth.stream_tokens import Tokens
 from broker.errors import GenerationNotFound, InvalidKey, InvalidToken
-from broker.limits import OPEN_TENANT
-from broker.settings import Settings
-from broker.tokens import Tokens
+from broker.queue.quotas import OPEN_TENANT
+from broker.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

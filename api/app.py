@@ -34,14 +34,14 @@ from api.openapi import OpenApi
 from api.overview import Overview
 from api.pages import pages
 from api.watching import Watching
-from broker.activity import Activity
+from broker.broker import Broker
+from broker.concurrency.cancellation import cancelled
 from broker.errors import BrokerError
-from broker.reaper import Reaper
-from broker.service import Broker
-from broker.settings import Settings
-from broker.tasks import cancelled
-from broker.telemetry import REQUEST_ID
-from broker.trace import span, tracing
+from broker.fanout.activity import Activity
+from broker.queue.reaper import Reaper
+from broker.runtime.logging import REQUEST_ID
+from broker.runtime.tracing import span, tracing
+from broker.settings.settings import Settings
 
 logger = logging.getLogger("tokencast.api")
 

@@ -20,16 +20,16 @@ from api.routing import by_method, read_request, submit
 from api.silence import SILENCE
 from api.sse import EventStream
 from api.unread import room
-from broker.completion import finish_reason
+from broker.broker import Broker
+from broker.completion.fold import finish_reason
+from broker.completion.merging import as_call
+from broker.completion.text import json_text
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
-from broker.feed import Feed
+from broker.fanout.buffer import Dialect
+from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
-from broker.merging import as_call
-from broker.requests import CompletionRequest
-from broker.segments import Dialect
-from broker.service import Broker
-from broker.texts import json_text
+from broker.request import CompletionRequest
 
 Json = dict[str, Any]
 

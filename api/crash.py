@@ -11,7 +11,7 @@ import logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import NO_RETRY, error_response
-from broker.telemetry import REQUEST_ID
+from broker.runtime.logging import REQUEST_ID
 
 ACCEPTED = "tokencast.accepted"
 """In the scope of a request from which a generation may have been made: its id, or "" while that is not known."""

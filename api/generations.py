@@ -20,14 +20,14 @@ from api.replay import Replay, parse_speed
 from api.routing import by_method, read_body, read_request, submit
 from api.sse import HEADERS, EventStream, Later, later
 from api.unread import room
+from broker.auth.stream_tokens import LONGEST
+from broker.broker import Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
-from broker.feed import Feed
+from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
-from broker.requests import parse_json, ttl_of
-from broker.service import Broker
-from broker.tokens import LONGEST
+from broker.request import parse_json, ttl_of
 
 LIST_LIMIT = 100
 EVENTS_LIMIT = 1000

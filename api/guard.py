@@ -24,8 +24,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import JSONResponse, error_response
-from broker.origins import DEFAULT_PORTS, address_of, is_loopback, normalize_host, normalize_origin, parse_authority
-from broker.settings import Settings
+from broker.settings.origins import (
+    DEFAULT_PORTS,
+    address_of,
+    is_loopback,
+    normalize_host,
+    normalize_origin,
+    parse_authority,
+)
+from broker.settings.settings import Settings
 
 _PAGES = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico"})
 _OWN_SITE = frozenset({None, "same-origin", "none"})

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.errors import JSONResponse
-from broker.checks import servers_in_use
-from broker.service import Broker
+from broker.broker import Broker
+from broker.store.preflight import servers_in_use
 
 WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
 

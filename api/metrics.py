@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from broker.broker import Broker
 from broker.errors import StorageUnavailable
-from broker.metrics import Exposition, Families
-from broker.pool import Redis
-from broker.reaper import Reaper
-from broker.service import Broker
-from broker.tally import ENDED, REDIS, WAITS, Count, Histogram
+from broker.queue.reaper import Reaper
+from broker.redis.commands import Redis
+from broker.runtime.counters import ENDED, REDIS, WAITS, Count, Histogram
+from broker.runtime.prometheus import Exposition, Families
 
 REDIS_WITHIN = 1.0  # seconds that a scrape waits for Redis
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from api.access import Access
 from api.errors import JSONResponse
 from api.routing import by_method
-from broker.service import Broker
+from broker.broker import Broker
 
 
 class Models:

@@ -25,7 +25,7 @@ from api.query import last_event_id_of, text_of, texts_of
 from api.routing import by_method
 from api.shared_wire import GenerationShare, Share, SharedWire
 from api.sse import HEADERS, Later, LiveResponse, later
-from broker.channel import FIRST, Channel
+from broker.broker import Broker
 from broker.errors import (
     BrokerError,
     GenerationGone,
@@ -34,11 +34,11 @@ from broker.errors import (
     LimitExceeded,
     StorageUnavailable,
 )
-from broker.feed import Feed
+from broker.fanout.buffer import Slice
+from broker.fanout.feed import Feed
+from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor, parse_cursor
-from broker.segments import Slice
-from broker.service import Broker
-from broker.subscriber import Subscriber, Wire
 
 MOST = 100  # generations on one connection
 

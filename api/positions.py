@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.generation import Generation
 from broker.ids import START, Cursor
-from broker.store import Store
+from broker.store.store import Store
 
 
 async def locate(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:

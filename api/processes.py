@@ -18,11 +18,11 @@ from asyncio.subprocess import Process
 from contextlib import suppress
 
 from api.server import listen
-from broker.embedded import tethered
-from broker.environment import environment
-from broker.process import MISCONFIGURED, python_module
-from broker.settings import Settings, unknown_variables
-from broker.sockets import shown
+from broker.dev.embedded_redis import tethered
+from broker.runtime.environment import environment
+from broker.runtime.process import MISCONFIGURED, python_module
+from broker.runtime.sockets import shown
+from broker.settings.settings import Settings, unknown_variables
 
 SETTLED = 10.0  # seconds: who lived longer than that starts again at once
 LONGEST_PAUSE = 10.0

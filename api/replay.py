@@ -15,16 +15,16 @@ from contextlib import AsyncExitStack
 
 from api.dialects.native import NATIVE
 from api.sse import EventStream
-from broker.channel import FIRST, Channel
+from broker.broker import Broker
+from broker.concurrency.cancellation import cancelled
 from broker.errors import InvalidRequest, StorageUnavailable
 from broker.events import STARTED, Event, follows
-from broker.feed import Feed
-from broker.hub import HIGH_WATER
+from broker.fanout.buffer import Slice
+from broker.fanout.feed import Feed
+from broker.fanout.hub import HIGH_WATER
+from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor
-from broker.segments import Slice
-from broker.service import Broker
-from broker.subscriber import Subscriber, Wire
-from broker.tasks import cancelled
 
 SLOWEST, FASTEST = 0.01, 1000.0
 PAGE = 64  # events that one reader holds

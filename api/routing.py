@@ -15,11 +15,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.crash import ACCEPTED
+from broker.broker import Broker
 from broker.errors import BodyTooLarge, InvalidRequest
-from broker.requests import CompletionRequest, parse_json, parse_request
-from broker.service import Broker
-from broker.store import Created
-from broker.telemetry import REQUEST_ID
+from broker.request import CompletionRequest, parse_json, parse_request
+from broker.runtime.logging import REQUEST_ID
+from broker.store.store import Created
 
 logger = logging.getLogger("tokencast.api")
 

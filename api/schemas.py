@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from broker.auth.stream_tokens import LONGEST
 from broker.events import NAMES, STATUSES
-from broker.requests import MAX_TTL_SECONDS
-from broker.tokens import LONGEST
+from broker.request import MAX_TTL_SECONDS
 
 Json = dict[str, Any]
 

@@ -13,9 +13,9 @@ from starlette.types import ASGIApp
 
 from api.protocol import HttpProtocol, Limits, State
 from api.unread import Unread
-from broker.process import open_files
-from broker.settings import Settings
-from broker.sockets import bound_socket
+from broker.runtime.process import open_files
+from broker.runtime.sockets import bound_socket
+from broker.settings.settings import Settings
 
 OWN_FILES = 110
 """What a gateway may have open itself under load: connections to Redis, nearly all of it."""

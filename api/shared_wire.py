@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 from api.dialects.wrapped import Vector
-from broker.feed import Feed
-from broker.segments import Slice
-from broker.subscriber import Wire
+from broker.fanout.buffer import Slice
+from broker.fanout.feed import Feed
+from broker.fanout.subscriber import Wire
 
 
 class SharedWire:

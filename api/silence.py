@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.events import Event
+from broker.fanout.buffer import Slice
 from broker.ids import Cursor
-from broker.segments import Slice
 
 
 class Silence:

@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 from api.dialects.native import retry
 from api.wire import wire_for
 from broker.errors import LimitExceeded, StorageUnavailable
-from broker.feed import Feed
-from broker.hub import Hub
+from broker.fanout.buffer import Dialect, Slice
+from broker.fanout.feed import Feed
+from broker.fanout.hub import Hub
+from broker.fanout.subscriber import Wire
 from broker.ids import Cursor
-from broker.segments import Dialect, Slice
-from broker.subscriber import Wire
-from broker.trace import span, tracing
+from broker.runtime.tracing import span, tracing
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",

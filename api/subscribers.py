@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from broker.errors import LimitExceeded
-from broker.limits import OPEN_TENANT
-from broker.settings import Settings
+from broker.queue.quotas import OPEN_TENANT
+from broker.settings.settings import Settings
 
 SOON = 5  # seconds after which somebody may have left
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from api.wire import EXTENSION
 from broker.errors import LimitExceeded
-from broker.limits import OPEN_TENANT
+from broker.queue.quotas import OPEN_TENANT
 
 if TYPE_CHECKING:
     from api.protocol import HttpProtocol

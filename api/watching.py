@@ -15,11 +15,11 @@ from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of
 from api.routing import by_method
 from api.sse import HEADERS, EventStream, Later, later
-from broker.activity import Activity, History
-from broker.channel import FIRST
+from broker.broker import Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
+from broker.fanout.activity import Activity, History
+from broker.fanout.memory_feed import FIRST
 from broker.ids import Cursor
-from broker.service import Broker
 
 _ID = re.compile(r"\d{1,16}", re.ASCII)
 

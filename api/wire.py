@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import Receive, Scope, Send
 
-from broker.segments import Slice
-from broker.subscriber import Wire
+from broker.fanout.buffer import Slice
+from broker.fanout.subscriber import Wire
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

@@ -10,11 +10,11 @@
 Knows neither HTTP (`api/`) nor the upstream (`worker/`).
 """
 
+from broker.broker import Broker, connect
 from broker.errors import BrokerError
 from broker.events import Event
 from broker.generation import Generation
 from broker.ids import Cursor
-from broker.service import Broker, connect
 from broker.version import __version__
 
 __all__ = ["Broker", "BrokerError", "Cursor", "Event", "Generation", "__version__", "connect"]

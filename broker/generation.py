@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import msgspec
 
-from broker.completion import text_of
+from broker.completion.fold import text_of
 from broker.events import FINAL_STATUSES
 from broker.ids import Cursor, created_ms
-from broker.requests import CompletionRequest
+from broker.request import CompletionRequest
 
 Json = dict[str, Any]
 
@@ -19,7 +19,7 @@ USAGE_BYTES = 4096
 """Bytes of a `usage` object; of a longer one only the totals are shown."""
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
-"""Of a generation's meta (broker/keys.py), in the order in which they are asked for."""
+"""Of a generation's meta (broker/store/keys.py), in the order in which they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

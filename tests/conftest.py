@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
 
 # No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test

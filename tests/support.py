@@ -20,13 +20,13 @@ from typing import Any
 
 import httpx2
 
-from broker import keys
-from broker.connection import Redis, Script
-from broker.embedded import server_binary
+from broker.concurrency.cancellation import cancelled
+from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
-from broker.settings import SIMULATED_KEY
-from broker.store import lifecycle_keys
-from broker.tasks import cancelled
+from broker.redis.client import Redis, Script
+from broker.settings.settings import SIMULATED_KEY
+from broker.store import keys
+from broker.store.store import lifecycle_keys
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
@@ -246,6 +246,12 @@ async def until_text(stream: AsyncIterator[Frame]) -> list[Frame]:
     return frames
 
 
+def script(name: str) -> Script:
+    """A Lua script by its file's name, whichever room it is in."""
+    (path,) = (ROOT / "broker").glob(f"*/lua/{name}.lua")
+    return Script(path.parts[-3], name)
+
+
 def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
 
@@ -253,7 +259,7 @@ def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", 
 WATCHFUL = (15_000, 10**9, 10**14)
 """Of a reaper, for its script: its lease, how long it has seen Redis without a break, and that it may run late."""
 
-CLAIM, APPEND, FINISH = Script("claim"), Script("append"), Script("finish")
+CLAIM, APPEND, FINISH = Script("store", "claim"), Script("store", "append"), Script("store", "finish")
 
 
 class Writer:

@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import sys
 
-from broker.connection import connect_redis
 from broker.errors import BrokerError, Misconfigured
-from broker.process import prepare, refuse
-from broker.settings import Settings, load_for_process, unknown_variables
-from broker.telemetry import configure_logging
-from broker.trace import configure_tracing
+from broker.redis.client import connect_redis
+from broker.runtime.logging import configure_logging
+from broker.runtime.process import prepare, refuse
+from broker.runtime.tracing import configure_tracing
+from broker.settings.settings import Settings, load_for_process, unknown_variables
 from worker.presence import present_here
 
 

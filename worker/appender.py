@@ -13,20 +13,21 @@ import logging
 import time
 from typing import NamedTuple
 
-from broker import keys
-from broker.backoff import Backoff
-from broker.connection import Argument, Reply, Script, servers_of, without_password
+from broker.concurrency.backoff import Backoff
 from broker.ids import shard_of
-from broker.resp import RespConnection, RespError, described, forbidden_command
-from broker.servers import Servers
-from broker.settings import Settings
-from broker.store import lifecycle_keys, new_epoch
-from broker.tally import ROUND_TRIPS, Buckets
+from broker.redis.client import Argument, Reply, Script, servers_of, without_password
+from broker.redis.connection import RespConnection, RespError, described, forbidden_command
+from broker.redis.topology import Servers
+from broker.runtime.counters import ROUND_TRIPS, Buckets
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.store import lifecycle_keys, new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
 from worker.lingering import Lingering
 
-APPEND, FINISH, TOUCH, RESTORE = Script("append"), Script("finish"), Script("touch"), Script("restore")
+APPEND, FINISH = Script("store", "append"), Script("store", "finish")
+TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most

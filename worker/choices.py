@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from broker.completion import finish_reason
+from broker.completion.fold import finish_reason
 
 Json = dict[str, Any]
 LARGEST_INDEX = 1024  # of a choice; requests may ask for 128

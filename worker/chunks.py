@@ -1,8 +1,8 @@
 """What one payload of an upstream means, and what is stored of it. The one place that decides it.
 
 Liberal in what it takes, strict in what it stores: `data` is valid UTF-8 and JSON on one line, nested no deeper than
-`broker.depth` allows, with a list of choices that are objects with a `delta`. A payload that is like that already is
-stored verbatim, but for raw line breaks between tokens: those would let an upstream forge frames, and become spaces.
+`broker.json_depth` allows, with a list of choices that are objects with a `delta`. A payload in that form is stored
+verbatim, but for raw line breaks between tokens: those would let an upstream forge frames, and become spaces.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from broker.completion import finish_reason
-from broker.depth import MAX_DEPTH, is_too_deep
+from broker.completion.fold import finish_reason
 from broker.events import CHUNK, USAGE
+from broker.json_depth import MAX_DEPTH, is_too_deep
 from worker.choices import LARGEST_INDEX, usual_choices
 from worker.error_forms import ERROR_EVENTS, codes_of, field_of, is_error, is_fine, reported_error
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import msgspec
 
-from broker import keys
-from broker.backoff import Backoff
-from broker.connection import Redis, Script
+from broker.concurrency.backoff import Backoff
 from broker.errors import StorageUnavailable
 from broker.events import RESET, STARTED
 from broker.ids import shard_of
-from broker.settings import Settings
-from broker.store import created_data, lifecycle_keys
+from broker.redis.client import Redis, Script
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.store import created_data, lifecycle_keys
 
-CLAIM = Script("claim")
-RELEASE = Script("release")
-WAITING = Script("waiting")
+CLAIM = Script("store", "claim")
+RELEASE = Script("store", "release")
+WAITING = Script("store", "waiting")
 PATIENCE = 60.0  # seconds
 Json = dict[str, Any]
 

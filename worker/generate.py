@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 
-from broker.clock import RedisClock
-from broker.completion import Completion, decode_chunk
-from broker.connection import Redis
+from broker.completion.fold import Completion, decode_chunk
 from broker.errors import StorageUnavailable
 from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
 from broker.generation import bounded_usage
-from broker.settings import Settings
-from broker.trace import Spanned, mark, past_span, span
+from broker.redis.client import Redis
+from broker.redis.clock import RedisClock
+from broker.runtime.tracing import Spanned, mark, past_span, span
+from broker.settings.settings import Settings
 from worker.appender import Appender
 from worker.attempt import OURS, Attempt, AttemptEnded, Ending
 from worker.chunks import Chunk

@@ -17,14 +17,14 @@ from arq import Retry
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
-from broker import keys
-from broker.backoff import Backoff, Troubles
-from broker.connection import Redis, open_pool, servers_of, without_password
+from broker.concurrency.backoff import Backoff, Troubles
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
-from broker.queue import JOB_NAME, deserialize, serialize
-from broker.resp import RespConnection, RespError, described, forbidden_command
-from broker.settings import Settings
+from broker.queue.tickets import JOB_NAME, deserialize, serialize
+from broker.redis.client import Redis, open_pool, servers_of, without_password
+from broker.redis.connection import RespConnection, RespError, described, forbidden_command
+from broker.settings.settings import Settings
+from broker.store import keys
 from worker.appender import Appender
 from worker.claims import PATIENCE, Claim, claim
 from worker.running import Running

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from broker.connection import Redis
-from broker.metrics import Exposition, Families
-from broker.reaper import Reaper
-from broker.settings import Settings
-from broker.sockets import bound_socket, shown
-from broker.tally import ENDED, REDIS
+from broker.queue.reaper import Reaper
+from broker.redis.client import Redis
+from broker.runtime.counters import ENDED, REDIS
+from broker.runtime.prometheus import Exposition, Families
+from broker.runtime.sockets import bound_socket, shown
+from broker.settings.settings import Settings
 from worker.appender import Appender
 from worker.running import Running
 from worker.tally import Tally

@@ -7,14 +7,14 @@ import logging
 
 import msgspec
 
-from broker import keys
-from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
-from broker.settings import Upstream
+from broker.redis.client import Redis, Script
+from broker.settings.settings import Upstream
+from broker.store import keys
 from worker.failures import UpstreamError
 from worker.upstream import Upstreams
 
-NOTE = Script("note")
+NOTE = Script("queue", "put_hash")
 REFRESH = 600.0  # seconds
 AGAIN = 60.0  # seconds, where an upstream did not answer
 MOST = 1000  # models of one upstream that gateways list

@@ -1,4 +1,4 @@
-"""What running generations take of their tenants' limits (`broker/limits.py`), for as long as this worker runs them."""
+"""Places of this worker's running generations within their tenants' limits (`broker/queue/quotas.py`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from broker.errors import StorageUnavailable
-from broker.queue import Queue
+from broker.queue.tickets import Queue
 from worker.claims import Claim
 
 log = logging.getLogger("tokencast.worker")

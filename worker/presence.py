@@ -9,16 +9,16 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
-from broker import keys
-from broker.clock import RedisClock
-from broker.connection import Redis, Script
 from broker.errors import StorageUnavailable
+from broker.redis.client import Redis, Script
+from broker.redis.clock import RedisClock
+from broker.store import keys
 from broker.version import __version__
 
 if TYPE_CHECKING:
     from worker.running import Running
 
-NOTE = Script("note")
+NOTE = Script("queue", "put_hash")
 LIFETIME = 15  # seconds
 REFRESH = 5.0
 log = logging.getLogger("tokencast.worker")

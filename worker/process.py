@@ -8,14 +8,14 @@ import signal
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from broker.checks import Watch
-from broker.connection import Redis, connect_both
+from broker.concurrency.cancellation import cancelled
 from broker.errors import Misconfigured, StorageUnavailable
-from broker.limits import Limits
-from broker.queue import Queue
-from broker.reaper import Reaper
-from broker.settings import SIMULATED_KEY, Settings
-from broker.tasks import cancelled
+from broker.queue.quotas import Limits
+from broker.queue.reaper import Reaper
+from broker.queue.tickets import Queue
+from broker.redis.client import Redis, connect_both
+from broker.settings.settings import SIMULATED_KEY, Settings
+from broker.store.preflight import Watch
 from worker.appender import Appender
 from worker.generate import Generator
 from worker.main import Picker

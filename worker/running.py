@@ -6,10 +6,10 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from broker.connection import Redis
+from broker.concurrency.cancellation import cancelled
 from broker.errors import StorageUnavailable
-from broker.queue import Queue
-from broker.tasks import cancelled
+from broker.queue.tickets import Queue
+from broker.redis.client import Redis
 from worker.claims import Claim, release
 from worker.generate import Generator
 from worker.places import Held

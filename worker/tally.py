@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from broker.settings import Settings
-from broker.tally import GAPS, WAITS, Buckets, Count, Histogram, Labels
+from broker.runtime.counters import GAPS, WAITS, Buckets, Count, Histogram, Labels
+from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.failures import UpstreamError
 

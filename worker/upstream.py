@@ -18,8 +18,8 @@ import openai
 from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
 
 from broker.errors import ModelNotFound
-from broker.settings import Settings, Upstream
-from broker.trust import causes
+from broker.runtime.http_tls import causes
+from broker.settings.settings import Settings, Upstream
 from worker.chunks import Chunk
 from worker.failures import UpstreamError, answered, broken
 from worker.reply import Reply, wrong_type

@@ -19,11 +19,11 @@ import openai
 from aiohttp.http_exceptions import LineTooLong
 from openai._vendor.httpx_aiohttp import AiohttpTransport
 
-from broker.environment import read_variable
 from broker.errors import Misconfigured
-from broker.settings import Upstream
-from broker.trust import causes, tls_failure, trusted
-from broker.upstreams import check_key
+from broker.runtime.environment import read_variable
+from broker.runtime.http_tls import causes, tls_failure, trusted
+from broker.settings.settings import Upstream
+from broker.settings.upstreams import check_key
 from worker.failures import UpstreamError
 
 # At the open the SDK raises its own types. In mid-stream, and while it reads an error's body, the transport's come

@@ -1,6 +1,6 @@
 // Merges the chunks of one attempt into what the page shows of it. Pure: touches no document.
 //
-// The rules are those of broker/merging.py, of which this needs the part that is shown: reasoning, answer, refusal and
+// The rules are those of broker/completion/merging.py, of which this needs the part that is shown: reasoning, answer, refusal and
 // tool calls. Both are held to tests/merging/cases.json.
 
 /**
@@ -119,7 +119,7 @@ function plain(value) {
 /** The reasoning of upstreams that tell it in no other field. */
 const details = (message) => plain(message.reasoning_details ?? message.thinking_blocks ?? "");
 
-/** The tool calls of one choice: which piece continues which. The rules of `Items` in broker/merging.py. */
+/** The tool calls of one choice: which piece continues which. The rules of `Items` in broker/completion/merging.py. */
 class Calls {
   #all = [];
   #places = new Map(); // index and type → the newest call there
@@ -233,7 +233,7 @@ class Call {
   }
 }
 
-/** The arguments of a call. The rules of `Arguments` in broker/texts.py. */
+/** The arguments of a call. The rules of `Arguments` in broker/completion/text.py. */
 class Arguments {
   #text = ""; // in pieces
   #fields = null; // an object, where one came decoded or after another

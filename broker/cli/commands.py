@@ -8,15 +8,15 @@ from collections.abc import Iterable
 
 import click
 
-from broker.cli.complete import ids_to_complete, models_to_complete
+from broker.auth.stream_tokens import LONGEST
+from broker.cli.completion import ids_to_complete, models_to_complete
 from broker.cli.follow import print_events
-from broker.cli.printer import harmless
-from broker.cli.shared import examples, json_line, open_client
+from broker.cli.options import examples, json_line, open_client
+from broker.cli.output import harmless
 from broker.cli.tables import HEADINGS, facts, one_line, row, table
-from broker.client import Json
 from broker.events import STATUSES
+from broker.gateway_client.client import Json
 from broker.ids import check_id
-from broker.tokens import LONGEST
 
 
 @click.command(

@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import click
 
-from broker.cli.complete import ids_to_complete
-from broker.cli.patience import Patience
-from broker.cli.printer import LinePrinter, Printer, json_event
-from broker.cli.shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
-from broker.client import Client
+from broker.cli.completion import ids_to_complete
+from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
+from broker.cli.output import LinePrinter, Printer, json_event
+from broker.cli.progress import Patience
+from broker.gateway_client.client import Client
 from broker.ids import check_id
 
 _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gone": NOT_FOUND}

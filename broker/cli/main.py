@@ -14,17 +14,17 @@ from typing import NoReturn
 import click
 from click.shell_completion import shell_complete
 
-from broker import dev as dev_run
-from broker.cli.access import new_key
 from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
-from broker.cli.complete import COMPLETE, completion
+from broker.cli.completion import COMPLETE, completion
 from broker.cli.follow import follow, replay
-from broker.cli.shared import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.keys import new_key
+from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
 from broker.cli.tables import one_line
 from broker.cli.top import top
-from broker.environment import read_variable
+from broker.dev import launcher as dev_run
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
-from broker.process import python_module
+from broker.runtime.environment import read_variable
+from broker.runtime.process import python_module
 from broker.version import __version__
 
 _EPILOG = f"""\b

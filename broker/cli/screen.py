@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from broker.cli.shared import TERMINATED
-from broker.environment import read_variable
+from broker.cli.options import TERMINATED
+from broker.runtime.environment import read_variable
 
 # The other screen, no cursor, no wrapping: a line that a terminal finds wider than we did then ends at its edge.
 _TAKE = "\x1b[?1049h\x1b[?25l\x1b[?7l"

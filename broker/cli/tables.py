@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from broker.client import Json
+from broker.gateway_client.client import Json
 
 HEADINGS = ("ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS")
 

@@ -14,14 +14,14 @@ from queue import SimpleQueue
 
 import click
 
-from broker.cli.board import Board, Line, pad
-from broker.cli.printer import Printer, json_event
+from broker.cli.options import end_with_reader, examples, json_line, open_client
+from broker.cli.output import Printer, json_event
 from broker.cli.screen import Screen, is_screen
-from broker.cli.shared import end_with_reader, examples, json_line, open_client
 from broker.cli.tables import one_line
-from broker.client import Client, Json, Received, Refused
+from broker.cli.top_table import Board, Line, pad
 from broker.errors import BrokerError
 from broker.events import STATUSES
+from broker.gateway_client.client import Client, Json, Received, Refused
 
 _EVERY = 1.0  # seconds between two looks at what runs
 _PAUSE = 0.1  # between two drawings: nobody sees more

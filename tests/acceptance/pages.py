@@ -35,7 +35,7 @@ from typing import IO
 
 import pytest
 
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.sdk import node
 from tests.support import DEADLINE, ROOT, clean_environment, upstream_sim, wait_until
 

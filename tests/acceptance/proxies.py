@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from broker.embedded import free_port
+from broker.dev.embedded_redis import free_port
 from tests.support import DEADLINE, ROOT, Gateway, wait_until
 
 AROUND_NGINX = """

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS
 from tests.acceptance.edge import connections, linux, peer
 from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, wait_until, worker

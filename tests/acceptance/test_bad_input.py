@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.support import Gateway, gateway, request_body, service, wait_until
 
 CANARY = "the canary sings"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, Writer, gateway, request_body, wait_until, worker
 from worker.upstream_sim.text import pieces
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from broker import Broker
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
-from broker.store import lifecycle_keys
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Script
+from broker.store.store import lifecycle_keys
 from tests.support import (
     Frame,
     Gateway,
@@ -64,7 +64,7 @@ async def written(api: Gateway, broker: Broker, *words: str) -> Writer:
 
 
 async def requeue(writer: Writer) -> None:
-    await writer.redis.run(Script("release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await writer.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
 
 
 async def test_an_idempotency_key_attaches_whoever_repeats_it(running: Gateway, sim: str) -> None:

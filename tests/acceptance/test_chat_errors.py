@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import ALL, Json, Sdk, generations, raised, sdk_named
 from tests.support import Gateway, gather, request_body, upstream_calls, worker
 from worker.upstream_sim.directives import seed_of

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import ALL, Call, Sdk, generations, raised, sdk_named
 from tests.support import Gateway, Writer, gateway, request_body, wait_until
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import pytest
 
 from broker import Broker
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis, free_port
-from broker.store import lifecycle_keys
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.redis.client import Script
+from broker.store.store import lifecycle_keys
 from tests.support import DEADLINE, ROOT, Gateway, Writer, clean_environment, gather, request_body, service
 
 
@@ -160,7 +160,7 @@ async def test_a_new_attempt_is_said_and_begins_on_a_line_of_its_own(api: Gatewa
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
     assert await process.stdout.readexactly(10) == b"Half a tru"
-    await broker.store.redis.run(Script("release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
     await writer.claim()
     await writer.append("The whole truth")
     await writer.finish()

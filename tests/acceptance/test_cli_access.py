@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.test_cli import tokencast
 from tests.support import gateway, gather
 

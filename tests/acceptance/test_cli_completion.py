@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.terminal import installed, terminal
 from tests.acceptance.test_cli import script
 from tests.support import DEADLINE, Gateway, clean_environment, gateway, gather

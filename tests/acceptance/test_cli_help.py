@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from broker.cli import cli
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.terminal import installed
 from tests.acceptance.test_cli import tokencast
 from tests.support import DEADLINE, Gateway, clean_environment, gather, request_body

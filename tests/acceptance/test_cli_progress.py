@@ -6,7 +6,7 @@ import json
 import time
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.terminal import TOKENCAST, terminal
 from tests.support import Gateway, Writer, gateway
 

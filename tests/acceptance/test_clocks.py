@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from broker import Broker, connect, keys
-from broker.connection import Redis
-from broker.embedded import EmbeddedRedis, server_binary
-from broker.settings import Settings
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis, server_binary
+from broker.redis.client import Redis
+from broker.settings.settings import Settings
+from broker.store import keys
 from tests.support import Gateway, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.upstream_sim.text import pieces
 

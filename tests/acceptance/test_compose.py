@@ -20,7 +20,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from broker.settings import Settings, variable_of
+from broker.settings.settings import Settings, variable_of
 from worker.upstream_sim.text import pieces
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.connection import Redis
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS, shard_of
+from broker.redis.client import Redis
+from broker.store import keys
 from tests.acceptance.edge import Peer, connections, linux, peer, peers, resident
 from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until
 

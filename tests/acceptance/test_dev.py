@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from broker.connection import connect_redis
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.redis.client import connect_redis
 from tests.acceptance.test_cli import tokencast
 from tests.support import (
     DEADLINE,

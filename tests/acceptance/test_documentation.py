@@ -15,7 +15,7 @@ from api import errors as api_errors
 from api import guard
 from api.dialects import chat
 from broker import errors
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.pages import anchors, blocks, reading, targets
 from tests.support import DEADLINE, ROOT, clean_environment, gateway, wait_until, worker
 from worker import tally
@@ -114,7 +114,9 @@ def test_every_setting_and_metric_that_is_named_exists(page: Path) -> None:
     settings = (ROOT / "README.md").read_text("utf-8").partition("## Settings")[2].partition("\n## ")[0]
     names = set(re.findall(r"\bTOKENCAST_[A-Z_]*[A-Z]\b", text))
     assert {name for name in names if name not in settings} == set()
-    sources = "".join(path.read_text("utf-8") for path in (*ROOT.glob("*/metrics.py"), ROOT / "broker/tally.py"))
+    sources = "".join(
+        path.read_text("utf-8") for path in (*ROOT.glob("*/metrics.py"), ROOT / "broker/runtime/counters.py")
+    )
     metrics = {name.removesuffix("_total") for name in re.findall(r"`(tokencast_\w+)", text)}
     assert {name for name in metrics if f'"{name}"' not in sources} == set()
 
@@ -139,7 +141,7 @@ def codes() -> Iterator[str]:
     yield from tally.CODES
     yield from (code for code, _ in chat._ENDS.values())
     yield from api_errors._UNASKED
-    yield from re.findall(r'code="(\w+)"', (ROOT / "broker/requests.py").read_text("utf-8"))
+    yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
     yield "not_implemented"  # of HTTP itself: HTTPStatus's own word

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker import Broker, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.acceptance.edge import listed, new_one
 from tests.support import Gateway, Writer, gateway, request_body
 

@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import Answer, Peer, frames, peer, peers, unchunked
 from tests.support import Gateway, Writer, gateway, gather, texts, wait_until
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 import httpx2
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import Answer, Peer, connections, cpu_seconds, frames, linux, peer, peers
 from tests.support import DEADLINE, Gateway, Writer, gateway, gather, request_body, service, wait_until
 

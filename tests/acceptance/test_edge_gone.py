@@ -13,8 +13,8 @@ import pytest
 
 from api.server import listen
 from broker import Broker
-from broker.embedded import EmbeddedRedis
-from broker.settings import Settings
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.settings.settings import Settings
 from tests.acceptance.edge import Peer, connections, frames, linux, listed, new_one, peer, peers, unchunked
 from tests.support import Gateway, Writer, gateway, request_body, texts, wait_until
 

@@ -11,8 +11,8 @@ import pytest
 from api.app import create_app
 from api.server import config_for
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
-from broker.settings import Settings
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.settings.settings import Settings
 from tests.acceptance.edge import Peer, connections, linux, peer
 from tests.acceptance.proxies import PROXIES, proxy
 from tests.support import ROOT, Writer, gateway

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import listed
 from tests.acceptance.proxies import PROXIES, Kind, proxy
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until

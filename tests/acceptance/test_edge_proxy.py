@@ -16,7 +16,7 @@ import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, listed, new_one
 from tests.acceptance.proxies import AROUND_NGINX, NGINX, PROXIES, Kind, Place, proxy
 from tests.support import ROOT, Gateway, Writer, gateway, gather, request_body, texts, wait_until

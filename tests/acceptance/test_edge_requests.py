@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import Answer, Peer, connections, listed, new_one, peer, resident
 from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until
 

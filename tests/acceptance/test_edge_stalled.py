@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, peers, resident, unchunked
 from tests.support import Writer, gateway, gather, texts, wait_until
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
 
 WORDS = [f"word{i} " for i in range(300)]

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, gateway, gather, request_body, upstream_calls, wait_until, worker
 
 KEYS = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "ben"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import peer
 from tests.support import Gateway, gateway, request_body
 

@@ -14,9 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker import connect, keys
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
+from broker import connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Script
+from broker.store import keys
 from tests.integration.redis_proxy import redis_proxy
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
 from worker.upstream_sim.text import pieces
@@ -305,7 +306,7 @@ async def test_a_lost_reply_to_the_create_is_no_second_one(own_redis: EmbeddedRe
         worker(own_redis.url, sim),
     ):
         await api.create()  # Redis knows the script now, so that the reply is the create's
-        proxy.lose_reply_to = Script("create").sha.encode()
+        proxy.lose_reply_to = Script("store", "create").sha.encode()
         first = await streamed(api, body, **key)
         assert (proxy.lost, first.replayed, first.text) == (1, False, "".join(pieces(16, 10)))
         if keyed:
@@ -325,7 +326,7 @@ async def test_a_lost_reply_to_the_ticket_is_no_second_one(own_redis: EmbeddedRe
         connect(own_redis.url) as broker,
     ):
         await api.create()
-        proxy.lose_reply_to = Script("enqueue").sha.encode()
+        proxy.lose_reply_to = Script("queue", "enqueue").sha.encode()
         created = await api.create(body, **key)
         assert (created["status"], proxy.lost) == ("queued", 1)
         tickets = await broker.queue.redis.execute("ZRANGE", keys.QUEUE, 0, -1)

@@ -21,8 +21,8 @@ from kubernetes_validate.utils import all_versions, validate
 from api.app import create_app
 from broker import connect
 from broker.cli import cli
-from broker.embedded import EmbeddedRedis, free_port
-from broker.settings import SECRETS, Settings, variables
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.settings.settings import SECRETS, Settings, variables
 from tests.support import DEADLINE, ENGINES, ROOT, Service, service, upstream_sim, wait_until
 
 HERE = ROOT / "docs/kubernetes"

@@ -13,13 +13,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import shard_of
-from broker.limits import ADMIT
-from broker.queue import ENQUEUE
-from broker.store import CREATE
+from broker.queue.quotas import ADMIT
+from broker.queue.tickets import ENQUEUE
+from broker.redis.client import Script
+from broker.store import keys
+from broker.store.store import CREATE
 from tests.faults.scene import QUICK
 from tests.support import (
     Frame,

@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker import connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.support import DEADLINE, Gateway, gateway, request_body, wait_until, worker
 
 KEY, UPSTREAM_KEY, SECRET, PASSWORD = (

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Service, gateway, request_body, wait_until, worker
 
 

@@ -11,13 +11,14 @@ from contextlib import aclosing
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.ids import SHARDS, idempotency_shard, new_id, shard_of
-from broker.requests import parse_request
-from broker.settings import Settings
-from broker.store import new_epoch
+from broker.request import parse_request
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.store import new_epoch
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.appender import RESTORE
 from worker.claims import claim

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.support import Gateway, Service, gateway, request_body, service, texts, wait_until, worker
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, peer, resident, unchunked
 from tests.support import Frame, Gateway, Writer, gateway, wait_until
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import pytest
 
 from broker import Broker
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
-from broker.store import lifecycle_keys
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Script
+from broker.store.store import lifecycle_keys
 from tests.acceptance.sdk import ALL, Call, Sdk, sdk_named
 from tests.support import Frame, Gateway, Writer, gateway, request_body, wait_until
 
@@ -90,7 +90,9 @@ class Scene:
     async def requeue(self) -> None:
         """The worker hands the generation over, as it does in a deploy."""
         gid = self.writer.gid
-        [outcome, _] = await self.writer.redis.run(Script("release"), lifecycle_keys(gid), [gid, self.writer.own])
+        [outcome, _] = await self.writer.redis.run(
+            Script("store", "release"), lifecycle_keys(gid), [gid, self.writer.own]
+        )
         assert outcome == b"OK"
 
 

@@ -15,7 +15,7 @@ from api.app import create_app
 from api.errors import _STATUS
 from api.openapi import document
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import ROOT, Gateway, clean_environment, gateway, worker
 
 PAGES = {"/", "/favicon.ico", *(f"/static/{file.name}" for file in (ROOT / "api/static").iterdir())}

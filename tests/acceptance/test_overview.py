@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, gateway, request_body, wait_until, worker
 
 KEYS = {"acme": "key-of-acme", "other": "key-of-other"}

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import Peer, linux, peers, unchunked
 from tests.support import DEADLINE, Gateway, Writer, gather, service, texts, wait_until
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Frame, Gateway, Writer, gateway, request_body
 
 PAGE = {"accept": "application/json"}

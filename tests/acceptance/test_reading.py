@@ -7,7 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, Writer, gateway, gather, texts
 
 PIECE = "x" * 5000

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge import connections, frames, linux, peer, unchunked
 from tests.support import Gateway, Writer, gateway, texts, wait_until
 

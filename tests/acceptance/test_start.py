@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.client import Client, Json, Unreachable
-from broker.embedded import EmbeddedRedis, free_port
-from broker.settings import ClientSettings
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.gateway_client.client import Client, Json, Unreachable
+from broker.settings.settings import ClientSettings
 from tests.acceptance.test_cli import Done, finish
 from tests.acceptance.test_dev import dev
 from tests.certificates import make_authority, make_certificate, needs_openssl, server_context

@@ -19,10 +19,11 @@ import pytest
 from starlette.routing import Route
 
 from api.app import create_app
-from broker import Broker, keys
-from broker.checks import PATCHED
-from broker.embedded import EmbeddedRedis
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import new_id
+from broker.store import keys
+from broker.store.preflight import PATCHED
 from tests.support import ROOT, Gateway, Service, gateway, request_body, upstream_calls, wait_until, worker
 
 KEYS = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "anna2", "ben"))

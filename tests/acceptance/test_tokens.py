@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, connect, keys
-from broker.embedded import EmbeddedRedis
-from broker.tokens import Token
+from broker import Broker, connect
+from broker.auth.stream_tokens import Token
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.acceptance.test_cli import tokencast
 from tests.integration.redis_proxy import redis_proxy
 from tests.support import DEADLINE, Frame, Gateway, Writer, gateway, gather, request_body, texts, wait_until

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.terminal import TOKENCAST, Terminal, terminal
 from tests.acceptance.test_cli import claimed, finish, finished, start, tokencast
 from tests.support import DEADLINE, Gateway, gateway, gather

@@ -14,8 +14,9 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from broker import connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.support import ROOT, gateway, request_body, wait_until, worker
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import (
     Gateway,
     gateway,

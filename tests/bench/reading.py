@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 
-from broker.store import PAGE
+from broker.store.store import PAGE
 from tests.bench.native import Received, Subscribers
 from tests.bench.peers.nchan import NoNchan, nchan
 from tests.bench.producing import Producer

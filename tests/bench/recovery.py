@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.bench.report import Rows, report, row
 from tests.faults.oracle import Said
 from tests.faults.scene import ask

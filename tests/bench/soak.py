@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import BrokerError
 from tests.bench.systems import memory_kib
 from tests.support import Gateway, gateway, request_body, upstream_sim, wait_until, worker

@@ -15,8 +15,8 @@ import time
 from urllib.parse import urlsplit
 
 from broker import connect
-from broker.connection import Redis
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Redis
 from tests.bench.report import Rows, report, row
 from tests.support import Gateway, Writer, gateway, wait_until
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.bench.native import Fanout, Received, Subscribers
 from tests.bench.peers.nchan import Nchan, nchan
 from tests.bench.peers.usual import usual_gateway

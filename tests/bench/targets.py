@@ -14,10 +14,10 @@ from typing import Any
 
 import hiredis
 
-from broker import keys
-from broker.connection import Script
 from broker.ids import shard_of
-from broker.store import lifecycle_keys
+from broker.redis.client import Script
+from broker.store import keys
+from broker.store.store import lifecycle_keys
 
 Call = tuple[bytes, int]
 
@@ -112,7 +112,7 @@ class Append(RedisTarget):
 
     def __init__(self, port: int, names: list[str], events: int) -> None:
         super().__init__(port, names, events)
-        append, claim, self._finish = Script("append"), Script("claim"), Script("finish")
+        append, claim, self._finish = Script("store", "append"), Script("store", "claim"), Script("store", "finish")
         for script in (append, claim, self._finish):
             self.ask("SCRIPT", "LOAD", script.source)
         self._attempts: list[str] = []

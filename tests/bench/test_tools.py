@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.bench.native import Fanout, Received, Subscribers
 from tests.bench.producing import Producer
 from tests.bench.tool import ToolFailed

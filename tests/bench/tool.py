@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from broker.embedded import tethered
+from broker.dev.embedded_redis import tethered
 from tests.support import ROOT, clean_environment
 
 FiguresT = TypeVar("FiguresT")

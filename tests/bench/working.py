@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.bench.latency import first_chunk, stream_lags
 from tests.bench.peers.usual_worker import UsualWorker
 from tests.bench.posting import Poster

@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import expect
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
 from tests.browser.dashboard import HOSTILE, UNREACHABLE, again, delta, field, link, part, row, says, started
 from tests.support import Gateway, Writer, gateway, request_body, wait_until

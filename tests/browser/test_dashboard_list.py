@@ -14,7 +14,7 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
 from tests.browser.dashboard import UNREACHABLE, field, link, part, row, says, started, text_of
 from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until

@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import NODE, node
 from tests.browser.conftest import Open
 from tests.browser.dashboard import delta, field, part, row, says, started

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
 from tests.browser.dashboard import HOSTILE, field, link, part, row, says, started
 from tests.support import Gateway, Writer, gateway

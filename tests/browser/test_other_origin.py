@@ -15,7 +15,7 @@ from aiohttp import web
 from playwright.async_api import expect
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_watching import LOST

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import NODE, node
 from tests.support import Gateway, gateway, request_body, service, upstream_calls, worker
 

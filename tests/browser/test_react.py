@@ -9,10 +9,11 @@ import subprocess
 import pytest
 from playwright.async_api import Route, expect
 
-from broker import Broker, keys
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
-from broker.store import lifecycle_keys
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Script
+from broker.store import keys
+from broker.store.store import lifecycle_keys
 from tests.acceptance.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_tokens import BEARER, keyed
@@ -87,7 +88,7 @@ async def test_the_text_comes_and_a_reset_takes_it_back(api: Gateway, broker: Br
     await shown(visitor, "", "in_progress")
     await writer.append("One ", "two ")
     await shown(visitor, "One two ", "in_progress")
-    await broker.store.redis.run(Script("release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
     await writer.claim()
     await shown(visitor, "", "in_progress, attempt 2")
     await writer.append("Uno ")

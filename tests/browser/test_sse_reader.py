@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Page, Route
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open, Watched
 from tests.browser.dashboard import UNREACHABLE, started
 from tests.support import Gateway, gateway, wait_until

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from broker import Broker
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
 from tests.support import Gateway, Writer, gateway
 

@@ -13,13 +13,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from broker.connection import RedisError, Script, connect_redis
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import StorageUnavailable
-from broker.settings import SIMULATED_KEY
+from broker.redis.client import RedisError, connect_redis
+from broker.settings.settings import SIMULATED_KEY
 from tests.chaos.plan import GATEWAYS, LEASE, WORKERS, Fault
 from tests.integration.redis_proxy import RedisProxy
-from tests.support import Service, clean_environment, upstream_sim
+from tests.support import Service, clean_environment, script, upstream_sim
 
 MAX_ATTEMPTS = 5
 SETTINGS = {
@@ -217,7 +217,7 @@ async def disturb(proxy: RedisProxy, fault: Fault) -> None:
             await asyncio.sleep(fault.lasts)
             proxy.resume()
         case "lose-reply":
-            proxy.lose_reply_to = Script(fault.detail).sha.encode()
+            proxy.lose_reply_to = script(fault.detail).sha.encode()
         case _:
             raise ValueError(fault.kind)
 

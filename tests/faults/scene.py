@@ -10,8 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from broker import connect, keys
+from broker import connect
 from broker.ids import shard_of
+from broker.store import keys
 from tests.faults.oracle import Said
 from tests.faults.subscriber import CompletionSubscriber, Subscriber
 from tests.support import Gateway, gather, request_body, upstream_calls, wait_until

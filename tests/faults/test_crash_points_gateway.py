@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.oracle import Said
 from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, stored
 from tests.faults.subscriber import client

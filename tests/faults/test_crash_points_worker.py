@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import pytest
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
-from broker.settings import SIMULATED_KEY
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.settings.settings import SIMULATED_KEY
 from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import Matcher, Tripwire, When, command, script, transaction, tripwire

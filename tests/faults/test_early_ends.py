@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from broker import connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.scene import QUICK, ask, audience
 from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, gather, upstream_calls, wait_until, worker

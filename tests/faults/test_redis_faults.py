@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.scene import QUICK, Audience, Stored, ask, audience, is_overdue, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import Tripwire, When, script, tripwire

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import httpx2
 
-from broker.embedded import EmbeddedRedis, free_port
-from broker.settings import SIMULATED_KEY
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.settings.settings import SIMULATED_KEY
 from tests.faults.oracle import Said
 from tests.faults.scene import Audience, Stored, audience, prompt, queue_is_empty, stored
 from tests.faults.subscriber import client

@@ -6,7 +6,7 @@ import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.scene import QUICK, Audience, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, upstream_calls, wait_until, worker

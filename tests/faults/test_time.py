@@ -12,16 +12,17 @@ from contextlib import asynccontextmanager, suppress
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.clock import RedisClock
-from broker.connection import connect_redis
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS, idempotency_shard, shard_of
-from broker.reaper import REAP
-from broker.requests import parse_request
-from broker.settings import SIMULATED_KEY, Settings
-from broker.store import lifecycle_keys
+from broker.queue.reaper import REAP
+from broker.redis.client import connect_redis
+from broker.redis.clock import RedisClock
+from broker.request import parse_request
+from broker.settings.settings import SIMULATED_KEY, Settings
+from broker.store import keys
+from broker.store.store import lifecycle_keys
 from tests.faults.oracle import Said
 from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
@@ -124,7 +125,7 @@ async def test_what_was_refused_is_not_created_when_redis_goes_on(
     own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command lay in its buffer."""
-    monkeypatch.setattr("broker.store.IN_TIME", 0.6)
+    monkeypatch.setattr("broker.store.store.IN_TIME", 0.6)
     settings = Settings(REDIS_URL=own_redis.url)  # pyright: ignore[reportCallIssue]
     async with (
         connect_redis(own_redis.url, socket_timeout=0.5) as redis,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.oracle import Said
 from tests.faults.subscriber import CompletionSubscriber, Subscriber, client
 from tests.support import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, Service, gather, request_body, texts, upstream_calls, worker
 from worker.upstream_sim.replies import REPLIES
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import hiredis
 
-from broker.connection import Script
+from tests import support
 
 Command = list[bytes]
 Matcher = Callable[[Command], bool]
@@ -26,7 +26,8 @@ When = Literal["before", "after"]
 
 def script(name: str) -> Matcher:
     """A call of that script."""
-    sha, source = Script(name).sha.encode(), Script(name).source.encode()
+    known = support.script(name)
+    sha, source = known.sha.encode(), known.source.encode()
     return lambda command: command[1:2] == [sha] or (command[0] == b"EVAL" and command[1] == source)
 
 

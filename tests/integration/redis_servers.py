@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from broker.address import Address
-from broker.embedded import free_port, server_binary, tethered
-from broker.resp import RespConnection, RespError
+from broker.dev.embedded_redis import free_port, server_binary, tethered
+from broker.redis.connection import RespConnection, RespError
+from broker.redis.url import Address
 from tests.support import wait_until
 
 SERVICE = "logs"

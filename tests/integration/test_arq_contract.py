@@ -16,10 +16,11 @@ from arq.jobs import Job
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
-from broker import Broker, keys
-from broker.connection import open_pool
-from broker.embedded import EmbeddedRedis
-from broker.queue import JOB_NAME, deserialize, serialize
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.queue.tickets import JOB_NAME, deserialize, serialize
+from broker.redis.client import open_pool
+from broker.store import keys
 from tests.support import DEADLINE, wait_until
 
 Started = list[tuple[str, str, str]]

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.acceptance.test_dev import dev
 from tests.support import ROOT, Gateway, Service, clean_environment, gateway, request_body, service, wait_until, worker
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from broker import Broker, Event, connect
-from broker import keys as names
-from broker.embedded import EmbeddedRedis
+from broker.broker import GapFound
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import (
     GenerationGone,
     GenerationNotFound,
@@ -17,7 +17,7 @@ from broker.errors import (
     InvalidRequest,
     StorageUnavailable,
 )
-from broker.service import GapFound
+from broker.store import keys as names
 from tests.support import Writer, gather, request_body, wait_until
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from broker import keys
-from broker.cluster import slot_of
-from broker.connection import connect_redis
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS, idempotency_shard, shard_of
+from broker.redis.client import connect_redis
+from broker.redis.cluster import slot_of
+from broker.store import keys
 from tests.integration.redis_servers import ENGINES, Clustered, Server, clustered
 from tests.support import (
     Frame,

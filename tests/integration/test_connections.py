@@ -9,12 +9,14 @@ from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
-from broker import Broker, connect, reader, readers
-from broker import pool as pool_module
-from broker.connection import Pool, Redis, connect_redis, open_pool
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
-from broker.settings import Settings
+from broker.fanout import reader
+from broker.fanout import reader_pool as readers
+from broker.redis import commands as pool_module
+from broker.redis.client import Pool, Redis, connect_redis, open_pool
+from broker.settings.settings import Settings
 from tests.integration.redis_proxy import RedisProxy, redis_proxy
 from tests.support import (
     Frame,

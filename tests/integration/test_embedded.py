@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import embedded
-from broker.connection import Reply, connect_redis
-from broker.embedded import EmbeddedRedis, server_binary
+from broker.dev import embedded_redis as embedded
+from broker.dev.embedded_redis import EmbeddedRedis, server_binary
 from broker.errors import Misconfigured
+from broker.redis.client import Reply, connect_redis
 from tests.support import clean_environment, gather, wait_until
 
 BINARIES = sorted({server_binary(), *filter(None, map(shutil.which, ("valkey-server", "redis-server")))})

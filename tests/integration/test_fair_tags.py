@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from broker import Broker, keys
+from broker import Broker
 from broker.ids import new_id
+from broker.store import keys
 from tests.integration.test_worker_reaper import reaping
 from tests.support import request_body, wait_until
 

@@ -16,10 +16,10 @@ from api.app import create_app
 from api.protocol import HttpProtocol
 from api.server import Server, config_for, listen
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.concurrency.single_flight import Together
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationNotFound
-from broker.settings import SIMULATED_KEY, Settings
-from broker.together import Together
+from broker.settings.settings import SIMULATED_KEY, Settings
 from tests.support import Writer, beside, gather, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending

@@ -13,10 +13,10 @@ import uvicorn
 from api.app import create_app
 from api.dialects.native import NATIVE
 from broker import Broker
-from broker.hub import Hub
+from broker.fanout.buffer import Slice
+from broker.fanout.hub import Hub
 from broker.ids import START
-from broker.segments import Slice
-from broker.store import Store
+from broker.store.store import Store
 from tests.support import Frame, Writer, beside, gather, request_body, texts, wait_until
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from api.dialects.native import NATIVE
 from broker import Broker
+from broker.fanout.buffer import Slice
 from broker.ids import START
-from broker.segments import Slice
 from tests.integration.test_hub import Peer, generation, hub_of
 from tests.support import wait_until
 

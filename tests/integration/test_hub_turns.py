@@ -12,12 +12,15 @@ import pytest
 import redis as redis_py
 
 from api.dialects.native import NATIVE
-from broker import Broker, keys, readers, turns
-from broker.embedded import EmbeddedRedis
-from broker.hub import Hub
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.fanout import reader_pool as readers
+from broker.fanout import scheduler as turns
+from broker.fanout.buffer import Slice
+from broker.fanout.hub import Hub
+from broker.fanout.reader import Reader
 from broker.ids import START
-from broker.reader import Reader
-from broker.segments import Slice
+from broker.store import keys
 from tests.integration.test_hub import Peer, generation, hub_of
 from tests.support import Writer, wait_until
 

@@ -10,10 +10,11 @@ import pytest
 from starlette.requests import Request
 
 from api.routing import QUICK, read_request
-from broker import connect, pieces
+from broker import connect
+from broker import json_pieces as pieces
 from broker.errors import InvalidRequest
-from broker.requests import CompletionRequest
-from broker.settings import Settings
+from broker.request import CompletionRequest
+from broker.settings.settings import Settings
 from tests.support import gather, request_body
 
 

@@ -1,4 +1,4 @@
-"""Every key has a lifetime, whatever happens to a generation, and none outlives what broker/keys.py says of it."""
+"""Every key has a lifetime, whatever happens to a generation, and none outlives what store/keys.py says of it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, connect, keys
-from broker.checks import Watch, mark_embedded
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
-from broker.limits import Limits, Stored
-from broker.queue import Queue
-from broker.reaper import REAP, log
-from broker.settings import Settings
-from broker.store import SETTLE, lifecycle_keys, new_epoch
+from broker.queue.quotas import Limits, Stored
+from broker.queue.reaper import REAP, log
+from broker.queue.tickets import Queue
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.preflight import Watch, mark_embedded
+from broker.store.store import SETTLE, lifecycle_keys, new_epoch
 from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
@@ -47,7 +48,7 @@ ARQS_OWN = re.compile("arq:(in-progress|retry):gen_.*")
 
 
 class Kind:
-    """One builder of broker/keys.py, or one constant, and how long its keys may live at most, in seconds."""
+    """One builder of broker/store/keys.py, or one constant, and how long its keys may live at most, in seconds."""
 
     def __init__(self, name: str, patterns: list[str], doc: str) -> None:
         self.name = name
@@ -129,7 +130,7 @@ async def broker(engine: str) -> AsyncGenerator[Broker, None]:
 
 async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: str) -> None:
     """Each script, each transition, and everything that workers and gateways write beside them; and no kind of key is
-    left out, nor one written that is not spelled in broker/keys.py."""
+    left out, nor one written that is not spelled in broker/store/keys.py."""
     seen = Seen(broker)
     await _lifecycle(broker, seen)
     await _losses(broker, seen)
@@ -142,7 +143,7 @@ async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: 
     assert {kind.name for kind in every if not any(map(kind.matches, seen.longest))} == set()
     for name, seconds in seen.longest.items():
         of = [kind for kind in every if kind.matches(name)]
-        assert of or ARQS_OWN.fullmatch(name), f"{name} is not spelled in broker/keys.py"
+        assert of or ARQS_OWN.fullmatch(name), f"{name} is not spelled in broker/store/keys.py"
         for kind in of:
             assert seconds <= kind.most + 1, f"{name} would live for {seconds} s, {kind.name} says {kind.most}"
 

@@ -8,9 +8,11 @@ import time
 
 import pytest
 
-from broker import Broker, keys, lists
+from broker import Broker
 from broker.ids import SHARDS, new_id, shard_of
-from broker.requests import parse_request
+from broker.request import parse_request
+from broker.store import keys
+from broker.store import listing as lists
 from tests.support import request_body
 
 TENANT = "lister"

@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from broker import Broker, keys
+from broker import Broker
 from broker.errors import LimitExceeded
 from broker.ids import new_id
-from broker.limits import HOUR_MS, Limits, Stored
-from broker.queue import Queue
+from broker.queue.quotas import HOUR_MS, Limits, Stored
+from broker.queue.tickets import Queue
+from broker.store import keys
 from tests.support import wait_until
 
 ANNA, BEN = "anna", "ben"

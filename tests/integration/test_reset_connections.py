@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from broker.connection import open_pool
 from broker.errors import StorageUnavailable
+from broker.redis.client import open_pool
 
 
 @contextmanager

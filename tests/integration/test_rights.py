@@ -8,12 +8,12 @@ from importlib.resources import files
 
 import pytest
 
-from broker import keys
-from broker.connection import servers_of
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS
-from broker.resp import RespConnection
-from broker.rights import LOGS, QUEUE, missing_rights
+from broker.redis.client import servers_of
+from broker.redis.connection import RespConnection
+from broker.store import keys
+from broker.store.permissions import LOGS, QUEUE, missing_rights
 
 OUTSIDE_OF_SCRIPTS = ("PING", "SCRIPT|LOAD", "EVAL", "EVALSHA", "BLPOP", "WATCH", "UNWATCH", "MULTI", "EXEC")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from broker import keys
-from broker.connection import connect_redis
 from broker.ids import Cursor, entry_cursor
-from broker.resp import NotMaster, RespError
+from broker.redis.client import connect_redis
+from broker.redis.connection import NotMaster, RespError
+from broker.store import keys
 from tests.integration.redis_servers import ENGINES, SERVICE, Server, Watched, watched
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
 from worker.upstream_sim.text import pieces

@@ -8,13 +8,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from broker import Broker, connect, keys
-from broker.connection import Redis
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
 from broker.ids import shard_of
-from broker.reaper import REAP
-from broker.store import lifecycle_keys
+from broker.queue.reaper import REAP
+from broker.redis.client import Redis
+from broker.store import keys
+from broker.store.store import lifecycle_keys
 from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.appender import TOUCH
 from worker.upstream_sim.text import pieces

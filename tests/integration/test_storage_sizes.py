@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from broker import Broker, connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import BodyTooLarge, InvalidRequest, Misconfigured
 from broker.ids import shard_of
-from broker.requests import MAX_TTL_SECONDS
-from broker.settings import Settings, load
+from broker.request import MAX_TTL_SECONDS
+from broker.settings.settings import Settings, load
+from broker.store import keys
 from tests.support import Writer, gateway, request_body, worker
 from worker.appender import PIPELINE_BYTES
 from worker.upstream_sim.text import pieces

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from broker import connect
-from broker.connection import Redis, connect_redis
-from broker.embedded import EmbeddedRedis, free_port
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import StorageUnavailable
+from broker.redis.client import Redis, connect_redis
 from tests.integration.certificates import Certificates
 from tests.integration.redis_servers import SERVICE, Server, directory_of_servers
 from tests.support import ENGINES, gateway, request_body, service, worker

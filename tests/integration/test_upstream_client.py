@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from broker import Broker, connect
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import Misconfigured
 from broker.generation import Generation
-from broker.trust import trusted
-from broker.upstreams import default_upstream
+from broker.runtime.http_tls import trusted
+from broker.settings.upstreams import default_upstream
 from tests.certificates import make_authority, make_certificate, needs_openssl, server_context
 from tests.support import Service, service, wait_until
 from worker.upstream_client import check_client

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.events import CHUNK, COMPLETED, FAILED
 from broker.ids import START
-from broker.settings import Settings
+from broker.settings.settings import Settings
+from broker.store import keys
 from tests.integration.redis_proxy import RedisProxy, redis_proxy
 from tests.support import DEADLINE, beside, request_body, wait_until
 from worker import appender as appender_module

@@ -10,8 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker import Broker, Event, Generation, connect, keys
-from broker.embedded import EmbeddedRedis
+from broker import Broker, Event, Generation, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
 from tests.support import Service, gather, upstream_sim, wait_until, worker
 from worker.upstream_sim import text
 

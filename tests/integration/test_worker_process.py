@@ -12,8 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker import Broker, connect, keys
-from broker.embedded import EmbeddedRedis, free_port
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.store import keys
 from tests.support import Service, clean_environment, service, upstream_sim, wait_until, worker
 from worker.upstream_sim import text
 

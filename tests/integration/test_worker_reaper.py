@@ -7,12 +7,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from broker import Broker, connect, keys
-from broker.connection import connect_redis
-from broker.embedded import EmbeddedRedis
-from broker.queue import Queue
-from broker.reaper import Reaper
-from broker.settings import Settings
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.queue.reaper import Reaper
+from broker.queue.tickets import Queue
+from broker.redis.client import connect_redis
+from broker.settings.settings import Settings
+from broker.store import keys
 from tests.integration.redis_proxy import redis_proxy
 from tests.support import beside, request_body, wait_until
 from worker.appender import Appender

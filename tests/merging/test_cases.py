@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from api.chat import completion
-from broker.cli.printer import Printer
-from broker.client import Received
-from broker.completion import Completion, decode_chunk, text_of
+from broker.cli.output import Printer
+from broker.completion.fold import Completion, decode_chunk, text_of
+from broker.gateway_client.client import Received
 from broker.generation import Generation
 from broker.ids import Cursor
 from tests.merging.cases import CASES, Json, calls_of, choices_of, chunks_of, text_of_case

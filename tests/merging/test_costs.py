@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.completion import Completion
+from broker.completion.fold import Completion
 from tests.merging.cases import Json
 
 

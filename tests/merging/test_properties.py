@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.cli.printer import Printer
-from broker.client import Received
-from broker.completion import Completion, decode_chunk, fold, text_of, text_of_chunk
-from broker.depth import MAX_DEPTH
+from broker.cli.output import Printer
+from broker.completion.fold import Completion, decode_chunk, fold, text_of, text_of_chunk
 from broker.events import CHUNK, Event
+from broker.gateway_client.client import Received
 from broker.ids import Cursor
+from broker.json_depth import MAX_DEPTH
 from tests.merging.cases import Json
 from tests.merging.dashboard import sections
 from tests.merging.mutations import mutated

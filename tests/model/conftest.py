@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 from tests.model.world import World, small_world
 from tests.support import ENGINES
 

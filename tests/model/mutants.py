@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
-from broker.connection import Script
+from broker.redis.client import Script
 
 
 @dataclass(frozen=True)

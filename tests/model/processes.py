@@ -18,16 +18,16 @@ import hiredis
 
 from api.app import create_app
 from broker import Broker
-from broker.connection import Pool, Redis
+from broker.broker import GapFound
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import CHUNK
+from broker.fanout.reader import Reader
+from broker.fanout.reader_pool import FALLS_QUIET
 from broker.ids import Cursor
-from broker.queue import Queue
-from broker.reader import Reader
-from broker.readers import FALLS_QUIET
-from broker.resp import RespError
-from broker.service import GapFound
-from broker.settings import Settings
+from broker.queue.tickets import Queue
+from broker.redis.client import Pool, Redis
+from broker.redis.connection import RespError
+from broker.settings.settings import Settings
 from tests.model.oracle import ChatReader, NativeReader
 from tests.model.storage import Storage
 from worker import appender as appender_module

@@ -9,9 +9,9 @@ from typing import Any
 
 import hiredis
 
-from broker import keys
 from broker.ids import shard_of
-from broker.resp import RespError
+from broker.redis.connection import RespError
+from broker.store import keys
 
 STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")
 

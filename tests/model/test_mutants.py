@@ -11,20 +11,21 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from redis.exceptions import ResponseError
 
-from broker import Broker, connect, keys
-from broker.connection import Script
-from broker.embedded import EmbeddedRedis
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import shard_of
-from broker.reaper import REAP
-from broker.store import CREATE, lifecycle_keys
+from broker.queue.reaper import REAP
+from broker.redis.client import Script
+from broker.store import keys
+from broker.store.store import CREATE, lifecycle_keys
 from tests.model.machine import LogMachine
 from tests.model.mutants import DIRECTED, SCHEDULED, Mutant, mutated
 from tests.model.oracle import Violation
 from tests.model.world import World
 from tests.support import CLAIM, Writer, request_body
 
-RELEASE, RESTORE = Script("release"), Script("restore")
+RELEASE, RESTORE = Script("store", "release"), Script("store", "restore")
 Check = Callable[[Broker], Awaitable[None]]
 EXAMPLES = 3000
 """At most; what is missed by these is found within about a hundred (eight seeds each, counted)."""

@@ -16,25 +16,25 @@ from typing import Any
 
 import pytest
 
-import broker.hub
+import broker.broker
+import broker.fanout.backfill
+import broker.fanout.buffer
+import broker.fanout.hub
+import broker.fanout.reader
+import broker.fanout.reader_pool
 import broker.ids
-import broker.losses
-import broker.pages
-import broker.reader
-import broker.readers
-import broker.reaper
-import broker.segments
-import broker.service
-import broker.store
+import broker.queue.reaper
+import broker.store.data_loss
+import broker.store.store
 import worker.attempt
 import worker.claims
-from broker import keys
-from broker.connection import servers_of
-from broker.continuity import Continuity
-from broker.losses import Server
-from broker.queue import Queue
-from broker.reaper import Reaper
-from broker.settings import Settings
+from broker.queue.reaper import Reaper
+from broker.queue.tickets import Queue
+from broker.redis.client import servers_of
+from broker.redis.continuity import Continuity
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.data_loss import Server
 from tests.model.oracle import ChatReader, Violation
 from tests.model.processes import (
     Connection,
@@ -125,17 +125,17 @@ CLOCK = Clock(time)
 def small_world() -> Iterator[None]:
     """Pages, segments and calls so small that a text of ten chunks needs several; readers that are stepped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(broker.readers, "Reader", SteppedReader)
-        patch.setattr(broker.hub, "HIGH_WATER", 400)
-        patch.setattr(broker.reader, "COUNT", 4)
-        patch.setattr(broker.segments, "SEGMENT_BYTES", 300)
-        for module in (broker.losses, broker.store):  # both ask when something was
+        patch.setattr(broker.fanout.reader_pool, "Reader", SteppedReader)
+        patch.setattr(broker.fanout.hub, "HIGH_WATER", 400)
+        patch.setattr(broker.fanout.reader, "COUNT", 4)
+        patch.setattr(broker.fanout.buffer, "SEGMENT_BYTES", 300)
+        for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
             patch.setattr(module, "time", CLOCK)
-        patch.setattr(broker.losses, "server_of", SERVERS.of)
+        patch.setattr(broker.store.data_loss, "server_of", SERVERS.of)
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
-        for module in (broker.ids, broker.reaper, broker.store, worker.claims):
+        for module in (broker.ids, broker.queue.reaper, broker.store.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
-        for module in (broker.pages, broker.service, broker.store):
+        for module in (broker.fanout.backfill, broker.broker, broker.store.store):
             patch.setattr(module, "PAGE", 3)
         yield
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from broker.address import Address, parse_address, without_password
-from broker.cluster import redirection_of, slot_of
 from broker.errors import Misconfigured
 from broker.ids import SHARDS
-from broker.settings import Settings, load
+from broker.redis.cluster import redirection_of, slot_of
+from broker.redis.url import Address, parse_address, without_password
+from broker.settings.settings import Settings, load
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_packages_look_one_way(package: str, allowed: str) -> None:
 
 def test_each_library_has_its_place() -> None:
     assert importers("openai") == {"worker/upstream.py", "worker/upstream_client.py"}
-    assert importers("arq") == {"broker/queue.py", "worker/main.py"}
-    assert importers("opentelemetry") == {"broker/trace.py"}
-    assert importers("prometheus_client") == {"broker/metrics.py"}
+    assert importers("arq") == {"broker/queue/tickets.py", "worker/main.py"}
+    assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
+    assert importers("prometheus_client") == {"broker/runtime/prometheus.py"}
     for library in ("starlette", "uvicorn"):
         assert {name for name in importers(library) if not name.startswith(("api/", SIMULATOR))} == set()
 
@@ -68,14 +68,14 @@ def test_keys_are_spelled_in_one_file() -> None:
     literal = re.compile(r"""["']f?(tc:|arq:)""")
     spelled = {name_of(path) for path in SOURCES if literal.search(path.read_text("utf-8"))}
     spelled |= {name_of(path) for path in SOURCES if re.search(r'f"tc:', path.read_text("utf-8"))}
-    assert spelled == {"broker/keys.py"}
-    for script in (ROOT / "broker/scripts").glob("*.lua"):
+    assert spelled == {"broker/store/keys.py"}
+    for script in (ROOT / "broker").glob("*/lua/*.lua"):
         assert not literal.search(script.read_text("utf-8")), script.name
 
 
 def test_the_environment_is_read_in_one_file() -> None:
     readers = {name_of(path) for path in SOURCES if re.search(r"os\.(environ|getenv)", path.read_text("utf-8"))}
-    assert readers == {"broker/environment.py"}
+    assert readers == {"broker/runtime/environment.py"}
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
@@ -92,7 +92,7 @@ def test_functions_fit_on_a_screen() -> None:
 
 
 def test_every_script_says_what_it_takes_and_gives() -> None:
-    for script in (ROOT / "broker/scripts").glob("*.lua"):
+    for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
         if script.stem not in ("common", "expired", "items"):
             assert "KEYS" in text.split("\nlocal", 1)[0], script.name

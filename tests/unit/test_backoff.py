@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from broker import backoff
-from broker.backoff import Backoff, Troubles
+from broker.concurrency import backoff
+from broker.concurrency.backoff import Backoff, Troubles
 
 log = logging.getLogger("tokencast.test")
 

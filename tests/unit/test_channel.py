@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from api.dialects.lifecycle import LIFECYCLE
-from broker.activity import OVERLAP, Entry, History
-from broker.channel import FIRST, Channel
+from broker.fanout.activity import OVERLAP, Entry, History
+from broker.fanout.buffer import SEGMENT_BYTES
+from broker.fanout.memory_feed import FIRST, Channel
 from broker.ids import Cursor
-from broker.segments import SEGMENT_BYTES
 
 DATA = b'{"id":"%d","padding":"' + b"x" * 1000 + b'"}'
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker import reader
-from broker.checks import PATCHED, Finding, about, about_clock
-from broker.settings import Settings
+from broker.fanout import reader
+from broker.settings.settings import Settings
+from broker.store.preflight import PATCHED, Finding, about, about_clock
 from worker import main
 from worker.appender import Appender
 

@@ -9,11 +9,11 @@ import click
 import pytest
 
 from broker.cli import commands, tables
-from broker.cli.patience import Patience
-from broker.cli.printer import LinePrinter, Printer, json_event
-from broker.client import Client, Received
-from broker.completion import text_of_chunk
-from broker.settings import ClientSettings
+from broker.cli.output import LinePrinter, Printer, json_event
+from broker.cli.progress import Patience
+from broker.completion.fold import text_of_chunk
+from broker.gateway_client.client import Client, Received
+from broker.settings.settings import ClientSettings
 
 ID = "gen_01kbn2h8v010" + "0" * 22
 GENERATION = {

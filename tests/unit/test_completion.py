@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion import Completion, decode_chunk, text_of
+from broker.completion.fold import Completion, decode_chunk, text_of
 
 
 def merged(*chunks: Any) -> list[dict[str, Any]]:

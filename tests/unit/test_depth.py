@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker.depth import MAX_DEPTH, is_nested_too_deeply, is_too_deep
+from broker.json_depth import MAX_DEPTH, is_nested_too_deeply, is_too_deep
 
 
 def nested(levels: int) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from api.guard import STATUS, Policy, refusal
-from broker.settings import Settings
+from broker.settings.settings import Settings
 
 LOCAL = Policy.of(Settings(allowed_hosts="tokencast.example,*.team.example", cors_origins="https://app.example"))  # type: ignore[arg-type]
 ON_PURPOSE = Policy.of(Settings(allow_open=True, HOST="0.0.0.0", allowed_hosts="tokencast.example"))  # type: ignore[call-arg, arg-type]

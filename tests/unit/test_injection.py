@@ -17,8 +17,8 @@ from openai._streaming import SSEDecoder
 from api.dialects.chat import CHAT, CHAT_WITH_USAGE
 from api.dialects.native import NATIVE
 from broker.events import COMPLETED, FAILED, Event
+from broker.fanout.buffer import Dialect
 from broker.ids import Cursor
-from broker.segments import Dialect
 from worker.chunks import BadChunk, examine
 
 DIALECTS = [pytest.param(NATIVE, id="native"), pytest.param(CHAT, id="chat"), pytest.param(CHAT_WITH_USAGE, id="usage")]

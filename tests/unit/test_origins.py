@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import Misconfigured
-from broker.origins import normalize_host, normalize_origin
-from broker.settings import Settings, load
+from broker.settings.origins import normalize_host, normalize_origin
+from broker.settings.settings import Settings, load
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.depth import MAX_DEPTH
 from broker.errors import InvalidRequest
-from broker.requests import parse_json, parse_request
+from broker.json_depth import MAX_DEPTH
+from broker.request import parse_json, parse_request
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 BODY: dict[str, Any] = {"model": "m", "messages": MESSAGES}

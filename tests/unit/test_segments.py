@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.dialects.native import NATIVE
-from broker import segments
 from broker.events import CHUNK, COMPLETED, CREATED, RESET, STARTED, Event
+from broker.fanout import buffer as segments
+from broker.fanout.buffer import Segment, View
 from broker.ids import START, Cursor
-from broker.segments import Segment, View
 
 
 def log_of(attempts: list[int]) -> list[Event]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.environment import environment
 from broker.errors import Misconfigured, ModelNotFound
-from broker.settings import SECRETS, ClientSettings, Settings, load, variables
+from broker.runtime.environment import environment
+from broker.settings.settings import SECRETS, ClientSettings, Settings, load, variables
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from broker.environment import environment
 from broker.errors import Misconfigured
-from broker.settings import SECRETS, ClientSettings, Settings, load, load_for_process, unknown_variables, variables
+from broker.runtime.environment import environment
+from broker.settings.settings import (
+    SECRETS,
+    ClientSettings,
+    Settings,
+    load,
+    load_for_process,
+    unknown_variables,
+    variables,
+)
 
 WRONG_NUMBERS = ("", "many", "-1", "1e400", "inf", "nan", "1e300", "9" * 30, "0x10", "1,5")
 WRONG = {

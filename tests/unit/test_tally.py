@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from broker.feed import Feed
+from broker.fanout.feed import Feed
+from broker.fanout.timing import Rhythm
 from broker.generation import Generation
 from broker.ids import Cursor, new_id
-from broker.metrics import Exposition, Families
-from broker.rhythm import Rhythm
-from broker.settings import Settings
-from broker.tally import GAPS, Buckets
+from broker.runtime.counters import GAPS, Buckets
+from broker.runtime.prometheus import Exposition, Families
+from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.chunks import Chunk
 from worker.claims import Claim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from broker.tasks import cancelled
+from broker.concurrency.cancellation import cancelled
 
 
 async def test_who_misses_a_cancellation_is_cancelled_again() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from broker.together import Together
+from broker.concurrency.single_flight import Together
 from tests.support import gather
 
 

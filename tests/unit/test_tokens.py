@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.auth.stream_tokens import VERSION, Token, verified
 from broker.errors import InvalidToken, Misconfigured
-from broker.settings import Settings, load
-from broker.tokens import VERSION, Token, verified
+from broker.settings.settings import Settings, load
 
 KEY = b"a key"
 TOKEN = Token("gen_01kbn2h8v010" + "0" * 22, "anna", 1763790000.123)
@@ -63,7 +63,7 @@ def test_another_key_s_is_none() -> None:
 
 
 def test_another_version_s_is_none_although_it_is_signed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.tokens.VERSION", "tct2_")
+    monkeypatch.setattr("broker.auth.stream_tokens.VERSION", "tct2_")
     later = TOKEN.signed(KEY)
     monkeypatch.undo()
     with pytest.raises(InvalidToken):

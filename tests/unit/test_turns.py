@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker.feed import Feed
-from broker.turns import Turns
+from broker.fanout.feed import Feed
+from broker.fanout.scheduler import Turns
 
 
 class Spy:

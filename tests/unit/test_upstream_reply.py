@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion import Completion, decode_chunk
+from broker.completion.fold import Completion, decode_chunk
 from worker.chunks import Chunk
 from worker.reply import Reply
 from worker.upstream_sim.replies import COUNTED, DONE, GOOD, MORNING, REPLIES, STOP, chunk, event

@@ -6,8 +6,8 @@ import pytest
 
 from api.__main__ import check_open
 from broker.errors import Misconfigured
-from broker.settings import Settings
-from broker.urls import is_loopback
+from broker.settings.settings import Settings
+from broker.settings.urls import is_loopback
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion import decode_chunk
+from broker.completion.fold import decode_chunk
 from broker.events import CHUNK, USAGE
 from worker.chunks import BadChunk, Chunk, examine
 from worker.sse import BOM, LineTooLong, SseEvent, SseSplitter

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.embedded import free_port, tethered
+from broker.dev.embedded_redis import free_port, tethered
 from tests.support import wait_until
 
 CONFIGURATION = """

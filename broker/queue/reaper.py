@@ -1,0 +1,132 @@
+"""Finds generations that nobody runs or waits for, and sees that each still gets its ending.
+
+Every worker and gateway has one, so that no single process must live. The scripts decide, by Redis's clock, under
+which generation a lease has run out; what this process has seen of Redis meanwhile (`redis/continuity.py`) decides
+whether that means anything. Two reapers at once do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Sequence
+
+from broker.errors import StorageUnavailable
+from broker.ids import SHARDS
+from broker.queue.tickets import Queue
+from broker.redis.client import Redis, RedisError, Script
+from broker.redis.continuity import SLOW, Continuity
+from broker.settings.settings import Settings
+from broker.store import keys
+from broker.store.data_loss import Losses, Server, server_of
+from broker.store.store import lifecycle_keys
+
+DUE = Script("store", "due")
+REAP = Script("store", "reap")
+AT_ONCE = 100  # generations per shard and sweep
+log = logging.getLogger("tokencast.reaper")
+
+
+class Reaper:
+    """`run` sweeps every two seconds. A death then costs a lease and one sweep; if Redis's clock goes back just before,
+    a sweep more, which is still below "a worker's death costs at most 20 s"."""
+
+    def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: Losses | None = None) -> None:
+        """`losses`: told what is seen of the servers."""
+        self._redis = redis
+        self._queue = queue
+        self._losses = losses
+        self._lease_ms = int(settings.lease * 1000)
+        self._max_attempts = settings.max_attempts
+        self._period = 2.0 * min(1.0, settings.lease / 15)
+        self._said: set[str] = set()
+        self.seen = {group: Continuity(self._period + max(settings.lease / 2, SLOW)) for group in redis.servers.groups}
+        """What this process has seen of the server of each group of shards."""
+        self.failed = 0
+        """Generations ended as `attempts_exhausted`."""
+
+    async def run(self) -> None:
+        """Until cancelled; survives every error."""
+        while True:
+            await asyncio.gather(*map(self._visit, self.seen))
+            await asyncio.sleep(self._period * random.uniform(0.8, 1))
+
+    async def _visit(self, group: str) -> None:
+        """On a cluster each server is on its own: one that is away keeps nobody from looking at the others."""
+        try:
+            await self.sweep(group)
+            self._said.discard(group)
+        except StorageUnavailable as error:
+            if not self._said:
+                log.warning("no sweep: %s", error)
+            self._said.add(group)
+            self._interrupt(group)
+        except Exception:
+            log.exception("sweep failed")
+            self._interrupt(group)
+
+    def _interrupt(self, group: str) -> None:
+        self.seen[group].interrupt()
+        if self._losses is not None:
+            self._losses.interrupt(group)
+
+    async def sweep(self, group: str) -> None:
+        """One look at the shards of a group."""
+        seen = self.seen[group]
+        sent = time.monotonic()
+        server = await server_of(self._redis, group)
+        clock, due = await self._due(group)
+        if seen.observe(server.name, clock, sent, time.monotonic()):
+            _, due = await self._due(group, self._lease_ms)
+        self._tell(group, server)
+        for gid in due:
+            if not await self._reap(gid, seen):
+                log.info("a sweep broke off: Redis hung, or its clock was set")
+                self._interrupt(group)
+                return
+
+    def _tell(self, group: str, server: Server) -> None:
+        if self._losses is not None:
+            self._losses.seen(group, server)
+
+    async def _due(self, group: str, ahead_ms: int | None = None) -> tuple[float, Sequence[str]]:
+        """The server's time (Unix seconds), and the generations to look at. `ahead_ms`: those too that are due only
+        later than that."""
+        shards = [shard for shard in SHARDS if self._redis.servers.group(shard) == group]
+        ahead = "" if ahead_ms is None else ahead_ms
+        replies = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE, ahead)) for shard in shards])
+        return int(replies[0][0]) / 1000, [gid.decode() for _, gids in replies for gid in gids]
+
+    async def _reap(self, gid: str, seen: Continuity) -> bool:
+        """One by one, each with its ticket: of a pipeline with one failure all replies would be lost, and with them
+        tickets. False if the command ran later than it should."""
+        watched, latest = int(seen.lasted() * 1000), int(seen.latest() * 1000)
+        arguments = [gid, secrets.randbelow(1024), self._max_attempts, self._lease_ms, watched, latest]
+        try:
+            verdict = await self._redis.run(REAP, lifecycle_keys(gid), arguments)
+        except RedisError as error:
+            log.error("%s: cannot be reaped: %s", gid, type(error).__name__)
+            return True
+        if verdict[0] == b"LATE":
+            return False
+        seen.heard()
+        if verdict[0] == b"FAILED":
+            self.note_exhausted(gid)
+        elif verdict[0] == b"REQUEUE":
+            await self._enqueue(gid, verdict[2].decode(), int(verdict[1]))
+        return True
+
+    def note_exhausted(self, gid: str) -> None:
+        """A script ended it, which was started too often."""
+        self.failed += 1
+        log.warning("%s: failed (attempts_exhausted)", gid)
+
+    async def _enqueue(self, gid: str, tenant: str, number: int) -> None:
+        try:
+            if await self._queue.enqueue(gid, tenant, number):
+                log.info("%s: queued again", gid)
+        except StorageUnavailable as error:  # the queue's Redis; the generation is due again in five seconds
+            log.warning("%s: no ticket yet: %s", gid, error.code)

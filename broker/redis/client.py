@@ -1,0 +1,73 @@
+"""The Redis of a URL, as the rest of the broker holds it. What stands behind it: commands.py for one server (and for
+the master that Sentinel names), broker/redis/cluster.py for many."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from broker.errors import Misconfigured
+from broker.redis.cluster import Cluster, SlotMap
+from broker.redis.commands import Pool, Redis, Script, translated
+from broker.redis.connection import Argument, Reply
+from broker.redis.topology import OneServer, Sentinels, Servers
+from broker.redis.url import parse_address, without_password
+
+
+def servers_of(url: str) -> Servers:
+    """ValueError where the URL is none."""
+    address = parse_address(url)
+    if address.kind == "cluster":
+        return SlotMap(address)
+    return Sentinels(address) if address.kind == "sentinel" else OneServer(address)
+
+
+def open_pool(url: str, **options: Any) -> Pool:
+    """For arq, whose transactions span slots. Misconfigured where the URL is a cluster's."""
+    servers = servers_of(url)
+    if isinstance(servers, SlotMap):
+        raise Misconfigured("The queue cannot be on a Redis Cluster.")
+    return Pool(url, servers, **options)
+
+
+@asynccontextmanager
+async def connect_redis(url: str, *, servers: Servers | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
+    """Options: `socket_timeout` (seconds, default 5) and `max_connections` (to one server, default 64). `servers`: what
+    is known of them already. Connects when it is first used."""
+    servers = servers or servers_of(url)
+    redis = Cluster(url, servers, **options) if isinstance(servers, SlotMap) else Pool(url, servers, **options)
+    try:
+        yield redis
+    finally:
+        await redis.close()
+
+
+@asynccontextmanager
+async def connect_both(
+    logs_url: str, queue_url: str, *, max_connections: int = 64
+) -> AsyncGenerator[tuple[Redis, Redis], None]:
+    """The logs' Redis and the queue's. Where they are one, what is learnt of it on one side holds for the other."""
+    async with (
+        connect_redis(logs_url, max_connections=max_connections) as logs,
+        connect_redis(queue_url, servers=logs.servers if queue_url == logs_url else None) as queue,
+    ):
+        yield logs, queue
+
+
+__all__ = [
+    "Argument",
+    "Pool",
+    "Redis",
+    "RedisError",
+    "Reply",
+    "Script",
+    "connect_both",
+    "connect_redis",
+    "open_pool",
+    "servers_of",
+    "translated",
+    "without_password",
+]

@@ -1,0 +1,350 @@
+"""Redis Cluster for the logs: which master has which slots, and commands sent there.
+
+The library's own client (5.3, the newest that arq allows) closes the connections to all nodes whenever one of them
+fails, and repeats by itself what may have been executed. Here one node's trouble is its own, and only what a node
+says it did not execute is sent again: MOVED, ASK and TRYAGAIN.
+
+A shard on its way from one master to another goes on being written and read. What waits until it has arrived is
+everything that changes a status: those scripts name a key that never exists (the base of the indexes), and so are
+answered TRYAGAIN instead of being stopped half-way at a key that has left already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from redis.crc import key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from broker.ids import SHARDS
+from broker.redis.commands import Call, Command, Pool, Redis, Script, translated
+from broker.redis.connection import Argument, Refused, Reply, RespConnection, RespError, UrlRefused, raised
+from broker.redis.topology import OneServer, Servers
+from broker.redis.url import Address, Node
+
+REDIRECTIONS = 8
+TRY_AGAIN = 5.0  # seconds for which a slot may be half here, half there
+_NO_KEY = frozenset({"PING", "INFO", "TIME", "CONFIG", "CLIENT", "CLUSTER", "SCRIPT", "KEYS", "DBSIZE", "COMMAND"})
+
+
+class SlotMap(Servers):
+    """A connection reaches one shard only: an XREAD may not span two slots. The map is asked for again once a master
+    does not answer; a MOVED changes it at once."""
+
+    groups = SHARDS
+    # A key that has left for another server, while its slot has not, wakes no read that waits for it.
+    longest_block_ms = 500
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self._starts: list[int] = []  # first slots of ranges, ascending
+        self._ranges: list[tuple[int, Node]] = []  # their last slots, and whose they are
+        self._moved: dict[int, Node] = {}
+        self._suspects: set[Node] = set()
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def group(self, shard: str) -> str:
+        return shard
+
+    @property
+    def masters(self) -> list[Node]:
+        """Those that have slots."""
+        return sorted({node for _, node in self._ranges} | set(self._moved.values()))
+
+    async def master(self) -> Node:
+        return random.choice(await self.known())
+
+    async def known(self) -> list[Node]:
+        if not self._ranges:
+            await self._refresh()
+        return self.masters
+
+    async def owner(self, slot: int) -> Node:
+        """OSError where no node of the cluster answers, or none has the slot. Only the slots of a master that is in
+        trouble wait for a new map."""
+        node = self._owner(slot)
+        if node is None or node in self._suspects:
+            await self._refresh()
+            node = self._owner(slot)
+        if node is None:
+            raise ConnectionError(f"no server of the cluster has slot {slot}")
+        return node
+
+    def _owner(self, slot: int) -> Node | None:
+        if slot in self._moved:
+            return self._moved[slot]
+        at = bisect_right(self._starts, slot) - 1
+        return self._ranges[at][1] if at >= 0 and slot <= self._ranges[at][0] else None
+
+    def moved(self, slot: int, node: Node) -> None:
+        self._moved[slot] = node
+
+    def failed(self, node: Node) -> None:
+        """It does not answer: another one may have taken its place."""
+        self._suspects.add(node)
+
+    async def open(self, group: str = SHARDS[0]) -> RespConnection:
+        slot = slot_of(group)
+        node = await self.owner(slot)
+        try:
+            connection = await SlotConnection.open(self.address, node)
+        except OSError:
+            self.failed(node)
+            raise
+        connection.belongs(self, slot)
+        return connection
+
+    async def each_server(self) -> Sequence[str]:
+        await self.known()
+        owners = {self._owner(slot_of(shard)): shard for shard in reversed(SHARDS)}
+        owners.pop(None, None)
+        return list(owners.values())
+
+    async def watch(self) -> None:
+        """Nothing to ask: a slot that has moved says so."""
+
+    async def _refresh(self) -> None:
+        """All who need it at the same moment share one look."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._look())
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._refreshing)
+
+    async def _look(self) -> None:
+        nodes = list(dict.fromkeys((*self.masters, *self.address.nodes)))
+        random.shuffle(nodes)  # one that was cut off may have an old map
+        nodes.sort(key=self._suspects.__contains__)
+        trouble = OSError("the cluster has no nodes")
+        for node in nodes:
+            try:
+                connection = await RespConnection.open(self.address, node, any_role=True)
+                try:
+                    self._take(node, await connection.call("CLUSTER", "SLOTS", timeout=2.0))
+                    return
+                finally:
+                    connection.close()
+            except OSError as error:
+                trouble = error
+            except RespError as error:
+                no_cluster = "cluster support disabled" in str(error)
+                trouble = UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else Refused(str(error))
+        raise trouble
+
+    def _take(self, asked: Node, ranges: Sequence[Sequence[Any]]) -> None:
+        known = sorted((first, last, _node_of(master, asked)) for first, last, master, *_ in ranges)
+        self._starts = [first for first, _, _ in known]
+        self._ranges = [(last, node) for _, last, node in known]
+        self._moved.clear()
+        self._suspects.clear()
+
+
+class SlotConnection(RespConnection):
+    """To the master of one slot. While the slot moves elsewhere, follows single keys that are there already."""
+
+    _servers: SlotMap
+    _slot: int
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._guests: dict[Node, RespConnection] = {}
+
+    def belongs(self, servers: SlotMap, slot: int) -> None:
+        self._servers = servers
+        self._slot = slot
+
+    async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
+        replies = await super().pipeline(commands, timeout=timeout)
+        asked: dict[Node, list[int]] = {}
+        for at, reply in enumerate(replies):
+            if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
+                kind, node = redirection
+                if kind == "MOVED":
+                    self._servers.moved(self._slot, node)  # its owner sees the error, and opens another connection
+                else:
+                    asked.setdefault(node, []).append(at)
+        for node, places in asked.items():
+            guest = self._guests.get(node)
+            if guest is None:
+                guest = self._guests[node] = await RespConnection.open(self._servers.address, node)
+            answers = await guest.pipeline(
+                [command for at in places for command in (("ASKING",), commands[at])], timeout=timeout
+            )
+            for at, reply in zip(places, answers[1::2], strict=True):
+                replies[at] = reply
+        if commands and commands[0][0] == "SCRIPT":  # for the guests too
+            for guest in self._guests.values():
+                await guest.pipeline(commands, timeout=timeout)
+        return replies
+
+    def close(self) -> None:
+        super().close()
+        for guest in self._guests.values():
+            guest.close()
+
+
+class Cluster(Redis):
+    """A pool for each master. A single key's command goes to its slot's; those that name no key to any."""
+
+    def __init__(self, url: str, servers: SlotMap, **options: Any) -> None:
+        super().__init__(url, servers)
+        self._map = servers
+        self._options = options
+        self._pools: dict[Node, Pool] = {}
+
+    async def execute(self, *command: Argument) -> Reply:
+        with translated(self.latency):
+            if command[0] in _NO_KEY:
+                return await self._anywhere(command)
+            return (await self._send([command]))[0]
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        """One round trip to each master that has some of the keys, all at once."""
+        with translated(self.latency):
+            return await self._send(commands)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        return (await self.run_many(script, ((keys, args),)))[0]
+
+    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
+        with translated(self.latency):
+            return await self._send(
+                [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls], script.source
+            )
+
+    async def info(self, section: str, group: str) -> bytes:
+        with translated(self.latency):
+            errand = _Errand(("INFO", section), slot_of(group))
+            await self._visit(await self._map.owner(errand.slot), [errand])
+            return raised(errand.reply)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    async def _anywhere(self, command: Command) -> Reply:
+        """Of the first master that answers."""
+        errand, masters = _Errand(command, 0), await self._map.known()
+        for node in random.sample(masters, len(masters)):
+            await self._visit(node, [errand])
+            if not isinstance(errand.reply, RedisConnectionError | RedisTimeoutError | OSError):
+                break
+        return raised(errand.reply)
+
+    async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
+        """Replies in order, or the first error. `source`: of the script that all commands run, for a master that
+        does not have it."""
+        errands = [_Errand(command, slot_of(_key_of(command))) for command in commands]
+        waiting, until = errands, asyncio.get_running_loop().time() + TRY_AGAIN
+        while waiting:
+            await self._round(waiting)
+            waiting = [errand for errand in waiting if self._again(errand, source, until)]
+            if any(errand.pause for errand in waiting):
+                await asyncio.sleep(0.05)
+        return [raised(errand.reply) for errand in errands]
+
+    async def _round(self, errands: Sequence[_Errand]) -> None:
+        to: dict[Node, list[_Errand]] = {}
+        for errand in errands:
+            to.setdefault(errand.to or await self._map.owner(errand.slot), []).append(errand)
+        if len(to) == 1:
+            await self._visit(*to.popitem())
+        else:
+            await asyncio.gather(*(self._visit(node, some) for node, some in to.items()))
+
+    async def _visit(self, node: Node, errands: Sequence[_Errand]) -> None:
+        """All of them to one master. Never raises: its trouble is not the others'."""
+        commands: list[Command] = []
+        for errand in errands:
+            commands += (("ASKING",), errand.command) if errand.asking else (errand.command,)
+        try:
+            replies = iter(await self._pool(node).attempt(commands))
+        except (RedisError, OSError) as error:
+            self._map.failed(node)
+            for errand in errands:
+                errand.reply = error
+            return
+        for errand in errands:
+            if errand.asking:
+                next(replies)
+            errand.reply, errand.by = next(replies), node
+
+    def _again(self, errand: _Errand, source: str, until: float) -> bool:
+        """Whether it is to be sent again: only what a master says it has not executed."""
+        errand.pause = False
+        if not isinstance(errand.reply, ResponseError):
+            return False
+        if source and isinstance(errand.reply, NoScriptError):
+            errand.command = ("EVAL", source, *errand.command[2:])
+            return True
+        redirection = redirection_of(errand.reply, errand.by)
+        if redirection is not None and errand.redirections < REDIRECTIONS:
+            kind, errand.to = redirection
+            errand.redirections += 1
+            errand.asking = kind == "ASK"
+            if kind == "MOVED":
+                self._map.moved(errand.slot, errand.to)
+            return True
+        if str(errand.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
+            errand.to, errand.asking, errand.pause, errand.redirections = None, False, True, 0
+            return True
+        return False
+
+    def _pool(self, node: Node) -> Pool:
+        pool = self._pools.get(node)
+        if pool is None:
+            address = replace(self._map.address, kind="server", nodes=(node,))
+            pool = self._pools[node] = Pool(self.url, OneServer(address), **self._options)
+        return pool
+
+
+@dataclass(slots=True)
+class _Errand:
+    """A command on its way."""
+
+    command: Command
+    slot: int
+    to: Node | None = None
+    """None: to the slot's master."""
+    asking: bool = False
+    pause: bool = False
+    redirections: int = 0
+    reply: Reply = None
+    by: Node = ("", 0)
+    """Who gave the reply."""
+
+
+def slot_of(shard_or_key: str) -> int:
+    """Of a key, by its hash tag; a shard is a hash tag."""
+    return key_slot(shard_or_key.encode())
+
+
+def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
+    """MOVED or ASK, and where to, from the error `MOVED 3999 127.0.0.1:6381` that a node gave."""
+    kind, _, rest = str(error).partition(" ")
+    if kind not in ("MOVED", "ASK"):
+        return None
+    host, _, port = rest.rpartition(" ")[2].rpartition(":")
+    return kind, (host_or_same(host, by), int(port))
+
+
+def host_or_same(host: str, asked: Node) -> str:
+    """A node that does not know its host, or is not to tell it (`cluster-preferred-endpoint-type`), leaves it out or
+    writes `?`: then the host is the one that was asked."""
+    return host if host not in ("", "?") else asked[0]
+
+
+def _node_of(master: Sequence[Any], asked: Node) -> Node:
+    """Of an entry of CLUSTER SLOTS: host, port, id and, from Redis 7 on, the other names of the host."""
+    host, port, *_ = master
+    return host_or_same((host or b"").decode(), asked), port
+
+
+def _key_of(command: Command) -> str:
+    key = command[3 if command[0] in ("EVAL", "EVALSHA") else 1]
+    return key.decode() if isinstance(key, bytes) else str(key)

@@ -1,0 +1,382 @@
+"""Short commands: a pool of the library's connections, to one server at a time.
+
+Replies come as Redis sends them, bytes in lists: the library's own conversions cost more than the commands
+and hide the order of a stream entry's fields, which the hot paths rely on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import ssl
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, cast
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from broker.concurrency.backoff import Backoff
+from broker.errors import Misconfigured, StorageUnavailable
+from broker.redis import tls
+from broker.redis.connection import (
+    KEEPALIVE,
+    MANY_CLIENTS,
+    Argument,
+    ClosedAtOnce,
+    LoginRefused,
+    Refused,
+    Reply,
+    RespError,
+    TlsFailed,
+    UrlRefused,
+    check_greeting,
+    described,
+    forbidden_command,
+    greeting,
+    raised,
+    tls_arguments,
+    tls_failures,
+)
+from broker.redis.topology import Servers
+from broker.redis.url import Address, Node, without_password
+from broker.runtime.counters import ROUND_TRIPS, Buckets
+
+IDLE = 15.0  # seconds
+
+Command = Sequence[Argument]
+Call = tuple[Sequence[str], Sequence[Argument]]
+"""A script's keys and arguments."""
+
+
+class Script:
+    """A Lua script, `broker/<room>/lua/<name>.lua`, its `--#include` lines resolved. Loads itself if Redis lacks it."""
+
+    def __init__(self, room: str, name: str) -> None:
+        self.name = name
+        self.source = _source(room, name)
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _source(room: str, name: str) -> str:
+    text = files("broker").joinpath(room, "lua", f"{name}.lua").read_text("utf-8")
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("--#include "):
+            lines.append(_source(room, line.removeprefix("--#include ").strip()))
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+class Redis(ABC):
+    """Commands that answer at once. Raises StorageUnavailable where Redis is away, loading, read-only or full; never
+    repeats what may have been executed, since only the caller knows what may be."""
+
+    def __init__(self, url: str, servers: Servers) -> None:
+        self.url = url
+        self.servers = servers
+        self.latency = Buckets(ROUND_TRIPS)
+        """Of commands and pipelines, with their wait for a connection."""
+
+    @abstractmethod
+    async def execute(self, *command: Argument) -> Reply: ...
+
+    @abstractmethod
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        """All commands in one round trip, not atomic. A single command's error is raised."""
+
+    @abstractmethod
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        """One EVALSHA; loads the script first where a restart or a failover forgot it."""
+
+    @abstractmethod
+    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
+        """The same script with several key sets, in one round trip."""
+
+    @abstractmethod
+    async def info(self, section: str, group: str) -> bytes:
+        """INFO, of the server that has this group of shards."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    async def trouble(self) -> str | None:
+        """Why it cannot be used; None if it can."""
+        failure = await self._failure()
+        return None if failure is None else failure.message
+
+    async def _failure(self) -> StorageUnavailable | None:
+        try:
+            await self.execute("PING")
+        except StorageUnavailable as error:
+            return error
+        return None
+
+    async def answering(self, log: logging.Logger) -> None:
+        """Wait until it can be used. Logs what is the matter, once a minute, and when it is over. Misconfigured where
+        the URL is at fault."""
+        where, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
+        while failure := await self._failure():
+            if (why := at_fault(failure)) is not None:
+                raise Misconfigured(f"Redis at {where}: {why}")
+            self.servers.troubles.tell(log, f"{failure.message} Trying {where} again.")
+            await backoff.wait()
+        if backoff.failing:
+            self.servers.troubles.over()
+            log.info("Redis answers at %s", where)
+
+
+class Pool(Redis):
+    """Connections to one server, or to whichever is the master when each is made."""
+
+    def __init__(self, url: str, servers: Servers, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
+        super().__init__(url, servers)
+        options: dict[str, Any] = {
+            "socket_timeout": socket_timeout,
+            "socket_connect_timeout": servers.address.connect_timeout,
+            "health_check_interval": 15,
+            "servers": servers,
+        }
+        pool = _Shrinking(
+            max_connections=max_connections,
+            timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
+            connection_class=_OverUnix if servers.address.path else _OverTcp,
+            **options,
+        )
+        # The library's asyncio half is only partly typed; this class is where that ends.
+        self.client: Any = redis_asyncio.Redis(connection_pool=pool)
+        self.client.response_callbacks.clear()
+
+    async def execute(self, *command: Argument) -> Reply:
+        with translated(self.latency):
+            return await self.client.execute_command(*command)
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        if not commands:
+            return []
+        with translated(self.latency):
+            return [raised(reply) for reply in await self.attempt(commands)]
+
+    async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
+        """As `pipeline`, with the library's exceptions, and a single command's error in its place: the library would
+        put the command, which may hold a secret, before the error's own words."""
+        async with self.client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute(raise_on_error=False)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        command = (script.sha, len(keys), *keys, *args)
+        try:
+            with translated(self.latency):
+                return await self.client.execute_command("EVALSHA", *command)
+        except NoScriptError:
+            with translated(self.latency):
+                return await self.client.execute_command("EVAL", script.source, *command[1:])
+
+    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        try:
+            return await self.pipeline(commands)
+        except NoScriptError:
+            await self.execute("SCRIPT", "LOAD", script.source)
+            return await self.pipeline(commands)
+
+    async def info(self, section: str, group: str) -> bytes:
+        return await self.execute("INFO", section)
+
+    async def close(self) -> None:
+        await self.client.aclose(close_connection_pool=True)
+
+
+class _Shrinking(redis_asyncio.BlockingConnectionPool):
+    """Lets connections go that nobody has needed for a while: a herd leaves as many behind as it was wide."""
+
+    _look: asyncio.TimerHandle | None = None
+    _closing: set[asyncio.Task[None]]
+
+    async def release(self, connection: Any) -> None:
+        loop = asyncio.get_running_loop()
+        connection.free_since = loop.time()
+        await super().release(connection)
+        if self._look is None:
+            self._look = loop.call_later(IDLE / 2, self._let_go)
+
+    def _let_go(self) -> None:
+        loop = asyncio.get_running_loop()
+        # The longest free first, since the last one is taken first.
+        free = cast("list[_ToMaster]", self._available_connections)
+        useless = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
+        gone, free[:] = free[:useless], free[useless:]
+        self._closing = {loop.create_task(connection.disconnect(nowait=True)) for connection in gone}
+        self._look = loop.call_later(IDLE / 2, self._let_go) if free else None
+
+
+class _ToMaster(AbstractConnection):
+    """Asks where the master is at every connect, and lets a connection go once the master is elsewhere. Connects,
+    authenticates and selects the database as RespConnection does."""
+
+    def __init__(self, *, servers: Servers, **options: Any) -> None:
+        self._servers = servers
+        self._node: Node = ("", 0)
+        self._refused = False
+        self._connected_at = 0.0
+        self.free_since = 0.0
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
+
+    @property
+    def _address(self) -> Address:
+        return self._servers.address
+
+    async def connect(self) -> None:
+        if self.is_connected and self._useless():
+            await self.disconnect(nowait=True)
+        if self.is_connected:
+            return
+        self._refused, self._connected_at = False, time.monotonic()
+        self._node = self.host, self.port = await self._servers.master()
+        try:
+            async with asyncio.timeout(self._address.connect_timeout):
+                with tls_failures(self._node):
+                    await self._connect()
+                await self.on_connect()
+                await self._greet()
+        except BaseException as error:
+            await self.disconnect(nowait=True)
+            if isinstance(error, OSError) and not isinstance(error, Refused):  # arq knows the library's
+                kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
+                raise kind(type(error).__name__) from error
+            raise
+
+    def _useless(self) -> bool:
+        return self._refused or self._connected_at < self._servers.doubted_at or self._servers.superseded(self._node)
+
+    async def on_connect(self) -> None:
+        parser: Any = self._parser
+        parser.on_connect(self)
+
+    async def _greet(self) -> None:
+        commands = greeting(self._address)
+        await self.send_packed_command(self.pack_commands(commands), check_health=False)
+        replies: list[Reply] = []
+        for _ in commands:
+            try:
+                replies.append(await self.read_response())
+            except AuthenticationError as error:
+                raise LoginRefused("it refuses the name or the password") from error
+            except RedisConnectionError as error:
+                if replies or isinstance(error, BusyLoadingError):
+                    raise
+                if MANY_CLIENTS in str(error):
+                    raise Refused(MANY_CLIENTS) from error
+                closed = ClosedAtOnce(secure=self._address.tls is not None)
+                raise RedisConnectionError(str(closed)) from closed
+            except NoPermissionError as error:  # the library takes the first word away
+                replies.append(RespError(f"NOPERM {error}"))
+            except ResponseError as error:
+                replies.append(RespError(str(error)))
+        check_greeting(commands, replies, self._node)
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **options)  # pyright: ignore
+        except RuntimeError as error:
+            if "closed" in str(error):  # uvloop's word for a write to a connection that was reset
+                raise RedisConnectionError(str(error)) from error
+            raise
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # pyright: ignore
+        except ResponseError as error:
+            # Demoted, or cut off from its replicas: the next connection may lead to another master.
+            self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
+            raise
+        except RedisTimeoutError:
+            self._servers.doubt()
+            raise
+        except RedisConnectionError as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise TlsFailed(tls.failure(error.__context__, self._node[0])) from error
+            raise
+
+
+class _OverTcp(_ToMaster, Connection):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {"host": self.host, "port": self.port, **tls_arguments(self._address)}
+
+
+class _OverUnix(_ToMaster, UnixDomainSocketConnection):
+    def __init__(self, *, servers: Servers, **options: Any) -> None:
+        super().__init__(servers=servers, path=servers.address.path, **options)
+
+
+class translated:  # noqa: N801 - reads as a word in `with translated():`
+    """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on. Notes how long
+    it took."""
+
+    def __init__(self, latency: Buckets | None = None) -> None:
+        self._latency = latency
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._latency is not None:
+            self._latency.observe(time.monotonic() - self._began)
+        if isinstance(error, AuthenticationError | LoginRefused):
+            raise StorageUnavailable("Redis refuses the name or the password.") from error
+        if isinstance(error, TlsFailed):
+            raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
+        if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
+            raise StorageUnavailable(f"Redis does not answer: {error}.") from error
+        if isinstance(error, Refused):
+            raise StorageUnavailable(f"Redis refuses: {error}") from error
+        if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
+            raise StorageUnavailable from error
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _refusing(error)):
+            raise StorageUnavailable(f"Redis refuses: {error}") from error
+
+
+# Of the server's state or of our rights there, not of the command: nobody but its operator can do anything. The
+# library has classes for some, and takes their first word away; the rest are known by it.
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
+_REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
+
+
+def _refusing(error: ResponseError) -> bool:
+    return str(error).startswith(_REFUSING) or forbidden_command(error) is not None
+
+
+def forbidden(error: StorageUnavailable) -> bool:
+    """Whether the user's rights are the reason."""
+    cause = error.__cause__
+    return isinstance(cause, NoPermissionError) or (cause is not None and forbidden_command(cause) is not None)
+
+
+def at_fault(error: StorageUnavailable) -> str | None:
+    """What is wrong with the URL or its user where that is the reason, which nothing but a restart mends: a login or a
+    certificate may still be mended on the other side."""
+    cause = error.__cause__
+    if isinstance(cause, UrlRefused) or (cause is not None and forbidden(error)):
+        return described(cause)
+    return None

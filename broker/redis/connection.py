@@ -1,0 +1,283 @@
+"""One raw connection to Redis: pipelines of commands, parsed by hiredis as they come from the socket.
+
+For the two hot paths only (the hub's blocking readers, the worker's appender): on XREAD it is two to three times
+cheaper than the library's client (measured: 1.27 M against 0.48 M entries/s at COUNT 1000). One owner per
+connection, one pipeline at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Generator, Sequence
+from typing import Any, Self, cast
+
+import hiredis
+
+from broker.redis import tls
+from broker.redis.url import Address, Node
+
+Argument = bytes | str | int | float
+Reply = Any  # bytes, int, None or a list of them, as the command has it
+
+# A dead peer is noticed after 15 + 3 × 5 s: without this a half-open connection waits for ever.
+KEEPALIVE: dict[int, int | bytes] = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+
+MANY_CLIENTS = "max number of clients reached"
+
+
+class RespError(Exception):
+    """Redis answered with an error; the text is its own, the first word its kind."""
+
+    @property
+    def kind(self) -> str:
+        return str(self).partition(" ")[0]
+
+
+class Refused(ConnectionError):
+    """The server answers, but is not one for us; the message says why."""
+
+
+class NotMaster(Refused):
+    """It is a replica: it may be behind, and takes no writes."""
+
+
+class LoginRefused(Refused):
+    """Name or password are wrong, or missing."""
+
+
+class UrlRefused(Refused):
+    """The server is not what the URL says: it lacks the database, or is no cluster."""
+
+
+class TlsFailed(Refused):
+    """No TLS connection that can be trusted."""
+
+
+class ClosedAtOnce(Refused):
+    """It closes a new connection instead of answering."""
+
+    def __init__(self, *, secure: bool) -> None:
+        guess = (
+            "requires a client certificate, ssl_certfile names it" if secure else "speaks TLS, the URL is rediss://…"
+        )
+        super().__init__(f"it closes new connections at once; if it {guess}")
+
+
+class RespConnection(asyncio.Protocol):
+    """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use.
+
+    A protocol of its own: with asyncio's streams a call costs 16 µs of CPU, so it costs 11."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._parser = hiredis.Reader(replyError=RespError)
+        self._replies: list[Reply] = []
+        self._expected = 0
+        self._answer: asyncio.Future[list[Reply]] | None = None
+        self._lost: OSError = ConnectionResetError("Redis closed the connection")
+
+    @classmethod
+    async def open(cls, address: Address, node: Node, *, any_role: bool = False) -> Self:
+        """Connect to one of the servers of an address, authenticate and select the database. Raises Refused: NotMaster
+        from a replica, unless `any_role`, LoginRefused, UrlRefused, TlsFailed."""
+        async with asyncio.timeout(address.connect_timeout):
+            connection = await cls._connected(address, node)
+            try:
+                commands = greeting(address, any_role=any_role)
+                check_greeting(commands, await connection.pipeline(commands, timeout=address.connect_timeout), node)
+            except ConnectionResetError as error:
+                connection.close()
+                for reply in connection._replies:  # said before it closed
+                    check_reply("", reply, node)
+                raise ClosedAtOnce(secure=address.tls is not None) from error
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    @classmethod
+    async def _connected(cls, address: Address, node: Node) -> Self:
+        loop = asyncio.get_running_loop()
+        if address.path:
+            _, connection = await loop.create_unix_connection(lambda: cls(node), address.path)
+            return connection
+        with tls_failures(node):
+            _, connection = await loop.create_connection(lambda: cls(node), *node, **tls_arguments(address))
+        _keep_alive(connection._transport)
+        return connection
+
+    async def still_master(self) -> bool:
+        """A demoted server may go on answering reads, from behind."""
+        (reply,) = await self.pipeline((("HELLO",),), timeout=5.0)
+        return not is_replica(reply)
+
+    async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
+        """Replies in order; an error reply is a RespError in its place, not raised."""
+        if not commands:
+            return []
+        packed = b"".join([hiredis.pack_command(command) for command in commands])  # pyright: ignore
+        return await self.send(packed, len(commands), timeout=timeout)
+
+    async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Reply]:
+        """As `pipeline`, of so many commands that are packed already."""
+        return await self.begin(packed, count, timeout=timeout)
+
+    def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Reply]]:
+        """As `send`, whose replies somebody waits for later, or looks for."""
+        if self._transport.is_closing():
+            raise self._lost
+        loop = asyncio.get_running_loop()
+        self._expected = count
+        answer = self._answer = loop.create_future()
+        self._timer = loop.call_later(timeout, _expire, answer)
+        self._transport.write(packed)
+        return answer
+
+    async def call(self, *command: Argument, timeout: float) -> Reply:
+        """One command's reply; RespError is raised."""
+        (reply,) = await self.pipeline((command,), timeout=timeout)
+        return raised(reply)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._transport.abort()
+
+    # --- what the loop calls -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        replies, parser = self._replies, self._parser
+        try:
+            parser.feed(data)
+            while (reply := parser.gets()) is not False:
+                replies.append(reply)
+        except hiredis.HiredisError:
+            self._transport.abort()  # it is no Redis
+        if len(replies) >= self._expected and self._answer is not None and not self._answer.done():
+            self._timer.cancel()
+            self._replies = []
+            self._answer.set_result(replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):  # TLS 1.3 tells of a client certificate that is missing only now
+            self._lost = TlsFailed(tls.failure(exc, self.node[0]))
+        if self._answer is not None and not self._answer.done():
+            self._timer.cancel()
+            self._answer.set_exception(self._lost)
+
+
+def _expire(answer: asyncio.Future[list[Reply]]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
+def raised(reply: Reply) -> Reply:
+    """The reply, unless it is an error, of ours or of the library's."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def bulk(value: bytes) -> bytes:
+    """One argument of a packed command."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def is_replica(hello: Reply) -> bool:
+    """HELLO tells the role to everybody; ROLE would need administrator's rights. Unknown where it is refused."""
+    if isinstance(hello, RespError):
+        return False
+    return dict(zip(hello[::2], hello[1::2], strict=True)).get(b"role") == b"replica"
+
+
+def greeting(address: Address, *, any_role: bool = False) -> list[tuple[Argument, ...]]:
+    """The first commands on a connection, of either kind: login, name, database, role."""
+    commands: list[tuple[Argument, ...]] = []
+    if address.username:
+        commands.append(("AUTH", address.username, address.password or ""))
+    elif address.password:
+        commands.append(("AUTH", address.password))
+    if address.client_name:
+        commands.append(("CLIENT", "SETNAME", address.client_name))
+    if address.db:
+        commands.append(("SELECT", address.db))
+    if not any_role:
+        commands.append(("HELLO",))
+    return commands
+
+
+def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[Reply], node: Node) -> None:
+    """Raises what `RespConnection.open` does. Of an answer to AUTH nothing is repeated: it may hold the password."""
+    for (name, *arguments), reply in zip(commands, replies, strict=True):
+        check_reply(str(name), reply, node)
+        if name == "SELECT" and isinstance(reply, RespError):
+            reason = described(reply).removeprefix("ERR ")
+            raise UrlRefused(f"database {arguments[0]} cannot be used: {reason}")
+
+
+def check_reply(command: str, reply: Reply, node: Node) -> None:
+    """Of one of the first commands, or of none: then the server has nothing else to say."""
+    kind = reply.kind if isinstance(reply, RespError) else ""
+    if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"):
+        raise Refused(kind)
+    if kind == "DENIED":
+        raise Refused("it is in protected mode, which serves its own machine only")
+    if MANY_CLIENTS in str(reply):
+        raise Refused(MANY_CLIENTS)
+    if kind == "NOAUTH" or (command == "AUTH" and kind):
+        raise LoginRefused("it refuses the name or the password")
+    if command == "HELLO" and is_replica(reply):
+        raise NotMaster(f"{node[0]}:{node[1]} is a replica")
+
+
+def tls_arguments(address: Address) -> dict[str, Any]:
+    """What `create_connection` takes for TLS. The handshake ends before the attempt to connect does, so that it can be
+    told from a server that is away."""
+    if address.tls is None:
+        return {}
+    return {"ssl": address.tls, "ssl_handshake_timeout": address.connect_timeout * 0.9}
+
+
+@contextlib.contextmanager
+def tls_failures(node: Node) -> Generator[None]:
+    """Turns a failed handshake into TlsFailed."""
+    try:
+        yield
+    except (ssl.SSLError, ConnectionAbortedError) as error:
+        raise TlsFailed(tls.failure(error, node[0])) from error
+
+
+def described(error: BaseException) -> str:
+    """What a log says of an error: a command that this user may not run by its name."""
+    if (command := forbidden_command(error)) is not None:
+        return f"this user has no permissions to run {command}"
+    if isinstance(error, RespError | Refused):
+        return str(error)
+    return type(error).__name__
+
+
+def forbidden_command(error: BaseException) -> str | None:
+    """The command that an ACL forbids, if the error, of any of the clients, says that; Redis 7.0 does not name one that
+    a script tried."""
+    text = str(error)
+    if found := re.search(r"no permissions to run the '([^']+)' command", text):
+        return found[1].upper().replace("|", " ")
+    return "a command of the scripts" if "executing the script can't run this command" in text else None
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    sock: socket.socket = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,194 @@
+"""What a caller may ask for: checks a chat.completions body and splits it into what the upstream gets and
+what is ours. Everything the upstream may know is passed on as it is."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+from broker import json_pieces as pieces
+from broker.errors import InvalidRequest
+from broker.json_depth import MAX_DEPTH, is_nested_too_deeply
+
+Json = dict[str, Any]
+
+# Ours; stripped before the upstream sees the body (`stream` is always true there).
+_OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
+MAX_TTL_SECONDS = 30 * 86400  # the indexes live 32 days
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A checked body. `upstream` is the JSON the upstream is sent, without `stream`."""
+
+    model: str
+    upstream: bytes
+    n: int
+    stream: bool
+    include_usage: bool
+    metadata: dict[str, str]
+    on_upstream_error: str
+    ttl_seconds: float | None
+    fingerprint: str
+    prompt_tokens: int
+    """Estimated: a quarter of the characters, for when the upstream tells nothing."""
+
+
+def parse_json(body: bytes) -> Json:
+    """Return the body as an object. InvalidRequest if it is not JSON (RFC 8259: no NaN), not an object, or so deep that
+    it might be accepted and not run."""
+    text = body.removeprefix(codecs.BOM_UTF8)  # some editors and .NET's writers begin with one; RFC 8259 §8.1 lets it
+    try:
+        value = _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
+    except RecursionError as error:
+        raise InvalidRequest(_TOO_DEEP, code="invalid_json") from error
+    if is_nested_too_deeply(value):
+        raise InvalidRequest(_TOO_DEEP, code="invalid_json")
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_type")
+    return cast(Json, value)
+
+
+_TOO_DEEP = f"The body has more than {MAX_DEPTH} levels of arrays and objects."
+_ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\.", re.DOTALL
+)
+
+
+def _decode(text: bytes) -> object:
+    """Half a surrogate pair, as in a text that JavaScript has cut within an emoji, becomes U+FFFD, as in browsers
+    (Encoding, UTF-8 encode): JSON may escape it, but no text in UTF-8 can hold it."""
+    try:
+        return pieces.decode(text)
+    except msgspec.DecodeError:
+        mended = _ESCAPES.sub(lambda escape: rb"\ufffd" if len(escape[0]) == 6 else escape[0], text)
+        if mended == text:
+            raise
+        return pieces.decode(mended)
+
+
+def parse_request(body: Json) -> CompletionRequest:
+    """InvalidRequest names the first parameter that is wrong."""
+    model = _require(body, "model", str)
+    if not model or len(model) > 256 or not model.isprintable():
+        raise InvalidRequest("`model` must be 1 to 256 printable characters.", param="model")
+    messages = cast("list[object]", _require(body, "messages", list))
+    if not messages:
+        raise InvalidRequest("`messages` must not be empty.", param="messages", code="empty_array")
+    for position, message in enumerate(messages):
+        _check_message(message, f"messages[{position}]")
+    n = _optional(body, "n", int, 1)
+    if not 1 <= n <= 128:
+        raise InvalidRequest("`n` must be between 1 and 128.", param="n")
+    stream_options = cast(Json, _optional(body, "stream_options", dict, {}))
+    upstream = msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS})
+    return CompletionRequest(
+        model=model,
+        upstream=upstream,
+        n=n,
+        stream=_optional(body, "stream", bool, False),
+        include_usage=_optional(stream_options, "include_usage", bool, False, within="stream_options."),
+        metadata=_metadata(body),
+        on_upstream_error=_policy(body),
+        ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
+        fingerprint=_fingerprint(body, large=len(upstream) > pieces.PIECE),
+        prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
+    )
+
+
+def _require(body: Json, name: str, kind: type[Any]) -> Any:
+    if body.get(name) is None:
+        raise InvalidRequest(f"`{name}` is required.", param=name, code="missing_required_parameter")
+    return _optional(body, name, kind, None)
+
+
+def _optional(body: Json, name: str, kind: type[Any], default: Any, within: str = "") -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InvalidRequest(f"`{within}{name}` must be {_KINDS[kind]}.", param=within + name, code="invalid_type")
+    return value
+
+
+_KINDS: dict[type[Any], str] = {
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+    int: "an integer",
+    bool: "a boolean",
+}
+
+
+def _check_message(message: object, param: str) -> None:
+    """Only what no upstream can take is refused: roles and forms of content are many, and not ours to know."""
+    if not isinstance(message, dict):
+        raise InvalidRequest(f"`{param}` must be an object.", param=param, code="invalid_type")
+    fields = cast(Json, message)
+    role = fields.get("role")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"`{param}.role` must be a string, such as `user`.", param=f"{param}.role")
+    if not isinstance(fields.get("content"), str | list | dict | None):
+        raise InvalidRequest(
+            f"`{param}.content` must be a string, an array of parts or an object.",
+            param=f"{param}.content",
+            code="invalid_type",
+        )
+
+
+def _metadata(body: Json) -> dict[str, str]:
+    metadata = cast(Json, _optional(body, "metadata", dict, {}))
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
+        if len(key) > 64 or len(value) > 512:
+            raise InvalidRequest("`metadata` keys have at most 64 characters, values 512.", param="metadata")
+    if len(metadata) > 16:
+        raise InvalidRequest("`metadata` has at most 16 keys.", param="metadata")
+    return cast("dict[str, str]", metadata)
+
+
+def _policy(body: Json) -> str:
+    policy = body.get("on_upstream_error")
+    if policy is None:
+        return "fail"
+    if policy not in ("fail", "restart"):
+        raise InvalidRequest("`on_upstream_error` is `fail` or `restart`.", param="on_upstream_error")
+    return policy
+
+
+def ttl_of(body: Json, most: int) -> float | None:
+    """`ttl_seconds`, from 1 to `most`; None where the body does not say."""
+    ttl = body.get("ttl_seconds")
+    if ttl is None:
+        return None
+    if not isinstance(ttl, int | float) or isinstance(ttl, bool):
+        raise InvalidRequest("`ttl_seconds` must be a number.", param="ttl_seconds", code="invalid_type")
+    if not 1 <= ttl <= most:
+        raise InvalidRequest(f"`ttl_seconds` must be between 1 and {most}.", param="ttl_seconds")
+    return float(ttl)
+
+
+def _fingerprint(body: Json, *, large: bool) -> str:
+    """Leaves out `stream` and `stream_options`, so that a repeated POST may ask for the other form."""
+    same = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
+    digest = hashlib.sha256()
+    for piece in pieces.dump(same) if large else (pieces.dump_whole(same),):
+        digest.update(piece.encode())
+    return digest.hexdigest()
+
+
+def _characters(message: object) -> int:
+    content = cast(Json, message).get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = cast("list[object]", content if isinstance(content, list) else [content])
+    texts = [cast(Json, part).get("text") for part in parts if isinstance(part, dict)]
+    return sum(len(text) for text in texts if isinstance(text, str))

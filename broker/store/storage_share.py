@@ -1,0 +1,60 @@
+"""How many bytes of stored requests one tenant may have: as set, or a part of what Redis may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from broker.concurrency.cancellation import cancelled
+from broker.errors import StorageUnavailable
+from broker.redis.client import Redis, RedisError
+
+PARTS = 4
+"""A tenant's share of a bounded Redis is one part of so many: one alone cannot fill it."""
+KNOWN_FOR = 60.0  # seconds, after which Redis is asked again
+log = logging.getLogger("tokencast.broker")
+
+
+class Share:
+    """`most`: as set; None: a part of `maxmemory`, which Redis is asked for in the background, so that no request waits
+    for it. Until the first answer, and where INFO is not allowed, there is no limit."""
+
+    def __init__(self, redis: Redis, most: int | None) -> None:
+        self._redis = redis
+        self._set = most
+        self._known = 0
+        self._ask_at = 0.0
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """0 = any number."""
+        if self._set is not None:
+            return self._set
+        if time.monotonic() >= self._ask_at and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        return self._known
+
+    async def _ask(self) -> None:
+        try:
+            groups = [await self._redis.info("memory", group) for group in self._redis.servers.groups]
+        except (StorageUnavailable, RedisError) as error:
+            log.debug("maxmemory is not known: %s", error)
+        else:
+            each = [_maxmemory(info) for info in groups]
+            self._known = sum(each) // PARTS if all(each) else 0
+        self._ask_at = time.monotonic() + KNOWN_FOR
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await cancelled((self._asking,))
+
+
+def _maxmemory(info: bytes) -> int:
+    """Bytes; 0 where there is no bound, or nothing is said of it."""
+    for line in info.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"maxmemory":
+            return int(value)
+    return 0

@@ -1,0 +1,324 @@
+"""Generations as callers see them: created, read, listed, cancelled, deleted. All reading and writing of the
+logs' Redis outside the two hot paths (the worker's appender, the hub's readers) goes through here."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from broker.completion.fold import Completion, fold
+from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
+from broker.events import Event, from_entry
+from broker.generation import FIELDS, Generation, from_fields
+from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
+from broker.queue.quotas import NOTHING, Stored
+from broker.redis.client import Argument, Redis, Script
+from broker.redis.clock import RedisClock
+from broker.request import CompletionRequest
+from broker.store import keys
+from broker.store.data_loss import Losses
+from broker.store.listing import FIRST_ROWS, Lists, lifecycle_keys
+
+Json = dict[str, Any]
+PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
+IN_TIME = 6.0  # seconds after which a creation is not executed any more; an answer is awaited for five
+_PERHAPS_LOST = (
+    "Redis has just come back without its data. This Idempotency-Key may stand for a generation that is being put "
+    "back; ask again in a few seconds."
+)
+PATIENCE = 8.0  # seconds for a creation, and for the repetition of one whose reply was lost
+
+EVENTS_BYTES = 1024 * 1024
+"""Bytes of a page of events; a page that would have more ends before, with one event at least."""
+EVENT_BYTES = 100  # of an event without its data
+
+CREATE = Script("store", "create")
+CANCEL = Script("store", "cancel")
+DELETE = Script("store", "delete")
+SETTLE = Script("store", "settle")
+TRACE = Script("store", "trace")
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What `create` did: a new generation, or the one that the idempotency key already stands for."""
+
+    id: str
+    replayed: bool
+
+
+class Withdrawn(NamedTuple):
+    """What `cancel` and `delete` found: its status before, its ticket (0 if there is nothing to undo), and the bytes of
+    its request that are stored no longer."""
+
+    was: str
+    ticket: int = 0
+    dropped: Stored = NOTHING
+
+
+class Store:
+    """The generations of one Redis. `retention` (seconds) holds for those that do not ask for another."""
+
+    def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
+        """`grace`: seconds that a worker may take to put a running generation back after Redis has lost it."""
+        self.redis = redis
+        self.clock = RedisClock(redis)
+        self._retention = retention
+        self.losses = Losses(redis, self.clock, grace)
+        self._lists = Lists(redis, FIELDS)
+        self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
+
+    async def name(self, tenant: str, idempotency_key: str | None) -> str:
+        """The id of a generation that is to be created."""
+        return new_id(int(await self.clock.now() * 1000), tenant, idempotency_key)
+
+    async def knows(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether the key stands for a generation."""
+        shard = idempotency_shard(tenant, idempotency_key)
+        return bool(await self.redis.execute("EXISTS", keys.idempotency(shard, tenant, idempotency_key)))
+
+    async def create(
+        self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
+    ) -> Created:
+        """`gid`: what `name` gave it. IdempotencyConflict where the key stands for another body; StorageUnavailable
+        where Redis is away, or may just have lost what the key stands for. May be repeated with the same key."""
+        gid = gid or await self.name(tenant, idempotency_key)
+        now = created_ms(gid)
+        shard = shard_of(gid)
+        record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
+        ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
+        lifecycle = [*lifecycle_keys(gid), keys.epoch(shard), record]
+        fields: list[Argument] = [
+            gid,
+            tenant,
+            request.model,
+            request.upstream,
+            msgspec.json.encode(request.metadata),
+            request.on_upstream_error,
+            now,
+            int(ttl * 1000),
+            record if idempotency_key else "",
+            request.fingerprint,
+            request.prompt_tokens,
+            new_epoch(),
+            created_data(request.model, now),
+        ]
+        reply = await self._create(shard, lifecycle, fields)
+        if reply[0] == b"OK":
+            self.losses.observe(shard, reply[1])
+            return Created(gid, replayed=False)
+        if reply[0] == b"REPLAY":
+            return Created(reply[1].decode(), replayed=True)
+        raise IdempotencyConflict
+
+    async def _create(self, shard: str, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
+        """Runs create.lua, within a time that Redis checks: what lies in the buffer of a server that hangs is not
+        executed long after its caller was refused. A key without a record is created for only where none was lost."""
+        epoch = self.losses.trusted(shard)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                sent = time.monotonic()
+                while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
+                    epoch = reply[1]
+                    if await self.losses.suspects(shard, epoch or None, sent):
+                        raise StorageUnavailable(_PERHAPS_LOST)
+                    sent = time.monotonic()
+        except TimeoutError:
+            raise StorageUnavailable from None
+        if reply[0] == b"LATE":
+            raise StorageUnavailable
+        return reply
+
+    async def _create_in_time(
+        self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes
+    ) -> Sequence[bytes]:
+        try:
+            reply = await self._create_once(lifecycle, fields, epoch)
+        except StorageUnavailable:
+            # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
+            reply = await self._create_once(lifecycle, fields, epoch)
+        if reply[0] == b"LATE":  # or Redis's clock was set, since it was asked last
+            await self.clock.ask()
+            reply = await self._create_once(lifecycle, fields, epoch)
+        return reply
+
+    async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes) -> Sequence[bytes]:
+        latest = int((self.clock.last() + IN_TIME) * 1000)
+        return await self.redis.run(CREATE, lifecycle, [*fields, latest, epoch])
+
+    async def note_trace(self, gid: str, traceparent: str) -> None:
+        """What happens to a generation from now on is a part of this trace."""
+        await self.redis.run(TRACE, [keys.meta(gid)], [traceparent])
+
+    async def state(self, gid: str, tenant: str) -> Generation:
+        """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
+        another tenant's, GenerationGone if it was deleted or its log has expired, StorageUnavailable also while
+        Redis has just come back without it."""
+        check_id(gid)
+        shard, sent = shard_of(gid), time.monotonic()
+        fields, has_log, epoch = await self.redis.pipeline(
+            [("HMGET", keys.meta(gid), *FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
+        )
+        self.losses.observe(shard, epoch, sent)
+        if fields[1] is None and await self.losses.recent(gid, epoch):
+            raise StorageUnavailable("Redis has just come back without its data; what was running is put back.")
+        if fields[0] != tenant.encode():
+            raise GenerationNotFound
+        if fields[1] == b"deleted" or not has_log:
+            raise GenerationGone
+        return from_fields(gid, fields)
+
+    async def get(self, gid: str, tenant: str) -> Generation:
+        """The whole generation: its stored choices once it ended, else folded from the log so far."""
+        generation = await self.state(gid, tenant)
+        if generation.ended:
+            model, stored = await self.redis.execute("HMGET", keys.meta(gid), "md", "res")
+            if model is None:  # its retention has ended since
+                raise GenerationGone
+            if stored is not None:
+                return generation.with_choices(msgspec.json.decode(stored))
+        completion = await self._fold(generation)
+        choices = completion.choices
+        if generation.ended:
+            with suppress(StorageUnavailable):  # a full server: the next reader folds again
+                settled = await self.redis.run(SETTLE, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
+                self._partial.pop(gid, None)
+                if settled == b"GONE":
+                    raise GenerationGone
+        return generation.with_choices(choices)
+
+    async def _fold(self, generation: Generation) -> Completion:
+        """Incremental: a dashboard that polls pays for the new chunks only."""
+        gid = generation.id
+        cursor, completion = self._partial.pop(gid, (START, Completion()))
+        async for event in self.read(gid, cursor, generation.cursor):
+            # An ending from outside has an attempt of its own and leaves the text standing.
+            if event.cursor.attempt != cursor.attempt and not event.terminal:
+                completion = Completion()
+            fold((event,), completion)
+            cursor = event.cursor
+        self._partial[gid] = (cursor, completion)
+        while len(self._partial) > 64:
+            self._partial.popitem(last=False)
+        return completion
+
+    async def read(self, gid: str, after: Cursor, until: Cursor | None = None) -> AsyncIterator[Event]:
+        """The events behind `after`, up to the newest or `until`, in order, page by page."""
+        while True:
+            events = await self.page(gid, after, PAGE, until)
+            for event in events:
+                yield event
+            if len(events) < PAGE:
+                return
+            after = events[-1].cursor
+
+    async def page(self, gid: str, after: Cursor, count: int, until: Cursor | None = None) -> list[Event]:
+        """Up to `count` events behind `after`; seq -1 stands before an attempt's first."""
+        end = "+" if until is None else str(until)
+        start = f"({after}" if after.seq >= 0 else f"{after.attempt}-0"
+        reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
+        return [from_entry(entry) for entry in reply]
+
+    async def size(self, gid: str) -> int:
+        """About how many bytes `get` and `request` bring together."""
+        meta = keys.meta(check_id(gid))
+        parts = await self.redis.pipeline([("HSTRLEN", meta, "rq"), ("HSTRLEN", meta, "res"), ("HGET", meta, "by")])
+        return sum(int(part or 0) for part in parts)
+
+    async def bounded_page(self, gid: str, after: Cursor, limit: int) -> tuple[list[Event], bool]:
+        """Up to `limit` events behind `after`, at least one, of about EVENTS_BYTES; and whether there are more. Reads a
+        few, and then as many as there is room for: an event may be a thousand times as long as another."""
+        found: list[Event] = []
+        size, count = 0, FIRST_ROWS
+        while True:
+            wanted = min(count, limit - len(found)) + 1
+            events = await self.page(gid, after, wanted)
+            for event in events[: wanted - 1]:
+                size += EVENT_BYTES + len(event.data)
+                if found and size > EVENTS_BYTES:
+                    break
+                found.append(event)
+            more = len(found) > 0 and bool(events) and found[-1].cursor < events[-1].cursor
+            if not more or len(found) >= limit or size >= EVENTS_BYTES:
+                return found, more
+            after = found[-1].cursor
+            longest = max(EVENT_BYTES + len(event.data) for event in events)
+            count = max(1, (EVENTS_BYTES - size) // longest)
+
+    async def request(self, gid: str) -> Json | None:
+        """What the generation was asked with, as the upstream is sent it, with our `metadata` and `on_upstream_error`
+        where they say something. None where it was cancelled and its request was too long to be kept (cancel.lua).
+        GenerationGone where it was deleted meanwhile."""
+        status, body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "st", "rq", "mt", "pol")
+        if body is None:
+            if status == b"cancelled":
+                return None
+            raise GenerationGone
+        asked = msgspec.json.decode(body)
+        if labels := _json(metadata):
+            asked["metadata"] = labels
+        return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
+
+    async def counts(self, tenant: str) -> dict[str, int]:
+        """How many generations the tenant has, by status; some may have expired (broker/store/listing.py)."""
+        return await self._lists.counts(tenant)
+
+    async def list(
+        self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
+    ) -> tuple[list[Generation], bool]:
+        """Newest first, and whether there are more. `after` is the id of the last one of the page before. The page may
+        end before `limit` (broker/store/listing.py)."""
+        if after is not None:
+            check_id(after)
+        rows, more = await self._lists.page(tenant, status, limit, after)
+        return [from_fields(gid, fields) for gid, fields in rows], more
+
+    async def last_attempt(self, gid: str) -> Cursor:
+        """Right before the newest attempt of a log whose last event was written from outside."""
+        newest = await self.redis.execute("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 2)
+        return Cursor(entry_cursor(newest[-1][0]).attempt, -1)
+
+    async def cancel(self, gid: str, tenant: str) -> Withdrawn:
+        """Ends it if it has not ended."""
+        check_id(gid)
+        reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
+        return await self._outcome(gid, tenant, reply)
+
+    async def delete(self, gid: str, tenant: str) -> Withdrawn:
+        """Forgets it, whatever it was doing."""
+        check_id(gid)
+        reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
+        return await self._outcome(gid, tenant, reply)
+
+    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> Withdrawn:
+        if reply[0] == b"NONE":
+            await self.state(gid, tenant)  # which knows why
+            raise GenerationNotFound
+        if reply[0] == b"GONE":
+            raise GenerationGone
+        if reply[0] != b"OK":
+            return Withdrawn(reply[1].decode())
+        was, ticket, dropped, ttl_ms = reply[1:]
+        return Withdrawn(was.decode(), int(ticket), Stored(int(dropped), created_ms(gid) + int(ttl_ms)))
+
+
+def new_epoch() -> str:
+    """The name of a data set, should ours be the first generation in it; Redis puts its time before it."""
+    return secrets.token_hex(4)
+
+
+def created_data(model: str, created: int) -> bytes:
+    """What the `created` event says; `created` in ms."""
+    return msgspec.json.encode({"model": model, "created_at": created / 1000})
+
+
+def _json(text: bytes | None) -> Any:
+    return msgspec.json.decode(text) if text else None
