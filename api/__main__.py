@@ -12,8 +12,8 @@ import sys
 import uvloop
 
 from api.app import create_app
-from api.processes import supervise
-from api.server import Server, config_for, listen
+from api.server.server import Server, config_for, listen
+from api.server.supervisor import supervise
 from broker.broker import connect
 from broker.concurrency.cancellation import cancelled
 from broker.errors import Misconfigured

@@ -17,23 +17,23 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import Access
-from api.admission import Admission
-from api.chat import ChatCompletions
-from api.cors import Cors
-from api.crash import LastResort
-from api.dialects.lifecycle import LIFECYCLE
+from api.auth import Access
+from api.dialects.native.activity import Watching
+from api.dialects.native.activity_frames import LIFECYCLE
+from api.dialects.native.multiplex import Events
+from api.dialects.native.routes import Generations
+from api.dialects.openai_chat.routes import ChatCompletions
 from api.errors import new_request_id, on_broker_error, on_http_error, on_left
-from api.generations import Generations
-from api.guard import Guard, Policy
-from api.health import Health
-from api.metrics import Metrics, Requests
-from api.models import Models
-from api.multiplex import Events
-from api.openapi import OpenApi
-from api.overview import Overview
-from api.pages import pages
-from api.watching import Watching
+from api.middleware.cors import Cors
+from api.middleware.crash import LastResort
+from api.middleware.guard import Guard, Policy
+from api.ops.dashboard import pages
+from api.ops.health import Health
+from api.ops.metrics import Metrics, Requests
+from api.ops.models import Models
+from api.ops.openapi import OpenApi
+from api.ops.overview import Overview
+from api.server.admission import Admission
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancelled
 from broker.errors import BrokerError

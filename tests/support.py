@@ -322,7 +322,7 @@ class Writer:
 @asynccontextmanager
 async def upstream_sim(*arguments: str) -> AsyncGenerator[str, None]:
     """The simulated upstream; gives its base URL."""
-    async with service("worker.upstream_sim", "--port", "0", *arguments) as process:
+    async with service("worker.simulator", "--port", "0", *arguments) as process:
         yield (await process.says(r"upstream-sim ready on (\S+)"))[1]
 
 

@@ -12,7 +12,7 @@ from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.tracing import configure_tracing
 from broker.settings.settings import Settings, load_for_process, unknown_variables
-from worker.presence import present_here
+from worker.monitoring.heartbeat import present_here
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
 
 def _work(settings: Settings) -> int:
     # Here, because the SDK takes a second to import and health checks are many.
-    from worker import process
+    from worker import worker as process
 
     for remark in unknown_variables().values():
         process.log.warning("%s", remark)

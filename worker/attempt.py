@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from worker.chunks import Chunk
 from worker.claims import Claim
+from worker.upstream.chunks import Chunk
 
 CALL_BYTES = 256 * 1024
 CALL_EVENTS = 512  # 1.8 ms of the server's time, which everybody else waits for

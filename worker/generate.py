@@ -27,11 +27,11 @@ from broker.runtime.tracing import Spanned, mark, past_span, span
 from broker.settings.settings import Settings
 from worker.appender import Appender
 from worker.attempt import OURS, Attempt, AttemptEnded, Ending
-from worker.chunks import Chunk
 from worker.claims import Claim, announce_waiting, claim
-from worker.failures import UpstreamError
-from worker.tally import Tally
-from worker.upstream import Upstreams
+from worker.monitoring.counters import Tally
+from worker.upstream.chunks import Chunk
+from worker.upstream.errors import UpstreamError
+from worker.upstream.stream import Upstreams
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
 HELD = 64  # chunks without a token that may wait for the first one

@@ -138,6 +138,6 @@ def _becomes(name: str, module: str, summary: str) -> None:
 
 _becomes("api", "api", "One gateway, from the environment.")
 _becomes("worker", "worker", "One worker, from the environment.")
-_becomes("upstream-sim", "worker.upstream_sim", "The simulated OpenAI-compatible upstream.")
+_becomes("upstream-sim", "worker.simulator", "The simulated OpenAI-compatible upstream.")
 for command in (enqueue, follow, replay, ls, top, show, cancel, delete, token, models, new_key, completion):
     cli.add_command(command)

@@ -217,7 +217,7 @@ async def _start(
     awaited = [f"{url}/readyz"]
     if simulated:
         port = free_port()
-        command = python_module("worker.upstream_sim", "--port", str(port))
+        command = python_module("worker.simulator", "--port", str(port))
         await processes.start("simulated upstream", command, environment(*unknown_variables(), **variables))
         variables |= {
             "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",

@@ -1,4 +1,4 @@
-"""The seam to arq: puts tickets into its queue, rings, takes them out again. With `worker/main.py` the only
+"""The seam to arq: puts tickets into its queue, rings, takes them out again. With `worker/consumer.py` the only
 place that knows arq, which is frozen (security fixes only) and was made for short jobs.
 
 A ticket is `<generation>.<number>`; the job behind it says nothing but generation and tenant. Everything here can

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def simulator(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A running simulator's base URL and process."""
-    command = [sys.executable, "-m", "worker.upstream_sim", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "worker.simulator", "--port", "0", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:

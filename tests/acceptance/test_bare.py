@@ -11,7 +11,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, Writer, gateway, request_body, wait_until, worker
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 PATH = "/v1/chat/completions"
 

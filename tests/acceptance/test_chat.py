@@ -26,7 +26,7 @@ from tests.support import (
     wait_until,
     worker,
 )
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 PATH = "/v1/chat/completions"
 WORDS = ["one ", "two ", "three ", "four"]

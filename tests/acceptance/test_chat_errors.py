@@ -13,8 +13,8 @@ import pytest
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.sdk import ALL, Json, Sdk, generations, raised, sdk_named
 from tests.support import Gateway, gather, request_body, upstream_calls, worker
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 PROMPT = "Explain the GIL in CPython."
 SEED = seed_of([{"role": "user", "content": PROMPT}])

@@ -21,7 +21,7 @@ from broker.redis.client import Redis
 from broker.settings.settings import Settings
 from broker.store import keys
 from tests.support import Gateway, gateway, gather, request_body, texts, until_text, wait_until, worker
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 pytestmark = pytest.mark.clock
 HOUR = 3600.0

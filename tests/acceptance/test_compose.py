@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from broker.settings.settings import Settings, variable_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("redis", "upstream-sim", "worker", "api")

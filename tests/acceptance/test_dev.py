@@ -227,7 +227,9 @@ async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running
                 assert await checked.wait() == 0
             assert "SIMULATED" not in running.output
             assert f"upstream   {base_url}" in running.output
-            assert not [command for _, command in running.others() if "valkey" in command or "upstream_sim" in command]
+            assert not [
+                command for _, command in running.others() if "valkey" in command or "worker.simulator" in command
+            ]
             async with httpx2.AsyncClient(base_url=running.url, timeout=DEADLINE) as http:
                 body = request_body("[[sim length=3]]", "sim")
                 answer = await http.post("/v1/chat/completions", json=body)

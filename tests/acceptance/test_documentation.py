@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from api import errors as api_errors
-from api import guard
-from api.dialects import chat
+from api.dialects.openai_chat import frames as chat
+from api.middleware import guard
 from broker import errors
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.pages import anchors, blocks, reading, targets
 from tests.support import DEADLINE, ROOT, clean_environment, gateway, wait_until, worker
-from worker import tally
+from worker.monitoring import counters as tally
 
 README, DOCS_HOME = ROOT / "README.md", ROOT / "docs"
 DOCS = sorted(DOCS_HOME.glob("*.md"))

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from api.server import listen
+from api.server.server import listen
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.settings.settings import Settings

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from api.app import create_app
-from api.server import config_for
+from api.server.server import config_for
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.settings.settings import Settings

@@ -20,7 +20,7 @@ from broker.redis.client import Script
 from broker.store import keys
 from tests.integration.redis_proxy import redis_proxy
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 CHAT = "/v1/chat/completions"
 Begun = Callable[[], None]

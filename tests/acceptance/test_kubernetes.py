@@ -178,7 +178,7 @@ def test_a_stop_leaves_more_time_than_the_drain_takes() -> None:
     settings = {name: float(value) for name, value in GATEWAY.variables(Path()).items() if name.endswith("_DRAIN")}
     defaults = Settings.model_fields
     gives_way = GATEWAY.container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    slow = defaults["send_timeout"].default + 5  # api/server.py
+    slow = defaults["send_timeout"].default + 5  # api/server/server.py
     assert GATEWAY.grace > gives_way + settings["TOKENCAST_DRAIN"] + slow
     assert WORKER.grace > settings["TOKENCAST_WORKER_DRAIN"] + 10
     assert "TOKENCAST_SEND_TIMEOUT" not in GATEWAY.variables(Path())

@@ -22,7 +22,7 @@ from broker.store.store import new_epoch
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.appender import RESTORE
 from worker.claims import claim
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 

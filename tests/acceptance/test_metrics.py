@@ -254,7 +254,9 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(own_redis: EmbeddedRed
 
 def test_every_metric_of_ours_is_on_the_dashboard_or_explained() -> None:
     """A metric that nothing shows is one that nobody looks at: say here which may be."""
-    source = "".join((DOCS.parent / path).read_text("utf-8") for path in ("api/metrics.py", "worker/metrics.py"))
+    source = "".join(
+        (DOCS.parent / path).read_text("utf-8") for path in ("api/ops/metrics.py", "worker/monitoring/metrics.py")
+    )
     told = set(re.findall(r'"(tokencast_\w+)"', source))
     shown = " ".join(expressions())
     assert {name for name in told if name not in shown} == {

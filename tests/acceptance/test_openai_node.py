@@ -6,8 +6,8 @@ import pytest
 
 from tests.acceptance.sdk import README_URL, documented, node, run_snippet
 from tests.support import Gateway
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 pytestmark = pytest.mark.node
 

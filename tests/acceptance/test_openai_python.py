@@ -10,8 +10,8 @@ import pytest
 
 from tests.acceptance.sdk import README_URL, Json, Sdk, documented, oldest_python, run_snippet, sdk_named
 from tests.support import Gateway
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 SNIPPET = """\
 import os

@@ -13,8 +13,8 @@ import pytest
 
 from tests.acceptance.sdk import ALL_FORMS, NODE, NODE_SDK, Json, Result, Sdk, sdk_named
 from tests.support import Gateway, gather, texts
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces, tool_calls
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces, tool_calls
 
 PROMPT = "Explain the GIL in CPython."
 SEED = seed_of([{"role": "user", "content": PROMPT}])

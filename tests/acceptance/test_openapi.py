@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from api.app import create_app
 from api.errors import _STATUS
-from api.openapi import document
+from api.ops.openapi import document
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import ROOT, Gateway, clean_environment, gateway, worker

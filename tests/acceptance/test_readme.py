@@ -9,8 +9,8 @@ import pytest
 
 from tests.acceptance.pages import Reader, reading
 from tests.support import ROOT
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 README = ROOT / "README.md"
 ANSWER = "".join(pieces(seed_of([{"role": "user", "content": "Explain the GIL in CPython."}]), 60))

@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from tests.acceptance.sim_process import ROOT, ask, body, call_of, calls, post, simulator, socket_to
-from worker.upstream_sim.directives import MODELS
-from worker.upstream_sim.text import pieces, tool_calls
+from worker.simulator.directives import MODELS
+from worker.simulator.text import pieces, tool_calls
 
 WHOLE = "".join(pieces(7, 60))
 
@@ -262,7 +262,7 @@ async def test_it_stops_at_once_whatever_it_is_doing(number: signal.Signals) -> 
 
 
 def test_help_tables_what_can_be_asked() -> None:
-    command = [sys.executable, "-m", "worker.upstream_sim", "--help"]
+    command = [sys.executable, "-m", "worker.simulator", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "no-blank-line   truncate, the last frame lacking the blank line" in shown
     assert "--require-key KEY" in shown

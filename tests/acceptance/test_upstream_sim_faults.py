@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.acceptance.sim_process import ask, body, call_of, calls, post, simulator, socket_to
-from worker.upstream_sim.text import pieces, tool_calls
+from worker.simulator.text import pieces, tool_calls
 
 CUT = "".join(pieces(7, 60)[:5])
 WHOLE = "".join(pieces(7, 60))

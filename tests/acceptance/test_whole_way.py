@@ -23,7 +23,7 @@ from tests.support import (
     wait_until,
     worker,
 )
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 CANARY = "the canary sings at dawn"
 

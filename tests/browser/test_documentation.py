@@ -7,8 +7,8 @@ from playwright.async_api import Browser, expect
 
 from tests.acceptance.pages import reading
 from tests.support import ROOT
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 pytestmark = [pytest.mark.browser, pytest.mark.node, pytest.mark.timeout(300)]
 ANSWER = "".join(pieces(seed_of([{"role": "user", "content": "Explain the GIL in CPython."}]), 60))

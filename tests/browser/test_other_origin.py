@@ -20,8 +20,8 @@ from tests.acceptance.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_watching import LOST
 from tests.support import Gateway, Writer, clean_environment, gateway, request_body, worker
-from worker.upstream_sim.directives import seed_of
-from worker.upstream_sim.text import pieces
+from worker.simulator.directives import seed_of
+from worker.simulator.text import pieces
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 

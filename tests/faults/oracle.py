@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tests.support import Frame
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 Wrong = Literal["gap", "duplicate", "mixed", "ending", "refused", "malformed", "hang"]
 

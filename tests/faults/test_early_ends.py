@@ -12,7 +12,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.scene import QUICK, ask, audience
 from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, gather, upstream_calls, wait_until, worker
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 # What the upstream does when the end comes.
 DOING = {

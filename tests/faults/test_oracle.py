@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.oracle import Said, Shown, ShownCompletion
 from tests.support import Frame
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 SAID = Said("gen_x", seed=7, length=4)
 WORDS = pieces(7, 4)

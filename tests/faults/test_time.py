@@ -41,8 +41,8 @@ from worker.appender import Appender
 from worker.attempt import Ending
 from worker.claims import CLAIM, Claim, claim
 from worker.generate import Generator
-from worker.running import Running
-from worker.upstream import Upstreams
+from worker.slots import Running
+from worker.upstream.stream import Upstreams
 
 QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)

@@ -27,7 +27,7 @@ from tests.support import (
     wait_until,
     worker,
 )
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 LIMITS = {"TOKENCAST_FIRST_TOKEN_TIMEOUT": "1", "TOKENCAST_IDLE_TIMEOUT": "0.7", "TOKENCAST_MAX_DURATION": "20"}
 SEED, LENGTH = 7, 20
@@ -158,7 +158,7 @@ async def test_a_huge_error_is_not_read_whole(own_redis: EmbeddedRedis, sim: str
 
 async def test_a_frozen_upstream_is_noticed(own_redis: EmbeddedRedis) -> None:
     """E16: a peer that is there and never answers again, as behind a dead NAT entry."""
-    async with service("worker.upstream_sim", "--port", "0") as upstream:
+    async with service("worker.simulator", "--port", "0") as upstream:
         url = (await upstream.says(r"upstream-sim ready on (\S+)"))[1]
         async with gateway(own_redis.url) as api, worker(own_redis.url, url, **LIMITS):
             created = await api.create(request_body("[[sim seed=7 length=500 speed=50]]", model="sim"))

@@ -11,7 +11,7 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import Gateway, Service, gather, request_body, texts, upstream_calls, worker
-from worker.upstream_sim.replies import REPLIES
+from worker.simulator.replies import REPLIES
 
 Json = dict[str, Any]
 LOOKUP = {"id": "call_1", "name": "lookup", "arguments": {"city": "Oslo"}}

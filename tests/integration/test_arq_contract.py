@@ -37,7 +37,7 @@ async def pool(redis: EmbeddedRedis) -> AsyncGenerator[ArqRedis, None]:
 def worker(
     pool: ArqRedis, job: Callable[..., Awaitable[None]], max_jobs: int = 10, kind: type[Worker] = Worker
 ) -> Worker:
-    """As worker/main.py builds it."""
+    """As worker/consumer.py builds it."""
     return kind(
         [func(job, name=JOB_NAME)],  # type: ignore[arg-type]
         queue_name=keys.QUEUE,

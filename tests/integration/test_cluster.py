@@ -27,7 +27,7 @@ from tests.support import (
     wait_until,
     worker,
 )
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 LEASE = {"TOKENCAST_LEASE": "3"}
 

@@ -30,8 +30,8 @@ from tests.support import (
     wait_until,
     worker,
 )
-from worker import main as worker_main
-from worker.upstream_sim.text import pieces
+from worker import consumer as worker_main
+from worker.simulator.text import pieces
 
 
 @pytest.fixture

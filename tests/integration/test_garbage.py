@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from api.app import create_app
-from api.protocol import HttpProtocol
-from api.server import Server, config_for, listen
+from api.server.protocol import HttpProtocol
+from api.server.server import Server, config_for, listen
 from broker import Broker, connect
 from broker.concurrency.single_flight import Together
 from broker.dev.embedded_redis import EmbeddedRedis
@@ -24,9 +24,9 @@ from tests.support import Writer, beside, gather, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
-from worker.failures import UpstreamError
 from worker.generate import Generator
-from worker.upstream import Upstreams, UpstreamStream
+from worker.upstream.errors import UpstreamError
+from worker.upstream.stream import Upstreams, UpstreamStream
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from api.dialects.native import NATIVE
+from api.dialects.native.frames import NATIVE
 from broker import Broker
 from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub

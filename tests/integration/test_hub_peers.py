@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from api.dialects.native import NATIVE
+from api.dialects.native.frames import NATIVE
 from broker import Broker
 from broker.fanout.buffer import Slice
 from broker.ids import START

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis as redis_py
 
-from api.dialects.native import NATIVE
+from api.dialects.native.frames import NATIVE
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.fanout import reader_pool as readers

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from api.routing import QUICK, read_request
+from api.requests import QUICK, read_request
 from broker import connect
 from broker import json_pieces as pieces
 from broker.errors import InvalidRequest

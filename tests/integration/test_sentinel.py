@@ -18,7 +18,7 @@ from broker.redis.connection import NotMaster, RespError
 from broker.store import keys
 from tests.integration.redis_servers import ENGINES, SERVICE, Server, Watched, watched
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 LEASE = {"TOKENCAST_LEASE": "5"}
 

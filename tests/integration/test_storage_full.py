@@ -18,7 +18,7 @@ from broker.store import keys
 from broker.store.store import lifecycle_keys
 from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.appender import TOUCH
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from broker.settings.settings import Settings, load
 from broker.store import keys
 from tests.support import Writer, gateway, request_body, worker
 from worker.appender import PIPELINE_BYTES
-from worker.upstream_sim.text import pieces
+from worker.simulator.text import pieces
 
 DEFAULT = Settings()  # pyright: ignore[reportCallIssue]
 

@@ -22,7 +22,7 @@ from broker.runtime.http_tls import trusted
 from broker.settings.upstreams import default_upstream
 from tests.certificates import make_authority, make_certificate, needs_openssl, server_context
 from tests.support import Service, service, wait_until
-from worker.upstream_client import check_client
+from worker.upstream.client import check_client
 
 pytestmark = needs_openssl
 

@@ -23,8 +23,8 @@ from tests.support import DEADLINE, beside, request_body, wait_until
 from worker import appender as appender_module
 from worker.appender import APPEND, FINISH, Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
-from worker.chunks import Chunk
 from worker.claims import Claim, claim
+from worker.upstream.chunks import Chunk
 
 
 def settings(url: str, **more: Any) -> Settings:

@@ -14,7 +14,7 @@ from broker import Broker, Event, Generation, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
 from tests.support import Service, gather, upstream_sim, wait_until, worker
-from worker.upstream_sim import text
+from worker.simulator import text
 
 
 @pytest.fixture(scope="module")

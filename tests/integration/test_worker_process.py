@@ -16,7 +16,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.store import keys
 from tests.support import Service, clean_environment, service, upstream_sim, wait_until, worker
-from worker.upstream_sim import text
+from worker.simulator import text
 
 
 @pytest.fixture(scope="module")

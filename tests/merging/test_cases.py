@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.chat import completion
+from api.dialects.openai_chat.routes import completion
 from broker.cli.output import Printer
 from broker.completion.fold import Completion, decode_chunk, text_of
 from broker.gateway_client.client import Received

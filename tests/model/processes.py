@@ -34,11 +34,11 @@ from worker import appender as appender_module
 from worker import claims
 from worker.appender import RESTORING, Appender, Call
 from worker.attempt import Attempt
-from worker.chunks import Chunk
 from worker.claims import Claim
-from worker.failures import UpstreamError
 from worker.generate import Generator
-from worker.running import Running
+from worker.slots import Running
+from worker.upstream.chunks import Chunk
+from worker.upstream.errors import UpstreamError
 
 
 class CountedRedis(Pool):

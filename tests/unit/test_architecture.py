@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("broker", "worker", "api")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-SIMULATOR = "worker/upstream_sim/"
+SIMULATOR = "worker/simulator/"
 
 
 def name_of(path: Path) -> str:
@@ -48,8 +48,8 @@ def test_packages_look_one_way(package: str, allowed: str) -> None:
 
 
 def test_each_library_has_its_place() -> None:
-    assert importers("openai") == {"worker/upstream.py", "worker/upstream_client.py"}
-    assert importers("arq") == {"broker/queue/tickets.py", "worker/main.py"}
+    assert importers("openai") == {"worker/upstream/stream.py", "worker/upstream/client.py"}
+    assert importers("arq") == {"broker/queue/tickets.py", "worker/consumer.py"}
     assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
     assert importers("prometheus_client") == {"broker/runtime/prometheus.py"}
     for library in ("starlette", "uvicorn"):
@@ -60,8 +60,8 @@ def test_the_simulator_stands_alone() -> None:
     for name, modules in IMPORTS.items():
         inside = name.startswith(SIMULATOR)
         ours = {m for m in modules if m.partition(".")[0] in PACKAGES}
-        assert all(m.startswith("worker.upstream_sim") == inside for m in ours) or not inside, name
-        assert inside or not any(m.startswith("worker.upstream_sim") for m in ours), name
+        assert all(m.startswith("worker.simulator") == inside for m in ours) or not inside, name
+        assert inside or not any(m.startswith("worker.simulator") for m in ours), name
 
 
 def test_keys_are_spelled_in_one_file() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api.dialects.lifecycle import LIFECYCLE
+from api.dialects.native.activity_frames import LIFECYCLE
 from broker.fanout.activity import OVERLAP, Entry, History
 from broker.fanout.buffer import SEGMENT_BYTES
 from broker.fanout.memory_feed import FIRST, Channel

@@ -7,7 +7,7 @@ import pytest
 from broker.fanout import reader
 from broker.settings.settings import Settings
 from broker.store.preflight import PATCHED, Finding, about, about_clock
-from worker import main
+from worker import consumer as main
 from worker.appender import Appender
 
 GOOD = {"redis_version": "8.6.3", "maxmemory_policy": "noeviction", "aof_enabled": "1"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from api.guard import STATUS, Policy, refusal
+from api.middleware.guard import STATUS, Policy, refusal
 from broker.settings.settings import Settings
 
 LOCAL = Policy.of(Settings(allowed_hosts="tokencast.example,*.team.example", cors_origins="https://app.example"))  # type: ignore[arg-type]

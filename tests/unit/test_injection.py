@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from api.dialects.chat import CHAT, CHAT_WITH_USAGE
-from api.dialects.native import NATIVE
+from api.dialects.native.frames import NATIVE
+from api.dialects.openai_chat.frames import CHAT, CHAT_WITH_USAGE
 from broker.events import COMPLETED, FAILED, Event
 from broker.fanout.buffer import Dialect
 from broker.ids import Cursor
-from worker.chunks import BadChunk, examine
+from worker.upstream.chunks import BadChunk, examine
 
 DIALECTS = [pytest.param(NATIVE, id="native"), pytest.param(CHAT, id="chat"), pytest.param(CHAT_WITH_USAGE, id="usage")]
 

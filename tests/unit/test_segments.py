@@ -8,7 +8,7 @@ from itertools import takewhile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects.native import NATIVE
+from api.dialects.native.frames import NATIVE
 from broker.events import CHUNK, COMPLETED, CREATED, RESET, STARTED, Event
 from broker.fanout import buffer as segments
 from broker.fanout.buffer import Segment, View

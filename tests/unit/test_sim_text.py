@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import worker.upstream_sim as package
-from worker.upstream_sim import text
-from worker.upstream_sim.directives import KEYS, STYLES, BadRequest, Directive, parse, seed_of
-from worker.upstream_sim.faults import FAULTS
-from worker.upstream_sim.text import TROUBLE, iter_pieces, pieces, split_surrogates, tool_calls
+import worker.simulator as package
+from worker.simulator import text
+from worker.simulator.directives import KEYS, STYLES, BadRequest, Directive, parse, seed_of
+from worker.simulator.faults import FAULTS
+from worker.simulator.text import TROUBLE, iter_pieces, pieces, split_surrogates, tool_calls
 
 seeds = st.integers(min_value=0, max_value=2**31)
 

@@ -16,10 +16,10 @@ from broker.runtime.counters import GAPS, Buckets
 from broker.runtime.prometheus import Exposition, Families
 from broker.settings.settings import Settings
 from worker.attempt import Attempt
-from worker.chunks import Chunk
 from worker.claims import Claim
-from worker.failures import UpstreamError
-from worker.tally import Tally
+from worker.monitoring.counters import Tally
+from worker.upstream.chunks import Chunk
+from worker.upstream.errors import UpstreamError
 
 NOW = int(time.time() * 1000)
 

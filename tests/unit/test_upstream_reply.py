@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.completion.fold import Completion, decode_chunk
-from worker.chunks import Chunk
-from worker.reply import Reply
-from worker.upstream_sim.replies import COUNTED, DONE, GOOD, MORNING, REPLIES, STOP, chunk, event
+from worker.simulator.replies import COUNTED, DONE, GOOD, MORNING, REPLIES, STOP, chunk, event
+from worker.upstream.chunks import Chunk
+from worker.upstream.reply import Reply
 
 KEY = "sk-of-the-operator"
 LONGEST = 4 << 20

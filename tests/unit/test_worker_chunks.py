@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from broker.completion.fold import decode_chunk
 from broker.events import CHUNK, USAGE
-from worker.chunks import BadChunk, Chunk, examine
-from worker.sse import BOM, LineTooLong, SseEvent, SseSplitter
+from worker.upstream.chunks import BadChunk, Chunk, examine
+from worker.upstream.sse import BOM, LineTooLong, SseEvent, SseSplitter
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

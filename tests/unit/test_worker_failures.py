@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from worker.failures import answered, reported
 from worker.generate import FIRST_RETRY, Retries
+from worker.upstream.errors import answered, reported
 
 KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}

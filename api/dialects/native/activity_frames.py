@@ -1,0 +1,42 @@
+"""What happens to generations: each event under its name, with the generation as the list shows it.
+
+id: 1763790000123
+event: completed
+data: {"id":"gen_…","object":"generation","status":"completed",…}
+
+The id is a time, ms by Redis's clock: everything that happened up to then has been told. Several events may share one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from api.dialects.native.frames import NATIVE
+from broker.events import Event
+from broker.ids import Cursor
+
+
+class Lifecycle:
+    crosses_attempts = True
+    heartbeat = NATIVE.heartbeat
+
+    def frame(self, event: Event) -> bytes:
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.at_ms, event.type, event.data)
+
+    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
+        return b""
+
+    def forget(self) -> bytes:
+        return b""
+
+    def farewell(self, reason: str) -> bytes:
+        return NATIVE.farewell(reason)
+
+
+LIFECYCLE = Lifecycle()
+
+
+def missed(requested: int, earliest: int, latest: int) -> bytes:
+    """What happened between the first two is not kept any more: list the generations again."""
+    data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
+    return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)

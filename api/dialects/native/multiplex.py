@@ -1,0 +1,199 @@
+"""`GET /v1/events`: many generations on one connection, for a page that shows ten and may open six.
+
+To the hub it is one subscriber for each generation, all of which write to one wire: what is pending there holds all of
+them back, so together they hold no more than one would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.auth import Access
+from api.dialects.native.multiplex_frames import Vector, Wrapped, parse_vector
+from api.errors import IS_DRAINING
+from api.query import last_event_id_of, text_of, texts_of
+from api.requests import by_method
+from api.streaming.cursors import locate
+from api.streaming.response import HEADERS, Later, LiveResponse, later
+from api.streaming.shared_wire import GenerationShare, Share, SharedWire
+from broker.broker import Broker
+from broker.errors import (
+    BrokerError,
+    GenerationGone,
+    GenerationNotFound,
+    InvalidRequest,
+    LimitExceeded,
+    StorageUnavailable,
+)
+from broker.fanout.buffer import Slice
+from broker.fanout.feed import Feed
+from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.subscriber import Subscriber, Wire
+from broker.ids import START, Cursor, parse_cursor
+
+MOST = 100  # generations on one connection
+
+
+LATEST, UNKNOWN = Cursor(-1, 0), Cursor(-1, 1)
+"""Instead of a cursor: from now on; and one that cannot be of any log."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One generation on a stream: what it is told at once, and its feed, behind `cursor`, if more may follow. None as
+    cursor: `gone` is the last word on it."""
+
+    dialect: Wrapped
+    cursor: Cursor | None
+    feed: Feed | None = None
+    preface: bytes = b""
+    missing: BrokerError | None = None
+    until: float | None = None
+
+
+class Events:
+    """The handler of `/v1/events?generation=ID[@CURSOR]&generation=…`, where CURSOR may be `latest`.
+
+    An id that is unknown, another tenant's, deleted or expired is told by one `gone` event and does not decide over the
+    others; only a first request that names nothing else is refused, 404 or 410. `Last-Event-ID` wins over all
+    `@CURSOR`; one that is not of this URL means `reset`, and all of it again. No id, more than 100, or a malformed
+    `@CURSOR`: 400. An id that is named twice counts once. Each is one of the subscribers that a tenant may have.
+    """
+
+    def __init__(self, broker: Broker, access: Access) -> None:
+        self._broker = broker
+        self._access = access
+
+    def routes(self) -> list[Route]:
+        return [by_method("/v1/events", GET=self.events)]
+
+    async def events(self, request: Request) -> Response:
+        if not text_of(request, "token"):
+            self._access.tenant(request)
+        named = parse_generations(texts_of(request, "generation"))
+        if request.method == "HEAD":
+            return Response(headers=HEADERS)
+        if self._broker.hub.draining:
+            return Later("draining", IS_DRAINING)
+        try:
+            return await self._stream(request, named)
+        except (StorageUnavailable, LimitExceeded) as error:
+            return later(error)
+
+    async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
+        gids, last = list(named), last_event_id_of(request)
+        wanted: Sequence[Cursor | None] = list(named.values())
+        if last:
+            wanted = parse_vector(last, gids) or [UNKNOWN] * len(gids)
+        async with AsyncExitStack() as stack:
+            opening = (self._open(request, stack, *one) for one in zip(gids, wanted, strict=True))
+            opened = await asyncio.gather(*opening, return_exceptions=True)  # all, so that the stack knows all
+            places = [_raised(one) for one in opened]
+            refused = [place.missing for place in places if place.missing is not None]
+            if len(refused) == len(places) and not last:
+                raise refused[0]
+            if not any(place.feed or place.preface for place in places):
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            return Multiplex(self._broker, stack.pop_all(), places, bookmark=LATEST in wanted)
+        raise AssertionError("unreachable")
+
+    async def _open(self, request: Request, stack: AsyncExitStack, gid: str, wanted: Cursor | None) -> Place:
+        dialect = Wrapped(gid)
+        if wanted is None:
+            return Place(dialect, None)
+        try:
+            reader = await self._access.reader(request, gid)
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
+            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
+        except (GenerationNotFound, GenerationGone) as error:
+            return Place(dialect, None, preface=dialect.gone(max(wanted, START)), missing=error)
+        position = feed.tail if wanted == LATEST else None
+        if wanted.attempt >= 0:
+            position = await locate(self._broker.store, wanted, generation)
+        if position is None:
+            preface = dialect.unknown_cursor(generation.attempt)
+            return Place(dialect, START, feed, preface, until=reader.until)
+        over = generation.ended and position >= generation.cursor
+        return Place(dialect, position, None if over else feed, until=reader.until)
+
+
+def parse_generations(named: Sequence[str]) -> dict[str, Cursor]:
+    """Ids, and behind what each is wanted. InvalidRequest, InvalidCursor."""
+    found: dict[str, Cursor] = {}
+    for text in named:
+        gid, _, cursor = text.partition("@")
+        wanted = LATEST if cursor == "latest" else parse_cursor(cursor) if cursor else START
+        found.setdefault(gid, wanted)
+    if not 1 <= len(found) <= MOST:
+        raise InvalidRequest(f"`generation` names from 1 to {MOST} generations, once each.", param="generation")
+    return found
+
+
+def _raised(one: Place | BaseException) -> Place:
+    if isinstance(one, BaseException):
+        raise one
+    return one
+
+
+class Multiplex(LiveResponse):
+    """The stream. `bookmark`: it begins with its `id:`, so that a reconnect before any other loses nothing."""
+
+    def __init__(self, broker: Broker, stack: AsyncExitStack, places: Sequence[Place], *, bookmark: bool) -> None:
+        super().__init__(stack, send_timeout=broker.settings.send_timeout)
+        self._hub = broker.hub
+        self._places = places
+        self._vector = Vector([place.dialect.gid for place in places], [place.cursor for place in places])
+        self._bookmark = bookmark
+        self._until = min((place.until for place in places if place.until is not None), default=None)
+
+    async def write_to(self, wire: Wire) -> str:
+        preface = b"".join(place.preface for place in self._places)
+        if preface or self._bookmark:
+            wire.write(Slice(self._vector.sign(preface or b"\n"), FIRST))
+        shared = SharedWire(wire)
+        async with AsyncExitStack() as stack:
+            # On whose channel nothing comes: it is told of drain and time, and its dialect says them for all.
+            watch = await stack.enter_async_context(
+                self._hub.subscribe(Channel("", self._vector), self._vector, Share(shared), FIRST)
+            )
+            running: dict[asyncio.Future[str], int] = {}
+            for at, place in enumerate(self._places):
+                if place.feed is not None and place.cursor is not None:
+                    share = GenerationShare(shared, self._vector, at, place.feed)
+                    subscriber = await stack.enter_async_context(
+                        self._hub.subscribe(place.feed, place.dialect, share, place.cursor)
+                    )
+                    running[subscriber.ended] = at
+            return await self._until_all_ended(wire, watch, running)
+
+    def _tell_gone(self, wire: Wire, at: int) -> None:
+        place, last = self._places[at], self._vector.cursors[at]
+        self._vector.cursors[at] = None
+        wire.write(Slice(self._vector.sign(place.dialect.gone(last or START)), FIRST))
+
+    async def _until_all_ended(self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[str], int]) -> str:
+        while running:
+            left = None if self._until is None else max(0.0, self._until - time.time())
+            done, _ = await asyncio.wait((*running, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                self._hub.farewell(watch, "expired")
+            for ended in done - {watch.ended}:
+                at, reason = running.pop(ended), ended.result()
+                if reason == "gone":
+                    self._tell_gone(wire, at)
+                elif reason in ("left", "stalled"):
+                    watch.end(reason)
+                elif reason != "ended":
+                    self._hub.farewell(watch, reason)
+            if watch.ended.done():
+                return watch.ended.result()
+        return "ended"

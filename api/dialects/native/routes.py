@@ -1,0 +1,180 @@
+"""The native routes: create, list, get, cancel, delete, and the events of one generation."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.accept import prefers_json
+from api.auth import Access
+from api.dialects.native.frames import NATIVE, bookmark, unknown_cursor
+from api.errors import IS_DRAINING, JSONResponse
+from api.query import choice_of, last_event_id_of, text_of, whole_of
+from api.requests import by_method, read_body, read_request, submit
+from api.server.memory import room
+from api.streaming.cursors import locate
+from api.streaming.paced import Replay, parse_speed
+from api.streaming.response import HEADERS, EventStream, Later, later
+from broker.auth.stream_tokens import LONGEST
+from broker.broker import Broker
+from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
+from broker.events import STATUSES
+from broker.fanout.feed import Feed
+from broker.generation import Generation, queued
+from broker.ids import START, Cursor, parse_cursor
+from broker.request import parse_json, ttl_of
+
+LIST_LIMIT = 100
+EVENTS_LIMIT = 1000
+
+
+class Generations:
+    """The handlers of `/v1/generations…`."""
+
+    def __init__(self, broker: Broker, access: Access) -> None:
+        self._broker = broker
+        self._access = access
+
+    def routes(self) -> list[Route]:
+        one = "/v1/generations/{id}"
+        return [
+            by_method("/v1/generations", GET=self.list, POST=self.create),
+            by_method(one, GET=self.get, DELETE=self.delete),
+            by_method(f"{one}/cancel", POST=self.cancel),
+            by_method(f"{one}/events", GET=self.events),
+            by_method(f"{one}/token", POST=self.token),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        tenant = self._access.tenant(request)
+        asked = await read_request(request, self._broker)
+        created = await submit(self._broker, request, asked, tenant)
+        headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
+        if created.replayed:
+            headers["idempotent-replayed"] = "true"
+            async with room(request, tenant, partial(self._broker.store.size, created.id)):
+                generation = await self._broker.get(created.id, tenant)
+                return JSONResponse(generation.to_json(), HTTPStatus.OK, headers)
+        return JSONResponse(queued(created.id, asked).to_json(), HTTPStatus.ACCEPTED, headers)
+
+    async def list(self, request: Request) -> Response:
+        tenant = self._access.tenant(request)
+        status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
+        limit = whole_of(request, "limit", 20, LIST_LIMIT)
+        async with room(request, tenant):
+            page, more = await self._broker.store.list(tenant, status, limit, after)
+            return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
+
+    async def get(self, request: Request) -> Response:
+        """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
+        answer, and the prompt may be none of theirs."""
+        gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
+        tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            found = (await self._broker.get(gid, tenant=tenant)).to_json()
+            if include:
+                found["request"] = await self._broker.store.request(gid)
+            return JSONResponse(found)
+
+    async def cancel(self, request: Request) -> Response:
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        await self._broker.end(gid, tenant)
+        async with room(request, tenant, partial(self._broker.store.size, gid)):
+            return JSONResponse((await self._broker.get(gid, tenant)).to_json())
+
+    async def delete(self, request: Request) -> Response:
+        await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    async def token(self, request: Request) -> Response:
+        """For who cannot send a key, to read this generation. `events_url` is relative to the gateway's origin."""
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        body = await read_body(request, self._broker.settings.max_body)
+        seconds = ttl_of(parse_json(body), LONGEST) if body else None
+        await self._broker.store.state(gid, tenant)
+        token, expires_at = await self._broker.tokens.issue(gid, tenant, seconds or LONGEST)
+        events_url = f"/v1/generations/{gid}/events?token={token}"
+        return JSONResponse({"token": token, "expires_at": expires_at, "events_url": events_url})
+
+    async def events(self, request: Request) -> Response:
+        """A browser's stream is never refused with an error status for what is our trouble: EventSource would
+        not come back."""
+        gid = request.path_params["id"]
+        if prefers_json(request.headers):
+            return await self._page(request, gid)
+        if request.method == "HEAD":
+            reader = await self._access.reader(request, gid)
+            await self._broker.store.state(gid, reader.tenant)
+            return Response(headers=HEADERS)
+        try:
+            return await self._stream(request, gid)
+        except (StorageUnavailable, LimitExceeded) as error:
+            return later(error)
+
+    async def _stream(self, request: Request, gid: str) -> Response:
+        hub = self._broker.hub
+        reader = await self._access.reader(request, gid)
+        speed = text_of(request, "speed", empty=True)
+        pace = None if speed is None else parse_speed(speed)
+        if hub.draining:
+            return Later("draining", IS_DRAINING)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
+            feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))
+            position, preface = await self._begin(request, feed, generation)
+            if generation.ended and position >= generation.cursor:
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            if pace is not None:
+                opened = stack.pop_all()
+                return Replay(self._broker, opened, feed, position, pace, preface=preface, until=reader.until)
+            return EventStream(
+                hub,
+                stack.pop_all(),
+                feed,
+                NATIVE,
+                position,
+                preface=preface,
+                until=reader.until,
+                headers={"x-generation-id": gid},
+                send_timeout=self._broker.settings.send_timeout,
+            )
+        raise AssertionError("unreachable")
+
+    async def _begin(self, request: Request, feed: Feed, generation: Generation) -> tuple[Cursor, bytes]:
+        """Where the reader wants to begin, and what it must be told first."""
+        last, query = last_event_id_of(request), text_of(request, "after")
+        if last:
+            try:
+                wanted = parse_cursor(last)
+            except InvalidCursor:
+                return START, unknown_cursor(generation.attempt)
+        elif query == "latest":
+            return feed.tail, bookmark(feed.tail)
+        elif query:
+            wanted = parse_cursor(query)
+        else:
+            return START, b""
+        position = await locate(self._broker.store, wanted, generation)
+        return (START, unknown_cursor(generation.attempt)) if position is None else (position, b"")
+
+    async def _page(self, request: Request, gid: str) -> Response:
+        reader = await self._access.reader(request, gid)
+        await self._broker.store.state(gid, reader.tenant)
+        after = parse_cursor(last_event_id_of(request) or text_of(request, "after") or str(START))
+        limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
+        async with room(request, reader.tenant):
+            events, has_more = await self._broker.store.bounded_page(gid, after, limit)
+            # `data` is JSON already: it is set in as it is.
+            rows = [
+                b'{"id":"%b","event":"%b","at":%d,"data":%b}'
+                % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
+                for event in events
+            ]
+            more = b"true" if has_more else b"false"
+            body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
+            return Response(body, media_type="application/json")

@@ -1,0 +1,270 @@
+"""OpenAI's chat.completions on top of a generation: the stock SDKs need another `base_url` and key, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.auth import Access
+from api.dialects.openai_chat.frames import Chat, chat_dialect
+from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
+from api.query import flag_of, text_of
+from api.requests import by_method, read_request, submit
+from api.server.memory import room
+from api.streaming.null_wire import SILENCE
+from api.streaming.response import EventStream
+from broker.broker import Broker
+from broker.completion.fold import finish_reason
+from broker.completion.merging import as_call
+from broker.completion.text import json_text
+from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
+from broker.fanout.buffer import Dialect
+from broker.fanout.feed import Feed
+from broker.generation import Generation
+from broker.ids import START, Cursor, parse_cursor
+from broker.request import CompletionRequest
+
+Json = dict[str, Any]
+
+STATUS_WAIT = 10.0
+"""Seconds that the status line waits for the first chunk, so that a failure keeps a status of its own."""
+
+
+class ChatCompletions:
+    """The handlers of `/v1/chat/completions`."""
+
+    def __init__(self, broker: Broker, access: Access) -> None:
+        self._broker = broker
+        self._access = access
+
+    def routes(self) -> list[Route]:
+        path = "/v1/chat/completions"
+        return [
+            by_method(path, POST=self.create),
+            by_method(path + "/{id}", GET=self.get),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        tenant = self._access.tenant(request)
+        bare = flag_of(request, "bare")
+        asked = await read_request(request, self._broker)
+        if self._broker.hub.draining:
+            return draining_error({"retry-after": "1"})  # another gateway takes it
+        self._access.subscribers.check(tenant)
+        created = await submit(self._broker, request, asked, tenant)
+        headers = {"x-generation-id": created.id}
+        if created.replayed:
+            headers["idempotent-replayed"] = "true"
+        try:
+            dialect = chat_dialect(usage=asked.include_usage, bare=bare)
+            return await self._answer(request, asked, created.id, tenant, headers, dialect)
+        except BrokerError as error:
+            response = await on_broker_error(request, error)
+            response.headers.update({**headers, **NO_RETRY})
+            return response
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: CompletionRequest,
+        gid: str,
+        tenant: str,
+        headers: dict[str, str],
+        dialect: Chat,
+    ) -> Response:
+        """What becomes of a generation that was accepted, in the form that was asked for."""
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(tenant, gid))
+            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
+            if not asked.stream:
+                response = await self._whole(request, feed, tenant)
+            elif (refused := await self._refusal(feed, dialect, tenant)) is not None:
+                response = refused
+            else:
+                position = await self._newest_attempt(generation)
+                return self._stream(stack.pop_all(), feed, dialect, position, headers)
+        response.headers.update(headers)
+        return response
+
+    def _stream(
+        self,
+        stack: AsyncExitStack,
+        feed: Feed,
+        dialect: Chat,
+        position: Cursor,
+        headers: dict[str, str],
+        *,
+        given: bool = False,
+        until: float | None = None,
+    ) -> EventStream:
+        return EventStream(
+            self._broker.hub,
+            stack,
+            feed,
+            dialect,
+            position,
+            given=given,
+            until=until,
+            headers=headers,
+            send_timeout=self._broker.settings.send_timeout,
+        )
+
+    async def _refusal(self, feed: Feed, dialect: Chat, tenant: str) -> Response | None:
+        """The error answer of a generation that failed before it had anything to say."""
+        ended = await self._wait(feed, dialect, feed.begun(), STATUS_WAIT)
+        if ended is None or feed.has_chunk:
+            return None
+        if ended == "draining":
+            return draining_error(NO_RETRY)
+        generation = await self._broker.store.state(feed.gid, tenant)
+        return generation_error(generation) if generation.status in ("failed", "cancelled") else None
+
+    async def _whole(self, request: Request, feed: Feed, tenant: str) -> Response:
+        """Waits for the end, as long as the caller does; the generation goes on without."""
+        ended = await self._wait(feed, SILENCE, _disconnected(request))
+        if ended == "draining" and not feed.ended:
+            return draining_error(NO_RETRY)
+        async with room(request, tenant, partial(self._broker.store.size, feed.gid)):
+            generation = await self._broker.get(feed.gid, tenant=tenant)
+            if ended is not None and not generation.ended:
+                raise StorageUnavailable
+            return _completion_or_error(generation)
+
+    async def _wait(
+        self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
+    ) -> str | None:
+        """As a subscriber who is written nothing: until then, or the generation's end, or the hub's farewell. Why
+        there will be no more, if that was it."""
+        moment = asyncio.ensure_future(until)
+        async with self._broker.hub.subscribe(feed, dialect, SILENCE, feed.tail) as subscriber:
+            try:
+                await asyncio.wait((moment, subscriber.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                return subscriber.ended.result() if subscriber.ended.done() else None
+            finally:
+                moment.cancel()
+                await asyncio.gather(moment, return_exceptions=True)
+
+    async def _newest_attempt(self, generation: Generation) -> Cursor:
+        """Where a reader begins who must not see two attempts: right before the newest one."""
+        if generation.status == "queued":
+            return generation.cursor  # the next attempt begins behind it
+        if generation.attempt <= 1:
+            return START
+        if generation.cursor.seq > 0 or not generation.ended:
+            return Cursor(generation.cursor.attempt, -1)
+        return await self._broker.store.last_attempt(generation.id)
+
+    async def get(self, request: Request) -> Response:
+        """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
+        gid = request.path_params["id"]
+        reader = await self._access.reader(request, gid)
+        stream, bare = flag_of(request, "stream"), flag_of(request, "bare")
+        usage = flag_of(request, "include_usage")
+        if not stream or request.method == "HEAD":
+            async with room(request, reader.tenant, partial(self._broker.store.size, gid)):
+                return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
+            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
+            after = text_of(request, "after") or text_of(request, "starting_after")
+            position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
+            dialect = chat_dialect(usage=usage, bare=bare)
+            given = after is not None and position.attempt > 0 and position.seq > 0
+            headers = {"x-generation-id": gid}
+            return self._stream(stack.pop_all(), feed, dialect, position, headers, given=given, until=reader.until)
+        raise StorageUnavailable  # never: the stack suppresses nothing
+
+    async def _behind(self, after: str, generation: Generation) -> Cursor:
+        """Where a reader goes on. InvalidCursor behind one that is not of this log: nothing would ever come."""
+        position = parse_cursor(after)
+        if generation.ended and position == generation.cursor:
+            return Cursor(position.attempt, position.seq - 1)  # the end, once more
+        before = Cursor(position.attempt, position.seq - 1)
+        if position != START and not await self._broker.store.page(generation.id, before, 1, until=position):
+            raise InvalidCursor(f"The generation has no event {position}.")
+        return position
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _completion_or_error(generation: Generation) -> JSONResponse:
+    if generation.status in ("failed", "cancelled"):
+        return generation_error(generation)
+    return JSONResponse(completion(generation))
+
+
+def completion(generation: Generation) -> Json:
+    """The ChatCompletion; `finish_reason` is null while it runs."""
+    return {
+        "id": generation.id,
+        "object": "chat.completion",
+        "created": int(generation.created_at),
+        "model": generation.model,
+        "choices": [_choice(choice, ended=generation.ended) for choice in generation.choices],
+        "usage": generation.usage,
+    }
+
+
+def _choice(choice: Json, *, ended: bool) -> Json:
+    """A choice as OpenAI's types have it, whatever the upstream sent."""
+    message = _message(_object(choice.get("message")))
+    reason = finish_reason(choice.get("finish_reason"))
+    if reason is None and ended:  # some upstreams say [DONE] and nothing else, but null means that it runs
+        reason = "tool_calls" if "tool_calls" in message else "stop"
+    logprobs = _object(choice.get("logprobs")) or None
+    return {**choice, "logprobs": logprobs, "message": message, "finish_reason": reason}
+
+
+def _message(merged: Json) -> Json:
+    message: Json = {"refusal": None, "role": "assistant", "content": None, **merged}
+    for name in ("content", "refusal"):
+        if not isinstance(message[name], str | list | None):
+            message[name] = json_text(message[name])
+    if not isinstance(message["role"], str) or not message["role"]:
+        message["role"] = "assistant"
+    calls = [_call(call) for call in _objects(message.pop("tool_calls", None))]
+    if calls:  # a message without calls has no `tool_calls`: the SDKs' users ask whether it is there
+        message["tool_calls"] = calls
+    if "function_call" in message and not _object(message["function_call"]):
+        del message["function_call"]
+    return message
+
+
+def _call(call: Json) -> Json:
+    """A whole call. Has no `index`, which is how the pieces of a stream find each other."""
+    whole = {"id": "", **{key: value for key, value in as_call(call).items() if key != "index"}}
+    whole["id"] = _string(whole["id"])
+    kind, said = "function", "arguments"
+    if _object(whole.get("custom")) and not _object(whole.get("function")):
+        whole.pop("function", None)
+        kind, said = "custom", "input"
+    body = _object(whole.get(kind))
+    whole["type"] = whole.get("type") or kind
+    whole[kind] = {**body, "name": _string(body.get("name")), said: _string(body.get(said))}
+    return whole
+
+
+def _string(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json_text(value)
+
+
+def _object(value: object) -> Json:
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[Json]:
+    """The objects of a list, or one that stands without a list."""
+    values = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [cast(Json, item) for item in values if isinstance(item, dict) and item]

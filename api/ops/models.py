@@ -1,0 +1,42 @@
+"""`/v1/models`: what may stand in a request's `model`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.auth import Access
+from api.errors import JSONResponse
+from api.requests import by_method
+from broker.broker import Broker
+
+
+class Models:
+    """The handlers of `/v1/models…`."""
+
+    def __init__(self, broker: Broker, access: Access) -> None:
+        self._broker = broker
+        self._access = access
+
+    def routes(self) -> list[Route]:
+        return [by_method("/v1/models", GET=self.list), by_method("/v1/models/{id:path}", GET=self.get)]
+
+    async def list(self, request: Request) -> Response:
+        self._access.tenant(request)
+        models = (await self._broker.models()).items()
+        return JSONResponse({"object": "list", "data": [_model(*model) for model in models]})
+
+    async def get(self, request: Request) -> Response:
+        self._access.tenant(request)
+        model = request.path_params["id"]
+        if not model or model.endswith("/"):
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        return JSONResponse(_model(model, self._broker.settings.upstream_for(model).name))
+
+
+def _model(name: str, upstream: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": upstream}

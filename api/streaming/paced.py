@@ -1,0 +1,196 @@
+"""A generation as it happened, at X times the speed: `?speed=X`.
+
+Paced by the `m` of each event, ms since its attempt began; what lies before an attempt is not waited for. Such a reader
+has a time of its own and shares no pass with others: it has a task, which holds one small page of the log. One that is
+not slower than life, and has caught up with it, becomes a subscriber like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from api.dialects.native.frames import NATIVE
+from api.streaming.response import EventStream
+from broker.broker import Broker
+from broker.concurrency.cancellation import cancelled
+from broker.errors import InvalidRequest, StorageUnavailable
+from broker.events import STARTED, Event, follows
+from broker.fanout.buffer import Slice
+from broker.fanout.feed import Feed
+from broker.fanout.hub import HIGH_WATER
+from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.subscriber import Subscriber, Wire
+from broker.ids import START, Cursor
+
+SLOWEST, FASTEST = 0.01, 1000.0
+PAGE = 64  # events that one reader holds
+_SPEED = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
+_CAUGHT_UP = "caught up"
+
+
+def parse_speed(text: str) -> float:
+    """InvalidRequest unless it is a plain decimal number from 0.01 to 1000."""
+    speed = float(text) if _SPEED.fullmatch(text) else 0.0
+    if not SLOWEST <= speed <= FASTEST:
+        raise InvalidRequest(f"`speed` is a number from {SLOWEST:g} to {FASTEST:g}, such as 2 or 0.5.", param="speed")
+    return speed
+
+
+class Replay(EventStream):
+    """As an EventStream of the native dialect. Drain, heartbeats, the peer's leaving and the send timeout are the
+    hub's business: it has the reader as a subscriber of a channel on which nothing comes."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        stack: AsyncExitStack,
+        feed: Feed,
+        position: Cursor,
+        speed: float,
+        *,
+        preface: bytes = b"",
+        until: float | None = None,
+    ) -> None:
+        super().__init__(
+            broker.hub,
+            stack,
+            feed,
+            NATIVE,
+            position,
+            preface=preface,
+            until=until,
+            headers={"x-generation-id": feed.gid},
+            send_timeout=broker.settings.send_timeout,
+        )
+        self._store = broker.store
+        self._speed = speed
+
+    async def write_to(self, wire: Wire) -> str:
+        outlet = Outlet(wire)
+        if self._preface:
+            outlet.write(Slice(self._preface, self._position))
+            self._preface = b""
+        reason = await self._replay(outlet)
+        return await super().write_to(outlet) if reason == _CAUGHT_UP else reason
+
+    async def _replay(self, outlet: Outlet) -> str:
+        left = None if self._until is None else max(0.0, self._until - time.time())
+        async with self._hub.subscribe(Channel("", NATIVE), NATIVE, outlet, FIRST) as watch:
+            walking = asyncio.create_task(self._walk(outlet, watch))
+            try:
+                await asyncio.wait((walking, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if walking.done():
+                    return walking.result()
+                self._hub.farewell(watch, "expired")
+                return watch.ended.result()
+            except StorageUnavailable:
+                self._hub.farewell(watch, "storage")
+                return watch.ended.result()
+            finally:
+                await cancelled((walking,))
+
+    async def _walk(self, outlet: Outlet, watch: Subscriber) -> str:
+        pace = Pace(self._speed, await self._reached())
+        feed = self._feed
+        while True:
+            known = feed.tail
+            events = await self._store.page(feed.gid, self._position, PAGE)
+            if not events and feed.tail <= max(known, self._position):  # and not just now come
+                if self._speed >= 1 or feed.ended or known != self._position:
+                    return _CAUGHT_UP  # or the log is gone, or went back: the hub says what there is to say
+                await feed.beyond(self._position)
+            due = bytearray()
+            for event in events:
+                if (wait := pace.wait(event)) > 0:
+                    await self._send(outlet, watch, due)
+                    await asyncio.sleep(wait)
+                due += self._before(event)
+                due += NATIVE.frame(event)
+                self._position = event.cursor
+            await self._send(outlet, watch, due)
+            if events and events[-1].terminal:
+                return "ended"
+
+    async def _reached(self) -> int:
+        """When, in its attempt, the event came behind which the reader begins; ms."""
+        attempt, seq = self._position
+        if self._position == START:
+            return 0
+        at = await self._store.page(self._feed.gid, Cursor(attempt, seq - 1), 1, until=self._position)
+        return at[0].at_ms if at else 0
+
+    def _before(self, event: Event) -> bytes:
+        """What is said of a place where the log does not just go on."""
+        if not follows(event, self._position):
+            return NATIVE.gap(self._position, event.cursor, max(event.cursor, self._feed.tail))
+        if event.type == STARTED and self._position.attempt > 0:
+            return NATIVE.forget()
+        return b""
+
+    async def _send(self, outlet: Outlet, watch: Subscriber, due: bytearray) -> None:
+        """All that is due, in one write, and then there is room for more."""
+        if due:
+            outlet.write(Slice(bytes(due), self._position))
+            due.clear()
+        while outlet.pending > HIGH_WATER:
+            outlet.room.clear()
+            self._hub.push(watch)  # which measures from now on whether the peer takes anything
+            await outlet.room.wait()
+
+
+class Pace:
+    """When each event is due. Counts from where the reader began, and anew from the beginning of each attempt."""
+
+    def __init__(self, speed: float, at_ms: int) -> None:
+        self._speed = speed
+        self._began = time.monotonic()
+        self._at_ms = at_ms
+
+    def wait(self, event: Event) -> float:
+        """Seconds until it is due; not above 0 if it is."""
+        if event.cursor.seq == 0:
+            self._began, self._at_ms = time.monotonic(), event.at_ms
+        return self._began + (event.at_ms - self._at_ms) / 1000 / self._speed - time.monotonic()
+
+
+class Outlet(Wire):
+    """A wire that is held by one after the other, and says when it has room again."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._writable: Callable[[], None] | None = None
+        self._closed: Callable[[], None] | None = None
+        self.room = asyncio.Event()
+
+    def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
+        first = self._writable is None
+        self._writable, self._closed = writable, closed
+        if first:
+            self._wire.attach(self._on_writable, self._on_closed)
+
+    def _on_writable(self) -> None:
+        self.room.set()
+        if self._writable is not None:
+            self._writable()
+
+    def _on_closed(self) -> None:
+        if self._closed is not None:
+            self._closed()
+
+    @property
+    def closing(self) -> bool:
+        return self._wire.closing
+
+    @property
+    def pending(self) -> int:
+        return self._wire.pending
+
+    def write(self, part: Slice) -> None:
+        self._wire.write(part)
+
+    def abort(self) -> None:
+        self._wire.abort()

@@ -1,0 +1,138 @@
+"""One event stream as a response: headers, the hub writes, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.dialects.native.frames import retry
+from api.server.wire import wire_for
+from broker.errors import LimitExceeded, StorageUnavailable
+from broker.fanout.buffer import Dialect, Slice
+from broker.fanout.feed import Feed
+from broker.fanout.hub import Hub
+from broker.fanout.subscriber import Wire
+from broker.ids import Cursor
+from broker.runtime.tracing import span, tracing
+
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store, no-transform",
+    "x-accel-buffering": "no",  # nginx holds an answer back without it
+}
+
+# What ends a response as it should end. The rest (`left`, `stalled`) has nobody to end it for.
+_CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
+
+
+class LiveResponse(Response):
+    """A response that writes for as long as there is something to follow, of one generation if `followed`. Closes
+    `stack` when it is over."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        *,
+        followed: Feed | None = None,
+        headers: dict[str, str] | None = None,
+        send_timeout: float,
+    ) -> None:
+        super().__init__(None, 200, {**HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self._stack = stack
+        self._followed = followed
+        self._send_timeout = send_timeout
+
+    async def write_to(self, wire: Wire) -> str:
+        """Everything there is to write; returns the reason why it ended, as `Subscriber.ended` has it."""
+        raise NotImplementedError
+
+    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> Coroutine[Any, Any, str]:
+        respond = self._traced if tracing() else self._respond
+        return respond(scope, receive, send)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> str:
+        gid, trace = (self._followed.gid, self._followed.trace) if self._followed else ("", "")
+        with span("follow", trace, generation__id=gid) as following:
+            reason = await self._respond(scope, receive, send)
+            following.note(ended=reason)
+            return reason
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> str:
+        """Why it ended."""
+        async with self._stack:
+            wire = wire_for(scope, receive, send)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            reason = await self.write_to(wire)
+            try:
+                async with asyncio.timeout(self._send_timeout):
+                    if reason not in _CLEAN:
+                        wire.abort()  # it may have said goodbye and still not take what is pending
+                    await wire.close()
+                    if reason in _CLEAN:
+                        # waits for the peer to take what is pending, and has no limit of its own
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            except TimeoutError:
+                wire.abort()
+        return reason
+
+
+class EventStream(LiveResponse):
+    """Everything behind `position`, framed by `dialect`, after `preface`; until `until` (unix seconds) at most, where
+    the reader's right ends."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        stack: AsyncExitStack,
+        feed: Feed,
+        dialect: Dialect,
+        position: Cursor,
+        *,
+        preface: bytes = b"",
+        given: bool = False,
+        until: float | None = None,
+        headers: dict[str, str] | None = None,
+        send_timeout: float,
+    ) -> None:
+        super().__init__(stack, followed=feed, headers=headers, send_timeout=send_timeout)
+        self._hub = hub
+        self._feed = feed
+        self._dialect: Dialect = dialect
+        self._position = position
+        self._preface = preface
+        self._given = given
+        self._until = until
+
+    async def write_to(self, wire: Wire) -> str:
+        if self._preface:
+            wire.write(Slice(self._preface, self._position))
+        async with self._hub.subscribe(
+            self._feed, self._dialect, wire, self._position, given=self._given
+        ) as subscriber:
+            if self._until is not None:
+                await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
+                self._hub.farewell(subscriber, "expired")
+            return await subscriber.ended
+
+
+class Later(Response):
+    """An event stream that ends at once: come back, then as `retry` has it for the reason. An error status would end
+    an EventSource for good."""
+
+    def __init__(self, reason: str, why: object) -> None:
+        super().__init__(retry(reason, why), 200, HEADERS)
+
+
+def later(error: StorageUnavailable | LimitExceeded) -> Later:
+    """In the place of an answer that would say so."""
+    return Later("limit" if isinstance(error, LimitExceeded) else "storage", error)

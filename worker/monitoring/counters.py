@@ -1,0 +1,111 @@
+"""What a worker counts: per attempt and per call of the upstream, never per token.
+
+The gaps between tokens are read off the attempts, which hold when each of their events came: when somebody asks, and at
+an attempt's end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from operator import sub
+from typing import Any
+
+import msgspec
+
+from broker.runtime.counters import GAPS, WAITS, Buckets, Count, Histogram, Labels
+from broker.settings.settings import Settings
+from worker.attempt import Attempt
+from worker.upstream.errors import UpstreamError
+
+# An upstream may fail with a code of its own: those are its to invent, and name no metric.
+CODES = frozenset(
+    {
+        *("bad_upstream_response", "internal_error", "model_not_found", "output_too_large", "storage_full", "timeout"),
+        *("upstream_auth", "upstream_error", "upstream_rate_limited", "upstream_timeout", "upstream_truncated"),
+        "upstream_unreachable",
+    }
+)
+REASONS = frozenset({"worker_lost", "worker_stopped", "upstream_error"})
+
+
+@dataclass(slots=True)
+class _Read:
+    """How far an attempt's events have been counted."""
+
+    labels: Labels
+    began: float
+    events: int = 0
+    bytes: int = 0
+    last_ms: int | None = None
+
+
+class Tally:
+    """Counters and histograms by upstream and model, as the settings spell it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._reads: dict[Attempt, _Read] = {}
+        self.attempts, self.resets, self.retries, self.ended = (Count() for _ in range(4))
+        self.tokens, self.bytes = Count(), Count()
+        self.queued = Buckets(WAITS)
+        self.first_tokens, self.runs = Histogram(WAITS), Histogram(WAITS)
+        self.gaps = Histogram(GAPS)
+
+    def began(self, attempt: Attempt) -> None:
+        claim = attempt.claim
+        labels = self._settings.label_of(claim.model)
+        self._reads[attempt] = _Read(labels, time.monotonic())
+        self.attempts[labels] += 1
+        if claim.ordinal == 1:
+            self.queued.observe(max(0.0, claim.began - claim.created_at))
+        else:
+            reason = claim.meta.get(b"why", b"").decode()
+            self.resets[(reason if reason in REASONS else "other",)] += 1
+
+    def first_token(self, attempt: Attempt, called: float) -> None:
+        """The first token of a call that was made at `called` (monotonic)."""
+        self.first_tokens[self._reads[attempt].labels].observe(time.monotonic() - called)
+
+    def retried(self, attempt: Attempt, error: UpstreamError) -> None:
+        self.retries[(self._reads[attempt].labels[0], _code(error))] += 1
+
+    def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:
+        """The attempt has given the generation its ending."""
+        labels = self._reads[attempt].labels
+        status = "completed" if failure is None else "failed"
+        self.ended[(*labels, status, "" if failure is None else _code(failure))] += 1
+        self.runs[labels].observe(time.monotonic() - self._reads[attempt].began)
+        usage: dict[str, Any] = msgspec.json.decode(attempt.ending.usage) if attempt.ending else {}
+        for kind in ("prompt", "completion"):
+            tokens = usage.get(f"{kind}_tokens")
+            if isinstance(tokens, int) and tokens > 0:
+                self.tokens[(*labels, kind)] += tokens
+
+    def left(self, attempt: Attempt) -> None:
+        """It is over, whatever became of it."""
+        self._read(attempt, self._reads.pop(attempt))
+
+    def catch_up(self) -> None:
+        """Counts what has come since the last time."""
+        for attempt, read in self._reads.items():
+            self._read(attempt, read)
+
+    def _read(self, attempt: Attempt, read: _Read) -> None:
+        self.bytes[read.labels] += max(0, attempt.size - read.bytes)
+        times = attempt.token_times(read.events)
+        read.events, read.bytes = attempt.count, attempt.size
+        if not times:
+            return
+        before = [times[0] if read.last_ms is None else read.last_ms, *times]
+        gaps = Counter(map(sub, times, before))
+        if read.last_ms is None:
+            gaps[0] -= 1  # before the first one there is none
+        read.last_ms = times[-1]
+        for gap, count in gaps.items():
+            self.gaps[read.labels].observe(gap / 1000, count)
+
+
+def _code(error: UpstreamError) -> str:
+    return error.code if error.code in CODES else "other"

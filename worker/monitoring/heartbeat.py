@@ -1,0 +1,73 @@
+"""Says which workers there are, for operators and for `--check`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+from broker.errors import StorageUnavailable
+from broker.redis.client import Redis, Script
+from broker.redis.clock import RedisClock
+from broker.store import keys
+from broker.version import __version__
+
+if TYPE_CHECKING:
+    from worker.slots import Running
+
+NOTE = Script("queue", "put_hash")
+LIFETIME = 15  # seconds
+REFRESH = 5.0
+log = logging.getLogger("tokencast.worker")
+
+
+class Presence:
+    """`run` for ever; `remove` at the end. `there` is set once the worker is known of."""
+
+    def __init__(self, redis: Redis, running: Running) -> None:
+        self._redis = redis
+        self._clock = RedisClock(redis)
+        self._running = running
+        self._host = socket.gethostname()
+        self.there = asyncio.Event()
+        self.id = f"{self._host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._refresh()
+                self.there.set()
+            except StorageUnavailable:
+                log.debug("presence not refreshed")
+            await asyncio.sleep(REFRESH)
+
+    async def _refresh(self) -> None:
+        key, now = keys.worker(self.id), int(await self._clock.now() * 1000)
+        fields = {
+            "host": self._host,
+            "pid": os.getpid(),
+            "slots": self._running.slots,
+            "running": len(self._running),
+            "version": __version__,
+        }
+        await self._redis.run(NOTE, (key,), (LIFETIME * 1000, *(part for field in fields.items() for part in field)))
+        await self._redis.pipeline(
+            [
+                ("ZADD", keys.WORKERS, now, self.id),
+                ("ZREMRANGEBYSCORE", keys.WORKERS, "-inf", now - 86_400_000),
+                ("EXPIRE", keys.WORKERS, 86_400),
+            ]
+        )
+
+    async def remove(self) -> None:
+        await self._redis.pipeline([("DEL", keys.worker(self.id)), ("ZREM", keys.WORKERS, self.id)])
+
+
+async def present_here(redis: Redis) -> bool:
+    """Whether a worker of this host (in a container: of this container) is there."""
+    ids = await redis.execute("ZRANGE", keys.WORKERS, 0, -1)
+    hosts = await redis.pipeline([("HGET", keys.worker(worker.decode()), "host") for worker in ids])
+    return socket.gethostname().encode() in hosts

@@ -1,0 +1,126 @@
+"""A worker's HTTP, for those who watch it: `/metrics`, `/healthz`, `/readyz` on TOKENCAST_METRICS_PORT."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+
+from broker.queue.reaper import Reaper
+from broker.redis.client import Redis
+from broker.runtime.counters import ENDED, REDIS
+from broker.runtime.prometheus import Exposition, Families
+from broker.runtime.sockets import bound_socket, shown
+from broker.settings.settings import Settings
+from worker.appender import Appender
+from worker.monitoring.counters import Tally
+from worker.slots import Running
+
+log = logging.getLogger("tokencast.worker")
+_BY_MODEL = ("upstream", "model")
+
+
+class Metrics:
+    """`run` for ever. `not_ready` says why the worker takes no generation now."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        appender: Appender,
+        running: Running,
+        reaper: Reaper,
+        servers: dict[str, Redis],
+        not_ready: Callable[[], str | None],
+    ) -> None:
+        self._tally = tally
+        self._appender = appender
+        self._running = running
+        self._reaper = reaper
+        self._servers = servers
+        self._not_ready = not_ready
+        self._exposition = Exposition(self._collect)
+
+    async def run(self, settings: Settings) -> None:
+        """Until cancelled. Misconfigured where the port is taken."""
+        if not settings.metrics_port:
+            return await self._exposition.run()
+        app = web.Application()
+        app.add_routes(
+            [web.get("/metrics", self._answer), web.get("/healthz", self._alive), web.get("/readyz", self._ready)]
+        )
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        try:
+            await _listen(runner, settings)
+            await self._exposition.run()
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body, content_type = self._exposition.answer(request.headers.get("accept", ""), Families())
+        return web.Response(body=body, headers={"content-type": content_type})
+
+    async def _alive(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        reason = self._not_ready()
+        if reason is None:
+            return web.json_response({"status": "ok"})
+        return web.json_response({"status": "unavailable", "reason": reason}, status=503)
+
+    def _collect(self, families: Families) -> None:
+        self._tally.catch_up()
+        self._collect_generations(families)
+        self._collect_upstream(families)
+        latencies = {(name,): redis.latency for name, redis in self._servers.items()}
+        families.histogram("tokencast_redis_seconds", REDIS, latencies, ("server",))
+        families.histogram(
+            "tokencast_append_seconds", "Pipelines of events to the logs' Redis.", {(): self._appender.flushes}
+        )
+        families.gauge("tokencast_worker_ready", "1 while it takes generations.", {(): self._not_ready() is None})
+
+    def _collect_generations(self, families: Families) -> None:
+        tally, running = self._tally, self._running
+        families.gauge("tokencast_worker_slots", "Generations it can run at once.", {(): running.slots})
+        families.gauge("tokencast_worker_running", "Generations it runs.", {(): len(running)})
+        families.histogram(
+            "tokencast_queue_wait_seconds", "From a generation's creation to its first claim.", {(): tally.queued}
+        )
+        families.counter("tokencast_attempts", "Attempts begun.", tally.attempts, _BY_MODEL)
+        families.counter(
+            "tokencast_resets", "Attempts that began a generation anew, by why.", tally.resets, ("reason",)
+        )
+        ended = {**tally.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
+        families.counter("tokencast_generations_ended", ENDED, ended, (*_BY_MODEL, "status", "code"))
+        families.histogram(
+            "tokencast_attempt_seconds", "From the claim to the ending, of attempts that wrote one.", tally.runs,
+            _BY_MODEL,
+        )  # fmt: skip
+
+    def _collect_upstream(self, families: Families) -> None:
+        tally = self._tally
+        families.counter(
+            "tokencast_upstream_retries", "Calls repeated before the first token, by why.", tally.retries,
+            ("upstream", "code"),
+        )  # fmt: skip
+        families.histogram(
+            "tokencast_upstream_first_token_seconds", "From the upstream call to its first token.",
+            tally.first_tokens, _BY_MODEL,
+        )  # fmt: skip
+        families.histogram(
+            "tokencast_upstream_token_gap_seconds", "Between two tokens, as they came from the upstream.",
+            tally.gaps, _BY_MODEL,
+        )  # fmt: skip
+        families.counter("tokencast_upstream_bytes", "Bytes of chunks.", tally.bytes, _BY_MODEL)
+        families.counter(
+            "tokencast_tokens", "Tokens of ended generations, as their usage says.", tally.tokens, (*_BY_MODEL, "kind")
+        )
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    """On the addresses of the gateway's port. aiohttp by itself would take `::` for IPv6 alone."""
+    host, port = settings.host, settings.metrics_port
+    await web.SockSite(runner, bound_socket(host, port, "HOST and TOKENCAST_METRICS_PORT")).start()
+    log.info("metrics on http://%s:%d/metrics", shown(host), port)

@@ -1,0 +1,46 @@
+"""`python -m worker.simulator`: serve until SIGINT or SIGTERM."""
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from aiohttp import web
+
+import worker.simulator as package
+from worker.simulator.app import create_app
+
+BACKLOG = 4096  # connections waiting to be accepted: benchmarks open hundreds at once
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="tokencast upstream-sim",
+        description=package.__doc__,
+        epilog="Examples:\n  tokencast upstream-sim\n  tokencast upstream-sim --port 8123 --require-key secret",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=8001, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    parser.add_argument("--require-key", metavar="KEY", help="answer 401 to requests that do not bear it")
+    given = parser.parse_args()
+    asyncio.run(serve(given.host, given.port, given.require_key))
+
+
+async def serve(host: str, port: int, required_key: str | None = None) -> None:
+    """Serve until told to stop; say on stdout, in one line, when and where it is ready."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    runner = web.AppRunner(create_app(required_key), handler_cancellation=True, access_log=None, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+    bound: int = runner.addresses[0][1]
+    sys.stdout.write(f"upstream-sim ready on http://{host}:{bound}/v1\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    main()

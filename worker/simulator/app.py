@@ -1,0 +1,115 @@
+"""The HTTP application: its routes, its key, its journal.
+
+aiohttp serves it because its handlers hold the connection's transport, which the faults need, and are
+cancelled at once when the client leaves.
+"""
+
+import asyncio
+import hashlib
+import hmac
+
+from aiohttp import web
+
+from worker.simulator.answers import answer, error_body, refuse
+from worker.simulator.calls import Call, Journal
+from worker.simulator.directives import MODELS, Ask, BadRequest, UnknownModel, read
+from worker.simulator.faults import Refusal
+
+LARGEST_BODY = 64 * 1024 * 1024  # bytes
+WRONG_KEY = Refusal(401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
+
+
+def create_app(required_key: str | None = None) -> web.Application:
+    """The application. With `required_key`, requests under /v1 must bear it."""
+    simulator = Simulator(required_key)
+    app = web.Application(client_max_size=LARGEST_BODY)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", simulator.complete),
+            web.get("/v1/models", simulator.models),
+            web.get("/healthz", simulator.health),
+            web.get("/sim/calls", simulator.calls),
+            web.delete("/sim/calls", simulator.reset),
+            web.route("*", "/{elsewhere:.*}", simulator.nowhere),
+        ]
+    )
+    return app
+
+
+class Simulator:
+    """The routes, and what they share."""
+
+    def __init__(self, required_key: str | None) -> None:
+        self._bearer = None if required_key is None else f"Bearer {required_key}".encode()
+        self._journal = Journal()
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """One completion; every call is in the journal, however it ends."""
+        raw = await request.read()
+        call = self._journal.open(hashlib.sha256(raw).hexdigest(), headers_of_interest(request))
+        try:
+            if not self._admits(request):
+                return refuse(call, WRONG_KEY)
+            ask = self._struck_or_spared(read(raw))
+            describe(call, ask)
+            return await answer(request, ask, call)
+        except BadRequest as error:
+            return refuse(call, Refusal(400, "invalid_request_error", None, error.message, error.param))
+        except UnknownModel as error:
+            call.model = error.model
+            message = f"The model `{error.model}` does not exist or you do not have access to it."
+            return refuse(call, Refusal(404, "invalid_request_error", "model_not_found", message, "model"))
+        except (asyncio.CancelledError, ConnectionResetError):
+            call.end("disconnected")
+            raise
+
+    def _struck_or_spared(self, ask: Ask) -> Ask:
+        """The request without its fault, if that has struck often enough or has nothing to strike."""
+        how = ask.directive
+        spared = ask.fault == "400-usage" and not ask.names_usage
+        if ask.fault and (spared or not self._journal.strikes(ask.fault, how.times, how.label or str(ask.seed))):
+            return ask.but(fault="")
+        return ask
+
+    async def models(self, request: web.Request) -> web.Response:
+        if not self._admits(request):
+            return web.json_response(error_body(WRONG_KEY), status=WRONG_KEY.status)
+        known = [{"id": name, "object": "model", "created": 0, "owned_by": "upstream-sim"} for name in MODELS]
+        return web.json_response({"object": "list", "data": known})
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def calls(self, request: web.Request) -> web.Response:
+        return web.json_response(self._journal.listed(request.query.get("label")))
+
+    async def reset(self, _: web.Request) -> web.Response:
+        self._journal.reset()
+        return web.Response(status=204)
+
+    async def nowhere(self, request: web.Request) -> web.Response:
+        message = f"Unknown request URL: {request.method} {request.path}."
+        error = Refusal(404, "invalid_request_error", "unknown_url", message)
+        return web.json_response(error_body(error), status=error.status)
+
+    def _admits(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").encode()
+        return self._bearer is None or hmac.compare_digest(given, self._bearer)
+
+
+def describe(call: Call, ask: Ask) -> None:
+    """Enter what was asked for into the journal."""
+    call.model, call.seed, call.label = ask.model, ask.seed, ask.directive.label
+    call.stream, call.fault, call.parameters = ask.stream, ask.fault, ask.parameters
+
+
+def headers_of_interest(request: web.Request) -> dict[str, str | bool | None]:
+    """What tests ask about a request's headers; of the key only whether there was one."""
+    return {
+        "authorization": "Authorization" in request.headers,
+        "accept": request.headers.get("Accept"),
+        "accept-encoding": request.headers.get("Accept-Encoding"),
+        "user-agent": request.headers.get("User-Agent"),
+        "idempotency-key": request.headers.get("Idempotency-Key"),
+        "cookie": request.headers.get("Cookie"),
+    }

@@ -1,0 +1,275 @@
+"""What a request asks for: its body, the preset its model names, and the directive in its last user message.
+
+`read` turns a request's body into an `Ask`. The tables `KEYS` and `STYLES` are all there is to know about
+directives; `worker.simulator` describes them for users, and a test keeps the two in step.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from worker.simulator.faults import FAULTS
+from worker.simulator.replies import REPLIES
+
+DIRECTIVE = re.compile(r"\[\[sim\b([^\]]*)\]\]")
+MOST_CHUNKS = 100_000_000
+
+
+class BadRequest(Exception):
+    """The request cannot be understood."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class UnknownModel(Exception):
+    """No such model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """How to answer; one field per key, whose meaning and unit the package's docstring gives."""
+
+    seed: int | None = None
+    length: int | None = None
+    speed: float = 40.0
+    delay: float = 0.0
+    size: int = 0
+    reasoning: int = 0
+    reasoning_field: str = "reasoning_content"
+    tools: int = 0
+    refusal: int = 0
+    finish: str = ""
+    shape: str = "openai"
+    usage: str = "auto"
+    stamp: bool = False
+    newlines: str = "lf"
+    unicode: bool = False
+    split_surrogate: bool = False
+    keepalive: float = 0.0
+    split: int = 0
+    label: str = ""
+    fault: str = ""
+    at: int = 5
+    times: int | None = None
+    retry_after: float | None = None
+    bytes: int = 2 * 1024 * 1024
+    to: str = ""
+    reply: str = ""
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= MOST_CHUNKS:
+        raise ValueError(text)
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1e9:
+        raise ValueError(text)
+    return number
+
+
+def _flag(text: str) -> bool:
+    return {"1": True, "true": True, "": True, "0": False, "false": False}[text]
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+KEYS: dict[str, Callable[[str], object]] = {
+    "seed": int,
+    "length": _whole,
+    "speed": _amount,
+    "delay": _amount,
+    "size": _whole,
+    "reasoning": _whole,
+    "reasoning_field": _one_of("reasoning_content", "reasoning"),
+    "tools": _whole,
+    "refusal": _whole,
+    "finish": _one_of("stop", "length", "tool_calls", "content_filter"),
+    "shape": _one_of("openai", "gabforge", "azure", "extra"),
+    "usage": _one_of("auto", "never", "reject"),
+    "stamp": _flag,
+    "newlines": _one_of("lf", "crlf"),
+    "unicode": _flag,
+    "split_surrogate": _flag,
+    "keepalive": _amount,
+    "split": _whole,
+    "label": str,
+    "fault": _one_of(*FAULTS),
+    "at": _whole,
+    "times": _whole,
+    "retry_after": _amount,
+    "bytes": _whole,
+    "to": str,
+    "reply": _one_of(*REPLIES),
+}
+
+STYLES: dict[str, dict[str, Any]] = {
+    "fast": {"speed": 0.0},
+    "slow": {"speed": 4.0},
+    "long": {"length": 2000},
+    "reasoning": {"reasoning": 12},
+    "tools": {"tools": 2},
+    "refusal": {"refusal": 12},
+    "length": {"finish": "length"},
+    "filter": {"finish": "content_filter"},
+    "gabforge": {"shape": "gabforge"},
+    "azure": {"shape": "azure"},
+    "extra": {"shape": "extra"},
+    "no-usage": {"usage": "never"},
+    "stamp": {"stamp": True},
+    "crlf": {"newlines": "crlf"},
+    "unicode": {"unicode": True},
+    "surrogate": {"unicode": True, "split_surrogate": True},
+    "keepalive": {"keepalive": 0.5, "delay": 2.0},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "sim": {},
+    "gabforge-coder": {},
+    **{f"sim-{style}": keys for style, keys in STYLES.items()},
+    **{f"sim-{fault}": {"fault": fault} for fault in FAULTS},
+}
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class Body(msgspec.Struct, frozen=True):
+    """The part of a chat.completions body the simulator looks at."""
+
+    messages: list[dict[str, Any]]
+    model: str
+    stream: bool | None = False
+    n: int | None = 1
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stream_options: StreamOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request understood: what it sent, and how it is to be answered."""
+
+    model: str
+    directive: Directive
+    seed: int
+    stream: bool
+    n: int
+    length: int
+    """Content chunks of each choice."""
+    finish: str
+    names_usage: bool
+    include_usage: bool
+    prompt_tokens: int
+    parameters: tuple[str, ...]
+
+    @property
+    def fault(self) -> str:
+        return self.directive.fault
+
+    def but(self, **changes: Any) -> "Ask":
+        """The same request with its directive changed."""
+        return replace(self, directive=replace(self.directive, **changes))
+
+
+def read(raw: bytes) -> Ask:
+    """The request in `raw`, a chat.completions body. Raises BadRequest or UnknownModel."""
+    try:
+        body = msgspec.json.decode(raw, type=Body)
+        parameters = tuple(sorted(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"We could not understand the request's body: {error}") from error
+    if not body.messages:
+        raise BadRequest("Invalid 'messages': expected at least one message.", "messages")
+    if body.model not in MODELS:
+        raise UnknownModel(body.model)
+    directive = parse(last_user_text(body.messages), MODELS[body.model])
+    length, finish = _extent(directive, body.max_completion_tokens or body.max_tokens)
+    options = body.stream_options
+    return Ask(
+        model=body.model,
+        directive=directive,
+        seed=seed_of(body.messages) if directive.seed is None else directive.seed,
+        stream=bool(body.stream),
+        n=min(max(1, body.n or 1), 128),
+        length=length,
+        finish=finish,
+        names_usage=options is not None,
+        include_usage=bool(options and options.include_usage) and directive.usage == "auto",
+        prompt_tokens=sum(3 + len(DIRECTIVE.sub("", text_of(each)).split()) for each in body.messages),
+        parameters=parameters,
+    )
+
+
+def parse(text: str, preset: Mapping[str, Any] | None = None) -> Directive:
+    """The directive in `text` laid over `preset`. Raises BadRequest for a key or value it does not know."""
+    values: dict[str, Any] = dict(preset or {})
+    for words in DIRECTIVE.findall(text):
+        for word in words.split():
+            key, _, value = word.partition("=")
+            try:
+                values[key] = KEYS[key](value)
+            except (KeyError, ValueError) as error:
+                raise BadRequest(f"The simulator does not understand {word!r}.", "messages") from error
+    directive = Directive(**values)
+    if directive.usage == "reject":
+        return replace(directive, usage="auto", fault=directive.fault or "400-usage")
+    return replace(directive, tools=directive.tools or 2) if directive.fault == "tool-no-index" else directive
+
+
+def seed_of(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The seed of a request that names none: the same for the same messages, directives left out."""
+    said = [[message.get("role"), DIRECTIVE.sub("", text_of(message)).strip()] for message in messages]
+    return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:4]) >> 1
+
+
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    return next((text_of(each) for each in reversed(messages) if each.get("role") == "user"), "")
+
+
+class _Part(msgspec.Struct):
+    text: str = ""
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """A message's text, whether its content is a string, a list of parts, or something else altogether."""
+    content: Any = message.get("content")
+    if isinstance(content, str):
+        return content
+    try:
+        return "".join(part.text for part in msgspec.convert(content, list[_Part]))
+    except msgspec.ValidationError:
+        return ""
+
+
+def _extent(directive: Directive, most: int | None) -> tuple[int, str]:
+    """Content chunks of each choice, and why it ends; a request's max_tokens ends it early."""
+    instead = directive.tools or directive.refusal
+    length = directive.length if directive.length is not None else (0 if instead else 60)
+    if most is not None and most < length:
+        return most, directive.finish or "length"
+    # Gemini's compatible endpoint calls tools and says "stop".
+    calls_tools = directive.tools and directive.fault != "tool-no-index"
+    return length, directive.finish or ("tool_calls" if calls_tools else "stop")

@@ -1,0 +1,214 @@
+"""Every fault, in one table.
+
+A fault of the stream is a function from frames to frames, struck after `at` token chunks. A refusal is an
+error answer in OpenAI's shape. What remains concerns the answer's headers or bytes, and is done where those
+are written: `app` and `stream`.
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from worker.simulator.frames import DEEDS, DONE, ENDING, TOKENS, Frame, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """Where a fault strikes: after `at` frames of the kinds in `unit`; `bytes` is the size of a huge line."""
+
+    at: int
+    unit: frozenset[Kind]
+    bytes: int
+
+
+Strike = Callable[[Iterator[Frame], Blow], Iterator[Frame]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error answer as OpenAI words it."""
+
+    status: int
+    type: str
+    code: str | None
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: what it does, and whether an answer that suffered it is spoilt or merely odd."""
+
+    strike: Strike | None = None
+    refusal: Refusal | None = None
+    spoils: bool = True
+
+
+def head(frames: Iterator[Frame], blow: Blow) -> Generator[Frame, None, Frame]:
+    """Pass on what comes before the blow; return the frame it falls on.
+
+    A stream with fewer token chunks than `at` is struck before its end.
+    """
+    sent = 0
+    for frame in frames:
+        if frame.kind in ENDING or (frame.kind in blow.unit and sent >= blow.at):
+            return frame
+        sent += frame.kind in blow.unit
+        yield frame
+    return DONE
+
+
+def truncate(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+    yield from head(frames, blow)
+
+
+def no_blank_line(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+    victim = yield from head(frames, blow)
+    yield Frame(victim.kind, victim.data.removesuffix(b"\n"))
+
+
+def error_frame(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+    yield from head(frames, blow)
+    yield Frame(
+        Kind.FINISH,
+        b'data: {"error":{"message":"The server had an error while processing your request.",'
+        b'"type":"server_error","param":null,"code":"sim_error"}}\n\n',
+    )
+    yield DONE
+
+
+def ends_in(kind: Kind) -> Strike:
+    """The blow's victim becomes a deed done to the connection; nothing follows."""
+    assert kind in DEEDS  # noqa: S101  (a mistake in the table below)
+
+    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+        victim = yield from head(frames, blow)
+        yield Frame(kind, victim.data)
+
+    return strike
+
+
+def without(*kinds: Kind) -> Strike:
+    """All of the stream but the frames of these kinds."""
+
+    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+        return (frame for frame in frames if frame.kind not in kinds)
+
+    return strike
+
+
+def edits(edit: Callable[[bytes, Blow], bytes]) -> Strike:
+    """The blow's victim is sent with its bytes edited; all else is as it should be."""
+
+    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+        victim = yield from head(frames, blow)
+        yield Frame(victim.kind, edit(victim.data, blow))
+        yield from frames
+
+    return strike
+
+
+def _with_field(field: bytes) -> Strike:
+    return edits(lambda data, _: data.replace(b"data: {", b"data: {" + field + b",", 1))
+
+
+def _huge(data: bytes, blow: Blow) -> bytes:
+    return data.replace(b"data: {", b'data: {"padding":"' + b"x" * blow.bytes + b'",', 1)
+
+
+def _over_lines(data: bytes, _: Blow) -> bytes:
+    return data.replace(b"data: {", b"data: {\ndata: ", 1).replace(b"}\n\n", b"\ndata: }\n\n")
+
+
+def retry_field(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+    victim = yield from head(frames, blow)
+    yield Frame(Kind.PREAMBLE, b"retry: 1000\n\n")
+    yield Frame(Kind.PREAMBLE, b"id: 6\n\n")
+    yield Frame(victim.kind, b"id: 7\n" + victim.data)
+    yield Frame(Kind.PREAMBLE, b": keep-alive\n\n")  # after an id, this alone ends openai-python
+    for number, frame in enumerate(frames, start=8):
+        yield Frame(frame.kind, b"id: %d\n" % number + frame.data)
+
+
+def event_field(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
+    for frame in frames:
+        yield Frame(frame.kind, b"event: chunk\n" + frame.data)
+
+
+_CONTENT = re.compile(rb'"content":"(?:[^"\\]|\\.)*"')
+
+
+def null_content(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
+    for number, frame in enumerate(frames):
+        yield frame
+        if frame.kind is Kind.CONTENT and number % 3 == 0:
+            yield Frame(Kind.PREAMBLE, _CONTENT.sub(b'"content":null', frame.data, count=1))
+
+
+FAULTS: dict[str, Fault] = {
+    # The stream ends before it should, or not at all.
+    "truncate": Fault(truncate),
+    "no-done": Fault(without(Kind.DONE)),
+    "done-only": Fault(without(Kind.FINISH)),
+    "no-blank-line": Fault(no_blank_line),
+    "empty": Fault(without(Kind.PREAMBLE, *TOKENS, Kind.FINISH, Kind.USAGE)),
+    "error-frame": Fault(error_frame),
+    "rst": Fault(ends_in(Kind.RESET)),
+    "cut": Fault(ends_in(Kind.HANGUP)),
+    "stall": Fault(ends_in(Kind.STALL)),
+    "comments": Fault(ends_in(Kind.COMMENTS)),
+    # One frame is not what it should be; the stream goes on.
+    "bad-json": Fault(edits(lambda data, _: data.removesuffix(b"}\n\n") + b"\n\n")),
+    "bad-utf8": Fault(_with_field(b'"note":"\xff\xfe"')),
+    "bad-utf8-content": Fault(edits(lambda data, _: data.replace(b'"content":"', b'"content":"\xc3\x28', 1))),
+    "nan": Fault(_with_field(b'"score":NaN')),
+    "huge-line": Fault(edits(_huge)),
+    # Unusual, and right.
+    "raw-newline": Fault(edits(_over_lines), spoils=False),
+    "retry-field": Fault(retry_field, spoils=False),
+    "event-field": Fault(event_field, spoils=False),
+    "null-content": Fault(null_content, spoils=False),
+    "tool-no-index": Fault(spoils=False),
+    "split": Fault(spoils=False),
+    "trickle": Fault(spoils=False),
+    "gzip": Fault(spoils=False),
+    "slow-headers": Fault(spoils=False),
+    # No stream at all.
+    "mute": Fault(),
+    "silent": Fault(),
+    "json-200": Fault(),
+    "html": Fault(),
+    "huge-error": Fault(),
+    "redirect": Fault(),
+    "400-usage": Fault(
+        refusal=Refusal(
+            400,
+            "invalid_request_error",
+            "unknown_parameter",
+            "Unrecognized request argument supplied: stream_options",
+            "stream_options",
+        )
+    ),
+    "400": Fault(
+        refusal=Refusal(
+            400,
+            "invalid_request_error",
+            "context_length_exceeded",
+            "This model's maximum context length is 8192 tokens; your messages resulted in more.",
+            "messages",
+        )
+    ),
+    "401": Fault(refusal=Refusal(401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")),
+    "403": Fault(refusal=Refusal(403, "invalid_request_error", "permission_denied", "This key may not use the model.")),
+    "404": Fault(
+        refusal=Refusal(404, "invalid_request_error", "model_not_found", "The model does not exist.", "model")
+    ),
+    "413": Fault(refusal=Refusal(413, "invalid_request_error", "request_too_large", "The request is too large.")),
+    "422": Fault(
+        refusal=Refusal(422, "invalid_request_error", "unprocessable", "The tools could not be processed.", "tools")
+    ),
+    "429": Fault(refusal=Refusal(429, "requests", "rate_limit_exceeded", "Rate limit reached for requests.")),
+    "500": Fault(refusal=Refusal(500, "server_error", None, "The server had an error.")),
+    "502": Fault(refusal=Refusal(502, "server_error", "bad_gateway", "The upstream's upstream failed.")),
+    "503": Fault(refusal=Refusal(503, "server_error", "overloaded", "The engine is currently overloaded.")),
+}

@@ -1,0 +1,149 @@
+"""From frames to a socket: pace, batches, line ends, and what is done to the connection.
+
+Main path: `send`. It waits until frames are due, takes all that are, and writes them at once; with
+`speed=0` everything is always due, and a write carries a batch. Whoever leaves ends it: aiohttp cancels the
+handler of a lost connection, and a write to a closing one raises ConnectionResetError.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from aiohttp import web
+
+from worker.simulator.calls import Call
+from worker.simulator.directives import Ask
+from worker.simulator.frames import DEEDS, KEEP_ALIVE, TOKENS, Frame, Kind
+
+UNPACED_BATCH = 64  # chunks a write: 14 KiB of OpenAI's shape, few enough that hundreds of streams take turns
+RESET_NOW = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: closing sends RST instead of FIN
+
+
+class Batch(NamedTuple):
+    """Frames due now, joined."""
+
+    data: bytes
+    tokens: int
+    counted: int
+    deed: Frame | None
+    ended: bool
+
+
+def take(frames: Iterator[Frame], most: int, unit: frozenset[Kind]) -> Batch:
+    """Up to `most` token chunks and whatever costs no time between them, as far as the next deed."""
+    parts: list[bytes] = []
+    tokens = counted = 0
+    for frame in frames:
+        kind = frame.kind
+        if kind in DEEDS:
+            return Batch(b"".join(parts), tokens, counted, frame, ended=False)
+        parts.append(frame.data)
+        if kind in TOKENS:
+            tokens += 1
+            counted += kind in unit
+            if tokens == most:
+                return Batch(b"".join(parts), tokens, counted, None, ended=False)
+    return Batch(b"".join(parts), tokens, counted, None, ended=True)
+
+
+async def send(wire: "Wire", ask: Ask, frames: Iterator[Frame], unit: frozenset[Kind], call: Call) -> None:
+    """Stream `frames` to the end, or to the deed that ends them."""
+    speed = ask.directive.speed
+    loop = asyncio.get_running_loop()
+    due = loop.time() + ask.directive.delay
+    while True:
+        await wire.idle_until(due)
+        most = 1 + int((loop.time() - due) * speed) if speed else UNPACED_BATCH
+        batch = take(frames, most, unit)
+        call.chunks_sent += batch.counted
+        if batch.ended:
+            return await wire.write(batch.data, last=True)
+        await wire.write(batch.data)
+        if batch.deed is not None:
+            return await wire.do(batch.deed)
+        due = due + batch.tokens / speed if speed else loop.time()
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One answer's connection."""
+
+    response: web.StreamResponse
+    transport: asyncio.Transport
+    call: Call
+    newline: bytes = b"\n"
+    keepalive: float = 0.0
+    """Seconds between comments while there is nothing to say; 0: none."""
+    cut: int = 0
+    """Most bytes a write carries; 0: whole batches."""
+    trickle: float | None = None
+    """Seconds a batch takes, byte by byte."""
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write `data`, waiting while the peer takes nothing; with `last`, end the response in the same write.
+
+        A client that stops reading at [DONE] then never leaves before the answer's end.
+        """
+        if self.newline != b"\n":
+            data = data.replace(b"\n", self.newline)
+        if self.trickle is not None or self.cut:
+            await self._write_in_bits(data)
+            data = b""
+        self.call.began()
+        if last:
+            await self.response.write_eof(data)
+        elif data:
+            await self.response.write(data)
+
+    async def idle_until(self, due: float) -> None:
+        """Wait until `due`, a time of the loop's clock, sending keep-alive comments; always let others run."""
+        loop = asyncio.get_running_loop()
+        while self.keepalive and due - loop.time() > self.keepalive:
+            await asyncio.sleep(self.keepalive)
+            await self.write(KEEP_ALIVE)
+        await asyncio.sleep(due - loop.time())
+
+    async def do(self, deed: Frame) -> None:
+        """Do to the connection what the deed says. A stall ends when the client leaves: by cancellation."""
+        match deed.kind:
+            case Kind.HANGUP | Kind.RESET:
+                await self.break_off(deed.data, reset=deed.kind is Kind.RESET)
+            case Kind.COMMENTS:
+                while True:
+                    await self.write(KEEP_ALIVE)
+                    await asyncio.sleep(self.keepalive or 0.2)
+            case _:
+                await asyncio.Event().wait()
+
+    async def break_off(self, data: bytes, *, reset: bool) -> None:
+        """Announce all of `data`, send half of it, and end the connection."""
+        self.call.began()
+        data = data.replace(b"\n", self.newline)
+        size = b"%x\r\n" % len(data) if data and self.response.content_length is None else b""
+        self.transport.write(size + data[: len(data) // 2])
+        if reset:
+            # A reset discards what the kernel was not given yet, and a transport has no event for that moment.
+            while self.transport.get_write_buffer_size():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    async def _write_in_bits(self, data: bytes) -> None:
+        """Cut `data` anywhere, also inside a character or a line end, and write it bit by bit."""
+        random, at = Random(len(data)), 0
+        loop = asyncio.get_running_loop()
+        began, span = loop.time(), self.trickle or 0.0
+        while at < len(data):
+            size = 1 if self.trickle is not None else random.randint(1, self.cut)
+            self.call.began()
+            await self.response.write(data[at : at + size])
+            at += size
+            ahead = began + span * at / len(data) - loop.time()
+            await asyncio.sleep(ahead if ahead > 0.001 else 0)  # the loop cannot sleep less than a millisecond

@@ -1,0 +1,236 @@
+"""What one payload of an upstream means, and what is stored of it. The one place that decides it.
+
+Liberal in what it takes, strict in what it stores: `data` is valid UTF-8 and JSON on one line, nested no deeper than
+`broker.json_depth` allows, with a list of choices that are objects with a `delta`. A payload in that form is stored
+verbatim, but for raw line breaks between tokens: those would let an upstream forge frames, and become spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from broker.completion.fold import finish_reason
+from broker.events import CHUNK, USAGE
+from broker.json_depth import MAX_DEPTH, is_too_deep
+from worker.upstream.choices import LARGEST_INDEX, usual_choices
+from worker.upstream.error_forms import ERROR_EVENTS, codes_of, field_of, is_error, is_fine, reported_error
+
+Json = dict[str, Any]
+
+
+class Chunk(NamedTuple):
+    """What the log and the counting need of a payload."""
+
+    type: bytes
+    data: bytes
+    tokens: int
+    """1 if a delta holds anything but names (`role`, …): such chunks are counted if an upstream tells no usage."""
+    finished: tuple[int, ...]
+    """Indexes of the choices that end here."""
+    error: object
+    """The error that the payload reports, in the provider's own form; None if it reports none."""
+    speaks: bool = True
+    """Whether it has a choice."""
+    whole: bool = False
+    """Whether its text came as a message in one piece."""
+
+
+class Remark(NamedTuple):
+    """An object that is neither a chunk, nor usage, nor surely an error: a keep-alive, or the reason why the answer is
+    never finished."""
+
+    fields: object
+
+
+class BadChunk(ValueError):
+    """The upstream sent something that is not a chunk."""
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    error: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+    index: int
+    finish_reason: Any = None
+    message: Any = None
+    error: Any = None
+
+
+class _Payload(msgspec.Struct):
+    choices: list[_Choice]
+    error: Any = None
+    errors: Any = None
+    base_resp: Any = None
+    code: Any = None
+    error_code: Any = None
+
+
+_decode = msgspec.json.Decoder(_Payload).decode
+
+
+def examine(payload: bytes, event: bytes = b"", *, streamed: bool = False) -> Chunk | Remark | None:
+    """Return the chunk of an event's data, or None for a keep-alive: nothing, `null`, `{"type": "ping"}`. `event` is
+    the event's name. `streamed`: there was text in deltas before, so that a whole `message` repeats it, as at the end
+    of MiniMax's streams. Raises BadChunk if it is not JSON in valid UTF-8."""
+    if b"\n" in payload or b"\r" in payload:
+        payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
+    # msgspec skips what it does not decode, invalid UTF-8 included, and readers' parsers would fail on it.
+    if not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            raise BadChunk("invalid UTF-8") from None
+    if is_too_deep(payload):
+        raise BadChunk(f"nested deeper than {MAX_DEPTH} levels")
+    if event in ERROR_EVENTS or (len(payload) > _DIGITS_LIMIT and _MANY_DIGITS.search(payload)):
+        return _examine_slowly(payload, event, streamed)
+    try:
+        parsed = _decode(payload)
+    except msgspec.DecodeError:  # not of the usual form, or half a surrogate pair
+        return _examine_slowly(payload, event, streamed)
+    if len(parsed.choices) == 1 and not (
+        parsed.error or parsed.errors or parsed.base_resp or parsed.code or parsed.error_code
+    ):
+        (choice,) = parsed.choices
+        delta = choice.delta
+        calls = delta.tool_calls or delta.function_call
+        # Nearly always. A delta without any of these may hold what has no field here, such as audio.
+        if (
+            (delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or calls)
+            and choice.finish_reason is None
+            and choice.message is None
+            and choice.error is None
+            and delta.error is None
+            and 0 <= choice.index < LARGEST_INDEX
+            and (delta.content is None or delta.content.__class__ is str)
+            and not (calls and _has_unusual_calls(delta.tool_calls, payload))
+        ):
+            return Chunk(CHUNK, payload, 1, (), None)
+    return _examine_slowly(payload, event, streamed)
+
+
+def _has_unusual_calls(calls: object, payload: bytes) -> bool:
+    if calls is not None and not (
+        isinstance(calls, list) and all(isinstance(call, dict) for call in cast("list[object]", calls))
+    ):
+        return True
+    return _ARGUMENTS_OBJECT.search(payload) is not None
+
+
+# --- the first and the last chunks of a stream, and those of unusual form ---------------------------------------------
+
+_DIGITS_LIMIT = 4300  # of a number, for Python's own parser (sys.set_int_max_str_digits)
+_ARGUMENTS_OBJECT = re.compile(rb'"arguments"\s*:\s*[{\[]')
+_MANY_DIGITS = re.compile(rb"\d{%d}" % _DIGITS_LIMIT)
+_PULSES = frozenset({"ping", "pong", "keep-alive", "keepalive", "heartbeat"})
+"""`type` of objects that say nothing."""
+_KEEP_ALIVES = frozenset(word.encode() for word in _PULSES)
+"""The same words as the whole of an event's data."""
+_ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"})
+
+
+def _examine_slowly(payload: bytes, event: bytes, streamed: bool) -> Chunk | Remark | None:
+    value = _parse(payload, event)
+    wrapped = isinstance(value, list)
+    if wrapped:  # as Gemini wraps its errors
+        listed = [one for one in cast("list[object]", value) if one is not None]
+        if len(listed) > 1 and not any(is_error(field_of(one, "error")) for one in listed):
+            raise BadChunk("a list")
+        value = listed[0] if listed else None
+    if event in ERROR_EVENTS and not isinstance(value, dict):
+        return Chunk(CHUNK, b"", 0, (), {"message": value if isinstance(value, str) else ""}, speaks=False)
+    if isinstance(value, str) and value.strip():
+        return Remark({"message": value})
+    if not isinstance(value, dict):
+        return None
+    fields = cast(Json, value)
+    try:
+        choices, whole = usual_choices(fields, streamed=streamed)
+    except ValueError:
+        raise BadChunk("a number out of range") from None
+    error = reported_error(fields, choices, event)
+    if not choices:
+        return _without_choices(payload, fields, error, usual=fields.get("choices") == [] and not wrapped)
+    stored = _usual(fields, choices)
+    data = payload if stored is fields and not wrapped else _encode(stored)
+    tokens = max([_tokens_of(choice.get("delta", {})) for choice in choices])
+    finished = tuple([choice["index"] for choice in choices if finish_reason(choice.get("finish_reason"))])
+    return Chunk(CHUNK, data, tokens, finished, error, whole=whole)
+
+
+def _usual(fields: Json, choices: list[Json]) -> Json:
+    """The chunk with these choices; the same object if they are its own, and nothing else is unusual."""
+    given = fields.get("choices")
+    same = isinstance(given, list) and list(map(id, cast("list[object]", given))) == list(map(id, choices))
+    changes: Json = {} if same else {"choices": choices}
+    if not same and fields.get("object") == "chat.completion":
+        changes["object"] = "chat.completion.chunk"
+    if not isinstance(fields.get("usage"), dict):  # Groq's and Moonshot's places
+        places = [field_of(fields, "x_groq"), *choices]
+        told: list[Any] = [one for one in (field_of(place, "usage") for place in places) if isinstance(one, dict)]
+        if told:
+            changes["usage"] = told[0]
+    kept = {key: value for key, value in fields.items() if key not in ("error", "errors") or not value}
+    if len(kept) < len(fields):  # what says that all is well, and what SDKs take for an error
+        return {**kept, **changes}
+    return {**fields, **changes} if changes else fields
+
+
+def _without_choices(payload: bytes, fields: Json, error: object, *, usual: bool) -> Chunk | Remark | None:
+    """`usual`: `choices` is an empty list, as in a usage chunk of OpenAI's and in Azure's first chunk."""
+    if error is not None:
+        return Chunk(CHUNK, b"", 0, (), error, speaks=False)
+    if isinstance(fields.get("usage"), dict):
+        data = payload if usual else _encode({**fields, "choices": []})
+        return Chunk(USAGE, data, 0, (), None, speaks=False)
+    if usual:
+        return Chunk(CHUNK, payload, 0, (), None, speaks=False) if fields.keys() - _ENVELOPE else None
+    kind = fields.get("type")
+    if not fields or (isinstance(kind, str) and kind.lower() in _PULSES) or all(map(is_fine, codes_of(fields) or [1])):
+        return None
+    return Remark(fields)
+
+
+def _parse(payload: bytes, event: bytes) -> object:
+    """Python's own parser: msgspec's refuses half a surrogate pair, which some upstreams split over two chunks. Not
+    NaN, which Python takes and JavaScript does not. A blank payload is None."""
+    text = payload.strip()
+    if not text or text.lower() in _KEEP_ALIVES:
+        return None
+    try:
+        return json.loads(payload.decode(), parse_constant=_refuse_constant)  # of bytes it would guess the encoding
+    except (ValueError, RecursionError):
+        if event in ERROR_EVENTS:
+            return payload.decode()
+        raise BadChunk("invalid JSON") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def _encode(value: object) -> bytes:
+    """BadChunk for a number beyond what a float holds."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise BadChunk("a number out of range") from None
+
+
+_NAMES = frozenset({"role", "id", "index", "type", "name", "object", "finish_reason"})
+
+
+def _tokens_of(delta: Json) -> int:
+    return int(any(value for key, value in delta.items() if key not in _NAMES))

@@ -1,0 +1,323 @@
+"""Calls the upstream and yields what it streams, as checked chunks. The only file that knows the openai SDK.
+
+The SDK sends the request; its raw bytes are split here: its chunk objects cost 113 µs each and die of what some
+upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
+
+import httpx2
+import openai
+from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
+
+from broker.errors import ModelNotFound
+from broker.runtime.http_tls import causes
+from broker.settings.settings import Settings, Upstream
+from worker.upstream.chunks import Chunk
+from worker.upstream.client import FAMILIES, connection_failure, new_client, read_models
+from worker.upstream.errors import UpstreamError, answered, broken
+from worker.upstream.reply import Reply, wrong_type
+
+Json = dict[str, Any]
+
+PAGES = frozenset({"text/html", "application/xhtml+xml"})
+PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
+LAST_PATIENCE = 0.5  # seconds, if the usage is there too
+AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
+
+
+class Upstreams:
+    """The clients of all upstreams of this process. An async context manager: leaving it closes them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._upstreams = settings.all_upstreams()
+        self._clients: dict[str, openai.AsyncOpenAI] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Upstreams:
+        for upstream in self._upstreams:
+            self._clients[upstream.name] = new_client(upstream, self._settings.slots)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        for client in self._clients.values():
+            await client.close()
+
+    @asynccontextmanager
+    async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
+        """The upstream's answer. UpstreamError from here, and from its iteration. Leaving the block closes it."""
+        upstream = self._upstream(model)
+        silence = Silence(self._settings.first_token_timeout, self._settings.idle_timeout)
+        try:
+            async with silence:
+                response = await self._respond(upstream, body)
+                content_type = _content_type(response)
+                reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
+                stream = UpstreamStream(response, silence, reply)
+                try:
+                    yield stream
+                finally:
+                    await self._close(stream)
+        except TimeoutError:
+            if not silence.expired:
+                raise
+            raise UpstreamError("upstream_timeout", silence.complaint) from None
+
+    def by_pattern(self) -> list[Upstream]:
+        """Those that can be asked, and whose models are not all named."""
+        return [
+            upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
+        ]
+
+    async def models(self, upstream: Upstream) -> list[str]:
+        """The names of the models that the upstream lists. UpstreamError, whose message is in our own words."""
+        return await read_models(self._clients[upstream.name])
+
+    def _upstream(self, model: str) -> Upstream:
+        for upstream in self._upstreams:
+            if upstream.serves(model):
+                if upstream.usable:
+                    return upstream
+                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set at the worker.")
+        raise UpstreamError(
+            ModelNotFound.code, "No upstream of this worker serves the model.", status=404, param="model"
+        )
+
+    async def _respond(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
+        """The response's headers have come. A refusal of the usage option, which not every server knows, is answered
+        with the same request without it."""
+        sent = _with_usage(body) if upstream.usage else _without_usage(body)
+        try:
+            return await self._request(upstream, sent)
+        except openai.APIStatusError as error:
+            if "stream_options" not in sent or not _names_usage(error):
+                raise _classified(error, upstream.secrets) from error
+        try:
+            return await self._request(upstream, _without_usage(body, whole=True))
+        except openai.APIStatusError as error:
+            raise _classified(error, upstream.secrets) from error
+
+    async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
+        """UpstreamError; openai.APIStatusError for an answer that is not a 200."""
+        completions = self._clients[upstream.name].chat.completions
+        try:
+            # The whole body as extra_body: it is merged over the rest, so parameters the SDK does not know pass.
+            request = completions.with_streaming_response.create(
+                model=body["model"], messages=[], stream=True, extra_body={**body, "stream": True}
+            )
+            response = await request.__aenter__()
+        except openai.APIStatusError:
+            raise
+        except FAMILIES as error:
+            raise _classified(error, upstream.secrets) from error
+        if _content_type(response) in PAGES:
+            await _shut(response)
+            raise wrong_type(_content_type(response))
+        return response
+
+    async def _close(self, stream: UpstreamStream) -> None:
+        """At once, unless the stream came to its end: then its connection gets a moment to become free."""
+        if stream.given_up or not stream.reply.done:
+            await _shut(stream.response)
+            return
+        task = asyncio.create_task(_drain(stream))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class UpstreamStream:
+    """Iterates over lists of chunks: those that one read completed. Raises UpstreamError."""
+
+    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Silence, reply: Reply) -> None:
+        self.response = response
+        self.reads = response.iter_bytes()
+        self.reply = reply
+        self.given_up = False
+        """A read was cancelled, after which nothing more can be read."""
+        self._silence = silence
+        self._settled_at = float("inf")
+
+    def __aiter__(self) -> UpstreamStream:
+        return self
+
+    @property
+    def finished(self) -> bool:
+        """Whether each choice has its finish reason: only the connection is still open."""
+        return self.reply.finished
+
+    async def __anext__(self) -> list[Chunk]:
+        reply = self.reply
+        if not reply.finished:
+            self._silence.listen()
+        while reply.error is None and not reply.done:
+            chunks = await self._more()
+            if chunks:
+                self._silence.heard()
+                if reply.finished:
+                    self._settle_soon(chunks)
+                return chunks
+        if reply.error is None:
+            raise StopAsyncIteration
+        try:
+            raise reply.error
+        finally:
+            reply.error, reply.done = None, True  # the error holds this frame: a circle
+
+    async def _more(self) -> list[Chunk]:
+        """What the next read completes, or the end of the response."""
+        try:
+            return self.reply.feed(await self._read())
+        except StopAsyncIteration:
+            return self.reply.end()
+        except FAMILIES as error:
+            return self.reply.break_off(_broken_off(error, begun=self.reply.begun))
+
+    async def _read(self) -> bytes:
+        if not self.reply.finished:
+            return await anext(self.reads)
+        patience = asyncio.timeout_at(self._settled_at)
+        try:
+            async with patience:
+                return await anext(self.reads)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            self.given_up = True
+            self.reply.settle()
+            return b""
+
+    def _settle_soon(self, chunks: list[Chunk]) -> None:
+        """Usage may follow a finish reason, and where an upstream repeats that in each chunk, text."""
+        now = asyncio.get_running_loop().time()
+        if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
+            self._settled_at = now + PATIENCE
+        if self.reply.counted:  # mostly the last thing that an upstream has to say
+            self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
+
+
+class Silence:
+    """Cancels the block when the upstream says nothing for too long. Chunks count, not bytes, so keep-alive
+    comments do not; nor does the time in which nobody listens. One timer, moved only when it fires: an
+    `asyncio.timeout` moved per chunk costs more than the chunk."""
+
+    def __init__(self, first: float, idle: float) -> None:
+        self._first, self._idle = first, idle
+        self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time() + first
+        self._scope = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = False
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._timer = self._loop.call_at(self._due, self._check)
+
+    async def __aexit__(self, *raised: Any) -> bool | None:
+        if self._timer is not None:
+            self._timer.cancel()
+        return await self._scope.__aexit__(*raised)
+
+    @property
+    def expired(self) -> bool:
+        return self._scope.expired()
+
+    @property
+    def complaint(self) -> str:
+        if self._heard:
+            return f"The upstream sent nothing for {self._idle:g} s."
+        return f"The upstream sent no chunk within {self._first:g} s."
+
+    def listen(self) -> None:
+        if self._heard:
+            self._due = self._loop.time() + self._idle
+
+    def heard(self) -> None:
+        self._due = float("inf")
+        if not self._heard and self._timer is not None:
+            self._heard = True
+            self._timer.cancel()  # `first` may be longer than `idle`
+            self._timer = self._loop.call_later(self._idle, self._check)
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        if self._due <= now:
+            self._scope.reschedule(now)
+            return
+        self._timer = self._loop.call_at(min(self._due, now + self._idle), self._check)
+
+
+def _with_usage(body: Json) -> Json:
+    return {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
+
+
+def _without_usage(body: Json, *, whole: bool = False) -> Json:
+    options = cast(Json, body.get("stream_options") or {})
+    rest = {} if whole else {key: value for key, value in options.items() if key != "include_usage"}
+    without = {key: value for key, value in body.items() if key != "stream_options"}
+    return {**without, "stream_options": rest} if rest else without
+
+
+def _names_usage(error: openai.APIStatusError) -> bool:
+    """Whether an upstream refuses the request because of the option, in any form of words."""
+    said = f"{error.message} {_body_of(error)!r}"
+    return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
+
+
+def _body_of(error: openai.APIStatusError) -> object:
+    """All of it: the SDK gives only what stands under `error`."""
+    try:
+        return json.loads(error.response.content)
+    except (ValueError, RecursionError, httpx2.HTTPError):
+        return error.body
+
+
+_USAGE_OPTION = re.compile(r"stream[_ ]?options|include_usage", re.IGNORECASE)
+
+
+def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
+    """What went wrong before the stream began."""
+    if isinstance(error, openai.APIStatusError):
+        return answered(error.status_code, error.response.headers, _body_of(error), secrets)
+    if failure := connection_failure(error):
+        return failure
+    return _broken_off(error, begun=False)
+
+
+def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
+    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in causes(error)) or (
+        isinstance(error, ValueError) and not isinstance(error, OSError)
+    ):
+        return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
+    return broken(begun=begun)
+
+
+_UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)
+_CUT = (TransferEncodingError, ContentLengthError)
+
+
+async def _drain(stream: UpstreamStream) -> None:
+    with suppress(*FAMILIES):
+        async with asyncio.timeout(AFTERMATH):
+            async for _ in stream.reads:
+                pass
+    await _shut(stream.response)
+
+
+async def _shut(response: openai.AsyncAPIResponse[Any]) -> None:
+    with suppress(*FAMILIES):
+        await response.close()
