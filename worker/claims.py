@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +96,21 @@ class Claim:
         return int(self.meta.get(b"pt") or 0)
 
 
-async def claim(redis: Redis, gid: str, settings: Settings, own: str = "", patience: float = PATIENCE) -> Claim | str:
+async def claim(
+    redis: Redis,
+    gid: str,
+    settings: Settings,
+    own: str = "",
+    *,
+    patience: float = PATIENCE,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Claim | str:
     """A new attempt of a queued generation, or with `own` of the caller's own; or why not: NONE, GONE, CLOSED,
     RUNNING (somebody has it), EXHAUSTED (it was started too often, and has ended unless it is the caller's own).
 
     Sent again until Redis answers, under the same token: a server that hung may execute it long after its connection
-    was given up, and nobody would run the attempt until its lease is over. StorageUnavailable after `patience` seconds.
+    was given up, and nobody would run the attempt until its lease is over. StorageUnavailable after `patience` seconds,
+    or once it is not `wanted` any more.
     """
     token = secrets.token_hex(8)
     arguments = [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts]
@@ -110,9 +120,9 @@ async def claim(redis: Redis, gid: str, settings: Settings, own: str = "", patie
             reply = await redis.run(CLAIM, [*lifecycle_keys(gid), keys.epoch(shard_of(gid))], arguments)
             break
         except StorageUnavailable:
-            if time.monotonic() > until:
-                raise
             await backoff.wait()
+            if time.monotonic() > until or not wanted():
+                raise
     outcome: str = reply[0].decode()
     if outcome != "OK":
         return outcome

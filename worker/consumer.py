@@ -159,7 +159,7 @@ class Picker:
             if not await places.take(check_id(gid), tenant):
                 ctx["parked"] = gid, tenant
                 return
-            outcome = await claim(self._store, gid, self._settings)
+            outcome = await claim(self._store, gid, self._settings, wanted=lambda: not self._stopping)
         except GenerationNotFound:
             return
         except StorageUnavailable:
