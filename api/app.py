@@ -24,6 +24,7 @@ from api.dialects.native.multiplex import Events
 from api.dialects.native.routes import Generations
 from api.dialects.openai_chat.routes import ChatCompletions
 from api.errors import new_request_id, on_broker_error, on_http_error, on_left
+from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
@@ -33,7 +34,6 @@ from api.ops.metrics import Metrics, Requests
 from api.ops.models import Models
 from api.ops.openapi import OpenApi
 from api.ops.overview import Overview
-from api.server.admission import Admission
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancelled
 from broker.errors import BrokerError

@@ -17,14 +17,14 @@ from broker.events import RESET, STARTED, Event, follows
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, created_ms, parse_cursor
-from broker.queue.quotas import NOTHING, OPEN_TENANT, Limits, Stored
+from broker.queue.quotas import OPEN_TENANT, Limits
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
 from broker.request import CompletionRequest, parse_json, parse_request
 from broker.runtime.counters import Count
 from broker.runtime.tracing import traceparent
 from broker.settings.settings import Settings
-from broker.store.storage_share import Share
+from broker.store.storage_share import NOTHING, Share, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
 
 logger = logging.getLogger("tokencast.broker")

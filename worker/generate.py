@@ -28,7 +28,7 @@ from broker.settings.settings import Settings
 from worker.appender import Appender
 from worker.attempt import OURS, Attempt, AttemptEnded, Ending
 from worker.claims import Claim, announce_waiting, claim
-from worker.monitoring.counters import Tally
+from worker.counters import Tally
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.dialects.native.multiplex import MOST
+from api.dialects.native.paced import FASTEST, SLOWEST
 from api.errors import JSONResponse
 from api.ops.docs import SECURITY, page
 from api.ops.schemas import CURSOR, ID, SCHEMAS, STRING, ref, whole
-from api.streaming.paced import FASTEST, SLOWEST
 from broker.events import STATUSES
 from broker.version import __version__
 

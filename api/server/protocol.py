@@ -20,8 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from api.errors import bare_error
-from api.server.admission import FULL
 from api.server.memory import Unread
+from api.server.scope import FULL
 from api.server.upgrade import comes_again, feed
 from api.server.wire import EXTENSION, ignore
 

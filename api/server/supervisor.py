@@ -18,7 +18,7 @@ from asyncio.subprocess import Process
 from contextlib import suppress
 
 from api.server.server import listen
-from broker.dev.embedded_redis import tethered
+from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import MISCONFIGURED, python_module
 from broker.runtime.sockets import shown
@@ -97,7 +97,7 @@ class Supervisor:
         us, once."""
         command = python_module("api", "--socket", str(sock.fileno()))
         process = await asyncio.create_subprocess_exec(
-            *tethered(command),
+            *die_with_parent(command),
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(sock.fileno(),),

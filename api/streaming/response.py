@@ -11,8 +11,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.dialects.native.frames import retry
 from api.server.wire import wire_for
+from api.streaming.reconnect import retry
 from broker.errors import LimitExceeded, StorageUnavailable
 from broker.fanout.buffer import Dialect, Slice
 from broker.fanout.feed import Feed

@@ -14,7 +14,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from typing import IO, Self
 
 from broker.errors import Misconfigured
 from broker.redis.client import servers_of
+from broker.runtime.child_process import die_with_parent
 
 _READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
 _TRIES = 20
@@ -133,7 +133,7 @@ class EmbeddedRedis:
         options |= self.options
         command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
         self._process = subprocess.Popen(  # noqa: S603 - the program is one of `server_binary`
-            tethered(command),
+            die_with_parent(command),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
@@ -219,23 +219,3 @@ def free_port(host: str = "127.0.0.1") -> int:
             probe.bind((host, port))
             return port
     raise Misconfigured(f"No free port on {host}.")
-
-
-_TETHER = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-if os.getppid() == int(sys.argv[1]):  # else it is too late for the signal
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def tethered(command: list[str]) -> list[str]:
-    """The command, such that it dies with the process that starts it, even if that one is killed (on Linux; elsewhere
-    as it was). Start it from the main thread: what counts is the end of the thread that did.
-
-    A program of three lines before the command proper, 20 ms: a `preexec_fn` could deadlock in a process with
-    threads, and warns of that since Python 3.12.
-    """
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]

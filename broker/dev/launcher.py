@@ -23,10 +23,11 @@ from typing import Any, Self
 import click
 import httpx2
 
-from broker.dev.embedded_redis import EmbeddedRedis, free_port, tethered
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.redis.client import Redis, connect_redis, without_password
 from broker.redis.commands import at_fault
+from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import python_module
 from broker.settings.settings import SIMULATED_KEY, ClientSettings, Settings, load, load_for_process, unknown_variables
@@ -85,7 +86,7 @@ class _Processes:
     async def start(self, name: str, command: list[str], env: dict[str, str], *, terminations: int = 1) -> int:
         """Its pid. `terminations` is how many SIGTERMs it takes to end without delay."""
         process = await asyncio.create_subprocess_exec(
-            *tethered(command), env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            *die_with_parent(command), env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
         )
         self._started.append((process, terminations))
         self._watching.append(asyncio.create_task(self._watch(name, process)))

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from broker.errors import LimitExceeded
 from broker.redis.client import Redis, Script
 from broker.settings.settings import Settings
 from broker.store import keys
+from broker.store.storage_share import NOTHING, Stored
 
 ADMIT = Script("queue", "quota_admit")
 START = Script("queue", "quota_acquire")
@@ -26,7 +26,6 @@ OPEN_TENANT = "default"
 """Whose generations they are where no API keys are set."""
 WAITING_MS = 120_000
 """For so long a place among the waiting lasts; the reaper looks at each of them every 30 s."""
-HOUR_MS = 3_600_000
 LATER = 60  # seconds after which a tenant may try again that has too much stored
 SOON = 5  # seconds after which a tenant may try again whose queue is full
 
@@ -51,21 +50,6 @@ class Limits:
     def count(self, tenant: str) -> bool:
         """Whether what runs and waits is counted."""
         return tenant != OPEN_TENANT and bool(self.running or self.queued)
-
-
-class Stored(NamedTuple):
-    """Bytes of a request, and when its generation will have expired if it runs at once (unix ms)."""
-
-    size: int
-    until_ms: int
-
-    @property
-    def hour(self) -> int:
-        """Since the epoch, in which nothing of it is left: a run takes time, and a tombstone stays for an hour."""
-        return self.until_ms // HOUR_MS + 2
-
-
-NOTHING = Stored(0, 0)
 
 
 class Places:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 from broker.concurrency.cancellation import cancelled
 from broker.errors import StorageUnavailable
@@ -13,7 +14,23 @@ from broker.redis.client import Redis, RedisError
 PARTS = 4
 """A tenant's share of a bounded Redis is one part of so many: one alone cannot fill it."""
 KNOWN_FOR = 60.0  # seconds, after which Redis is asked again
+HOUR_MS = 3_600_000
 log = logging.getLogger("tokencast.broker")
+
+
+class Stored(NamedTuple):
+    """Bytes of a request, and when its generation will have expired if it runs at once (unix ms)."""
+
+    size: int
+    until_ms: int
+
+    @property
+    def hour(self) -> int:
+        """Since the epoch, in which nothing of it is left: a run takes time, and a tombstone stays for an hour."""
+        return self.until_ms // HOUR_MS + 2
+
+
+NOTHING = Stored(0, 0)
 
 
 class Share:

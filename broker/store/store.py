@@ -19,13 +19,13 @@ from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflic
 from broker.events import Event, from_entry
 from broker.generation import FIELDS, Generation, from_fields
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
-from broker.queue.quotas import NOTHING, Stored
 from broker.redis.client import Argument, Redis, Script
 from broker.redis.clock import RedisClock
 from broker.request import CompletionRequest
 from broker.store import keys
 from broker.store.data_loss import Losses
 from broker.store.listing import FIRST_ROWS, Lists, lifecycle_keys
+from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces

@@ -18,7 +18,7 @@ from broker import errors
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.pages import anchors, blocks, reading, targets
 from tests.support import DEADLINE, ROOT, clean_environment, gateway, wait_until, worker
-from worker.monitoring import counters as tally
+from worker import counters as tally
 
 README, DOCS_HOME = ROOT / "README.md", ROOT / "docs"
 DOCS = sorted(DOCS_HOME.glob("*.md"))

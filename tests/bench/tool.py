@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from broker.dev.embedded_redis import tethered
+from broker.runtime.child_process import die_with_parent
 from tests.support import ROOT, clean_environment
 
 FiguresT = TypeVar("FiguresT")
@@ -42,7 +42,7 @@ class Tool(ABC, Generic[FiguresT]):
     async def __aenter__(self) -> Self:
         command = await self.command()
         self._process = await asyncio.create_subprocess_exec(
-            *tethered(command),
+            *die_with_parent(command),
             cwd=ROOT,
             env=clean_environment(),
             stdin=asyncio.subprocess.PIPE,

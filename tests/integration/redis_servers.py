@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from broker.dev.embedded_redis import free_port, server_binary, tethered
+from broker.dev.embedded_redis import free_port, server_binary
 from broker.redis.connection import RespConnection, RespError
 from broker.redis.url import Address
+from broker.runtime.child_process import die_with_parent
 from tests.support import wait_until
 
 SERVICE = "logs"
@@ -48,7 +49,7 @@ class Server:
             config.write_text("\n".join(lines) + "\n")
         with (self._dir / "output").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - tethered to the main thread
-                tethered([self._binary, str(config), *(["--sentinel"] if self._sentinel else [])]),
+                die_with_parent([self._binary, str(config), *(["--sentinel"] if self._sentinel else [])]),
                 cwd=self._dir,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -18,12 +18,13 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
-from broker.queue.quotas import Limits, Stored
+from broker.queue.quotas import Limits
 from broker.queue.reaper import REAP, log
 from broker.queue.tickets import Queue
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.preflight import Watch, mark_embedded
+from broker.store.storage_share import Stored
 from broker.store.store import SETTLE, lifecycle_keys, new_epoch
 from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH

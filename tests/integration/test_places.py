@@ -9,9 +9,10 @@ import pytest
 from broker import Broker
 from broker.errors import LimitExceeded
 from broker.ids import new_id
-from broker.queue.quotas import HOUR_MS, Limits, Stored
+from broker.queue.quotas import HOUR_MS, Limits
 from broker.queue.tickets import Queue
 from broker.store import keys
+from broker.store.storage_share import Stored
 from tests.support import wait_until
 
 ANNA, BEN = "anna", "ben"

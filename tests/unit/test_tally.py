@@ -17,7 +17,7 @@ from broker.runtime.prometheus import Exposition, Families
 from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.claims import Claim
-from worker.monitoring.counters import Tally
+from worker.counters import Tally
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 

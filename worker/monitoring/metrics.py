@@ -14,7 +14,7 @@ from broker.runtime.prometheus import Exposition, Families
 from broker.runtime.sockets import bound_socket, shown
 from broker.settings.settings import Settings
 from worker.appender import Appender
-from worker.monitoring.counters import Tally
+from worker.counters import Tally
 from worker.slots import Running
 
 log = logging.getLogger("tokencast.worker")

@@ -19,12 +19,12 @@ from starlette.routing import Route
 
 from api.auth import Access
 from api.dialects.native.multiplex_frames import Vector, Wrapped, parse_vector
+from api.dialects.native.shared_wire import GenerationShare, Share, SharedWire
 from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
 from api.streaming.cursors import locate
 from api.streaming.response import HEADERS, Later, LiveResponse, later
-from api.streaming.shared_wire import GenerationShare, Share, SharedWire
 from broker.broker import Broker
 from broker.errors import (
     BrokerError,

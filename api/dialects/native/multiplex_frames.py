@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from api.dialects.native.frames import retry
+from api.streaming.reconnect import retry
 from broker.errors import InvalidCursor
 from broker.events import NAMES, Event
 from broker.ids import START, Cursor, parse_cursor

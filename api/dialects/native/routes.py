@@ -13,12 +13,12 @@ from starlette.routing import Route
 from api.accept import prefers_json
 from api.auth import Access
 from api.dialects.native.frames import NATIVE, bookmark, unknown_cursor
+from api.dialects.native.paced import Replay, parse_speed
 from api.errors import IS_DRAINING, JSONResponse
 from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.requests import by_method, read_body, read_request, submit
 from api.server.memory import room
 from api.streaming.cursors import locate
-from api.streaming.paced import Replay, parse_speed
 from api.streaming.response import HEADERS, EventStream, Later, later
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import Broker

@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.dev.embedded_redis import free_port, tethered
+from broker.dev.embedded_redis import free_port
+from broker.runtime.child_process import die_with_parent
 from tests.support import wait_until
 
 CONFIGURATION = """
@@ -100,7 +101,7 @@ async def nchan(*, workers: int = 1, messages: int = 5000) -> AsyncGenerator[Nch
         configuration = configure(Path(directory), module, port, workers, messages)
         errors = Path(directory) / "errors"
         with errors.open("wb") as output:
-            command = tethered([program, "-c", str(configuration), "-e", "stderr"])
+            command = die_with_parent([program, "-c", str(configuration), "-e", "stderr"])
             process = await asyncio.create_subprocess_exec(
                 *command, stdout=output, stderr=output, start_new_session=True
             )

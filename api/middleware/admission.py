@@ -14,10 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.accept import names_event_stream, prefers_json
 from api.errors import IS_FULL, full_error
+from api.server.scope import FULL
 from api.streaming.response import Later
-
-FULL = "tokencast.full"
-"""The scope's extension that says so; `api/server/protocol.py` counts."""
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
