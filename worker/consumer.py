@@ -2,7 +2,7 @@
 
 An arq job here claims the generation, starts our own task and returns at once: arq then removes the ticket within
 milliseconds, so its queue holds only what waits, and none of what it does to jobs that run for minutes can happen.
-`tests/integration/test_arq_contract.py` has a test for each thing of arq's that this relies on.
+`tests/integration/broker/queue/test_arq_contract.py` has a test for each thing of arq's that this relies on.
 """
 
 from __future__ import annotations

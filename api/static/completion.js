@@ -1,7 +1,7 @@
 // Merges the chunks of one attempt into what the page shows of it. Pure: touches no document.
 //
 // The rules are those of broker/completion/merging.py, of which this needs the part that is shown: reasoning, answer, refusal and
-// tool calls. Both are held to tests/merging/cases.json.
+// tool calls. Both are held to tests/integration/broker/completion/cases.json.
 
 /**
  * What a chunk adds to one section of the output. `place`: 0 reasoning, 1 answer, 2 refusal, from 3 on the tool calls in

@@ -19,7 +19,7 @@ objects are merged key by key, and the newest number or boolean counts.
 Sources: the reference of OpenAI's chat.completions (`index` in tool_calls), Mistral's `thinking` parts, OpenRouter's
 `reasoning_details` (one detail per `index` and `type`), Gemini's compatible endpoint (calls without an index, or all
 with index 0), and recorded streams of proxies that repeat, empty or renew the id, the name and the role in every piece.
-tests/merging/cases.json has each rule as data; the dashboard's rules are in api/static/completion.js.
+Each rule is data in tests/integration/broker/completion/cases.json; the dashboard's rules are in completion.js.
 """
 
 from __future__ import annotations

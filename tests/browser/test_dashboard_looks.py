@@ -13,7 +13,7 @@ from playwright.async_api import Page, expect
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.sdk import NODE, node
+from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
 from tests.browser.dashboard import delta, field, part, row, says, started
 from tests.support import ROOT, Gateway, gateway, request_body, upstream_sim, wait_until, worker

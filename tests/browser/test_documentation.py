@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.acceptance.pages import reading
+from tests.acceptance.documents.pages import reading
 from tests.support import ROOT
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker import Broker
-from tests.acceptance.proxies import PROXIES, proxy
+from tests.acceptance.edge.proxies import PROXIES, proxy
 from tests.browser.conftest import Open
 from tests.support import Gateway, Writer, gather
 

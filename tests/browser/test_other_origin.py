@@ -16,7 +16,7 @@ from playwright.async_api import expect
 
 from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.sdk import NODE, node
+from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_watching import LOST
 from tests.support import Gateway, Writer, clean_environment, gateway, request_body, worker

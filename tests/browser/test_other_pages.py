@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Browser
 
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.sdk import NODE, node
+from tests.acceptance.openai.sdk import NODE, node
 from tests.support import Gateway, gateway, request_body, service, upstream_calls, worker
 
 pytestmark = pytest.mark.browser

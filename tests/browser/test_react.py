@@ -14,7 +14,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
 from broker.store import keys
 from broker.store.store import lifecycle_keys
-from tests.acceptance.sdk import NODE, node
+from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_tokens import BEARER, keyed
 from tests.browser.test_watching import LOST, started

@@ -18,7 +18,7 @@ from broker.errors import StorageUnavailable
 from broker.redis.client import RedisError, connect_redis
 from broker.settings.settings import SIMULATED_KEY
 from tests.chaos.plan import GATEWAYS, LEASE, WORKERS, Fault
-from tests.integration.redis_proxy import RedisProxy
+from tests.servers.redis_proxy import RedisProxy
 from tests.support import Service, clean_environment, script, upstream_sim
 
 MAX_ATTEMPTS = 5

@@ -26,7 +26,7 @@ from broker.store.store import lifecycle_keys
 from tests.faults.oracle import Said
 from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
-from tests.integration.redis_proxy import redis_proxy
+from tests.servers.redis_proxy import redis_proxy
 from tests.support import (
     WATCHFUL,
     Gateway,

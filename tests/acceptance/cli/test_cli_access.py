@@ -1,0 +1,39 @@
+"""`tokencast key`: what it prints lets its tenant in, and is kept nowhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from broker.dev.embedded_redis import EmbeddedRedis
+from tests.acceptance.cli.test_cli import tokencast
+from tests.support import gateway, gather
+
+
+async def test_a_key_lets_its_tenant_in(redis: EmbeddedRedis) -> None:
+    told, as_json = await gather(tokencast("key", "anna", url=""), tokencast("key", "ben", "--json", url=""))
+    of_anna = dict(line.split() for line in told.out.splitlines())
+    of_ben = json.loads(as_json.out)
+    assert [set(made) for made in (of_anna, of_ben)] == [{"key", "entry"}] * 2
+    async with gateway(redis.url, TOKENCAST_API_KEYS=f"{of_anna['entry']},{of_ben['entry']}") as api:
+        anna, ben = ({"authorization": f"Bearer {made['key']}"} for made in (of_anna, of_ben))
+        gid = (await api.create(**anna))["id"]
+        assert (await api.http.get(f"/v1/generations/{gid}", headers=anna)).status_code == 200
+        assert (await api.http.get(f"/v1/generations/{gid}", headers=ben)).status_code == 404
+
+
+async def test_no_key_is_made_twice() -> None:
+    made = await gather(*(tokencast("key", "anna", url="") for _ in range(2)))
+    assert len({done.out for done in made}) == 2
+    for done in made:
+        key = done.out.split()[1]
+        assert len(key.removeprefix("tck_")) == 43  # 256 bits
+        assert done.err == ""
+
+
+@pytest.mark.parametrize("tenant", ["an na", "anna:ben", "", "a,b", "anna\n"])
+async def test_a_name_that_the_gateway_would_refuse_gets_none(tenant: str) -> None:
+    refused = await tokencast("key", tenant, url="")
+    assert (refused.code, refused.out) == (2, "")
+    assert "letters and digits" in refused.err

@@ -1,0 +1,53 @@
+"""What somebody at a terminal sees while there is nothing to read yet; a pipe gets none of it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from tests.acceptance.cli.terminal import TOKENCAST, terminal
+from tests.support import Gateway, Writer, gateway
+
+
+async def test_a_terminal_is_told_what_is_waited_for(own_redis: EmbeddedRedis) -> None:
+    """On one line, which is gone when the text comes."""
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        first, second, gid = [(await api.create())["id"] for _ in range(3)]
+        async with terminal(*TOKENCAST, "follow", gid, url=api.url) as shown:
+            await shown.shows(", 2 before it")
+            await broker.cancel(first)
+            await shown.shows(", 1 before it")
+            writer = await Writer(broker.store.redis, gid).claim()
+            await shown.shows("waiting for the first token, ")
+            await writer.append("Hello")
+            await shown.shows(lambda: shown.lines[:2] == ["Hello", ""])
+            await writer.append(" again\nand again")
+            await writer.finish()
+            assert await shown.end() == 0
+            assert [line for line in shown.lines if line] == ["Hello again", "and again"]
+        assert (await api.get(second))["status"] == "queued"
+
+
+async def test_a_busy_upstream_is_said_with_the_time_of_the_next_try(api: Gateway, broker: Broker) -> None:
+    writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
+    waiting = {"reason": "upstream_rate_limited", "retry_at": time.time() + 50}
+    await writer.append_raw(json.dumps(waiting).encode(), kind="w")
+    async with terminal(*TOKENCAST, "follow", writer.gid, url=api.url) as shown:
+        await shown.shows("the upstream is asked again in ")
+        assert shown.lines[0] == "tokencast: waiting for the upstream (upstream_rate_limited)"
+        await writer.append("Hello")
+        await shown.shows(lambda: shown.lines[1:3] == ["Hello", ""])
+        await writer.finish()
+        assert await shown.end() == 0
+
+
+async def test_json_on_a_terminal_is_not_mixed_with_it(api: Gateway, broker: Broker) -> None:
+    gid = (await api.create())["id"]
+    async with terminal(*TOKENCAST, "follow", gid, "--json", url=api.url, columns=200) as shown:
+        await shown.shows(" before it")
+        writer = await Writer(broker.store.redis, gid).claim()
+        await writer.finish()
+        assert await shown.end() == 0
+        assert [json.loads(line)["event"] for line in shown.lines if line] == ["created", "started", "completed"]

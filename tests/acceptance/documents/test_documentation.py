@@ -1,0 +1,149 @@
+"""Every example in docs/*.md, done as it stands there; every link, followed; every name, looked up."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api import errors as api_errors
+from api.dialects.openai_chat import frames as chat
+from api.middleware import guard
+from broker import errors
+from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from tests.acceptance.documents.pages import anchors, blocks, reading, targets
+from tests.support import DEADLINE, ROOT, clean_environment, gateway, wait_until, worker
+from worker import counters as tally
+
+README, DOCS_HOME = ROOT / "README.md", ROOT / "docs"
+DOCS = sorted(DOCS_HOME.glob("*.md"))
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "tests/FAULTS.md", *DOCS]
+CONCEPTS, SIZING, TROUBLESHOOTING = (DOCS_HOME / name for name in ("concepts.md", "sizing.md", "troubleshooting.md"))
+
+
+def with_needs(page: Path) -> object:
+    text = page.read_text("utf-8")
+    needs = {"node": "```js" in text, "engine": "redis-cli -u" in text}
+    return pytest.param(
+        page, id=page.stem, marks=[getattr(pytest.mark, name) for name, is_so in needs.items() if is_so]
+    )
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("page", [with_needs(page) for page in DOCS])
+async def test_a_reader_can_do_what_a_page_says(page: Path) -> None:
+    async with reading(page) as reader:
+        if page == SIZING:
+            check_figures(next(said for block, said in reader.said.items() if "memory.py" in block.text and said))
+    if reader.left_out:
+        pytest.skip(f"not run: {'; '.join(sorted(reader.left_out))}")
+
+
+def check_figures(printed: str) -> None:
+    """The size of one: JSON × 1.1, and the text once more, and 2 KiB; 260 to 275 bytes for each event."""
+    rows = [list(map(int, line.split())) for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert len(rows) == 2
+    for events, size, memory, each in rows:
+        assert 1.1 * size < memory < 1.25 * size + 2048, (events, size, memory)
+        assert 255 < each < 280
+
+
+async def test_the_loop_goes_on_at_another_gateway(redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
+    """concepts.md's, while the only gateway is replaced."""
+    port = str(free_port())
+    [loop] = [block.text for block in blocks(CONCEPTS) if block.file == "follow.py"]
+    (tmp_path / "follow.py").write_text(loop.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+    async with worker(redis.url, sim):
+        async with gateway(redis.url, PORT=port) as first:
+            gid = (await first.create({"model": "sim", "messages": [{"role": "user", "content": LONG}]}))["id"]
+            following = await asyncio.create_subprocess_exec(
+                *(sys.executable, "follow.py", gid), env=clean_environment(), cwd=tmp_path, stdout=subprocess.PIPE
+            )
+
+            async def followed() -> bool:
+                metrics = (await first.http.get("/metrics")).text
+                return bool(re.search(r"^tokencast_subscribers\{.*\} 1", metrics, re.M)) and bool(
+                    (await first.get(gid))["text"]
+                )
+
+            await wait_until(followed)
+        assert following.returncode is None
+        async with gateway(redis.url, PORT=port) as second, asyncio.timeout(DEADLINE):
+            printed, _ = await following.communicate()
+            expected = (await second.ended(gid))["text"]
+    assert (following.returncode, printed.decode()) == (0, expected + "\n")
+
+
+LONG = "Tell me a story. [[sim length=150 speed=50]]"
+
+# --- links and names ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in targets(page):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in targets(README)}
+    assert [page.name for page in DOCS if page not in linked] == []
+
+
+def test_what_is_a_picture_and_what_a_page_of_their_own_is_nowhere_else() -> None:
+    """In docs/ every block says what it is; the one fragment for a browser is the README's, which
+    tests/browser/test_eventsource.py runs."""
+    for page in DOCS:
+        assert [str(block) for block in blocks(page) if not block.language or block.in_a_page] == []
+    assert sum(block.in_a_page for block in blocks(README)) == 1
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_every_setting_and_metric_that_is_named_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    settings = (ROOT / "README.md").read_text("utf-8").partition("## Settings")[2].partition("\n## ")[0]
+    names = set(re.findall(r"\bTOKENCAST_[A-Z_]*[A-Z]\b", text))
+    assert {name for name in names if name not in settings} == set()
+    sources = "".join(
+        path.read_text("utf-8") for path in (*ROOT.glob("*/metrics.py"), ROOT / "broker/runtime/counters.py")
+    )
+    metrics = {name.removesuffix("_total") for name in re.findall(r"`(tokencast_\w+)", text)}
+    assert {name for name in metrics if f'"{name}"' not in sources} == set()
+
+
+def test_every_error_code_is_explained() -> None:
+    section = TROUBLESHOOTING.read_text("utf-8").partition("\n## Error codes\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    explained = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)} - {"code"}
+    assert explained == set(codes())
+
+
+def codes() -> Iterator[str]:
+    """Of every error that a caller can see."""
+
+    def below(kind: type[errors.BrokerError]) -> Iterator[type[errors.BrokerError]]:
+        yield kind
+        for each in kind.__subclasses__():
+            if each.__module__ == errors.__name__:  # the command line's own tell of what is no answer
+                yield from below(each)
+
+    yield from {each.code for each in below(errors.BrokerError)} - {"misconfigured", "gap"}  # of a start, of Python
+    yield from tally.CODES
+    yield from (code for code, _ in chat._ENDS.values())
+    yield from api_errors._UNASKED
+    yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request.py").read_text("utf-8"))
+    yield from api_errors._BY_CODE
+    yield from guard.STATUS
+    yield "not_implemented"  # of HTTP itself: HTTPStatus's own word
+    told = (ROOT / "api/errors.py").read_text("utf-8")
+    yield from re.findall(r'(?:error_response|return error_response)\(.*?"([a-z]+_[a-z_]+)", ', told)

@@ -1,0 +1,334 @@
+"""Many generations on one connection, read as a page would that keeps a cursor for each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from tests.acceptance.edge.peer import connections, frames, linux, peer, resident, unchunked
+from tests.support import Frame, Gateway, Writer, gateway, wait_until
+
+WORDS = [f"word{i} " for i in range(40)]
+
+
+async def claimed(api: Gateway, broker: Broker, **headers: str) -> Writer:
+    return await Writer(broker.store.redis, (await api.create(**headers))["id"]).claim()
+
+
+async def finished(api: Gateway, broker: Broker, words: list[str], **headers: str) -> Writer:
+    writer = await claimed(api, broker, **headers)
+    await writer.append(*words)
+    await writer.finish()
+    return writer
+
+
+def path_of(*named: str) -> str:
+    return "/v1/events?" + "&".join(f"generation={one}" for one in named)
+
+
+@dataclass
+class Page:
+    """What a page makes of the stream: each generation's events, without what it has seen already."""
+
+    last_id: str | None = None
+    seen: dict[str, list[tuple[str, str | None, Any]]] = field(default_factory=dict)
+
+    def take(self, frame: Frame) -> None:
+        self.last_id = frame.id or self.last_id
+        if frame.data is None:
+            return
+        cursor, events = frame.json["cursor"], self.seen.setdefault(frame.json["generation"], [])
+        if cursor == "0-0" and frame.event == "reset":
+            events.clear()
+        elif not events or numbers(events[-1][0]) < numbers(cursor):
+            events.append((cursor, frame.event, frame.json["data"]))
+
+    async def read(self, api: Gateway, path: str, most: int = 1 << 30) -> None:
+        """One connection, as an EventSource makes it, which breaks behind `most` frames."""
+        headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
+        async with aclosing(api.stream("GET", path, headers=headers)) as stream:
+            async for frame in stream:
+                self.take(frame)
+                most -= 1
+                if not most:
+                    return
+
+
+def numbers(cursor: str) -> tuple[int, ...]:
+    return tuple(map(int, cursor.split("-")))
+
+
+async def alone(api: Gateway, gid: str) -> list[tuple[str, str | None, Any]]:
+    """The same generation on a stream of its own."""
+    return [(frame.id or "", frame.event, frame.json) for frame in await api.events(gid)]
+
+
+async def test_each_generation_arrives_as_on_a_stream_of_its_own(api: Gateway, broker: Broker) -> None:
+    """While ten are written in turns; the stream ends with the last of them, and a reconnect is told to stop."""
+    writers = [await claimed(api, broker) for _ in range(10)]
+    page, path = Page(), path_of(*(writer.gid for writer in writers))
+    reading = asyncio.create_task(page.read(api, path))
+    for word in WORDS:
+        for writer in writers:
+            await writer.append(word)
+    for writer in writers:
+        await writer.finish()
+    async with asyncio.timeout(30):
+        await reading
+    assert page.seen == {writer.gid: await alone(api, writer.gid) for writer in writers}
+    response = await api.http.get(path, headers={"Last-Event-ID": page.last_id or ""})
+    assert (response.status_code, response.content) == (204, b"")
+
+
+async def test_frames_are_wrapped_and_terminal_ones_carry_an_id(api: Gateway, broker: Broker) -> None:
+    writer = await finished(api, broker, ["a"])
+    shown = [frame async for frame in api.stream("GET", path_of(writer.gid))]
+    assert [frame.event for frame in shown] == ["created", "started", "chunk", "completed"]
+    assert shown[2].json == {
+        "generation": writer.gid,
+        "cursor": f"{writer.attempt}-1",
+        "data": {"choices": [{"index": 0, "delta": {"content": "a"}}]},
+    }
+    assert [frame.id is not None for frame in shown] == [False, False, False, True]
+
+
+async def test_wherever_it_breaks_a_page_comes_to_the_same(api: Gateway, broker: Broker) -> None:
+    """With the stream's ids for big steps, and the page's own cursors for small ones."""
+    gids = [(await finished(api, broker, WORDS[:3])).gid for _ in range(3)]
+    expected = {gid: await alone(api, gid) for gid in gids}
+    for cut in range(1, 19):
+        page = Page()
+        await page.read(api, path_of(*gids), most=cut)
+        await page.read(api, path_of(*gids))
+        assert page.seen == expected
+        assert page.last_id is not None
+
+
+async def test_a_heartbeat_says_how_far_all_of_them_are(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Also on a busy stream; who comes back with its id gets what is behind it and nothing else."""
+    async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.15") as api:
+        busy, quiet = [await claimed(api, broker) for _ in range(2)]
+        await quiet.append("old ")
+        path, page = path_of(busy.gid, quiet.gid), Page()
+        async with aclosing(api.stream("GET", path)) as stream:
+            async for frame in stream:
+                page.take(frame)
+                if frame.comment and len(page.seen) == 2 and len(page.seen[busy.gid]) > 20:
+                    break
+                await busy.append("word ")
+        known = {gid: events[-1][0] for gid, events in page.seen.items()}
+        for writer in (busy, quiet):
+            await writer.append("new ")
+            await writer.finish()
+        resumed = [frame async for frame in api.stream("GET", path, headers={"Last-Event-ID": page.last_id or ""})]
+        for frame in resumed:
+            if frame.data:
+                assert numbers(frame.json["cursor"]) > numbers(known[frame.json["generation"]])
+                page.take(frame)
+        assert page.seen == {gid: await alone(api, gid) for gid in known}
+
+
+async def test_each_begins_where_its_cursor_says(api: Gateway, broker: Broker) -> None:
+    """`latest` begins with an id, so that what comes after a drop is not lost."""
+    ended = await finished(api, broker, WORDS[:3])
+    running, unknown = [await claimed(api, broker) for _ in range(2)]
+    await running.append("old ")
+    path = path_of(f"{ended.gid}@{ended.attempt}-2", f"{running.gid}@latest", f"{unknown.gid}@77-3", ended.gid)
+    async with aclosing(api.stream("GET", path)) as stream:
+        first = await anext(stream)
+        assert (first.event, first.json["generation"], first.json["cursor"]) == ("reset", unknown.gid, "0-0")
+        assert first.id is not None
+        shown = [await anext(stream) for _ in range(4)]
+    by_generation = [(frame.json["generation"], frame.event) for frame in shown]
+    assert sorted(by_generation) == sorted(
+        [(ended.gid, "chunk"), (ended.gid, "completed"), (unknown.gid, "created"), (unknown.gid, "started")]
+    )
+    await running.append("meanwhile ")
+    async with aclosing(api.stream("GET", path, headers={"Last-Event-ID": first.id})) as stream:
+        found = ""
+        while "meanwhile" not in found:
+            frame = await anext(stream)
+            if frame.json["generation"] == running.gid:
+                found += frame.json["data"]["choices"][0]["delta"]["content"]
+    assert found == "meanwhile "
+
+
+async def test_from_latest_it_begins_with_an_id(api: Gateway, broker: Broker) -> None:
+    """So that a drop before anything else loses nothing."""
+    writer = await claimed(api, broker)
+    await writer.append("old ")
+    path = path_of(f"{writer.gid}@latest")
+    async with aclosing(api.stream("GET", path)) as stream:
+        first = await anext(stream)
+        assert (first.event, first.data, first.comment) == (None, None, False)
+    await writer.append("meanwhile")
+    await writer.finish()
+    shown = [frame async for frame in api.stream("GET", path, headers={"Last-Event-ID": first.id or ""})]
+    assert [frame.event for frame in shown] == ["chunk", "completed"]
+    assert (await api.http.get(path)).status_code == 204
+
+
+async def test_none_waits_for_the_end_of_another(api: Gateway, broker: Broker) -> None:
+    """Each has its turn when the reader takes more, however much there is of the first."""
+    gids = [(await finished(api, broker, ["x" * 4000] * 1000)).gid for _ in range(3)]
+    ends: list[str] = []
+    begun: set[str] = set()
+    async for frame in api.stream("GET", path_of(*gids)):
+        if frame.event == "chunk":
+            begun.add(frame.json["generation"])
+        elif frame.event == "completed":
+            assert begun == set(gids)
+            ends.append(frame.json["generation"])
+    assert sorted(ends) == sorted(gids)
+
+
+async def test_an_id_that_is_not_of_this_stream_begins_anew(api: Gateway, broker: Broker) -> None:
+    gids = [(await finished(api, broker, WORDS[:2])).gid for _ in range(2)]
+    page = Page()
+    await page.read(api, path_of(*gids))
+    for path, last_id in ((path_of(*gids), "nonsense"), (path_of(*gids), "1-1"), (path_of(*gids[::-1]), page.last_id)):
+        shown = [frame async for frame in api.stream("GET", path, headers={"Last-Event-ID": last_id or ""})]
+        assert [frame.event for frame in shown[:2]] == ["reset", "reset"]
+        again = Page()
+        for frame in shown:
+            again.take(frame)
+        assert again.seen == page.seen
+
+
+async def test_what_is_not_there_is_said_and_the_others_go_on(api: Gateway, broker: Broker) -> None:
+    here, dropped = [await claimed(api, broker) for _ in range(2)]
+    deleted = (await finished(api, broker, ["x"])).gid
+    await api.http.delete(f"/v1/generations/{deleted}")
+    unknown = "gen_" + "0" * 10 + "by" + "0" * 22
+    path, page = path_of(unknown, here.gid, deleted, "nonsense", dropped.gid), Page()
+    reading = asyncio.create_task(page.read(api, path))
+    await wait_until(lambda: len(page.seen) == 5)
+    for gid in (unknown, deleted, "nonsense"):
+        assert page.seen[gid] == [("0-0", "gone", {})]
+    await api.http.delete(f"/v1/generations/{dropped.gid}")
+    await wait_until(lambda: page.seen[dropped.gid][-1][1] == "gone")
+    await here.append("still here")
+    await here.finish()
+    async with asyncio.timeout(30):
+        await reading
+    assert page.seen[here.gid] == await alone(api, here.gid)
+    response = await api.http.get(path, headers={"Last-Event-ID": page.last_id or ""})
+    assert response.status_code == 204
+    assert (await api.http.get(path_of(unknown, "nonsense"))).status_code == 404
+    assert (await api.http.get(path_of(deleted))).json()["error"]["code"] == "generation_gone"
+
+
+@pytest.mark.parametrize("named", [[], [f"g{n}" for n in range(101)], ["gen_x@1"], ["gen_x@latest", "gen_y@-"]])
+async def test_what_cannot_be_asked_for_is_refused(api: Gateway, named: list[str]) -> None:
+    assert (await api.http.get(path_of(*named))).status_code == 400
+
+
+async def test_an_id_that_is_none_cannot_forge_an_event(api: Gateway, broker: Broker) -> None:
+    """Whoever makes a page open a URL does not write what the page is told."""
+    gid, forged = (await finished(api, broker, ["x"])).gid, 'a"}\n\nevent: chunk\r\ndata: {"generation":"b"}\n\n'
+    shown = [frame async for frame in api.stream("GET", path_of(gid, quote(forged)))]
+    assert [frame.event for frame in shown] == ["gone", "created", "started", "chunk", "completed"]
+    assert shown[0].json == {"generation": forged, "cursor": "0-0", "data": {}}
+
+
+async def test_a_hundred_on_one_connection(api: Gateway, broker: Broker) -> None:
+    """Asked for by HEAD too, which says nothing of any of them."""
+    writers = [await finished(api, broker, WORDS[:number]) for number in range(0, 40, 4) for _ in range(10)]
+    page, path = Page(), path_of(*(writer.gid for writer in writers))
+    assert (await api.http.head(path)).headers["content-type"].startswith("text/event-stream")
+    await page.read(api, path)
+    for writer in writers:
+        assert [event for _, event, _ in page.seen[writer.gid]][-1] == "completed"
+        assert len(page.seen[writer.gid]) == writer.n + 3
+    assert (await api.http.get(path, headers={"Last-Event-ID": page.last_id or ""})).status_code == 204
+
+
+async def test_each_id_is_held_to_who_asks(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Another tenant's is as unknown as none; a token opens its own generation only, and no page without either."""
+    tenants = ",".join(f"{name}:{hashlib.sha256(f'key-{name}'.encode()).hexdigest()}" for name in ("anna", "ben"))
+    anna, ben = ({"authorization": f"Bearer key-{name}"} for name in ("anna", "ben"))
+    async with gateway(redis.url, TOKENCAST_API_KEYS=tenants) as api:
+        hers = await finished(api, broker, ["hers"], **anna)
+        his = await finished(api, broker, ["his"], **ben)
+        path = path_of(hers.gid, his.gid)
+        made = (await api.http.post(f"/v1/generations/{hers.gid}/token", headers=anna)).json()
+        for query, headers in (("", anna), (f"&token={made['token']}", {})):
+            page = Page()
+            async for frame in api.stream("GET", path + query, headers=headers):
+                page.take(frame)
+            assert page.seen[his.gid] == [("0-0", "gone", {})]
+            assert [event for _, event, _ in page.seen[hers.gid]] == ["created", "started", "chunk", "completed"]
+        assert (await api.http.get(path_of(hers.gid), headers=ben)).status_code == 404
+        assert (await api.http.get(path)).status_code == 401
+        assert (await api.http.get(path + "&token=tct1_x.y")).status_code == 401
+        short = {"ttl_seconds": 1}
+        running = await claimed(api, broker, **anna)
+        made = (await api.http.post(f"/v1/generations/{running.gid}/token", json=short, headers=anna)).json()
+        ending = [frame async for frame in api.stream("GET", f"{path_of(running.gid)}&token={made['token']}")]
+        assert b"retry: " in ending[-1].raw
+
+
+async def test_a_deploy_ends_it_with_all_cursors(redis: EmbeddedRedis, broker: Broker) -> None:
+    """And it goes on at another gateway, to the event."""
+    async with gateway(redis.url) as old, gateway(redis.url) as new:
+        writers = [await claimed(old, broker) for _ in range(3)]
+        page, path = Page(), path_of(*(writer.gid for writer in writers))
+        for writer in writers:
+            await writer.append("one ")
+        reading = asyncio.create_task(page.read(old, path))
+        await wait_until(lambda: sum(map(len, page.seen.values())) == 9)
+        old.process.send(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await reading
+        assert await old.process.wait() in (0, -signal.SIGTERM)
+        before = {gid: len(events) for gid, events in page.seen.items()}
+        for writer in writers:
+            await writer.append("two ")
+            await writer.finish()
+        shown = [frame async for frame in new.stream("GET", path, headers={"Last-Event-ID": page.last_id or ""})]
+        assert len(shown) == 6
+        for frame in shown:
+            page.take(frame)
+        assert before == dict.fromkeys(before, 3)
+        assert page.seen == {writer.gid: await alone(new, writer.gid) for writer in writers}
+        assert "Traceback" not in old.process.output
+
+
+@linux
+async def test_who_does_not_read_is_one_reader_however_many_it_names(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Four generations of ten megabytes each: what is held for one who does not take them is a constant, and not forty
+    megabytes; it is dropped at the deadline. One that takes them gets all of all of them."""
+    limits = {"TOKENCAST_SEND_TIMEOUT": "1", "TOKENCAST_HEARTBEAT": "1", "TOKENCAST_CACHE_BYTES": str(1 << 20)}
+    async with gateway(redis.url, **limits) as api:
+        writers = [await finished(api, broker, ["x" * 10_000] * 1000) for _ in range(4)]
+        path = path_of(*(writer.gid for writer in writers))
+        before = most = resident(api)
+        async with peer(api, receive_buffer=4096) as stalled, peer(api) as taker:
+            for one in (taker, stalled):
+                one.get(path, headers="Connection: close\r\n")
+            await taker.until(b"\r\n\r\n")
+            taking = asyncio.create_task(taker.rest())
+
+            def dropped() -> bool:
+                nonlocal most
+                most = max(most, resident(api))
+                return stalled.port not in connections(api)
+
+            await wait_until(dropped)
+            shown = [frame for frame in frames(unchunked(await taking)) if frame.data]
+        print(f"resident: {before >> 20} MiB before, {most >> 20} at most")
+        assert most - before < 30 << 20
+        cursors: dict[str, list[str]] = {}
+        for frame in shown:
+            cursors.setdefault(frame.json["generation"], []).append(frame.json["cursor"])
+        for writer in writers:
+            assert cursors[writer.gid] == ["0-1", *(f"{writer.attempt}-{seq}" for seq in range(1002))]

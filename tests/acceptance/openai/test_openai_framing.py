@@ -1,0 +1,238 @@
+"""The bytes of `/v1/chat/completions` as the stock SDKs bear them. Their decoders die of things that are valid SSE, and
+take a clean end for success. A scripted worker decides what comes when, and what an SDK is sent is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
+
+import pytest
+
+from broker import Broker
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.redis.client import Script
+from broker.store.store import lifecycle_keys
+from tests.acceptance.openai.sdk import ALL, Call, Sdk, sdk_named
+from tests.support import Frame, Gateway, Writer, gateway, request_body, wait_until
+
+
+@pytest.fixture(scope="module", params=ALL)
+async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
+    async with sdk_named(request.param) as started:
+        yield started
+
+
+@dataclass
+class Tap:
+    """An address that leads to a gateway, and what came from there."""
+
+    url: str
+    received: bytearray
+
+    def frames(self) -> list[bytes]:
+        """The body's blocks, the chunked encoding and the response's head taken off."""
+        body = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", b"\r\n" + self.received.partition(b"\r\n\r\n")[2])
+        return body.removesuffix(b"\r\n").split(b"\n\n")
+
+
+@asynccontextmanager
+async def tapped(api: Gateway) -> AsyncGenerator[Tap, None]:
+    host, port = api.url.removeprefix("http://").split(":")
+    received = bytearray()
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, record: bytearray | None) -> None:
+        with suppress(OSError):  # SDKs drop a connection whose stream they do not read to its end
+            while data := await source.read(65536):
+                if record is not None:
+                    record += data
+                sink.write(data)
+        sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections[asyncio.current_task()] = writer
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pass_on(reader, up_writer, None), pass_on(up_reader, writer, received))
+        for each in (writer, up_writer):
+            with suppress(OSError):
+                await each.wait_closed()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield Tap(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received)
+        server.close()
+        for _ in range(10):
+            await asyncio.sleep(0)  # what was just accepted is known by then: it takes four turns of the loop
+        for writer in connections.values():  # SDKs keep them for a next call
+            writer.close()
+        await asyncio.gather(*connections)
+
+
+@dataclass
+class Scene:
+    """A generation whose worker is the test, and an SDK that streams it through a tap."""
+
+    api: Gateway
+    writer: Writer
+    tap: Tap
+    call: Call
+
+    async def give(self, text: str) -> None:
+        """Until the SDK's caller has it."""
+        await self.writer.append(text)
+        assert (await self.call.chunk())["choices"][0]["delta"]["content"] == text
+
+    async def requeue(self) -> None:
+        """The worker hands the generation over, as it does in a deploy."""
+        gid = self.writer.gid
+        [outcome, _] = await self.writer.redis.run(
+            Script("store", "release"), lifecycle_keys(gid), [gid, self.writer.own]
+        )
+        assert outcome == b"OK"
+
+
+@asynccontextmanager
+async def streaming(api: Gateway, broker: Broker, sdk: Sdk) -> AsyncGenerator[Scene, None]:
+    """The generation is made natively, so that its worker can begin; the SDK attaches with the same key."""
+    body, headers = request_body(), {"idempotency-key": secrets.token_hex(8)}
+    async with tapped(api) as tap:
+        gid = (await api.create(body, **headers))["id"]
+        writer = await Writer(broker.store.redis, gid).claim()
+        yield Scene(api, writer, tap, sdk.start(tap.url, "stream", extra_headers=headers, **body))
+
+
+@pytest.fixture
+async def scene(api: Gateway, broker: Broker, sdk: Sdk) -> AsyncGenerator[Scene, None]:
+    async with streaming(api, broker, sdk) as started:
+        yield started
+
+
+async def test_each_frame_has_an_id_and_data_and_nothing_else(scene: Scene) -> None:
+    """The ids are the generation's own. `[DONE]` comes once, last, and only after the end."""
+    for text in ("one ", "two ", "three"):
+        await scene.give(text)
+    assert b"[DONE]" not in scene.tap.received
+    await scene.writer.finish()
+    result = await scene.call.end()
+    assert (result.error, result.text()) == (None, "one two three")
+    *frames, rest = scene.tap.frames()
+    assert rest == b""
+    ids = [f"id: {scene.writer.attempt}-{seq}".encode() for seq in range(1, 5)]
+    assert [frame.split(b"\n")[0] for frame in frames] == ids
+    assert [frame.split(b"\n")[1][:6] for frame in frames] == [b"data: "] * 4
+    assert [len(frame.split(b"\n")) for frame in frames] == [2] * 4
+    assert frames[-1].endswith(b"\ndata: [DONE]")
+
+
+async def test_heartbeats_harm_no_client(redis: EmbeddedRedis, broker: Broker, sdk: Sdk) -> None:
+    """One alone and several in a row, and each is glued to the frame behind it: as a block of its own, after an id, it
+    would be a chunk without JSON to openai-python."""
+    async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.1") as api, streaming(api, broker, sdk) as scene:
+        for number, text in enumerate(["one ", "two ", "three"]):
+            await scene.give(text)
+            heard = scene.tap.received.count(b": hb\n")
+            await wait_until(lambda least=heard + 1 + number: scene.tap.received.count(b": hb\n") >= least)
+        await scene.writer.finish()
+        result = await scene.call.end()
+    assert (result.error, result.text()) == (None, "one two three")
+    *frames, rest = scene.tap.frames()
+    assert rest == b""
+    assert len(frames) == 4
+    assert all(re.fullmatch(rb"(: hb\n)*id: \d+-\d+\ndata: .+", frame) for frame in frames)
+    assert sum(frame.count(b": hb\n") for frame in frames) >= 6
+
+
+async def test_line_breaks_of_other_alphabets_are_escaped(scene: Scene) -> None:
+    """openai-python before 1.14 splits a stream with `str.splitlines`, for which these end a line."""
+    text = "a\u2028b\u2029c\u0085d\U0001f30ae"
+    await scene.writer.append_raw(f'{{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}'.encode())
+    await scene.writer.finish()
+    result = await scene.call.end()
+    assert (result.error, result.text()) == (None, text)
+    sent = scene.tap.received.decode()
+    assert not {"\u2028", "\u2029", "\u0085"} & set(sent)
+    assert "\U0001f30a" in sent
+
+
+async def failed(scene: Scene) -> None:
+    error = {"message": "It ended \u2028 early.", "type": "server_error", "code": "upstream_truncated"}
+    await scene.writer.finish("failed", json.dumps({"error": error}, ensure_ascii=False).encode())
+
+
+async def cancelled(scene: Scene) -> None:
+    await scene.api.http.post(f"/v1/generations/{scene.writer.gid}/cancel")
+
+
+async def deleted(scene: Scene) -> None:
+    await scene.api.http.delete(f"/v1/generations/{scene.writer.gid}")
+
+
+async def restarted(scene: Scene) -> None:
+    await scene.requeue()
+    await scene.writer.claim()
+    await scene.writer.append("another text")
+
+
+async def stopped(scene: Scene) -> None:
+    scene.api.process.send(signal.SIGTERM)
+
+
+ENDS: dict[str, Callable[[Scene], Awaitable[None]]] = {
+    "upstream_truncated": failed,
+    "generation_cancelled": cancelled,
+    "generation_gone": deleted,
+    "generation_reset": restarted,
+    "server_draining": stopped,
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+async def test_every_end_but_success_raises(
+    redis: EmbeddedRedis, api: Gateway, broker: Broker, sdk: Sdk, code: str
+) -> None:
+    """A text that was begun ends in an APIError with a code of its own, never in silence or with `[DONE]`."""
+    one_to_stop = gateway(redis.url) if code == "server_draining" else nullcontext(api)
+    async with one_to_stop as served, streaming(served, broker, sdk) as scene:
+        await scene.give("A beginning")
+        await ENDS[code](scene)
+        result = await scene.call.end()
+    assert result.text() == "A beginning"
+    assert result.error is not None
+    assert result.error["api_error"]
+    assert (result.error["code"], result.error["type"]) == (code, "server_error")
+    assert b"[DONE]" not in scene.tap.received
+    *_, last, rest = scene.tap.frames()
+    assert rest == b""
+    assert Frame.parse(last).json["error"]["code"] == code
+
+
+async def test_a_restart_before_any_text_is_not_seen(scene: Scene) -> None:
+    """Two attempts, of which the first had nothing to say."""
+    await scene.requeue()
+    await scene.writer.claim()
+    await scene.give("whole")
+    await scene.writer.finish()
+    result = await scene.call.end()
+    assert (result.error, result.text()) == (None, "whole")
+
+
+async def test_who_comes_between_two_attempts_reads_the_second(api: Gateway, broker: Broker, sdk: Sdk) -> None:
+    """The text of the first was shown to others; for this reader there is no reason to begin with it."""
+    body, headers = request_body(), {"idempotency-key": secrets.token_hex(8)}
+    async with tapped(api) as tap:
+        writer = await Writer(broker.store.redis, (await api.create(body, **headers))["id"]).claim()
+        await writer.append("Half a te")
+        scene = Scene(api, writer, tap, Call())
+        await scene.requeue()
+        scene.call = sdk.start(tap.url, "stream", extra_headers=headers, **body)
+        await scene.call.answered()
+        await writer.claim()
+        await scene.give("A whole text")
+        await writer.finish()
+        result = await scene.call.end()
+    assert (result.error, result.text()) == (None, "A whole text")

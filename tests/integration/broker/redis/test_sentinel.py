@@ -1,0 +1,164 @@
+"""Sentinel with real processes, of Redis and of Valkey: three sentinels, a master and its replicas.
+
+Readers of a generation whose Redis fails over get its text without a hole, a repetition or a reset, and the upstream
+is called once: what the new master lacks, the worker sends again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from broker.ids import Cursor, entry_cursor
+from broker.redis.client import connect_redis
+from broker.redis.connection import NotMaster, RespError
+from broker.store import keys
+from tests.servers.redis_servers import ENGINES, SERVICE, Server, Watched, watched
+from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
+from worker.simulator.text import pieces
+
+LEASE = {"TOKENCAST_LEASE": "5"}
+
+
+@asynccontextmanager
+async def redis_or_valkey(engine: str, **options: Any) -> AsyncGenerator[Watched, None]:
+    async with watched(ENGINES[engine], **options) as started:
+        yield started
+
+
+def check_whole(frames: list[Frame], seed: int, length: int) -> None:
+    """One attempt, every id once and in order, the upstream's text, and the end."""
+    names = [frame.event for frame in frames if frame.event]
+    assert names[:2] == ["created", "started"]
+    assert names[-1] == "completed"
+    assert "reset" not in names
+    ids = [frame.id for frame in frames if frame.event]
+    attempt = str(ids[1]).partition("-")[0]
+    assert ids == ["0-1", *(f"{attempt}-{seq}" for seq in range(len(ids) - 1))]
+    assert texts(frames) == "".join(pieces(seed, length))
+
+
+async def begun(api: Gateway, gid: str) -> bool:
+    return (await api.get(gid))["first_token_at"] is not None
+
+
+async def test_a_killed_master_costs_readers_nothing_but_a_pause(sim: str) -> None:
+    async with (
+        redis_or_valkey("redis") as servers,
+        gateway(servers.url, **LEASE) as api,
+        worker(servers.url, sim, **LEASE) as process,
+    ):
+        made = await generations(api, "killed", 8, 250)
+        readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
+        await wait_until(lambda: begun(api, made[-1]))
+        old = await servers.master()
+        old.kill()
+        await servers.failed_over(old)
+        for position, frames in enumerate(await gather(*readers)):
+            check_whole(frames, position // 2, 250)
+        assert len(await upstream_calls(sim, "killed")) == len(made)
+        await wait_until(lambda: "events wait" in process.output)
+        # Everything goes on there, the queue too.
+        (after,) = await generations(api, "after", 1, 5)
+        check_whole(await api.events(after), 0, 5)
+
+
+async def test_what_a_demoted_master_still_took_is_sent_again(sim: str) -> None:
+    """For eight seconds after the failover the old master is not told of it, and takes what will be lost. Worker and
+    gateway ask the sentinels meanwhile, and go."""
+    async with (
+        redis_or_valkey("valkey") as servers,
+        gateway(servers.url, **LEASE) as api,
+        worker(servers.url, sim, **LEASE),
+    ):
+        made = await generations(api, "demoted", 4, 160, speed=20)
+        readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
+        await wait_until(lambda: begun(api, made[-1]))
+        old, new = servers.servers
+        await servers.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
+
+        async def losing() -> bool:
+            return await new.role() == "master" and await newest(old, made[0]) > await newest(new, made[0])
+
+        await wait_until(losing)
+        for position, frames in enumerate(await gather(*readers)):
+            check_whole(frames, position // 2, 160)
+        assert len(await upstream_calls(sim, "demoted")) == len(made)
+        await wait_until(lambda: nobody_reads(old))
+
+
+PARTITION = (
+    "user default on >client ~* &* +@all",
+    "user watcher on >sentinel ~* &* +@all",
+    "user copy on >replica +psync +replconf +ping",
+    "masteruser copy",
+    "masterauth replica",
+    "min-replicas-to-write 1",
+    "min-replicas-max-lag 2",
+)
+
+
+async def test_a_master_that_is_cut_off_is_left_and_what_it_took_is_sent_again(sim: str) -> None:
+    """Neither sentinels nor replicas reach it, but worker and gateway do: with `min-replicas-to-write` it refuses
+    writes after two seconds, and both find the new one. Passwords everywhere."""
+    watcher = (f"sentinel auth-user {SERVICE} watcher", f"sentinel auth-pass {SERVICE} sentinel")
+    setup = {"options": PARTITION, "sentinel_options": watcher, "password": "client", "replicas": 2}
+    async with (
+        redis_or_valkey("valkey", **setup) as servers,
+        gateway(servers.url, **LEASE) as api,
+        worker(servers.url, sim, **LEASE),
+    ):
+        made = await generations(api, "partition", 4, 120, speed=20)
+        readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
+        await api.followed_by(len(readers))
+        await wait_until(lambda: begun(api, made[-1]))
+        old = await servers.master()
+        for user in ("watcher", "copy"):
+            await old.ask("ACL", "SETUSER", user, "off")
+            await old.ask("CLIENT", "KILL", "USER", user)
+        await servers.failed_over(old)
+        with pytest.raises(RespError, match="NOREPLICAS"):
+            await old.ask("SET", "x", "y", "EX", 60)
+        for position, frames in enumerate(await gather(*readers)):
+            check_whole(frames, position // 2, 120)
+        assert len(await upstream_calls(sim, "partition")) == len(made)
+        await wait_until(lambda: nobody_reads(old))
+
+
+async def test_sentinels_that_are_away_are_passed_over_and_a_replica_is_refused(sim: str) -> None:
+    async with redis_or_valkey("valkey") as servers:
+        for sentinel in servers.sentinels[:2]:
+            sentinel.kill()
+        async with connect_redis(servers.url) as redis:
+            assert await redis.trouble() is None
+            servers.sentinels[2].kill()
+            assert await redis.trouble() is None  # connections that are there stay
+        async with connect_redis(servers.url) as redis:
+            assert await redis.trouble() == "Redis does not answer."
+        replica = servers.servers[1]
+        async with connect_redis(f"redis://127.0.0.1:{replica.port}") as redis:
+            assert await redis.trouble() == f"Redis refuses: 127.0.0.1:{replica.port} is a replica"
+            with pytest.raises(NotMaster):
+                await redis.servers.open()
+
+
+async def generations(api: Gateway, label: str, count: int, length: int, speed: int = 50) -> list[str]:
+    """Their ids; the n-th says the text of seed n."""
+    prompt = f"[[sim seed={{}} length={length} speed={speed} label={label}]]"
+    return [(await api.create(request_body(prompt.format(n), model="sim")))["id"] for n in range(count)]
+
+
+async def newest(server: Server, gid: str) -> Cursor:
+    (entry,) = await server.ask("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 1)
+    return entry_cursor(entry[0])
+
+
+async def nobody_reads(server: Server) -> bool:
+    """A read that waits while its logs move to another connection may outlive the last reader, by its block."""
+    clients = (await server.ask("CLIENT", "LIST", "TYPE", "normal")).splitlines()
+    return not any(b"cmd=xread" in each and b"flags=b" in each for each in clients)

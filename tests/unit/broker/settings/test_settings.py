@@ -1,0 +1,128 @@
+"""The environment, and the README's table of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.errors import Misconfigured, ModelNotFound
+from broker.runtime.environment import environment
+from broker.settings.settings import SECRETS, ClientSettings, Settings, load, variables
+from tests.support import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, _, _ in variables():
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_readme_lists_every_variable_with_its_default() -> None:
+    table = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    rows = {line.split("|")[1].strip().strip("`"): line for line in table}
+    for name, default, description in variables():
+        assert rows.get(name) == f"| `{name}` | {f'`{default}`' if default else ''} | {description} |".replace(
+            "|  |", "| |"
+        )
+
+
+def test_a_wrong_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "s3cret")
+    monkeypatch.setenv("TOKENCAST_LEASE", "0")
+    with pytest.raises(Misconfigured) as caught:
+        load(Settings)
+    assert "PORT:" in caught.value.message
+    assert "TOKENCAST_LEASE:" in caught.value.message
+    assert "s3cret" not in caught.value.message
+
+
+def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("unix:///from-file\n")
+    for name in ("OPENAI_API_KEY", "TOKENCAST_API_KEY", "REDIS_URL"):
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "key"))
+    settings = load(Settings)
+    assert (settings.openai_api_key, settings.redis_url) == ("unix:///from-file", "unix:///from-file")
+    assert load(ClientSettings).api_key == "unix:///from-file"
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "missing"))
+    with pytest.raises(Misconfigured, match="OPENAI_API_KEY_FILE"):
+        load(Settings)
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "A_KEY"])
+def test_a_secret_that_is_set_twice_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Whichever counted, somebody would have thought of the other one."""
+    upstreams = '[{"name":"a","base_url":"http://a/v1","api_key_env":"A_KEY"}]'
+    monkeypatch.setenv("TOKENCAST_UPSTREAMS", upstreams)
+    (tmp_path / "secret").write_text("s3cret")
+    monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(Misconfigured) as caught:
+        _ = load(Settings).all_upstreams() if name != "TOKENCAST_API_KEY" else load(ClientSettings)
+    assert f"{name} and {name}_FILE are both set" in caught.value.message
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
+@pytest.mark.parametrize("name", ["TOKENCAST_API_KEYS", "OPENAI_API_KEY"])
+def test_a_file_without_a_secret_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes
+) -> None:
+    """Taken for "not set", it would open the gateway to everybody."""
+    (tmp_path / "secret").write_bytes(content)
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(Misconfigured, match=f"{name}_FILE"):
+        load(Settings)
+
+
+def test_keys_that_are_none_are_not_an_open_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", " , ")
+    with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS"):
+        load(Settings)
+
+
+def test_in_a_file_each_key_may_have_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, other = "a" * 64, "b" * 64
+    (tmp_path / "keys").write_text(f"anna:{one}\nben:{other},\n")
+    monkeypatch.setenv("TOKENCAST_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load(Settings).tenants == {one: "anna", other: "ben"}
+
+
+def test_a_child_process_is_given_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the same secret stood in a file: both would be an error there."""
+    monkeypatch.setenv("REDIS_URL_FILE", "/run/secrets/redis")
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", "/run/secrets/key")
+    given = environment(REDIS_URL="redis://127.0.0.1/0")
+    assert (given["REDIS_URL"], given["OPENAI_API_KEY_FILE"]) == ("redis://127.0.0.1/0", "/run/secrets/key")
+    assert "REDIS_URL_FILE" not in given
+
+
+def test_no_secret_is_shown_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(
+            name, "redis://:s3cret-s3cret-s3cret@127.0.0.1/0" if "URL" in name else "s3cret-s3cret-s3cret"
+        )
+    for shown in (load(Settings), load(Settings).all_upstreams(), load(ClientSettings)):
+        assert "s3cret" not in f"{shown} {shown!r}"
+
+
+def test_the_model_chooses_the_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "TOKENCAST_UPSTREAMS",
+        '[{"name":"a","base_url":"http://a/v1","api_key_env":"A_KEY","models":["gpt-*"]},'
+        '{"name":"b","base_url":"http://b/v1","models":["*-coder"],"usage":false}]',
+    )
+    monkeypatch.setenv("A_KEY", "ka")
+    settings = load(Settings)
+    a, b = settings.upstream_for("gpt-5"), settings.upstream_for("gabforge-coder")
+    assert (a.name, a.api_key, a.usage) == ("a", "ka", True)
+    assert (b.name, b.api_key, b.api_key_env, b.usage) == ("b", None, "OPENAI_API_KEY", False)
+    with pytest.raises(ModelNotFound):
+        settings.upstream_for("llama")
+
+
+@pytest.mark.parametrize("keys", ["tenant", "tenant:abc", "te nant:" + "0" * 64, ":" + "0" * 64])
+def test_a_malformed_key_list_is_refused(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", keys)
+    with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS"):
+        _ = load(Settings).tenants
