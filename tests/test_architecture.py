@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,80 @@ def importers(library: str) -> set[str]:
     return {
         name for name, modules in IMPORTS.items() if any(m == library or m.startswith(library + ".") for m in modules)
     }
+
+
+# From the lowest floor to the highest. A room imports itself and the floors below its own; rooms of one floor do not
+# import each other. A name is a room, or a module that stands on another floor than the rest of its folder.
+FLOORS = (
+    "broker.version broker.errors",
+    "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
+    "broker.events broker.request broker.runtime",
+    "broker.completion broker.redis",
+    "broker.generation broker.settings",
+    "broker.store",
+    "broker.auth broker.queue broker.fanout",
+    "broker.broker",
+    "broker.gateway_client broker.dev broker",
+    "broker.cli",
+    "broker.__main__",
+    "worker.simulator",
+    "worker.upstream",
+    "worker.claims",
+    "worker",
+    "worker.monitoring",
+    "worker.worker",
+    "worker.__main__",
+    "api.accept api.errors api.query api.quotas",
+    "api.auth api.server",
+    "api.streaming",
+    "api.middleware",
+    "api.requests",
+    "api.dialects.native api.dialects.openai_chat",
+    "api.ops",
+    "api.app",
+    "api.__main__",
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+MODULES = {name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in SOURCES}
+
+
+def ours(path: Path) -> Iterator[str]:
+    """The modules of the project that a file imports, also for annotations only."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names & set(MODULES) or {node.module}
+
+
+def floor_of(module: str) -> str:
+    """The entry of FLOORS that a module belongs to: its own, or the nearest room's around it."""
+    name = module
+    while name not in FLOOR:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def test_rooms_import_downwards() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        for other in ours(path)
+        if (here := floor_of(module)) != (there := floor_of(other)) and FLOOR[there] >= FLOOR[here]
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not under TYPE_CHECKING either."""
+    graphlib.TopologicalSorter({module: set(ours(path)) - {module} for module, path in MODULES.items()}).prepare()
+
+
+def test_rooms_are_small_and_say_what_they_do() -> None:
+    for package in (path for path in SOURCES if path.name == "__init__.py"):
+        assert len(list(package.parent.glob("*.py"))) <= 13, name_of(package)
+        assert ast.get_docstring(ast.parse(package.read_text("utf-8"))), name_of(package)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,5 @@
-"""How readers see the log: each wire format in a file of its own, a pure function of the log."""
+"""The protocols in which generations are read and created, each in a folder of its own. Dialects never import each
+other.
+
+Imports `streaming`, `server` and the modules of `api/`. Start with `native/routes.py`.
+"""

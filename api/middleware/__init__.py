@@ -1,0 +1,5 @@
+"""What every request passes before its route: the guard of an open gateway, CORS, the connection limit, the last-resort
+error handler.
+
+Imports `server` and `streaming`. Start with the list of middleware in `api/app.py`.
+"""

@@ -12,16 +12,13 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from starlette.requests import Request
 
 from api.server.wire import EXTENSION
 from broker.errors import LimitExceeded
 from broker.queue.quotas import OPEN_TENANT
-
-if TYPE_CHECKING:
-    from api.server.protocol import HttpProtocol
 
 PARTS = 4
 """A tenant's part of all there is room for is one of so many."""
@@ -44,9 +41,16 @@ def room(request: Request, tenant: str, size: Size | None = None) -> AbstractAsy
     cycle = found() if found is not None else None
     if cycle is None:
         return nullcontext()
-    protocol: HttpProtocol = cycle.transport.protocol
+    protocol: Connection = cycle.transport.protocol
     protocol.tenant = tenant
     return protocol.unread.room(tenant, size)
+
+
+class Connection(Protocol):
+    """The part of `api/server/protocol.py` that is used here."""
+
+    tenant: str
+    unread: Unread
 
 
 class Holder(Protocol):

@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,8 +19,6 @@ from broker.fanout.subscriber import Wire
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-    from api.server.protocol import HttpProtocol
 
 EXTENSION = "tokencast.transport"
 
@@ -35,13 +33,23 @@ def ignore() -> None:
     """For who does not want to be told."""
 
 
+class Connection(Protocol):
+    """The part of `api/server/protocol.py` that a wire uses."""
+
+    transport: Any
+
+    def streaming(self, writable: Callable[[], None], closed: Callable[[], None]) -> None: ...
+
+    def streamed(self) -> None: ...
+
+
 class TransportWire:
     """uvicorn's own connection (`server/protocol.py` hands it out). Frames go out as chunks of the chunked encoding."""
 
     __slots__ = ("_chunked", "_cycle", "_protocol", "_socket", "_transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        protocol: HttpProtocol = cast("Any", cycle.transport).protocol
+        protocol: Connection = cast("Any", cycle.transport).protocol
         self._protocol = protocol
         self._cycle = cycle
         self._transport = transport = protocol.transport

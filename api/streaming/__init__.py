@@ -1,0 +1,4 @@
+"""Event streams as responses, whatever their dialect: cursors, the response itself, `retry:`.
+
+Imports `server`. Start with `response.py`.
+"""
