@@ -24,7 +24,7 @@ from broker.store import keys
 from broker.store.store import lifecycle_keys, new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
-from worker.lingering import Lingering
+from worker.ended_attempts import Lingering
 
 APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")

@@ -43,7 +43,7 @@ EVENT_BYTES = 100  # of an event without its data
 CREATE = Script("store", "create")
 CANCEL = Script("store", "cancel")
 DELETE = Script("store", "delete")
-SETTLE = Script("store", "settle")
+KEEP_CHOICES = Script("store", "keep_choices")
 TRACE = Script("store", "trace")
 
 
@@ -189,7 +189,7 @@ class Store:
         choices = completion.choices
         if generation.ended:
             with suppress(StorageUnavailable):  # a full server: the next reader folds again
-                settled = await self.redis.run(SETTLE, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
+                settled = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
                 self._partial.pop(gid, None)
                 if settled == b"GONE":
                     raise GenerationGone

@@ -138,7 +138,7 @@ async def test_a_gateway_dies_while_it_keeps_the_text_of_a_cancelled_generation(
         await people.has_text(len(said.text))
         async with connect(redis.url) as broker:
             await broker.store.cancel(said.gid, "default")
-        wire.trap(script("settle"), when, lambda: kill(dying))
+        wire.trap(script("keep_choices"), when, lambda: kill(dying))
         with pytest.raises(httpx2.TransportError):
             await dying.get(said.gid)
         assert (await quick.get(said.gid))["text"] == people.native[0].shown.text

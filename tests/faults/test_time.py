@@ -224,7 +224,7 @@ async def _second_gateway(url: str, variables: dict[str, str]) -> None:
 
 async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis comes back in a state from before the ending, long after the time for which endings are kept."""
-    monkeypatch.setattr("worker.lingering.LINGER", 0.5)
+    monkeypatch.setattr("worker.ended_attempts.LINGER", 0.5)
     async with dumping() as redis, connect(redis.url) as broker:
         settings = Settings(REDIS_URL=redis.url)  # pyright: ignore[reportCallIssue]
         appender = Appender(settings)

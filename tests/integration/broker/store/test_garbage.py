@@ -121,7 +121,7 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
 async def test_a_generation_that_is_over_waits_for_no_collector(
     redis: EmbeddedRedis, sim: str, monkeypatch: pytest.MonkeyPatch, directive: str, status: str
 ) -> None:
-    monkeypatch.setattr("worker.lingering.LINGER", 0.1)
+    monkeypatch.setattr("worker.ended_attempts.LINGER", 0.1)
     kinds = (Attempt, Claim, UpstreamStream, UpstreamError, AttemptEnded)
     gc.collect()
     known = left(*kinds)
