@@ -15,7 +15,7 @@ from api.app import create_app
 from api.server.server import Server, config_for, listen
 from api.server.supervisor import supervise
 from broker.broker import connect
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured
 from broker.redis.client import without_password
 from broker.runtime.logging import configure_logging
@@ -24,7 +24,7 @@ from broker.runtime.sockets import shown
 from broker.runtime.tracing import configure_tracing
 from broker.settings.origins import is_loopback
 from broker.settings.settings import Settings, load_for_process, unknown_variables
-from broker.store.preflight import Watch
+from broker.store.preflight import Preflight
 
 FILES = 4096  # a subscriber is one
 logger = logging.getLogger("tokencast.api")
@@ -33,7 +33,7 @@ logger = logging.getLogger("tokencast.api")
 async def serve(settings: Settings, sock: socket.socket) -> None:
     """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
     async with connect(settings=settings) as broker:
-        watch = Watch(broker.store.redis, broker.queue.redis, settings, logger)
+        watch = Preflight(broker.store.redis, broker.queue.redis, settings, logger)
         await watch.look()
 
         async def drain() -> None:
@@ -49,12 +49,12 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         watching.add_done_callback(lambda _: setattr(server, "should_exit", True))
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve(sockets=[sock])
-        [ended] = await cancelled([watching])
+        [ended] = await cancel_and_wait([watching])
         if isinstance(ended, Exception):
             raise ended
 
 
-async def _watch(watch: Watch) -> None:
+async def _watch(watch: Preflight) -> None:
     """Ends with Misconfigured where Redis was away at the start and is not one to use once it is there; the routes
     answer 503 until it is."""
     await watch.begin()

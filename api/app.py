@@ -18,24 +18,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Access
-from api.dialects.native.activity import Watching
+from api.dialects.native.activity import ActivityRoutes
 from api.dialects.native.activity_frames import LIFECYCLE
-from api.dialects.native.multiplex import Events
-from api.dialects.native.routes import Generations
-from api.dialects.openai_chat.routes import ChatCompletions
+from api.dialects.native.multiplex import MultiplexRoutes
+from api.dialects.native.routes import GenerationRoutes
+from api.dialects.openai_chat.routes import ChatCompletionRoutes
 from api.errors import new_request_id, on_broker_error, on_http_error, on_left
 from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
-from api.ops.health import Health
-from api.ops.metrics import Metrics, Requests
-from api.ops.models import Models
+from api.ops.health import HealthRoutes
+from api.ops.metrics import GatewayMetrics, Requests
+from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import Overview
 from broker.broker import Broker
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
 from broker.fanout.activity import Activity
 from broker.queue.reaper import Reaper
@@ -51,24 +51,24 @@ def create_app(broker: Broker) -> Starlette:
     access = Access(broker.settings, broker.tokens)
     activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.losses)
-    metrics = Metrics(broker, reaper)
+    metrics = GatewayMetrics(broker, reaper)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         beside = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
         yield
-        await cancelled(beside)
+        await cancel_and_wait(beside)
         await activity.close()
 
     app = Starlette(
         routes=[
-            *Generations(broker, access).routes(),
-            *Events(broker, access).routes(),
-            *Watching(broker, access, activity).routes(),
+            *GenerationRoutes(broker, access).routes(),
+            *MultiplexRoutes(broker, access).routes(),
+            *ActivityRoutes(broker, access, activity).routes(),
             *Overview(broker, access).routes(),
-            *ChatCompletions(broker, access).routes(),
-            *Models(broker, access).routes(),
-            *Health(broker).routes(),
+            *ChatCompletionRoutes(broker, access).routes(),
+            *ModelRoutes(broker, access).routes(),
+            *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi().routes(),
             *pages(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from api.query import text_of
-from api.quotas import Subscribers
+from api.quotas import SubscriberQuotas
 from broker.auth.stream_tokens import Tokens
 from broker.errors import GenerationNotFound, InvalidKey, InvalidToken
 from broker.queue.quotas import OPEN_TENANT
@@ -21,7 +21,7 @@ from broker.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ReadAccess:
     """Who reads a generation, and when the right to do so ends (unix seconds, by this machine's clock)."""
 
     tenant: str
@@ -35,7 +35,7 @@ class Access:
         self._tenants = settings.tenants
         self._names = frozenset(self._tenants.values()) or {OPEN_TENANT}
         self._tokens = tokens
-        self.subscribers = Subscribers(settings)
+        self.subscribers = SubscriberQuotas(settings)
 
     def tenant(self, connection: HTTPConnection) -> str:
         """InvalidKey where keys are configured and the caller shows none of them."""
@@ -48,19 +48,19 @@ class Access:
                 return tenant
         raise InvalidKey
 
-    async def reader(self, connection: HTTPConnection, gid: str) -> Reader:
+    async def reader(self, connection: HTTPConnection, gid: str) -> ReadAccess:
         """By key, or by a token for this generation where no key is shown. A token is held to what it says even
         where no keys are configured, so that a page meets its end there already. InvalidKey, InvalidToken;
         GenerationNotFound with the token of another one, as if it were another tenant's."""
         text = text_of(connection, "token")
         if not text or _bearer(connection):
-            return Reader(self.tenant(connection))
+            return ReadAccess(self.tenant(connection))
         token = await self._tokens.check(text)
         if token.tenant not in self._names:
             raise InvalidToken  # its tenant's keys were taken away
         if token.gid != gid:
             raise GenerationNotFound
-        return Reader(token.tenant, self._tokens.clock.here(token.expires_at))
+        return ReadAccess(token.tenant, self._tokens.clock.here(token.expires_at))
 
 
 def _bearer(connection: HTTPConnection) -> str:

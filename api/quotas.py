@@ -11,7 +11,7 @@ from broker.settings.settings import Settings
 SOON = 5  # seconds after which somebody may have left
 
 
-class Subscribers:
+class SubscriberQuotas:
     """Counts them where they are: they cost Redis nothing. Where no keys are set there is no limit."""
 
     def __init__(self, settings: Settings) -> None:
@@ -57,7 +57,7 @@ class Counted:
 
     __slots__ = ("_both", "_subscribers")
 
-    def __init__(self, subscribers: Subscribers, both: tuple[str, str]) -> None:
+    def __init__(self, subscribers: SubscriberQuotas, both: tuple[str, str]) -> None:
         self._subscribers = subscribers
         self._both = both
 

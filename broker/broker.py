@@ -11,20 +11,20 @@ from typing import Any
 import msgspec
 
 from broker.auth.stream_tokens import Tokens
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
-from broker.events import RESET, STARTED, Event, follows
+from broker.events import RESET, STARTED, Event, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, created_ms, parse_cursor
-from broker.queue.quotas import OPEN_TENANT, Limits
+from broker.queue.quotas import OPEN_TENANT, TenantLimits
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
 from broker.request import CompletionRequest, parse_json, parse_request
 from broker.runtime.counters import Count
 from broker.runtime.tracing import traceparent
 from broker.settings.settings import Settings
-from broker.store.storage_share import NOTHING, Share, Stored
+from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
 
 logger = logging.getLogger("tokencast.broker")
@@ -36,8 +36,8 @@ class Broker:
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
-        self.queue = Queue(queue, settings.retention, Limits.of(settings))
-        self.share = Share(streams, settings.tenant_bytes)
+        self.queue = Queue(queue, settings.retention, TenantLimits.of(settings))
+        self.share = StorageShare(streams, settings.tenant_bytes)
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
@@ -167,7 +167,7 @@ class Broker:
             while True:
                 events = await self.store.page(gid, position, PAGE)
                 for event in events:
-                    if not follows(event, position):
+                    if not is_next(event, position):
                         raise GapFound(position, event.cursor)
                     if event.type == STARTED and position.attempt > 0:
                         yield _FORGET
@@ -219,6 +219,6 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
         try:
             yield broker
         finally:
-            await cancelled([upkeep])
+            await cancel_and_wait([upkeep])
             await broker.hub.close()
             await broker.share.close()

@@ -70,7 +70,7 @@ def from_entry(entry: RawEntry) -> Event:
     return Event(entry_cursor(entry_id), fields[1], int(fields[3]), fields[5])
 
 
-def follows(event: Event, previous: Cursor) -> bool:
+def is_next(event: Event, previous: Cursor) -> bool:
     """The reader's rule: the next seq of the same attempt, or seq 0 of a higher one. `gone` may always come.
 
     Anything else is not the next event, and whoever holds it must read again.
@@ -81,11 +81,11 @@ def follows(event: Event, previous: Cursor) -> bool:
     return cursor.attempt > previous.attempt and cursor.seq == 0
 
 
-def connected(position: Cursor, events: Sequence[Event]) -> list[Event]:
+def contiguous(position: Cursor, events: Sequence[Event]) -> list[Event]:
     """The events that follow the position, and each other, without a gap."""
     found: list[Event] = []
     for event in events:
-        if not follows(event, position):
+        if not is_next(event, position):
             break
         found.append(event)
         position = event.cursor

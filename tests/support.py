@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx2
 
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
 from broker.redis.client import Redis, Script
@@ -349,7 +349,7 @@ async def beside(*forever: Any) -> AsyncGenerator[None, None]:
         yield
         assert not any(task.done() for task in tasks)
     finally:
-        await cancelled(tasks)
+        await cancel_and_wait(tasks)
 
 
 async def last_asking(redis: Redis, command: str) -> list[str]:

@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 from broker.concurrency.backoff import Backoff
 from broker.ids import shard_of
-from broker.redis.client import Argument, Reply, Script, servers_of, without_password
-from broker.redis.connection import RespConnection, RespError, described, forbidden_command
-from broker.redis.topology import Servers
+from broker.redis.client import Argument, Reply, Script, topology_of, without_password
+from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
+from broker.redis.topology import Topology
 from broker.runtime.counters import ROUND_TRIPS, Buckets
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.store import lifecycle_keys, new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
-from worker.ended_attempts import Lingering
+from worker.ended_attempts import EndedAttempts
 
 APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
@@ -55,13 +55,15 @@ class Appender:
     """`begin` an attempt for each claim; `run` for ever beside them. One lane, and on a cluster one for each shard, so
     that a server's trouble stalls only what is on it."""
 
-    def __init__(self, settings: Settings, servers: Servers | None = None) -> None:
+    def __init__(self, settings: Settings, servers: Topology | None = None) -> None:
         """`servers`: as the rest of the process knows them."""
         self._url = settings.logs_url
-        self._servers = servers or servers_of(settings.logs_url)
+        self._servers = servers or topology_of(settings.logs_url)
         # Often enough that a cancel comes home at once, and that a lease never runs down.
         self._tick = min(0.5, settings.lease / 6)
-        self._lanes = {group: Lane(self, self._servers, group, settings, self._tick) for group in self._servers.groups}
+        self._lanes = {
+            group: ShardAppender(self, self._servers, group, settings, self._tick) for group in self._servers.groups
+        }
         self._whole: bool | None = None
         self.flushes = Buckets(ROUND_TRIPS)
 
@@ -85,7 +87,7 @@ class Appender:
         """Forgets an attempt, whatever it still has."""
         self._lane(attempt.claim).drop(attempt)
 
-    def _lane(self, claim: Claim) -> Lane:
+    def _lane(self, claim: Claim) -> ShardAppender:
         return self._lanes[self._servers.group(shard_of(claim.gid))]
 
     async def run(self) -> None:
@@ -115,10 +117,10 @@ class Appender:
             log.info("connected to Redis at %s", without_password(self._url))
 
 
-class Lane:
+class ShardAppender:
     """The attempts of the shards that one connection reaches."""
 
-    def __init__(self, appender: Appender, servers: Servers, group: str, settings: Settings, tick: float) -> None:
+    def __init__(self, appender: Appender, servers: Topology, group: str, settings: Settings, tick: float) -> None:
         self._appender = appender
         self._servers = servers
         self._group = group
@@ -129,7 +131,7 @@ class Lane:
         self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
         self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
         self._apart: set[Attempt] = set()  # with keys on two servers: their shard is moving
-        self._lingering = Lingering(tick)
+        self._lingering = EndedAttempts(tick)
         self._connection = 0  # number of the present one
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
@@ -170,8 +172,8 @@ class Lane:
                 await self._connect_and_serve()
             except (OSError, RespError) as error:
                 if isinstance(error, TimeoutError):
-                    self._servers.doubt()
-                self._unwell(described(error))
+                    self._servers.mark_suspect()
+                self._unwell(describe_error(error))
             await self._backoff.wait()
 
     async def _connect_and_serve(self) -> None:

@@ -17,17 +17,17 @@ from arq import Retry
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
-from broker.concurrency.backoff import Backoff, Troubles
+from broker.concurrency.backoff import Backoff, LogThrottle
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue.tickets import JOB_NAME, deserialize, serialize
-from broker.redis.client import Redis, open_pool, servers_of, without_password
-from broker.redis.connection import RespConnection, RespError, described, forbidden_command
+from broker.redis.client import Redis, open_pool, topology_of, without_password
+from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
 from broker.settings.settings import Settings
 from broker.store import keys
 from worker.appender import Appender
 from worker.claims import PATIENCE, Claim, claim
-from worker.slots import Running
+from worker.slots import Slots
 
 JOB_TIMEOUT = 10.0 + PATIENCE  # seconds; a claim that is cut off may be executed, and then nobody runs it
 BELL_BLOCK = 5  # seconds
@@ -39,7 +39,7 @@ log = logging.getLogger("tokencast.worker")
 class TicketWorker(Worker):
     """arq's worker that takes only as many tickets as there are free slots. One lock for the poll and the bell."""
 
-    def __init__(self, picker: Picker, pool: ArqRedis, settings: Settings) -> None:
+    def __init__(self, picker: Consumer, pool: ArqRedis, settings: Settings) -> None:
         super().__init__(
             [func(picker.begin, name=JOB_NAME)],
             queue_name=keys.QUEUE,
@@ -113,13 +113,13 @@ class TicketWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
-class Picker:
+class Consumer:
     """`run` for ever; generations that were started live on, whatever becomes of the queue's Redis."""
 
     def __init__(
         self,
         store: Redis,
-        running: Running,
+        running: Slots,
         appender: Appender,
         settings: Settings,
         exhausted: Callable[[str], None],
@@ -133,12 +133,12 @@ class Picker:
         self._worker: TicketWorker | None = None
         self._stopping = False
         self._polling = Backoff(0.1)
-        self._troubles = Troubles()
+        self._troubles = LogThrottle()
 
     def troubled(self, error: Exception) -> None:
         """The queue does not answer, or refuses."""
         where = without_password(self._settings.redis_url)
-        self._troubles.tell(log, f"the queue at {where}: {described(error)}")
+        self._troubles.tell(log, f"the queue at {where}: {describe_error(error)}")
 
     def polled(self) -> None:
         """The queue answers."""
@@ -224,7 +224,7 @@ class Picker:
             await worker.finished()
 
     async def _listen_for_ever(self) -> None:
-        backoff, servers = Backoff(0.1), servers_of(self._settings.redis_url)
+        backoff, servers = Backoff(0.1), topology_of(self._settings.redis_url)
         while not self._stopping:
             try:
                 connection = await servers.open()

@@ -41,7 +41,7 @@ class _Read:
     last_ms: int | None = None
 
 
-class Tally:
+class WorkerCounters:
     """Counters and histograms by upstream and model, as the settings spell it."""
 
     def __init__(self, settings: Settings) -> None:

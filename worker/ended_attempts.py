@@ -11,7 +11,7 @@ LINGER = 15.0  # seconds
 LINGER_BYTES = 64 << 20
 
 
-class Lingering:
+class EndedAttempts:
     """The oldest go first: after 15 seconds of contact with the server, or above 64 MiB. Only contact counts, since a
     server that is away may come back without the ending, whatever time that takes."""
 

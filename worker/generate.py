@@ -28,7 +28,7 @@ from broker.settings.settings import Settings
 from worker.appender import Appender
 from worker.attempt import OURS, Attempt, AttemptEnded, Ending
 from worker.claims import Claim, announce_waiting, claim
-from worker.counters import Tally
+from worker.counters import WorkerCounters
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
@@ -41,7 +41,7 @@ log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
 
 
-class Generator:
+class GenerationRunner:
     """Runs claimed generations; one per process."""
 
     def __init__(self, store: Redis, appender: Appender, upstreams: Upstreams, settings: Settings) -> None:
@@ -50,7 +50,7 @@ class Generator:
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
-        self.tally = Tally(settings)
+        self.tally = WorkerCounters(settings)
         self.claims: dict[str, Claim] = {}
         """What this process writes now, by generation."""
 

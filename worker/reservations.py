@@ -13,7 +13,7 @@ from worker.claims import Claim
 log = logging.getLogger("tokencast.worker")
 
 
-class Held:
+class Reservations:
     """The places of this worker's generations. One that it does not give back ends a lease later by itself."""
 
     def __init__(self, queue: Queue, claims: Mapping[str, Claim]) -> None:

@@ -6,22 +6,22 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis
 from worker.claims import Claim, release
-from worker.generate import Generator
-from worker.reservations import Held
+from worker.generate import GenerationRunner
+from worker.reservations import Reservations
 
 HAND_OVER = 5.0  # seconds; the reaper finds what could not be handed over
 log = logging.getLogger("tokencast.worker")
 
 
-class Running:
+class Slots:
     """One slot each."""
 
-    def __init__(self, generator: Generator, store: Redis, queue: Queue, slots: int) -> None:
+    def __init__(self, generator: GenerationRunner, store: Redis, queue: Queue, slots: int) -> None:
         self._generator = generator
         self._store = store
         self._queue = queue
@@ -29,7 +29,7 @@ class Running:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
         self.slots = slots
-        self.places = Held(queue, generator.claims)
+        self.places = Reservations(queue, generator.claims)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -68,7 +68,7 @@ class Running:
     async def hand_over(self) -> None:
         """Stops them all and puts them back into the queue."""
         claims, tasks = list(self._generator.claims.values()), list(self._tasks)
-        await cancelled(tasks)
+        await cancel_and_wait(tasks)
         try:
             async with asyncio.timeout(HAND_OVER):
                 await asyncio.gather(self.places.left(), *map(self._hand_over, claims))

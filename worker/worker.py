@@ -8,20 +8,20 @@ import signal
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured, StorageUnavailable
-from broker.queue.quotas import Limits
+from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import Reaper
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
 from broker.settings.settings import SIMULATED_KEY, Settings
-from broker.store.preflight import Watch
+from broker.store.preflight import Preflight
 from worker.appender import Appender
-from worker.consumer import Picker
-from worker.generate import Generator
-from worker.monitoring.heartbeat import Presence
-from worker.monitoring.metrics import Metrics
-from worker.slots import Running
+from worker.consumer import Consumer
+from worker.generate import GenerationRunner
+from worker.monitoring.heartbeat import Heartbeat
+from worker.monitoring.metrics import WorkerMetrics
+from worker.slots import Slots
 from worker.upstream.client import check_client
 from worker.upstream.models import ModelLists
 from worker.upstream.stream import Upstreams
@@ -59,13 +59,18 @@ async def run(settings: Settings) -> int:
     stop, hurry = _signals()
     connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
     async with connecting as (store, queue):
-        watch = Watch(store, queue, settings, log)
+        watch = Preflight(store, queue, settings, log)
         await _first(stop.wait(), watch.begin())
         if stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
             return await _work(
-                settings, (stop, hurry), store, Queue(queue, settings.retention, Limits.of(settings)), upstreams, watch
+                settings,
+                (stop, hurry),
+                store,
+                Queue(queue, settings.retention, TenantLimits.of(settings)),
+                upstreams,
+                watch,
             )
 
 
@@ -75,15 +80,15 @@ async def _work(
     store: Redis,
     queue: Queue,
     upstreams: Upstreams,
-    watch: Watch,
+    watch: Preflight,
 ) -> int:
     stop, hurry = signals
     appender = Appender(settings, store.servers)
-    generator = Generator(store, appender, upstreams, settings)
-    running = Running(generator, store, queue, settings.slots)
+    generator = GenerationRunner(store, appender, upstreams, settings)
+    running = Slots(generator, store, queue, settings.slots)
     reaper = Reaper(store, queue, settings)
-    picker = Picker(store, running, appender, settings, reaper.note_exhausted)
-    presence = Presence(queue.redis, running)
+    picker = Consumer(store, running, appender, settings, reaper.note_exhausted)
+    presence = Heartbeat(queue.redis, running)
 
     def not_ready() -> str | None:
         if stop.is_set():
@@ -91,7 +96,7 @@ async def _work(
         return watch.trouble if appender.connected else "the logs' Redis is away"
 
     servers = {"logs": store, "queue": queue.redis}
-    metrics = Metrics(generator.tally, appender, running, reaper, servers, not_ready)
+    metrics = WorkerMetrics(generator.tally, appender, running, reaper, servers, not_ready)
     parts = [
         asyncio.create_task(part)
         for part in (
@@ -116,7 +121,7 @@ async def _work(
         await running.hand_over()
         await _farewell(presence)
     finally:
-        ends = await cancelled(parts)
+        ends = await cancel_and_wait(parts)
     for error in ends:
         if isinstance(error, Misconfigured):
             raise error
@@ -147,10 +152,10 @@ async def _first(*works: Awaitable[object]) -> None:
         for task in done:
             task.result()
     finally:
-        await cancelled(tasks)
+        await cancel_and_wait(tasks)
 
 
-async def _farewell(presence: Presence) -> None:
+async def _farewell(presence: Heartbeat) -> None:
     with suppress(StorageUnavailable, TimeoutError):
         async with asyncio.timeout(FAREWELL):
             await presence.remove()

@@ -15,7 +15,7 @@ from broker.store.preflight import servers_in_use
 WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
 
 
-class Health:
+class HealthRoutes:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._servers = servers_in_use(broker.store.redis, broker.queue.redis)

@@ -38,7 +38,7 @@ class Requests:
         self.waits[(route,)].observe(seconds)
 
 
-class Metrics:
+class GatewayMetrics:
     """The handler of `/metrics`; `run` beside it for ever."""
 
     def __init__(self, broker: Broker, reaper: Reaper) -> None:

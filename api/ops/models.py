@@ -15,7 +15,7 @@ from api.requests import by_method
 from broker.broker import Broker
 
 
-class Models:
+class ModelRoutes:
     """The handlers of `/v1/models…`."""
 
     def __init__(self, broker: Broker, access: Access) -> None:

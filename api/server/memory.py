@@ -33,7 +33,7 @@ SOON = 5  # seconds after which a caller may try again
 Size = Callable[[], Awaitable[int]]
 
 
-def room(request: Request, tenant: str, size: Size | None = None) -> AbstractAsyncContextManager[None]:
+def reserve(request: Request, tenant: str, size: Size | None = None) -> AbstractAsyncContextManager[None]:
     """For the time in which an answer is made, and no longer: it must be handed to the server right after. `size`:
     about how many bytes it will have, which is asked only where there is no room. Other servers than ours know nothing
     of it. LimitExceeded."""
@@ -43,14 +43,14 @@ def room(request: Request, tenant: str, size: Size | None = None) -> AbstractAsy
         return nullcontext()
     protocol: Connection = cycle.transport.protocol
     protocol.tenant = tenant
-    return protocol.unread.room(tenant, size)
+    return protocol.unread.reserve(tenant, size)
 
 
 class Connection(Protocol):
     """The part of `api/server/protocol.py` that is used here."""
 
     tenant: str
-    unread: Unread
+    unread: ResponseMemory
 
 
 class Holder(Protocol):
@@ -77,7 +77,7 @@ class _Held:
         self.at = at
 
 
-class Unread:
+class ResponseMemory:
     """`most`: bytes, in all."""
 
     def __init__(self, most: int) -> None:
@@ -92,7 +92,7 @@ class Unread:
     # --- those who make answers --------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def room(self, tenant: str, size: Size | None = None) -> AsyncGenerator[None, None]:
+    async def reserve(self, tenant: str, size: Size | None = None) -> AsyncGenerator[None, None]:
         busy = bool(self._waiting) or not self._free(tenant)
         if busy and (size is None or await size() > SMALL):
             await self._line_up(tenant)

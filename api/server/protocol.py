@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from api.errors import bare_error
-from api.server.memory import Unread
+from api.server.memory import ResponseMemory
 from api.server.scope import FULL
 from api.server.upgrade import comes_again, feed
 from api.server.wire import EXTENSION, ignore
@@ -32,7 +32,7 @@ LINGER_BYTES = 1024 * 1024  # of a request that has been answered are read and t
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What a gateway bears. Times are in seconds."""
 
     request_time: float
@@ -80,8 +80,8 @@ class _Pipeline(list[Any]):
 class HttpProtocol(HttpToolsProtocol):
     """Hands connection and request to whoever answers (`api/server/wire.py`), and passes on what happens to them."""
 
-    limits: Limits
-    unread: Unread
+    limits: ConnectionLimits
+    unread: ResponseMemory
 
     # Not in the instance's dict: with more than thirty names that one is no longer shared, and takes 1.3 KiB more.
     __slots__ = (

@@ -11,8 +11,8 @@ from typing import cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from api.server.memory import Unread
-from api.server.protocol import HttpProtocol, Limits, State
+from api.server.memory import ResponseMemory
+from api.server.protocol import ConnectionLimits, HttpProtocol, State
 from broker.runtime.process import open_files
 from broker.runtime.sockets import bound_socket
 from broker.settings.settings import Settings
@@ -65,12 +65,12 @@ def listen(settings: Settings, *, spread: bool = False) -> socket.socket:
     return sock
 
 
-def limits_of(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> ConnectionLimits:
     """Four fifths of the files that the process may open are for connections, and a tenth for telling others that
     there is no room. Where files are few, as many as Redis may take are left to it."""
     files = open_files()
     room = max(min(files * 8 // 10, files - OWN_FILES), files // 4)
-    return Limits(
+    return ConnectionLimits(
         request_time=settings.header_timeout,
         send_time=settings.send_timeout,
         connections=min(settings.max_connections or room, room),
@@ -81,7 +81,7 @@ def limits_of(settings: Settings) -> Limits:
 def config_for(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     class Protocol(HttpProtocol):
         limits = limits_of(settings)
-        unread = Unread(settings.unread_bytes)
+        unread = ResponseMemory(settings.unread_bytes)
 
     return uvicorn.Config(
         app,

@@ -7,7 +7,7 @@ from broker.ids import START, Cursor
 from broker.store.store import Store
 
 
-async def locate(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:
+async def resolve_cursor(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:
     """A cursor of this log, or one that may have been before the log was trimmed; None for any other."""
     if wanted in (START, generation.cursor):
         return wanted

@@ -9,7 +9,7 @@ from broker.fanout.buffer import Slice
 from broker.ids import Cursor
 
 
-class Silence:
+class NullWire:
     """Dialect and wire in one."""
 
     crosses_attempts = True
@@ -42,4 +42,4 @@ class Silence:
         pass
 
 
-SILENCE = Silence()
+SILENCE = NullWire()

@@ -11,7 +11,7 @@ import click
 from broker.cli.completion import ids_to_complete
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.cli.progress import Patience
+from broker.cli.progress import ProgressLine
 from broker.gateway_client.client import Client
 from broker.ids import check_id
 
@@ -63,7 +63,7 @@ def print_events(
     """The text of one, or of several line by line; the exit code is the worst one's."""
     one = gids[0] if len(gids) == 1 else None
     printer = Printer() if one else LinePrinter()
-    patience = Patience(client, one if one and after is None and speed is None else None)
+    patience = ProgressLine(client, one if one and after is None and speed is None else None)
 
     def notice(text: str) -> None:
         patience.clear()

@@ -19,7 +19,7 @@ _CLEAR = "\r\x1b[K"
 _COUNTED = 100  # generations
 
 
-class Patience:
+class ProgressLine:
     """A context manager. Where stderr is no terminal, or `gid` None, it says nothing and asks nothing."""
 
     def __init__(self, client: Client, gid: str | None) -> None:

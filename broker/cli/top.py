@@ -18,10 +18,10 @@ from broker.cli.options import end_with_reader, examples, json_line, open_client
 from broker.cli.output import Printer, json_event
 from broker.cli.screen import Screen, is_screen
 from broker.cli.tables import one_line
-from broker.cli.top_table import Board, Line, pad
+from broker.cli.top_table import Line, TopTable, pad
 from broker.errors import BrokerError
 from broker.events import STATUSES
-from broker.gateway_client.client import Client, Json, Received, Refused
+from broker.gateway_client.client import Client, Json, Received, RequestRefused
 
 _EVERY = 1.0  # seconds between two looks at what runs
 _PAUSE = 0.1  # between two drawings: nobody sees more
@@ -73,7 +73,7 @@ def _print_once(client: Client, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json_line({"overview": overview, "generations": generations}))
         return
-    board = Board()
+    board = TopTable()
     board.overview = overview
     for generation in generations:
         board.take(generation)
@@ -86,7 +86,7 @@ def _overview(client: Client) -> Json | None:
     """How the gateway is; None of one that does not say."""
     try:
         return client.get("/v1/overview")
-    except Refused:
+    except RequestRefused:
         return None
 
 
@@ -97,7 +97,7 @@ def _now(overview: Json | None) -> float:
 class _Top:
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._board = Board()
+        self._board = TopTable()
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._trouble = ""
         self._ahead = 0.0  # seconds that the gateway's clock is

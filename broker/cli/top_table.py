@@ -23,7 +23,7 @@ class Line(NamedTuple):
     style: str = ""  # "head", "faint" or none
 
 
-class Board:
+class TopTable:
     """Takes summaries in any order, also twice, and overviews."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ class Backoff:
         await asyncio.sleep(delay * random.uniform(0.5, 1))
 
 
-class Troubles:
+class LogThrottle:
     """What is the matter with one Redis, logged once a minute however many connections meet it."""
 
     def __init__(self) -> None:

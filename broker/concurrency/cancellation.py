@@ -9,7 +9,7 @@ from typing import Any
 AGAIN = 0.5  # seconds
 
 
-async def cancelled(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
+async def cancel_and_wait(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
     """Cancels them until they have ended; what each ended with, an exception or its result.
 
     Once is not enough: before Python 3.12 `asyncio.wait_for`, and with it every call of the Redis library, forgets a

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Together(Generic[T]):
+class SingleFlight(Generic[T]):
     """Who comes while a question is under way shares the next one: no answer is older than its asking."""
 
     def __init__(self, ask: Callable[..., Coroutine[Any, Any, T]]) -> None:

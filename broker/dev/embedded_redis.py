@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from broker.errors import Misconfigured
-from broker.redis.client import servers_of
+from broker.redis.client import topology_of
 from broker.runtime.child_process import die_with_parent
 
 _READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
@@ -179,7 +179,7 @@ class EmbeddedRedis:
 async def _is_serving(url: str, pid: int) -> bool:
     """Whether PING is answered, and by this very process: after a lost race for the port it would be another's."""
     try:
-        connection = await servers_of(url).open()
+        connection = await topology_of(url).open()
     except OSError:
         return False
     try:

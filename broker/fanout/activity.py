@@ -15,15 +15,15 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from broker.concurrency.backoff import Backoff
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.fanout.buffer import Dialect
 from broker.fanout.hub import Hub
-from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.reader import BLOCK_MS, COUNT, SLACK, News
 from broker.ids import SHARDS, Cursor
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
-from broker.redis.connection import RespConnection, RespError, described
+from broker.redis.connection import RespConnection, RespError, describe_error
 from broker.store import keys
 
 logger = logging.getLogger("tokencast.activity")
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     data: bytes
 
 
-class History(Channel):
+class History(MemoryFeed):
     """One tenant's channel. An event's `at_ms` is the id that its reader resumes by: everything that was written up to
     then has been told before."""
 
@@ -117,11 +117,11 @@ class Activity:
             channel.users -= 1
             if channel.users == 0:
                 del self._channels[key]
-                await cancelled((channel.loading,))
+                await cancel_and_wait((channel.loading,))
                 await self._stop_unwatched()
 
     async def close(self) -> None:
-        await cancelled([*self._readers, *filter(None, [self._start_under_way])])
+        await cancel_and_wait([*self._readers, *filter(None, [self._start_under_way])])
 
     # --- the history -------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Activity:
         async with self._starting:
             if not self._channels:
                 readers, self._readers = self._readers, []
-                await cancelled(readers)
+                await cancel_and_wait(readers)
 
     async def _run(self, group: str, shards: Sequence[str]) -> None:
         """Until cancelled: Redis may go and come back, watchers see a pause."""
@@ -225,8 +225,8 @@ class Activity:
                     connection.close()
             except (OSError, RespError) as error:
                 if isinstance(error, TimeoutError):
-                    servers.doubt()
-                servers.troubles.tell(logger, f"lost Redis: {described(error)}")
+                    servers.mark_suspect()
+                servers.troubles.tell(logger, f"lost Redis: {describe_error(error)}")
             except Exception:
                 logger.exception("reader failed, starts again")
             await backoff.wait()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from broker.errors import StorageUnavailable
-from broker.events import Event, connected
-from broker.fanout.buffer import View
+from broker.events import Event, contiguous
+from broker.fanout.buffer import FrameBuffer
 from broker.fanout.subscriber import Subscriber
 from broker.ids import Cursor
 from broker.store.store import PAGE, Store
@@ -16,7 +16,7 @@ from broker.store.store import PAGE, Store
 logger = logging.getLogger("tokencast.pages")
 
 
-class Pages:
+class Backfill:
     """`arrived` is called with each who waited, and with the page: nothing in it where the log could not be read."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Pages:
         self._store = store
         self._spawn = spawn
         self._arrived = arrived
-        self._waiting: dict[tuple[View, Cursor], list[Subscriber]] = {}
+        self._waiting: dict[tuple[FrameBuffer, Cursor], list[Subscriber]] = {}
 
     def ask(self, subscriber: Subscriber) -> None:
         """For the page behind its position."""
@@ -40,7 +40,7 @@ class Pages:
         self._waiting[key] = [subscriber]
         self._spawn(self._read(subscriber.feed.gid, *key))
 
-    async def _read(self, gid: str, view: View, position: Cursor) -> None:
+    async def _read(self, gid: str, view: FrameBuffer, position: Cursor) -> None:
         events: list[Event] = []
         try:
             events = await self._store.page(gid, position, PAGE)
@@ -48,7 +48,7 @@ class Pages:
             logger.warning("cannot read %s: Redis is away", gid)
         except Exception:
             logger.exception("cannot read %s", gid)
-        known = connected(position, events)
+        known = contiguous(position, events)
         view.insert(position, known)
         for subscriber in self._waiting.pop((view, position), ()):
             self._arrived(subscriber, events, bool(known))

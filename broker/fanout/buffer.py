@@ -129,13 +129,13 @@ class Segment:
         return Slice(data, self.end, self.opens if skipped <= 0 else b"", last=self.last)
 
 
-class View:
+class FrameBuffer:
     """What this process holds of one log in one dialect.
 
     `used(view, segment)` is called for each segment that may be evicted, when it is sealed and when it is read.
     """
 
-    def __init__(self, dialect: Dialect, used: Callable[[View, Segment], None]) -> None:
+    def __init__(self, dialect: Dialect, used: Callable[[FrameBuffer, Segment], None]) -> None:
         self.dialect = dialect
         self._segments: list[Segment] = []
         self._slices: dict[Cursor, Slice | None] = {}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from broker.fanout.buffer import Segment, View
+from broker.fanout.buffer import FrameBuffer, Segment
 
 
-class SegmentCache:
+class FrameCache:
     """All segments that may be evicted, of all views. Growing ones are not among them: 64 KiB per followed view."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._segments: OrderedDict[Segment, View] = OrderedDict()
+        self._segments: OrderedDict[Segment, FrameBuffer] = OrderedDict()
         self.bytes = 0
 
-    def use(self, view: View, segment: Segment) -> None:
+    def use(self, view: FrameBuffer, segment: Segment) -> None:
         """It was sealed, or read just now."""
         if segment in self._segments:
             self._segments.move_to_end(segment)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from broker.events import CHUNK, GONE, RESET, STARTED, TERMINAL, USAGE, Event, RawEntry, follows, from_entry
-from broker.fanout.buffer import Dialect, Segment, View
+from broker.events import CHUNK, GONE, RESET, STARTED, TERMINAL, USAGE, Event, RawEntry, from_entry, is_next
+from broker.fanout.buffer import Dialect, FrameBuffer, Segment
 from broker.generation import Generation
 from broker.ids import Cursor
 
@@ -19,14 +19,14 @@ class OutOfOrder(Exception):
 class Feed:
     """`tail` is the newest event's cursor, or the newest known when nobody followed yet."""
 
-    def __init__(self, generation: Generation, tenant: str, used: Callable[[View, Segment], None]) -> None:
+    def __init__(self, generation: Generation, tenant: str, used: Callable[[FrameBuffer, Segment], None]) -> None:
         self.gid = generation.id
         self.trace = generation.trace
         self.tenant = tenant
         self.users = 0
         self.checked = 0  # the hub's tick at which it was last heard of, or asked for
         self.doubted = False  # somebody is ahead of it, in another attempt: the log may have gone back
-        self.views: dict[Dialect, View] = {}
+        self.views: dict[Dialect, FrameBuffer] = {}
         self._used = used
         self._waiters: set[asyncio.Future[None]] = set()
         self.tail = generation.cursor
@@ -60,10 +60,10 @@ class Feed:
         self.ended = self.gone = True
         self.changed()
 
-    def view(self, dialect: Dialect) -> View:
+    def view(self, dialect: Dialect) -> FrameBuffer:
         view = self.views.get(dialect)
         if view is None:
-            view = self.views[dialect] = View(dialect, self._used)
+            view = self.views[dialect] = FrameBuffer(dialect, self._used)
         return view
 
     def extend(self, entries: Sequence[RawEntry]) -> None:
@@ -88,7 +88,7 @@ class Feed:
     def _take(self, event: Event) -> None:
         if event.cursor <= self.tail:
             return
-        if not follows(event, self.tail):
+        if not is_next(event, self.tail):
             raise OutOfOrder(f"{self.gid}: {event.cursor} behind {self.tail}")
         if event.cursor.attempt != self.tail.attempt:
             self._forget()  # Redis may have forgotten some of the attempt before; who asks for it reads it again

@@ -17,18 +17,18 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from broker.concurrency.cancellation import cancelled
-from broker.concurrency.single_flight import Together
+from broker.concurrency.cancellation import cancel_and_wait
+from broker.concurrency.single_flight import SingleFlight
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import STARTED, Event
-from broker.fanout.backfill import Pages
+from broker.fanout.backfill import Backfill
 from broker.fanout.buffer import Dialect, Slice
-from broker.fanout.buffer_cache import SegmentCache
+from broker.fanout.buffer_cache import FrameCache
 from broker.fanout.feed import Feed
-from broker.fanout.reader_pool import Readers
-from broker.fanout.scheduler import TURN_SECONDS, Known, Source, Turns
+from broker.fanout.reader_pool import ReaderPool
+from broker.fanout.scheduler import TURN_SECONDS, DeliveryScheduler, Known, Source
 from broker.fanout.subscriber import Subscriber, Wire
-from broker.fanout.timing import Rhythm
+from broker.fanout.timing import DeliveryTimings
 from broker.generation import Generation
 from broker.ids import START, Cursor
 from broker.runtime.counters import Count
@@ -44,18 +44,18 @@ class Hub:
 
     def __init__(self, store: Store, *, heartbeat: float, send_timeout: float, cache_bytes: int) -> None:
         self._store = store
-        self._states = Together(store.state)
+        self._states = SingleFlight(store.state)
         self._heartbeat = heartbeat
         self._send_timeout = send_timeout
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeds: dict[str, Feed] = {}
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._stalled: dict[Subscriber, None] = {}
-        self._turns = Turns()
-        self._readers = Readers(store.redis, secrets.token_hex(6), self._spawn, self._deliver, self._resync)
-        self._pages = Pages(store, self._spawn, self._arrived)
-        self.cache = SegmentCache(cache_bytes)
-        self.rhythm = Rhythm(store.clock)
+        self._turns = DeliveryScheduler()
+        self._readers = ReaderPool(store.redis, secrets.token_hex(6), self._spawn, self._deliver, self._resync)
+        self._pages = Backfill(store, self._spawn, self._arrived)
+        self.cache = FrameCache(cache_bytes)
+        self.rhythm = DeliveryTimings(store.clock)
         self.endings = Count()  # of responses, by why they ended
         self.delivered = Count()  # events, by dialect
         self._tick = 0
@@ -376,7 +376,7 @@ class Hub:
             await asyncio.sleep(started + window * number / len(everybody) - time.monotonic())
 
     async def close(self) -> None:
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -4,7 +4,7 @@ a window of the newest bytes. To the hub it is a feed like the others."""
 from __future__ import annotations
 
 from broker.events import Event
-from broker.fanout.buffer import Dialect, Segment, Slice, View
+from broker.fanout.buffer import Dialect, FrameBuffer, Segment, Slice
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import Cursor
@@ -13,7 +13,7 @@ FIRST = Cursor(1, -1)
 """Before the first event of a channel."""
 
 
-class Window(View):
+class Window(FrameBuffer):
     """The newest `limit` bytes of a channel. Who is behind its beginning goes on there."""
 
     def __init__(self, dialect: Dialect, limit: int) -> None:
@@ -36,7 +36,7 @@ class Window(View):
         return super().slice(max(position, self.earliest))
 
 
-class Channel(Feed):
+class MemoryFeed(Feed):
     """Events are appended one by one, and told by `Hub.deliver`."""
 
     def __init__(self, tenant: str, dialect: Dialect, limit: int = 0) -> None:

@@ -17,7 +17,7 @@ from broker.events import RawEntry
 from broker.fanout.feed import Feed, OutOfOrder
 from broker.ids import Cursor
 from broker.redis.client import Redis, Script
-from broker.redis.connection import Reply, RespConnection, RespError, bulk, described, raised
+from broker.redis.connection import Reply, RespConnection, RespError, bulk, describe_error, raise_for_error
 from broker.store import keys
 
 logger = logging.getLogger("tokencast.reader")
@@ -51,7 +51,7 @@ class Stream:
         return self._packed
 
 
-class Reader:
+class LogReader:
     """Follows feeds until it is told not to. `deliver(reader)` is awaited before the next read, and gives out what is
     `due`: a process that is busy delivering reads rarer and longer, which is all the coalescing there is. Where it has
     to wait for its turn, or needs more than one, it has the next read begun with `ahead`: see fanout/scheduler.py."""
@@ -61,7 +61,7 @@ class Reader:
         redis: Redis,
         group: str,
         name: tuple[str, int],
-        deliver: Callable[[Reader], Awaitable[None]],
+        deliver: Callable[[LogReader], Awaitable[None]],
         resync: Callable[[Feed], Awaitable[None]],
     ) -> None:
         self._redis = redis
@@ -109,15 +109,15 @@ class Reader:
             try:
                 connection = await self._redis.servers.open(self.group)
             except OSError as error:
-                troubles.tell(logger, f"cannot reach Redis: {described(error)}")
+                troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}")
             else:
                 try:
                     await self._read(connection)
                     continue  # nothing is left to follow
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
-                        self._redis.servers.doubt()
-                    troubles.tell(logger, f"lost Redis: {described(error)}")
+                        self._redis.servers.mark_suspect()
+                    troubles.tell(logger, f"lost Redis: {describe_error(error)}")
                 except Exception:  # one generation's trouble must not end the reading of the others
                     logger.exception("reader failed, starts again")
                 finally:
@@ -151,7 +151,7 @@ class Reader:
             raise ConnectionResetError("Redis closed the connection")
         try:
             (reply,) = await self._answer
-            raised(reply)
+            raise_for_error(reply)
         except RespError as error:
             if error.kind not in ("TRYAGAIN", "ASK"):
                 raise
@@ -174,7 +174,7 @@ class Reader:
         if answer is None or connection is None or not answer.done() or answer.exception() is not None:
             return
         (reply,) = answer.result()
-        if isinstance(reply, list) and not self._redis.servers.superseded(connection.node):
+        if isinstance(reply, list) and not self._redis.servers.is_demoted(connection.node):
             self._answer = None
             self._take(cast("list[News]", reply))
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from broker.fanout.feed import Feed
-from broker.fanout.reader import Reader
+from broker.fanout.reader import LogReader
 from broker.ids import Cursor, shard_of
 from broker.redis.client import Redis
 
@@ -22,25 +22,25 @@ QUIET = 64
 FALLS_QUIET = 5  # times on end that `sort` finds no news; it speaks again with news two times on end
 
 
-class Place:
+class Assignment:
     """How one log is read."""
 
     __slots__ = ("quiet", "reader", "silent", "tail")
 
     def __init__(self, tail: Cursor) -> None:
-        self.reader: Reader | None = None
+        self.reader: LogReader | None = None
         self.quiet = False
         self.tail = tail  # as `sort` found it
         self.silent = 0  # times on end
 
 
-class Readers:
+class ReaderPool:
     def __init__(
         self,
         redis: Redis,
         process: str,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        deliver: Callable[[Reader], Awaitable[None]],
+        deliver: Callable[[LogReader], Awaitable[None]],
         resync: Callable[[Feed], Awaitable[None]],
     ) -> None:
         self._redis = redis
@@ -48,11 +48,11 @@ class Readers:
         self._spawn = spawn
         self._deliver = deliver
         self._resync = resync
-        self._quiet: list[Reader] = []
-        self._speaking: list[Reader] = []
-        self._places: dict[Feed, Place] = {}
+        self._quiet: list[LogReader] = []
+        self._speaking: list[LogReader] = []
+        self._places: dict[Feed, Assignment] = {}
 
-    def __iter__(self) -> Iterator[Reader]:
+    def __iter__(self) -> Iterator[LogReader]:
         return iter((*self._speaking, *self._quiet))
 
     def __contains__(self, feed: object) -> bool:
@@ -60,7 +60,7 @@ class Readers:
 
     async def follow(self, feed: Feed) -> None:
         """From its tail on."""
-        place = self._places[feed] = Place(feed.tail)
+        place = self._places[feed] = Assignment(feed.tail)
         await self._put(feed, place).wake()
 
     def unfollow(self, feed: Feed) -> None:
@@ -71,7 +71,7 @@ class Readers:
     def sort(self) -> None:
         """Tells the quiet from those that speak: to be called about once a second. What a reader brings of a log that
         was taken from it meanwhile, the next one brings again."""
-        woken: dict[Reader, None] = {}
+        woken: dict[LogReader, None] = {}
         for feed, place in self._places.items():
             silent, place.silent = place.silent, place.silent + 1 if feed.tail == place.tail else 0
             place.tail = feed.tail
@@ -81,7 +81,7 @@ class Readers:
         for reader in woken:
             self._spawn(reader.wake())
 
-    def _put(self, feed: Feed, place: Place) -> Reader:
+    def _put(self, feed: Feed, place: Assignment) -> LogReader:
         """Into the first reader with room, which it gives."""
         if place.reader is not None:
             place.reader.remove(feed)
@@ -90,7 +90,7 @@ class Readers:
         reader = next((reader for reader in readers if reader.group == group and len(reader) < most), None)
         if reader is None:
             name = self._process, len(self._quiet) + len(self._speaking)
-            reader = Reader(self._redis, group, name, self._deliver, self._resync)
+            reader = LogReader(self._redis, group, name, self._deliver, self._resync)
             readers.append(reader)
             self._spawn(reader.run())
         reader.add(feed)

@@ -49,7 +49,7 @@ class Known:
         pass
 
 
-class Turns:
+class DeliveryScheduler:
     """`await begin(source)`, then `await more(source)` whenever `until` has passed, and `end(source)` in any case."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from broker.fanout.buffer import Slice, View
+from broker.fanout.buffer import FrameBuffer, Slice
 from broker.fanout.feed import Feed
 from broker.ids import Cursor
 
@@ -45,7 +45,7 @@ class Subscriber:
 
     __slots__ = ("_counted", "ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
 
-    def __init__(self, feed: Feed, view: View, wire: Wire, position: Cursor) -> None:
+    def __init__(self, feed: Feed, view: FrameBuffer, wire: Wire, position: Cursor) -> None:
         self.feed = feed
         self.view = view
         self.wire = wire

@@ -16,7 +16,7 @@ TIMED = 100  # logs that are all timed
 SAMPLE = 0.1  # of those beyond
 
 
-class Rhythm:
+class DeliveryTimings:
     """Of logs that somebody reads here, live. What goes out in one write has no gap between its events, as its
     readers see it."""
 

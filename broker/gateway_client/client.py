@@ -28,7 +28,7 @@ _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 5.0
 
 
-class Refused(BrokerError):
+class RequestRefused(BrokerError):
     """The gateway answers with an error; the message is its own."""
 
     code = "refused"
@@ -93,7 +93,7 @@ class Client:
         models = [str(model["id"]) for model in self.models()]
         named = [model for model in models if not set(model) & set("*?[")]
         if not named:
-            raise Refused(f"The gateway at {self.url} names no model; choose one with --model.")
+            raise RequestRefused(f"The gateway at {self.url} names no model; choose one with --model.")
         return named[0]
 
     def follow(
@@ -151,7 +151,7 @@ class Client:
                 if pause.ended:
                     return
             except (httpx2.SSEError, httpx2.DecodingError):
-                raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+                raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
             except httpx2.TransportError as error:
                 if not pause.connected:
                     raise unreachable(error, self.url) from None
@@ -188,9 +188,9 @@ class Client:
         except httpx2.TransportError as error:
             raise unreachable(error, self.url) from None
         except httpx2.RequestError:  # a body that is not encoded as its headers say
-            raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
         except UnicodeError:
-            raise Refused("The request holds characters that cannot be sent.") from None
+            raise RequestRefused("The request holds characters that cannot be sent.") from None
         if response.status_code >= 400:
             raise _refusal(response, self.url)
         return response
@@ -200,7 +200,7 @@ class Client:
         try:
             return check_answer(method, path, response.json())
         except ValueError:
-            raise Refused(f"What answers at {self.url} is not Tokencast.") from None
+            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
 
 
 class _Pause:
@@ -242,9 +242,9 @@ def _refusal(response: httpx2.Response, url: str) -> BrokerError:
         error = response.json()["error"]
         message, code = str(error["message"]), error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Refused(f"{url} answers {response.status_code} {response.reason_phrase}; is it Tokencast?")
+        return RequestRefused(f"{url} answers {response.status_code} {response.reason_phrase}; is it Tokencast?")
     if code == GenerationNotFound.code:
         return GenerationNotFound(message)
     if code == GenerationGone.code:
         return GenerationGone(message)
-    return Refused(message)
+    return RequestRefused(message)

@@ -19,9 +19,9 @@ from broker.store import keys
 from broker.store.storage_share import NOTHING, Stored
 
 ADMIT = Script("queue", "quota_admit")
-START = Script("queue", "quota_acquire")
-STOP = Script("queue", "quota_release")
-HOLD = Script("queue", "quota_renew")
+ACQUIRE = Script("queue", "quota_acquire")
+RELEASE = Script("queue", "quota_release")
+RENEW = Script("queue", "quota_renew")
 OPEN_TENANT = "default"
 """Whose generations they are where no API keys are set."""
 WAITING_MS = 120_000
@@ -31,7 +31,7 @@ SOON = 5  # seconds after which a tenant may try again whose queue is full
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TenantLimits:
     """What a tenant may have at once, and ask for in a minute; 0 = any number."""
 
     running: int = 0
@@ -40,7 +40,7 @@ class Limits:
     lease: float = 15.0
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def of(cls, settings: Settings) -> TenantLimits:
         return cls(settings.tenant_running, settings.tenant_queued, settings.tenant_per_minute, settings.lease)
 
     def admit(self, tenant: str) -> bool:
@@ -52,10 +52,10 @@ class Limits:
         return tenant != OPEN_TENANT and bool(self.running or self.queued)
 
 
-class Places:
+class Quotas:
     """The places of all tenants. Everything may be repeated. StorageUnavailable where the queue's Redis is away."""
 
-    def __init__(self, redis: Redis, limits: Limits) -> None:
+    def __init__(self, redis: Redis, limits: TenantLimits) -> None:
         self._redis = redis
         self.limits = limits
         self._lease_ms = int(limits.lease * 1000)
@@ -106,18 +106,18 @@ class Places:
         if not self.limits.count(tenant):
             return True
         names = [keys.running(tenant), keys.queued(tenant)]
-        return bool(await self._redis.run(START, names, [gid, self.limits.running, self._lease_ms]))
+        return bool(await self._redis.run(ACQUIRE, names, [gid, self.limits.running, self._lease_ms]))
 
     async def stop(self, tenant: str, gid: str) -> list[str]:
         """It runs no longer. The parked tickets that have a place now and must be queued again."""
         names = [keys.running(tenant), keys.parked(tenant)]
-        reply = await self._redis.run(STOP, names, [gid, self.limits.running, self._lease_ms])
+        reply = await self._redis.run(RELEASE, names, [gid, self.limits.running, self._lease_ms])
         return [ticket.decode() for ticket in reply]
 
     async def hold(self, running: Mapping[str, Collection[str]]) -> None:
         """These still run: tenant → generations."""
         calls = [((keys.running(tenant),), (self._lease_ms, *gids)) for tenant, gids in running.items()]
-        await self._redis.run_many(HOLD, calls)
+        await self._redis.run_many(RENEW, calls)
 
     def names(self, tenant: str) -> list[str]:
         """The last keys of enqueue.lua."""

@@ -21,7 +21,7 @@ from broker.redis.client import Redis, RedisError, Script
 from broker.redis.continuity import SLOW, Continuity
 from broker.settings.settings import Settings
 from broker.store import keys
-from broker.store.data_loss import Losses, Server, server_of
+from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
 from broker.store.store import lifecycle_keys
 
 DUE = Script("store", "due")
@@ -34,7 +34,7 @@ class Reaper:
     """`run` sweeps every two seconds. A death then costs a lease and one sweep; if Redis's clock goes back just before,
     a sweep more, which is still below "a worker's death costs at most 20 s"."""
 
-    def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: Losses | None = None) -> None:
+    def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: DataLossDetector | None = None) -> None:
         """`losses`: told what is seen of the servers."""
         self._redis = redis
         self._queue = queue
@@ -77,7 +77,7 @@ class Reaper:
         """One look at the shards of a group."""
         seen = self.seen[group]
         sent = time.monotonic()
-        server = await server_of(self._redis, group)
+        server = await server_identity(self._redis, group)
         clock, due = await self._due(group)
         if seen.observe(server.name, clock, sent, time.monotonic()):
             _, due = await self._due(group, self._lease_ms)
@@ -88,7 +88,7 @@ class Reaper:
                 self._interrupt(group)
                 return
 
-    def _tell(self, group: str, server: Server) -> None:
+    def _tell(self, group: str, server: ServerIdentity) -> None:
         if self._losses is not None:
             self._losses.seen(group, server)
 

@@ -14,13 +14,13 @@ import msgspec
 from arq.jobs import serialize_job
 
 from broker.ids import created_ms
-from broker.queue.quotas import Limits, Places
+from broker.queue.quotas import Quotas, TenantLimits
 from broker.redis.client import Redis, Script
 from broker.store import keys
 
 ENQUEUE = Script("queue", "enqueue")
 JOB_NAME = "generate"
-NO_LIMITS = Limits()
+NO_LIMITS = TenantLimits()
 SHORTEST = 7 * 86_400  # seconds for which a ticket lives at least: as long as a generation that nobody renews
 
 
@@ -37,14 +37,14 @@ FRONT = 200  # tickets that are looked at for who waits longest
 TICKET = 38 + len(".1")  # characters of a generation's first one
 
 
-class Present(NamedTuple):
+class WorkerPresence(NamedTuple):
     """A worker, as it last said itself."""
 
     slots: int
     running: int
 
 
-class Waiting(NamedTuple):
+class QueueDepth(NamedTuple):
     """How many generations wait, and since when (unix ms) the longest of those that are next in turn; 0 where none
     does, or all have run before."""
 
@@ -59,9 +59,9 @@ class Waiting(NamedTuple):
 class Queue:
     """The tickets of generations that wait for a worker."""
 
-    def __init__(self, redis: Redis, retention: float, limits: Limits = NO_LIMITS) -> None:
+    def __init__(self, redis: Redis, retention: float, limits: TenantLimits = NO_LIMITS) -> None:
         self.redis = redis
-        self.places = Places(redis, limits)
+        self.places = Quotas(redis, limits)
         self._keep_ms = int(max(retention, SHORTEST) * 1000)
 
     async def enqueue(self, gid: str, tenant: str, number: int, *, park: bool = False) -> bool:
@@ -98,16 +98,16 @@ class Queue:
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))
 
-    async def waiting(self) -> Waiting:
+    async def waiting(self) -> QueueDepth:
         depth, tickets = await self.redis.pipeline([("ZCARD", keys.QUEUE), ("ZRANGE", keys.QUEUE, 0, FRONT - 1)])
         fresh = [ticket[:-2].decode() for ticket in tickets if ticket.endswith(b".1") and len(ticket) == TICKET]
-        return Waiting(int(depth), min(map(created_ms, fresh), default=0))
+        return QueueDepth(int(depth), min(map(created_ms, fresh), default=0))
 
-    async def workers(self) -> list[Present]:
+    async def workers(self) -> list[WorkerPresence]:
         """Those that are there."""
         ids = await self.redis.execute("ZRANGE", keys.WORKERS, 0, -1)
         found = await self.redis.pipeline([("HMGET", keys.worker(one.decode()), "slots", "running") for one in ids])
-        return [Present(int(slots), int(running or 0)) for slots, running in found if slots is not None]
+        return [WorkerPresence(int(slots), int(running or 0)) for slots, running in found if slots is not None]
 
     async def models(self) -> dict[str, list[str]]:
         """Upstream → the models that it says it has, as far as a worker has asked it."""

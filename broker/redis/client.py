@@ -11,33 +11,33 @@ from redis.exceptions import RedisError
 
 from broker.errors import Misconfigured
 from broker.redis.cluster import Cluster, SlotMap
-from broker.redis.commands import Pool, Redis, Script, translated
+from broker.redis.commands import Pool, Redis, Script, storage_errors
 from broker.redis.connection import Argument, Reply
-from broker.redis.topology import OneServer, Sentinels, Servers
-from broker.redis.url import parse_address, without_password
+from broker.redis.topology import SentinelTopology, SingleServer, Topology
+from broker.redis.url import parse_redis_url, without_password
 
 
-def servers_of(url: str) -> Servers:
+def topology_of(url: str) -> Topology:
     """ValueError where the URL is none."""
-    address = parse_address(url)
+    address = parse_redis_url(url)
     if address.kind == "cluster":
         return SlotMap(address)
-    return Sentinels(address) if address.kind == "sentinel" else OneServer(address)
+    return SentinelTopology(address) if address.kind == "sentinel" else SingleServer(address)
 
 
 def open_pool(url: str, **options: Any) -> Pool:
     """For arq, whose transactions span slots. Misconfigured where the URL is a cluster's."""
-    servers = servers_of(url)
+    servers = topology_of(url)
     if isinstance(servers, SlotMap):
         raise Misconfigured("The queue cannot be on a Redis Cluster.")
     return Pool(url, servers, **options)
 
 
 @asynccontextmanager
-async def connect_redis(url: str, *, servers: Servers | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
+async def connect_redis(url: str, *, servers: Topology | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
     """Options: `socket_timeout` (seconds, default 5) and `max_connections` (to one server, default 64). `servers`: what
     is known of them already. Connects when it is first used."""
-    servers = servers or servers_of(url)
+    servers = servers or topology_of(url)
     redis = Cluster(url, servers, **options) if isinstance(servers, SlotMap) else Pool(url, servers, **options)
     try:
         yield redis
@@ -67,7 +67,7 @@ __all__ = [
     "connect_both",
     "connect_redis",
     "open_pool",
-    "servers_of",
-    "translated",
+    "storage_errors",
+    "topology_of",
     "without_password",
 ]

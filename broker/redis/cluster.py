@@ -24,17 +24,25 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker.ids import SHARDS
-from broker.redis.commands import Call, Command, Pool, Redis, Script, translated
-from broker.redis.connection import Argument, Refused, Reply, RespConnection, RespError, UrlRefused, raised
-from broker.redis.topology import OneServer, Servers
-from broker.redis.url import Address, Node
+from broker.redis.commands import Call, Command, Pool, Redis, Script, storage_errors
+from broker.redis.connection import (
+    Argument,
+    ConnectionRefused,
+    Reply,
+    RespConnection,
+    RespError,
+    UrlRefused,
+    raise_for_error,
+)
+from broker.redis.topology import SingleServer, Topology
+from broker.redis.url import Node, RedisUrl
 
 REDIRECTIONS = 8
 TRY_AGAIN = 5.0  # seconds for which a slot may be half here, half there
 _NO_KEY = frozenset({"PING", "INFO", "TIME", "CONFIG", "CLIENT", "CLUSTER", "SCRIPT", "KEYS", "DBSIZE", "COMMAND"})
 
 
-class SlotMap(Servers):
+class SlotMap(Topology):
     """A connection reaches one shard only: an XREAD may not span two slots. The map is asked for again once a master
     does not answer; a MOVED changes it at once."""
 
@@ -42,7 +50,7 @@ class SlotMap(Servers):
     # A key that has left for another server, while its slot has not, wakes no read that waits for it.
     longest_block_ms = 500
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: RedisUrl) -> None:
         super().__init__(address)
         self._starts: list[int] = []  # first slots of ranges, ascending
         self._ranges: list[tuple[int, Node]] = []  # their last slots, and whose they are
@@ -134,7 +142,9 @@ class SlotMap(Servers):
                 trouble = error
             except RespError as error:
                 no_cluster = "cluster support disabled" in str(error)
-                trouble = UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else Refused(str(error))
+                trouble = (
+                    UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
+                )
         raise trouble
 
     def _take(self, asked: Node, ranges: Sequence[Sequence[Any]]) -> None:
@@ -199,30 +209,30 @@ class Cluster(Redis):
         self._pools: dict[Node, Pool] = {}
 
     async def execute(self, *command: Argument) -> Reply:
-        with translated(self.latency):
+        with storage_errors(self.latency):
             if command[0] in _NO_KEY:
                 return await self._anywhere(command)
             return (await self._send([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         """One round trip to each master that has some of the keys, all at once."""
-        with translated(self.latency):
+        with storage_errors(self.latency):
             return await self._send(commands)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
         return (await self.run_many(script, ((keys, args),)))[0]
 
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
-        with translated(self.latency):
+        with storage_errors(self.latency):
             return await self._send(
                 [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls], script.source
             )
 
     async def info(self, section: str, group: str) -> bytes:
-        with translated(self.latency):
+        with storage_errors(self.latency):
             errand = _Errand(("INFO", section), slot_of(group))
             await self._visit(await self._map.owner(errand.slot), [errand])
-            return raised(errand.reply)
+            return raise_for_error(errand.reply)
 
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
@@ -234,7 +244,7 @@ class Cluster(Redis):
             await self._visit(node, [errand])
             if not isinstance(errand.reply, RedisConnectionError | RedisTimeoutError | OSError):
                 break
-        return raised(errand.reply)
+        return raise_for_error(errand.reply)
 
     async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
         """Replies in order, or the first error. `source`: of the script that all commands run, for a master that
@@ -246,7 +256,7 @@ class Cluster(Redis):
             waiting = [errand for errand in waiting if self._again(errand, source, until)]
             if any(errand.pause for errand in waiting):
                 await asyncio.sleep(0.05)
-        return [raised(errand.reply) for errand in errands]
+        return [raise_for_error(errand.reply) for errand in errands]
 
     async def _round(self, errands: Sequence[_Errand]) -> None:
         to: dict[Node, list[_Errand]] = {}
@@ -299,7 +309,7 @@ class Cluster(Redis):
         pool = self._pools.get(node)
         if pool is None:
             address = replace(self._map.address, kind="server", nodes=(node,))
-            pool = self._pools[node] = Pool(self.url, OneServer(address), **self._options)
+            pool = self._pools[node] = Pool(self.url, SingleServer(address), **self._options)
         return pool
 
 

@@ -39,22 +39,22 @@ from broker.redis.connection import (
     MANY_CLIENTS,
     Argument,
     ClosedAtOnce,
+    ConnectionRefused,
     LoginRefused,
-    Refused,
     Reply,
     RespError,
     TlsFailed,
     UrlRefused,
     check_greeting,
-    described,
+    describe_error,
     forbidden_command,
     greeting,
-    raised,
+    raise_for_error,
     tls_arguments,
     tls_failures,
 )
-from broker.redis.topology import Servers
-from broker.redis.url import Address, Node, without_password
+from broker.redis.topology import Topology
+from broker.redis.url import Node, RedisUrl, without_password
 from broker.runtime.counters import ROUND_TRIPS, Buckets
 
 IDLE = 15.0  # seconds
@@ -88,7 +88,7 @@ class Redis(ABC):
     """Commands that answer at once. Raises StorageUnavailable where Redis is away, loading, read-only or full; never
     repeats what may have been executed, since only the caller knows what may be."""
 
-    def __init__(self, url: str, servers: Servers) -> None:
+    def __init__(self, url: str, servers: Topology) -> None:
         self.url = url
         self.servers = servers
         self.latency = Buckets(ROUND_TRIPS)
@@ -145,7 +145,7 @@ class Redis(ABC):
 class Pool(Redis):
     """Connections to one server, or to whichever is the master when each is made."""
 
-    def __init__(self, url: str, servers: Servers, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
+    def __init__(self, url: str, servers: Topology, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
         super().__init__(url, servers)
         options: dict[str, Any] = {
             "socket_timeout": socket_timeout,
@@ -164,14 +164,14 @@ class Pool(Redis):
         self.client.response_callbacks.clear()
 
     async def execute(self, *command: Argument) -> Reply:
-        with translated(self.latency):
+        with storage_errors(self.latency):
             return await self.client.execute_command(*command)
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         if not commands:
             return []
-        with translated(self.latency):
-            return [raised(reply) for reply in await self.attempt(commands)]
+        with storage_errors(self.latency):
+            return [raise_for_error(reply) for reply in await self.attempt(commands)]
 
     async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
         """As `pipeline`, with the library's exceptions, and a single command's error in its place: the library would
@@ -184,10 +184,10 @@ class Pool(Redis):
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
         command = (script.sha, len(keys), *keys, *args)
         try:
-            with translated(self.latency):
+            with storage_errors(self.latency):
                 return await self.client.execute_command("EVALSHA", *command)
         except NoScriptError:
-            with translated(self.latency):
+            with storage_errors(self.latency):
                 return await self.client.execute_command("EVAL", script.source, *command[1:])
 
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
@@ -232,7 +232,7 @@ class _ToMaster(AbstractConnection):
     """Asks where the master is at every connect, and lets a connection go once the master is elsewhere. Connects,
     authenticates and selects the database as RespConnection does."""
 
-    def __init__(self, *, servers: Servers, **options: Any) -> None:
+    def __init__(self, *, servers: Topology, **options: Any) -> None:
         self._servers = servers
         self._node: Node = ("", 0)
         self._refused = False
@@ -241,11 +241,11 @@ class _ToMaster(AbstractConnection):
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
 
     @property
-    def _address(self) -> Address:
+    def _address(self) -> RedisUrl:
         return self._servers.address
 
     async def connect(self) -> None:
-        if self.is_connected and self._useless():
+        if self.is_connected and self._is_stale():
             await self.disconnect(nowait=True)
         if self.is_connected:
             return
@@ -259,13 +259,13 @@ class _ToMaster(AbstractConnection):
                 await self._greet()
         except BaseException as error:
             await self.disconnect(nowait=True)
-            if isinstance(error, OSError) and not isinstance(error, Refused):  # arq knows the library's
+            if isinstance(error, OSError) and not isinstance(error, ConnectionRefused):  # arq knows the library's
                 kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
                 raise kind(type(error).__name__) from error
             raise
 
-    def _useless(self) -> bool:
-        return self._refused or self._connected_at < self._servers.doubted_at or self._servers.superseded(self._node)
+    def _is_stale(self) -> bool:
+        return self._refused or self._connected_at < self._servers.suspect_since or self._servers.is_demoted(self._node)
 
     async def on_connect(self) -> None:
         parser: Any = self._parser
@@ -284,7 +284,7 @@ class _ToMaster(AbstractConnection):
                 if replies or isinstance(error, BusyLoadingError):
                     raise
                 if MANY_CLIENTS in str(error):
-                    raise Refused(MANY_CLIENTS) from error
+                    raise ConnectionRefused(MANY_CLIENTS) from error
                 closed = ClosedAtOnce(secure=self._address.tls is not None)
                 raise RedisConnectionError(str(closed)) from closed
             except NoPermissionError as error:  # the library takes the first word away
@@ -309,7 +309,7 @@ class _ToMaster(AbstractConnection):
             self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
             raise
         except RedisTimeoutError:
-            self._servers.doubt()
+            self._servers.mark_suspect()
             raise
         except RedisConnectionError as error:
             if isinstance(error.__context__, ssl.SSLError):
@@ -326,11 +326,11 @@ class _OverTcp(_ToMaster, Connection):
 
 
 class _OverUnix(_ToMaster, UnixDomainSocketConnection):
-    def __init__(self, *, servers: Servers, **options: Any) -> None:
+    def __init__(self, *, servers: Topology, **options: Any) -> None:
         super().__init__(servers=servers, path=servers.address.path, **options)
 
 
-class translated:  # noqa: N801 - reads as a word in `with translated():`
+class storage_errors:  # noqa: N801 - reads as a word in `with translated():`
     """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on. Notes how long
     it took."""
 
@@ -349,7 +349,7 @@ class translated:  # noqa: N801 - reads as a word in `with translated():`
             raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
         if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
             raise StorageUnavailable(f"Redis does not answer: {error}.") from error
-        if isinstance(error, Refused):
+        if isinstance(error, ConnectionRefused):
             raise StorageUnavailable(f"Redis refuses: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
             raise StorageUnavailable from error
@@ -378,5 +378,5 @@ def at_fault(error: StorageUnavailable) -> str | None:
     certificate may still be mended on the other side."""
     cause = error.__cause__
     if isinstance(cause, UrlRefused) or (cause is not None and forbidden(error)):
-        return described(cause)
+        return describe_error(cause)
     return None

@@ -18,7 +18,7 @@ from typing import Any, Self, cast
 import hiredis
 
 from broker.redis import tls
-from broker.redis.url import Address, Node
+from broker.redis.url import Node, RedisUrl
 
 Argument = bytes | str | int | float
 Reply = Any  # bytes, int, None or a list of them, as the command has it
@@ -41,27 +41,27 @@ class RespError(Exception):
         return str(self).partition(" ")[0]
 
 
-class Refused(ConnectionError):
+class ConnectionRefused(ConnectionError):
     """The server answers, but is not one for us; the message says why."""
 
 
-class NotMaster(Refused):
+class NotMaster(ConnectionRefused):
     """It is a replica: it may be behind, and takes no writes."""
 
 
-class LoginRefused(Refused):
+class LoginRefused(ConnectionRefused):
     """Name or password are wrong, or missing."""
 
 
-class UrlRefused(Refused):
+class UrlRefused(ConnectionRefused):
     """The server is not what the URL says: it lacks the database, or is no cluster."""
 
 
-class TlsFailed(Refused):
+class TlsFailed(ConnectionRefused):
     """No TLS connection that can be trusted."""
 
 
-class ClosedAtOnce(Refused):
+class ClosedAtOnce(ConnectionRefused):
     """It closes a new connection instead of answering."""
 
     def __init__(self, *, secure: bool) -> None:
@@ -85,7 +85,7 @@ class RespConnection(asyncio.Protocol):
         self._lost: OSError = ConnectionResetError("Redis closed the connection")
 
     @classmethod
-    async def open(cls, address: Address, node: Node, *, any_role: bool = False) -> Self:
+    async def open(cls, address: RedisUrl, node: Node, *, any_role: bool = False) -> Self:
         """Connect to one of the servers of an address, authenticate and select the database. Raises Refused: NotMaster
         from a replica, unless `any_role`, LoginRefused, UrlRefused, TlsFailed."""
         async with asyncio.timeout(address.connect_timeout):
@@ -104,7 +104,7 @@ class RespConnection(asyncio.Protocol):
         return connection
 
     @classmethod
-    async def _connected(cls, address: Address, node: Node) -> Self:
+    async def _connected(cls, address: RedisUrl, node: Node) -> Self:
         loop = asyncio.get_running_loop()
         if address.path:
             _, connection = await loop.create_unix_connection(lambda: cls(node), address.path)
@@ -144,7 +144,7 @@ class RespConnection(asyncio.Protocol):
     async def call(self, *command: Argument, timeout: float) -> Reply:
         """One command's reply; RespError is raised."""
         (reply,) = await self.pipeline((command,), timeout=timeout)
-        return raised(reply)
+        return raise_for_error(reply)
 
     def close(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):
@@ -181,7 +181,7 @@ def _expire(answer: asyncio.Future[list[Reply]]) -> None:
         answer.set_exception(TimeoutError())
 
 
-def raised(reply: Reply) -> Reply:
+def raise_for_error(reply: Reply) -> Reply:
     """The reply, unless it is an error, of ours or of the library's."""
     if isinstance(reply, Exception):
         raise reply
@@ -200,7 +200,7 @@ def is_replica(hello: Reply) -> bool:
     return dict(zip(hello[::2], hello[1::2], strict=True)).get(b"role") == b"replica"
 
 
-def greeting(address: Address, *, any_role: bool = False) -> list[tuple[Argument, ...]]:
+def greeting(address: RedisUrl, *, any_role: bool = False) -> list[tuple[Argument, ...]]:
     """The first commands on a connection, of either kind: login, name, database, role."""
     commands: list[tuple[Argument, ...]] = []
     if address.username:
@@ -221,7 +221,7 @@ def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[R
     for (name, *arguments), reply in zip(commands, replies, strict=True):
         check_reply(str(name), reply, node)
         if name == "SELECT" and isinstance(reply, RespError):
-            reason = described(reply).removeprefix("ERR ")
+            reason = describe_error(reply).removeprefix("ERR ")
             raise UrlRefused(f"database {arguments[0]} cannot be used: {reason}")
 
 
@@ -229,18 +229,18 @@ def check_reply(command: str, reply: Reply, node: Node) -> None:
     """Of one of the first commands, or of none: then the server has nothing else to say."""
     kind = reply.kind if isinstance(reply, RespError) else ""
     if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"):
-        raise Refused(kind)
+        raise ConnectionRefused(kind)
     if kind == "DENIED":
-        raise Refused("it is in protected mode, which serves its own machine only")
+        raise ConnectionRefused("it is in protected mode, which serves its own machine only")
     if MANY_CLIENTS in str(reply):
-        raise Refused(MANY_CLIENTS)
+        raise ConnectionRefused(MANY_CLIENTS)
     if kind == "NOAUTH" or (command == "AUTH" and kind):
         raise LoginRefused("it refuses the name or the password")
     if command == "HELLO" and is_replica(reply):
         raise NotMaster(f"{node[0]}:{node[1]} is a replica")
 
 
-def tls_arguments(address: Address) -> dict[str, Any]:
+def tls_arguments(address: RedisUrl) -> dict[str, Any]:
     """What `create_connection` takes for TLS. The handshake ends before the attempt to connect does, so that it can be
     told from a server that is away."""
     if address.tls is None:
@@ -257,11 +257,11 @@ def tls_failures(node: Node) -> Generator[None]:
         raise TlsFailed(tls.failure(error, node[0])) from error
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What a log says of an error: a command that this user may not run by its name."""
     if (command := forbidden_command(error)) is not None:
         return f"this user has no permissions to run {command}"
-    if isinstance(error, RespError | Refused):
+    if isinstance(error, RespError | ConnectionRefused):
         return str(error)
     return type(error).__name__
 

@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from broker.concurrency.backoff import Troubles
+from broker.concurrency.backoff import LogThrottle
 from broker.ids import SHARDS
-from broker.redis.connection import NotMaster, Refused, Reply, RespConnection, RespError
-from broker.redis.url import Address, Node
+from broker.redis.connection import ConnectionRefused, NotMaster, Reply, RespConnection, RespError
+from broker.redis.url import Node, RedisUrl
 
 WATCH = 5.0  # seconds between two questions to the sentinels
 SUPERSEDED = "another server is the master now"
 SENTINEL_TIMEOUT = 1.0  # seconds; then the next one is asked
 
 
-class Servers(ABC):
+class Topology(ABC):
     """`groups` are the sets of shards that one connection reaches, each named by a shard of it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: RedisUrl) -> None:
         self.address = address
-        self.doubted_at = 0.0
-        self.troubles = Troubles()
+        self.suspect_since = 0.0
+        self.troubles = LogThrottle()
 
     groups: tuple[str, ...] = SHARDS[:1]
     longest_block_ms = 60_000
@@ -45,13 +45,13 @@ class Servers(ABC):
         """One group of each server that has some. OSError."""
         return self.groups[:1]
 
-    def superseded(self, node: Node) -> bool:
+    def is_demoted(self, node: Node) -> bool:
         """Whether another one is known to be the master."""
         return False
 
     def check(self, node: Node) -> None:
         """NotMaster where another one is known to be the master."""
-        if self.superseded(node):
+        if self.is_demoted(node):
             raise NotMaster(SUPERSEDED)
 
     async def check_answer(self, connection: RespConnection, reply: Reply) -> None:
@@ -61,9 +61,9 @@ class Servers(ABC):
         if reply is None and not await connection.still_master():
             raise NotMaster(SUPERSEDED)
 
-    def doubt(self) -> None:
+    def mark_suspect(self) -> None:
         """A connection died without a word, as when a path or a machine is gone: so have, probably, the others."""
-        self.doubted_at = time.monotonic()
+        self.suspect_since = time.monotonic()
 
     async def open(self, group: str = SHARDS[0]) -> RespConnection:
         """A raw connection to the master. OSError."""
@@ -74,7 +74,7 @@ class Servers(ABC):
         """Beside connections that may stay with an old master: keeps `superseded` up to date, for ever."""
 
 
-class OneServer(Servers):
+class SingleServer(Topology):
     """What the URL says. Behind a name of a managed server another one may stand at the next connect."""
 
     async def master(self) -> Node:
@@ -84,11 +84,11 @@ class OneServer(Servers):
         """Nobody to ask."""
 
 
-class Sentinels(Servers):
+class SentinelTopology(Topology):
     """The master of a service, as its sentinels see it. They are connected to as the servers are, TLS included, under
     a login of their own."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: RedisUrl) -> None:
         super().__init__(address)
         self._as_sentinel = replace(
             address,
@@ -117,7 +117,7 @@ class Sentinels(Servers):
             try:
                 master = await self._asked(sentinel)
             except OSError as error:
-                trouble = error if isinstance(error, Refused) else trouble
+                trouble = error if isinstance(error, ConnectionRefused) else trouble
                 continue
             if master is not None:
                 self._sentinels.remove(sentinel)
@@ -134,7 +134,7 @@ class Sentinels(Servers):
             reply = await connection.call("SENTINEL", "MASTER", self.address.service, timeout=SENTINEL_TIMEOUT)
         except RespError as error:
             if error.kind in ("NOAUTH", "NOPERM"):
-                raise Refused(f"a sentinel says: {error}") from error
+                raise ConnectionRefused(f"a sentinel says: {error}") from error
             return None  # the service is not known to it
         finally:
             connection.close()
@@ -144,7 +144,7 @@ class Sentinels(Servers):
             return None
         return master[b"ip"].decode(), int(master[b"port"])
 
-    def superseded(self, node: Node) -> bool:
+    def is_demoted(self, node: Node) -> bool:
         return self._master not in (None, node)
 
     async def watch(self) -> None:

@@ -43,7 +43,7 @@ _ENCODE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RedisUrl:
     """`nodes`: the server itself, the sentinels, or some nodes of the cluster; a unix socket has a `path` instead.
     `connect_timeout`: seconds for TCP connection, TLS handshake and login together."""
 
@@ -61,13 +61,13 @@ class Address:
     sentinel_password: str | None = field(default=None, repr=False)
 
 
-def parse_address(url: str) -> Address:
+def parse_redis_url(url: str) -> RedisUrl:
     """Read a URL, and the files that its TLS options name. ValueError says what is wrong, without any secret."""
     scheme, kind, login, hosts, path, query = _split(url)
     username, password = _login(login)
     options = _options(query, secure=scheme == "rediss", kind=kind)
     service, db = _path(kind, path) if scheme != "unix" else ("", None)
-    return Address(
+    return RedisUrl(
         kind,
         () if scheme == "unix" else _nodes(kind, hosts),
         path=_decoded(path) if scheme == "unix" else "",

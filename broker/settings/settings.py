@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker.errors import Misconfigured, ModelNotFound
-from broker.redis.url import parse_address
+from broker.redis.url import parse_redis_url
 from broker.request import MAX_TTL_SECONDS
 from broker.runtime.environment import is_utf8, misspelled, read_file_of
 from broker.settings.api_keys import tenants_of
@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "streams_url")
     @classmethod
     def _check_url(cls, value: str | None, info: ValidationInfo) -> str | None:
-        address = parse_address(value) if value is not None else None
+        address = parse_redis_url(value) if value is not None else None
         if address is not None and address.kind == "cluster" and info.field_name == "redis_url":
             raise ValueError(
                 "the queue cannot be on a Redis Cluster; set it to one server or to Sentinel's, and "

@@ -19,7 +19,7 @@ NAMED_BEFORE = 20.0  # seconds from the making of an id to the creation of its g
 NO_EPOCH = b"?"  # no data set has this name
 
 
-class Server(NamedTuple):
+class ServerIdentity(NamedTuple):
     """One start of a Redis server."""
 
     name: bytes
@@ -28,7 +28,7 @@ class Server(NamedTuple):
     """Seconds; infinite if unknown."""
 
 
-async def server_of(redis: Redis, group: str) -> Server:
+async def server_identity(redis: Redis, group: str) -> ServerIdentity:
     """The server that has this group of shards. StorageUnavailable."""
     try:
         info = await redis.info("server", group)
@@ -39,10 +39,10 @@ async def server_of(redis: Redis, group: str) -> Server:
             raise
         info = b""
     about = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    return Server(about.get(b"run_id", b""), float(about.get(b"uptime_in_seconds", "inf")))
+    return ServerIdentity(about.get(b"run_id", b""), float(about.get(b"uptime_in_seconds", "inf")))
 
 
-class Losses:
+class DataLossDetector:
     """Knows the data sets of the shards by their names ("epochs"), and the servers that have them."""
 
     def __init__(self, redis: Redis, clock: RedisClock, grace: float) -> None:
@@ -57,7 +57,7 @@ class Losses:
         self._missed_at: dict[str, float] = {}  # shard without a data set → when a generation was missed there
         self._replaced_at: dict[str, float] = {}  # group → when another server was noticed
         self._interrupted: dict[str, float] = {}  # group → when its server answered again, or infinite
-        self._asking: dict[str, asyncio.Task[Server]] = {}
+        self._asking: dict[str, asyncio.Task[ServerIdentity]] = {}
 
     def observe(self, shard: str, epoch: bytes | None, sent: float = math.inf) -> None:
         """`sent`: when it was asked for, by `time.monotonic`. An answer that another one may have overtaken, on another
@@ -71,7 +71,7 @@ class Losses:
         self._epochs[shard] = epoch
         self._observed_at[shard] = now
 
-    def seen(self, group: str, server: Server) -> None:
+    def seen(self, group: str, server: ServerIdentity) -> None:
         """It answers."""
         known = self._servers.get(group)
         if known is not None and known != server.name:
@@ -131,18 +131,18 @@ class Losses:
     def _is_young(self, epoch: bytes, now: float) -> bool:
         return now - _born(epoch) < self._grace
 
-    def _before_restart(self, group: str, server: Server, created: float, now: float) -> bool:
+    def _before_restart(self, group: str, server: ServerIdentity, created: float, now: float) -> bool:
         """Whether the server was started lately, and after the generation's creation: then it may have come back in a
         state from before that."""
         lately = server.uptime < self._grace or self._within(self._interrupted.get(group))
         # In whole seconds. What was created in that second counts as later: who saw the old server knows by its name.
         return lately and (math.isinf(server.uptime) or created < now - server.uptime - 1)
 
-    async def _server(self, group: str) -> Server:
+    async def _server(self, group: str) -> ServerIdentity:
         """Concurrent questions share an answer: unknown ids may come in a flood."""
         asking = self._asking.get(group)
         if asking is None or asking.done():
-            asking = self._asking[group] = asyncio.create_task(server_of(self._redis, group))
+            asking = self._asking[group] = asyncio.create_task(server_identity(self._redis, group))
             asking.add_done_callback(_retrieved)
         return await asyncio.shield(asking)
 
@@ -155,7 +155,7 @@ def _born(epoch: bytes) -> float:
     return int(epoch.partition(b".")[0]) / 1000
 
 
-def _retrieved(task: asyncio.Task[Server]) -> None:
+def _retrieved(task: asyncio.Task[ServerIdentity]) -> None:
     """Retrieve the exception: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

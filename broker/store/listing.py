@@ -41,7 +41,7 @@ def lifecycle_keys(gid: str) -> list[str]:
     return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
 
 
-class Lists:
+class Listing:
     """`fields`: of a generation's meta, `st` among them."""
 
     def __init__(self, redis: Redis, fields: Sequence[str]) -> None:

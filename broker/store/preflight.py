@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from broker.concurrency.backoff import Backoff, Troubles
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.backoff import Backoff, LogThrottle
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.ids import SHARDS
 from broker.redis.client import Redis, RedisError, without_password
 from broker.redis.clock import RedisClock
-from broker.redis.commands import at_fault, forbidden, translated
+from broker.redis.commands import at_fault, forbidden, storage_errors
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.permissions import missing_rights
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
         return self.kind if self.kind == "clock" else self.message
 
 
-class Server:
+class CheckedServer:
     """One Redis, what it is used for, and what was said of it."""
 
     def __init__(self, redis: Redis, *, logs: bool, queue: bool) -> None:
@@ -61,7 +61,7 @@ class Server:
         self.logs, self.queue = logs, queue
         self.accepted = False
         self.said: frozenset[str] = frozenset()
-        self.troubles = Troubles()
+        self.troubles = LogThrottle()
         self.unusable: str | None = None
         self._rights_seen_at = float("-inf")
         self._missing: str | None = None
@@ -81,11 +81,11 @@ class Server:
     async def missing_rights(self) -> str | None:
         """What the user may not do on one of the masters. Asked over connections of the kind that reads and appends; a
         master of a cluster that does not answer stalls only its own shards. StorageUnavailable where none answers."""
-        with translated():
+        with storage_errors():
             groups = await self.redis.servers.each_server()
             asking = [asyncio.create_task(self._missing_on(group)) for group in groups]
             await asyncio.wait(asking, timeout=WITHIN)
-            answers: list[str | BaseException | None] = await cancelled(asking)
+            answers: list[str | BaseException | None] = await cancel_and_wait(asking)
             told = [answer for answer in answers if not isinstance(answer, BaseException)]
             if not told:
                 raise next((answer for answer in answers if isinstance(answer, Exception)), TimeoutError())
@@ -101,21 +101,21 @@ class Server:
             connection.close()
 
 
-def servers_in_use(streams: Redis, queue: Redis) -> list[Server]:
+def servers_in_use(streams: Redis, queue: Redis) -> list[CheckedServer]:
     """The logs' and the queue's, which may be one."""
     if streams.url == queue.url:
-        return [Server(streams, logs=True, queue=True)]
-    return [Server(streams, logs=True, queue=False), Server(queue, logs=False, queue=True)]
+        return [CheckedServer(streams, logs=True, queue=True)]
+    return [CheckedServer(streams, logs=True, queue=False), CheckedServer(queue, logs=False, queue=True)]
 
 
-class Watch:
+class Preflight:
     """`look` once, or `begin` where Redis may be away still; then `run` until the end."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
         self._servers = servers_in_use(streams, queue)
         self._period = settings.lease
         self._log = log
-        self._troubles = Troubles()
+        self._troubles = LogThrottle()
 
     @property
     def trouble(self) -> str | None:
@@ -157,7 +157,7 @@ class Watch:
             self._report(server, findings)
         return away
 
-    def _report(self, server: Server, findings: list[Finding]) -> None:
+    def _report(self, server: CheckedServer, findings: list[Finding]) -> None:
         where = f"Redis at {without_password(server.redis.url)}"
         fatal = next((finding for finding in findings if finding.fatal), None)
         if fatal is not None and not server.accepted:
@@ -175,12 +175,12 @@ class Watch:
         server.accepted = True
         server.said = frozenset(finding.known_by for finding in findings)
 
-    async def _examine(self, server: Server) -> list[Finding]:
+    async def _examine(self, server: CheckedServer) -> list[Finding]:
         if missing := await server.missing_rights():
             return [Finding("rights", missing, fatal=True)]
         embedded = bool(await server.redis.execute("EXISTS", keys.EMBEDDED)) if server.queue else False
         findings: list[Finding] = []
-        with translated():
+        with storage_errors():
             groups = await server.redis.servers.each_server()
         for group in groups:
             info = await _info(server.redis, group)

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import NamedTuple
 
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
 from broker.redis.client import Redis, RedisError
 
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 NOTHING = Stored(0, 0)
 
 
-class Share:
+class StorageShare:
     """`most`: as set; None: a part of `maxmemory`, which Redis is asked for in the background, so that no request waits
     for it. Until the first answer, and where INFO is not allowed, there is no limit."""
 
@@ -65,7 +65,7 @@ class Share:
 
     async def close(self) -> None:
         if self._asking is not None:
-            await cancelled((self._asking,))
+            await cancel_and_wait((self._asking,))
 
 
 def _maxmemory(info: bytes) -> int:

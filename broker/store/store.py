@@ -23,8 +23,8 @@ from broker.redis.client import Argument, Redis, Script
 from broker.redis.clock import RedisClock
 from broker.request import CompletionRequest
 from broker.store import keys
-from broker.store.data_loss import Losses
-from broker.store.listing import FIRST_ROWS, Lists, lifecycle_keys
+from broker.store.data_loss import DataLossDetector
+from broker.store.listing import FIRST_ROWS, Listing, lifecycle_keys
 from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
@@ -72,8 +72,8 @@ class Store:
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
-        self.losses = Losses(redis, self.clock, grace)
-        self._lists = Lists(redis, FIELDS)
+        self.losses = DataLossDetector(redis, self.clock, grace)
+        self._lists = Listing(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
     async def name(self, tenant: str, idempotency_key: str | None) -> str:

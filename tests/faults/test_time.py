@@ -40,8 +40,8 @@ from tests.support import (
 from worker.appender import Appender
 from worker.attempt import Ending
 from worker.claims import CLAIM, Claim, claim
-from worker.generate import Generator
-from worker.slots import Running
+from worker.generate import GenerationRunner
+from worker.slots import Slots
 from worker.upstream.stream import Upstreams
 
 QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
@@ -349,8 +349,8 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
     ):
         redis = broker.store.redis
         appender = Appender(settings.model_copy(update={"redis_url": proxy.url}))
-        generator = Generator(redis, appender, upstreams, settings)
-        running = Running(generator, redis, broker.queue, 10)
+        generator = GenerationRunner(redis, appender, upstreams, settings)
+        running = Slots(generator, redis, broker.queue, 10)
         async with beside(appender.run()):
             await appender.ready()
             body = request_body("[[sim length=4000 speed=20]]", model="sim")
@@ -371,7 +371,7 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def _begin(broker: Broker, running: Running, gid: str, ticket: int) -> None:
+async def _begin(broker: Broker, running: Slots, gid: str, ticket: int) -> None:
     outcome = await claim(broker.store.redis, gid, broker.settings)
     assert isinstance(outcome, Claim)
     running.start(f"{gid}.{ticket}", outcome)

@@ -21,7 +21,7 @@ from broker import Broker
 from broker.broker import GapFound
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import CHUNK
-from broker.fanout.reader import Reader
+from broker.fanout.reader import LogReader
 from broker.fanout.reader_pool import FALLS_QUIET
 from broker.ids import Cursor
 from broker.queue.tickets import Queue
@@ -35,8 +35,8 @@ from worker import claims
 from worker.appender import RESTORING, Appender, Call
 from worker.attempt import Attempt
 from worker.claims import Claim
-from worker.generate import Generator
-from worker.slots import Running
+from worker.generate import GenerationRunner
+from worker.slots import Slots
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 
@@ -96,7 +96,7 @@ class _OneTurn:
         return [await self._redis.execute(name.decode(), *arguments[:at], *arguments[at + 2 :])]
 
 
-class SteppedReader(Reader):
+class SteppedReader(LogReader):
     """Put in the hub's place of the real one, which it is, but for the loop that connects and blocks."""
 
     async def run(self) -> None:
@@ -429,8 +429,8 @@ class Worker:
         appender = NotingAppender(settings)
         self.sender = Sender(appender, storage)
         upstreams: Any = ScriptedUpstreams(appender, self._begun)
-        generator = Generator(redis, appender, upstreams, settings)
-        self.running = Running(generator, redis, Queue(redis, settings.retention), 1000)
+        generator = GenerationRunner(redis, appender, upstreams, settings)
+        self.running = Slots(generator, redis, Queue(redis, settings.retention), 1000)
 
     def _begun(self, attempt: Attempt) -> Run:
         run = Run(self._number(), attempt)

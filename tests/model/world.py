@@ -30,11 +30,11 @@ import worker.attempt
 import worker.claims
 from broker.queue.reaper import Reaper
 from broker.queue.tickets import Queue
-from broker.redis.client import servers_of
+from broker.redis.client import topology_of
 from broker.redis.continuity import Continuity
 from broker.settings.settings import Settings
 from broker.store import keys
-from broker.store.data_loss import Server
+from broker.store.data_loss import ServerIdentity
 from tests.model.oracle import ChatReader, Violation
 from tests.model.processes import (
     Connection,
@@ -113,8 +113,8 @@ class Servers:
     def __init__(self) -> None:
         self.number = 0
 
-    async def of(self, *_: Any) -> Server:
-        return Server(b"%d" % self.number, float("inf"))
+    async def of(self, *_: Any) -> ServerIdentity:
+        return ServerIdentity(b"%d" % self.number, float("inf"))
 
 
 SERVERS = Servers()
@@ -125,13 +125,13 @@ CLOCK = Clock(time)
 def small_world() -> Iterator[None]:
     """Pages, segments and calls so small that a text of ten chunks needs several; readers that are stepped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(broker.fanout.reader_pool, "Reader", SteppedReader)
+        patch.setattr(broker.fanout.reader_pool, "LogReader", SteppedReader)
         patch.setattr(broker.fanout.hub, "HIGH_WATER", 400)
         patch.setattr(broker.fanout.reader, "COUNT", 4)
         patch.setattr(broker.fanout.buffer, "SEGMENT_BYTES", 300)
         for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
             patch.setattr(module, "time", CLOCK)
-        patch.setattr(broker.store.data_loss, "server_of", SERVERS.of)
+        patch.setattr(broker.store.data_loss, "server_identity", SERVERS.of)
         patch.setattr(worker.attempt, "CALL_EVENTS", 3)
         for module in (broker.ids, broker.queue.reaper, broker.store.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
@@ -152,7 +152,7 @@ class World:
         self.redis = self.loop.run_until_complete(self._connect(url))
 
     async def _connect(self, url: str) -> CountedRedis:
-        return CountedRedis(url, servers_of(url))
+        return CountedRedis(url, topology_of(url))
 
     def close(self) -> None:
         self.loop.run_until_complete(self.redis.close())

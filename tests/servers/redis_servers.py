@@ -15,7 +15,7 @@ from typing import Any
 
 from broker.dev.embedded_redis import free_port, server_binary
 from broker.redis.connection import RespConnection, RespError
-from broker.redis.url import Address
+from broker.redis.url import RedisUrl
 from broker.runtime.child_process import die_with_parent
 from tests.support import wait_until
 
@@ -69,7 +69,7 @@ class Server:
     async def ask(self, *command: Any) -> Any:
         """One command, as this server's administrator. RespError is raised."""
         password = None if self._sentinel else self.password or None
-        address = Address("server", (self.node,), password=password)
+        address = RedisUrl("server", (self.node,), password=password)
         connection = await RespConnection.open(address, self.node, any_role=True)
         try:
             return await connection.call(*command, timeout=10)

@@ -16,18 +16,18 @@ from broker.store import keys
 from broker.version import __version__
 
 if TYPE_CHECKING:
-    from worker.slots import Running
+    from worker.slots import Slots
 
-NOTE = Script("queue", "put_hash")
+PUT_HASH = Script("queue", "put_hash")
 LIFETIME = 15  # seconds
 REFRESH = 5.0
 log = logging.getLogger("tokencast.worker")
 
 
-class Presence:
+class Heartbeat:
     """`run` for ever; `remove` at the end. `there` is set once the worker is known of."""
 
-    def __init__(self, redis: Redis, running: Running) -> None:
+    def __init__(self, redis: Redis, running: Slots) -> None:
         self._redis = redis
         self._clock = RedisClock(redis)
         self._running = running
@@ -53,7 +53,9 @@ class Presence:
             "running": len(self._running),
             "version": __version__,
         }
-        await self._redis.run(NOTE, (key,), (LIFETIME * 1000, *(part for field in fields.items() for part in field)))
+        await self._redis.run(
+            PUT_HASH, (key,), (LIFETIME * 1000, *(part for field in fields.items() for part in field))
+        )
         await self._redis.pipeline(
             [
                 ("ZADD", keys.WORKERS, now, self.id),

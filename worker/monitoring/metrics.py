@@ -14,21 +14,21 @@ from broker.runtime.prometheus import Exposition, Families
 from broker.runtime.sockets import bound_socket, shown
 from broker.settings.settings import Settings
 from worker.appender import Appender
-from worker.counters import Tally
-from worker.slots import Running
+from worker.counters import WorkerCounters
+from worker.slots import Slots
 
 log = logging.getLogger("tokencast.worker")
 _BY_MODEL = ("upstream", "model")
 
 
-class Metrics:
+class WorkerMetrics:
     """`run` for ever. `not_ready` says why the worker takes no generation now."""
 
     def __init__(
         self,
-        tally: Tally,
+        tally: WorkerCounters,
         appender: Appender,
-        running: Running,
+        running: Slots,
         reaper: Reaper,
         servers: dict[str, Redis],
         not_ready: Callable[[], str | None],

@@ -80,7 +80,7 @@ class _Payload(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Payload).decode
 
 
-def examine(payload: bytes, event: bytes = b"", *, streamed: bool = False) -> Chunk | Remark | None:
+def decode_payload(payload: bytes, event: bytes = b"", *, streamed: bool = False) -> Chunk | Remark | None:
     """Return the chunk of an event's data, or None for a keep-alive: nothing, `null`, `{"type": "ping"}`. `event` is
     the event's name. `streamed`: there was text in deltas before, so that a whole `message` repeats it, as at the end
     of MiniMax's streams. Raises BadChunk if it is not JSON in valid UTF-8."""

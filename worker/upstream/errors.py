@@ -55,7 +55,7 @@ class UpstreamError(Exception):
         return body
 
 
-def answered(status: int, headers: Mapping[str, str], body: object, secrets: Sequence[str]) -> UpstreamError:
+def from_response(status: int, headers: Mapping[str, str], body: object, secrets: Sequence[str]) -> UpstreamError:
     """For an answer that is not a 200."""
     message, kind, param, code = _details(body, secrets)
     if status in OF_THE_REQUEST:
@@ -83,7 +83,7 @@ def answered(status: int, headers: Mapping[str, str], body: object, secrets: Seq
     )
 
 
-def reported(error: object, secrets: Sequence[str]) -> UpstreamError:
+def from_stream_error(error: object, secrets: Sequence[str]) -> UpstreamError:
     """For an error in mid-stream, or instead of a stream."""
     message, kind, param, code = _details({"error": error}, secrets)
     message = message or _any_text(error, secrets) or "The upstream reported an error."
@@ -96,7 +96,7 @@ def _any_text(error: object, secrets: Sequence[str]) -> str | None:
     return _clean(max(texts, key=len, default=""), secrets)
 
 
-def broken(*, begun: bool) -> UpstreamError:
+def from_broken_connection(*, begun: bool) -> UpstreamError:
     """For a connection that broke; after the first chunk that is a completion cut short."""
     if begun:
         return UpstreamError(

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from broker.events import USAGE
-from worker.upstream.chunks import BadChunk, Chunk, Remark, examine
+from worker.upstream.chunks import BadChunk, Chunk, Remark, decode_payload
 from worker.upstream.error_forms import ERROR_EVENTS
-from worker.upstream.errors import UpstreamError, reported
+from worker.upstream.errors import UpstreamError, from_stream_error
 from worker.upstream.sse import BOM, LineTooLong, SseEvent, SseSplitter
 
 DONE = b"[done]"
@@ -96,7 +96,7 @@ class Reply:
             self._end_marked()
             return []
         try:
-            found = examine(pending, streamed=self._streamed)
+            found = decode_payload(pending, streamed=self._streamed)
         except BadChunk:
             return []
         return self._take([(b"", pending)]) if isinstance(found, Chunk) and found.finished else []
@@ -118,7 +118,7 @@ class Reply:
         """A body that is a JSON value is whole, whether or not the connection ends."""
         text = self._body()
         try:
-            found = examine(text)
+            found = decode_payload(text)
         except BadChunk:
             return []
         if not isinstance(found, Chunk) or not (found.whole or found.finished or found.error is not None):
@@ -155,7 +155,7 @@ class Reply:
                 break
             data, ends = _without_done(joined)
             try:
-                found = examine(data, name, streamed=self._streamed)
+                found = decode_payload(data, name, streamed=self._streamed)
             except BadChunk as error:
                 self._fail(UpstreamError("bad_upstream_response", f"The upstream sent a bad chunk: {error}."))
                 break
@@ -175,7 +175,7 @@ class Reply:
                 chunks.append(chunk)
                 self.seen = True
                 self._spoke = self._spoke or chunk.speaks
-            self._fail(reported(chunk.error, self._secrets))
+            self._fail(from_stream_error(chunk.error, self._secrets))
             return False
         chunks.append(chunk)
         self.seen = True
@@ -195,7 +195,7 @@ class Reply:
 
     def _unfinished(self) -> UpstreamError:
         if self._remark is not None:
-            return reported(self._remark.fields, self._secrets)
+            return from_stream_error(self._remark.fields, self._secrets)
         return _truncated() if self._spoke else self._empty()
 
     def _empty(self) -> UpstreamError:

@@ -22,7 +22,7 @@ from broker.runtime.http_tls import causes
 from broker.settings.settings import Settings, Upstream
 from worker.upstream.chunks import Chunk
 from worker.upstream.client import FAMILIES, connection_failure, new_client, read_models
-from worker.upstream.errors import UpstreamError, answered, broken
+from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 from worker.upstream.reply import Reply, wrong_type
 
 Json = dict[str, Any]
@@ -58,7 +58,7 @@ class Upstreams:
     async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
         """The upstream's answer. UpstreamError from here, and from its iteration. Leaving the block closes it."""
         upstream = self._upstream(model)
-        silence = Silence(self._settings.first_token_timeout, self._settings.idle_timeout)
+        silence = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
         try:
             async with silence:
                 response = await self._respond(upstream, body)
@@ -139,7 +139,7 @@ class Upstreams:
 class UpstreamStream:
     """Iterates over lists of chunks: those that one read completed. Raises UpstreamError."""
 
-    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Silence, reply: Reply) -> None:
+    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Watchdog, reply: Reply) -> None:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
@@ -206,7 +206,7 @@ class UpstreamStream:
             self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
 
 
-class Silence:
+class Watchdog:
     """Cancels the block when the upstream says nothing for too long. Chunks count, not bytes, so keep-alive
     comments do not; nor does the time in which nobody listens. One timer, moved only when it fires: an
     `asyncio.timeout` moved per chunk costs more than the chunk."""
@@ -292,7 +292,7 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
 def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
     """What went wrong before the stream began."""
     if isinstance(error, openai.APIStatusError):
-        return answered(error.status_code, error.response.headers, _body_of(error), secrets)
+        return from_response(error.status_code, error.response.headers, _body_of(error), secrets)
     if failure := connection_failure(error):
         return failure
     return _broken_off(error, begun=False)
@@ -303,7 +303,7 @@ def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
         return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
-    return broken(begun=begun)
+    return from_broken_connection(begun=begun)
 
 
 _UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)

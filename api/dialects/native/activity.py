@@ -24,7 +24,7 @@ from broker.ids import Cursor
 _ID = re.compile(r"\d{1,16}", re.ASCII)
 
 
-class Watching:
+class ActivityRoutes:
     """Begins with what is kept of the past, with `?after=latest` now, or behind an id of this stream (`Last-Event-ID`,
     which wins, or `?after=`; in the header, one that is none is as good as no id). The last two seconds before an id
     are told again; each event holds all there is to know, so that it may be taken twice."""

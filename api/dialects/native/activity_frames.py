@@ -16,7 +16,7 @@ from broker.events import Event
 from broker.ids import Cursor
 
 
-class Lifecycle:
+class ActivityFrames:
     crosses_attempts = True
     heartbeat = NATIVE.heartbeat
 
@@ -33,7 +33,7 @@ class Lifecycle:
         return NATIVE.farewell(reason)
 
 
-LIFECYCLE = Lifecycle()
+LIFECYCLE = ActivityFrames()
 
 
 def missed(requested: int, earliest: int, latest: int) -> bytes:

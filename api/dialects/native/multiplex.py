@@ -18,12 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth import Access
-from api.dialects.native.multiplex_frames import Vector, Wrapped, parse_vector
-from api.dialects.native.shared_wire import GenerationShare, Share, SharedWire
+from api.dialects.native.multiplex_frames import MultiplexedNative, VectorCursor, parse_vector_cursor
+from api.dialects.native.shared_wire import GenerationShare, SharedWire, WireShare
 from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
-from api.streaming.cursors import locate
+from api.streaming.cursors import resolve_cursor
 from api.streaming.response import HEADERS, Later, LiveResponse, later
 from broker.broker import Broker
 from broker.errors import (
@@ -36,7 +36,7 @@ from broker.errors import (
 )
 from broker.fanout.buffer import Slice
 from broker.fanout.feed import Feed
-from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor, parse_cursor
 
@@ -48,11 +48,11 @@ LATEST, UNKNOWN = Cursor(-1, 0), Cursor(-1, 1)
 
 
 @dataclass(slots=True)
-class Place:
+class StreamPosition:
     """One generation on a stream: what it is told at once, and its feed, behind `cursor`, if more may follow. None as
     cursor: `gone` is the last word on it."""
 
-    dialect: Wrapped
+    dialect: MultiplexedNative
     cursor: Cursor | None
     feed: Feed | None = None
     preface: bytes = b""
@@ -60,7 +60,7 @@ class Place:
     until: float | None = None
 
 
-class Events:
+class MultiplexRoutes:
     """The handler of `/v1/events?generation=ID[@CURSOR]&generation=…`, where CURSOR may be `latest`.
 
     An id that is unknown, another tenant's, deleted or expired is told by one `gone` event and does not decide over the
@@ -93,7 +93,7 @@ class Events:
         gids, last = list(named), last_event_id_of(request)
         wanted: Sequence[Cursor | None] = list(named.values())
         if last:
-            wanted = parse_vector(last, gids) or [UNKNOWN] * len(gids)
+            wanted = parse_vector_cursor(last, gids) or [UNKNOWN] * len(gids)
         async with AsyncExitStack() as stack:
             opening = (self._open(request, stack, *one) for one in zip(gids, wanted, strict=True))
             opened = await asyncio.gather(*opening, return_exceptions=True)  # all, so that the stack knows all
@@ -106,24 +106,24 @@ class Events:
             return Multiplex(self._broker, stack.pop_all(), places, bookmark=LATEST in wanted)
         raise AssertionError("unreachable")
 
-    async def _open(self, request: Request, stack: AsyncExitStack, gid: str, wanted: Cursor | None) -> Place:
-        dialect = Wrapped(gid)
+    async def _open(self, request: Request, stack: AsyncExitStack, gid: str, wanted: Cursor | None) -> StreamPosition:
+        dialect = MultiplexedNative(gid)
         if wanted is None:
-            return Place(dialect, None)
+            return StreamPosition(dialect, None)
         try:
             reader = await self._access.reader(request, gid)
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
         except (GenerationNotFound, GenerationGone) as error:
-            return Place(dialect, None, preface=dialect.gone(max(wanted, START)), missing=error)
+            return StreamPosition(dialect, None, preface=dialect.gone(max(wanted, START)), missing=error)
         position = feed.tail if wanted == LATEST else None
         if wanted.attempt >= 0:
-            position = await locate(self._broker.store, wanted, generation)
+            position = await resolve_cursor(self._broker.store, wanted, generation)
         if position is None:
             preface = dialect.unknown_cursor(generation.attempt)
-            return Place(dialect, START, feed, preface, until=reader.until)
+            return StreamPosition(dialect, START, feed, preface, until=reader.until)
         over = generation.ended and position >= generation.cursor
-        return Place(dialect, position, None if over else feed, until=reader.until)
+        return StreamPosition(dialect, position, None if over else feed, until=reader.until)
 
 
 def parse_generations(named: Sequence[str]) -> dict[str, Cursor]:
@@ -138,7 +138,7 @@ def parse_generations(named: Sequence[str]) -> dict[str, Cursor]:
     return found
 
 
-def _raised(one: Place | BaseException) -> Place:
+def _raised(one: StreamPosition | BaseException) -> StreamPosition:
     if isinstance(one, BaseException):
         raise one
     return one
@@ -147,11 +147,13 @@ def _raised(one: Place | BaseException) -> Place:
 class Multiplex(LiveResponse):
     """The stream. `bookmark`: it begins with its `id:`, so that a reconnect before any other loses nothing."""
 
-    def __init__(self, broker: Broker, stack: AsyncExitStack, places: Sequence[Place], *, bookmark: bool) -> None:
+    def __init__(
+        self, broker: Broker, stack: AsyncExitStack, places: Sequence[StreamPosition], *, bookmark: bool
+    ) -> None:
         super().__init__(stack, send_timeout=broker.settings.send_timeout)
         self._hub = broker.hub
         self._places = places
-        self._vector = Vector([place.dialect.gid for place in places], [place.cursor for place in places])
+        self._vector = VectorCursor([place.dialect.gid for place in places], [place.cursor for place in places])
         self._bookmark = bookmark
         self._until = min((place.until for place in places if place.until is not None), default=None)
 
@@ -163,7 +165,7 @@ class Multiplex(LiveResponse):
         async with AsyncExitStack() as stack:
             # On whose channel nothing comes: it is told of drain and time, and its dialect says them for all.
             watch = await stack.enter_async_context(
-                self._hub.subscribe(Channel("", self._vector), self._vector, Share(shared), FIRST)
+                self._hub.subscribe(MemoryFeed("", self._vector), self._vector, WireShare(shared), FIRST)
             )
             running: dict[asyncio.Future[str], int] = {}
             for at, place in enumerate(self._places):

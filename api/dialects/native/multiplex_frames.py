@@ -25,7 +25,7 @@ _NAMES = {kind: name.encode() for kind, name in NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Wrapped:
+class MultiplexedNative:
     """The events of one generation."""
 
     gid: str
@@ -67,7 +67,7 @@ class Wrapped:
         )
 
 
-class Vector:
+class VectorCursor:
     """How far a stream has told each of its generations; None where the last word on it was `gone`. Dialect of what is
     the stream's own: heartbeats and the farewell, both with an `id:`."""
 
@@ -103,7 +103,7 @@ class Vector:
         return b""
 
 
-def parse_vector(text: str, gids: Sequence[str]) -> list[Cursor | None] | None:
+def parse_vector_cursor(text: str, gids: Sequence[str]) -> list[Cursor | None] | None:
     """The cursors of a vector of these generations; None from any other text."""
     try:
         check, _, cursors = urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(" ")

@@ -16,13 +16,13 @@ from contextlib import AsyncExitStack
 from api.dialects.native.frames import NATIVE
 from api.streaming.response import EventStream
 from broker.broker import Broker
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import InvalidRequest, StorageUnavailable
-from broker.events import STARTED, Event, follows
+from broker.events import STARTED, Event, is_next
 from broker.fanout.buffer import Slice
 from broker.fanout.feed import Feed
 from broker.fanout.hub import HIGH_WATER
-from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor
 
@@ -79,7 +79,7 @@ class Replay(EventStream):
 
     async def _replay(self, outlet: Outlet) -> str:
         left = None if self._until is None else max(0.0, self._until - time.time())
-        async with self._hub.subscribe(Channel("", NATIVE), NATIVE, outlet, FIRST) as watch:
+        async with self._hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
             walking = asyncio.create_task(self._walk(outlet, watch))
             try:
                 await asyncio.wait((walking, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -91,7 +91,7 @@ class Replay(EventStream):
                 self._hub.farewell(watch, "storage")
                 return watch.ended.result()
             finally:
-                await cancelled((walking,))
+                await cancel_and_wait((walking,))
 
     async def _walk(self, outlet: Outlet, watch: Subscriber) -> str:
         pace = Pace(self._speed, await self._reached())
@@ -125,7 +125,7 @@ class Replay(EventStream):
 
     def _before(self, event: Event) -> bytes:
         """What is said of a place where the log does not just go on."""
-        if not follows(event, self._position):
+        if not is_next(event, self._position):
             return NATIVE.gap(self._position, event.cursor, max(event.cursor, self._feed.tail))
         if event.type == STARTED and self._position.attempt > 0:
             return NATIVE.forget()

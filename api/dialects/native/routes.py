@@ -17,8 +17,8 @@ from api.dialects.native.paced import Replay, parse_speed
 from api.errors import IS_DRAINING, JSONResponse
 from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.requests import by_method, read_body, read_request, submit
-from api.server.memory import room
-from api.streaming.cursors import locate
+from api.server.memory import reserve
+from api.streaming.cursors import resolve_cursor
 from api.streaming.response import HEADERS, EventStream, Later, later
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import Broker
@@ -33,7 +33,7 @@ LIST_LIMIT = 100
 EVENTS_LIMIT = 1000
 
 
-class Generations:
+class GenerationRoutes:
     """The handlers of `/v1/generations…`."""
 
     def __init__(self, broker: Broker, access: Access) -> None:
@@ -57,7 +57,7 @@ class Generations:
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
-            async with room(request, tenant, partial(self._broker.store.size, created.id)):
+            async with reserve(request, tenant, partial(self._broker.store.size, created.id)):
                 generation = await self._broker.get(created.id, tenant)
                 return JSONResponse(generation.to_json(), HTTPStatus.OK, headers)
         return JSONResponse(queued(created.id, asked).to_json(), HTTPStatus.ACCEPTED, headers)
@@ -66,7 +66,7 @@ class Generations:
         tenant = self._access.tenant(request)
         status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
         limit = whole_of(request, "limit", 20, LIST_LIMIT)
-        async with room(request, tenant):
+        async with reserve(request, tenant):
             page, more = await self._broker.store.list(tenant, status, limit, after)
             return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
@@ -75,7 +75,7 @@ class Generations:
         answer, and the prompt may be none of theirs."""
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
-        async with room(request, tenant, partial(self._broker.store.size, gid)):
+        async with reserve(request, tenant, partial(self._broker.store.size, gid)):
             found = (await self._broker.get(gid, tenant=tenant)).to_json()
             if include:
                 found["request"] = await self._broker.store.request(gid)
@@ -84,7 +84,7 @@ class Generations:
     async def cancel(self, request: Request) -> Response:
         tenant, gid = self._access.tenant(request), request.path_params["id"]
         await self._broker.end(gid, tenant)
-        async with room(request, tenant, partial(self._broker.store.size, gid)):
+        async with reserve(request, tenant, partial(self._broker.store.size, gid)):
             return JSONResponse((await self._broker.get(gid, tenant)).to_json())
 
     async def delete(self, request: Request) -> Response:
@@ -159,7 +159,7 @@ class Generations:
             wanted = parse_cursor(query)
         else:
             return START, b""
-        position = await locate(self._broker.store, wanted, generation)
+        position = await resolve_cursor(self._broker.store, wanted, generation)
         return (START, unknown_cursor(generation.attempt)) if position is None else (position, b"")
 
     async def _page(self, request: Request, gid: str) -> Response:
@@ -167,7 +167,7 @@ class Generations:
         await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(last_event_id_of(request) or text_of(request, "after") or str(START))
         limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
-        async with room(request, reader.tenant):
+        async with reserve(request, reader.tenant):
             events, has_more = await self._broker.store.bounded_page(gid, after, limit)
             # `data` is JSON already: it is set in as it is.
             rows = [

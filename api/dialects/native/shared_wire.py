@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from api.dialects.native.multiplex_frames import Vector
+from api.dialects.native.multiplex_frames import VectorCursor
 from broker.fanout.buffer import Slice
 from broker.fanout.feed import Feed
 from broker.fanout.subscriber import Wire
@@ -33,7 +33,7 @@ class SharedWire:
             closed()
 
 
-class Share(Wire):
+class WireShare(Wire):
     """One subscriber's hold on it."""
 
     def __init__(self, shared: SharedWire) -> None:
@@ -59,10 +59,10 @@ class Share(Wire):
         self._wire.abort()
 
 
-class GenerationShare(Share):
+class GenerationShare(WireShare):
     """Keeps one generation's place in the stream's vector, and puts the vector on its terminal event."""
 
-    def __init__(self, shared: SharedWire, vector: Vector, place: int, feed: Feed) -> None:
+    def __init__(self, shared: SharedWire, vector: VectorCursor, place: int, feed: Feed) -> None:
         super().__init__(shared)
         self._vector = vector
         self._place = place

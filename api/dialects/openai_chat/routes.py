@@ -17,7 +17,7 @@ from api.dialects.openai_chat.frames import Chat, chat_dialect
 from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
 from api.query import flag_of, text_of
 from api.requests import by_method, read_request, submit
-from api.server.memory import room
+from api.server.memory import reserve
 from api.streaming.null_wire import SILENCE
 from api.streaming.response import EventStream
 from broker.broker import Broker
@@ -37,7 +37,7 @@ STATUS_WAIT = 10.0
 """Seconds that the status line waits for the first chunk, so that a failure keeps a status of its own."""
 
 
-class ChatCompletions:
+class ChatCompletionRoutes:
     """The handlers of `/v1/chat/completions`."""
 
     def __init__(self, broker: Broker, access: Access) -> None:
@@ -131,7 +131,7 @@ class ChatCompletions:
         ended = await self._wait(feed, SILENCE, _disconnected(request))
         if ended == "draining" and not feed.ended:
             return draining_error(NO_RETRY)
-        async with room(request, tenant, partial(self._broker.store.size, feed.gid)):
+        async with reserve(request, tenant, partial(self._broker.store.size, feed.gid)):
             generation = await self._broker.get(feed.gid, tenant=tenant)
             if ended is not None and not generation.ended:
                 raise StorageUnavailable
@@ -168,7 +168,7 @@ class ChatCompletions:
         stream, bare = flag_of(request, "stream"), flag_of(request, "bare")
         usage = flag_of(request, "include_usage")
         if not stream or request.method == "HEAD":
-            async with room(request, reader.tenant, partial(self._broker.store.size, gid)):
+            async with reserve(request, reader.tenant, partial(self._broker.store.size, gid)):
                 return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))

@@ -18,7 +18,7 @@ from broker.fanout import reader_pool as readers
 from broker.fanout import scheduler as turns
 from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub
-from broker.fanout.reader import Reader
+from broker.fanout.reader import LogReader
 from broker.ids import START
 from broker.store import keys
 from tests.integration.broker.fanout.test_hub import Peer, generation, hub_of
@@ -62,7 +62,7 @@ class At:
         assert select.select([connection._transport.get_extra_info("socket")], [], [], 10)[0]  # pyright: ignore
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> LogReader:
         feed = self._hub._feeds[self._writer.gid]  # pyright: ignore
         reader = self._hub._readers._places[feed].reader  # pyright: ignore
         assert reader is not None
@@ -81,7 +81,7 @@ async def following(hub: Hub, writer: Writer, listeners: list[Listener]) -> Asyn
 async def all_have_one(hub: Hub, listeners: Sequence[Listener]) -> None:
     """By a pass or by a page; and the passes are over, and every reader waits for what comes behind it."""
 
-    def waits(reader: Reader) -> bool:
+    def waits(reader: LogReader) -> bool:
         return reader._answer is not None and not reader._answer.done()  # pyright: ignore
 
     def at_rest() -> bool:

@@ -9,7 +9,7 @@ import pytest
 from broker import Broker
 from broker.errors import LimitExceeded
 from broker.ids import new_id
-from broker.queue.quotas import Limits
+from broker.queue.quotas import TenantLimits
 from broker.queue.tickets import Queue
 from broker.store import keys
 from broker.store.storage_share import HOUR_MS, Stored
@@ -22,7 +22,7 @@ ANNA, BEN = "anna", "ben"
 async def queue(broker: Broker) -> Queue:
     """Where each tenant may have one running."""
     await broker.queue.redis.execute("FLUSHALL")
-    return Queue(broker.queue.redis, 3600, Limits(running=1, lease=60))
+    return Queue(broker.queue.redis, 3600, TenantLimits(running=1, lease=60))
 
 
 def named(count: int) -> list[str]:
@@ -89,7 +89,7 @@ async def test_the_place_of_a_withdrawn_one_is_the_next_one_s(queue: Queue) -> N
 
 
 async def test_a_place_ends_with_its_lease(queue: Queue) -> None:
-    short = Queue(queue.redis, 3600, Limits(running=1, lease=0.001))
+    short = Queue(queue.redis, 3600, TenantLimits(running=1, lease=0.001))
     dead, alive = named(2)
     assert await short.places.start(ANNA, dead)
     await wait_until(lambda: queue.places.start(ANNA, alive))

@@ -16,7 +16,7 @@ from api.app import create_app
 from api.server.protocol import HttpProtocol
 from api.server.server import Server, config_for, listen
 from broker import Broker, connect
-from broker.concurrency.single_flight import Together
+from broker.concurrency.single_flight import SingleFlight
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationNotFound
 from broker.settings.settings import SIMULATED_KEY, Settings
@@ -24,7 +24,7 @@ from tests.support import Writer, beside, gather, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
-from worker.generate import Generator
+from worker.generate import GenerationRunner
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams, UpstreamStream
 
@@ -95,7 +95,7 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
     async def ask(gid: str) -> None:
         raise GenerationNotFound(gid)
 
-    asked = Together(ask)
+    asked = SingleFlight(ask)
     with no_collector():
         for _ in range(3):
             with pytest.raises(GenerationNotFound):
@@ -137,7 +137,7 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
     appender = Appender(settings)
     async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, beside(appender.run()):
         await appender.ready()
-        generator = Generator(broker.store.redis, appender, upstreams, settings)
+        generator = GenerationRunner(broker.store.redis, appender, upstreams, settings)
         with no_collector():
             gid = (await broker.enqueue(request_body(f"[[sim {directive}]]", model="sim"))).id
             claimed = await claim(broker.store.redis, gid, settings)

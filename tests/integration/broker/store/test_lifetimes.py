@@ -18,14 +18,14 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
-from broker.queue.quotas import Limits
+from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import REAP, log
 from broker.queue.tickets import Queue
 from broker.settings.settings import Settings
 from broker.store import keys
-from broker.store.preflight import Watch, mark_embedded
+from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
-from broker.store.store import SETTLE, lifecycle_keys, new_epoch
+from broker.store.store import KEEP_CHOICES, lifecycle_keys, new_epoch
 from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
 from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
@@ -138,7 +138,7 @@ async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: 
     await _limits(broker, seen)
     await _processes(broker, seen, sim)
     await seen.after("the mark of an embedded server", mark_embedded(broker.queue.redis))
-    watch = Watch(broker.store.redis, broker.queue.redis, broker.settings, log)
+    watch = Preflight(broker.store.redis, broker.queue.redis, broker.settings, log)
     await seen.after("the watch", watch.begin())
     every = list(kinds())
     assert {kind.name for kind in every if not any(map(kind.matches, seen.longest))} == set()
@@ -182,7 +182,7 @@ async def _lifecycle(broker: Broker, seen: Seen) -> None:
 
 async def _limits(broker: Broker, seen: Seen) -> None:
     """What a tenant with limits leaves in the queue's Redis."""
-    queue, after = Queue(broker.queue.redis, RETENTION, Limits(running=1, queued=9, per_minute=9)), seen.after
+    queue, after = Queue(broker.queue.redis, RETENTION, TenantLimits(running=1, queued=9, per_minute=9)), seen.after
     running, waiting = [new_id(n, "limited") for n in range(2)]
     for gid in (running, waiting):
         stored = Stored(100, int(time.time() * 1000))
@@ -364,7 +364,7 @@ async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str)
         with pytest.raises(GenerationGone):
             await asked
     # Who had asked before, and read less than all:
-    assert await broker.store.redis.run(SETTLE, lifecycle_keys(gid), [gid, "[]"]) == b"GONE"
+    assert await broker.store.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, "[]"]) == b"GONE"
     assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS
-from broker.redis.client import servers_of
+from broker.redis.client import topology_of
 from broker.redis.connection import RespConnection
 from broker.store import keys
 from broker.store.permissions import LOGS, QUEUE, missing_rights
@@ -27,7 +27,7 @@ class Users:
 
     async def missing(self, *rights: str, logs: bool = True, queue: bool = True) -> str | None:
         await self.admin.call("ACL", "SETUSER", "weak", "reset", "on", ">pw", "~*", "&*", *rights, timeout=5)
-        connection = await servers_of(self._redis.url.replace("//", "//weak:pw@")).open()
+        connection = await topology_of(self._redis.url.replace("//", "//weak:pw@")).open()
         try:
             return await missing_rights(connection, SHARDS[0], logs=logs, queue=queue)
         finally:
@@ -37,7 +37,7 @@ class Users:
 @pytest.fixture
 async def users(engine: str) -> AsyncGenerator[Users, None]:
     async with EmbeddedRedis(binary=engine) as redis:
-        admin = await servers_of(redis.url).open()
+        admin = await topology_of(redis.url).open()
         yield Users(redis, admin)
         admin.close()
 

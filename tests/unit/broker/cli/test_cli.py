@@ -10,7 +10,7 @@ import pytest
 
 from broker.cli import commands, tables
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.cli.progress import Patience
+from broker.cli.progress import ProgressLine
 from broker.completion.fold import text_of_chunk
 from broker.gateway_client.client import Client, Received
 from broker.settings.settings import ClientSettings
@@ -175,7 +175,7 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
 def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
     """And nobody is asked: there is no thread for it."""
     before = threading.active_count()
-    with Patience(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as patience:
+    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as patience:
         assert threading.active_count() == before
         patience.heard(Received("0-1", "created", "{}"))
     assert capsys.readouterr() == ("", "")

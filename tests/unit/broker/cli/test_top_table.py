@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broker.cli import top_table as board
-from broker.cli.top_table import Board, cells_wide, pad
+from broker.cli.top_table import TopTable, cells_wide, pad
 
 
 def generation(number: int, status: str = "completed", cursor: str = "7-3", **more: Any) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def generation(number: int, status: str = "completed", cursor: str = "7-3", **mo
     return {"id": f"gen_{number:034}", "status": status, "cursor": cursor, "ended_at": ended, **known, **more}
 
 
-def ids(shown: Board, status: str | None = None) -> list[int]:
+def ids(shown: TopTable, status: str | None = None) -> list[int]:
     return [int(one["id"][4:]) for one in shown.rows(status)]
 
 
 def test_what_runs_comes_first_and_then_the_newest() -> None:
-    shown = Board()
+    shown = TopTable()
     for number, status in enumerate(("completed", "queued", "in_progress", "failed", "in_progress")):
         shown.take(generation(number, status, created_at=float(number)))
     assert ids(shown) == [4, 2, 1, 3, 0]
@@ -36,7 +36,7 @@ def test_what_runs_comes_first_and_then_the_newest() -> None:
 
 
 def test_an_old_word_changes_nothing() -> None:
-    shown = Board()
+    shown = TopTable()
     for status, cursor in (("in_progress", "7-3"), ("completed", "7-12"), ("in_progress", "7-9"), ("queued", "0-1")):
         shown.take(generation(1, status, cursor))
     assert [one["status"] for one in shown.rows(None)] == ["completed"]
@@ -44,7 +44,7 @@ def test_an_old_word_changes_nothing() -> None:
 
 def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "KEPT", 3)
-    shown = Board()
+    shown = TopTable()
     shown.take(generation(0, "in_progress"))
     for number in range(1, 7):
         shown.take(generation(number))
@@ -52,7 +52,7 @@ def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.Monke
 
 
 def test_the_gateways_counters_are_better_than_ours() -> None:
-    shown = Board()
+    shown = TopTable()
     shown.take(generation(1))
     assert shown.summary() == "0 queued  0 in_progress  1 completed  0 failed  0 cancelled"
     shown.overview = {
@@ -65,7 +65,7 @@ def test_the_gateways_counters_are_better_than_ours() -> None:
 
 
 def test_a_line_says_how_far_and_how_fast() -> None:
-    shown = Board()
+    shown = TopTable()
     running = generation(1, "in_progress", "7-30")
     ended = generation(2, usage={"completion_tokens": 21, "estimated": True})
     waiting = generation(3, "queued", "0-1", attempt=0, started_at=None, first_token_at=None)
@@ -80,7 +80,7 @@ def test_a_line_says_how_far_and_how_fast() -> None:
 @pytest.mark.parametrize("width", [1, 9, 40, 72, 120, 300])
 @pytest.mark.parametrize("model", ["a\x1b[2J\nb\x07\u202eevil\u2028", "模型" * 40, "e\u0301" * 90])
 def test_nothing_leaves_its_line(model: str, width: int) -> None:
-    lines = list(Board().table([generation(1, model=model)], 1001.0, width))
+    lines = list(TopTable().table([generation(1, model=model)], 1001.0, width))
     assert len(lines) == 2
     for line in lines:
         assert cells_wide(line.text) == width

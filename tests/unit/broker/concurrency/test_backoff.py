@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from broker.concurrency import backoff
-from broker.concurrency.backoff import Backoff, Troubles
+from broker.concurrency.backoff import Backoff, LogThrottle
 
 log = logging.getLogger("tokencast.test")
 
@@ -41,7 +41,7 @@ def test_what_is_still_the_matter_is_logged_again_after_a_minute(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(backoff.time, "monotonic", lambda: now)
-    troubles = Troubles()
+    troubles = LogThrottle()
     for _ in range(100):
         troubles.tell(log, "away")
     troubles.tell(log, "full")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from broker.concurrency.cancellation import cancelled
+from broker.concurrency.cancellation import cancel_and_wait
 
 
 async def test_who_misses_a_cancellation_is_cancelled_again() -> None:
@@ -21,7 +21,7 @@ async def test_who_misses_a_cancellation_is_cancelled_again() -> None:
 
     task = asyncio.create_task(loop())
     await asyncio.sleep(0)
-    assert await cancelled([task]) == [None]
+    assert await cancel_and_wait([task]) == [None]
     assert turns == 3
 
 
@@ -31,7 +31,7 @@ async def test_it_tells_how_each_ended() -> None:
 
     failing, waiting = asyncio.create_task(fail()), asyncio.create_task(asyncio.Event().wait())
     await asyncio.sleep(0)
-    first, second = await cancelled([failing, waiting])
+    first, second = await cancel_and_wait([failing, waiting])
     assert isinstance(first, ValueError)
     assert isinstance(second, asyncio.CancelledError)
-    assert await cancelled([]) == []
+    assert await cancel_and_wait([]) == []

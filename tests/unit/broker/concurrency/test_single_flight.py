@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from broker.concurrency.single_flight import Together
+from broker.concurrency.single_flight import SingleFlight
 from tests.support import gather
 
 
@@ -31,7 +31,7 @@ async def _settled() -> None:
 
 async def test_who_comes_while_one_is_under_way_shares_the_next() -> None:
     source = Source()
-    together = Together(source.answer)
+    together = SingleFlight(source.answer)
     first = asyncio.create_task(together.ask("a"))
     await _settled()
     herd = [asyncio.create_task(together.ask("a")) for _ in range(50)]
@@ -55,7 +55,7 @@ async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
             raise failing.pop()
         return "there"
 
-    together = Together(answer)
+    together = SingleFlight(answer)
     results = await asyncio.gather(together.ask(), together.ask(), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError]
     assert await together.ask() == "there"
@@ -63,7 +63,7 @@ async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
 
 async def test_who_leaves_takes_nobody_s_answer_away() -> None:
     source = Source()
-    together = Together(source.answer)
+    together = SingleFlight(source.answer)
     leaving, staying = asyncio.create_task(together.ask("a")), asyncio.create_task(together.ask("a"))
     await _settled()
     leaving.cancel()

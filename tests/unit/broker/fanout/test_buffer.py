@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from api.dialects.native.frames import NATIVE
 from broker.events import CHUNK, COMPLETED, CREATED, RESET, STARTED, Event
 from broker.fanout import buffer as segments
-from broker.fanout.buffer import Segment, View
+from broker.fanout.buffer import FrameBuffer, Segment
 from broker.ids import START, Cursor
 
 
@@ -34,7 +34,7 @@ def framed(events: list[Event]) -> bytes:
 class Reader:
     """Reads a view to its end, filling holes from the log as the hub does, in pages of `page` events."""
 
-    def __init__(self, view: View, log: list[Event], page: int) -> None:
+    def __init__(self, view: FrameBuffer, log: list[Event], page: int) -> None:
         self.view = view
         self.log = log
         self.page = page
@@ -67,7 +67,7 @@ def test_any_reader_gets_exactly_what_follows_its_position(
 ) -> None:
     """Live events are appended, older ones are read in pages, segments are evicted at random in between."""
     kept: dict[Segment, None] = {}
-    view = View(NATIVE, lambda _, segment: kept.update({segment: None}))
+    view = FrameBuffer(NATIVE, lambda _, segment: kept.update({segment: None}))
     original, segments.SEGMENT_BYTES = segments.SEGMENT_BYTES, room
     try:
         log = log_of(attempts)
@@ -107,7 +107,7 @@ def test_any_reader_gets_exactly_what_follows_its_position(
 
 def test_a_page_that_is_ahead_of_the_live_reader_leaves_nobody_behind_it_out() -> None:
     """Part of what a read brings is known, the rest is not: it follows the known part, and not what stood before."""
-    view = View(NATIVE, lambda *_: None)
+    view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([9])
     view.extend(START, log[:1])
     view.extend(log[0].cursor, log[1:2])
@@ -118,7 +118,7 @@ def test_a_page_that_is_ahead_of_the_live_reader_leaves_nobody_behind_it_out() -
 
 
 def test_who_reads_a_sealed_segment_whole_takes_no_memory_for_it() -> None:
-    view = View(NATIVE, lambda *_: None)
+    view = FrameBuffer(NATIVE, lambda *_: None)
     view.insert(START, log_of([5]))
     segment = view.segments[-1]
     part = view.slice(segment.start)
@@ -127,7 +127,7 @@ def test_who_reads_a_sealed_segment_whole_takes_no_memory_for_it() -> None:
 
 
 def test_readers_at_one_position_share_one_slice() -> None:
-    view = View(NATIVE, lambda *_: None)
+    view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([5])
     view.insert(START, log)
     assert view.slice(START) is view.slice(START)
@@ -135,7 +135,7 @@ def test_readers_at_one_position_share_one_slice() -> None:
 
 def test_a_slice_never_crosses_attempts() -> None:
     """So that a dialect can stop a reader right where another attempt begins."""
-    view = View(NATIVE, lambda *_: None)
+    view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([2, 2])
     view.insert(START, log)
     ends, opens, position = [], [], START
@@ -150,7 +150,7 @@ def test_a_slice_never_crosses_attempts() -> None:
 
 
 def test_history_is_read_once_for_all() -> None:
-    view = View(NATIVE, lambda *_: None)
+    view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([40])
     first = Reader(view, log, page=10)
     assert first.read(START, log[-1].cursor) == framed(log)

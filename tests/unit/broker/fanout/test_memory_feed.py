@@ -5,13 +5,13 @@ from __future__ import annotations
 from api.dialects.native.activity_frames import LIFECYCLE
 from broker.fanout.activity import OVERLAP, Entry, History
 from broker.fanout.buffer import SEGMENT_BYTES
-from broker.fanout.memory_feed import FIRST, Channel
+from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.ids import Cursor
 
 DATA = b'{"id":"%d","padding":"' + b"x" * 1000 + b'"}'
 
 
-def read(channel: Channel, position: Cursor) -> bytes:
+def read(channel: MemoryFeed, position: Cursor) -> bytes:
     """All that a subscriber is given from there on."""
     data = b""
     while position < channel.tail:
@@ -24,7 +24,7 @@ def read(channel: Channel, position: Cursor) -> bytes:
 
 
 def test_a_reader_gets_all_of_it_from_any_position() -> None:
-    channel = Channel("", LIFECYCLE, 1 << 20)
+    channel = MemoryFeed("", LIFECYCLE, 1 << 20)
     frames = [LIFECYCLE.frame(channel.add(b"created", number, DATA % number)) for number in range(300)]
     for seq in range(-1, 300, 7):
         assert read(channel, Cursor(FIRST.attempt, seq)) == b"".join(frames[seq + 1 :])
@@ -33,7 +33,7 @@ def test_a_reader_gets_all_of_it_from_any_position() -> None:
 def test_who_is_behind_the_window_goes_on_at_its_beginning() -> None:
     """And what is kept is so many bytes, and the segment that grows."""
     limit = 4 * SEGMENT_BYTES
-    channel = Channel("", LIFECYCLE, limit)
+    channel = MemoryFeed("", LIFECYCLE, limit)
     frames = [LIFECYCLE.frame(channel.add(b"created", number, DATA % number)) for number in range(2000)]
     kept = read(channel, FIRST)
     assert b"".join(frames).endswith(kept)

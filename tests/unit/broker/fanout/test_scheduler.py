@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker.fanout.feed import Feed
-from broker.fanout.scheduler import Turns
+from broker.fanout.scheduler import DeliveryScheduler
 
 
 class Spy:
@@ -28,7 +28,7 @@ class Spy:
 
 
 @asynccontextmanager
-async def turn(turns: Turns, spy: Spy) -> AsyncGenerator[None]:
+async def turn(turns: DeliveryScheduler, spy: Spy) -> AsyncGenerator[None]:
     try:
         await turns.begin(spy)
         spy.said.append(f"{spy.name} begins")
@@ -37,7 +37,7 @@ async def turn(turns: Turns, spy: Spy) -> AsyncGenerator[None]:
         turns.end(spy)
 
 
-async def one_turn(turns: Turns, spy: Spy) -> None:
+async def one_turn(turns: DeliveryScheduler, spy: Spy) -> None:
     async with turn(turns, spy):
         pass
 
@@ -49,7 +49,7 @@ async def settled() -> None:
 
 async def test_who_is_alone_has_its_turn_at_once_and_reads_nothing_before() -> None:
     said: list[str] = []
-    turns, one = Turns(), Spy("one", said)
+    turns, one = DeliveryScheduler(), Spy("one", said)
     await one_turn(turns, one)
     await one_turn(turns, one)
     assert said == ["one begins", "one begins"]
@@ -57,7 +57,7 @@ async def test_who_is_alone_has_its_turn_at_once_and_reads_nothing_before() -> N
 
 async def test_who_is_next_in_line_reads_while_the_one_before_delivers() -> None:
     said: list[str] = []
-    turns = Turns()
+    turns = DeliveryScheduler()
     one, two, three = (Spy(name, said) for name in ("one", "two", "three"))
     async with turn(turns, one):
         others = [asyncio.create_task(one_turn(turns, spy)) for spy in (two, three)]
@@ -69,7 +69,7 @@ async def test_who_is_next_in_line_reads_while_the_one_before_delivers() -> None
 
 async def test_who_needs_another_turn_comes_behind_all_who_wait() -> None:
     said: list[str] = []
-    turns = Turns()
+    turns = DeliveryScheduler()
     one, two = Spy("one", said), Spy("two", said)
     async with turn(turns, one):
         other = asyncio.create_task(one_turn(turns, two))
@@ -81,7 +81,7 @@ async def test_who_needs_another_turn_comes_behind_all_who_wait() -> None:
 
 async def test_who_needs_another_turn_and_is_alone_reads_on_meanwhile() -> None:
     said: list[str] = []
-    turns, one = Turns(), Spy("one", said)
+    turns, one = DeliveryScheduler(), Spy("one", said)
     async with turn(turns, one):
         before = turns.until
         await turns.more(one)
@@ -93,7 +93,7 @@ async def test_who_needs_another_turn_and_is_alone_reads_on_meanwhile() -> None:
 @pytest.mark.parametrize("granted", [False, True], ids=["waits", "has just been given it"])
 async def test_the_turn_of_who_is_cancelled_is_the_next_one_s(granted: bool) -> None:
     said: list[str] = []
-    turns = Turns()
+    turns = DeliveryScheduler()
     one, two, three = (Spy(name, said) for name in ("one", "two", "three"))
     async with turn(turns, one):
         gone = asyncio.create_task(one_turn(turns, two))
@@ -113,7 +113,7 @@ async def test_the_turn_of_who_is_cancelled_is_the_next_one_s(granted: bool) -> 
 
 async def test_who_is_cancelled_in_the_line_for_another_turn_takes_nobody_s() -> None:
     said: list[str] = []
-    turns = Turns()
+    turns = DeliveryScheduler()
     one, two, three = (Spy(name, said) for name in ("one", "two", "three"))
 
     async def long() -> None:

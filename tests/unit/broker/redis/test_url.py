@@ -11,28 +11,28 @@ from pydantic import ValidationError
 from broker.errors import Misconfigured
 from broker.ids import SHARDS
 from broker.redis.cluster import redirection_of, slot_of
-from broker.redis.url import Address, parse_address, without_password
+from broker.redis.url import RedisUrl, parse_redis_url, without_password
 from broker.settings.settings import Settings, load
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://h:1/2", Address("server", (("h", 1),), db=2)),
-        ("redis://", Address("server", (("localhost", 6379),))),
-        ("redis://H/?db=3&client_name=a%20b", Address("server", (("h", 6379),), db=3, client_name="a b")),
-        ("redis://[::1]:7/0?socket_connect_timeout=0.5", Address("server", (("::1", 7),), connect_timeout=0.5)),
-        ("redis://h?username=u&password=a%26b", Address("server", (("h", 6379),), username="u", password="a&b")),
-        ("unix:///run/x.sock?db=1", Address("server", path="/run/x.sock", db=1)),
-        ("unix://u:p@/run/x@y.sock", Address("server", path="/run/x@y.sock", username="u", password="p")),
+        ("redis://h:1/2", RedisUrl("server", (("h", 1),), db=2)),
+        ("redis://", RedisUrl("server", (("localhost", 6379),))),
+        ("redis://H/?db=3&client_name=a%20b", RedisUrl("server", (("h", 6379),), db=3, client_name="a b")),
+        ("redis://[::1]:7/0?socket_connect_timeout=0.5", RedisUrl("server", (("::1", 7),), connect_timeout=0.5)),
+        ("redis://h?username=u&password=a%26b", RedisUrl("server", (("h", 6379),), username="u", password="a&b")),
+        ("unix:///run/x.sock?db=1", RedisUrl("server", path="/run/x.sock", db=1)),
+        ("unix://u:p@/run/x@y.sock", RedisUrl("server", path="/run/x@y.sock", username="u", password="p")),
         (
             "rediss://u:p%40@h?ssl_cert_reqs=none",
-            Address("server", (("h", 6379),), username="u", password="p@"),
+            RedisUrl("server", (("h", 6379),), username="u", password="p@"),
         ),
-        ("redis://:p@ss:w%23@h", Address("server", (("h", 6379),), password="p@ss:w#")),
+        ("redis://:p@ss:w%23@h", RedisUrl("server", (("h", 6379),), password="p@ss:w#")),
         (
             "redis+sentinel://u:p@a,b:2,[::1]:3/logs/4?sentinel_username=su&sentinel_password=sp",
-            Address(
+            RedisUrl(
                 "sentinel",
                 (("a", 26379), ("b", 2), ("::1", 3)),
                 db=4,
@@ -43,11 +43,11 @@ from broker.settings.settings import Settings, load
                 sentinel_password="sp",
             ),
         ),
-        ("rediss+cluster://:p@a,b:2", Address("cluster", (("a", 6379), ("b", 2)), password="p")),
+        ("rediss+cluster://:p@a,b:2", RedisUrl("cluster", (("a", 6379), ("b", 2)), password="p")),
     ],
 )
-def test_what_a_url_names(url: str, expected: Address) -> None:
-    address = parse_address(url)
+def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
+    address = parse_redis_url(url)
     assert address == expected
     assert (address.tls is not None) == url.startswith("rediss")
     assert "p@" not in repr(address)
@@ -132,7 +132,7 @@ def test_a_password_that_is_not_encoded_is_refused_with_a_hint(
         (tmp_path / "url").write_text(url)
     monkeypatch.setenv(variable, str(tmp_path / "url") if variable.endswith("_FILE") else url)
     try:
-        address = parse_address(url)
+        address = parse_redis_url(url)
     except ValueError:
         with pytest.raises(Misconfigured, match=f"^{variable.removesuffix('_FILE')}: .*percent-encode") as caught:
             load(Settings)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.fanout.feed import Feed
-from broker.fanout.timing import Rhythm
+from broker.fanout.timing import DeliveryTimings
 from broker.generation import Generation
 from broker.ids import Cursor, new_id
 from broker.runtime.counters import GAPS, Buckets
@@ -17,7 +17,7 @@ from broker.runtime.prometheus import Exposition, Families
 from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.claims import Claim
-from worker.counters import Tally
+from worker.counters import WorkerCounters
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 
@@ -35,7 +35,7 @@ def came(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
 
 
 def test_gaps_are_between_tokens_and_each_is_counted_once() -> None:
-    tally, attempt = Tally(Settings()), attempt_of("m")
+    tally, attempt = WorkerCounters(Settings()), attempt_of("m")
     tally.began(attempt)
     came(attempt, 900)
     tally.catch_up()
@@ -52,7 +52,7 @@ def test_gaps_are_between_tokens_and_each_is_counted_once() -> None:
 
 
 def test_what_others_invent_names_no_metric() -> None:
-    tally = Tally(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
+    tally = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
     for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
         attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
         tally.began(attempt)
@@ -64,7 +64,7 @@ def test_what_others_invent_names_no_metric() -> None:
 
 
 def test_the_wait_in_the_queue_is_of_first_attempts() -> None:
-    tally = Tally(Settings())
+    tally = WorkerCounters(Settings())
     for ordinal in (1, 2):
         tally.began(attempt_of("m", ordinal))
     assert (sum(tally.queued.counts), tally.queued.sum) == (1, pytest.approx(0.25))
@@ -104,7 +104,7 @@ def entry(attempt: int, seq: int, at_ms: int, kind: bytes = b"c") -> tuple[bytes
 def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
     attempt = NOW * 1024
     clock = Clock(NOW / 1000)
-    rhythm: Any = Rhythm(clock)  # pyright: ignore[reportArgumentType]
+    rhythm: Any = DeliveryTimings(clock)  # pyright: ignore[reportArgumentType]
     feed = feed_of(0, 1)
     for at_ms, entries in ((0, [(0, b"st")]), (80, [(1, b"c")]), (100, [(2, b"c"), (3, b"c"), (4, b"c")])):
         feed.extend([entry(attempt, seq, at_ms, kind) for seq, kind in entries])
@@ -122,7 +122,7 @@ def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
 
 
 def test_who_comes_late_sees_no_first_token() -> None:
-    rhythm = Rhythm(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
+    rhythm = DeliveryTimings(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
     feed = feed_of(NOW * 1024, 7, first_token_at=1.0)
     feed.extend([entry(NOW * 1024, 8, 5)])
     rhythm.beat(feed, feed.tail)

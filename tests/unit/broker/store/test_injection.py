@@ -19,7 +19,7 @@ from api.dialects.openai_chat.frames import CHAT, CHAT_WITH_USAGE
 from broker.events import COMPLETED, FAILED, Event
 from broker.fanout.buffer import Dialect
 from broker.ids import Cursor
-from worker.upstream.chunks import BadChunk, examine
+from worker.upstream.chunks import BadChunk, decode_payload
 
 DIALECTS = [pytest.param(NATIVE, id="native"), pytest.param(CHAT, id="chat"), pytest.param(CHAT_WITH_USAGE, id="usage")]
 
@@ -75,7 +75,7 @@ def by_openai(stream: bytes) -> Iterator[Seen]:
 def check(dialect: Dialect, payloads: list[bytes], message: str) -> None:
     """Chunks as an upstream sent them, then a failure that quotes it: each is one frame, with its own id and name, and
     says what was sent."""
-    chunks = [examine(payload) for payload in payloads]
+    chunks = [decode_payload(payload) for payload in payloads]
     events = [Event(Cursor(7, n), chunk.type, 0, chunk.data) for n, chunk in enumerate(chunks, start=1)]
     error = msgspec.json.encode({"error": {"message": message, "type": "server_error", "code": "upstream_error"}})
     events.append(Event(Cursor(7, len(events) + 1), FAILED, 0, error))
@@ -124,7 +124,7 @@ def test_no_bytes_between_tokens_forge_a_frame(dialect: Dialect, noise: list[byt
     """An upstream that does not even send JSON: refused, or one frame all the same."""
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":%b}' % b"".join(noise)
     try:
-        examine(payload)
+        decode_payload(payload)
     except BadChunk:
         return
     check(dialect, [payload], "")

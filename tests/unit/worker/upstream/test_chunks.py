@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.completion.fold import decode_chunk
 from broker.events import CHUNK, USAGE
-from worker.upstream.chunks import BadChunk, Chunk, examine
+from worker.upstream.chunks import BadChunk, Chunk, decode_payload
 from worker.upstream.sse import BOM, LineTooLong, SseEvent, SseSplitter
 
 JSON = st.recursive(
@@ -26,7 +26,7 @@ def chunk(**delta: Any) -> bytes:
 
 
 def kept(payload: bytes) -> Chunk:
-    found = examine(payload)
+    found = decode_payload(payload)
     assert isinstance(found, Chunk)
     return found
 
@@ -62,7 +62,7 @@ CHOICES = st.lists(
 
 @given(FIELDS, CHOICES | JSON, st.sampled_from([b"", b"error", b"ping"]))
 def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, choices: Any, event: bytes) -> None:
-    found = examine(encoded({**fields, "choices": choices}), event)
+    found = decode_payload(encoded({**fields, "choices": choices}), event)
     if not isinstance(found, Chunk) or (found.error is not None and not found.data):
         return
     stored = json.loads(found.data)
@@ -76,7 +76,7 @@ def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, cho
 def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":' + noise + b"}"
     try:
-        found = examine(payload)
+        found = decode_payload(payload)
     except BadChunk:
         return
     assert isinstance(found, Chunk)
@@ -104,7 +104,7 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
 )
 def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
     with pytest.raises(BadChunk):
-        examine(payload)
+        decode_payload(payload)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
     ],
 )
 def test_a_keep_alive_is_no_chunk(payload: bytes) -> None:
-    assert examine(payload) is None
+    assert decode_payload(payload) is None
 
 
 def test_raw_line_breaks_between_tokens_become_spaces() -> None:
@@ -232,7 +232,7 @@ def test_an_error_is_told_in_all_its_forms(value: Any) -> None:
 
 
 def test_an_event_named_error_is_one() -> None:
-    found = examine(b'{"reason":"no"}', b"error")
+    found = decode_payload(b'{"reason":"no"}', b"error")
     assert isinstance(found, Chunk)
     assert found.error == {"reason": "no"}
 

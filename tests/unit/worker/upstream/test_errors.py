@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from worker.generate import FIRST_RETRY, Retries
-from worker.upstream.errors import answered, reported
+from worker.upstream.errors import from_response, from_stream_error
 
 KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
@@ -19,14 +19,14 @@ OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some
 
 def test_half_a_surrogate_pair_in_an_error_does_no_harm() -> None:
     """JSON may hold it as an escape; stored as it is, it would make the generation unreadable."""
-    error = answered(400, {}, {"message": "bad \ud83c", "code": "c\udc00"}, (KEY,))
+    error = from_response(400, {}, {"message": "bad \ud83c", "code": "c\udc00"}, (KEY,))
     assert msgspec.json.encode(error.to_json())
     assert error.message == "bad ?"
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
 def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None:
-    error = answered(status, {}, OWN, (KEY,))
+    error = from_response(status, {}, OWN, (KEY,))
     assert error.to_json() == {**OWN, "status": status}
     assert not error.retryable
     assert not error.restartable
@@ -46,23 +46,23 @@ def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None
     ],
 )
 def test_other_statuses_have_codes_of_ours(status: int, code: str, retryable: bool, restartable: bool) -> None:
-    error = answered(status, {}, OWN, (KEY,))
+    error = from_response(status, {}, OWN, (KEY,))
     assert (error.code, error.retryable, error.restartable) == (code, retryable, restartable)
 
 
 def test_an_empty_purse_is_not_waited_for() -> None:
-    assert not answered(429, {}, {**OWN, "code": "insufficient_quota"}, (KEY,)).retryable
+    assert not from_response(429, {}, {**OWN, "code": "insufficient_quota"}, (KEY,)).retryable
 
 
 @pytest.mark.parametrize("body", [None, "<html>", [], {}, {"error": None}, {"message": None}, {"error": "No."}])
 def test_error_bodies_of_any_shape_are_read(body: Any) -> None:
     for status in (400, 401, 429, 500):
-        assert answered(status, {}, body, (KEY,)).message
+        assert from_response(status, {}, body, (KEY,)).message
 
 
 @pytest.mark.parametrize("error", ["No.", {"message": "No."}, {"message": "No.", "code": 400}, [], 5])
 def test_error_frames_of_any_shape_are_read(error: Any) -> None:
-    told = reported(error, (KEY,)).to_json()
+    told = from_stream_error(error, (KEY,)).to_json()
     assert told["message"]
     assert told["type"] == "server_error"
     assert isinstance(told["code"], str)
@@ -71,12 +71,12 @@ def test_error_frames_of_any_shape_are_read(error: Any) -> None:
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
 def test_our_key_is_in_no_message(status: int) -> None:
     leaky = {"message": f"Incorrect API key: {KEY}", "code": KEY, "type": KEY, "param": KEY}
-    assert KEY not in repr(answered(status, {}, leaky, (KEY,)).to_json())
-    assert KEY not in repr(reported(leaky, (KEY,)).to_json())
+    assert KEY not in repr(from_response(status, {}, leaky, (KEY,)).to_json())
+    assert KEY not in repr(from_stream_error(leaky, (KEY,)).to_json())
 
 
 def test_an_error_does_not_say_its_message_where_it_is_logged() -> None:
-    assert "No." not in repr(answered(400, {}, OWN, (KEY,)))
+    assert "No." not in repr(from_response(400, {}, OWN, (KEY,)))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_an_error_does_not_say_its_message_where_it_is_logged() -> None:
     ],
 )
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert answered(429, headers, OWN, (KEY,)).retry_after == seconds
+    assert from_response(429, headers, OWN, (KEY,)).retry_after == seconds
 
 
 def test_retry_after_a_date_to_come() -> None:
     date = email.utils.formatdate(time.time() + 600, usegmt=True)
-    assert answered(429, {"retry-after": date}, OWN, (KEY,)).retry_after == pytest.approx(600, abs=60)
+    assert from_response(429, {"retry-after": date}, OWN, (KEY,)).retry_after == pytest.approx(600, abs=60)
 
 
 def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
