@@ -59,14 +59,16 @@ HOUR_MS = 3_600_000
 
 
 class Clock:
-    """In the place of the module `time` where the product asks how long ago something was: goes on with the model's."""
+    """In the place of the module `time` where the product asks how long ago something was: goes on with the model's time
+    only, so that a schedule takes the same course on a loaded machine."""
 
     def __init__(self, time: Any) -> None:
         self._time = time
+        self._start = time.monotonic()
         self.offset = 0.0
 
     def monotonic(self) -> float:
-        return self._time.monotonic() + self.offset
+        return self._start + self.offset
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._time, name)
