@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from broker.complaints import complaints
 from broker.connection import Redis, connect_both
-from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
+from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, Misconfigured, StorageUnavailable
 from broker.events import RESET, STARTED, Event, follows
 from broker.generation import Generation, queued
 from broker.hub import Hub
@@ -208,11 +211,35 @@ class GapFound(BrokerError):
         self.found = found
 
 
+class _Given(Settings):
+    """Settings from arguments alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def _settings_of(url: str | None) -> Settings:
+    try:
+        return _Given() if url is None else _Given(REDIS_URL=url)  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        raise Misconfigured("; ".join(complaints({"REDIS_URL": "url"}, error.errors()))) from None
+
+
 @asynccontextmanager
 async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
-    """A Broker on one Redis (`redis://`, `rediss://`, `unix://`, `redis+sentinel://`), or on what the settings name.
-    Connects when it is first used."""
-    settings = settings or (Settings(REDIS_URL=url) if url else Settings())  # pyright: ignore[reportCallIssue]
+    """A Broker on the Redis at `url`: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`, by default
+    `redis://127.0.0.1:6379/0`. It connects when it is first used.
+
+    The environment is not read: every other setting has its default. To use the settings of a gateway or a worker, such
+    as TOKENCAST_STREAMS_URL, read them with `broker.settings.load_for_process` and pass them as `settings`, without a
+    URL. Misconfigured if the URL is not valid.
+    """
+    if url is not None and settings is not None:
+        raise TypeError("connect() takes a URL or settings, not both")
+    settings = settings or _settings_of(url)
     async with connect_both(settings.logs_url, settings.redis_url) as (streams, queue):
         broker = Broker(streams, queue, settings)
         upkeep = asyncio.get_running_loop().create_task(broker.hub.run())
