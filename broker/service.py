@@ -14,8 +14,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from broker.complaints import complaints
 from broker.connection import Redis, connect_both
-from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, Misconfigured, StorageUnavailable
-from broker.events import RESET, STARTED, Event, follows
+from broker.errors import (
+    BodyTooLarge,
+    BrokerError,
+    GenerationGone,
+    InvalidRequest,
+    LimitExceeded,
+    Misconfigured,
+    StorageUnavailable,
+)
+from broker.events import RESET, STARTED, STATUSES, Event, follows
 from broker.generation import Generation, queued
 from broker.hub import Hub
 from broker.ids import START, Cursor, created_ms, parse_cursor
@@ -30,6 +38,7 @@ from broker.tasks import cancelled
 from broker.tokens import Tokens
 from broker.trace import traceparent
 
+_LISTED = 100  # generations in one page of a list
 logger = logging.getLogger("tokencast.broker")
 
 
@@ -121,6 +130,18 @@ class Broker:
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
         return await self.store.get(gid, tenant)
+
+    async def list(self, *, status: str | None = None, tenant: str = OPEN_TENANT) -> AsyncGenerator[Generation, None]:
+        """All generations, or those with this status, newest first and without their text; read page by page.
+        InvalidRequest, StorageUnavailable."""
+        if status is not None and status not in STATUSES:
+            raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
+        after, more = None, True
+        while more:
+            page, more = await self.store.list(tenant, status, _LISTED, after)
+            for generation in page:
+                yield generation
+                after = generation.id
 
     async def models(self) -> dict[str, str]:
         """The models that can be asked for by name → their upstream: those the settings name, and where they give
