@@ -38,7 +38,7 @@ class Installed:
 
     def run(self, *arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            arguments, cwd=cwd, env=self.environment(**variables), capture_output=True, text=True, timeout=60
+            arguments, cwd=cwd, env=self.environment(**variables), capture_output=True, text=True, timeout=100
         )
 
 
