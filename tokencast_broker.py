@@ -29,9 +29,20 @@ class OwnPackages:
         return PathFinder.find_spec(name, [str(HOME)], target) if name in PACKAGES else None
 
 
+def use_own_packages() -> None:
+    """Import our packages from HOME from now on. Exits with status 2 if one of another origin is imported already, as
+    by a `sitecustomize` module."""
+    for name in sorted(PACKAGES & sys.modules.keys()):
+        origin: str | None = getattr(sys.modules[name], "__file__", None)  # a folder without `__init__.py` has none
+        if origin is None or HOME not in Path(origin).resolve().parents:
+            sys.stderr.write(f"tokencast: Python has already imported another package `{name}`: {origin}\n")
+            sys.exit(2)
+    sys.meta_path.insert(0, OwnPackages)
+
+
 def main() -> NoReturn:
     """The `tokencast` command."""
-    sys.meta_path.insert(0, OwnPackages)
+    use_own_packages()
     from broker import cli
 
     cli.main()
@@ -39,7 +50,7 @@ def main() -> NoReturn:
 
 def run_module() -> int | None:
     """The module that the first argument names, with the arguments that follow it."""
-    sys.meta_path.insert(0, OwnPackages)
+    use_own_packages()
     del sys.argv[0]
     return import_module(f"{sys.argv[0]}.__main__").main()
 

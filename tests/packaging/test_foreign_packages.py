@@ -16,7 +16,8 @@ from broker import __version__
 from tests.packaging.conftest import Installed
 from tests.support import ROOT, Service, clean_environment
 
-FOREIGN = "print('foreign code ran')\n"
+FOREIGN_SAYS = "foreign code ran\n"
+FOREIGN = f"print({FOREIGN_SAYS!r}, end='')\n"
 
 
 @pytest.fixture
@@ -39,6 +40,14 @@ def test_the_command_becomes_a_process_of_ours(installed: Installed, foreign: Pa
 def test_the_command_itself_is_ours(installed: Installed, foreign: Path) -> None:
     done = installed.run(installed.command, "--version", cwd=foreign, PYTHONPATH=str(foreign))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"tokencast {__version__}\n", "")
+
+
+def test_one_that_is_imported_before_is_named(installed: Installed, foreign: Path) -> None:
+    (foreign / "sitecustomize.py").write_text("import worker\n", "utf-8")
+    done = installed.run(installed.command, "worker", "--help", cwd=foreign, PYTHONPATH=str(foreign))
+    assert (done.returncode, done.stdout) == (2, FOREIGN_SAYS)
+    where = foreign / "worker" / "__init__.py"
+    assert done.stderr == f"tokencast: Python has already imported another package `worker`: {where}\n"
 
 
 async def test_everything_that_dev_starts_is_ours(installed: Installed, foreign: Path) -> None:
