@@ -59,8 +59,8 @@ HOUR_MS = 3_600_000
 
 
 class Clock:
-    """In the place of the module `time` where the product asks how long ago something was: goes on with the model's time
-    only, so that a schedule takes the same course on a loaded machine."""
+    """In the place of the module `time` where the product asks how long ago something was: follows the model's time only,
+    so that a schedule takes the same course on a loaded machine."""
 
     def __init__(self, time: Any) -> None:
         self._time = time
