@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from broker.settings import SECRETS, ClientSettings, Settings
+from broker.settings.settings import SECRETS, ClientSettings, Settings
 from tests.contract.layout import laid_out
 from tests.contract.recorder import Recorder
 from tests.contract.stage import Stage, prompt

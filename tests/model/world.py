@@ -59,7 +59,7 @@ HOUR_MS = 3_600_000
 
 
 class Clock:
-    """In the place of the module `time` where the product asks how long ago something was: follows the model's time only,
+    """In the place of the module `time` where the product asks how long ago something was: follows the model only,
     so that a schedule takes the same course on a loaded machine."""
 
     def __init__(self, time: Any) -> None:
