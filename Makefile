@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos bench soak recovery lock clean
+.PHONY: help run test check docs chaos bench soak recovery lock clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,6 +15,7 @@ help:
 	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
 	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
 	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
+	@echo "make docs    the documentation as a site in site/; fails on a broken link"
 	@echo "make chaos   every fault at random under load, and a verdict (MINUTES=20 SEED=7)"
 	@echo "make bench   the broker beside its peers and its limit, as a table (ARGS=--quick, ARGS='W1 W5 --json FILE')"
 	@echo "make soak    half an hour of coming and going: does anything grow? (MINUTES=30)"
@@ -34,6 +35,11 @@ check: .venv/.dev
 	$(python) -m pyright
 	$(python) -m pytest -q tests/unit $(wildcard tests/test_*.py)
 
+docs: .cache/docs/.ready
+	@.cache/docs/bin/python docs/build_site.py .cache/pages
+	@.cache/docs/bin/zensical build --strict --config-file mkdocs.yml
+	@echo "Built: site/index.html"
+
 chaos: .venv/.dev .venv/.system
 	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
@@ -51,13 +57,14 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra dev --output-file requirements.lock pyproject.toml
 	$(compile) --extra dev --extra otel --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(compile) --group build --output-file requirements-build.lock
+	$(compile) --group docs --output-file requirements-docs.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets stand on -----------------------------------------------------------------------------------------
@@ -74,7 +81,7 @@ clean:
 	@touch $@ .venv/.run
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
-.venv/bin/pip .cache/uv/bin/pip: %/bin/pip:
+.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip: %/bin/pip:
 	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $*; \
@@ -82,6 +89,12 @@ clean:
 	done; \
 	echo "Tokencast needs Python 3.11 or newer, with venv (on Debian and Ubuntu: apt-get install python3-venv)." >&2; \
 	exit 2
+
+# The site generator has an environment of its own too: no test and no process needs it.
+.cache/docs/.ready: requirements-docs.lock | .cache/docs/bin/pip
+	@echo "Installing the site generator into .cache/docs (this once) …"
+	@.cache/docs/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	@touch $@
 
 .cache/uv/bin/uv: | .cache/uv/bin/pip
 	@.cache/uv/bin/pip install --quiet uv
