@@ -1,8 +1,8 @@
 """Assemble the pages of the documentation site in a directory: `python docs/build_site.py DIRECTORY`.
 
 The Markdown files link to each other as files of the repository, so that they can be read there. On the site, README.md
-is the home page, and CHANGELOG.md and tests/FAULTS.md are pages too. A link to any other file leads to the repository if
-pyproject.toml names its URL, and becomes plain text otherwise.
+is the home page, and CHANGELOG.md and tests/FAULTS.md are pages too. A link to any other file leads to the repository
+if pyproject.toml names its URL, and becomes plain text otherwise.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def published(markdown: str, source: str) -> str:
         if not path or re.match(r"[a-z]+:", target):
             return link[0]
         path = os.path.normpath(os.path.join(os.path.dirname(source), path))
+        if not (ROOT / path).exists():
+            raise SystemExit(f"{source}: {target}: there is no such file")
         if path in PAGES:
             return f"{text}({PAGES[path]}{hash_sign}{anchor})"
         if path.startswith("docs/"):

@@ -241,11 +241,11 @@ class Reader:
         raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
 
     async def _leave_running(self, block: Block, text: str) -> str:
-        """Started in another terminal, which knows what this one has exported; a second one replaces the first."""
+        """Started in another terminal, with what this one has exported and defined; a second one replaces the first."""
         kind, ready = next((kind, ready) for kind, ready in FOR_EVER.items() if re.search(kind, text))
         for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
             await end(self._running.pop(other))
-        await self._type("export -p > .exported")
+        await self._type("{ export -p; declare -f; } > .exported")
         screen = self._directory / f".screen-{block.line}"
         with screen.open("wb") as output:
             process = await self._open("bash", "-euc", f". ./.exported; {text.strip()}", output=output)
