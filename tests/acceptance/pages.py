@@ -240,7 +240,7 @@ class Reader:
         raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
 
     async def _leave_running(self, block: Block, text: str) -> str:
-        """Start it in another terminal, with what this one has exported and defined. A second one replaces the first."""
+        """Start it in another terminal, with what this one has exported and defined; it replaces one of its kind."""
         kind, ready = next((kind, ready) for kind, ready in ENDLESS.items() if re.search(kind, text))
         for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
             await end(self._running.pop(other))
