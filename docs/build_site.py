@@ -72,7 +72,8 @@ def outside_code(markdown: str, change: Callable[[str], str]) -> str:
 def repository_url() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     urls = {name.lower(): url for name, url in project.get("urls", {}).items()}
-    return next((urls[name].rstrip("/") for name in ("repository", "source", "source code") if name in urls), "")
+    named = [urls[name].rstrip("/") for name in ("repository", "source", "homepage") if name in urls]
+    return next((url for url in named if re.match(r"https://git(hub|lab)\.com/", url)), "")
 
 
 if __name__ == "__main__":
