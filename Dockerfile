@@ -16,7 +16,7 @@ COPY requirements.lock ./
 RUN python -m pip --python /opt/tokencast/bin/python install --require-hashes -r requirements.lock
 COPY requirements-build.lock ./
 RUN python -m pip install --require-hashes -r requirements-build.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE tokencast_broker.py ./
 COPY broker broker
 COPY worker worker
 COPY api api

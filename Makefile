@@ -1,4 +1,4 @@
-# Tokencast. `make` alone says what there is.
+# Tokencast. `make` without a target lists the targets.
 #
 # Everything is installed into .venv from the hash-locked requirements, once, and again when they change; the project
 # itself runs from the checkout and is not installed.
@@ -12,16 +12,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 help:
-	@echo "make run     start everything on http://127.0.0.1:8000 (PORT=… for another port); Ctrl-C stops it"
-	@echo "make check   format, lint, types and the quick tests (tests/unit and the architecture)"
-	@echo "make test    the whole suite, browser and Node tests included (ARGS='-k word' for a part of it)"
-	@echo "make docs    the documentation as a site in site/; fails on a broken link"
-	@echo "make chaos   every fault at random under load, and a verdict (MINUTES=20 SEED=7)"
-	@echo "make bench   the broker beside its peers and its limit, as a table (ARGS=--quick, ARGS='W1 W5 --json FILE')"
-	@echo "make soak    half an hour of coming and going: does anything grow? (MINUTES=30)"
-	@echo "make recovery how long it is felt that a worker, a gateway or Redis failed (ARGS='--runs 5 --json')"
-	@echo "make lock    write the lock files (ARGS=--upgrade for newer versions)"
-	@echo "make clean   remove everything that the above have made"
+	@echo "Use"
+	@echo "  make run       start everything on http://127.0.0.1:8000 (PORT=8123 for another port); Ctrl-C stops it"
+	@echo
+	@echo "Develop"
+	@echo "  make check     format, lint, types and the quick tests: about a minute"
+	@echo "  make test      the whole suite, browser and Node.js tests included (ARGS='-k word' for a part of it)"
+	@echo "  make docs      the documentation as a site in site/; fails on a broken link"
+	@echo "  make chaos     random faults under load, and a verdict (MINUTES=20 SEED=7)"
+	@echo
+	@echo "Measure"
+	@echo "  make bench     the benchmark next to other servers, as a table (ARGS=--quick, ARGS='W1 W5 --json FILE')"
+	@echo "  make soak      growth of memory and files while subscribers come and go (MINUTES=30)"
+	@echo "  make recovery  duration of the outage that a lost worker, gateway or Redis causes (ARGS='--runs 5 --json')"
+	@echo
+	@echo "Maintain"
+	@echo "  make lock      write the lock files (ARGS=--upgrade for newer versions)"
+	@echo "  make clean     remove everything that the other targets have created"
 
 run: .venv/.run
 	@exec $(python) -m broker dev
@@ -54,9 +61,10 @@ recovery: .venv/.dev
 
 # One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
 lock: .cache/uv/bin/uv
-	$(compile) --extra dev --output-file requirements.lock pyproject.toml
-	$(compile) --extra dev --extra otel --group test -c requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(compile) --group build --output-file requirements-build.lock
+	$(compile) --extra dev --output-file requirements.lock pyproject.toml
+	$(compile) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
+		--output-file requirements-dev.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 

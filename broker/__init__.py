@@ -10,11 +10,42 @@
 Knows neither HTTP (`api/`) nor the upstream (`worker/`).
 """
 
-from broker.errors import BrokerError
+from broker.errors import (
+    BodyTooLarge,
+    BrokerError,
+    GenerationGone,
+    GenerationNotFound,
+    IdempotencyConflict,
+    InvalidCursor,
+    InvalidRequest,
+    LimitExceeded,
+    Misconfigured,
+    ModelNotFound,
+    StorageUnavailable,
+)
 from broker.events import Event
 from broker.generation import Generation
 from broker.ids import Cursor
-from broker.service import Broker, connect
+from broker.service import Broker, GapFound, connect
 from broker.version import __version__
 
-__all__ = ["Broker", "BrokerError", "Cursor", "Event", "Generation", "__version__", "connect"]
+__all__ = [
+    "BodyTooLarge",
+    "Broker",
+    "BrokerError",
+    "Cursor",
+    "Event",
+    "GapFound",
+    "Generation",
+    "GenerationGone",
+    "GenerationNotFound",
+    "IdempotencyConflict",
+    "InvalidCursor",
+    "InvalidRequest",
+    "LimitExceeded",
+    "Misconfigured",
+    "ModelNotFound",
+    "StorageUnavailable",
+    "__version__",
+    "connect",
+]

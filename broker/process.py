@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import broker
 from broker.errors import Misconfigured
 
 MISCONFIGURED = 2  # exit status
@@ -52,6 +53,17 @@ def open_files() -> int:
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """The command that runs one of our modules, and not one of that name in the current directory."""
-    at_home = Path.cwd() == Path(__file__).resolve().parents[1]
-    return [sys.executable, *([] if at_home else ["-P"]), "-m", name, *arguments]
+    """The command that runs one of our modules, whatever packages of the same name are on PYTHONPATH or in the current
+    directory: see tokencast_broker.py."""
+    return [sys.executable, "-P", str(_home() / "tokencast_broker.py"), name, *arguments]
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this distribution, in a checkout or from the package index."""
+    checkout = (_home() / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'tokencast-broker[{extra}]'"
+
+
+def _home() -> Path:
+    """The directory that holds our packages: a checkout or `site-packages`."""
+    return Path(broker.__file__).resolve().parents[1]

@@ -9,10 +9,21 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from broker.complaints import complaints
 from broker.connection import Redis, connect_both
-from broker.errors import BodyTooLarge, BrokerError, GenerationGone, LimitExceeded, StorageUnavailable
-from broker.events import RESET, STARTED, Event, follows
+from broker.errors import (
+    BodyTooLarge,
+    BrokerError,
+    GenerationGone,
+    InvalidRequest,
+    LimitExceeded,
+    Misconfigured,
+    StorageUnavailable,
+)
+from broker.events import RESET, STARTED, STATUSES, Event, follows
 from broker.generation import Generation, queued
 from broker.hub import Hub
 from broker.ids import START, Cursor, created_ms, parse_cursor
@@ -27,6 +38,7 @@ from broker.tasks import cancelled
 from broker.tokens import Tokens
 from broker.trace import traceparent
 
+_LISTED = 100  # generations in one page of a list
 logger = logging.getLogger("tokencast.broker")
 
 
@@ -119,6 +131,18 @@ class Broker:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
         return await self.store.get(gid, tenant)
 
+    async def list(self, *, status: str | None = None, tenant: str = OPEN_TENANT) -> AsyncGenerator[Generation, None]:
+        """All generations, or those with this status, newest first and without their text; read page by page.
+        InvalidRequest, StorageUnavailable."""
+        if status is not None and status not in STATUSES:
+            raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
+        after, more = None, True
+        while more:
+            page, more = await self.store.list(tenant, status, _LISTED, after)
+            for generation in page:
+                yield generation
+                after = generation.id
+
     async def models(self) -> dict[str, str]:
         """The models that can be asked for by name → their upstream: those the settings name, and where they give
         patterns, those that the upstream told a worker."""
@@ -208,11 +232,35 @@ class GapFound(BrokerError):
         self.found = found
 
 
+class _Given(Settings):
+    """Settings from arguments alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def _settings_of(url: str | None) -> Settings:
+    try:
+        return _Given() if url is None else _Given(REDIS_URL=url)  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        raise Misconfigured("; ".join(complaints({"REDIS_URL": "url"}, error.errors()))) from None
+
+
 @asynccontextmanager
 async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
-    """A Broker on one Redis (`redis://`, `rediss://`, `unix://`, `redis+sentinel://`), or on what the settings name.
-    Connects when it is first used."""
-    settings = settings or (Settings(REDIS_URL=url) if url else Settings())  # pyright: ignore[reportCallIssue]
+    """A Broker on the Redis at `url`: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`, by default
+    `redis://127.0.0.1:6379/0`. It connects when it is first used.
+
+    The environment is not read: every other setting has its default. To use the settings of a gateway or a worker, such
+    as TOKENCAST_STREAMS_URL, read them with `broker.settings.load_for_process` and pass them as `settings`, without a
+    URL. Misconfigured if the URL is not valid.
+    """
+    if url is not None and settings is not None:
+        raise TypeError("connect() takes a URL or settings, not both")
+    settings = settings or _settings_of(url)
     async with connect_both(settings.logs_url, settings.redis_url) as (streams, queue):
         broker = Broker(streams, queue, settings)
         upkeep = asyncio.get_running_loop().create_task(broker.hub.run())

@@ -1,4 +1,4 @@
-"""Traces, where OpenTelemetry is installed (`tokencast[otel]`) and told where to send them: by
+"""Traces, where OpenTelemetry is installed (the extra `otel`) and told where to send them: by
 OTEL_EXPORTER_OTLP_ENDPOINT, and whatever else its SDK reads. The only file that knows it; without it nothing here does
 anything.
 
@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.environment import read_variable
+from broker.process import install_command
 from broker.version import __version__
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def configure_tracing(service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces: an OTLP endpoint is set, but OpenTelemetry is not installed (tokencast[otel])")
+        log.warning(
+            "no traces: an OTLP endpoint is set, but OpenTelemetry is not installed: %s", install_command("otel")
+        )
         return _nothing
     named = Resource.create({"service.name": service, "service.version": __version__})
     provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that would wait without a bound, once more

