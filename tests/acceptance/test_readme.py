@@ -12,6 +12,8 @@ from tests.support import ROOT
 from worker.upstream_sim.directives import seed_of
 from worker.upstream_sim.text import pieces
 
+pytestmark = pytest.mark.timeout(400)  # the first test waits for the whole session
+
 README = ROOT / "README.md"
 ANSWER = "".join(pieces(seed_of([{"role": "user", "content": "Explain the GIL in CPython."}]), 60))
 
