@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos bench soak recovery lock clean
+.PHONY: help run test check docs chaos bench soak recovery lock clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,6 +18,7 @@ help:
 	@echo "Develop"
 	@echo "  make check     format, lint, types and the quick tests: about a minute"
 	@echo "  make test      the whole suite, browser and Node.js tests included (ARGS='-k word' for a part of it)"
+	@echo "  make docs      the documentation as a site in site/; fails on a broken link"
 	@echo "  make chaos     random faults under load, and a verdict (MINUTES=20 SEED=7)"
 	@echo
 	@echo "Measure"
@@ -41,6 +42,11 @@ check: .venv/.dev
 	$(python) -m pyright
 	$(python) -m pytest -q tests/unit $(wildcard tests/test_*.py)
 
+docs: .cache/docs/.ready
+	@.cache/docs/bin/python docs/build_site.py .cache/pages
+	@.cache/docs/bin/zensical build --strict --config-file mkdocs.yml
+	@echo "Built: site/index.html"
+
 chaos: .venv/.dev .venv/.system
 	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
@@ -59,13 +65,14 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra dev --output-file requirements.lock pyproject.toml
 	$(compile) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
 		--output-file requirements-dev.lock pyproject.toml
+	$(compile) --group docs --output-file requirements-docs.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets stand on -----------------------------------------------------------------------------------------
@@ -82,7 +89,7 @@ clean:
 	@touch $@ .venv/.run
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
-.venv/bin/pip .cache/uv/bin/pip: %/bin/pip:
+.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip: %/bin/pip:
 	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $*; \
@@ -90,6 +97,12 @@ clean:
 	done; \
 	echo "Tokencast needs Python 3.11 or newer, with venv (on Debian and Ubuntu: apt-get install python3-venv)." >&2; \
 	exit 2
+
+# The site generator has an environment of its own too: no test and no process needs it.
+.cache/docs/.ready: requirements-docs.lock | .cache/docs/bin/pip
+	@echo "Installing the site generator into .cache/docs (this once) …"
+	@.cache/docs/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	@touch $@
 
 .cache/uv/bin/uv: | .cache/uv/bin/pip
 	@.cache/uv/bin/pip install --quiet uv

@@ -174,7 +174,7 @@ def test_every_script_says_what_it_takes_and_gives() -> None:
 
 
 def test_locks_have_hashes_and_no_addresses() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock", "requirements-build.lock", "tests/sdk/oldest.txt"):
+    for name in (*(path.name for path in ROOT.glob("requirements*.lock")), "tests/sdk/oldest.txt"):
         text = (ROOT / name).read_text("utf-8")
         assert "--hash=sha256:" in text
         assert not re.search(r"https?:|file:|--index-url|--find-links", text), name

@@ -1,4 +1,4 @@
-"""`FAULTS.md` names every fault and a test for each; the tests are there."""
+"""Every row of FAULTS.md and every promise of the README names a test that exists."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def defined_in(path: str) -> set[str]:
 
 
 def missing(named: list[str]) -> list[str]:
-    """Those of `path::test` that are none."""
+    """The names (`path::test`) without a test."""
     parts = [name.partition("::") for name in named]
     return [f"{path}::{test}" for path, _, test in parts if not (HERE / path).exists() or test not in defined_in(path)]
 

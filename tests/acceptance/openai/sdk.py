@@ -239,9 +239,11 @@ def node() -> str:
 
 
 def documented(language: str) -> str:
-    """The README's snippet for the SDK of that language."""
+    """The README's snippet for the SDK of that language, without the comment that names its file."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    [snippet] = re.findall(rf"^```{language}\n(.*?chat\.completions\.create.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    [snippet] = re.findall(
+        rf"^```{language}\n(?:(?:#|//) \S+\n)?(.*?chat\.completions\.create.*?)^```$", readme, re.DOTALL | re.MULTILINE
+    )
     return snippet
 
 

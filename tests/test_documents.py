@@ -1,0 +1,137 @@
+"""README, docs/ and the changelog without running anything: links, names, tables, and the site's pages."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from api.ops.openapi import document
+from broker import events
+from broker.cli.main import cli
+from tests.acceptance.documents.pages import anchors, blocks, targets
+
+ROOT = Path(__file__).parent.parent
+README, REFERENCE, BENCHMARKS = ROOT / "README.md", ROOT / "docs/reference.md", ROOT / "docs/benchmarks.md"
+ARCHITECTURE = ROOT / "docs/architecture.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+EXTRA = [page for name in ("CONTRIBUTING.md", "SECURITY.md") if (page := ROOT / name).exists()]
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "tests/FAULTS.md", *EXTRA, *DOCS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in targets(page):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in targets(README)}
+    assert [page.name for page in DOCS if page not in linked] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 200
+
+
+def test_pictures_and_fragments_have_their_pages() -> None:
+    """A block without a language is a picture or an excerpt; the one fragment of a page's script, in browsers.md, is
+    run by tests/browser/test_eventsource.py."""
+    for page in DOCS:
+        plain = [str(block) for block in blocks(page) if not block.language]
+        assert plain == [] or page in (ARCHITECTURE, REFERENCE)
+    assert [block.page.name for page in (README, *DOCS) for block in blocks(page) if block.in_a_page] == ["browsers.md"]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_every_setting_and_metric_that_is_named_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    settings = REFERENCE.read_text("utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    names = {name for name in re.findall(r"\bTOKENCAST_[A-Z_]*[A-Z]\b", text) if f"{name}_…" not in text}
+    assert {name for name in names if name not in settings} == set()
+    sources = "".join(path.read_text("utf-8") for name in ("api", "broker", "worker") for path in python_files(name))
+    metrics = {name.removesuffix("_total") for name in re.findall(r"`(tokencast_\w+)", text)}
+    assert {name for name in metrics if f'"{name}"' not in sources} == set()
+
+
+def python_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_the_reference_has_every_command() -> None:
+    listed = re.findall(r"^\| (.*?) \|", section("Commands"), re.MULTILINE)
+    named = {name for cell in listed for name in re.findall(r"`([a-z-]+)[^`]*`", cell)}
+    assert set(cli.commands) - named == set()
+    assert named - {"command"} <= set(cli.commands)
+
+
+def test_the_reference_has_every_route() -> None:
+    listed = {match.partition("?")[0] for match in re.findall(r"(/[\w/{}.]*)", "".join(first_cells(section("Routes"))))}
+    assert listed - {"/"} == set(document()["paths"])
+
+
+def test_the_reference_has_every_event() -> None:
+    listed = set(re.findall(r"`(\w+)`", "".join(first_cells(section("Events").partition("\n### ")[0]))))
+    assert listed - {"event"} == set(events.NAMES.values()) | {"gap", "gone", "reset"}
+
+
+def section(title: str) -> str:
+    return REFERENCE.read_text("utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    return re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+
+
+def test_the_readme_s_figures_are_those_of_the_benchmarks() -> None:
+    def rows(page: Path) -> set[tuple[str, ...]]:
+        lines = re.findall(r"^\| W\d+ .*", page.read_text("utf-8"), re.MULTILINE)
+        return {tuple(cell.strip() for cell in line.split("|")[1:7]) for line in lines}
+
+    assert len(rows(README)) == 6
+    assert rows(README) <= rows(BENCHMARKS)
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    named = set(re.findall(r"`((?:api|broker|worker)/[\w/.]*)`", ARCHITECTURE.read_text("utf-8")))
+    assert {name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()} == set()
+
+
+def test_every_heading_of_the_changelog_is_a_release_with_its_date() -> None:
+    """In the form of https://keepachangelog.com."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    releases, kinds = re.findall(r"^## (.*)", text, re.MULTILINE), re.findall(r"^### (.*)", text, re.MULTILINE)
+    assert releases[0] == "[Unreleased]"
+    assert [name for name in releases[1:] if not re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", name)] == []
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+# --- the site ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_site_has_every_page(tmp_path: Path) -> None:
+    """`make docs` assembles its pages, links to each in the navigation, and breaks no link between them."""
+    pages = tmp_path / "pages"
+    subprocess.run([sys.executable, "docs/build_site.py", str(pages)], cwd=ROOT, check=True, timeout=30)
+    navigation = re.findall(r"[\w-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]))
+    assert sorted(navigation) == sorted(page.name for page in pages.glob("*.md"))
+    assert not (pages / "kubernetes/secrets").exists()
+    for page in pages.glob("*.md"):
+        for target in targets(page):
+            name, _, anchor = target.partition("#")
+            if not re.match(r"[a-z]+:", target):
+                file = pages / name if name else page
+                assert file.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
