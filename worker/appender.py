@@ -1,8 +1,8 @@
-"""Carries the events of all attempts of this process to Redis, over one connection to each server.
+"""Appends the events of all attempts of this process to Redis, over one connection per server.
 
-While one pipeline is under way the next gathers: idle, a token leaves at once; under load the calls get longer by
-themselves. Everything may be sent again, since ids are explicit: after any trouble the same events go out under
-the same ids, and the scripts skip what is there and say what is missing.
+While one pipeline is in flight, the next one is collected: without load a token is sent at once, and under load the
+calls grow by themselves. Every call may be repeated, because ids are explicit: after an error the same events are sent
+under the same ids, and the scripts skip events that are present and report events that are missing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
-STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
-MOVING = 0.05  # seconds
-FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
-_REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
+STORAGE_FULL = 30.0  # seconds of "out of memory" replies after which an attempt fails; two leases at most
+MOVING = 0.05  # seconds until the next try while a cluster moves a shard
+FULL_PAUSE = 0.25  # seconds until the next try if Redis is full
+_REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # replies of a cluster
 TRANSIENT = _REDIRECTING | {
     *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "NOAUTH")
 }
@@ -44,7 +44,7 @@ TOUCHING, RESTORING = -1, -2
 
 
 class Call(NamedTuple):
-    """One command under way. `cut` is the last seq it sends, or which of the others it is."""
+    """One command in flight. `cut`: the last seq that it sends, or TOUCHING or RESTORING."""
 
     attempt: Attempt
     cut: int
@@ -52,14 +52,14 @@ class Call(NamedTuple):
 
 
 class Appender:
-    """`begin` an attempt for each claim; `run` for ever beside them. One lane, and on a cluster one for each shard, so
-    that a server's trouble stalls only what is on it."""
+    """Creates an attempt for each claim (`begin`) and appends the events of all of them (`run`). There is one
+    `ShardAppender`, on a cluster one per shard, so that an unreachable server delays only its own shards."""
 
     def __init__(self, settings: Settings, servers: Topology | None = None) -> None:
-        """`servers`: as the rest of the process knows them."""
+        """`servers`: topology that the process shares."""
         self._url = settings.logs_url
         self._servers = servers or topology_of(settings.logs_url)
-        # Often enough that a cancel comes home at once, and that a lease never runs down.
+        # Short enough that a cancellation is noticed soon, and that no lease expires.
         self._tick = min(0.5, settings.lease / 6)
         self._lanes = {
             group: ShardAppender(self, self._servers, group, settings, self._tick) for group in self._servers.groups
@@ -72,7 +72,7 @@ class Appender:
         return any(lane.connected.is_set() for lane in self._lanes.values())
 
     async def ready(self) -> None:
-        """Until connected."""
+        """Wait until connected."""
         waits = [asyncio.create_task(lane.connected.wait()) for lane in self._lanes.values()]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -84,14 +84,14 @@ class Appender:
         return self._lane(claim).begin(claim)
 
     def drop(self, attempt: Attempt) -> None:
-        """Forgets an attempt, whatever it still has."""
+        """Forget an attempt, including its unsent events."""
         self._lane(attempt.claim).drop(attempt)
 
     def _lane(self, claim: Claim) -> ShardAppender:
         return self._lanes[self._servers.group(shard_of(claim.gid))]
 
     async def run(self) -> None:
-        """Until cancelled. Redis may come and go."""
+        """Run until cancelled; reconnects if Redis is unreachable."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick_for_ever())
             tasks.create_task(self._servers.watch())
@@ -105,12 +105,12 @@ class Appender:
                 lane.tick(idle_too=number == turn % len(self._lanes))
 
     def lost(self, why: str) -> None:
-        """A lane has lost its connection, gets none, or is refused. Logged once a minute, until all are served."""
+        """Log that a shard's connection failed or its commands were rejected: once a minute, until all shards work."""
         self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {why}")
         self._whole = False
 
     def found(self) -> None:
-        """A lane is connected, and served."""
+        """Log the recovery, once all shards are connected and their commands accepted."""
         if not self._whole and all(lane.connected.is_set() for lane in self._lanes.values()):
             self._whole = True
             self._servers.troubles.over()
@@ -118,7 +118,7 @@ class Appender:
 
 
 class ShardAppender:
-    """The attempts of the shards that one connection reaches."""
+    """Appends the attempts of the shards that one connection reaches."""
 
     def __init__(self, appender: Appender, servers: Topology, group: str, settings: Settings, tick: float) -> None:
         self._appender = appender
@@ -128,14 +128,14 @@ class ShardAppender:
         self._max_output = settings.max_output
         self._tick = tick
         self._active: dict[Attempt, None] = {}
-        self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
-        self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
-        self._apart: set[Attempt] = set()  # with keys on two servers: their shard is moving
+        self._waiting: dict[Attempt, None] = {}  # attempts with unsent events, in the order of their waiting time
+        self._restoring: dict[Attempt, None] = {}  # attempts that Redis does not know, or not as ours
+        self._apart: set[Attempt] = set()  # attempts with keys on two servers, because their shard is moving
         self._lingering = EndedAttempts(tick)
-        self._connection = 0  # number of the present one
+        self._connection = 0  # number of the current connection
         self._wake: asyncio.Future[None] | None = None
         self._touch = False
-        # Back within a lease of Redis: for as long the reapers wait for us.
+        # Reconnect within a lease after Redis is back: reapers wait that long.
         self._backoff = Backoff(longest=min(2.0, settings.lease / 3))
         self.connected = asyncio.Event()
 
@@ -151,7 +151,7 @@ class ShardAppender:
         self._apart.discard(attempt)
 
     def tick(self, *, idle_too: bool) -> None:
-        """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
+        """Schedule touches; with `idle_too`, also a check of the connection if there is nothing to touch."""
         self._lingering.forget_old()
         if idle_too or self._active or self._lingering:
             self._touch = True
@@ -166,7 +166,7 @@ class ShardAppender:
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Connect and serve until cancelled."""
         while True:
             try:
                 await self._connect_and_serve()
@@ -181,14 +181,14 @@ class ShardAppender:
         try:
             await self._load_scripts(connection)
             self._begin_connection()
-            if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
+            if not (self._active or self._waiting):  # otherwise the first reply shows whether commands are accepted
                 self._well()
             while True:
                 self._servers.check(connection.node)
                 touching = self._touch
                 calls = self._gather()
                 if not calls:
-                    if touching:  # an idle connection that broke says so only when it is used
+                    if touching:  # a broken idle connection is noticed only when it is used
                         await connection.call("PING", timeout=REPLY_TIMEOUT)
                         self._lingering.answered()
                     else:
@@ -202,14 +202,14 @@ class ShardAppender:
                 refusal = self._settle(calls, replies)
                 if refusal is None:
                     self._backoff.success()
-                    if not self._restoring:  # else a ticket of what is about to be restored could be taken
+                    if not self._restoring:  # otherwise a ticket could be taken of a generation about to be restored
                         self._well()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
-                elif _is_full(refusal):  # on this connection leases are kept and endings pass
-                    self._unwell("it is full")
+                elif _is_full(refusal):  # keep the connection: touches and terminal events still pass
+                    self._unwell("out of memory")
                     await asyncio.sleep(min(FULL_PAUSE, self._tick / 2))
-                elif refusal.kind == "TRYAGAIN":  # a shard on its way to another server of a cluster
+                elif refusal.kind == "TRYAGAIN":  # a cluster is moving the shard to another server
                     await asyncio.sleep(MOVING)
                 else:
                     raise refusal
@@ -230,7 +230,7 @@ class ShardAppender:
             await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
 
     def _gather(self) -> list[Call]:
-        """What goes into the next pipeline: of each attempt one call, and the touches that are due."""
+        """Return the calls of the next pipeline: one per waiting attempt, and the touches that are due."""
         calls = [Call(attempt, RESTORING, self._restore(attempt)) for attempt in self._restoring]
         room = PIPELINE_BYTES
         for attempt in self._waiting:
@@ -250,8 +250,8 @@ class ShardAppender:
         return calls
 
     def _gather_touches(self, calls: list[Call]) -> None:
-        """For attempts that appended nothing lately, so that an ending from elsewhere comes home within a tick;
-        now and then for the others too, since an append does not renew the lease."""
+        """Add touches for attempts that appended nothing lately, so that an end from elsewhere is noticed within a
+        tick; less often also for the others, because an append does not renew the lease."""
         now, tick = time.monotonic(), self._tick * 0.9
         for attempt in self._active:
             quiet, untouched = now - attempt.heard_at, now - attempt.touched_at
@@ -283,7 +283,8 @@ class ShardAppender:
         )
 
     def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
-        """A server that had it on this very connection has not gone back: there it was deleted, or has expired."""
+        """Return the command that restores an attempt. A server that had it on the current connection lost no data:
+        there the generation was deleted or has expired, and `known_at` is 0."""
         claim = attempt.claim
         known_at = attempt.known_at if attempt.known_on != self._connection else 0
         return (
@@ -294,13 +295,13 @@ class ShardAppender:
         )
 
     def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
-        """Takes in all replies; the refusal that asks for another connection or for the scripts, if there is one."""
+        """Process all replies. Return the error that requires another connection or the scripts, if there is one."""
         refusal: RespError | None = None
         now = time.monotonic()
         for call, reply in zip(calls, replies, strict=True):
             attempt = call.attempt
             if call.cut == TOUCHING and (attempt not in self._active or attempt in self._restoring):
-                continue  # touched behind its own ending, or its loss is known
+                continue  # touched after its end, or its loss is known
             if isinstance(reply, RespError):
                 if call.cut == TOUCHING:
                     self._touch_again(attempt, reply)
@@ -325,13 +326,13 @@ class ShardAppender:
                 attempt.acknowledge(reply[1])
                 self._waiting[attempt] = None
             elif outcome == b"CLOSED" and attempt.ending is not None and attempt.sent == attempt.count:
-                self._ended(attempt)  # by ourselves, most likely: the reply was lost
+                self._ended(attempt)  # most likely by this worker: the reply was lost
             else:
                 self._end(attempt, outcome.decode())
         return refusal
 
     def _touch_again(self, attempt: Attempt, error: RespError) -> None:
-        """At the next tick, by the keys that must be together."""
+        """Touch an attempt at the next tick; after TRYAGAIN only with the keys that are on one server."""
         attempt.touched_at = float("-inf")
         if error.kind == "TRYAGAIN":
             self._apart.add(attempt)
@@ -344,12 +345,12 @@ class ShardAppender:
         attempt.acknowledge(last)
         self._waiting.pop(attempt, None)
         if not attempt.complete:
-            self._waiting[attempt] = None  # behind the others
+            self._waiting[attempt] = None  # after the others
 
     def _restored(self, attempt: Attempt, reply: Reply) -> None:
-        """Redis knows it again, as ours, up to some event; or it is somebody else's, or past its end."""
+        """Handle the reply to a restore: Redis has the attempt again, up to some event, or the attempt is over."""
         if attempt not in self._restoring:
-            return  # dropped while its call was under way
+            return  # dropped while its call was in flight
         del self._restoring[attempt]
         if reply[0] != b"OK":
             self._end(attempt, reply[0].decode())
@@ -360,7 +361,7 @@ class ShardAppender:
         self._waiting[attempt] = None
 
     def _refused(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
-        """A refusal that will pass keeps everything; one that will not ends the attempt."""
+        """Handle an error reply: a transient one changes nothing and is returned, a lasting one ends the attempt."""
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
@@ -371,7 +372,7 @@ class ShardAppender:
             return error
         if kind in TRANSIENT or forbidden_command(error) is not None:
             return error
-        log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
+        log.error("%s: Redis rejected an append: %s", attempt.claim.gid, kind)
         self._end(attempt, "ERROR")
         return None
 
@@ -388,11 +389,11 @@ class ShardAppender:
         self._lingering.add(attempt)
 
     def _begin_connection(self) -> None:
-        """Another server may have taken over, that never heard of the endings."""
+        """Send all recent terminal events again: another server, which lacks them, may have taken over."""
         self._connection += 1
         self._lingering.connected()
         self._waiting.update(dict.fromkeys(self._lingering.take_all()))
 
 
 def _is_full(refusal: RespError) -> bool:
-    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps what a script meets
+    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps errors inside scripts

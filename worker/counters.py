@@ -1,6 +1,6 @@
-"""What a worker counts: per attempt and per call of the upstream, never per token.
+"""Counters of a worker. They are updated per attempt and per upstream call, never per token.
 
-The gaps between tokens are read off the attempts, which hold when each of their events came: when somebody asks, and at
+The gaps between tokens are computed from the attempts, which hold the arrival time of each event: at each scrape and at
 an attempt's end.
 """
 
@@ -19,7 +19,7 @@ from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.upstream.errors import UpstreamError
 
-# An upstream may fail with a code of its own: those are its to invent, and name no metric.
+# Codes that are used as label values. Codes that upstreams invent are counted as "other".
 CODES = frozenset(
     {
         *("bad_upstream_response", "internal_error", "model_not_found", "output_too_large", "storage_full", "timeout"),
@@ -32,7 +32,7 @@ REASONS = frozenset({"worker_lost", "worker_stopped", "upstream_error"})
 
 @dataclass(slots=True)
 class _Read:
-    """How far an attempt's events have been counted."""
+    """Part of an attempt's events that has been counted."""
 
     labels: Labels
     began: float
@@ -42,7 +42,7 @@ class _Read:
 
 
 class WorkerCounters:
-    """Counters and histograms by upstream and model, as the settings spell it."""
+    """Counters and histograms by upstream and model, labelled as in the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -65,14 +65,14 @@ class WorkerCounters:
             self.resets[(reason if reason in REASONS else "other",)] += 1
 
     def first_token(self, attempt: Attempt, called: float) -> None:
-        """The first token of a call that was made at `called` (monotonic)."""
+        """Record the first token of a call made at `called` (monotonic time)."""
         self.first_tokens[self._reads[attempt].labels].observe(time.monotonic() - called)
 
     def retried(self, attempt: Attempt, error: UpstreamError) -> None:
         self.retries[(self._reads[attempt].labels[0], _code(error))] += 1
 
     def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:
-        """The attempt has given the generation its ending."""
+        """Record that the attempt wrote the generation's terminal event."""
         labels = self._reads[attempt].labels
         status = "completed" if failure is None else "failed"
         self.ended[(*labels, status, "" if failure is None else _code(failure))] += 1
@@ -84,11 +84,11 @@ class WorkerCounters:
                 self.tokens[(*labels, kind)] += tokens
 
     def left(self, attempt: Attempt) -> None:
-        """It is over, whatever became of it."""
+        """Record the end of an attempt, whatever its outcome."""
         self._read(attempt, self._reads.pop(attempt))
 
     def catch_up(self) -> None:
-        """Counts what has come since the last time."""
+        """Count the events that arrived since the last call."""
         for attempt, read in self._reads.items():
             self._read(attempt, read)
 
@@ -101,7 +101,7 @@ class WorkerCounters:
         before = [times[0] if read.last_ms is None else read.last_ms, *times]
         gaps = Counter(map(sub, times, before))
         if read.last_ms is None:
-            gaps[0] -= 1  # before the first one there is none
+            gaps[0] -= 1  # the first token has no gap before it
         read.last_ms = times[-1]
         for gap, count in gaps.items():
             self.gaps[read.labels].observe(gap / 1000, count)

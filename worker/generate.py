@@ -1,7 +1,7 @@
-"""One generation, from its claim to its ending. Main path: `Generator.run`.
+"""Runs one generation, from its claim to its terminal event. Start with `GenerationRunner.run`.
 
-claim → attempt: call the upstream, push each chunk → finish. Before the first token a call that may succeed is
-repeated within the attempt; after it the generation fails, or starts anew as another attempt where it asks for that.
+claim → attempt: call the upstream, push each chunk → finish. Before the first token, a retryable call is repeated
+within the attempt. After it, the generation fails, or starts again as a new attempt if its policy is `restart`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 8.0
-HELD = 64  # chunks without a token that may wait for the first one
+HELD = 64  # maximum number of chunks without a token that wait for the first token
 LONGEST_REASON = 100  # characters of a finish reason
-FOLDED_AT_ONCE = 200  # chunks, 1 ms: others want the loop too
+FOLDED_AT_ONCE = 200  # chunks per slice, 1 ms: the event loop is shared
 log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
 
@@ -52,10 +52,11 @@ class GenerationRunner:
         self._settings = settings
         self.tally = WorkerCounters(settings)
         self.claims: dict[str, Claim] = {}
-        """What this process writes now, by generation."""
+        """Current claims of this process, by generation."""
 
     async def run(self, claim: Claim) -> None:
-        """Until the generation has its ending, whoever wrote it. May be cancelled: then it has none."""
+        """Run until the generation has its terminal event, from this worker or from elsewhere. If cancelled, it writes
+        none."""
         deadline = asyncio.get_running_loop().time() + self._settings.max_duration
         current = claim
         following: Claim | None = claim
@@ -64,11 +65,11 @@ class GenerationRunner:
                 current = self.claims[claim.gid] = following
                 following = await self._attempt(following, deadline)
         finally:
-            if self.claims.get(claim.gid) is current:  # else it was lost, and this process runs it anew
+            if self.claims.get(claim.gid) is current:  # otherwise the lease was lost and this process claimed it again
                 del self.claims[claim.gid]
 
     async def _attempt(self, claim: Claim, deadline: float) -> Claim | None:
-        """One attempt, to the generation's ending or to the claim of another attempt."""
+        """Run one attempt; return the claim of the next attempt, or None at the generation's end."""
         log.info("%s: attempt %d", claim.gid, claim.ordinal)
         if claim.ordinal == 1:
             past_span("queue", claim.trace, claim.created_at, claim.began, generation__id=claim.gid)
@@ -98,7 +99,8 @@ class GenerationRunner:
         return None
 
     async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
-        """Why the completion is not complete, None if it is. AttemptEnded if it is no longer ours."""
+        """Return the error that ended the completion, None if it is complete. Raises AttemptEnded if the attempt is not
+        ours any more."""
         try:
             async with attempt.until(deadline):
                 await self._call_until_answered(attempt)
@@ -126,7 +128,7 @@ class GenerationRunner:
                 if delay is None:
                     raise
                 self.tally.retried(attempt, error)
-                log.info("%s: %s, next call in %.1f s", attempt.claim.gid, error.code, delay)
+                log.info("%s: %s, retrying in %.1f s", attempt.claim.gid, error.code, delay)
                 waiting = {"reason": error.code, "retry_at": round(await self._clock.now() + delay, 3)}
             attempt.note(WAITING, msgspec.json.encode(waiting))
             with suppress(StorageUnavailable):
@@ -134,8 +136,8 @@ class GenerationRunner:
             await asyncio.sleep(delay)
 
     async def _call(self, attempt: Attempt) -> None:
-        """One upstream call. Chunks without a token (a role, a content filter's verdict) wait for the first one:
-        until then a failed call can be repeated without a trace."""
+        """Make one upstream call. Chunks without a token (a role, a content filter result) are held until the first
+        token: until then a failed call can be repeated without a trace in the log."""
         held: list[Chunk] = []
         called = time.monotonic()
         async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
@@ -155,7 +157,7 @@ class GenerationRunner:
             attempt.push(held)
 
     async def _claim_again(self, ours: Claim) -> Claim | None:
-        """Another attempt in the same slot. None if the budget is used up, and then this attempt is still ours."""
+        """Claim another attempt in the same slot. None if the attempts are used up; the current one is still ours."""
         outcome = await claim(self._store, ours.gid, self._settings, ours.own, patience=math.inf)
         if isinstance(outcome, Claim):
             return outcome
@@ -176,14 +178,14 @@ class GenerationRunner:
 
 
 class Retries:
-    """How long to wait before each next call: exponential, with jitter, no less than the upstream asks for."""
+    """Delays between calls: exponential with jitter, at least the upstream's `Retry-After`."""
 
     def __init__(self, budget: float) -> None:
         self._until = time.monotonic() + budget
         self._step = FIRST_RETRY
 
     def delay(self, retry_after: float | None) -> float | None:
-        """Seconds; None if that would be beyond the budget."""
+        """Return the seconds until the next call, None if that exceeds the budget."""
         delay = self._step * random.uniform(0.5, 1)
         self._step = min(2 * self._step, LONGEST_RETRY)
         if retry_after is not None:
@@ -192,13 +194,13 @@ class Retries:
 
 
 def _cut(attempt: Attempt, reason: str) -> UpstreamError:
-    """For a refusal that leaves the attempt ours, and ready for this ending."""
+    """Drop the unsent events after a rejection that leaves the attempt ours; return the error that ends it."""
     attempt.cut()
     return UpstreamError(*OURS[reason])
 
 
 async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> UpstreamError | None:
-    """Returns what it was in the end. Whatever goes wrong with what the upstream sent, there is an ending."""
+    """Write the terminal event, even if the upstream's chunks cannot be merged. Return the error that it reports."""
     try:
         completion = Completion()
         await _fold(attempt, completion)
@@ -211,14 +213,14 @@ async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> Upst
 
 
 def _bug(attempt: Attempt, error: Exception) -> UpstreamError:
-    """Logged without the error's message, which may quote what the upstream or the caller said."""
+    """Log an unexpected exception without its message, which may quote the upstream or the caller."""
     where = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s: %s\n%s", attempt.claim.gid, type(error).__name__, where)
-    return UpstreamError("internal_error", "Something went wrong in the worker.")
+    return UpstreamError("internal_error", "Internal error in the worker.")
 
 
 async def _fold(attempt: Attempt, completion: Completion) -> None:
-    """Merges the messages. In slices: a long completion would keep the loop for a tenth of a second."""
+    """Merge the chunks in slices: a long completion would block the event loop for a tenth of a second."""
     for number, (kind, data) in enumerate(attempt.events()):
         if kind in (CHUNK, USAGE):
             completion.add(decode_chunk(data))

@@ -1,4 +1,4 @@
-"""The generations that run in this process, and how they are handed over when it stops."""
+"""`Slots`: the running generations of this process, and their hand-over when it stops."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from worker.claims import Claim, release
 from worker.generate import GenerationRunner
 from worker.reservations import Reservations
 
-HAND_OVER = 5.0  # seconds; the reaper finds what could not be handed over
+HAND_OVER = 5.0  # seconds; the reaper recovers generations that could not be handed over
 log = logging.getLogger("tokencast.worker")
 
 
 class Slots:
-    """One slot each."""
+    """Runs each generation in a task of its own, one per slot."""
 
     def __init__(self, generator: GenerationRunner, store: Redis, queue: Queue, slots: int) -> None:
         self._generator = generator
         self._store = store
         self._queue = queue
-        # To each its ticket. Two may have the same: Redis went back to before the claim of one that still runs here.
+        # Ticket of each task. Two tasks have the same one if Redis lost the claim of a generation that still runs here.
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
         self.slots = slots
@@ -35,7 +35,7 @@ class Slots:
         return len(self._tasks)
 
     def free(self, starting: set[str]) -> int:
-        """Slots that neither a generation has nor one of the tickets that are just being started."""
+        """Return the number of slots that no generation and none of the `starting` tickets occupies."""
         return self.slots - len(self._tasks) - len(starting.difference(self._tasks.values()))
 
     def start(self, ticket: str, claim: Claim) -> None:
@@ -46,27 +46,27 @@ class Slots:
     def _stopped(self, claim: Claim, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._changed.set()
-        if task.cancelled():  # it is handed over, and keeps its place
+        if task.cancelled():  # it is handed over and keeps its reservation
             return
-        if claim.gid not in self._generator.claims:  # else the place is the newer attempt's
+        if claim.gid not in self._generator.claims:  # otherwise the newer attempt keeps the reservation
             self.places.leave(claim.gid, claim.tenant)
         if (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), type(error).__name__)
 
     async def changed(self, within: float | None = None) -> None:
-        """Until a generation has ended, or for so many seconds."""
+        """Wait until a generation has ended, at most `within` seconds."""
         self._changed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._changed.wait()
 
     async def drained(self) -> None:
-        """Until none runs."""
+        """Wait until no generation is running."""
         while self._tasks:
             await self.changed()
 
     async def hand_over(self) -> None:
-        """Stops them all and puts them back into the queue."""
+        """Stop all generations and put them back into the queue."""
         claims, tasks = list(self._generator.claims.values()), list(self._tasks)
         await cancel_and_wait(tasks)
         try:

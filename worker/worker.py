@@ -1,4 +1,4 @@
-"""A worker's life: wait for Redis, run until told to stop, let the generations end, hand over the rest."""
+"""A worker's life cycle: wait for Redis, serve until a signal, drain the running generations, hand over the rest."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from worker.upstream.client import check_client
 from worker.upstream.models import ModelLists
 from worker.upstream.stream import Upstreams
 
-FAREWELL = 2.0  # seconds for the presence keys, where Redis is away
+FAREWELL = 2.0  # seconds for removing the heartbeat's keys, if Redis is unreachable
 log = logging.getLogger("tokencast.worker")
 
 
 def check_upstreams(settings: Settings) -> None:
-    """Misconfigured if no upstream can be asked; warns of one that cannot, has no key, or is simulated."""
+    """Raise Misconfigured if no upstream is usable; warn of one that is unusable, has no key, or is simulated."""
     upstreams = settings.all_upstreams()
     if not any(upstream.usable for upstream in upstreams):
         missing = sorted({name for upstream in upstreams for name in upstream.missing})
@@ -45,17 +45,17 @@ def check_upstreams(settings: Settings) -> None:
             log.warning("upstream %s cannot be used: %s is not set", upstream.name, " and ".join(upstream.missing))
         elif not upstream.api_key and upstream.api_key_env:
             log.warning(
-                "upstream %s at %s is asked without a key: %s is not set",
+                "upstream %s at %s is called without a key: %s is not set",
                 upstream.name,
                 upstream.base_url,
                 upstream.api_key_env,
             )
         elif upstream.api_key == SIMULATED_KEY:
-            log.warning("upstream %s at %s is SIMULATED: no model is called", upstream.name, upstream.base_url)
+            log.warning("upstream %s at %s is SIMULATED: no real model is called", upstream.name, upstream.base_url)
 
 
 async def run(settings: Settings) -> int:
-    """The exit code: 0 after a stop that was asked for."""
+    """Run a worker and return its exit code: 0 after a requested stop."""
     stop, hurry = _signals()
     connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
     async with connecting as (store, queue):
@@ -93,7 +93,7 @@ async def _work(
     def not_ready() -> str | None:
         if stop.is_set():
             return "stopping"
-        return watch.trouble if appender.connected else "the logs' Redis is away"
+        return watch.trouble if appender.connected else "the logs' Redis is unreachable"
 
     servers = {"logs": store, "queue": queue.redis}
     metrics = WorkerMetrics(generator.tally, appender, running, reaper, servers, not_ready)
@@ -116,7 +116,7 @@ async def _work(
         await _first(stop.wait(), asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED))
         await picker.stop()
         if stop.is_set():
-            log.info("stopping: %d generations run, for at most %g s", len(running), settings.worker_drain)
+            log.info("stopping: %d generations are running, waiting up to %g s", len(running), settings.worker_drain)
             await _first(hurry.wait(), running.drained(), asyncio.sleep(settings.worker_drain))
         await running.hand_over()
         await _farewell(presence)
@@ -126,13 +126,13 @@ async def _work(
         if isinstance(error, Misconfigured):
             raise error
         if isinstance(error, Exception):
-            log.error("a part of the worker failed", exc_info=error)
+            log.error("a component of the worker failed", exc_info=error)
     log.info("stopped")
     return 0 if stop.is_set() else 1
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """SIGTERM and SIGINT: the first asks to stop, the second not to wait."""
+    """Events of SIGTERM and SIGINT: the first signal requests a stop, the second ends the drain."""
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -145,7 +145,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 async def _first(*works: Awaitable[object]) -> None:
-    """Until one of them is done, and raises what it raised; the others are cancelled."""
+    """Wait until one of them is done and re-raise its exception; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -112,10 +112,10 @@ OUTCOMES: dict[str, Right] = {
     "region-403": failed("not available in your region", status=403),
     "fields-422": failed("body.top_p: must be below 1", status=422),
     "text-400": failed("the prompt is too long", status=400),
-    "bom-within": failed("bad chunk", "bad_upstream_response", text="Good "),
+    "bom-within": failed("invalid chunk", "bad_upstream_response", text="Good "),
     "type-none": failed("application/octet-stream", "bad_upstream_response"),
     "deep": failed("nested deeper", "bad_upstream_response", text="Good "),
-    "digits": failed("bad chunk", "bad_upstream_response", text="Good "),
+    "digits": failed("invalid chunk", "bad_upstream_response", text="Good "),
     "image": Right("", message="QUJDQUJD"),
     "audio": Right("", message="QUJD"),
 }

@@ -1,4 +1,4 @@
-"""Says which workers there are, for operators and for `--check`."""
+"""Registers the worker in the queue's Redis, for operators and for `--check`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("tokencast.worker")
 
 
 class Heartbeat:
-    """`run` for ever; `remove` at the end. `there` is set once the worker is known of."""
+    """Refreshes the worker's record; `remove` deletes it at the end. `there` is set after the first refresh."""
 
     def __init__(self, redis: Redis, running: Slots) -> None:
         self._redis = redis
@@ -41,7 +41,7 @@ class Heartbeat:
                 await self._refresh()
                 self.there.set()
             except StorageUnavailable:
-                log.debug("presence not refreshed")
+                log.debug("heartbeat not refreshed")
             await asyncio.sleep(REFRESH)
 
     async def _refresh(self) -> None:
@@ -69,7 +69,7 @@ class Heartbeat:
 
 
 async def present_here(redis: Redis) -> bool:
-    """Whether a worker of this host (in a container: of this container) is there."""
+    """Return whether a worker on this host (in a container: in this container) is alive."""
     ids = await redis.execute("ZRANGE", keys.WORKERS, 0, -1)
     hosts = await redis.pipeline([("HGET", keys.worker(worker.decode()), "host") for worker in ids])
     return socket.gethostname().encode() in hosts

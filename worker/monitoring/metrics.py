@@ -1,4 +1,4 @@
-"""A worker's HTTP, for those who watch it: `/metrics`, `/healthz`, `/readyz` on TOKENCAST_METRICS_PORT."""
+"""A worker's HTTP server for monitoring: `/metrics`, `/healthz`, `/readyz` on TOKENCAST_METRICS_PORT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_MODEL = ("upstream", "model")
 
 
 class WorkerMetrics:
-    """`run` for ever. `not_ready` says why the worker takes no generation now."""
+    """Serves metrics and probes. `not_ready`: returns the reason why the worker accepts no generations, or None."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class WorkerMetrics:
         self._exposition = Exposition(self._collect)
 
     async def run(self, settings: Settings) -> None:
-        """Until cancelled. Misconfigured where the port is taken."""
+        """Serve until cancelled. Raises Misconfigured if the port is in use."""
         if not settings.metrics_port:
             return await self._exposition.run()
         app = web.Application()
@@ -77,50 +77,54 @@ class WorkerMetrics:
         latencies = {(name,): redis.latency for name, redis in self._servers.items()}
         families.histogram("tokencast_redis_seconds", REDIS, latencies, ("server",))
         families.histogram(
-            "tokencast_append_seconds", "Pipelines of events to the logs' Redis.", {(): self._appender.flushes}
+            "tokencast_append_seconds",
+            "Duration of append pipelines to the logs' Redis.",
+            {(): self._appender.flushes},
         )
-        families.gauge("tokencast_worker_ready", "1 while it takes generations.", {(): self._not_ready() is None})
+        ready = self._not_ready() is None
+        families.gauge("tokencast_worker_ready", "1 while the worker accepts generations.", {(): ready})
 
     def _collect_generations(self, families: Families) -> None:
         tally, running = self._tally, self._running
-        families.gauge("tokencast_worker_slots", "Generations it can run at once.", {(): running.slots})
-        families.gauge("tokencast_worker_running", "Generations it runs.", {(): len(running)})
+        families.gauge("tokencast_worker_slots", "Maximum number of running generations.", {(): running.slots})
+        families.gauge("tokencast_worker_running", "Number of running generations.", {(): len(running)})
         families.histogram(
-            "tokencast_queue_wait_seconds", "From a generation's creation to its first claim.", {(): tally.queued}
-        )
-        families.counter("tokencast_attempts", "Attempts begun.", tally.attempts, _BY_MODEL)
+            "tokencast_queue_wait_seconds", "Time from a generation's creation to its first claim.",
+            {(): tally.queued},
+        )  # fmt: skip
+        families.counter("tokencast_attempts", "Attempts started.", tally.attempts, _BY_MODEL)
         families.counter(
-            "tokencast_resets", "Attempts that began a generation anew, by why.", tally.resets, ("reason",)
+            "tokencast_resets", "Attempts that started a generation again, by reason.", tally.resets, ("reason",)
         )
         ended = {**tally.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
         families.counter("tokencast_generations_ended", ENDED, ended, (*_BY_MODEL, "status", "code"))
         families.histogram(
-            "tokencast_attempt_seconds", "From the claim to the ending, of attempts that wrote one.", tally.runs,
-            _BY_MODEL,
+            "tokencast_attempt_seconds", "Time from the claim to the terminal event, for attempts that wrote one.",
+            tally.runs, _BY_MODEL,
         )  # fmt: skip
 
     def _collect_upstream(self, families: Families) -> None:
         tally = self._tally
         families.counter(
-            "tokencast_upstream_retries", "Calls repeated before the first token, by why.", tally.retries,
-            ("upstream", "code"),
+            "tokencast_upstream_retries", "Upstream calls repeated before the first token, by error code.",
+            tally.retries, ("upstream", "code"),
         )  # fmt: skip
         families.histogram(
-            "tokencast_upstream_first_token_seconds", "From the upstream call to its first token.",
+            "tokencast_upstream_first_token_seconds", "Time from the upstream call to its first token.",
             tally.first_tokens, _BY_MODEL,
         )  # fmt: skip
         families.histogram(
-            "tokencast_upstream_token_gap_seconds", "Between two tokens, as they came from the upstream.",
+            "tokencast_upstream_token_gap_seconds", "Time between two tokens as received from the upstream.",
             tally.gaps, _BY_MODEL,
         )  # fmt: skip
-        families.counter("tokencast_upstream_bytes", "Bytes of chunks.", tally.bytes, _BY_MODEL)
+        families.counter("tokencast_upstream_bytes", "Bytes of received chunks.", tally.bytes, _BY_MODEL)
         families.counter(
-            "tokencast_tokens", "Tokens of ended generations, as their usage says.", tally.tokens, (*_BY_MODEL, "kind")
+            "tokencast_tokens", "Tokens of ended generations, from their usage.", tally.tokens, (*_BY_MODEL, "kind")
         )
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> None:
-    """On the addresses of the gateway's port. aiohttp by itself would take `::` for IPv6 alone."""
+    """Listen on the same addresses as the gateway's port. aiohttp's own listener would treat `::` as IPv6 only."""
     host, port = settings.host, settings.metrics_port
     await web.SockSite(runner, bound_socket(host, port, "HOST and TOKENCAST_METRICS_PORT")).start()
     log.info("metrics on http://%s:%d/metrics", shown(host), port)

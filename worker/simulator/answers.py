@@ -1,4 +1,4 @@
-"""The answers a request can get: a stream, one completion, a refusal, or something else in their place."""
+"""Responses to a request: a stream, one completion, an error, or what a fault sends instead."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ from worker.simulator.frames import TOKENS, Frame, Kind
 from worker.simulator.replies import REPLIES
 from worker.simulator.stream import Wire, send
 
-SLOW_HEADERS = 2.0  # seconds, where a request for slow headers names no delay
+SLOW_HEADERS = 2.0  # seconds; default delay of the fault slow-headers
 PIECE = 0.005  # seconds between the pieces of a reply, so that each is a write of its own
-DEFAULT_CUT = 7  # bytes, where `fault=split` names none
+DEFAULT_CUT = 7  # bytes; default of `fault=split`
 PORTAL = "<!DOCTYPE html><html><head><title>Guest network</title></head><body>Please sign in.</body></html>"
 
 
 async def answer(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
-    """What the request asked for, or what its fault puts in its place."""
+    """Respond to a request as its directive says, or as its fault says."""
     fault, how = FAULTS.get(ask.fault), ask.directive
     if how.reply and ask.stream:
         return await play(request, ask, call)
@@ -49,7 +49,7 @@ async def answer(request: web.Request, ask: Ask, call: Call) -> web.StreamRespon
 
 
 async def stream(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
-    """A stream of chunks."""
+    """Respond with a stream of chunks."""
     how, fault = ask.directive, FAULTS.get(ask.fault)
     unit = frozenset({Kind.CONTENT}) if ask.length else TOKENS
     frames = chunks.plan(ask, call.number)
@@ -63,7 +63,7 @@ async def stream(request: web.Request, ask: Ask, call: Call) -> web.StreamRespon
 
 
 async def play(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
-    """A reply of the table, piece by piece."""
+    """Respond with a reply from the table, piece by piece."""
     reply = REPLIES[ask.directive.reply]
     if reply.to_stream_options and ask.names_usage:
         reply = reply.to_stream_options
@@ -90,7 +90,7 @@ async def play(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse
 
 
 async def whole(request: web.Request, ask: Ask, call: Call) -> web.StreamResponse:
-    """One ChatCompletion, after as long as streaming it would have taken."""
+    """Respond with one ChatCompletion, after the time that streaming it would have taken."""
     how = ask.directive
     await asyncio.sleep(how.delay + (ask.length / how.speed if how.speed else 0.0))
     body = json.dumps(chunks.completion(ask, call.number), ensure_ascii=False).encode()
@@ -116,7 +116,7 @@ async def whole(request: web.Request, ask: Ask, call: Call) -> web.StreamRespons
 
 
 def refuse(call: Call, refusal: Refusal, *, name: str = "", retry_after: float | None = None) -> web.StreamResponse:
-    """An error in OpenAI's shape; `name` is the fault's, else it is named by its status."""
+    """Respond with an error in OpenAI's form. `name`: name of the fault; default: the status."""
     call.fault = name or str(refusal.status)
     headers = {"Content-Type": "application/json"}
     if retry_after is not None:
@@ -125,7 +125,7 @@ def refuse(call: Call, refusal: Refusal, *, name: str = "", retry_after: float |
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
-    """OpenAI's error body."""
+    """Return an error body in OpenAI's form."""
     error = {
         "message": refusal.message,
         "type": refusal.type,
@@ -142,7 +142,7 @@ def _instead(call: Call, status: int, body: str, headers: dict[str, str]) -> web
 
 
 async def _open(request: web.Request, response: web.StreamResponse, ask: Ask, call: Call) -> Wire:
-    """Send the headers; what comes after them is the wire's."""
+    """Send the headers; return the wire that sends the body."""
     how = ask.directive
     if ask.fault == "gzip" and "gzip" in request.headers.get("Accept-Encoding", ""):
         response.enable_compression(web.ContentCoding.gzip)
@@ -150,7 +150,7 @@ async def _open(request: web.Request, response: web.StreamResponse, ask: Ask, ca
     if ask.fault == "silent":
         await asyncio.Event().wait()
     if request.transport is None:
-        raise ConnectionResetError("the client left before the headers")
+        raise ConnectionResetError("the client disconnected before the headers were sent")
     return Wire(
         response=response,
         transport=request.transport,
@@ -173,6 +173,6 @@ def _headers(call: Call, content_type: str | None = None) -> dict[str, str]:
 
 
 def _next_door(request: web.Request) -> str:
-    """This server's address with the next port, where as a rule nobody listens."""
+    """Return this server's URL with the next port, on which usually nothing listens."""
     port = request.url.port or 80
     return str(request.url.with_port(port + 1))

@@ -1,7 +1,7 @@
-"""The HTTP application: its routes, its key, its journal.
+"""The HTTP application: routes, API key, journal of calls.
 
-aiohttp serves it because its handlers hold the connection's transport, which the faults need, and are
-cancelled at once when the client leaves.
+It uses aiohttp, whose handlers have access to the connection's transport, which the faults need, and are cancelled at
+once when the client disconnects.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ WRONG_KEY = Refusal(401, "invalid_request_error", "invalid_api_key", "Incorrect 
 
 
 def create_app(required_key: str | None = None) -> web.Application:
-    """The application. With `required_key`, requests under /v1 must bear it."""
+    """Return the application. `required_key`: API key that requests under /v1 must have."""
     simulator = Simulator(required_key)
     app = web.Application(client_max_size=LARGEST_BODY)
     app.add_routes(
@@ -37,14 +37,14 @@ def create_app(required_key: str | None = None) -> web.Application:
 
 
 class Simulator:
-    """The routes, and what they share."""
+    """The route handlers and their shared state."""
 
     def __init__(self, required_key: str | None) -> None:
         self._bearer = None if required_key is None else f"Bearer {required_key}".encode()
         self._journal = Journal()
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """One completion; every call is in the journal, however it ends."""
+        """Respond to a completion request; each call is recorded in the journal, whatever its outcome."""
         raw = await request.read()
         call = self._journal.open(hashlib.sha256(raw).hexdigest(), headers_of_interest(request))
         try:
@@ -64,7 +64,7 @@ class Simulator:
             raise
 
     def _struck_or_spared(self, ask: Ask) -> Ask:
-        """The request without its fault, if that has struck often enough or has nothing to strike."""
+        """Remove the fault from the request if it has occurred often enough or does not apply."""
         how = ask.directive
         spared = ask.fault == "400-usage" and not ask.names_usage
         if ask.fault and (spared or not self._journal.strikes(ask.fault, how.times, how.label or str(ask.seed))):
@@ -98,13 +98,13 @@ class Simulator:
 
 
 def describe(call: Call, ask: Ask) -> None:
-    """Enter what was asked for into the journal."""
+    """Record the request's parameters in the journal."""
     call.model, call.seed, call.label = ask.model, ask.seed, ask.directive.label
     call.stream, call.fault, call.parameters = ask.stream, ask.fault, ask.parameters
 
 
 def headers_of_interest(request: web.Request) -> dict[str, str | bool | None]:
-    """What tests ask about a request's headers; of the key only whether there was one."""
+    """Return the headers that tests check; of the API key only whether there was one."""
     return {
         "authorization": "Authorization" in request.headers,
         "accept": request.headers.get("Accept"),

@@ -1,7 +1,7 @@
-"""The chunks of an answer, in order, each framed for SSE; and the same answer in one piece.
+"""The chunks of a reply, in order, each framed for SSE; and the same reply as one completion.
 
-Main path: `plan`. What differs between servers is one template per shape. A template is filled in once per
-choice, not once per chunk, because benchmarks stream from here as fast as the process can.
+Start with `plan`. Each shape has a template for what differs between servers. A template is filled in once per choice,
+not once per chunk, because benchmarks stream from here as fast as the process can.
 """
 
 import time
@@ -45,7 +45,7 @@ AZURE_FILTER_ONLY = (
 
 
 def plan(ask: Ask, number: int) -> Iterator[Frame]:
-    """Every frame of the answer to call `number`, made at the moment it is asked for."""
+    """Generate the frames of the reply to call `number`, lazily."""
     pen = Pen.of(ask, number)
     shape, choices = ask.directive.shape, range(ask.n)
     if shape == "azure":
@@ -66,7 +66,7 @@ def plan(ask: Ask, number: int) -> Iterator[Frame]:
 
 
 def tokens(ask: Ask, pen: "Pen") -> Iterator[Frame]:
-    """What the model says, the choices taking turns."""
+    """Generate the token chunks of the reply, the choices alternating."""
     how = ask.directive
     quote = encode_basestring_ascii if how.split_surrogate else encode_basestring
     yield from pen.rows(Kind.REASONING, how.reasoning_field, _said(ask, "reasoning", how.reasoning))
@@ -87,7 +87,7 @@ def _said(ask: Ask, voice: text.Voice, length: int) -> list[Iterator[str]]:
 
 
 def tool_deltas(ask: Ask, index: int) -> Iterator[str]:
-    """The members of each delta of a choice's tool calls: first id and name, then pieces of the arguments."""
+    """Generate the members of each delta of a choice's tool calls: first id and name, then pieces of the arguments."""
     indexless = ask.directive.fault == "tool-no-index"
     for position, call in enumerate(text.tool_calls(ask.seed + index, ask.directive.tools)):
         place = "" if indexless else f'"index":{position},'
@@ -103,10 +103,10 @@ def tool_deltas(ask: Ask, index: int) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """Writes chunks in one answer's shape."""
+    """Writes the chunks of one reply in its shape."""
 
     opening: str
-    """A chunk up to and with `"choices":[`."""
+    """Beginning of a chunk, including `"choices":[`."""
     choice: str
     closing: str
     more_delta: str
@@ -132,22 +132,22 @@ class Pen:
     def rows(
         self, kind: Kind, name: str, said: list[Iterator[str]], quote: Callable[[str], str] = encode_basestring
     ) -> Iterator[Frame]:
-        """One frame for each piece, choice by choice, row by row. The hot loop."""
+        """Generate one frame per piece, alternating between the choices. The hot loop."""
         blank = [self.chunk(self._choice(index, f'"{name}":\0')).split("\0") for index in range(len(said))]
         for row in zip(*said, strict=True):
             for (before, after), piece in zip(blank, row, strict=True):
                 yield Frame(kind, self.seal(before + quote(piece) + after))
 
     def chunk(self, choices: str, usage: str = "") -> str:
-        """A chunk without its last brace."""
+        """Return a chunk without its last brace."""
         return f"{self.opening}{choices}]" + (f',"usage":{usage}' if usage else self.closing)
 
     def seal(self, chunk: str) -> bytes:
-        """The frame of a chunk that still lacks its last brace: stamped, padded, closed."""
+        """Return the frame of a chunk without its last brace: add the time stamp, the padding and the brace."""
         if self.stamp:
             chunk += f',"sim_ns":{time.time_ns()}'
         data = chunk.encode()
-        # OpenAI's own chunks carry `obfuscation` to hide their lengths; here it makes up a chosen length.
+        # OpenAI's own chunks carry `obfuscation` to hide their lengths; here it pads them to a chosen length.
         missing = self.size - len(data) - 1 - len(b',"obfuscation":""')
         if missing >= 0 and self.size:
             data += b',"obfuscation":"' + b"x" * missing + b'"'
@@ -163,7 +163,7 @@ def identifier(ask: Ask, number: int) -> str:
 
 
 def usage(ask: Ask) -> dict[str, Any]:
-    """Token usage: each token chunk of each choice counts one."""
+    """Return the usage: each token chunk of each choice counts as one token."""
     reasoned = ask.n * ask.directive.reasoning
     tools = sum(sum(1 for _ in tool_deltas(ask, index)) for index in range(ask.n))
     completion = reasoned + tools + ask.n * (ask.length + ask.directive.refusal)
@@ -176,7 +176,7 @@ def usage(ask: Ask) -> dict[str, Any]:
 
 
 def completion(ask: Ask, number: int) -> dict[str, Any]:
-    """The answer to a request with `stream: false`: the same text, whole."""
+    """Return the reply to a request with `stream: false`: the same text as one completion."""
     body: dict[str, Any] = {
         "id": identifier(ask, number),
         "object": "chat.completion",

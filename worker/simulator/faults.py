@@ -1,8 +1,7 @@
-"""Every fault, in one table.
+"""The table of faults.
 
-A fault of the stream is a function from frames to frames, struck after `at` token chunks. A refusal is an
-error answer in OpenAI's shape. What remains concerns the answer's headers or bytes, and is done where those
-are written: `app` and `stream`.
+A fault of the stream is a function from frames to frames, applied after `at` token chunks. A refusal is an error
+response in OpenAI's form. The other faults concern headers or bytes, and are applied in `answers` and `stream`.
 """
 
 import re
@@ -14,7 +13,7 @@ from worker.simulator.frames import DEEDS, DONE, ENDING, TOKENS, Frame, Kind
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """Where a fault strikes: after `at` frames of the kinds in `unit`; `bytes` is the size of a huge line."""
+    """Position of a fault: after `at` frames of the kinds in `unit`. `bytes`: size of a huge line."""
 
     at: int
     unit: frozenset[Kind]
@@ -26,7 +25,7 @@ Strike = Callable[[Iterator[Frame], Blow], Iterator[Frame]]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer as OpenAI words it."""
+    """An error response in OpenAI's form."""
 
     status: int
     type: str
@@ -37,7 +36,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: what it does, and whether an answer that suffered it is spoilt or merely odd."""
+    """One fault: its effect, and whether it spoils the reply (otherwise the reply is unusual but valid)."""
 
     strike: Strike | None = None
     refusal: Refusal | None = None
@@ -45,9 +44,9 @@ class Fault:
 
 
 def head(frames: Iterator[Frame], blow: Blow) -> Generator[Frame, None, Frame]:
-    """Pass on what comes before the blow; return the frame it falls on.
+    """Pass on the frames before the fault; return the frame that it applies to.
 
-    A stream with fewer token chunks than `at` is struck before its end.
+    In a stream with fewer token chunks than `at`, this is the first frame of its end.
     """
     sent = 0
     for frame in frames:
@@ -78,7 +77,7 @@ def error_frame(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
 
 
 def ends_in(kind: Kind) -> Strike:
-    """The blow's victim becomes a deed done to the connection; nothing follows."""
+    """Return a fault that replaces a frame by an action on the connection, which ends the stream."""
     assert kind in DEEDS  # noqa: S101  (a mistake in the table below)
 
     def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
@@ -89,7 +88,7 @@ def ends_in(kind: Kind) -> Strike:
 
 
 def without(*kinds: Kind) -> Strike:
-    """All of the stream but the frames of these kinds."""
+    """Return a fault that removes the frames of these kinds."""
 
     def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
         return (frame for frame in frames if frame.kind not in kinds)
@@ -98,7 +97,7 @@ def without(*kinds: Kind) -> Strike:
 
 
 def edits(edit: Callable[[bytes, Blow], bytes]) -> Strike:
-    """The blow's victim is sent with its bytes edited; all else is as it should be."""
+    """Return a fault that edits the bytes of one frame."""
 
     def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
         victim = yield from head(frames, blow)
@@ -125,7 +124,7 @@ def retry_field(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
     yield Frame(Kind.PREAMBLE, b"retry: 1000\n\n")
     yield Frame(Kind.PREAMBLE, b"id: 6\n\n")
     yield Frame(victim.kind, b"id: 7\n" + victim.data)
-    yield Frame(Kind.PREAMBLE, b": keep-alive\n\n")  # after an id, this alone ends openai-python
+    yield Frame(Kind.PREAMBLE, b": keep-alive\n\n")  # after an id, this makes openai-python fail
     for number, frame in enumerate(frames, start=8):
         yield Frame(frame.kind, b"id: %d\n" % number + frame.data)
 
@@ -146,7 +145,7 @@ def null_content(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
 
 
 FAULTS: dict[str, Fault] = {
-    # The stream ends before it should, or not at all.
+    # The stream ends early, or never.
     "truncate": Fault(truncate),
     "no-done": Fault(without(Kind.DONE)),
     "done-only": Fault(without(Kind.FINISH)),
@@ -157,13 +156,13 @@ FAULTS: dict[str, Fault] = {
     "cut": Fault(ends_in(Kind.HANGUP)),
     "stall": Fault(ends_in(Kind.STALL)),
     "comments": Fault(ends_in(Kind.COMMENTS)),
-    # One frame is not what it should be; the stream goes on.
+    # One frame is invalid; the stream continues.
     "bad-json": Fault(edits(lambda data, _: data.removesuffix(b"}\n\n") + b"\n\n")),
     "bad-utf8": Fault(_with_field(b'"note":"\xff\xfe"')),
     "bad-utf8-content": Fault(edits(lambda data, _: data.replace(b'"content":"', b'"content":"\xc3\x28', 1))),
     "nan": Fault(_with_field(b'"score":NaN')),
     "huge-line": Fault(edits(_huge)),
-    # Unusual, and right.
+    # Unusual but valid.
     "raw-newline": Fault(edits(_over_lines), spoils=False),
     "retry-field": Fault(retry_field, spoils=False),
     "event-field": Fault(event_field, spoils=False),
@@ -173,7 +172,7 @@ FAULTS: dict[str, Fault] = {
     "trickle": Fault(spoils=False),
     "gzip": Fault(spoils=False),
     "slow-headers": Fault(spoils=False),
-    # No stream at all.
+    # No stream.
     "mute": Fault(),
     "silent": Fault(),
     "json-200": Fault(),

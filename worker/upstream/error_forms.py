@@ -1,8 +1,8 @@
-"""The forms in which providers report errors in a stream, or instead of one.
+"""Recognizes the forms in which providers report errors in a stream, or instead of one.
 
-Seen so far: `error` as an object or text, a list of `errors`, an event named `error`, `error` as `object` or `type`,
-a status object (`base_resp`) whose code is not 0, code and message on the outermost level, the same in a choice or in
-its delta, and finish reasons that are failures (vLLM, SGLang, OpenRouter, DeepSeek, Zhipu).
+Known forms: `error` as an object or text, a list of `errors`, an event named `error`, `error` as `object` or `type`,
+a status object (`base_resp`) whose code is not 0, code and message at the top level, the same in a choice or in its
+delta, and finish reasons that mean failure (vLLM, SGLang, OpenRouter, DeepSeek, Zhipu).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STATUS_OBJECTS = ("base_resp", "baseResp")
 
 
 def reported_error(fields: Json, choices: list[Json], event: bytes = b"") -> object:
-    """Return the error that a payload with these choices surely reports, or None."""
+    """Return the error that a payload with these choices certainly reports, or None."""
     if (error := _error_in(fields)) is not None:
         return error
     if choices:
@@ -48,7 +48,7 @@ def _error_in(fields: Json) -> object:
     for name in ("error", "errors"):
         inner: object = fields.get(name)
         if is_error(inner):
-            # As Fastify and Spring send it, the name of the status is the error, and the message next to it.
+            # Fastify and Spring send the name of the status as `error`, and the message next to it.
             return inner if _is_worded(inner) or not _has_words(fields) else fields
     for name in _STATUS_OBJECTS:
         status = field_of(fields, name)
@@ -69,19 +69,19 @@ def _error_of_choices(fields: Json, choices: list[Json]) -> object:
             return choice
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and is_failing(reason):
-            return {"message": f"The upstream ended the answer with the finish reason `{reason.strip()}`."}
+            return {"message": f"The upstream ended the completion with the finish reason `{reason.strip()}`."}
     silent = not any(field_of(choice.get("delta"), "content") for choice in choices)
     return fields if silent and _has_words(fields) and _has_bad_code(fields) else None
 
 
 def is_failing(reason: str) -> bool:
-    """Return whether a finish reason says that the answer failed."""
+    """Return whether a finish reason means that the completion failed."""
     word = reason.strip().lower()
     return word in _FAILING or "error" in word or "exception" in word
 
 
 def is_error(value: object) -> bool:
-    """Return whether an `error` is one: an empty one, or one that says that all is well, is none."""
+    """Return whether an `error` value reports an error: it is not empty and does not report success."""
     if isinstance(value, str):
         return not is_fine(value)
     if isinstance(value, list):
@@ -97,12 +97,12 @@ def is_error(value: object) -> bool:
 
 
 def codes_of(fields: Json) -> list[object]:
-    """Return the codes that an object has under the names that are usual for them."""
+    """Return the codes that an object has under the usual names."""
     return [fields[name] for name in _CODES if fields.get(name) is not None]
 
 
 def _has_bad_code(fields: Json) -> bool:
-    """Words with a code that is not fine, or with a status of a failure."""
+    """Return whether an object has a message together with a code or a status of a failure."""
     if not _has_words(fields):
         return False
     status = fields.get("status")
@@ -122,10 +122,10 @@ def _has_words(fields: Json) -> bool:
 
 
 def is_fine(code: object) -> bool:
-    """Return whether a code, or a word in place of one, says that all is well."""
+    """Return whether a code, or a word in its place, reports success."""
     return str(code).strip().lower() in _FINE
 
 
 def field_of(value: object, name: str) -> Any:
-    """Return a field of what may be no object."""
+    """Return a field of `value`, or None if `value` is not an object."""
     return cast(Json, value).get(name) if isinstance(value, dict) else None

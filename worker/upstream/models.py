@@ -1,4 +1,4 @@
-"""Tells the gateways which models the upstreams have, where the configuration names them by patterns only."""
+"""Publishes the model lists of upstreams whose models are configured by patterns, for the gateways' `/v1/models`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from worker.upstream.stream import Upstreams
 
 NOTE = Script("queue", "put_hash")
 REFRESH = 600.0  # seconds
-AGAIN = 60.0  # seconds, where an upstream did not answer
-MOST = 1000  # models of one upstream that gateways list
+AGAIN = 60.0  # seconds until the next try after a failure
+MOST = 1000  # maximum number of models listed for one upstream
 log = logging.getLogger("tokencast.worker")
 
 
 class ModelLists:
-    """`run` until cancelled."""
+    """Refreshes the model lists in the queue's Redis; `run` returns only if it is cancelled."""
 
     def __init__(self, redis: Redis, upstreams: Upstreams) -> None:
         self._redis = redis
         self._upstreams = upstreams
         self._told: dict[str, str] = {}
-        """By upstream: why there is no list, as it was logged last."""
+        """Last logged reason for a missing list, by upstream."""
 
     async def run(self) -> None:
         await asyncio.gather(*map(self._keep, self._upstreams.by_pattern()))
         await asyncio.Event().wait()
 
     async def _keep(self, upstream: Upstream) -> None:
-        """One upstream's list, however slow the others are."""
+        """Keep one upstream's list up to date, independently of slow upstreams."""
         while True:
             try:
                 published = await self._publish(upstream)
-            except Exception:  # the worker does its work without a list
-                log.exception("the list of models from upstream %s", upstream.name)
+            except Exception:  # the worker runs generations without a list
+                log.exception("cannot read the list of models from upstream %s", upstream.name)
                 published = False
             await asyncio.sleep(REFRESH if published else AGAIN)
 
@@ -54,12 +54,12 @@ class ModelLists:
         names = msgspec.json.encode([model for model in models if upstream.serves(model)][:MOST])
         try:
             await self._redis.run(NOTE, (keys.MODELS,), (86_400_000, upstream.name, names))
-        except StorageUnavailable:  # which others log
+        except StorageUnavailable:  # logged by other components
             return False
         return True
 
     def _tell(self, upstream: Upstream, why: str) -> None:
-        """Once per change."""
+        """Log the reason once per change."""
         if why == self._told.get(upstream.name, ""):
             return
         self._told[upstream.name] = why

@@ -1,7 +1,7 @@
-"""An upstream's reply: from bytes to chunks, and what its end means. No I/O and no clock.
+"""Interprets an upstream's reply: turns bytes into chunks and decides what its end means. No I/O and no clock.
 
-A reply is complete once each choice that was asked for has its finish reason, or `[DONE]` came behind a chunk. Nothing
-that comes later, and no way in which the connection ends, takes that back.
+A reply is complete once each requested choice has its finish reason, or `[DONE]` arrived after a chunk. Anything that
+arrives later, and the way in which the connection ends, does not change that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _TYPE = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
 
 
 class Reply:
-    """Feed it what was read; `done` says that nothing more is needed, `error` why it will never be complete."""
+    """State of one reply. Pass each read to `feed`. `done`: nothing more is needed. `error`: the reason why the reply
+    cannot become complete."""
 
     __slots__ = (
         "_begun", "_choices", "_content_type", "_finished", "_longest", "_remark", "_secrets", "_splitter", "_spoke",
@@ -29,7 +30,8 @@ class Reply:
     )  # fmt: skip
 
     def __init__(self, choices: int, secrets: Sequence[str], longest: int, content_type: str = EVENT_STREAM) -> None:
-        """`choices`: how many were asked for. `secrets`: what no message may hold. `longest`: bytes of one event."""
+        """`choices`: number of requested choices. `secrets`: texts that are removed from messages. `longest`: maximum
+        bytes of one event."""
         self._choices = choices
         self._secrets = secrets
         self._longest = longest
@@ -37,20 +39,20 @@ class Reply:
         self._splitter = SseSplitter(longest)
         self._begun = False
         self._streamed = False
-        self._spoke = False  # whether there was a choice
+        self._spoke = False  # whether a payload had a choice
         self._remark: Remark | None = None
         self.counted = False
-        """Whether the upstream has told its usage."""
+        """Whether the upstream sent its usage."""
         self._whole: bytearray | None = None
         self._finished: set[int] = set()
         self.done = False
         self.seen = False
-        """Whether there was a chunk."""
+        """Whether a chunk arrived."""
         self.error: UpstreamError | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether a part of the answer has come."""
+        """Whether any part of the completion arrived."""
         return self.seen or self._whole is not None
 
     @property
@@ -59,7 +61,7 @@ class Reply:
         return len(self._finished) >= self._choices
 
     def feed(self, read: bytes) -> list[Chunk]:
-        """Return the chunks that this read completes, up to the first thing that is wrong, which becomes `error`."""
+        """Return the chunks that this read completes, up to the first fault, which sets `error`."""
         if not self._begun:
             self._look_at(read)
         try:
@@ -70,11 +72,13 @@ class Reply:
                 return self._whole_answer() if read.rstrip().endswith((b"}", b"]")) else []
             return self._take(self._splitter.feed(read))
         except LineTooLong:
-            self._fail(UpstreamError("output_too_large", f"The upstream sent an event of over {self._longest} bytes."))
+            self._fail(
+                UpstreamError("output_too_large", f"The upstream sent an event larger than {self._longest} bytes.")
+            )
             return []
 
     def end(self) -> list[Chunk]:
-        """The response came to its clean end: return the chunks that this completes."""
+        """Handle the clean end of the response: return the chunks that this completes."""
         chunks: list[Chunk] = []
         if self._whole is not None:
             chunks = self._take([(b"", self._body())])
@@ -88,7 +92,7 @@ class Reply:
         return chunks
 
     def _last_event(self) -> list[Chunk]:
-        """The event that no blank line has ended counts if it says that the answer is complete."""
+        """Return the chunk of an unterminated last event. It counts only if it marks the reply as complete."""
         pending = self._splitter.pending()
         if pending is None:
             return []
@@ -102,12 +106,12 @@ class Reply:
         return self._take([(b"", pending)]) if isinstance(found, Chunk) and found.finished else []
 
     def settle(self) -> None:
-        """It is complete, and nothing more is waited for."""
+        """Mark the complete reply as done without waiting for more."""
         self.done = True
 
     def break_off(self, error: UpstreamError) -> list[Chunk]:
-        """The connection broke, which is harmless if the reply is complete: return the chunks that complete it. What
-        has been counted, or came in one piece, was paid for: it is not asked for again."""
+        """Handle a broken connection, which is harmless if the reply is complete: return the chunks that complete it.
+        A reply whose usage arrived, or that came as one JSON body, was paid for: it is not retried."""
         chunks = self._last_event()
         if self.counted or self._whole is not None:
             error.retryable = False
@@ -115,14 +119,14 @@ class Reply:
         return chunks
 
     def _whole_answer(self) -> list[Chunk]:
-        """A body that is a JSON value is whole, whether or not the connection ends."""
+        """Return the chunks of a JSON body that is complete, even if the connection stays open."""
         text = self._body()
         try:
             found = decode_payload(text)
         except BadChunk:
             return []
         if not isinstance(found, Chunk) or not (found.whole or found.finished or found.error is not None):
-            return []  # a line of several, perhaps
+            return []  # may be one of several lines
         chunks = self._take([(b"", text)])
         if self._spoke and self.error is None:
             self.done = True
@@ -134,7 +138,7 @@ class Reply:
         return bytes(self._whole or b"").removeprefix(BOM)
 
     def _look_at(self, read: bytes) -> None:
-        """What begins as JSON is no stream, whatever its type says: an error, or a completion in one piece."""
+        """Detect a JSON body: an error, or a completion in one piece, whatever the content type says."""
         text = read.lstrip(BOM + b" \t\r\n")
         if text:
             self._begun = True
@@ -157,7 +161,7 @@ class Reply:
             try:
                 found = decode_payload(data, name, streamed=self._streamed)
             except BadChunk as error:
-                self._fail(UpstreamError("bad_upstream_response", f"The upstream sent a bad chunk: {error}."))
+                self._fail(UpstreamError("bad_upstream_response", f"The upstream sent an invalid chunk: {error}."))
                 break
             if isinstance(found, Remark):
                 self._remark = found
@@ -169,9 +173,9 @@ class Reply:
         return chunks
 
     def _took(self, chunk: Chunk, chunks: list[Chunk]) -> bool:
-        """Whether the reply goes on behind it."""
+        """Add a chunk; return whether the reply continues after it."""
         if chunk.error is not None:
-            if chunk.tokens or chunk.finished:  # the text that comes with an error is text
+            if chunk.tokens or chunk.finished:  # text next to an error is part of the completion
                 chunks.append(chunk)
                 self.seen = True
                 self._spoke = self._spoke or chunk.speaks
@@ -187,7 +191,7 @@ class Reply:
         return True
 
     def _end_marked(self) -> None:
-        """`[DONE]` alone is no answer, and behind an unknown object without a finish reason it is none either."""
+        """Handle `[DONE]`. It completes nothing without a choice or after an unknown object without a finish reason."""
         if self._spoke and (self._remark is None or self.finished):
             self.done = True
         else:
@@ -209,16 +213,16 @@ def _is_done(data: bytes) -> bool:
 
 
 def _without_done(data: bytes) -> tuple[bytes, bool]:
-    """An event may hold the last chunk and `[DONE]` on a line of its own."""
+    """Split a `[DONE]` line from an event that also holds the last chunk; return (data, whether there was one)."""
     head, newline, last = data.rpartition(b"\n")
     return (head, True) if newline and _is_done(last.strip()) else (data, False)
 
 
 def wrong_type(content_type: str) -> UpstreamError:
-    """For a reply that is no event stream. What is not the name of a type is not repeated."""
-    named = content_type if _TYPE.fullmatch(content_type) else "another type"
+    """Return the error for a reply that is not an event stream. A malformed content type is not quoted."""
+    named = content_type if _TYPE.fullmatch(content_type) else "another content type"
     return UpstreamError("bad_upstream_response", f"The upstream answered with {named} instead of an event stream.")
 
 
 def _truncated() -> UpstreamError:
-    return UpstreamError("upstream_truncated", "The upstream's stream ended before the completion did.")
+    return UpstreamError("upstream_truncated", "The upstream's stream ended before the completion was finished.")

@@ -1,7 +1,7 @@
-"""Calls the upstream and yields what it streams, as checked chunks. The only file that knows the openai SDK.
+"""Calls the upstream and yields its stream as validated chunks, through the openai SDK.
 
-The SDK sends the request; its raw bytes are split here: its chunk objects cost 113 µs each and die of what some
-upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
+The SDK sends the request, and the raw bytes of its response are split here: the SDK's chunk objects cost 113 µs each
+and fail on input that some upstreams send; bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from worker.upstream.reply import Reply, wrong_type
 Json = dict[str, Any]
 
 PAGES = frozenset({"text/html", "application/xhtml+xml"})
-PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
-LAST_PATIENCE = 0.5  # seconds, if the usage is there too
-AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
+PATIENCE = 3.0  # seconds to wait for more once every choice has its finish reason
+LAST_PATIENCE = 0.5  # seconds, if the usage has arrived too
+AFTERMATH = 0.1  # seconds in which a response must end after [DONE], so that its connection can be reused
 
 
 class Upstreams:
-    """The clients of all upstreams of this process. An async context manager: leaving it closes them."""
+    """The clients of all upstreams of this process. An async context manager that closes them on exit."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,7 +56,8 @@ class Upstreams:
 
     @asynccontextmanager
     async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
-        """The upstream's answer. UpstreamError from here, and from its iteration. Leaving the block closes it."""
+        """Call the upstream that serves `model` and yield its response stream, which is closed on exit. The call and
+        the iteration raise UpstreamError."""
         upstream = self._upstream(model)
         silence = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
         try:
@@ -75,13 +76,13 @@ class Upstreams:
             raise UpstreamError("upstream_timeout", silence.complaint) from None
 
     def by_pattern(self) -> list[Upstream]:
-        """Those that can be asked, and whose models are not all named."""
+        """Return the usable upstreams that have models configured by pattern."""
         return [
             upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
         ]
 
     async def models(self, upstream: Upstream) -> list[str]:
-        """The names of the models that the upstream lists. UpstreamError, whose message is in our own words."""
+        """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
         return await read_models(self._clients[upstream.name])
 
     def _upstream(self, model: str) -> Upstream:
@@ -89,14 +90,14 @@ class Upstreams:
             if upstream.serves(model):
                 if upstream.usable:
                     return upstream
-                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set at the worker.")
+                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")
         raise UpstreamError(
-            ModelNotFound.code, "No upstream of this worker serves the model.", status=404, param="model"
+            ModelNotFound.code, "No upstream of this worker serves this model.", status=404, param="model"
         )
 
     async def _respond(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
-        """The response's headers have come. A refusal of the usage option, which not every server knows, is answered
-        with the same request without it."""
+        """Send the request and return the response once its headers arrived. If the server rejects the usage option,
+        which not every server knows, the request is repeated without it."""
         sent = _with_usage(body) if upstream.usage else _without_usage(body)
         try:
             return await self._request(upstream, sent)
@@ -109,10 +110,10 @@ class Upstreams:
             raise _classified(error, upstream.secrets) from error
 
     async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
-        """UpstreamError; openai.APIStatusError for an answer that is not a 200."""
+        """Raises UpstreamError, or openai.APIStatusError for a status other than 200."""
         completions = self._clients[upstream.name].chat.completions
         try:
-            # The whole body as extra_body: it is merged over the rest, so parameters the SDK does not know pass.
+            # extra_body is merged over the rest, so parameters that the SDK does not know are sent too.
             request = completions.with_streaming_response.create(
                 model=body["model"], messages=[], stream=True, extra_body={**body, "stream": True}
             )
@@ -127,7 +128,7 @@ class Upstreams:
         return response
 
     async def _close(self, stream: UpstreamStream) -> None:
-        """At once, unless the stream came to its end: then its connection gets a moment to become free."""
+        """Close the response at once, or after a short drain if the stream reached its end, to reuse its connection."""
         if stream.given_up or not stream.reply.done:
             await _shut(stream.response)
             return
@@ -137,14 +138,14 @@ class Upstreams:
 
 
 class UpstreamStream:
-    """Iterates over lists of chunks: those that one read completed. Raises UpstreamError."""
+    """Asynchronous iterator over lists of chunks, one list per read. Raises UpstreamError."""
 
     def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Watchdog, reply: Reply) -> None:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
         self.given_up = False
-        """A read was cancelled, after which nothing more can be read."""
+        """Whether a read was cancelled; nothing more can be read after that."""
         self._silence = silence
         self._settled_at = float("inf")
 
@@ -153,7 +154,7 @@ class UpstreamStream:
 
     @property
     def finished(self) -> bool:
-        """Whether each choice has its finish reason: only the connection is still open."""
+        """Whether each choice has its finish reason, so that only the connection is still open."""
         return self.reply.finished
 
     async def __anext__(self) -> list[Chunk]:
@@ -172,10 +173,10 @@ class UpstreamStream:
         try:
             raise reply.error
         finally:
-            reply.error, reply.done = None, True  # the error holds this frame: a circle
+            reply.error, reply.done = None, True  # the error refers to this frame: a reference cycle
 
     async def _more(self) -> list[Chunk]:
-        """What the next read completes, or the end of the response."""
+        """Return the chunks that the next read, or the end of the response, completes."""
         try:
             return self.reply.feed(await self._read())
         except StopAsyncIteration:
@@ -198,18 +199,19 @@ class UpstreamStream:
             return b""
 
     def _settle_soon(self, chunks: list[Chunk]) -> None:
-        """Usage may follow a finish reason, and where an upstream repeats that in each chunk, text."""
+        """Set the deadline of the reads after the finish reason: usage may follow, and also text if an upstream repeats
+        the finish reason in each chunk."""
         now = asyncio.get_running_loop().time()
         if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
             self._settled_at = now + PATIENCE
-        if self.reply.counted:  # mostly the last thing that an upstream has to say
+        if self.reply.counted:  # usually the last chunk of a stream
             self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
 
 
 class Watchdog:
-    """Cancels the block when the upstream says nothing for too long. Chunks count, not bytes, so keep-alive
-    comments do not; nor does the time in which nobody listens. One timer, moved only when it fires: an
-    `asyncio.timeout` moved per chunk costs more than the chunk."""
+    """Cancels the block if no chunk arrives for too long. Keep-alive comments do not count, and time in which the
+    stream is not read does not count either. There is one timer, which is moved only when it fires: an
+    `asyncio.timeout` that is moved per chunk costs more than the chunk."""
 
     def __init__(self, first: float, idle: float) -> None:
         self._first, self._idle = first, idle
@@ -246,7 +248,7 @@ class Watchdog:
         self._due = float("inf")
         if not self._heard and self._timer is not None:
             self._heard = True
-            self._timer.cancel()  # `first` may be longer than `idle`
+            self._timer.cancel()  # `first` may exceed `idle`
             self._timer = self._loop.call_later(self._idle, self._check)
 
     def _check(self) -> None:
@@ -269,13 +271,13 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
 
 
 def _names_usage(error: openai.APIStatusError) -> bool:
-    """Whether an upstream refuses the request because of the option, in any form of words."""
+    """Return whether an upstream's error message names the usage option, in any wording."""
     said = f"{error.message} {_body_of(error)!r}"
     return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
 
 
 def _body_of(error: openai.APIStatusError) -> object:
-    """All of it: the SDK gives only what stands under `error`."""
+    """Return the complete body of the response: the SDK provides only its `error` field."""
     try:
         return json.loads(error.response.content)
     except (ValueError, RecursionError, httpx2.HTTPError):
@@ -290,7 +292,7 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
 
 
 def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
-    """What went wrong before the stream began."""
+    """Map an error before the stream began."""
     if isinstance(error, openai.APIStatusError):
         return from_response(error.status_code, error.response.headers, _body_of(error), secrets)
     if failure := connection_failure(error):
@@ -302,7 +304,7 @@ def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
     if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in causes(error)) or (
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
-        return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
+        return UpstreamError("bad_upstream_response", "The upstream's response cannot be decoded.")
     return from_broken_connection(begun=begun)
 
 
