@@ -12,7 +12,7 @@ from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.tracing import configure_tracing
 from broker.settings.settings import Settings, load_for_process, unknown_variables
-from worker.monitoring.heartbeat import present_here
+from worker.monitoring.heartbeat import has_live_worker
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def _work(settings: Settings) -> int:
 async def _check(settings: Settings) -> int:
     async with connect_redis(settings.redis_url, socket_timeout=2.0) as redis:
         try:
-            return 0 if await present_here(redis) else 1
+            return 0 if await has_live_worker(redis) else 1
         except BrokerError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return 1

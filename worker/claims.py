@@ -22,7 +22,7 @@ from broker.store.store import created_data, lifecycle_keys
 CLAIM = Script("store", "claim")
 RELEASE = Script("store", "release")
 WAITING = Script("store", "waiting")
-PATIENCE = 60.0  # seconds; default time for repeating a claim
+CLAIM_TIMEOUT = 60.0  # seconds; default time for repeating a claim
 Json = dict[str, Any]
 
 
@@ -77,7 +77,7 @@ class Claim:
         return self.meta.get(b"tp", b"").decode()
 
     @property
-    def began(self) -> float:
+    def claimed_at(self) -> float:
         """Time of the claim, in unix seconds of Redis's clock."""
         return (self.attempt >> 10) / 1000
 
@@ -86,7 +86,7 @@ class Claim:
         return int(self.meta[b"ca"]) / 1000
 
     @property
-    def restarts(self) -> bool:
+    def restarts_on_error(self) -> bool:
         """Whether an upstream error after the first token starts another attempt."""
         return self.meta[b"pol"] == b"restart"
 
@@ -102,27 +102,27 @@ async def claim(
     settings: Settings,
     own: str = "",
     *,
-    patience: float = PATIENCE,
-    wanted: Callable[[], bool] = lambda: True,
+    timeout: float = CLAIM_TIMEOUT,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Claim | str:
     """Claim a new attempt of a queued generation, or, with `own`, of a generation that the caller is running.
 
     Return the claim, or the reason for its refusal: NONE, GONE, CLOSED, RUNNING (another worker has it), EXHAUSTED (its
     attempts are used up; the generation has ended, unless the caller is running it). The call is repeated with the same
     token until Redis responds: a server that hung may execute the claim long after its connection was closed, and the
-    attempt would not run until its lease expires. Raises StorageUnavailable after `patience` seconds, or as soon as
-    `wanted` returns False.
+    attempt would not run until its lease expires. Raises StorageUnavailable after `timeout` seconds, or as soon as
+    `is_wanted` returns False.
     """
     token = secrets.token_hex(8)
     arguments = [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts]
-    backoff, until = Backoff(0.1, 1.0), time.monotonic() + patience
+    backoff, deadline = Backoff(0.1, 1.0), time.monotonic() + timeout
     while True:
         try:
             reply = await redis.run(CLAIM, [*lifecycle_keys(gid), keys.epoch(shard_of(gid))], arguments)
             break
         except StorageUnavailable:
             await backoff.wait()
-            if time.monotonic() > until or not wanted():
+            if time.monotonic() > deadline or not is_wanted():
                 raise
     outcome: str = reply[0].decode()
     if outcome != "OK":

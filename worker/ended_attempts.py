@@ -7,8 +7,8 @@ from collections import deque
 
 from worker.attempt import Attempt
 
-LINGER = 15.0  # seconds
-LINGER_BYTES = 64 << 20
+RETENTION = 15.0  # seconds
+RETENTION_BYTES = 64 << 20
 
 
 class EndedAttempts:
@@ -22,34 +22,34 @@ class EndedAttempts:
         self._kept: deque[tuple[float, Attempt]] = deque()
         self._bytes = 0
         self._contact = 0.0  # seconds
-        self._answered_at = 0.0
+        self._replied_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._kept)
 
-    def connected(self) -> None:
+    def start_contact(self) -> None:
         """Start counting contact: a connection was opened."""
-        self._answered_at = time.monotonic()
+        self._replied_at = time.monotonic()
 
-    def answered(self) -> None:
+    def count_contact(self) -> None:
         """Count the time since the last reply as contact: the server replied."""
         now = time.monotonic()
-        self._contact += min(now - self._answered_at, self._longest_gap)
-        self._answered_at = now
+        self._contact += min(now - self._replied_at, self._longest_gap)
+        self._replied_at = now
 
     def add(self, attempt: Attempt) -> None:
-        self._kept.append((self._contact + LINGER, attempt))
+        self._kept.append((self._contact + RETENTION, attempt))
         self._bytes += attempt.size
 
-    def take_all(self) -> list[Attempt]:
+    def pop_all(self) -> list[Attempt]:
         """Remove and return all attempts, to send their terminal events again."""
         attempts = [attempt for _, attempt in self._kept]
         self._kept.clear()
         self._bytes = 0
         return attempts
 
-    def forget_old(self, contact: float | None = None) -> None:
+    def expire(self, contact: float | None = None) -> None:
         """Drop attempts that are old enough. `contact`: seconds of contact to assume instead of the counted ones."""
-        until = self._contact if contact is None else contact
-        while self._kept and (self._kept[0][0] < until or self._bytes > LINGER_BYTES):
+        now = self._contact if contact is None else contact
+        while self._kept and (self._kept[0][0] < now or self._bytes > RETENTION_BYTES):
             self._bytes -= self._kept.popleft()[1].size

@@ -86,7 +86,7 @@ OUTCOMES: dict[str, Right] = {
     "error-unknown": failed("not enough quota", text="Good "),
     "error-named": failed("too many tokens", text="Good "),
     "error-header": failed("not allowed", text="Good "),
-    "error-code-beside": failed("not allowed", text="Good "),
+    "error-code-next-to-choices": failed("not allowed", text="Good "),
     "error-json-cut": failed("used up"),
     "message-json-half": failed(),
     "reason-unfinished-cut": TRUNCATED,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-KEPT = 10_000  # maximum number of calls; a development server may run for weeks
+MAX_CALLS = 10_000  # maximum number of calls; a development server may run for weeks
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Call:
     outcome: str | None = None
     """`completed`, `disconnected` or `fault:<name>`; None while it runs."""
 
-    def began(self) -> None:
+    def mark_started(self) -> None:
         self.first_byte_at = self.first_byte_at or time.time()
 
     def end(self, outcome: str) -> None:
@@ -44,8 +44,8 @@ class Call:
 class Journal:
     """The latest calls, and the number of occurrences of each fault with `times`."""
 
-    calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=KEPT))
-    struck: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=MAX_CALLS))
+    fault_counts: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     numbered: int = 0
 
     def open(self, body_sha256: str, headers: Mapping[str, str | bool | None]) -> Call:
@@ -54,10 +54,10 @@ class Journal:
         self.calls.append(call)
         return call
 
-    def strikes(self, fault: str, times: int | None, whom: str) -> bool:
+    def applies(self, fault: str, times: int | None, whom: str) -> bool:
         """Count and return whether this call has the fault: the first `times` calls of `whom` (a label or a seed)."""
-        if times is None or self.struck[fault, whom] < times:
-            self.struck[fault, whom] += 1
+        if times is None or self.fault_counts[fault, whom] < times:
+            self.fault_counts[fault, whom] += 1
             return True
         return False
 
@@ -67,5 +67,5 @@ class Journal:
     def reset(self) -> None:
         """Remove all calls and counts; running calls are no longer listed."""
         self.calls.clear()
-        self.struck.clear()
+        self.fault_counts.clear()
         self.numbered = 0

@@ -1,6 +1,6 @@
 """Parses a request: its body, the preset of its model, and the directive in its last user message.
 
-`read` turns a request's body into an `Ask`. The tables `KEYS` and `STYLES` define the directives completely; the
+`read` turns a request body into a `ChatRequest`. The tables `KEYS` and `STYLES` define the directives completely; the
 docstring of `worker.simulator` describes them for users, and a test keeps the two in step.
 """
 
@@ -17,7 +17,7 @@ from worker.simulator.faults import FAULTS
 from worker.simulator.replies import REPLIES
 
 DIRECTIVE = re.compile(r"\[\[sim\b([^\]]*)\]\]")
-MOST_CHUNKS = 100_000_000
+MAX_CHUNKS = 100_000_000
 
 
 class BadRequest(Exception):
@@ -71,7 +71,7 @@ class Directive:
 
 def _whole(text: str) -> int:
     number = int(text)
-    if not 0 <= number <= MOST_CHUNKS:
+    if not 0 <= number <= MAX_CHUNKS:
         raise ValueError(text)
     return number
 
@@ -169,7 +169,7 @@ class Body(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ChatRequest:
     """A parsed request: its parameters and the options of the reply."""
 
     model: str
@@ -180,7 +180,7 @@ class Ask:
     length: int
     """Content chunks of each choice."""
     finish: str
-    names_usage: bool
+    has_stream_options: bool
     include_usage: bool
     prompt_tokens: int
     parameters: tuple[str, ...]
@@ -189,12 +189,12 @@ class Ask:
     def fault(self) -> str:
         return self.directive.fault
 
-    def but(self, **changes: Any) -> "Ask":
+    def with_directive(self, **changes: Any) -> "ChatRequest":
         """Return the same request with a changed directive."""
         return replace(self, directive=replace(self.directive, **changes))
 
 
-def read(raw: bytes) -> Ask:
+def read(raw: bytes) -> ChatRequest:
     """Parse `raw`, a chat.completions body. Raises BadRequest or UnknownModel."""
     try:
         body = msgspec.json.decode(raw, type=Body)
@@ -206,9 +206,9 @@ def read(raw: bytes) -> Ask:
     if body.model not in MODELS:
         raise UnknownModel(body.model)
     directive = parse(last_user_text(body.messages), MODELS[body.model])
-    length, finish = _extent(directive, body.max_completion_tokens or body.max_tokens)
+    length, finish = _length_and_finish(directive, body.max_completion_tokens or body.max_tokens)
     options = body.stream_options
-    return Ask(
+    return ChatRequest(
         model=body.model,
         directive=directive,
         seed=seed_of(body.messages) if directive.seed is None else directive.seed,
@@ -216,7 +216,7 @@ def read(raw: bytes) -> Ask:
         n=min(max(1, body.n or 1), 128),
         length=length,
         finish=finish,
-        names_usage=options is not None,
+        has_stream_options=options is not None,
         include_usage=bool(options and options.include_usage) and directive.usage == "auto",
         prompt_tokens=sum(3 + len(DIRECTIVE.sub("", text_of(each)).split()) for each in body.messages),
         parameters=parameters,
@@ -264,12 +264,12 @@ def text_of(message: Mapping[str, Any]) -> str:
         return ""
 
 
-def _extent(directive: Directive, most: int | None) -> tuple[int, str]:
-    """Return the content chunks of each choice, and the finish reason. `most`: the request's max_tokens."""
+def _length_and_finish(directive: Directive, limit: int | None) -> tuple[int, str]:
+    """Return the content chunks of each choice, and the finish reason. `limit`: the request's max_tokens."""
     instead = directive.tools or directive.refusal
     length = directive.length if directive.length is not None else (0 if instead else 60)
-    if most is not None and most < length:
-        return most, directive.finish or "length"
+    if limit is not None and limit < length:
+        return limit, directive.finish or "length"
     # Gemini's compatible endpoint sends "stop" after tool calls.
     calls_tools = directive.tools and directive.fault != "tool-no-index"
     return length, directive.finish or ("tool_calls" if calls_tools else "stop")

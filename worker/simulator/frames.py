@@ -24,7 +24,7 @@ class Kind(Enum):
 
 TOKENS = frozenset({Kind.REASONING, Kind.CONTENT, Kind.REFUSAL, Kind.TOOL})
 ENDING = frozenset({Kind.FINISH, Kind.USAGE, Kind.DONE})
-DEEDS = frozenset({Kind.STALL, Kind.COMMENTS, Kind.HANGUP, Kind.RESET})
+ACTIONS = frozenset({Kind.STALL, Kind.COMMENTS, Kind.HANGUP, Kind.RESET})
 
 
 class Frame(NamedTuple):

@@ -21,7 +21,7 @@ class Reply:
     status: int = 200
     content_type: str = "text/event-stream"
     headers: dict[str, str] = field(default_factory=dict[str, str])
-    to_stream_options: "Reply | None" = None
+    with_stream_options: "Reply | None" = None
     """Reply to a request that has `stream_options`, instead of this one."""
 
 
@@ -99,8 +99,8 @@ _WHOLE = {"role": "assistant", "content": "Good morning"}
 _JSON = {"object": "chat.completion", "choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}]}
 
 
-def _refused_option(status: int, body: Any) -> Reply:
-    return Reply(_STREAM.parts, to_stream_options=refusal(status, body))
+def _rejecting_options(status: int, body: Any) -> Reply:
+    return Reply(_STREAM.parts, with_stream_options=refusal(status, body))
 
 
 REPLIES: dict[str, Reply] = {
@@ -222,7 +222,7 @@ REPLIES: dict[str, Reply] = {
     "error-unknown": ended(GOOD, event({"ErrorMsg": {"Msg": "not enough quota", "Code": 4001}}), DONE),
     "error-named": ended(GOOD, event({"throttlingException": {"message": "too many tokens"}}), DONE),
     "error-header": ended(GOOD, event({"header": {"code": 10013, "message": "not allowed", "sid": "x"}}), DONE),
-    "error-code-beside": ended(
+    "error-code-next-to-choices": ended(
         GOOD,
         event({"code": 10014, "message": "not allowed", "choices": [{"index": 0, "delta": {"content": ""}}]}),
         DONE,
@@ -237,10 +237,10 @@ REPLIES: dict[str, Reply] = {
         event({"code": 0, "message": "Success", "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING
     ),
     # Error responses in forms other than OpenAI's.
-    "options-422-list": _refused_option(422, {"detail": _FORBIDDEN_EXTRA}),
-    "options-400-list": _refused_option(400, {"detail": _FORBIDDEN_EXTRA}),
-    "options-422-nested": _refused_option(422, {"object": "error", "message": {"detail": _FORBIDDEN_EXTRA}}),
-    "options-422-message": _refused_option(422, {"error": {"message": "unknown field stream_options"}}),
+    "options-422-list": _rejecting_options(422, {"detail": _FORBIDDEN_EXTRA}),
+    "options-400-list": _rejecting_options(400, {"detail": _FORBIDDEN_EXTRA}),
+    "options-422-nested": _rejecting_options(422, {"object": "error", "message": {"detail": _FORBIDDEN_EXTRA}}),
+    "options-422-message": _rejecting_options(422, {"error": {"message": "unknown field stream_options"}}),
     "list-400": refusal(400, [{"error": {"code": 400, "message": "the context is too long"}}]),
     "list-429": refusal(429, [{"error": {"code": 429, "message": "the quota is used up"}}]),
     "region-403": refusal(403, {"error": {"code": 403, "message": "not available in your region"}}),

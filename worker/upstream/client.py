@@ -29,14 +29,14 @@ from worker.upstream.errors import UpstreamError
 # When a request is opened, the SDK raises its own types. In mid-stream, and while it reads an error's body, exceptions
 # of the transport pass through: those of httpx2 and, unmapped, those of aiohttp. ValueError: raised by the SDK and the
 # transport for a body that contradicts its headers.
-FAMILIES = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
-ERROR_BODY = 64 * 1024  # maximum bytes read of an error's body; the SDK would read all of it
-ERROR_WITHIN = 3.0  # seconds
-HEADER = 64 * 1024  # maximum bytes of a response header, and of the status line; aiohttp's default is 8 KiB
-MODEL_LIST = 4 * 1024 * 1024  # bytes
-MODEL_LIST_WITHIN = 30.0  # seconds
-_LONGEST_MODEL = 256
-_OF_THE_SDK = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # variables that the SDK sends as headers
+TRANSPORT_ERRORS = (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+ERROR_BODY_LIMIT = 64 * 1024  # maximum bytes read of an error's body; the SDK would read all of it
+ERROR_BODY_TIMEOUT = 3.0  # seconds
+HEADER_LIMIT = 64 * 1024  # maximum bytes of a response header, and of the status line; aiohttp's default is 8 KiB
+MODEL_LIST_LIMIT = 4 * 1024 * 1024  # bytes
+MODEL_LIST_TIMEOUT = 30.0  # seconds
+_MAX_MODEL_NAME = 256
+_SDK_HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # variables that the SDK sends as headers
 
 
 def check_client(upstreams: Iterable[Upstream]) -> None:
@@ -46,7 +46,7 @@ def check_client(upstreams: Iterable[Upstream]) -> None:
     custom = read_variable("OPENAI_CUSTOM_HEADERS") or ""  # one header per line, sent by the SDK
     if not all(line.isascii() and line.strip().isprintable() for line in custom.split("\n")):
         raise Misconfigured("OPENAI_CUSTOM_HEADERS: contains a character that is not allowed in a header")
-    for name in _OF_THE_SDK:
+    for name in _SDK_HEADER_VARIABLES:
         if value := read_variable(name):
             try:
                 check_key(value)
@@ -67,7 +67,7 @@ def new_client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
         trust_env=False,
-        event_hooks={"request": [_drop_key] if without_key else [], "response": [_bound_error]},
+        event_hooks={"request": [_drop_key] if without_key else [], "response": [_limit_error_body]},
     )
     return openai.AsyncOpenAI(
         api_key=upstream.api_key or "none",  # the SDK requires a value
@@ -88,46 +88,46 @@ def _transport(upstream: Upstream, connections: int) -> httpx2.AsyncBaseTranspor
 def _session(connections: int, context: ssl.SSLContext) -> Callable[[], aiohttp.ClientSession]:
     """Return the session's factory. The transport calls it at the first request: a session needs a running loop."""
 
-    def begin() -> aiohttp.ClientSession:
+    def create() -> aiohttp.ClientSession:
         # Close idle connections before servers do, usually after 5 s: a request on a closing connection fails.
         connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=4.0, ssl=context)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            max_line_size=HEADER,
-            max_field_size=HEADER,
+            max_line_size=HEADER_LIMIT,
+            max_field_size=HEADER_LIMIT,
         )
 
-    return begin
+    return create
 
 
 async def _drop_key(request: httpx2.Request) -> None:
     request.headers.pop("authorization", None)
 
 
-async def _bound_error(response: httpx2.Response) -> None:
+async def _limit_error_body(response: httpx2.Response) -> None:
     if response.status_code >= 300:
-        response.stream = _Head(response.stream)
+        response.stream = _LimitedBody(response.stream)
 
 
-class _Head(httpx2.AsyncByteStream):
-    """A response body that ends after ERROR_BODY bytes or ERROR_WITHIN seconds. The message of an error response is
-    used even if its connection breaks or stays open."""
+class _LimitedBody(httpx2.AsyncByteStream):
+    """A response body that ends after ERROR_BODY_LIMIT bytes or ERROR_BODY_TIMEOUT seconds. The message of an error
+    response is used even if its connection breaks or stays open."""
 
     def __init__(self, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream) -> None:
         self._stream = cast(httpx2.AsyncByteStream, stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left, parts = ERROR_BODY, aiter(self._stream)
-        until = asyncio.get_running_loop().time() + ERROR_WITHIN
-        while left > 0:
+        remaining, parts = ERROR_BODY_LIMIT, aiter(self._stream)
+        deadline = asyncio.get_running_loop().time() + ERROR_BODY_TIMEOUT
+        while remaining > 0:
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     part = await anext(parts)
             except (StopAsyncIteration, httpx2.HTTPError, aiohttp.ClientError, OSError):  # a timeout is an OSError
                 return
-            yield part[:left]
-            left -= len(part)
+            yield part[:remaining]
+            remaining -= len(part)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -152,7 +152,7 @@ def connection_failure(error: BaseException) -> UpstreamError | None:
 
 
 class _Model(msgspec.Struct):
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_MODEL)]
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_MODEL_NAME)]
 
 
 class _Models(msgspec.Struct):
@@ -162,7 +162,7 @@ class _Models(msgspec.Struct):
 async def read_models(client: openai.AsyncOpenAI) -> list[str]:
     """Return the model names in `GET /models`. Raises UpstreamError; its message quotes nothing from the upstream."""
     try:
-        async with asyncio.timeout(MODEL_LIST_WITHIN):
+        async with asyncio.timeout(MODEL_LIST_TIMEOUT):
             body = await _read_list(client)
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except openai.APIStatusError as error:
@@ -170,8 +170,8 @@ async def read_models(client: openai.AsyncOpenAI) -> list[str]:
     except msgspec.DecodeError:
         raise UpstreamError("bad_upstream_response", "the response is not a list of models") from None
     except TimeoutError:
-        raise UpstreamError("upstream_timeout", f"no response within {MODEL_LIST_WITHIN:g} s") from None
-    except FAMILIES as error:
+        raise UpstreamError("upstream_timeout", f"no response within {MODEL_LIST_TIMEOUT:g} s") from None
+    except TRANSPORT_ERRORS as error:
         failure = connection_failure(error)
         why = failure.message.rstrip(".") if failure else f"the response was interrupted ({type(error).__name__})"
         raise UpstreamError("upstream_unreachable", why) from None
@@ -182,6 +182,6 @@ async def _read_list(client: openai.AsyncOpenAI) -> bytearray:
     async with client.models.with_streaming_response.list(extra_headers={"Accept": "application/json"}) as response:
         async for part in response.iter_bytes():
             body += part
-            if len(body) > MODEL_LIST:
-                raise UpstreamError("bad_upstream_response", f"the list is larger than {MODEL_LIST} bytes")
+            if len(body) > MODEL_LIST_LIMIT:
+                raise UpstreamError("bad_upstream_response", f"the list is larger than {MODEL_LIST_LIMIT} bytes")
     return body

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 Json = dict[str, Any]
 ERROR_EVENTS = frozenset({b"error", b"exception", b"failed"})
-_FAILING = frozenset(
+_FAILURE_REASONS = frozenset(
     {"abort", "aborted", "failed", "failure", "cancelled", "canceled", "timeout", "overloaded", "unavailable"}
     | {"insufficient_system_resource", "malformed_function_call"}
 )
-_WORDS = (
+_MESSAGE_FIELDS = (
     "message",
     "msg",
     "detail",
@@ -28,7 +28,7 @@ _WORDS = (
     "reason",
 )
 _CODES = ("code", "error_code", "err_code", "errcode", "errno", "status_code", "statusCode")
-_FINE = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
+_SUCCESS = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
 _STATUS_OBJECTS = ("base_resp", "baseResp")
 
 
@@ -49,11 +49,11 @@ def _error_in(fields: Json) -> object:
         inner: object = fields.get(name)
         if is_error(inner):
             # Fastify and Spring send the name of the status as `error`, and the message next to it.
-            return inner if _is_worded(inner) or not _has_words(fields) else fields
+            return inner if _is_described(inner) or not _has_message(fields) else fields
     for name in _STATUS_OBJECTS:
-        status = field_of(fields, name)
-        codes = [field_of(status, code) for code in ("status_code", "statusCode")]
-        if not all(is_fine(code) for code in codes if code is not None):
+        status = get_field(fields, name)
+        codes = [get_field(status, code) for code in ("status_code", "statusCode")]
+        if not all(is_success(code) for code in codes if code is not None):
             return status
     return None
 
@@ -65,67 +65,67 @@ def _error_of_choices(fields: Json, choices: list[Json]) -> object:
         for place in (choice, delta):
             if (error := _error_in(place)) is not None:
                 return error
-        if not speaking and _has_words(choice) and _has_bad_code(choice):
+        if not speaking and _has_message(choice) and _has_bad_code(choice):
             return choice
         reason = choice.get("finish_reason")
-        if isinstance(reason, str) and is_failing(reason):
+        if isinstance(reason, str) and is_failure(reason):
             return {"message": f"The upstream ended the completion with the finish reason `{reason.strip()}`."}
-    silent = not any(field_of(choice.get("delta"), "content") for choice in choices)
-    return fields if silent and _has_words(fields) and _has_bad_code(fields) else None
+    silent = not any(get_field(choice.get("delta"), "content") for choice in choices)
+    return fields if silent and _has_message(fields) and _has_bad_code(fields) else None
 
 
-def is_failing(reason: str) -> bool:
+def is_failure(reason: str) -> bool:
     """Return whether a finish reason means that the completion failed."""
     word = reason.strip().lower()
-    return word in _FAILING or "error" in word or "exception" in word
+    return word in _FAILURE_REASONS or "error" in word or "exception" in word
 
 
 def is_error(value: object) -> bool:
     """Return whether an `error` value reports an error: it is not empty and does not report success."""
     if isinstance(value, str):
-        return not is_fine(value)
+        return not is_success(value)
     if isinstance(value, list):
         return any(map(is_error, cast("list[object]", value)))
     if not isinstance(value, dict):
         return bool(value)
     fields = cast(Json, value)
-    words = next((fields[name] for name in _WORDS if fields.get(name)), None)
+    words = next((fields[name] for name in _MESSAGE_FIELDS if fields.get(name)), None)
     if words is not None:
-        return not is_fine(words)
-    codes = codes_of(fields)
-    return not all(map(is_fine, codes)) if codes else any(fields.values())
+        return not is_success(words)
+    codes = error_codes(fields)
+    return not all(map(is_success, codes)) if codes else any(fields.values())
 
 
-def codes_of(fields: Json) -> list[object]:
+def error_codes(fields: Json) -> list[object]:
     """Return the codes that an object has under the usual names."""
     return [fields[name] for name in _CODES if fields.get(name) is not None]
 
 
 def _has_bad_code(fields: Json) -> bool:
     """Return whether an object has a message together with a code or a status of a failure."""
-    if not _has_words(fields):
+    if not _has_message(fields):
         return False
     status = fields.get("status")
     if isinstance(status, int) and not isinstance(status, bool) and status >= 400:
         return True
     if isinstance(status, str) and ("err" in status.lower() or "fail" in status.lower()):
         return True
-    return not all(map(is_fine, codes_of(fields)))
+    return not all(map(is_success, error_codes(fields)))
 
 
-def _is_worded(value: object) -> bool:
-    return isinstance(value, list) or (isinstance(value, dict) and _has_words(cast(Json, value)))
+def _is_described(value: object) -> bool:
+    return isinstance(value, list) or (isinstance(value, dict) and _has_message(cast(Json, value)))
 
 
-def _has_words(fields: Json) -> bool:
-    return any(fields.get(name) for name in _WORDS)
+def _has_message(fields: Json) -> bool:
+    return any(fields.get(name) for name in _MESSAGE_FIELDS)
 
 
-def is_fine(code: object) -> bool:
+def is_success(code: object) -> bool:
     """Return whether a code, or a word in its place, reports success."""
-    return str(code).strip().lower() in _FINE
+    return str(code).strip().lower() in _SUCCESS
 
 
-def field_of(value: object, name: str) -> Any:
+def get_field(value: object, name: str) -> Any:
     """Return a field of `value`, or None if `value` is not an object."""
     return cast(Json, value).get(name) if isinstance(value, dict) else None

@@ -6,7 +6,7 @@ costs ten times as much.
 
 from __future__ import annotations
 
-LONGEST = 8 << 20  # bytes; default limit of a line and of an event
+MAX_EVENT_BYTES = 8 << 20  # bytes; default limit of a line and of an event
 BOM = b"\xef\xbb\xbf"
 
 
@@ -25,9 +25,9 @@ class SseSplitter:
     """Incremental splitter; `feed` accepts reads of any size. Lines end with LF, CRLF or CR; a byte order mark at the
     beginning is skipped. An event is delivered only after its blank line."""
 
-    __slots__ = ("_after_cr", "_begun", "_data", "_held", "_longest", "_name", "_parts", "_size")
+    __slots__ = ("_after_cr", "_data", "_held", "_longest", "_name", "_parts", "_size", "_started")
 
-    def __init__(self, longest: int = LONGEST) -> None:
+    def __init__(self, longest: int = MAX_EVENT_BYTES) -> None:
         """`longest`: maximum bytes of a line and of an event; without a limit an upstream could fill the memory."""
         self._longest = longest
         self._parts: list[bytes] = []  # parts of an unfinished line; joined once, so that tiny reads stay cheap
@@ -35,12 +35,12 @@ class SseSplitter:
         self._name = b""
         self._data: list[bytes] = []  # the `data` lines of an unfinished event
         self._size = 0
-        self._begun = False
+        self._started = False
         self._after_cr = False
 
     def feed(self, read: bytes) -> list[SseEvent]:
         """Return the events that this read completes. Raises LineTooLong."""
-        if not self._begun:
+        if not self._started:
             read = self._skip_bom(read)
         if self._after_cr or b"\r" in read:
             read = self._with_line_feeds(read)
@@ -92,7 +92,7 @@ class SseSplitter:
         if len(read) < len(BOM) and BOM.startswith(read):
             self._hold(read)
             return b""
-        self._begun = True
+        self._started = True
         return read.removeprefix(BOM)
 
     def _with_line_feeds(self, read: bytes) -> bytes:

@@ -21,16 +21,16 @@ from broker.errors import ModelNotFound
 from broker.runtime.http_tls import causes
 from broker.settings.settings import Settings, Upstream
 from worker.upstream.chunks import Chunk
-from worker.upstream.client import FAMILIES, connection_failure, new_client, read_models
+from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 from worker.upstream.reply import Reply, wrong_type
 
 Json = dict[str, Any]
 
-PAGES = frozenset({"text/html", "application/xhtml+xml"})
-PATIENCE = 3.0  # seconds to wait for more once every choice has its finish reason
-LAST_PATIENCE = 0.5  # seconds, if the usage has arrived too
-AFTERMATH = 0.1  # seconds in which a response must end after [DONE], so that its connection can be reused
+HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+USAGE_WAIT = 3.0  # seconds to wait for the usage once every choice has its finish reason
+END_WAIT = 0.5  # seconds to wait for the end of the response once the usage has arrived too
+DRAIN_TIMEOUT = 0.1  # seconds in which a response must end after [DONE], so that its connection can be reused
 
 
 class Upstreams:
@@ -59,23 +59,23 @@ class Upstreams:
         """Call the upstream that serves `model` and yield its response stream, which is closed on exit. The call and
         the iteration raise UpstreamError."""
         upstream = self._upstream(model)
-        silence = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
+        watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
         try:
-            async with silence:
+            async with watchdog:
                 response = await self._respond(upstream, body)
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
-                stream = UpstreamStream(response, silence, reply)
+                stream = UpstreamStream(response, watchdog, reply)
                 try:
                     yield stream
                 finally:
                     await self._close(stream)
         except TimeoutError:
-            if not silence.expired:
+            if not watchdog.expired:
                 raise
-            raise UpstreamError("upstream_timeout", silence.complaint) from None
+            raise UpstreamError("upstream_timeout", watchdog.message) from None
 
-    def by_pattern(self) -> list[Upstream]:
+    def with_patterns(self) -> list[Upstream]:
         """Return the usable upstreams that have models configured by pattern."""
         return [
             upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
@@ -102,12 +102,12 @@ class Upstreams:
         try:
             return await self._request(upstream, sent)
         except openai.APIStatusError as error:
-            if "stream_options" not in sent or not _names_usage(error):
-                raise _classified(error, upstream.secrets) from error
+            if "stream_options" not in sent or not _rejects_usage(error):
+                raise _map_error(error, upstream.secrets) from error
         try:
             return await self._request(upstream, _without_usage(body, whole=True))
         except openai.APIStatusError as error:
-            raise _classified(error, upstream.secrets) from error
+            raise _map_error(error, upstream.secrets) from error
 
     async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
         """Raises UpstreamError, or openai.APIStatusError for a status other than 200."""
@@ -120,17 +120,17 @@ class Upstreams:
             response = await request.__aenter__()
         except openai.APIStatusError:
             raise
-        except FAMILIES as error:
-            raise _classified(error, upstream.secrets) from error
-        if _content_type(response) in PAGES:
-            await _shut(response)
+        except TRANSPORT_ERRORS as error:
+            raise _map_error(error, upstream.secrets) from error
+        if _content_type(response) in HTML_TYPES:
+            await _close_response(response)
             raise wrong_type(_content_type(response))
         return response
 
     async def _close(self, stream: UpstreamStream) -> None:
         """Close the response at once, or after a short drain if the stream reached its end, to reuse its connection."""
-        if stream.given_up or not stream.reply.done:
-            await _shut(stream.response)
+        if stream.abandoned or not stream.reply.done:
+            await _close_response(stream.response)
             return
         task = asyncio.create_task(_drain(stream))
         self._closing.add(task)
@@ -140,14 +140,14 @@ class Upstreams:
 class UpstreamStream:
     """Asynchronous iterator over lists of chunks, one list per read. Raises UpstreamError."""
 
-    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Watchdog, reply: Reply) -> None:
+    def __init__(self, response: openai.AsyncAPIResponse[Any], watchdog: Watchdog, reply: Reply) -> None:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
-        self.given_up = False
+        self.abandoned = False
         """Whether a read was cancelled; nothing more can be read after that."""
-        self._silence = silence
-        self._settled_at = float("inf")
+        self._watchdog = watchdog
+        self._read_deadline = float("inf")
 
     def __aiter__(self) -> UpstreamStream:
         return self
@@ -160,13 +160,13 @@ class UpstreamStream:
     async def __anext__(self) -> list[Chunk]:
         reply = self.reply
         if not reply.finished:
-            self._silence.listen()
+            self._watchdog.resume()
         while reply.error is None and not reply.done:
-            chunks = await self._more()
+            chunks = await self._next_chunks()
             if chunks:
-                self._silence.heard()
+                self._watchdog.chunk_received()
                 if reply.finished:
-                    self._settle_soon(chunks)
+                    self._limit_wait(chunks)
                 return chunks
         if reply.error is None:
             raise StopAsyncIteration
@@ -175,37 +175,37 @@ class UpstreamStream:
         finally:
             reply.error, reply.done = None, True  # the error refers to this frame: a reference cycle
 
-    async def _more(self) -> list[Chunk]:
+    async def _next_chunks(self) -> list[Chunk]:
         """Return the chunks that the next read, or the end of the response, completes."""
         try:
             return self.reply.feed(await self._read())
         except StopAsyncIteration:
             return self.reply.end()
-        except FAMILIES as error:
-            return self.reply.break_off(_broken_off(error, begun=self.reply.begun))
+        except TRANSPORT_ERRORS as error:
+            return self.reply.end_broken(_map_broken_connection(error, started=self.reply.started))
 
     async def _read(self) -> bytes:
         if not self.reply.finished:
             return await anext(self.reads)
-        patience = asyncio.timeout_at(self._settled_at)
+        wait = asyncio.timeout_at(self._read_deadline)
         try:
-            async with patience:
+            async with wait:
                 return await anext(self.reads)
         except TimeoutError:
-            if not patience.expired():
+            if not wait.expired():
                 raise
-            self.given_up = True
-            self.reply.settle()
+            self.abandoned = True
+            self.reply.stop_waiting()
             return b""
 
-    def _settle_soon(self, chunks: list[Chunk]) -> None:
+    def _limit_wait(self, chunks: list[Chunk]) -> None:
         """Set the deadline of the reads after the finish reason: usage may follow, and also text if an upstream repeats
         the finish reason in each chunk."""
         now = asyncio.get_running_loop().time()
-        if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
-            self._settled_at = now + PATIENCE
-        if self.reply.counted:  # usually the last chunk of a stream
-            self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
+        if self._read_deadline == float("inf") or any(chunk.tokens for chunk in chunks):
+            self._read_deadline = now + USAGE_WAIT
+        if self.reply.has_usage:  # usually the last chunk of a stream
+            self._read_deadline = min(self._read_deadline, now + END_WAIT)
 
 
 class Watchdog:
@@ -219,7 +219,7 @@ class Watchdog:
         self._due = self._loop.time() + first
         self._scope = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
-        self._heard = False
+        self._started = False
 
     async def __aenter__(self) -> None:
         await self._scope.__aenter__()
@@ -235,19 +235,19 @@ class Watchdog:
         return self._scope.expired()
 
     @property
-    def complaint(self) -> str:
-        if self._heard:
+    def message(self) -> str:
+        if self._started:
             return f"The upstream sent nothing for {self._idle:g} s."
         return f"The upstream sent no chunk within {self._first:g} s."
 
-    def listen(self) -> None:
-        if self._heard:
+    def resume(self) -> None:
+        if self._started:
             self._due = self._loop.time() + self._idle
 
-    def heard(self) -> None:
+    def chunk_received(self) -> None:
         self._due = float("inf")
-        if not self._heard and self._timer is not None:
-            self._heard = True
+        if not self._started and self._timer is not None:
+            self._started = True
             self._timer.cancel()  # `first` may exceed `idle`
             self._timer = self._loop.call_later(self._idle, self._check)
 
@@ -270,7 +270,7 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
     return {**without, "stream_options": rest} if rest else without
 
 
-def _names_usage(error: openai.APIStatusError) -> bool:
+def _rejects_usage(error: openai.APIStatusError) -> bool:
     """Return whether an upstream's error message names the usage option, in any wording."""
     said = f"{error.message} {_body_of(error)!r}"
     return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
@@ -291,35 +291,35 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
+def _map_error(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
     """Map an error before the stream began."""
     if isinstance(error, openai.APIStatusError):
         return from_response(error.status_code, error.response.headers, _body_of(error), secrets)
     if failure := connection_failure(error):
         return failure
-    return _broken_off(error, begun=False)
+    return _map_broken_connection(error, started=False)
 
 
-def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
-    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in causes(error)) or (
+def _map_broken_connection(error: BaseException, *, started: bool) -> UpstreamError:
+    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _TRUNCATED) for cause in causes(error)) or (
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
         return UpstreamError("bad_upstream_response", "The upstream's response cannot be decoded.")
-    return from_broken_connection(begun=begun)
+    return from_broken_connection(started=started)
 
 
 _UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)
-_CUT = (TransferEncodingError, ContentLengthError)
+_TRUNCATED = (TransferEncodingError, ContentLengthError)
 
 
 async def _drain(stream: UpstreamStream) -> None:
-    with suppress(*FAMILIES):
-        async with asyncio.timeout(AFTERMATH):
+    with suppress(*TRANSPORT_ERRORS):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
             async for _ in stream.reads:
                 pass
-    await _shut(stream.response)
+    await _close_response(stream.response)
 
 
-async def _shut(response: openai.AsyncAPIResponse[Any]) -> None:
-    with suppress(*FAMILIES):
+async def _close_response(response: openai.AsyncAPIResponse[Any]) -> None:
+    with suppress(*TRANSPORT_ERRORS):
         await response.close()
