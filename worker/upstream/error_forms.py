@@ -1,4 +1,4 @@
-"""Recognizes the forms in which providers report errors in a stream, or instead of one.
+"""Recognizes and reads the forms in which providers report errors in a stream, or instead of one.
 
 Known forms: `error` as an object or text, a list of `errors`, an event named `error`, `error` as `object` or `type`,
 a status object (`base_resp`) whose code is not 0, code and message at the top level, the same in a choice or in its
@@ -7,7 +7,7 @@ delta, and finish reasons that mean failure (vLLM, SGLang, OpenRouter, DeepSeek,
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 Json = dict[str, Any]
 ERROR_EVENTS = frozenset({b"error", b"exception", b"failed"})
@@ -16,18 +16,19 @@ _FAILURE_REASONS = frozenset(
     | {"insufficient_system_resource", "malformed_function_call"}
 )
 _MESSAGE_FIELDS = (
-    "message",
-    "msg",
-    "detail",
-    "error_description",
-    "error_msg",
-    "error_message",
-    "errmsg",
-    "status_msg",
-    "title",
-    "reason",
+    *("message", "msg", "detail", "error_description", "error_message", "error_msg", "errorMessage", "errmsg"),
+    *("status_msg", "statusMsg", "exception", "description", "reason", "title", "faultstring", "text", "details"),
+    *("error", "errors"),
 )
+"""Names of a provider's message, in any capitalization, the most specific first."""
+_COMMON_FIELDS = frozenset(
+    {"errorMessage", "statusMsg", "exception", "description", "faultstring", "text", "details", "error", "errors"}
+)
+_MARKING_FIELDS = tuple(name for name in _MESSAGE_FIELDS if name not in _COMMON_FIELDS)
+"""Names that, together with a code or a status, mark an object as an error. The others also occur elsewhere."""
 _CODES = ("code", "error_code", "err_code", "errcode", "errno", "status_code", "statusCode")
+_CODE_NAMES = ("code", "error_code", "status", "status_code")
+"""Names of the code that is passed on."""
 _SUCCESS = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "false"})
 _STATUS_OBJECTS = ("base_resp", "baseResp")
 
@@ -89,7 +90,7 @@ def is_error(value: object) -> bool:
     if not isinstance(value, dict):
         return bool(value)
     fields = cast(Json, value)
-    words = next((fields[name] for name in _MESSAGE_FIELDS if fields.get(name)), None)
+    words = next((fields[name] for name in _MARKING_FIELDS if fields.get(name)), None)
     if words is not None:
         return not is_success(words)
     codes = error_codes(fields)
@@ -118,7 +119,7 @@ def _is_described(value: object) -> bool:
 
 
 def _has_message(fields: Json) -> bool:
-    return any(fields.get(name) for name in _MESSAGE_FIELDS)
+    return any(fields.get(name) for name in _MARKING_FIELDS)
 
 
 def is_success(code: object) -> bool:
@@ -129,3 +130,61 @@ def is_success(code: object) -> bool:
 def get_field(value: object, name: str) -> Any:
     """Return a field of `value`, or None if `value` is not an object."""
     return cast(Json, value).get(name) if isinstance(value, dict) else None
+
+
+class ErrorFields(NamedTuple):
+    """The fields of an error, as the provider sent them."""
+
+    message: str
+    type: object
+    param: object
+    codes: list[object]
+    """Candidates for the code, the preferred one first."""
+
+
+def read_error(body: object) -> ErrorFields:
+    """Return the fields of an error body in OpenAI's form or another known one."""
+    fields = _first_object(body)
+    error: object = fields.get("error") or fields.get("errors") or body
+    # Fastify and Spring send a name or a flag as `error`, and the message next to it.
+    message = _find_message(cast(object, error)) if isinstance(error, dict | list) else ""
+    fields = _first_object(cast(object, error))
+    codes = [fields.get(name) for name in _CODE_NAMES]
+    return ErrorFields(message or _find_message(body), fields.get("type"), fields.get("param"), codes)
+
+
+def longest_text(error: object) -> str:
+    """Return the longest text in an object that has no message under a usual name."""
+    return max((value for value in _first_object(error).values() if isinstance(value, str)), key=len, default="")
+
+
+def _first_object(value: object) -> Json:
+    """Return an object as it is, the first object of a list (Gemini sends errors in a list), otherwise an empty one."""
+    listed: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+    objects = [cast(Json, one) for one in listed if isinstance(one, dict)]
+    return objects[0] if objects else {}
+
+
+def _find_message(value: object, depth: int = 5) -> str:
+    """Return the provider's message from text, from an object that has it under a usual name, from an object nested in
+    that, or from a list of such objects, as in FastAPI's validation errors."""
+    if isinstance(value, str):
+        text = value.strip()
+        return "" if text.startswith("<") else text  # an HTML page
+    if depth == 0:
+        return ""
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_find_message(one, depth - 1) for one in cast("list[object]", value)[:10])))
+    if not isinstance(value, dict):
+        return ""
+    fields = cast(Json, value)
+    lowered = {key.lower(): one for key, one in reversed(fields.items())}
+    text = next(filter(None, (_find_message(lowered.get(name.lower()), depth - 1) for name in _MESSAGE_FIELDS)), "")
+    if not text:
+        inner = [cast(object, one) for one in fields.values() if isinstance(one, dict | list)]
+        text = next(filter(None, (_find_message(one, depth - 1) for one in inner)), "")
+    location = fields.get("loc")
+    if text and isinstance(location, list):
+        text = f"{'.'.join(map(str, cast('list[object]', location)))}: {text}"
+    raw = get_field(fields.get("metadata"), "raw")  # OpenRouter: the provider's own message
+    return f"{text}: {raw}" if text and isinstance(raw, str) else text

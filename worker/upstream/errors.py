@@ -6,7 +6,9 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
+
+from worker.upstream.error_forms import longest_text, read_error
 
 Json = dict[str, Any]
 MAX_MESSAGE = 2000
@@ -89,14 +91,8 @@ def from_response(status: int, headers: Mapping[str, str], body: object, secrets
 def from_stream_error(error: object, secrets: Sequence[str]) -> UpstreamError:
     """Return the error for one that the upstream reported in mid-stream, or instead of a stream."""
     message, kind, param, code = _details({"error": error}, secrets)
-    message = message or _longest_text(error, secrets) or "The upstream reported an error."
+    message = message or _sanitize(longest_text(error), secrets) or "The upstream reported an error."
     return UpstreamError(code or "upstream_error", message, type=kind or "server_error", param=param)
-
-
-def _longest_text(error: object, secrets: Sequence[str]) -> str | None:
-    """Return the longest text in an object that has no message under a usual name."""
-    texts = [value for value in _first_object(error).values() if isinstance(value, str)]
-    return _sanitize(max(texts, key=len, default=""), secrets)
 
 
 def from_broken_connection(*, started: bool) -> UpstreamError:
@@ -111,74 +107,22 @@ def from_broken_connection(*, started: bool) -> UpstreamError:
 
 
 def _details(body: object, secrets: Sequence[str]) -> tuple[str, str | None, str | None, str | None]:
-    """Return (message, type, param, code) of an error body in OpenAI's form or another known one. None of them contains
-    a secret of ours. The code is logged, so it must be a name: a sentence may quote the prompt."""
-    fields = _first_object(body)
-    error: object = fields.get("error") or fields.get("errors") or body
-    # Fastify and Spring send a name or a flag as `error`, and the message next to it.
-    text = _find_message(cast(object, error)) if isinstance(error, dict | list) else ""
-    message = _sanitize(text or _find_message(body), secrets) or ""
-    fields = _first_object(cast(object, error))
-    kind, param = (_sanitize(fields.get(name), secrets) for name in ("type", "param"))
-    codes = [_sanitize(fields.get(name), secrets) for name in ("code", "error_code", "status", "status_code")]
-    return message, kind, param, next((code for code in codes if code and _is_name(code)), None)
-
-
-def _first_object(value: object) -> Json:
-    """Return an object as it is, the first object of a list (Gemini sends errors in a list), otherwise an empty one."""
-    listed: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
-    objects = [cast(Json, one) for one in listed if isinstance(one, dict)]
-    return objects[0] if objects else {}
+    """Return (message, type, param, code) of an error body. None of them contains a secret of ours. The code is logged,
+    so it must be a name: a sentence may quote the prompt."""
+    error = read_error(body)
+    codes = [_sanitize(code, secrets) for code in error.codes]
+    code = next((code for code in codes if code and _is_name(code)), None)
+    return (
+        _sanitize(error.message, secrets) or "",
+        _sanitize(error.type, secrets),
+        _sanitize(error.param, secrets),
+        code,
+    )
 
 
 def _is_name(code: str) -> bool:
     """Return whether a code is a name. Sentences are not, and numbers differ in meaning between providers."""
     return _NAME.fullmatch(code) is not None and not code.lstrip("-").isdigit()
-
-
-_MESSAGE_FIELDS = (
-    *("message", "msg", "detail", "error_description", "error_message", "error_msg", "errorMessage", "errmsg"),
-    *(
-        "status_msg",
-        "statusMsg",
-        "exception",
-        "description",
-        "reason",
-        "title",
-        "faultstring",
-        "text",
-        "details",
-        "error",
-        "errors",
-    ),
-)
-
-
-def _find_message(value: object, depth: int = 5) -> str:
-    """Return the provider's message from text, from an object that has it under a usual name in any capitalization,
-    from an object nested in that, or from a list of such objects, as in FastAPI's validation errors."""
-    if isinstance(value, str):
-        text = value.strip()
-        return "" if text.startswith("<") else text  # an HTML page
-    if depth == 0:
-        return ""
-    if isinstance(value, list):
-        return "; ".join(filter(None, (_find_message(one, depth - 1) for one in cast("list[object]", value)[:10])))
-    if not isinstance(value, dict):
-        return ""
-    fields = cast(Json, value)
-    lowered = {key.lower(): one for key, one in reversed(fields.items())}
-    text = next(filter(None, (_find_message(lowered.get(name.lower()), depth - 1) for name in _MESSAGE_FIELDS)), "")
-    if not text:
-        inner = [cast(object, one) for one in fields.values() if isinstance(one, dict | list)]
-        text = next(filter(None, (_find_message(one, depth - 1) for one in inner)), "")
-    where, metadata = fields.get("loc"), fields.get("metadata")
-    if text and isinstance(where, list):
-        text = f"{'.'.join(map(str, cast('list[object]', where)))}: {text}"
-    raw = (
-        cast(Json, metadata).get("raw") if isinstance(metadata, dict) else None
-    )  # OpenRouter: the provider's own message
-    return f"{text}: {raw}" if text and isinstance(raw, str) else text
 
 
 def _sanitize(value: object, secrets: Sequence[str]) -> str | None:

@@ -103,7 +103,10 @@ class Reply:
             found = decode_payload(pending, streamed=self._has_deltas)
         except InvalidChunk:
             return []
-        return self._process([(b"", pending)]) if isinstance(found, Chunk) and found.finished else []
+        chunks: list[Chunk] = []
+        if isinstance(found, Chunk) and found.finished:
+            self._add(found, chunks)
+        return chunks
 
     def stop_waiting(self) -> None:
         """Mark the complete reply as done without waiting for more."""
@@ -120,14 +123,14 @@ class Reply:
 
     def _complete_body(self) -> list[Chunk]:
         """Return the chunks of a JSON body that is complete, even if the connection stays open."""
-        text = self._body_bytes()
         try:
-            found = decode_payload(text)
+            found = decode_payload(self._body_bytes())
         except InvalidChunk:
             return []
         if not isinstance(found, Chunk) or not (found.is_message or found.finished or found.error is not None):
             return []  # may be one of several lines
-        chunks = self._process([(b"", text)])
+        chunks: list[Chunk] = []
+        self._add(found, chunks)
         if self._has_choices and self.error is None:
             self.done = True
         elif self.error is None:

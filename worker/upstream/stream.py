@@ -24,6 +24,7 @@ from worker.upstream.chunks import Chunk
 from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 from worker.upstream.reply import Reply, wrong_type
+from worker.upstream.watchdog import Watchdog
 
 Json = dict[str, Any]
 
@@ -208,57 +209,6 @@ class UpstreamStream:
             self._read_deadline = min(self._read_deadline, now + END_WAIT)
 
 
-class Watchdog:
-    """Cancels the block if no chunk arrives for too long. Keep-alive comments do not count, and time in which the
-    stream is not read does not count either. There is one timer, which is moved only when it fires: an
-    `asyncio.timeout` that is moved per chunk costs more than the chunk."""
-
-    def __init__(self, first: float, idle: float) -> None:
-        self._first, self._idle = first, idle
-        self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + first
-        self._scope = asyncio.timeout(None)
-        self._timer: asyncio.TimerHandle | None = None
-        self._started = False
-
-    async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
-        self._timer = self._loop.call_at(self._due, self._check)
-
-    async def __aexit__(self, *raised: Any) -> bool | None:
-        if self._timer is not None:
-            self._timer.cancel()
-        return await self._scope.__aexit__(*raised)
-
-    @property
-    def expired(self) -> bool:
-        return self._scope.expired()
-
-    @property
-    def message(self) -> str:
-        if self._started:
-            return f"The upstream sent nothing for {self._idle:g} s."
-        return f"The upstream sent no chunk within {self._first:g} s."
-
-    def resume(self) -> None:
-        if self._started:
-            self._due = self._loop.time() + self._idle
-
-    def chunk_received(self) -> None:
-        self._due = float("inf")
-        if not self._started and self._timer is not None:
-            self._started = True
-            self._timer.cancel()  # `first` may exceed `idle`
-            self._timer = self._loop.call_later(self._idle, self._check)
-
-    def _check(self) -> None:
-        now = self._loop.time()
-        if self._due <= now:
-            self._scope.reschedule(now)
-            return
-        self._timer = self._loop.call_at(min(self._due, now + self._idle), self._check)
-
-
 def _with_usage(body: Json) -> Json:
     return {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
 
@@ -272,8 +222,8 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
 
 def _rejects_usage(error: openai.APIStatusError) -> bool:
     """Return whether an upstream's error message names the usage option, in any wording."""
-    said = f"{error.message} {_body_of(error)!r}"
-    return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
+    text = f"{error.message} {_body_of(error)!r}"
+    return error.status_code not in (401, 429) and _USAGE_OPTION.search(text) is not None
 
 
 def _body_of(error: openai.APIStatusError) -> object:
