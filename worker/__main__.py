@@ -1,4 +1,4 @@
-"""`python -m worker` runs a worker from the environment; `--check` says whether one of this host is alive."""
+"""`python -m worker`: run a worker configured by the environment; `--check` tells whether one is alive on this host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.tracing import configure_tracing
 from broker.settings.settings import Settings, load_for_process, unknown_variables
-from worker.monitoring.heartbeat import present_here
+from worker.monitoring.heartbeat import has_live_worker
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tokencast worker",
-        description="Runs a worker from the environment.",
+        description="Run a worker, configured by environment variables.",
         epilog="Examples:\n  tokencast worker\n  tokencast worker --check && echo alive",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--check", action="store_true", help="exit 0 if a worker of this host is alive, else 1")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 0 if a worker on this host is alive, otherwise with 1"
+    )
     check: bool = parser.parse_args().check
     try:
         settings = load_for_process()
@@ -33,13 +35,15 @@ def main() -> int:
 
 
 def _work(settings: Settings) -> int:
-    # Here, because the SDK takes a second to import and health checks are many.
+    # Imported here: the SDK takes a second to import, and `--check` runs often.
     from worker import worker as process
 
     for remark in unknown_variables().values():
         process.log.warning("%s", remark)
     process.check_upstreams(settings)
-    prepare(process.log, files=4 * settings.slots + 200)  # each slot has a connection to the upstream, some to Redis
+    prepare(
+        process.log, files=4 * settings.slots + 200
+    )  # each slot needs a connection to the upstream and some to Redis
     send_traces = configure_tracing("tokencast-worker")
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -51,7 +55,7 @@ def _work(settings: Settings) -> int:
 async def _check(settings: Settings) -> int:
     async with connect_redis(settings.redis_url, socket_timeout=2.0) as redis:
         try:
-            return 0 if await present_here(redis) else 1
+            return 0 if await has_live_worker(redis) else 1
         except BrokerError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return 1

@@ -1,8 +1,8 @@
-"""Carries the events of all attempts of this process to Redis, over one connection to each server.
+"""Appends the events of all attempts of this process to Redis, over one connection per server.
 
-While one pipeline is under way the next gathers: idle, a token leaves at once; under load the calls get longer by
-themselves. Everything may be sent again, since ids are explicit: after any trouble the same events go out under
-the same ids, and the scripts skip what is there and say what is missing.
+While one pipeline is in flight, the next one is collected: without load a token is sent at once, and under load the
+calls grow by themselves. Every call may be repeated, because ids are explicit: after an error the same events are sent
+under the same ids, and the scripts skip events that are present and report events that are missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from broker.runtime.counters import ROUND_TRIPS, Buckets
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.store import lifecycle_keys, new_epoch
-from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
+from worker.attempt import FAILING_REPLIES, MAX_CALL_BYTES, Attempt, Ending
 from worker.claims import Claim
 from worker.ended_attempts import EndedAttempts
 
@@ -30,11 +30,11 @@ APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
-STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
-MOVING = 0.05  # seconds
-FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
-_REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
-TRANSIENT = _REDIRECTING | {
+STORAGE_FULL_TIMEOUT = 30.0  # seconds of "out of memory" replies after which an attempt fails; two leases at most
+MOVING_PAUSE = 0.05  # seconds until the next try while a cluster moves a shard
+FULL_PAUSE = 0.25  # seconds until the next try if Redis is full
+_CLUSTER_ERRORS = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # replies of a cluster
+TRANSIENT_ERRORS = _CLUSTER_ERRORS | {
     *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "NOAUTH")
 }
 log = logging.getLogger("tokencast.worker")
@@ -44,81 +44,81 @@ TOUCHING, RESTORING = -1, -2
 
 
 class Call(NamedTuple):
-    """One command under way. `cut` is the last seq it sends, or which of the others it is."""
+    """One command in flight. `last`: the last seq that it sends, or TOUCHING or RESTORING."""
 
     attempt: Attempt
-    cut: int
+    last: int
     command: tuple[Argument, ...]
 
 
 class Appender:
-    """`begin` an attempt for each claim; `run` for ever beside them. One lane, and on a cluster one for each shard, so
-    that a server's trouble stalls only what is on it."""
+    """Creates an attempt for each claim (`open`) and appends the events of all of them (`run`). There is one
+    `ShardAppender`, on a cluster one per shard, so that an unreachable server delays only its own shards."""
 
     def __init__(self, settings: Settings, servers: Topology | None = None) -> None:
-        """`servers`: as the rest of the process knows them."""
+        """`servers`: topology that the process shares."""
         self._url = settings.logs_url
         self._servers = servers or topology_of(settings.logs_url)
-        # Often enough that a cancel comes home at once, and that a lease never runs down.
+        # Short enough that a cancellation is noticed soon, and that no lease expires.
         self._tick = min(0.5, settings.lease / 6)
-        self._lanes = {
+        self._shards = {
             group: ShardAppender(self, self._servers, group, settings, self._tick) for group in self._servers.groups
         }
-        self._whole: bool | None = None
+        self._all_connected: bool | None = None
         self.flushes = Buckets(ROUND_TRIPS)
 
     @property
     def connected(self) -> bool:
-        return any(lane.connected.is_set() for lane in self._lanes.values())
+        return any(shard.connected.is_set() for shard in self._shards.values())
 
     async def ready(self) -> None:
-        """Until connected."""
-        waits = [asyncio.create_task(lane.connected.wait()) for lane in self._lanes.values()]
+        """Wait until connected."""
+        waits = [asyncio.create_task(shard.connected.wait()) for shard in self._shards.values()]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    def begin(self, claim: Claim) -> Attempt:
-        return self._lane(claim).begin(claim)
+    def open(self, claim: Claim) -> Attempt:
+        return self._shard(claim).open(claim)
 
-    def drop(self, attempt: Attempt) -> None:
-        """Forgets an attempt, whatever it still has."""
-        self._lane(attempt.claim).drop(attempt)
+    def discard(self, attempt: Attempt) -> None:
+        """Forget an attempt, including its unsent events."""
+        self._shard(attempt.claim).discard(attempt)
 
-    def _lane(self, claim: Claim) -> ShardAppender:
-        return self._lanes[self._servers.group(shard_of(claim.gid))]
+    def _shard(self, claim: Claim) -> ShardAppender:
+        return self._shards[self._servers.group(shard_of(claim.gid))]
 
     async def run(self) -> None:
-        """Until cancelled. Redis may come and go."""
+        """Run until cancelled; reconnects if Redis is unreachable."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick_for_ever())
+            tasks.create_task(self._tick_forever())
             tasks.create_task(self._servers.watch())
-            for lane in self._lanes.values():
-                tasks.create_task(lane.run())
+            for shard in self._shards.values():
+                tasks.create_task(shard.run())
 
-    async def _tick_for_ever(self) -> None:
+    async def _tick_forever(self) -> None:
         for turn in itertools.count():
             await asyncio.sleep(self._tick / 2)
-            for number, lane in enumerate(self._lanes.values()):
-                lane.tick(idle_too=number == turn % len(self._lanes))
+            for number, shard in enumerate(self._shards.values()):
+                shard.tick(idle_too=number == turn % len(self._shards))
 
-    def lost(self, why: str) -> None:
-        """A lane has lost its connection, gets none, or is refused. Logged once a minute, until all are served."""
-        self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {why}")
-        self._whole = False
+    def report_failure(self, reason: str) -> None:
+        """Log that a shard's connection failed or its commands were rejected: once a minute, until all shards work."""
+        self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {reason}")
+        self._all_connected = False
 
-    def found(self) -> None:
-        """A lane is connected, and served."""
-        if not self._whole and all(lane.connected.is_set() for lane in self._lanes.values()):
-            self._whole = True
+    def report_connected(self) -> None:
+        """Log the recovery, once all shards are connected and their commands accepted."""
+        if not self._all_connected and all(shard.connected.is_set() for shard in self._shards.values()):
+            self._all_connected = True
             self._servers.troubles.over()
             log.info("connected to Redis at %s", without_password(self._url))
 
 
 class ShardAppender:
-    """The attempts of the shards that one connection reaches."""
+    """Appends the attempts of the shards that one connection reaches."""
 
     def __init__(self, appender: Appender, servers: Topology, group: str, settings: Settings, tick: float) -> None:
         self._appender = appender
@@ -128,162 +128,163 @@ class ShardAppender:
         self._max_output = settings.max_output
         self._tick = tick
         self._active: dict[Attempt, None] = {}
-        self._waiting: dict[Attempt, None] = {}  # with something to send, the longest waiting first
-        self._restoring: dict[Attempt, None] = {}  # not known to Redis, or not to be ours
-        self._apart: set[Attempt] = set()  # with keys on two servers: their shard is moving
-        self._lingering = EndedAttempts(tick)
-        self._connection = 0  # number of the present one
-        self._wake: asyncio.Future[None] | None = None
-        self._touch = False
-        # Back within a lease of Redis: for as long the reapers wait for us.
+        self._waiting: dict[Attempt, None] = {}  # attempts with unsent events, in the order of their waiting time
+        self._restoring: dict[Attempt, None] = {}  # attempts that Redis does not know, or not as ours
+        self._migrating: set[Attempt] = set()  # attempts with keys on two servers, because their shard is moving
+        self._ended_attempts = EndedAttempts(tick)
+        self._connection = 0  # number of the current connection
+        self._idle: asyncio.Future[None] | None = None
+        self._touch_due = False
+        # Reconnect within a lease after Redis is back: reapers wait that long.
         self._backoff = Backoff(longest=min(2.0, settings.lease / 3))
         self.connected = asyncio.Event()
 
-    def begin(self, claim: Claim) -> Attempt:
+    def open(self, claim: Claim) -> Attempt:
         attempt = Attempt(claim, self._notify, self._connection)
         self._active[attempt] = None
         return attempt
 
-    def drop(self, attempt: Attempt) -> None:
+    def discard(self, attempt: Attempt) -> None:
         self._active.pop(attempt, None)
         self._waiting.pop(attempt, None)
         self._restoring.pop(attempt, None)
-        self._apart.discard(attempt)
+        self._migrating.discard(attempt)
 
     def tick(self, *, idle_too: bool) -> None:
-        """Time for touches; and for a look at the connection where there is nothing to touch, if `idle_too`."""
-        self._lingering.forget_old()
-        if idle_too or self._active or self._lingering:
-            self._touch = True
-            self._rouse()
+        """Schedule touches; with `idle_too`, also a check of the connection if there is nothing to touch."""
+        self._ended_attempts.expire()
+        if idle_too or self._active or self._ended_attempts:
+            self._touch_due = True
+            self._wake_up()
 
     def _notify(self, attempt: Attempt) -> None:
         self._waiting[attempt] = None
-        self._rouse()
+        self._wake_up()
 
-    def _rouse(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    def _wake_up(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Connect and serve until cancelled."""
         while True:
             try:
                 await self._connect_and_serve()
             except (OSError, RespError) as error:
                 if isinstance(error, TimeoutError):
                     self._servers.mark_suspect()
-                self._unwell(describe_error(error))
+                self._report_failure(describe_error(error))
             await self._backoff.wait()
 
     async def _connect_and_serve(self) -> None:
         connection = await self._servers.open(self._group)
         try:
             await self._load_scripts(connection)
-            self._begin_connection()
-            if not (self._active or self._waiting):  # else the first answer tells whether it takes anything
-                self._well()
+            self._resend_endings()
+            if not (self._active or self._waiting):  # otherwise the first reply shows whether commands are accepted
+                self._report_connected()
             while True:
                 self._servers.check(connection.node)
-                touching = self._touch
-                calls = self._gather()
+                touching = self._touch_due
+                calls = self._collect_calls()
                 if not calls:
-                    if touching:  # an idle connection that broke says so only when it is used
+                    if touching:  # a broken idle connection is noticed only when it is used
                         await connection.call("PING", timeout=REPLY_TIMEOUT)
-                        self._lingering.answered()
+                        self._ended_attempts.count_contact()
                     else:
-                        self._wake = asyncio.get_running_loop().create_future()
-                        await self._wake
+                        self._idle = asyncio.get_running_loop().create_future()
+                        await self._idle
                     continue
                 sent = time.monotonic()
                 replies = await connection.pipeline([call.command for call in calls], timeout=REPLY_TIMEOUT)
                 self._appender.flushes.observe(time.monotonic() - sent)
-                self._lingering.answered()
-                refusal = self._settle(calls, replies)
+                self._ended_attempts.count_contact()
+                refusal = self._process_replies(calls, replies)
                 if refusal is None:
                     self._backoff.success()
-                    if not self._restoring:  # else a ticket of what is about to be restored could be taken
-                        self._well()
+                    if not self._restoring:  # otherwise a ticket could be taken of a generation about to be restored
+                        self._report_connected()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
-                elif _is_full(refusal):  # on this connection leases are kept and endings pass
-                    self._unwell("it is full")
+                elif _is_full(refusal):  # keep the connection: touches and terminal events still pass
+                    self._report_failure("out of memory")
                     await asyncio.sleep(min(FULL_PAUSE, self._tick / 2))
-                elif refusal.kind == "TRYAGAIN":  # a shard on its way to another server of a cluster
-                    await asyncio.sleep(MOVING)
+                elif refusal.kind == "TRYAGAIN":  # a cluster is moving the shard to another server
+                    await asyncio.sleep(MOVING_PAUSE)
                 else:
                     raise refusal
         finally:
             connection.close()
 
-    def _well(self) -> None:
+    def _report_connected(self) -> None:
         if not self.connected.is_set():
             self.connected.set()
-            self._appender.found()
+            self._appender.report_connected()
 
-    def _unwell(self, why: str) -> None:
+    def _report_failure(self, reason: str) -> None:
         self.connected.clear()
-        self._appender.lost(why)
+        self._appender.report_failure(reason)
 
     async def _load_scripts(self, connection: RespConnection) -> None:
         for script in (APPEND, FINISH, TOUCH, RESTORE):
             await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
 
-    def _gather(self) -> list[Call]:
-        """What goes into the next pipeline: of each attempt one call, and the touches that are due."""
-        calls = [Call(attempt, RESTORING, self._restore(attempt)) for attempt in self._restoring]
+    def _collect_calls(self) -> list[Call]:
+        """Return the calls of the next pipeline: one per waiting attempt, and the touches that are due."""
+        calls = [Call(attempt, RESTORING, self._restore_command(attempt)) for attempt in self._restoring]
         room = PIPELINE_BYTES
         for attempt in self._waiting:
-            if attempt in self._restoring or attempt.held:
+            if attempt in self._restoring or attempt.awaits_ending:
                 continue
-            cut = attempt.next_cut()
-            room -= min(attempt.behind, CALL_BYTES)
-            ending = attempt.ending if cut == attempt.count else None
-            command = self._finish(attempt, cut, ending) if ending else self._append(attempt, cut)
-            calls.append(Call(attempt, cut, command))
-            attempt.sent = max(attempt.sent, cut)
+            last = attempt.next_batch()
+            room -= min(attempt.pending_bytes, MAX_CALL_BYTES)
+            ending = attempt.ending if last == attempt.count else None
+            command = self._finish_command(attempt, last, ending) if ending else self._append_command(attempt, last)
+            calls.append(Call(attempt, last, command))
+            attempt.sent = max(attempt.sent, last)
             if room <= 0:
                 break
-        if self._touch:
-            self._touch = False
-            self._gather_touches(calls)
+        if self._touch_due:
+            self._touch_due = False
+            self._collect_touches(calls)
         return calls
 
-    def _gather_touches(self, calls: list[Call]) -> None:
-        """For attempts that appended nothing lately, so that an ending from elsewhere comes home within a tick;
-        now and then for the others too, since an append does not renew the lease."""
+    def _collect_touches(self, calls: list[Call]) -> None:
+        """Add touches for attempts that appended nothing lately, so that an end from elsewhere is noticed within a
+        tick; less often also for the others, because an append does not renew the lease."""
         now, tick = time.monotonic(), self._tick * 0.9
         for attempt in self._active:
-            quiet, untouched = now - attempt.heard_at, now - attempt.touched_at
+            quiet, untouched = now - attempt.replied_at, now - attempt.touched_at
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
-                live = () if attempt in self._apart else (keys.live(shard_of(gid)),)
+                live = () if attempt in self._migrating else (keys.live(shard_of(gid)),)
                 keys_ = (keys.meta(gid), keys.log(gid), *live)
                 command = ("EVALSHA", TOUCH.sha, len(keys_), *keys_, gid, own, self._lease_ms)
                 calls.append(Call(attempt, TOUCHING, command))
 
-    def _append(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
+    def _append_command(self, attempt: Attempt, last: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
-        tokens = attempt.tokens_until(cut)
+        tokens = attempt.tokens_until(last)
         first_token = "1" if tokens and not attempt.tokens_until(acked) else "0"
         return (
             *("EVALSHA", APPEND.sha, 2, keys.meta(claim.gid), keys.log(claim.gid)),
             *(claim.own, f"{claim.attempt}-", acked + 1, tokens, self._max_output, first_token),
-            *attempt.items[3 * acked : 3 * cut],
+            *attempt.items[3 * acked : 3 * last],
         )
 
-    def _finish(self, attempt: Attempt, cut: int, ending: Ending) -> tuple[Argument, ...]:
+    def _finish_command(self, attempt: Attempt, last: int, ending: Ending) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
         return (
             *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(claim.gid)),
             *(claim.gid, claim.own, f"{claim.attempt}-", acked + 1, ending.status, ending.finish_reason),
-            *(ending.usage, ending.error, ending.choices, attempt.tokens_until(cut)),
-            *attempt.items[3 * acked : 3 * cut],
+            *(ending.usage, ending.error, ending.choices, attempt.tokens_until(last)),
+            *attempt.items[3 * acked : 3 * last],
         )
 
-    def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
-        """A server that had it on this very connection has not gone back: there it was deleted, or has expired."""
+    def _restore_command(self, attempt: Attempt) -> tuple[Argument, ...]:
+        """Return the command that restores an attempt. A server that had it on the current connection lost no data:
+        there the generation was deleted or has expired, and `known_at` is 0."""
         claim = attempt.claim
         known_at = attempt.known_at if attempt.known_on != self._connection else 0
         return (
@@ -293,106 +294,106 @@ class ShardAppender:
             *(part for field in claim.meta.items() for part in field),
         )
 
-    def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
-        """Takes in all replies; the refusal that asks for another connection or for the scripts, if there is one."""
+    def _process_replies(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
+        """Process all replies. Return the error that requires another connection or the scripts, if there is one."""
         refusal: RespError | None = None
         now = time.monotonic()
         for call, reply in zip(calls, replies, strict=True):
             attempt = call.attempt
-            if call.cut == TOUCHING and (attempt not in self._active or attempt in self._restoring):
-                continue  # touched behind its own ending, or its loss is known
+            if call.last == TOUCHING and (attempt not in self._active or attempt in self._restoring):
+                continue  # touched after its end, or its loss is known
             if isinstance(reply, RespError):
-                if call.cut == TOUCHING:
-                    self._touch_again(attempt, reply)
-                refusal = self._refused(attempt, reply, now) or refusal
+                if call.last == TOUCHING:
+                    self._retry_touch(attempt, reply)
+                refusal = self._on_error(attempt, reply, now) or refusal
                 continue
-            if call.cut == TOUCHING:
-                self._apart.discard(attempt)
-            if call.cut >= 0:
-                attempt.heard_at = now
+            if call.last == TOUCHING:
+                self._migrating.discard(attempt)
+            if call.last >= 0:
+                attempt.replied_at = now
             outcome = reply[0]
             if outcome == b"OK":
                 attempt.known_on = self._connection
-                if call.cut == TOUCHING:
+                if call.last == TOUCHING:
                     attempt.known_at = reply[2]
-            if call.cut == RESTORING:
-                self._restored(attempt, reply)
+            if call.last == RESTORING:
+                self._on_restored(attempt, reply)
             elif outcome in (b"LOST", b"FENCED"):
                 self._restoring[attempt] = None
             elif outcome == b"OK":
-                self._accepted(call, reply[1])
+                self._on_accepted(call, reply[1])
             elif outcome == b"GAP":
                 attempt.acknowledge(reply[1])
                 self._waiting[attempt] = None
             elif outcome == b"CLOSED" and attempt.ending is not None and attempt.sent == attempt.count:
-                self._ended(attempt)  # by ourselves, most likely: the reply was lost
+                self._confirm_ending(attempt)  # most likely by this worker: the reply was lost
             else:
-                self._end(attempt, outcome.decode())
+                self._end_attempt(attempt, outcome.decode())
         return refusal
 
-    def _touch_again(self, attempt: Attempt, error: RespError) -> None:
-        """At the next tick, by the keys that must be together."""
+    def _retry_touch(self, attempt: Attempt, error: RespError) -> None:
+        """Touch an attempt at the next tick; after TRYAGAIN only with the keys that are on one server."""
         attempt.touched_at = float("-inf")
         if error.kind == "TRYAGAIN":
-            self._apart.add(attempt)
+            self._migrating.add(attempt)
 
-    def _accepted(self, call: Call, last: int) -> None:
-        attempt, cut, _ = call
-        if attempt.ending is not None and cut == attempt.count and last >= cut:
-            self._ended(attempt)
+    def _on_accepted(self, call: Call, acked: int) -> None:
+        attempt, last, _ = call
+        if attempt.ending is not None and last == attempt.count and acked >= last:
+            self._confirm_ending(attempt)
             return
-        attempt.acknowledge(last)
+        attempt.acknowledge(acked)
         self._waiting.pop(attempt, None)
-        if not attempt.complete:
-            self._waiting[attempt] = None  # behind the others
+        if not attempt.all_sent:
+            self._waiting[attempt] = None  # after the others
 
-    def _restored(self, attempt: Attempt, reply: Reply) -> None:
-        """Redis knows it again, as ours, up to some event; or it is somebody else's, or past its end."""
+    def _on_restored(self, attempt: Attempt, reply: Reply) -> None:
+        """Handle the reply to a restore: Redis has the attempt again, up to some event, or the attempt is over."""
         if attempt not in self._restoring:
-            return  # dropped while its call was under way
+            return  # dropped while its call was in flight
         del self._restoring[attempt]
         if reply[0] != b"OK":
-            self._end(attempt, reply[0].decode())
+            self._end_attempt(attempt, reply[0].decode())
             return
         log.info("%s: restored", attempt.claim.gid)
         attempt.epoch = reply[2]
         attempt.acknowledge(reply[1])
         self._waiting[attempt] = None
 
-    def _refused(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
-        """A refusal that will pass keeps everything; one that will not ends the attempt."""
+    def _on_error(self, attempt: Attempt, error: RespError, now: float) -> RespError | None:
+        """Handle an error reply: a transient one changes nothing and is returned, a lasting one ends the attempt."""
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
         if _is_full(error):
             attempt.refused_since = attempt.refused_since or now
-            if now - attempt.refused_since > min(STORAGE_FULL, self._lease_ms / 500):
-                self._end(attempt, "FULL")
+            if now - attempt.refused_since > min(STORAGE_FULL_TIMEOUT, self._lease_ms / 500):
+                self._end_attempt(attempt, "FULL")
             return error
-        if kind in TRANSIENT or forbidden_command(error) is not None:
+        if kind in TRANSIENT_ERRORS or forbidden_command(error) is not None:
             return error
-        log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
-        self._end(attempt, "ERROR")
+        log.error("%s: Redis rejected an append: %s", attempt.claim.gid, kind)
+        self._end_attempt(attempt, "ERROR")
         return None
 
-    def _end(self, attempt: Attempt, reason: str) -> None:
+    def _end_attempt(self, attempt: Attempt, reason: str) -> None:
         self._waiting.pop(attempt, None)
-        if reason not in OURS:
+        if reason not in FAILING_REPLIES:
             self._active.pop(attempt, None)
-        attempt.end(reason)
+        attempt.abort(reason)
 
-    def _ended(self, attempt: Attempt) -> None:
-        self.drop(attempt)
+    def _confirm_ending(self, attempt: Attempt) -> None:
+        self.discard(attempt)
         attempt.acknowledge(attempt.count)
-        attempt.settle()
-        self._lingering.add(attempt)
+        attempt.confirm_ending()
+        self._ended_attempts.add(attempt)
 
-    def _begin_connection(self) -> None:
-        """Another server may have taken over, that never heard of the endings."""
+    def _resend_endings(self) -> None:
+        """Send all recent terminal events again: another server, which lacks them, may have taken over."""
         self._connection += 1
-        self._lingering.connected()
-        self._waiting.update(dict.fromkeys(self._lingering.take_all()))
+        self._ended_attempts.start_contact()
+        self._waiting.update(dict.fromkeys(self._ended_attempts.pop_all()))
 
 
 def _is_full(refusal: RespError) -> bool:
-    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps what a script meets
+    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps errors inside scripts

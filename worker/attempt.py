@@ -1,7 +1,7 @@
-"""One attempt as its worker sees it: every event of it, and how many of them Redis has.
+"""`Attempt`: the events of one attempt, and the number of them that Redis has acknowledged.
 
-Events stay here until the attempt's end and a while longer, so that whatever Redis loses can be sent again under
-the same ids.
+Events are kept until shortly after the attempt's end, so that events that Redis loses can be sent again under the same
+ids.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from worker.claims import Claim
 from worker.upstream.chunks import Chunk
 
-CALL_BYTES = 256 * 1024
-CALL_EVENTS = 512  # 1.8 ms of the server's time, which everybody else waits for
-AHEAD = 1 << 20  # bytes a producer may be ahead of Redis before it has to wait
+MAX_CALL_BYTES = 256 * 1024
+MAX_CALL_EVENTS = 512  # 1.8 ms of the server's time, which blocks its other clients
+MAX_PENDING_BYTES = 1 << 20  # bytes that a producer may be ahead of Redis before it must wait
 
-# The attempt is still ours after these, and is to be ended as failed, with this code and message. After the others it
-# is somebody else's.
-OURS = {
-    "TOOBIG": ("output_too_large", "The completion is longer than a generation may be."),
-    "FULL": ("storage_full", "Redis has no room for the completion."),
-    "ERROR": ("internal_error", "Redis refused the completion."),
+# Replies after which the attempt is still ours and ends as failed, with this code and message. After any other refusal
+# the attempt belongs to another worker, or the generation has ended.
+FAILING_REPLIES = {
+    "TOOBIG": ("output_too_large", "The completion exceeds the maximum size of a generation."),
+    "FULL": ("storage_full", "Redis is full and cannot store the completion."),
+    "ERROR": ("internal_error", "Redis rejected the completion."),
 }
 
 
 class AttemptEnded(Exception):
-    """Redis takes no more events of this attempt; `reason` is what it answered."""
+    """Redis accepts no more events of this attempt; `reason` is its reply."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class AttemptEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The terminal event and what goes into the generation's meta with it."""
+    """The terminal event, and the fields of the generation's meta that are written with it."""
 
     type: bytes
     status: str
@@ -51,31 +51,32 @@ class Ending:
 
 
 class Attempt:
-    """`push` and `finish` are the producer's side; the rest is the appender's. Seq 0 is the claim's own event, so
-    the first event pushed has seq 1, and `acked` is both the last seq and the number of events Redis has."""
+    """Events of one attempt, between the producer (`push`, `finish`) and the appender (the rest). Seq 0 is the event
+    that the claim wrote, so the first pushed event has seq 1, and `acked` is both the last seq that Redis has and the
+    number of events."""
 
     __slots__ = (
         "_began",
-        "_counts",
-        "_done",
-        "_ends",
+        "_drain_waiter",
+        "_finish_waiter",
         "_notify",
-        "_room",
         "_scope",
-        "_whole",
+        "_single_call",
+        "_sizes",
+        "_token_counts",
         "acked",
-        "answered",
         "claim",
         "ended",
         "ending",
         "epoch",
-        "heard_at",
         "items",
         "known_at",
         "known_on",
+        "published",
         "refused_since",
+        "replied_at",
+        "reply_finished",
         "sent",
-        "shown",
         "touched_at",
     )
 
@@ -83,34 +84,34 @@ class Attempt:
         self.claim = claim
         self.epoch = claim.epoch
         self.known_at = claim.attempt >> 10
-        """When Redis is known to have had the generation, in ms by its own clock."""
+        """Last time at which Redis is known to have had the generation, in ms of Redis's clock."""
         self.known_on = connection
-        """The number of the appender's connection on which it is known to have had it."""
-        self.items: list[bytes] = []  # type, ms, data, type, ms, data, …: as a call's arguments have them
-        self._ends: list[int] = []  # bytes up to and with each event
-        self._counts: list[int] = []  # chunks with tokens up to and with each event
-        self.shown = False
-        self.answered = False
-        """Whether every choice has its finish reason."""
+        """Number of the appender's connection on which Redis is known to have had it."""
+        self.items: list[bytes] = []  # type, ms, data, type, ms, data, …: the order of a script's arguments
+        self._sizes: list[int] = []  # bytes up to and including each event
+        self._token_counts: list[int] = []  # chunks with tokens up to and including each event
+        self.published = False
+        self.reply_finished = False
+        """Whether each choice has its finish reason."""
         self.acked = 0
         self.sent = 0
         self.ending: Ending | None = None
         self.ended: str | None = None
-        self.heard_at = self.touched_at = self._began = time.monotonic()
+        self.replied_at = self.touched_at = self._began = time.monotonic()
         self.refused_since: float | None = None
         self._notify = notify
         self._scope: asyncio.Timeout | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._whole = False
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self._finish_waiter: asyncio.Future[None] | None = None
+        self._single_call = False
 
     # The producer's side.
 
     def push(self, chunks: Sequence[Chunk]) -> None:
-        """Chunks that arrived now. Whoever pushes much awaits `room` where `crowded` says so."""
+        """Add chunks that arrived now. If `congested` is true afterwards, await `drain` before the next push."""
         if self.ended is not None:
             return
-        items, ends, counts = self.items, self._ends, self._counts
+        items, ends, counts = self.items, self._sizes, self._token_counts
         at = self._age()
         size, count = (ends[-1], counts[-1]) if ends else (0, 0)
         for kind, data, tokens, *_ in chunks:
@@ -119,28 +120,28 @@ class Attempt:
             count += tokens
             ends.append(size)
             counts.append(count)
-        self.shown = True
+        self.published = True
         self._notify(self)
 
-    def note(self, kind: bytes, data: bytes) -> None:
-        """An event that is not a chunk."""
+    def push_event(self, kind: bytes, data: bytes) -> None:
+        """Add an event that is not a chunk."""
         if self.ended is None:
             self._add(kind, data)
             self._notify(self)
 
     @property
-    def crowded(self) -> bool:
-        return self.behind > AHEAD
+    def congested(self) -> bool:
+        return self.pending_bytes > MAX_PENDING_BYTES
 
-    async def room(self) -> None:
-        """Until Redis has caught up, or the attempt has ended."""
-        while self.crowded and self.ended is None:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+    async def drain(self) -> None:
+        """Wait until Redis has caught up, or the attempt has ended."""
+        while self.congested and self.ended is None:
+            self._drain_waiter = asyncio.get_running_loop().create_future()
+            await self._drain_waiter
 
     @asynccontextmanager
-    async def until(self, deadline: float) -> AsyncGenerator[None]:
-        """Runs the body; AttemptEnded as soon as Redis takes no more, TimeoutError at the deadline."""
+    async def run_until(self, deadline: float) -> AsyncGenerator[None]:
+        """Run the body. Raises AttemptEnded as soon as Redis accepts no more events, TimeoutError at the deadline."""
         try:
             async with asyncio.timeout_at(deadline) as self._scope:
                 if self.ended is not None:
@@ -154,40 +155,40 @@ class Attempt:
             self._scope = None
 
     async def finish(self, ending: Ending) -> None:
-        """Returns once Redis has the ending, or has had another one. AttemptEnded if it will not have it."""
+        """Write the terminal event and return once Redis has it. Raises AttemptEnded if Redis rejects it."""
         if self.ended is not None:
             raise AttemptEnded(self.ended)
-        self._done = asyncio.get_running_loop().create_future()
+        self._finish_waiter = asyncio.get_running_loop().create_future()
         self._add(ending.type, ending.data)
         self.ending = ending
         self._notify(self)
         try:
-            await self._done
+            await self._finish_waiter
         finally:
-            self._done = None  # a refusal holds this frame: a circle
+            self._finish_waiter = None  # its exception refers to this frame: a reference cycle
 
-    def cut(self) -> None:
-        """After an end that leaves the attempt ours: drops what was never sent, and Redis must take the rest in one
-        call, with the ending. What was sent stays even where it was refused, since an older call that wrote it may
-        have lost its reply."""
-        del self.items[3 * self.sent :], self._ends[self.sent :], self._counts[self.sent :]
+    def drop_unsent(self) -> None:
+        """Drop the events that were never sent, after an end that leaves the attempt ours. The rest is sent in one
+        call, together with the terminal event. Events that were sent are kept even if they were rejected: an earlier
+        call may have written them and lost its reply."""
+        del self.items[3 * self.sent :], self._sizes[self.sent :], self._token_counts[self.sent :]
         self.acked = min(self.acked, self.sent)
         self.ended = self.ending = None
-        self._whole = True
+        self._single_call = True
 
     @property
-    def chunks(self) -> int:
-        """Chunks with tokens so far."""
-        return self._counts[-1] if self._counts else 0
+    def token_count(self) -> int:
+        """Number of chunks with tokens."""
+        return self._token_counts[-1] if self._token_counts else 0
 
     def events(self) -> Iterator[tuple[bytes, bytes]]:
-        """(type, data) of each so far."""
+        """Iterate over (type, data) of the events."""
         for at in range(0, len(self.items), 3):
             yield self.items[at], self.items[at + 2]
 
     def _add(self, kind: bytes, data: bytes) -> None:
-        self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
-        self._counts.append(self.chunks)
+        self._sizes.append((self._sizes[-1] if self._sizes else 0) + len(data))
+        self._token_counts.append(self.token_count)
         self.items += (kind, self._age(), data)
 
     def _age(self) -> bytes:
@@ -196,69 +197,69 @@ class Attempt:
     # The appender's side.
 
     @property
-    def behind(self) -> int:
-        """Bytes that Redis does not have."""
-        ends = self._ends
+    def pending_bytes(self) -> int:
+        """Bytes of events that Redis has not acknowledged."""
+        ends = self._sizes
         return (ends[-1] - (ends[self.acked - 1] if self.acked else 0)) if ends else 0
 
     @property
-    def complete(self) -> bool:
-        """Nothing is left to be sent."""
-        return self.ended is not None or (self.acked == len(self._ends) and self.ending is None)
+    def all_sent(self) -> bool:
+        """Whether nothing is left to send."""
+        return self.ended is not None or (self.acked == len(self._sizes) and self.ending is None)
 
     @property
-    def held(self) -> bool:
-        """Cut, and its ending not there yet: without it Redis would refuse the rest again."""
-        return self._whole and self.ending is None
+    def awaits_ending(self) -> bool:
+        """Whether sending waits for the terminal event: after `drop_unsent`, Redis would reject the rest without it."""
+        return self._single_call and self.ending is None
 
     @property
     def size(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._sizes[-1] if self._sizes else 0
 
     @property
     def count(self) -> int:
-        return len(self._ends)
+        return len(self._sizes)
 
-    def next_cut(self) -> int:
-        """Up to which event the next call goes: within the limits, but at least one."""
-        ends, first = self._ends, self.acked
-        if self._whole or first == len(ends):
+    def next_batch(self) -> int:
+        """Return the last seq of the next call: within the limits, but at least one event."""
+        ends, first = self._sizes, self.acked
+        if self._single_call or first == len(ends):
             return len(ends)
-        limit = (ends[first - 1] if first else 0) + CALL_BYTES
-        cut = len(ends) if ends[-1] <= limit else max(bisect_right(ends, limit, first), first + 1)
-        return min(cut, first + CALL_EVENTS)
+        limit = (ends[first - 1] if first else 0) + MAX_CALL_BYTES
+        last = len(ends) if ends[-1] <= limit else max(bisect_right(ends, limit, first), first + 1)
+        return min(last, first + MAX_CALL_EVENTS)
 
-    def tokens_until(self, cut: int) -> int:
-        return self._counts[cut - 1] if cut else 0
+    def tokens_until(self, last: int) -> int:
+        return self._token_counts[last - 1] if last else 0
 
     def token_times(self, first: int) -> list[int]:
-        """When the events with tokens came, in ms since the attempt began, from the event of that number on."""
-        counts = self._counts[first:]
-        before = [self._counts[first - 1] if first else 0, *counts]
+        """Return the arrival times of the events with tokens, from event number `first` on, in ms since the start."""
+        counts = self._token_counts[first:]
+        before = [self._token_counts[first - 1] if first else 0, *counts]
         times = self.items[3 * first + 1 :: 3]
         return [int(at) for at, count, known in zip(times, counts, before, strict=False) if count > known]
 
     def acknowledge(self, last: int) -> None:
-        """Redis has everything up to seq `last`; less than it had before, if it forgot some."""
-        acked = min(last, len(self._ends))
-        if acked > self.acked:  # a touch that passes says nothing of what waits
+        """Record that Redis has the events up to seq `last`, which is lower than before if Redis lost some."""
+        acked = min(last, len(self._sizes))
+        if acked > self.acked:  # a successful touch does not show that appends work
             self.refused_since = None
         self.acked = acked
-        if self._room is not None and not self.crowded:
-            _resolve(self._room)
+        if self._drain_waiter is not None and not self.congested:
+            _resolve(self._drain_waiter)
 
-    def settle(self) -> None:
-        """Redis has the ending."""
-        if self._done is not None:
-            _resolve(self._done)
+    def confirm_ending(self) -> None:
+        """Record that Redis has the terminal event."""
+        if self._finish_waiter is not None:
+            _resolve(self._finish_waiter)
 
-    def end(self, reason: str) -> None:
-        """Redis takes no more events. Whoever produces or waits gets AttemptEnded."""
+    def abort(self, reason: str) -> None:
+        """Record that Redis accepts no more events. `run_until`, `drain` and `finish` raise AttemptEnded or return."""
         self.ended = reason
-        if self._room is not None:
-            _resolve(self._room)
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(AttemptEnded(reason))
+        if self._drain_waiter is not None:
+            _resolve(self._drain_waiter)
+        if self._finish_waiter is not None and not self._finish_waiter.done():
+            self._finish_waiter.set_exception(AttemptEnded(reason))
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 

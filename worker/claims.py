@@ -1,4 +1,4 @@
-"""Taking a generation, and giving it back."""
+"""Claims a generation for this worker, and releases it again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from broker.store.store import created_data, lifecycle_keys
 CLAIM = Script("store", "claim")
 RELEASE = Script("store", "release")
 WAITING = Script("store", "waiting")
-PATIENCE = 60.0  # seconds
+CLAIM_TIMEOUT = 60.0  # seconds; default time for repeating a claim
 Json = dict[str, Any]
 
 
@@ -33,26 +33,26 @@ class Claim:
     gid: str
     attempt: int
     own: str
-    """`<attempt>.<token>`: what the scripts compare."""
+    """`<attempt>.<token>`: the owner that the scripts compare."""
     ordinal: int
     epoch: bytes
     meta: dict[bytes, bytes]
-    """All of the generation's meta at the claim, so that it could be rebuilt from here."""
+    """The generation's complete meta at the claim, from which it can be restored."""
 
     @property
     def keys(self) -> list[str]:
-        """Those of claim.lua and restore.lua; the idempotency record's place is the epoch's where there is none."""
+        """Keys of restore.lua. The epoch key takes the position of the idempotency record if there is none."""
         epoch = keys.epoch(shard_of(self.gid))
         return [*lifecycle_keys(self.gid), epoch, self.meta[b"ik"].decode() or epoch]
 
     @property
     def created(self) -> bytes:
-        """The data of the generation's `created` event, as it was."""
+        """Data of the generation's `created` event, as it was written."""
         return created_data(self.model, int(self.meta[b"ca"]))
 
     @property
     def first_event(self) -> tuple[bytes, bytes]:
-        """Type and data of the attempt's own first event, as claim.lua wrote it."""
+        """Type and data of the attempt's first event, as claim.lua wrote it."""
         if self.ordinal == 1:
             return STARTED, b'{"attempt":1}'
         reason = self.meta.get(b"why") or b"worker_lost"
@@ -68,17 +68,17 @@ class Claim:
 
     @property
     def body(self) -> Json:
-        """The request as the upstream is to have it."""
+        """The request body for the upstream."""
         return msgspec.json.decode(self.meta[b"rq"])
 
     @property
     def trace(self) -> str:
-        """The `traceparent` that its spans are children of."""
+        """The `traceparent` of the generation's spans."""
         return self.meta.get(b"tp", b"").decode()
 
     @property
-    def began(self) -> float:
-        """When it was claimed, unix seconds by Redis's clock."""
+    def claimed_at(self) -> float:
+        """Time of the claim, in unix seconds of Redis's clock."""
         return (self.attempt >> 10) / 1000
 
     @property
@@ -86,13 +86,13 @@ class Claim:
         return int(self.meta[b"ca"]) / 1000
 
     @property
-    def restarts(self) -> bool:
-        """Whether an upstream error after the first token starts it again."""
+    def restarts_on_error(self) -> bool:
+        """Whether an upstream error after the first token starts another attempt."""
         return self.meta[b"pol"] == b"restart"
 
     @property
     def prompt_tokens(self) -> int:
-        """Estimated."""
+        """Estimated number of prompt tokens."""
         return int(self.meta.get(b"pt") or 0)
 
 
@@ -102,26 +102,27 @@ async def claim(
     settings: Settings,
     own: str = "",
     *,
-    patience: float = PATIENCE,
-    wanted: Callable[[], bool] = lambda: True,
+    timeout: float = CLAIM_TIMEOUT,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Claim | str:
-    """A new attempt of a queued generation, or with `own` of the caller's own; or why not: NONE, GONE, CLOSED,
-    RUNNING (somebody has it), EXHAUSTED (it was started too often, and has ended unless it is the caller's own).
+    """Claim a new attempt of a queued generation, or, with `own`, of a generation that the caller is running.
 
-    Sent again until Redis answers, under the same token: a server that hung may execute it long after its connection
-    was given up, and nobody would run the attempt until its lease is over. StorageUnavailable after `patience` seconds,
-    or once it is not `wanted` any more.
+    Return the claim, or the reason for its refusal: NONE, GONE, CLOSED, RUNNING (another worker has it), EXHAUSTED (its
+    attempts are used up; the generation has ended, unless the caller is running it). The call is repeated with the same
+    token until Redis responds: a server that hung may execute the claim long after its connection was closed, and the
+    attempt would not run until its lease expires. Raises StorageUnavailable after `timeout` seconds, or as soon as
+    `is_wanted` returns False.
     """
     token = secrets.token_hex(8)
     arguments = [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts]
-    backoff, until = Backoff(0.1, 1.0), time.monotonic() + patience
+    backoff, deadline = Backoff(0.1, 1.0), time.monotonic() + timeout
     while True:
         try:
             reply = await redis.run(CLAIM, [*lifecycle_keys(gid), keys.epoch(shard_of(gid))], arguments)
             break
         except StorageUnavailable:
             await backoff.wait()
-            if time.monotonic() > until or not wanted():
+            if time.monotonic() > deadline or not is_wanted():
                 raise
     outcome: str = reply[0].decode()
     if outcome != "OK":
@@ -131,11 +132,12 @@ async def claim(
 
 
 async def release(redis: Redis, claim: Claim) -> int | None:
-    """Hands a running generation back, no budget burnt. The number of its new ticket, None if it was not ours."""
+    """Release a running generation without using up an attempt. Return the number of its new ticket, None if the
+    generation was not ours."""
     reply = await redis.run(RELEASE, lifecycle_keys(claim.gid), [claim.gid, claim.own])
     return int(reply[1]) if reply[0] == b"OK" else None
 
 
 async def announce_waiting(redis: Redis, claim: Claim) -> None:
-    """To who watches all generations; those who follow this one learn it from its log."""
+    """Announce on the activity feed that the generation waits; its own readers see the event in its log."""
     await redis.run(WAITING, lifecycle_keys(claim.gid), [claim.gid, claim.own])

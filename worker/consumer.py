@@ -1,8 +1,8 @@
-"""Takes tickets out of arq's queue. The only file of the worker that knows arq.
+"""Takes tickets from arq's queue. The only module of the worker that imports arq.
 
-An arq job here claims the generation, starts our own task and returns at once: arq then removes the ticket within
-milliseconds, so its queue holds only what waits, and none of what it does to jobs that run for minutes can happen.
-`tests/integration/broker/queue/test_arq_contract.py` has a test for each thing of arq's that this relies on.
+The arq job claims the generation, starts a task of the worker and returns at once. arq then removes the ticket within
+milliseconds: its queue holds only waiting tickets, and its handling of jobs that run for minutes never applies.
+`tests/integration/broker/queue/test_arq_contract.py` has a test for each behaviour of arq that this module relies on.
 """
 
 from __future__ import annotations
@@ -26,71 +26,72 @@ from broker.redis.connection import RespConnection, RespError, describe_error, f
 from broker.settings.settings import Settings
 from broker.store import keys
 from worker.appender import Appender
-from worker.claims import PATIENCE, Claim, claim
+from worker.claims import CLAIM_TIMEOUT, Claim, claim
 from worker.slots import Slots
 
-JOB_TIMEOUT = 10.0 + PATIENCE  # seconds; a claim that is cut off may be executed, and then nobody runs it
+JOB_TIMEOUT = 10.0 + CLAIM_TIMEOUT  # seconds; Redis may execute an aborted claim, and then nothing runs the generation
 BELL_BLOCK = 5  # seconds
-BELL_TIMEOUT = 10.0  # of the socket: above the block
-STOP_WITHIN = 3.0  # seconds, where Redis is away
+BELL_TIMEOUT = 10.0  # seconds; socket timeout, above the block
+STOP_TIMEOUT = 3.0  # seconds, if Redis is unreachable
 log = logging.getLogger("tokencast.worker")
 
 
 class TicketWorker(Worker):
-    """arq's worker that takes only as many tickets as there are free slots. One lock for the poll and the bell."""
+    """arq's worker, limited to the number of free slots. One lock covers the poll and the bell."""
 
-    def __init__(self, picker: Consumer, pool: ArqRedis, settings: Settings) -> None:
+    def __init__(self, consumer: Consumer, pool: ArqRedis, settings: Settings) -> None:
         super().__init__(
-            [func(picker.begin, name=JOB_NAME)],
+            [func(consumer.run_job, name=JOB_NAME)],
             queue_name=keys.QUEUE,
             redis_pool=pool,
             handle_signals=False,
             max_jobs=settings.slots,
             job_timeout=JOB_TIMEOUT,
             keep_result=0,
-            max_tries=1000,  # the budget is ours
-            poll_delay=1,  # the bell is what is quick
+            max_tries=1000,  # attempts are limited by claim.lua instead
+            poll_delay=1,  # seconds; the bell announces new tickets sooner
             health_check_key=keys.WORKER_HEALTH,
             job_serializer=serialize,
             job_deserializer=deserialize,
             log_results=False,
-            after_job_end=picker.after,
+            after_job_end=consumer.after_job,
         )
-        # For so long a ticket waits whose worker died before the claim; arq would say `job_timeout` and ten seconds.
-        # Who takes it again while its first worker still lives finds the generation claimed.
+        # Seconds that a ticket waits if its worker died before the claim; arq's default is `job_timeout` plus ten. A
+        # second worker that takes the ticket while the first one is alive finds the generation claimed.
         self.in_progress_timeout_s = settings.lease
-        self._picker = picker
+        self._consumer = consumer
         self._lock = asyncio.Lock()
-        self._broken = asyncio.Event()
+        self._failed = asyncio.Event()
 
     async def main(self) -> None:
-        """As arq's own, which first asks INFO: where that is not allowed, it would never get further. A `look` that
-        broke off ends it as an error of its own does."""
-        while not self._broken.is_set():
+        """arq's polling loop without its initial INFO, which would fail forever without the right to call it. A failed
+        `poll_now` ends the loop, as an error of the poll does."""
+        while not self._failed.is_set():
             await self._poll_iteration()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.poll_delay_s):
-                    await self._broken.wait()
+                    await self._failed.wait()
 
-    async def look(self) -> None:
-        """Takes what is there, now."""
+    async def poll_now(self) -> None:
+        """Poll now."""
         try:
             await self._poll_iteration()
         except Exception as error:
-            self._picker.troubled(error)
-            self._broken.set()
+            self._consumer.report_failure(error)
+            self._failed.set()
 
     async def _poll_iteration(self) -> None:
         async with self._lock:
-            free = self._picker.free(self)
+            free = self._consumer.free_slots(self)
             self.allow_pick_jobs = free > 0
             self.queue_read_limit = max(free, 1)
             await super()._poll_iteration()
         if free > 0:
-            self._picker.polled()
+            self._consumer.report_success()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Over a name that is no text arq's loop would end, and find it at the queue's head again, for ever."""
+        """Remove tickets whose names are not ASCII, then start the jobs. Such a name would end arq's loop and remain
+        at the head of the queue."""
         texts = [job_id for job_id in job_ids if job_id.isascii()]
         if len(texts) < len(job_ids):
             await self.pool.zrem(self.queue_name, *(job_id for job_id in job_ids if not job_id.isascii()))
@@ -98,107 +99,107 @@ class TicketWorker(Worker):
 
     @property
     def starting(self) -> set[str]:
-        """Tickets whose job has not returned."""
+        """Tickets whose jobs have not returned."""
         return {ticket for ticket, task in self.tasks.items() if not task.done()}
 
     async def stop(self) -> None:
-        """Never in the middle of a poll: that would leave a ticket that is neither queued nor running until its
-        in-progress key is gone."""
+        """Stop between two polls. A stop during a poll would leave a ticket that is not queued and not running until
+        its in-progress key expires."""
         async with self._lock:
             if self.main_task is not None:
                 self.main_task.cancel()
 
-    async def finished(self) -> None:
-        """The jobs have returned; none takes longer than its `job_timeout`."""
+    async def wait_jobs(self) -> None:
+        """Wait until the jobs have returned; none takes longer than its `job_timeout`."""
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
 class Consumer:
-    """`run` for ever; generations that were started live on, whatever becomes of the queue's Redis."""
+    """Takes tickets from the queue and starts their generations, which continue if the queue's Redis fails."""
 
     def __init__(
         self,
         store: Redis,
-        running: Slots,
+        slots: Slots,
         appender: Appender,
         settings: Settings,
-        exhausted: Callable[[str], None],
+        on_exhausted: Callable[[str], None],
     ) -> None:
-        """`exhausted` is told of a generation that a claim has ended, since it was started too often."""
+        """`on_exhausted`: called with the id of a generation that a claim ended because its attempts are used up."""
         self._store = store
-        self._exhausted = exhausted
-        self._running = running
+        self._on_exhausted = on_exhausted
+        self._slots = slots
         self._appender = appender
         self._settings = settings
         self._worker: TicketWorker | None = None
         self._stopping = False
-        self._polling = Backoff(0.1)
-        self._troubles = LogThrottle()
+        self._backoff = Backoff(0.1)
+        self._log_throttle = LogThrottle()
 
-    def troubled(self, error: Exception) -> None:
-        """The queue does not answer, or refuses."""
+    def report_failure(self, error: Exception) -> None:
+        """Log that the queue's Redis does not respond or rejects a command."""
         where = without_password(self._settings.redis_url)
-        self._troubles.tell(log, f"the queue at {where}: {describe_error(error)}")
+        self._log_throttle.tell(log, f"the queue at {where}: {describe_error(error)}")
 
-    def polled(self) -> None:
-        """The queue answers."""
-        if self._polling.failing:
-            self._polling.success()
-            self._troubles.over()
+    def report_success(self) -> None:
+        """Reset the backoff and the log throttle: the queue's Redis responded."""
+        if self._backoff.failing:
+            self._backoff.success()
+            self._log_throttle.over()
 
-    def free(self, worker: TicketWorker) -> int:
-        """None while the logs' Redis is away: a ticket taken then could not be claimed."""
+    def free_slots(self, worker: TicketWorker) -> int:
+        """Return the number of free slots; 0 while the logs' Redis is unreachable, because claims would fail."""
         if self._stopping or not self._appender.connected:
             return 0
-        return self._running.free(worker.starting)
+        return self._slots.free(worker.starting)
 
-    async def begin(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
-        """The arq job."""
-        places = self._running.places
+    async def run_job(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
+        """The arq job: reserve a place within the tenant's limit, claim the generation, start its task."""
+        reservations = self._slots.reservations
         try:
-            if not await places.take(check_id(gid), tenant):
+            if not await reservations.acquire(check_id(gid), tenant):
                 ctx["parked"] = gid, tenant
                 return
-            outcome = await claim(self._store, gid, self._settings, wanted=lambda: not self._stopping)
+            outcome = await claim(self._store, gid, self._settings, is_wanted=lambda: not self._stopping)
         except GenerationNotFound:
             return
         except StorageUnavailable:
             raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's fair tag
         if isinstance(outcome, Claim):
-            self._running.start(ctx["job_id"], outcome)
-        elif outcome != "RUNNING":  # then the place is that one's
-            places.leave(gid, tenant)
+            self._slots.start(ctx["job_id"], outcome)
+        elif outcome != "RUNNING":  # a running attempt keeps the reservation
+            reservations.release(gid, tenant)
             if outcome == "EXHAUSTED":
-                self._exhausted(gid)
+                self._on_exhausted(gid)
             elif outcome == "NONE":
-                log.warning("%s: unknown to the logs' Redis; the gateways must have the same one", gid)
+                log.warning("%s: not in the logs' Redis; gateways and workers must use the same one", gid)
 
-    async def after(self, ctx: dict[str, Any]) -> None:
-        """arq's own end of the job: it has forgotten the ticket."""
+    async def after_job(self, ctx: dict[str, Any]) -> None:
+        """Called by arq after it removed the ticket: park the generation if its tenant is at the limit."""
         if "parked" in ctx:
             gid, tenant = ctx["parked"]
-            await self._running.places.park(gid, tenant, ctx["job_id"])
+            await self._slots.reservations.park(gid, tenant, ctx["job_id"])
 
     async def run(self) -> None:
-        """Until cancelled or stopped."""
+        """Run until cancelled or stopped."""
         await self._appender.ready()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._poll_for_ever())
-            tasks.create_task(self._listen_for_ever())
+            tasks.create_task(self._poll_forever())
+            tasks.create_task(self._listen_forever())
 
     async def stop(self) -> None:
-        """No ticket is taken after this."""
+        """Stop taking tickets."""
         self._stopping = True
         worker = self._worker
         if worker is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(STOP_WITHIN):
+                async with asyncio.timeout(STOP_TIMEOUT):
                     await worker.stop()
-                    await worker.finished()
+                    await worker.wait_jobs()
 
-    async def _poll_for_ever(self) -> None:
-        """arq ends its loop at any error of Redis. This begins another one, with a new worker: the old one's count
-        of free slots leaks where the error came between taking a slot and starting the job."""
+    async def _poll_forever(self) -> None:
+        """Restart arq's loop, which ends at any error of Redis, with a new arq worker: the old one's count of free
+        slots leaks if the error occurred between taking a slot and starting the job."""
         url = self._settings.redis_url
         redis = open_pool(url, max_connections=self._settings.slots + 8)
         pool = ArqRedis(redis.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
@@ -207,8 +208,8 @@ class Consumer:
                 try:
                     await self._poll(pool)
                 except Exception as error:
-                    self.troubled(error)
-                await self._polling.wait()
+                    self.report_failure(error)
+                await self._backoff.wait()
         finally:
             await redis.close()
 
@@ -217,13 +218,13 @@ class Consumer:
         try:
             await worker.async_run()
         except asyncio.CancelledError:
-            if not self._stopping:  # else it was `stop`
+            if not self._stopping:  # otherwise `stop` cancelled it
                 raise
         finally:
             self._worker = None
-            await worker.finished()
+            await worker.wait_jobs()
 
-    async def _listen_for_ever(self) -> None:
+    async def _listen_forever(self) -> None:
         backoff, servers = Backoff(0.1), topology_of(self._settings.redis_url)
         while not self._stopping:
             try:
@@ -233,24 +234,24 @@ class Consumer:
                 finally:
                     connection.close()
             except (OSError, RespError) as error:
-                if forbidden_command(error) is not None:  # else the poll says what is wrong
-                    self.troubled(error)
+                if forbidden_command(error) is not None:  # the poll reports other errors
+                    self.report_failure(error)
                 await backoff.wait()
 
     async def _listen(self, connection: RespConnection, backoff: Backoff) -> None:
-        """The bell says that something is in the queue, not what: which tickets are next is for their fair tags to
-        say. Without a free slot nobody listens; the first one that gets free looks without being called."""
+        """Poll at each ring of the bell. The bell tells that the queue has tickets; their fair tags decide which ones
+        are next. Without a free slot the bell is not read, and the first slot that becomes free causes a poll."""
         full = True
         while not self._stopping:
             worker = self._worker
-            if worker is None or self.free(worker) <= 0:
+            if worker is None or self.free_slots(worker) <= 0:
                 full = True
-                await self._running.changed(within=1.0)
+                await self._slots.wait_changed(timeout=1.0)
             elif full:
                 full = False
-                await worker.look()
+                await worker.poll_now()
             else:
                 rung = await connection.call("BLPOP", keys.BELL, BELL_BLOCK, timeout=BELL_TIMEOUT)
                 backoff.success()
                 if rung:
-                    await worker.look()
+                    await worker.poll_now()

@@ -1,6 +1,6 @@
-"""What a worker counts: per attempt and per call of the upstream, never per token.
+"""Counters of a worker. They are updated per attempt and per upstream call, never per token.
 
-The gaps between tokens are read off the attempts, which hold when each of their events came: when somebody asks, and at
+The gaps between tokens are computed from the attempts, which hold the arrival time of each event: at each scrape and at
 an attempt's end.
 """
 
@@ -19,7 +19,7 @@ from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.upstream.errors import UpstreamError
 
-# An upstream may fail with a code of its own: those are its to invent, and name no metric.
+# Codes that are used as label values. Codes that upstreams invent are counted as "other".
 CODES = frozenset(
     {
         *("bad_upstream_response", "internal_error", "model_not_found", "output_too_large", "storage_full", "timeout"),
@@ -27,12 +27,12 @@ CODES = frozenset(
         "upstream_unreachable",
     }
 )
-REASONS = frozenset({"worker_lost", "worker_stopped", "upstream_error"})
+RESET_REASONS = frozenset({"worker_lost", "worker_stopped", "upstream_error"})
 
 
 @dataclass(slots=True)
-class _Read:
-    """How far an attempt's events have been counted."""
+class _Progress:
+    """Part of an attempt's events that has been counted."""
 
     labels: Labels
     began: float
@@ -42,69 +42,69 @@ class _Read:
 
 
 class WorkerCounters:
-    """Counters and histograms by upstream and model, as the settings spell it."""
+    """Counters and histograms by upstream and model, labelled as in the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reads: dict[Attempt, _Read] = {}
+        self._progress: dict[Attempt, _Progress] = {}
         self.attempts, self.resets, self.retries, self.ended = (Count() for _ in range(4))
         self.tokens, self.bytes = Count(), Count()
-        self.queued = Buckets(WAITS)
-        self.first_tokens, self.runs = Histogram(WAITS), Histogram(WAITS)
+        self.queue_waits = Buckets(WAITS)
+        self.first_tokens, self.attempt_seconds = Histogram(WAITS), Histogram(WAITS)
         self.gaps = Histogram(GAPS)
 
-    def began(self, attempt: Attempt) -> None:
+    def started(self, attempt: Attempt) -> None:
         claim = attempt.claim
         labels = self._settings.label_of(claim.model)
-        self._reads[attempt] = _Read(labels, time.monotonic())
+        self._progress[attempt] = _Progress(labels, time.monotonic())
         self.attempts[labels] += 1
         if claim.ordinal == 1:
-            self.queued.observe(max(0.0, claim.began - claim.created_at))
+            self.queue_waits.observe(max(0.0, claim.claimed_at - claim.created_at))
         else:
             reason = claim.meta.get(b"why", b"").decode()
-            self.resets[(reason if reason in REASONS else "other",)] += 1
+            self.resets[(reason if reason in RESET_REASONS else "other",)] += 1
 
     def first_token(self, attempt: Attempt, called: float) -> None:
-        """The first token of a call that was made at `called` (monotonic)."""
-        self.first_tokens[self._reads[attempt].labels].observe(time.monotonic() - called)
+        """Record the first token of a call made at `called` (monotonic time)."""
+        self.first_tokens[self._progress[attempt].labels].observe(time.monotonic() - called)
 
     def retried(self, attempt: Attempt, error: UpstreamError) -> None:
-        self.retries[(self._reads[attempt].labels[0], _code(error))] += 1
+        self.retries[(self._progress[attempt].labels[0], _code(error))] += 1
 
     def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:
-        """The attempt has given the generation its ending."""
-        labels = self._reads[attempt].labels
+        """Record that the attempt wrote the generation's terminal event."""
+        labels = self._progress[attempt].labels
         status = "completed" if failure is None else "failed"
         self.ended[(*labels, status, "" if failure is None else _code(failure))] += 1
-        self.runs[labels].observe(time.monotonic() - self._reads[attempt].began)
+        self.attempt_seconds[labels].observe(time.monotonic() - self._progress[attempt].began)
         usage: dict[str, Any] = msgspec.json.decode(attempt.ending.usage) if attempt.ending else {}
         for kind in ("prompt", "completion"):
             tokens = usage.get(f"{kind}_tokens")
             if isinstance(tokens, int) and tokens > 0:
                 self.tokens[(*labels, kind)] += tokens
 
-    def left(self, attempt: Attempt) -> None:
-        """It is over, whatever became of it."""
-        self._read(attempt, self._reads.pop(attempt))
+    def closed(self, attempt: Attempt) -> None:
+        """Record the end of an attempt, whatever its outcome."""
+        self._count_new(attempt, self._progress.pop(attempt))
 
-    def catch_up(self) -> None:
-        """Counts what has come since the last time."""
-        for attempt, read in self._reads.items():
-            self._read(attempt, read)
+    def update(self) -> None:
+        """Count the events that arrived since the last call."""
+        for attempt, progress in self._progress.items():
+            self._count_new(attempt, progress)
 
-    def _read(self, attempt: Attempt, read: _Read) -> None:
-        self.bytes[read.labels] += max(0, attempt.size - read.bytes)
-        times = attempt.token_times(read.events)
-        read.events, read.bytes = attempt.count, attempt.size
+    def _count_new(self, attempt: Attempt, progress: _Progress) -> None:
+        self.bytes[progress.labels] += max(0, attempt.size - progress.bytes)
+        times = attempt.token_times(progress.events)
+        progress.events, progress.bytes = attempt.count, attempt.size
         if not times:
             return
-        before = [times[0] if read.last_ms is None else read.last_ms, *times]
+        before = [times[0] if progress.last_ms is None else progress.last_ms, *times]
         gaps = Counter(map(sub, times, before))
-        if read.last_ms is None:
-            gaps[0] -= 1  # before the first one there is none
-        read.last_ms = times[-1]
+        if progress.last_ms is None:
+            gaps[0] -= 1  # the first token has no gap before it
+        progress.last_ms = times[-1]
         for gap, count in gaps.items():
-            self.gaps[read.labels].observe(gap / 1000, count)
+            self.gaps[progress.labels].observe(gap / 1000, count)
 
 
 def _code(error: UpstreamError) -> str:

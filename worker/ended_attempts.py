@@ -1,4 +1,4 @@
-"""Attempts that have ended, kept for a while in case Redis forgets their endings."""
+"""`EndedAttempts`: ended attempts, kept for a while in case Redis loses their terminal events."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from collections import deque
 
 from worker.attempt import Attempt
 
-LINGER = 15.0  # seconds
-LINGER_BYTES = 64 << 20
+RETENTION = 15.0  # seconds
+RETENTION_BYTES = 64 << 20
 
 
 class EndedAttempts:
-    """The oldest go first: after 15 seconds of contact with the server, or above 64 MiB. Only contact counts, since a
-    server that is away may come back without the ending, whatever time that takes."""
+    """Queue of ended attempts. The oldest are dropped after 15 seconds of contact with the server, or above 64 MiB.
+    Only contact counts, because a server that was unreachable for any time may come back without the terminal event."""
 
     def __init__(self, longest_gap: float) -> None:
-        """`longest_gap`: seconds between two answers that count as contact at most; the server may have hung between
-        them, or this machine slept."""
+        """`longest_gap`: maximum seconds between two replies that count as contact; between them the server may have
+        hung, or this machine may have been suspended."""
         self._longest_gap = longest_gap
         self._kept: deque[tuple[float, Attempt]] = deque()
         self._bytes = 0
         self._contact = 0.0  # seconds
-        self._answered_at = 0.0
+        self._replied_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._kept)
 
-    def connected(self) -> None:
-        """Contact begins."""
-        self._answered_at = time.monotonic()
+    def start_contact(self) -> None:
+        """Start counting contact: a connection was opened."""
+        self._replied_at = time.monotonic()
 
-    def answered(self) -> None:
-        """The server has answered."""
+    def count_contact(self) -> None:
+        """Count the time since the last reply as contact: the server replied."""
         now = time.monotonic()
-        self._contact += min(now - self._answered_at, self._longest_gap)
-        self._answered_at = now
+        self._contact += min(now - self._replied_at, self._longest_gap)
+        self._replied_at = now
 
     def add(self, attempt: Attempt) -> None:
-        self._kept.append((self._contact + LINGER, attempt))
+        self._kept.append((self._contact + RETENTION, attempt))
         self._bytes += attempt.size
 
-    def take_all(self) -> list[Attempt]:
-        """Empty it, to send all endings again."""
+    def pop_all(self) -> list[Attempt]:
+        """Remove and return all attempts, to send their terminal events again."""
         attempts = [attempt for _, attempt in self._kept]
         self._kept.clear()
         self._bytes = 0
         return attempts
 
-    def forget_old(self, contact: float | None = None) -> None:
-        """`contact`: seconds of it, instead of what there was."""
-        until = self._contact if contact is None else contact
-        while self._kept and (self._kept[0][0] < until or self._bytes > LINGER_BYTES):
+    def expire(self, contact: float | None = None) -> None:
+        """Drop attempts that are old enough. `contact`: seconds of contact to assume instead of the counted ones."""
+        now = self._contact if contact is None else contact
+        while self._kept and (self._kept[0][0] < now or self._bytes > RETENTION_BYTES):
             self._bytes -= self._kept.popleft()[1].size

@@ -1,4 +1,4 @@
-"""Places of this worker's running generations within their tenants' limits (`broker/queue/quotas.py`)."""
+"""Reservations of this worker's generations within their tenants' limits (`broker/queue/quotas.py`)."""
 
 from __future__ import annotations
 
@@ -14,60 +14,60 @@ log = logging.getLogger("tokencast.worker")
 
 
 class Reservations:
-    """The places of this worker's generations. One that it does not give back ends a lease later by itself."""
+    """Acquires, renews and releases reservations. One that is not released expires a lease later."""
 
     def __init__(self, queue: Queue, claims: Mapping[str, Claim]) -> None:
-        """`claims`: what runs now, by generation."""
+        """`claims`: running generations, by id."""
         self._queue = queue
-        self._places = queue.places
+        self._quotas = queue.places
         self._claims = claims
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
 
-    async def take(self, gid: str, tenant: str) -> bool:
-        """Whether the tenant may have it run. StorageUnavailable."""
-        return await self._places.start(tenant, gid)
+    async def acquire(self, gid: str, tenant: str) -> bool:
+        """Return whether the tenant's limit admits the generation. Raises StorageUnavailable."""
+        return await self._quotas.start(tenant, gid)
 
     async def park(self, gid: str, tenant: str, ticket: str) -> None:
-        """Until a place is free. Only once arq has forgotten the ticket: else it would take the next one of the same
-        name with it."""
+        """Park a generation until its tenant has a free place. Call it only after arq removed the ticket: otherwise arq
+        would remove the next ticket of the same name."""
         try:
             await self._queue.enqueue(gid, tenant, int(ticket.rpartition(".")[2]), park=True)
-        except StorageUnavailable as error:  # the reaper finds it
+        except StorageUnavailable as error:  # the reaper recovers it
             log.warning("%s: not parked: %s", gid, error.code)
 
-    def leave(self, gid: str, tenant: str) -> None:
-        """At once for who calls; its slot is not held up by a Redis that is away."""
-        if self._places.limits.count(tenant):
-            task = asyncio.create_task(self._leave(gid, tenant))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+    def release(self, gid: str, tenant: str) -> None:
+        """Release a reservation in the background, so that an unreachable Redis does not occupy the slot."""
+        if self._quotas.limits.count(tenant):
+            task = asyncio.create_task(self._release(gid, tenant))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
-    async def _leave(self, gid: str, tenant: str) -> None:
+    async def _release(self, gid: str, tenant: str) -> None:
         try:
             await self._queue.stopped(gid, tenant)
         except StorageUnavailable as error:
-            log.warning("%s: its place ends later: %s", gid, error.code)
+            log.warning("%s: reservation not released, it will expire: %s", gid, error.code)
 
-    async def left(self) -> None:
-        """All that are being given back are."""
-        await asyncio.gather(*self._leaving)
+    async def wait_released(self) -> None:
+        """Wait until the releases under way are done."""
+        await asyncio.gather(*self._releasing)
 
     async def run(self) -> None:
-        """Renews them, for ever."""
+        """Renew the reservations until cancelled."""
         while True:
-            await asyncio.sleep(self._places.limits.lease / 3)
+            await asyncio.sleep(self._quotas.limits.lease / 3)
             try:
                 await self._renew()
             except StorageUnavailable:
-                log.debug("places not renewed")
+                log.debug("reservations not renewed")
 
     async def _renew(self) -> None:
         running: dict[str, list[str]] = {}
         for gid, claim in self._claims.items():
-            if self._places.limits.count(claim.tenant):
+            if self._quotas.limits.count(claim.tenant):
                 running.setdefault(claim.tenant, []).append(gid)
-        await self._places.hold(running)
+        await self._quotas.hold(running)
         for tenant, gids in running.items():
             for gid in gids:
-                if gid not in self._claims:  # it ended meanwhile, and this may have come after that
-                    self.leave(gid, tenant)
+                if gid not in self._claims:  # it ended meanwhile, and the renewal may have followed the release
+                    self.release(gid, tenant)

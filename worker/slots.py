@@ -1,4 +1,4 @@
-"""The generations that run in this process, and how they are handed over when it stops."""
+"""`Slots`: the running generations of this process, and their hand-over when it stops."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from worker.claims import Claim, release
 from worker.generate import GenerationRunner
 from worker.reservations import Reservations
 
-HAND_OVER = 5.0  # seconds; the reaper finds what could not be handed over
+HAND_OVER_TIMEOUT = 5.0  # seconds; the reaper recovers generations that could not be handed over
 log = logging.getLogger("tokencast.worker")
 
 
 class Slots:
-    """One slot each."""
+    """Runs each generation in a task of its own, one per slot."""
 
-    def __init__(self, generator: GenerationRunner, store: Redis, queue: Queue, slots: int) -> None:
-        self._generator = generator
+    def __init__(self, runner: GenerationRunner, store: Redis, queue: Queue, capacity: int) -> None:
+        self._runner = runner
         self._store = store
         self._queue = queue
-        # To each its ticket. Two may have the same: Redis went back to before the claim of one that still runs here.
+        # Ticket of each task. Two tasks have the same one if Redis lost the claim of a generation that still runs here.
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
-        self.slots = slots
-        self.places = Reservations(queue, generator.claims)
+        self.capacity = capacity
+        self.reservations = Reservations(queue, runner.claims)
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def free(self, starting: set[str]) -> int:
-        """Slots that neither a generation has nor one of the tickets that are just being started."""
-        return self.slots - len(self._tasks) - len(starting.difference(self._tasks.values()))
+        """Return the number of slots that no generation and none of the `starting` tickets occupies."""
+        return self.capacity - len(self._tasks) - len(starting.difference(self._tasks.values()))
 
     def start(self, ticket: str, claim: Claim) -> None:
-        task = asyncio.create_task(self._generator.run(claim), name=claim.gid)
+        task = asyncio.create_task(self._runner.run(claim), name=claim.gid)
         self._tasks[task] = ticket
-        task.add_done_callback(lambda task: self._stopped(claim, task))
+        task.add_done_callback(lambda task: self._on_done(claim, task))
 
-    def _stopped(self, claim: Claim, task: asyncio.Task[None]) -> None:
+    def _on_done(self, claim: Claim, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._changed.set()
-        if task.cancelled():  # it is handed over, and keeps its place
+        if task.cancelled():  # it is handed over and keeps its reservation
             return
-        if claim.gid not in self._generator.claims:  # else the place is the newer attempt's
-            self.places.leave(claim.gid, claim.tenant)
+        if claim.gid not in self._runner.claims:  # otherwise the newer attempt keeps the reservation
+            self.reservations.release(claim.gid, claim.tenant)
         if (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), type(error).__name__)
 
-    async def changed(self, within: float | None = None) -> None:
-        """Until a generation has ended, or for so many seconds."""
+    async def wait_changed(self, timeout: float | None = None) -> None:
+        """Wait until a generation has ended, at most `timeout` seconds."""
         self._changed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(timeout):
                 await self._changed.wait()
 
-    async def drained(self) -> None:
-        """Until none runs."""
+    async def wait_empty(self) -> None:
+        """Wait until no generation is running."""
         while self._tasks:
-            await self.changed()
+            await self.wait_changed()
 
     async def hand_over(self) -> None:
-        """Stops them all and puts them back into the queue."""
-        claims, tasks = list(self._generator.claims.values()), list(self._tasks)
+        """Stop all generations and put them back into the queue."""
+        claims, tasks = list(self._runner.claims.values()), list(self._tasks)
         await cancel_and_wait(tasks)
         try:
-            async with asyncio.timeout(HAND_OVER):
-                await asyncio.gather(self.places.left(), *map(self._hand_over, claims))
+            async with asyncio.timeout(HAND_OVER_TIMEOUT):
+                await asyncio.gather(self.reservations.wait_released(), *map(self._hand_over, claims))
         except TimeoutError:
             log.warning("some generations could not be handed over in time")
 

@@ -1,12 +1,13 @@
-"""A worker's life: wait for Redis, run until told to stop, let the generations end, hand over the rest."""
+"""A worker's life cycle: wait for Redis, serve until a signal, drain the running generations, hand over the rest."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured, StorageUnavailable
@@ -26,12 +27,12 @@ from worker.upstream.client import check_client
 from worker.upstream.models import ModelLists
 from worker.upstream.stream import Upstreams
 
-FAREWELL = 2.0  # seconds for the presence keys, where Redis is away
+UNREGISTER_TIMEOUT = 2.0  # seconds for removing the heartbeat's keys, if Redis is unreachable
 log = logging.getLogger("tokencast.worker")
 
 
 def check_upstreams(settings: Settings) -> None:
-    """Misconfigured if no upstream can be asked; warns of one that cannot, has no key, or is simulated."""
+    """Raise Misconfigured if no upstream is usable; warn of one that is unusable, has no key, or is simulated."""
     upstreams = settings.all_upstreams()
     if not any(upstream.usable for upstream in upstreams):
         missing = sorted({name for upstream in upstreams for name in upstream.missing})
@@ -45,107 +46,139 @@ def check_upstreams(settings: Settings) -> None:
             log.warning("upstream %s cannot be used: %s is not set", upstream.name, " and ".join(upstream.missing))
         elif not upstream.api_key and upstream.api_key_env:
             log.warning(
-                "upstream %s at %s is asked without a key: %s is not set",
+                "upstream %s at %s is called without a key: %s is not set",
                 upstream.name,
                 upstream.base_url,
                 upstream.api_key_env,
             )
         elif upstream.api_key == SIMULATED_KEY:
-            log.warning("upstream %s at %s is SIMULATED: no model is called", upstream.name, upstream.base_url)
+            log.warning("upstream %s at %s is SIMULATED: no real model is called", upstream.name, upstream.base_url)
 
 
 async def run(settings: Settings) -> int:
-    """The exit code: 0 after a stop that was asked for."""
-    stop, hurry = _signals()
+    """Run a worker and return its exit code: 0 after a requested stop."""
+    signals = Signals()
     connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
-    async with connecting as (store, queue):
-        watch = Preflight(store, queue, settings, log)
-        await _first(stop.wait(), watch.begin())
-        if stop.is_set():
+    async with connecting as (logs, queue):
+        preflight = Preflight(logs, queue, settings, log)
+        await _first(signals.stop.wait(), preflight.begin())
+        if signals.stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
-            return await _work(
-                settings,
-                (stop, hurry),
-                store,
-                Queue(queue, settings.retention, TenantLimits.of(settings)),
-                upstreams,
-                watch,
-            )
+            return await Worker(settings, signals, logs, queue, upstreams, preflight).run()
 
 
-async def _work(
-    settings: Settings,
-    signals: tuple[asyncio.Event, asyncio.Event],
-    store: Redis,
-    queue: Queue,
-    upstreams: Upstreams,
-    watch: Preflight,
-) -> int:
-    stop, hurry = signals
-    appender = Appender(settings, store.servers)
-    generator = GenerationRunner(store, appender, upstreams, settings)
-    running = Slots(generator, store, queue, settings.slots)
-    reaper = Reaper(store, queue, settings)
-    picker = Consumer(store, running, appender, settings, reaper.note_exhausted)
-    presence = Heartbeat(queue.redis, running)
+class Signals:
+    """Events of SIGTERM and SIGINT: the first signal sets `stop`, the second `force`, which ends the drain."""
 
-    def not_ready() -> str | None:
-        if stop.is_set():
-            return "stopping"
-        return watch.trouble if appender.connected else "the logs' Redis is away"
+    def __init__(self) -> None:
+        self.stop, self.force = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._receive)
 
-    servers = {"logs": store, "queue": queue.redis}
-    metrics = WorkerMetrics(generator.tally, appender, running, reaper, servers, not_ready)
-    parts = [
-        asyncio.create_task(part)
-        for part in (
-            appender.run(),
-            presence.run(),
-            running.places.run(),
-            reaper.run(),
-            ModelLists(queue.redis, upstreams).run(),
-            picker.run(),
-            watch.run(),
-            metrics.run(settings),
+    def _receive(self) -> None:
+        (self.force if self.stop.is_set() else self.stop).set()
+
+
+class Worker:
+    """The components of a worker and its phases: startup → serve → drain → hand over."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        signals: Signals,
+        logs: Redis,
+        queue: Redis,
+        upstreams: Upstreams,
+        preflight: Preflight,
+    ) -> None:
+        self._settings = settings
+        self._signals = signals
+        self._preflight = preflight
+        tickets = Queue(queue, settings.retention, TenantLimits.of(settings))
+        self._appender = Appender(settings, logs.servers)
+        runner = GenerationRunner(logs, self._appender, upstreams, settings)
+        self._slots = Slots(runner, logs, tickets, settings.slots)
+        self._reaper = Reaper(logs, tickets, settings)
+        self._consumer = Consumer(logs, self._slots, self._appender, settings, self._reaper.note_exhausted)
+        self._heartbeat = Heartbeat(queue, self._slots)
+        self._model_lists = ModelLists(queue, upstreams)
+        servers = {"logs": logs, "queue": queue}
+        self._metrics = WorkerMetrics(
+            runner.counters, self._appender, self._slots, self._reaper, servers, self._not_ready
         )
-    ]
-    try:
-        await _first(stop.wait(), asyncio.gather(appender.ready(), presence.there.wait()))
-        log.info("worker %s ready: %d slots", presence.id, settings.slots)
-        await _first(stop.wait(), asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED))
-        await picker.stop()
-        if stop.is_set():
-            log.info("stopping: %d generations run, for at most %g s", len(running), settings.worker_drain)
-            await _first(hurry.wait(), running.drained(), asyncio.sleep(settings.worker_drain))
-        await running.hand_over()
-        await _farewell(presence)
-    finally:
-        ends = await cancel_and_wait(parts)
-    for error in ends:
+
+    async def run(self) -> int:
+        """Run until a signal, or until a component fails; return the exit code."""
+        components = [asyncio.create_task(component) for component in self._components()]
+        try:
+            await self._start()
+            await self._serve(components)
+            await self._drain()
+            await self._hand_over()
+        finally:
+            results = await cancel_and_wait(components)
+        _report_failures(results)
+        log.info("stopped")
+        return 0 if self._signals.stop.is_set() else 1
+
+    def _components(self) -> list[Coroutine[Any, Any, None]]:
+        """Return the parts that run until they are cancelled."""
+        return [
+            self._appender.run(),
+            self._heartbeat.run(),
+            self._slots.reservations.run(),
+            self._reaper.run(),
+            self._model_lists.run(),
+            self._consumer.run(),
+            self._preflight.run(),
+            self._metrics.run(self._settings),
+        ]
+
+    async def _start(self) -> None:
+        """Wait until both Redis servers are connected, or for a signal."""
+        ready = asyncio.gather(self._appender.ready(), self._heartbeat.registered.wait())
+        await _first(self._signals.stop.wait(), ready)
+        log.info("worker %s ready: %d slots", self._heartbeat.id, self._settings.slots)
+
+    async def _serve(self, components: Collection[asyncio.Task[None]]) -> None:
+        """Run generations until a signal, or until a component fails; then stop taking tickets."""
+        await _first(self._signals.stop.wait(), asyncio.wait(components, return_when=asyncio.FIRST_COMPLETED))
+        await self._consumer.stop()
+
+    async def _drain(self) -> None:
+        """After a signal, wait until the generations have ended, for the drain time, or for a second signal."""
+        if self._signals.stop.is_set():
+            limit = self._settings.worker_drain
+            log.info("stopping: %d generations are running, waiting up to %g s", len(self._slots), limit)
+            await _first(self._signals.force.wait(), self._slots.wait_empty(), asyncio.sleep(limit))
+
+    async def _hand_over(self) -> None:
+        """Put the generations that still run back into the queue, and unregister the worker."""
+        await self._slots.hand_over()
+        with suppress(StorageUnavailable, TimeoutError):
+            async with asyncio.timeout(UNREGISTER_TIMEOUT):
+                await self._heartbeat.unregister()
+
+    def _not_ready(self) -> str | None:
+        """Return the reason why the worker accepts no generations, None if it does."""
+        if self._signals.stop.is_set():
+            return "stopping"
+        return self._preflight.trouble if self._appender.connected else "the logs' Redis is unreachable"
+
+
+def _report_failures(results: list[Any]) -> None:
+    """Log the exceptions of components. Raises Misconfigured if one of them did."""
+    for error in results:
         if isinstance(error, Misconfigured):
             raise error
         if isinstance(error, Exception):
-            log.error("a part of the worker failed", exc_info=error)
-    log.info("stopped")
-    return 0 if stop.is_set() else 1
-
-
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """SIGTERM and SIGINT: the first asks to stop, the second not to wait."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def received() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received)
-    return stop, hurry
+            log.error("a component of the worker failed", exc_info=error)
 
 
 async def _first(*works: Awaitable[object]) -> None:
-    """Until one of them is done, and raises what it raised; the others are cancelled."""
+    """Wait until one of them is done and re-raise its exception; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -153,9 +186,3 @@ async def _first(*works: Awaitable[object]) -> None:
             task.result()
     finally:
         await cancel_and_wait(tasks)
-
-
-async def _farewell(presence: Heartbeat) -> None:
-    with suppress(StorageUnavailable, TimeoutError):
-        async with asyncio.timeout(FAREWELL):
-            await presence.remove()

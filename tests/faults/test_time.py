@@ -224,7 +224,7 @@ async def _second_gateway(url: str, variables: dict[str, str]) -> None:
 
 async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis comes back in a state from before the ending, long after the time for which endings are kept."""
-    monkeypatch.setattr("worker.ended_attempts.LINGER", 0.5)
+    monkeypatch.setattr("worker.ended_attempts.RETENTION", 0.5)
     async with dumping() as redis, connect(redis.url) as broker:
         settings = Settings(REDIS_URL=redis.url)  # pyright: ignore[reportCallIssue]
         appender = Appender(settings)
@@ -233,8 +233,8 @@ async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.Mo
             generation = await broker.enqueue(request_body())
             ours = await claim(broker.store.redis, generation.id, settings)
             assert isinstance(ours, Claim)
-            attempt = appender.begin(ours)
-            attempt.note(b"w", b'{"reason":"rate_limited","retry_at":1}')
+            attempt = appender.open(ours)
+            attempt.push_event(b"w", b'{"reason":"rate_limited","retry_at":1}')
             await wait_until(lambda: attempt.acked == 1)
             await broker.store.redis.execute("SAVE")
             await attempt.finish(Ending(b"ok", "completed", b'{"finish_reason":"stop"}', "stop", b"{}", b"", b"[]"))

@@ -291,12 +291,11 @@ class Gateway:
 
 
 class Sender:
-    """The appender's way to Redis, without its connection: what `Lane._connect_and_serve` does in one turn, in three
-    steps
-    between which anything may happen."""
+    """The appender's way to Redis, without its connection: what `ShardAppender._connect_and_serve` does in one turn, in
+    three steps between which anything may happen."""
 
     def __init__(self, appender: Appender, storage: Storage) -> None:
-        (self._lane,) = appender._lanes.values()  # pyright: ignore
+        (self._shard,) = appender._shards.values()  # pyright: ignore
         self._storage = storage
         self.calls: list[Call] | None = None
         self.replies: list[Any] | None = None
@@ -304,25 +303,25 @@ class Sender:
 
     @property
     def idle(self) -> bool:
-        lane = self._lane
-        return self.calls is None and not lane._waiting and not lane._restoring and not self.reconnecting
+        shard = self._shard
+        return self.calls is None and not shard._waiting and not shard._restoring and not self.reconnecting
 
     def gather(self, *, touch: bool) -> None:
         if self.reconnecting:
             self.reconnecting = False
-            self._lane.connected.set()
-            self._lane._begin_connection()
+            self._shard.connected.set()
+            self._shard._resend_endings()
         if touch:
-            self._lane._touch = True
-            for attempt in self._lane._active:
-                attempt.heard_at = attempt.touched_at = -1e9
-        self.calls = self._lane._gather() or None
+            self._shard._touch_due = True
+            for attempt in self._shard._active:
+                attempt.replied_at = attempt.touched_at = -1e9
+        self.calls = self._shard._collect_calls() or None
 
     def settle(self) -> None:
         assert self.calls is not None
         assert self.replies is not None
         calls, replies, self.calls, self.replies = self.calls, self.replies, None, None
-        refusal = self._lane._settle(calls, replies)
+        refusal = self._shard._process_replies(calls, replies)
         if refusal is not None:
             if refusal.kind == "NOSCRIPT":
                 load_scripts(self._storage)
@@ -333,7 +332,7 @@ class Sender:
         """What was gathered names an epoch; the model's time went on."""
         if self.calls is not None and self.replies is None:
             self.calls = [
-                call._replace(command=self._lane._restore(call.attempt)) if call.cut == RESTORING else call
+                call._replace(command=self._shard._restore_command(call.attempt)) if call.last == RESTORING else call
                 for call in self.calls
             ]
 
@@ -345,7 +344,7 @@ class Sender:
         return late or []
 
     def linger_no_more(self) -> None:
-        self._lane._lingering.forget_old(float("inf"))
+        self._shard._ended_attempts.expire(float("inf"))
 
 
 def load_scripts(storage: Storage) -> None:
@@ -399,8 +398,8 @@ class NotingAppender(Appender):
 
     newest: Attempt | None = None
 
-    def begin(self, claim: Claim) -> Attempt:
-        self.newest = super().begin(claim)
+    def open(self, claim: Claim) -> Attempt:
+        self.newest = super().open(claim)
         return self.newest
 
 

@@ -134,7 +134,7 @@ def small_world() -> Iterator[None]:
         for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
             patch.setattr(module, "time", CLOCK)
         patch.setattr(broker.store.data_loss, "server_identity", SERVERS.of)
-        patch.setattr(worker.attempt, "CALL_EVENTS", 3)
+        patch.setattr(worker.attempt, "MAX_CALL_EVENTS", 3)
         for module in (broker.ids, broker.queue.reaper, broker.store.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
         for module in (broker.fanout.backfill, broker.broker, broker.store.store):

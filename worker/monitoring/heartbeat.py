@@ -1,4 +1,4 @@
-"""Says which workers there are, for operators and for `--check`."""
+"""Registers the worker in the queue's Redis, for operators and for `--check`."""
 
 from __future__ import annotations
 
@@ -19,43 +19,41 @@ if TYPE_CHECKING:
     from worker.slots import Slots
 
 PUT_HASH = Script("queue", "put_hash")
-LIFETIME = 15  # seconds
-REFRESH = 5.0
+TTL = 15  # seconds
+REFRESH_INTERVAL = 5.0
 log = logging.getLogger("tokencast.worker")
 
 
 class Heartbeat:
-    """`run` for ever; `remove` at the end. `there` is set once the worker is known of."""
+    """Refreshes the worker's record; `unregister` deletes it at the end. `registered` is set by the first refresh."""
 
-    def __init__(self, redis: Redis, running: Slots) -> None:
+    def __init__(self, redis: Redis, slots: Slots) -> None:
         self._redis = redis
         self._clock = RedisClock(redis)
-        self._running = running
+        self._slots = slots
         self._host = socket.gethostname()
-        self.there = asyncio.Event()
+        self.registered = asyncio.Event()
         self.id = f"{self._host}-{os.getpid()}-{secrets.token_hex(3)}"
 
     async def run(self) -> None:
         while True:
             try:
                 await self._refresh()
-                self.there.set()
+                self.registered.set()
             except StorageUnavailable:
-                log.debug("presence not refreshed")
-            await asyncio.sleep(REFRESH)
+                log.debug("heartbeat not refreshed")
+            await asyncio.sleep(REFRESH_INTERVAL)
 
     async def _refresh(self) -> None:
         key, now = keys.worker(self.id), int(await self._clock.now() * 1000)
         fields = {
             "host": self._host,
             "pid": os.getpid(),
-            "slots": self._running.slots,
-            "running": len(self._running),
+            "slots": self._slots.capacity,
+            "running": len(self._slots),
             "version": __version__,
         }
-        await self._redis.run(
-            PUT_HASH, (key,), (LIFETIME * 1000, *(part for field in fields.items() for part in field))
-        )
+        await self._redis.run(PUT_HASH, (key,), (TTL * 1000, *(part for field in fields.items() for part in field)))
         await self._redis.pipeline(
             [
                 ("ZADD", keys.WORKERS, now, self.id),
@@ -64,12 +62,12 @@ class Heartbeat:
             ]
         )
 
-    async def remove(self) -> None:
+    async def unregister(self) -> None:
         await self._redis.pipeline([("DEL", keys.worker(self.id)), ("ZREM", keys.WORKERS, self.id)])
 
 
-async def present_here(redis: Redis) -> bool:
-    """Whether a worker of this host (in a container: of this container) is there."""
+async def has_live_worker(redis: Redis) -> bool:
+    """Return whether a worker on this host (in a container: in this container) is alive."""
     ids = await redis.execute("ZRANGE", keys.WORKERS, 0, -1)
     hosts = await redis.pipeline([("HGET", keys.worker(worker.decode()), "host") for worker in ids])
     return socket.gethostname().encode() in hosts

@@ -1,4 +1,4 @@
-"""A worker's HTTP, for those who watch it: `/metrics`, `/healthz`, `/readyz` on TOKENCAST_METRICS_PORT."""
+"""A worker's HTTP server for monitoring: `/metrics`, `/healthz`, `/readyz` on TOKENCAST_METRICS_PORT."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _BY_MODEL = ("upstream", "model")
 
 
 class WorkerMetrics:
-    """`run` for ever. `not_ready` says why the worker takes no generation now."""
+    """Serves metrics and probes. `not_ready`: returns the reason why the worker accepts no generations, or None."""
 
     def __init__(
         self,
-        tally: WorkerCounters,
+        counters: WorkerCounters,
         appender: Appender,
-        running: Slots,
+        slots: Slots,
         reaper: Reaper,
         servers: dict[str, Redis],
         not_ready: Callable[[], str | None],
     ) -> None:
-        self._tally = tally
+        self._counters = counters
         self._appender = appender
-        self._running = running
+        self._slots = slots
         self._reaper = reaper
         self._servers = servers
         self._not_ready = not_ready
         self._exposition = Exposition(self._collect)
 
     async def run(self, settings: Settings) -> None:
-        """Until cancelled. Misconfigured where the port is taken."""
+        """Serve until cancelled. Raises Misconfigured if the port is in use."""
         if not settings.metrics_port:
             return await self._exposition.run()
         app = web.Application()
         app.add_routes(
-            [web.get("/metrics", self._answer), web.get("/healthz", self._alive), web.get("/readyz", self._ready)]
+            [web.get("/metrics", self._metrics), web.get("/healthz", self._healthz), web.get("/readyz", self._readyz)]
         )
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
@@ -57,70 +57,74 @@ class WorkerMetrics:
         finally:
             await runner.cleanup()
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = self._exposition.answer(request.headers.get("accept", ""), Families())
         return web.Response(body=body, headers={"content-type": content_type})
 
-    async def _alive(self, _: web.Request) -> web.Response:
+    async def _healthz(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _readyz(self, _: web.Request) -> web.Response:
         reason = self._not_ready()
         if reason is None:
             return web.json_response({"status": "ok"})
         return web.json_response({"status": "unavailable", "reason": reason}, status=503)
 
     def _collect(self, families: Families) -> None:
-        self._tally.catch_up()
+        self._counters.update()
         self._collect_generations(families)
         self._collect_upstream(families)
         latencies = {(name,): redis.latency for name, redis in self._servers.items()}
         families.histogram("tokencast_redis_seconds", REDIS, latencies, ("server",))
         families.histogram(
-            "tokencast_append_seconds", "Pipelines of events to the logs' Redis.", {(): self._appender.flushes}
+            "tokencast_append_seconds",
+            "Duration of append pipelines to the logs' Redis.",
+            {(): self._appender.flushes},
         )
-        families.gauge("tokencast_worker_ready", "1 while it takes generations.", {(): self._not_ready() is None})
+        ready = self._not_ready() is None
+        families.gauge("tokencast_worker_ready", "1 while the worker accepts generations.", {(): ready})
 
     def _collect_generations(self, families: Families) -> None:
-        tally, running = self._tally, self._running
-        families.gauge("tokencast_worker_slots", "Generations it can run at once.", {(): running.slots})
-        families.gauge("tokencast_worker_running", "Generations it runs.", {(): len(running)})
+        counters, slots = self._counters, self._slots
+        families.gauge("tokencast_worker_slots", "Maximum number of running generations.", {(): slots.capacity})
+        families.gauge("tokencast_worker_running", "Number of running generations.", {(): len(slots)})
         families.histogram(
-            "tokencast_queue_wait_seconds", "From a generation's creation to its first claim.", {(): tally.queued}
-        )
-        families.counter("tokencast_attempts", "Attempts begun.", tally.attempts, _BY_MODEL)
+            "tokencast_queue_wait_seconds", "Time from a generation's creation to its first claim.",
+            {(): counters.queue_waits},
+        )  # fmt: skip
+        families.counter("tokencast_attempts", "Attempts started.", counters.attempts, _BY_MODEL)
         families.counter(
-            "tokencast_resets", "Attempts that began a generation anew, by why.", tally.resets, ("reason",)
+            "tokencast_resets", "Attempts that started a generation again, by reason.", counters.resets, ("reason",)
         )
-        ended = {**tally.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
+        ended = {**counters.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
         families.counter("tokencast_generations_ended", ENDED, ended, (*_BY_MODEL, "status", "code"))
         families.histogram(
-            "tokencast_attempt_seconds", "From the claim to the ending, of attempts that wrote one.", tally.runs,
-            _BY_MODEL,
+            "tokencast_attempt_seconds", "Time from the claim to the terminal event, for attempts that wrote one.",
+            counters.attempt_seconds, _BY_MODEL,
         )  # fmt: skip
 
     def _collect_upstream(self, families: Families) -> None:
-        tally = self._tally
+        counters = self._counters
         families.counter(
-            "tokencast_upstream_retries", "Calls repeated before the first token, by why.", tally.retries,
-            ("upstream", "code"),
+            "tokencast_upstream_retries", "Upstream calls repeated before the first token, by error code.",
+            counters.retries, ("upstream", "code"),
         )  # fmt: skip
         families.histogram(
-            "tokencast_upstream_first_token_seconds", "From the upstream call to its first token.",
-            tally.first_tokens, _BY_MODEL,
+            "tokencast_upstream_first_token_seconds", "Time from the upstream call to its first token.",
+            counters.first_tokens, _BY_MODEL,
         )  # fmt: skip
         families.histogram(
-            "tokencast_upstream_token_gap_seconds", "Between two tokens, as they came from the upstream.",
-            tally.gaps, _BY_MODEL,
+            "tokencast_upstream_token_gap_seconds", "Time between two tokens as received from the upstream.",
+            counters.gaps, _BY_MODEL,
         )  # fmt: skip
-        families.counter("tokencast_upstream_bytes", "Bytes of chunks.", tally.bytes, _BY_MODEL)
+        families.counter("tokencast_upstream_bytes", "Bytes of received chunks.", counters.bytes, _BY_MODEL)
         families.counter(
-            "tokencast_tokens", "Tokens of ended generations, as their usage says.", tally.tokens, (*_BY_MODEL, "kind")
+            "tokencast_tokens", "Tokens of ended generations, from their usage.", counters.tokens, (*_BY_MODEL, "kind")
         )
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> None:
-    """On the addresses of the gateway's port. aiohttp by itself would take `::` for IPv6 alone."""
+    """Listen on the same addresses as the gateway's port. aiohttp's own listener would treat `::` as IPv6 only."""
     host, port = settings.host, settings.metrics_port
     await web.SockSite(runner, bound_socket(host, port, "HOST and TOKENCAST_METRICS_PORT")).start()
     log.info("metrics on http://%s:%d/metrics", shown(host), port)

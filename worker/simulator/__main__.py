@@ -20,15 +20,15 @@ def main() -> None:
         epilog="Examples:\n  tokencast upstream-sim\n  tokencast upstream-sim --port 8123 --require-key secret",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=8001, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    parser.add_argument("--require-key", metavar="KEY", help="answer 401 to requests that do not bear it")
+    parser.add_argument("--port", type=int, default=8001, help="port; 0 selects a free one (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--require-key", metavar="KEY", help="respond with 401 to requests without this API key")
     given = parser.parse_args()
     asyncio.run(serve(given.host, given.port, given.require_key))
 
 
 async def serve(host: str, port: int, required_key: str | None = None) -> None:
-    """Serve until told to stop; say on stdout, in one line, when and where it is ready."""
+    """Serve until SIGINT or SIGTERM; write one line with the URL to stdout once ready."""
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

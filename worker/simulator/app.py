@@ -1,7 +1,7 @@
-"""The HTTP application: its routes, its key, its journal.
+"""The HTTP application: routes, API key, journal of calls.
 
-aiohttp serves it because its handlers hold the connection's transport, which the faults need, and are
-cancelled at once when the client leaves.
+It uses aiohttp, whose handlers have access to the connection's transport, which the faults need, and are cancelled at
+once when the client disconnects.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ from aiohttp import web
 
 from worker.simulator.answers import answer, error_body, refuse
 from worker.simulator.calls import Call, Journal
-from worker.simulator.directives import MODELS, Ask, BadRequest, UnknownModel, read
+from worker.simulator.directives import MODELS, BadRequest, ChatRequest, UnknownModel, read
 from worker.simulator.faults import Refusal
 
-LARGEST_BODY = 64 * 1024 * 1024  # bytes
+MAX_BODY = 64 * 1024 * 1024  # bytes
 WRONG_KEY = Refusal(401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
 
 
 def create_app(required_key: str | None = None) -> web.Application:
-    """The application. With `required_key`, requests under /v1 must bear it."""
+    """Return the application. `required_key`: API key that requests under /v1 must have."""
     simulator = Simulator(required_key)
-    app = web.Application(client_max_size=LARGEST_BODY)
+    app = web.Application(client_max_size=MAX_BODY)
     app.add_routes(
         [
             web.post("/v1/chat/completions", simulator.complete),
@@ -30,29 +30,29 @@ def create_app(required_key: str | None = None) -> web.Application:
             web.get("/healthz", simulator.health),
             web.get("/sim/calls", simulator.calls),
             web.delete("/sim/calls", simulator.reset),
-            web.route("*", "/{elsewhere:.*}", simulator.nowhere),
+            web.route("*", "/{path:.*}", simulator.not_found),
         ]
     )
     return app
 
 
 class Simulator:
-    """The routes, and what they share."""
+    """The route handlers and their shared state."""
 
     def __init__(self, required_key: str | None) -> None:
         self._bearer = None if required_key is None else f"Bearer {required_key}".encode()
         self._journal = Journal()
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """One completion; every call is in the journal, however it ends."""
+        """Respond to a completion request; each call is recorded in the journal, whatever its outcome."""
         raw = await request.read()
-        call = self._journal.open(hashlib.sha256(raw).hexdigest(), headers_of_interest(request))
+        call = self._journal.open(hashlib.sha256(raw).hexdigest(), recorded_headers(request))
         try:
-            if not self._admits(request):
+            if not self._is_authorized(request):
                 return refuse(call, WRONG_KEY)
-            ask = self._struck_or_spared(read(raw))
-            describe(call, ask)
-            return await answer(request, ask, call)
+            chat = self._limit_fault(read(raw))
+            record_request(call, chat)
+            return await answer(request, chat, call)
         except BadRequest as error:
             return refuse(call, Refusal(400, "invalid_request_error", None, error.message, error.param))
         except UnknownModel as error:
@@ -63,16 +63,18 @@ class Simulator:
             call.end("disconnected")
             raise
 
-    def _struck_or_spared(self, ask: Ask) -> Ask:
-        """The request without its fault, if that has struck often enough or has nothing to strike."""
-        how = ask.directive
-        spared = ask.fault == "400-usage" and not ask.names_usage
-        if ask.fault and (spared or not self._journal.strikes(ask.fault, how.times, how.label or str(ask.seed))):
-            return ask.but(fault="")
-        return ask
+    def _limit_fault(self, chat: ChatRequest) -> ChatRequest:
+        """Remove the fault from the request if it has occurred often enough or does not apply."""
+        options = chat.directive
+        inapplicable = chat.fault == "400-usage" and not chat.has_stream_options
+        if chat.fault and (
+            inapplicable or not self._journal.applies(chat.fault, options.times, options.label or str(chat.seed))
+        ):
+            return chat.with_directive(fault="")
+        return chat
 
     async def models(self, request: web.Request) -> web.Response:
-        if not self._admits(request):
+        if not self._is_authorized(request):
             return web.json_response(error_body(WRONG_KEY), status=WRONG_KEY.status)
         known = [{"id": name, "object": "model", "created": 0, "owned_by": "upstream-sim"} for name in MODELS]
         return web.json_response({"object": "list", "data": known})
@@ -87,24 +89,24 @@ class Simulator:
         self._journal.reset()
         return web.Response(status=204)
 
-    async def nowhere(self, request: web.Request) -> web.Response:
+    async def not_found(self, request: web.Request) -> web.Response:
         message = f"Unknown request URL: {request.method} {request.path}."
         error = Refusal(404, "invalid_request_error", "unknown_url", message)
         return web.json_response(error_body(error), status=error.status)
 
-    def _admits(self, request: web.Request) -> bool:
+    def _is_authorized(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "").encode()
         return self._bearer is None or hmac.compare_digest(given, self._bearer)
 
 
-def describe(call: Call, ask: Ask) -> None:
-    """Enter what was asked for into the journal."""
-    call.model, call.seed, call.label = ask.model, ask.seed, ask.directive.label
-    call.stream, call.fault, call.parameters = ask.stream, ask.fault, ask.parameters
+def record_request(call: Call, chat: ChatRequest) -> None:
+    """Record the request's parameters in the journal."""
+    call.model, call.seed, call.label = chat.model, chat.seed, chat.directive.label
+    call.stream, call.fault, call.parameters = chat.stream, chat.fault, chat.parameters
 
 
-def headers_of_interest(request: web.Request) -> dict[str, str | bool | None]:
-    """What tests ask about a request's headers; of the key only whether there was one."""
+def recorded_headers(request: web.Request) -> dict[str, str | bool | None]:
+    """Return the headers that tests check; of the API key only whether there was one."""
     return {
         "authorization": "Authorization" in request.headers,
         "accept": request.headers.get("Accept"),

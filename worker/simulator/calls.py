@@ -1,4 +1,4 @@
-"""The journal of calls, by which a test sees what its subject really asked of the upstream."""
+"""The journal of calls, in which a test sees the requests that reached the upstream."""
 
 import time
 from collections import Counter, deque
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-KEPT = 10_000  # calls; a development server may run for weeks
+MAX_CALLS = 10_000  # maximum number of calls; a development server may run for weeks
 
 
 @dataclass(slots=True)
@@ -24,28 +24,28 @@ class Call:
     fault: str = ""
     parameters: tuple[str, ...] = ()
     first_byte_at: float | None = None
-    """When the first byte of the answer's body was written."""
+    """Time at which the first byte of the body was written."""
     ended_at: float | None = None
     chunks_sent: int = 0
-    """Content chunks written, of all choices; of an answer without content, its tool or refusal chunks."""
+    """Content chunks written, all choices together; in a reply without content, tool or refusal chunks."""
     outcome: str | None = None
     """`completed`, `disconnected` or `fault:<name>`; None while it runs."""
 
-    def began(self) -> None:
+    def mark_started(self) -> None:
         self.first_byte_at = self.first_byte_at or time.time()
 
     def end(self, outcome: str) -> None:
-        """Note how the call ended; the first to say so is right."""
+        """Record the outcome of the call; only the first one counts."""
         if self.outcome is None:
             self.outcome, self.ended_at = outcome, time.time()
 
 
 @dataclass(slots=True)
 class Journal:
-    """The latest calls, and how often each fault with `times` has struck."""
+    """The latest calls, and the number of occurrences of each fault with `times`."""
 
-    calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=KEPT))
-    struck: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=MAX_CALLS))
+    fault_counts: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     numbered: int = 0
 
     def open(self, body_sha256: str, headers: Mapping[str, str | bool | None]) -> Call:
@@ -54,10 +54,10 @@ class Journal:
         self.calls.append(call)
         return call
 
-    def strikes(self, fault: str, times: int | None, whom: str) -> bool:
-        """Whether `fault` strikes this call of `whom` (its label, else its seed): `times` times, then no more."""
-        if times is None or self.struck[fault, whom] < times:
-            self.struck[fault, whom] += 1
+    def applies(self, fault: str, times: int | None, whom: str) -> bool:
+        """Count and return whether this call has the fault: the first `times` calls of `whom` (a label or a seed)."""
+        if times is None or self.fault_counts[fault, whom] < times:
+            self.fault_counts[fault, whom] += 1
             return True
         return False
 
@@ -65,7 +65,7 @@ class Journal:
         return [asdict(call) for call in self.calls if label is None or call.label == label]
 
     def reset(self) -> None:
-        """Forget everything; calls still running are no longer listed."""
+        """Remove all calls and counts; running calls are no longer listed."""
         self.calls.clear()
-        self.struck.clear()
+        self.fault_counts.clear()
         self.numbered = 0

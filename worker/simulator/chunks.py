@@ -1,7 +1,7 @@
-"""The chunks of an answer, in order, each framed for SSE; and the same answer in one piece.
+"""The chunks of a reply, in order, each framed for SSE; and the same reply as one completion.
 
-Main path: `plan`. What differs between servers is one template per shape. A template is filled in once per
-choice, not once per chunk, because benchmarks stream from here as fast as the process can.
+Start with `plan`. Each shape has a template for what differs between servers. A template is filled in once per choice,
+not once per chunk, because benchmarks stream from here as fast as the process can.
 """
 
 import time
@@ -12,7 +12,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from worker.simulator import text
-from worker.simulator.directives import Ask
+from worker.simulator.directives import ChatRequest
 from worker.simulator.frames import DONE, Frame, Kind
 
 HARMLESS = '{"hate":{"filtered":false,"severity":"safe"},"violence":{"filtered":false,"severity":"safe"}}'
@@ -44,52 +44,52 @@ AZURE_FILTER_ONLY = (
 )
 
 
-def plan(ask: Ask, number: int) -> Iterator[Frame]:
-    """Every frame of the answer to call `number`, made at the moment it is asked for."""
-    pen = Pen.of(ask, number)
-    shape, choices = ask.directive.shape, range(ask.n)
+def plan(chat: ChatRequest, number: int) -> Iterator[Frame]:
+    """Generate the frames of the reply to call `number`, lazily."""
+    writer = ChunkWriter.of(chat, number)
+    shape, choices = chat.directive.shape, range(chat.n)
     if shape == "azure":
-        yield Frame(Kind.PREAMBLE, pen.seal(AZURE_PREAMBLE))
+        yield Frame(Kind.PREAMBLE, writer.finish_frame(AZURE_PREAMBLE))
     if shape != "gabforge":
         for index in choices:
-            yield pen.frame(Kind.PREAMBLE, index, '"role":"assistant","content":"","refusal":null')
-    yield from tokens(ask, pen)
+            yield writer.frame(Kind.PREAMBLE, index, '"role":"assistant","content":"","refusal":null')
+    yield from tokens(chat, writer)
     if shape == "azure":
         for index in choices:
-            yield Frame(Kind.PREAMBLE, pen.seal(pen.chunk(AZURE_FILTER_ONLY % {"index": index})))
+            yield Frame(Kind.PREAMBLE, writer.finish_frame(writer.chunk(AZURE_FILTER_ONLY % {"index": index})))
     if shape != "gabforge":
         for index in choices:
-            yield pen.frame(Kind.FINISH, index, "", dumps(ask.finish))
-        if ask.include_usage:
-            yield Frame(Kind.USAGE, pen.seal(pen.chunk("", dumps(usage(ask), separators=(",", ":")))))
+            yield writer.frame(Kind.FINISH, index, "", dumps(chat.finish))
+        if chat.include_usage:
+            yield Frame(Kind.USAGE, writer.finish_frame(writer.chunk("", dumps(usage(chat), separators=(",", ":")))))
     yield DONE
 
 
-def tokens(ask: Ask, pen: "Pen") -> Iterator[Frame]:
-    """What the model says, the choices taking turns."""
-    how = ask.directive
-    quote = encode_basestring_ascii if how.split_surrogate else encode_basestring
-    yield from pen.rows(Kind.REASONING, how.reasoning_field, _said(ask, "reasoning", how.reasoning))
-    yield from pen.rows(Kind.CONTENT, "content", _said(ask, "content", ask.length), quote)
-    yield from pen.rows(Kind.REFUSAL, "refusal", _said(ask, "refusal", how.refusal))
-    for index in range(ask.n):
-        for delta in tool_deltas(ask, index):
-            yield pen.frame(Kind.TOOL, index, delta)
+def tokens(chat: ChatRequest, writer: "ChunkWriter") -> Iterator[Frame]:
+    """Generate the token chunks of the reply, the choices alternating."""
+    options = chat.directive
+    quote = encode_basestring_ascii if options.split_surrogate else encode_basestring
+    yield from writer.rows(Kind.REASONING, options.reasoning_field, _texts(chat, "reasoning", options.reasoning))
+    yield from writer.rows(Kind.CONTENT, "content", _texts(chat, "content", chat.length), quote)
+    yield from writer.rows(Kind.REFUSAL, "refusal", _texts(chat, "refusal", options.refusal))
+    for index in range(chat.n):
+        for delta in tool_deltas(chat, index):
+            yield writer.frame(Kind.TOOL, index, delta)
 
 
-def _said(ask: Ask, voice: text.Voice, length: int) -> list[Iterator[str]]:
-    how = ask.directive
-    unicode = how.unicode or how.split_surrogate
-    said = [text.iter_pieces(ask.seed + k, length, unicode=unicode, voice=voice) for k in range(ask.n)]
-    if how.split_surrogate and voice == "content":
-        return [text.split_surrogates(pieces) for pieces in said]
-    return said
+def _texts(chat: ChatRequest, voice: text.Voice, length: int) -> list[Iterator[str]]:
+    options = chat.directive
+    unicode = options.unicode or options.split_surrogate
+    texts = [text.iter_pieces(chat.seed + k, length, unicode=unicode, voice=voice) for k in range(chat.n)]
+    if options.split_surrogate and voice == "content":
+        return [text.split_surrogates(pieces) for pieces in texts]
+    return texts
 
 
-def tool_deltas(ask: Ask, index: int) -> Iterator[str]:
-    """The members of each delta of a choice's tool calls: first id and name, then pieces of the arguments."""
-    indexless = ask.directive.fault == "tool-no-index"
-    for position, call in enumerate(text.tool_calls(ask.seed + index, ask.directive.tools)):
+def tool_deltas(chat: ChatRequest, index: int) -> Iterator[str]:
+    """Generate the members of each delta of a choice's tool calls: first id and name, then pieces of the arguments."""
+    indexless = chat.directive.fault == "tool-no-index"
+    for position, call in enumerate(text.tool_calls(chat.seed + index, chat.directive.tools)):
         place = "" if indexless else f'"index":{position},'
         yield (
             f'"tool_calls":[{{{place}"id":"{call.id}","type":"function",'
@@ -102,11 +102,11 @@ def tool_deltas(ask: Ask, index: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pen:
-    """Writes chunks in one answer's shape."""
+class ChunkWriter:
+    """Writes the chunks of one reply in its shape."""
 
     opening: str
-    """A chunk up to and with `"choices":[`."""
+    """Beginning of a chunk, including `"choices":[`."""
     choice: str
     closing: str
     more_delta: str
@@ -114,40 +114,40 @@ class Pen:
     stamp: bool
 
     @staticmethod
-    def of(ask: Ask, number: int) -> "Pen":
-        how = ask.directive
-        identity = {"id": identifier(ask, number), "created": int(time.time()), "model": ask.model}
-        return Pen(
-            opening=CHUNK[how.shape] % identity,
-            choice=CHOICE[how.shape],
-            closing=',"usage":null' if ask.include_usage and how.shape != "gabforge" else "",
-            more_delta=',"trace":{"hop":1}' if how.shape == "extra" else "",
-            size=how.size,
-            stamp=how.stamp,
+    def of(chat: ChatRequest, number: int) -> "ChunkWriter":
+        options = chat.directive
+        identity = {"id": identifier(chat, number), "created": int(time.time()), "model": chat.model}
+        return ChunkWriter(
+            opening=CHUNK[options.shape] % identity,
+            choice=CHOICE[options.shape],
+            closing=',"usage":null' if chat.include_usage and options.shape != "gabforge" else "",
+            more_delta=',"trace":{"hop":1}' if options.shape == "extra" else "",
+            size=options.size,
+            stamp=options.stamp,
         )
 
     def frame(self, kind: Kind, index: int, delta: str, finish: str = "null") -> Frame:
-        return Frame(kind, self.seal(self.chunk(self._choice(index, delta, finish))))
+        return Frame(kind, self.finish_frame(self.chunk(self._choice(index, delta, finish))))
 
     def rows(
-        self, kind: Kind, name: str, said: list[Iterator[str]], quote: Callable[[str], str] = encode_basestring
+        self, kind: Kind, name: str, texts: list[Iterator[str]], quote: Callable[[str], str] = encode_basestring
     ) -> Iterator[Frame]:
-        """One frame for each piece, choice by choice, row by row. The hot loop."""
-        blank = [self.chunk(self._choice(index, f'"{name}":\0')).split("\0") for index in range(len(said))]
-        for row in zip(*said, strict=True):
+        """Generate one frame per piece, alternating between the choices. The hot loop."""
+        blank = [self.chunk(self._choice(index, f'"{name}":\0')).split("\0") for index in range(len(texts))]
+        for row in zip(*texts, strict=True):
             for (before, after), piece in zip(blank, row, strict=True):
-                yield Frame(kind, self.seal(before + quote(piece) + after))
+                yield Frame(kind, self.finish_frame(before + quote(piece) + after))
 
     def chunk(self, choices: str, usage: str = "") -> str:
-        """A chunk without its last brace."""
+        """Return a chunk without its last brace."""
         return f"{self.opening}{choices}]" + (f',"usage":{usage}' if usage else self.closing)
 
-    def seal(self, chunk: str) -> bytes:
-        """The frame of a chunk that still lacks its last brace: stamped, padded, closed."""
+    def finish_frame(self, chunk: str) -> bytes:
+        """Return the frame of a chunk without its last brace: add the time stamp, the padding and the brace."""
         if self.stamp:
             chunk += f',"sim_ns":{time.time_ns()}'
         data = chunk.encode()
-        # OpenAI's own chunks carry `obfuscation` to hide their lengths; here it makes up a chosen length.
+        # OpenAI's own chunks carry `obfuscation` to hide their lengths; here it pads them to a chosen length.
         missing = self.size - len(data) - 1 - len(b',"obfuscation":""')
         if missing >= 0 and self.size:
             data += b',"obfuscation":"' + b"x" * missing + b'"'
@@ -158,53 +158,53 @@ class Pen:
         return self.choice % {"index": index, "delta": members, "finish": finish}
 
 
-def identifier(ask: Ask, number: int) -> str:
-    return f"chatcmpl-{ask.seed % 0xFFFFFF:06x}{number:06d}"
+def identifier(chat: ChatRequest, number: int) -> str:
+    return f"chatcmpl-{chat.seed % 0xFFFFFF:06x}{number:06d}"
 
 
-def usage(ask: Ask) -> dict[str, Any]:
-    """Token usage: each token chunk of each choice counts one."""
-    reasoned = ask.n * ask.directive.reasoning
-    tools = sum(sum(1 for _ in tool_deltas(ask, index)) for index in range(ask.n))
-    completion = reasoned + tools + ask.n * (ask.length + ask.directive.refusal)
+def usage(chat: ChatRequest) -> dict[str, Any]:
+    """Return the usage: each token chunk of each choice counts as one token."""
+    reasoned = chat.n * chat.directive.reasoning
+    tools = sum(sum(1 for _ in tool_deltas(chat, index)) for index in range(chat.n))
+    completion = reasoned + tools + chat.n * (chat.length + chat.directive.refusal)
     return {
-        "prompt_tokens": ask.prompt_tokens,
+        "prompt_tokens": chat.prompt_tokens,
         "completion_tokens": completion,
-        "total_tokens": ask.prompt_tokens + completion,
+        "total_tokens": chat.prompt_tokens + completion,
         "completion_tokens_details": {"reasoning_tokens": reasoned},
     }
 
 
-def completion(ask: Ask, number: int) -> dict[str, Any]:
-    """The answer to a request with `stream: false`: the same text, whole."""
+def completion(chat: ChatRequest, number: int) -> dict[str, Any]:
+    """Return the reply to a request with `stream: false`: the same text as one completion."""
     body: dict[str, Any] = {
-        "id": identifier(ask, number),
+        "id": identifier(chat, number),
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": ask.model,
+        "model": chat.model,
         "system_fingerprint": "fp_sim",
-        "choices": [_whole_choice(ask, index) for index in range(ask.n)],
+        "choices": [_whole_choice(chat, index) for index in range(chat.n)],
     }
-    return body if ask.directive.usage == "never" else body | {"usage": usage(ask)}
+    return body if chat.directive.usage == "never" else body | {"usage": usage(chat)}
 
 
-def _whole_choice(ask: Ask, index: int) -> dict[str, Any]:
-    how, seed = ask.directive, ask.seed + index
-    unicode = how.unicode or how.split_surrogate
+def _whole_choice(chat: ChatRequest, index: int) -> dict[str, Any]:
+    options, seed = chat.directive, chat.seed + index
+    unicode = options.unicode or options.split_surrogate
 
-    def said(voice: text.Voice, length: int) -> str | None:
+    def text_of(voice: text.Voice, length: int) -> str | None:
         return "".join(text.iter_pieces(seed, length, unicode=unicode, voice=voice)) if length else None
 
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": said("content", ask.length),
-        "refusal": said("refusal", how.refusal),
+        "content": text_of("content", chat.length),
+        "refusal": text_of("refusal", options.refusal),
     }
-    if how.reasoning:
-        message[how.reasoning_field] = said("reasoning", how.reasoning)
-    if how.tools:
+    if options.reasoning:
+        message[options.reasoning_field] = text_of("reasoning", options.reasoning)
+    if options.tools:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in text.tool_calls(seed, how.tools)
+            for call in text.tool_calls(seed, options.tools)
         ]
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": ask.finish}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": chat.finish}

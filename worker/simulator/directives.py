@@ -1,7 +1,7 @@
-"""What a request asks for: its body, the preset its model names, and the directive in its last user message.
+"""Parses a request: its body, the preset of its model, and the directive in its last user message.
 
-`read` turns a request's body into an `Ask`. The tables `KEYS` and `STYLES` are all there is to know about
-directives; `worker.simulator` describes them for users, and a test keeps the two in step.
+`read` turns a request body into a `ChatRequest`. The tables `KEYS` and `STYLES` define the directives completely; the
+docstring of `worker.simulator` describes them for users, and a test keeps the two in step.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from worker.simulator.faults import FAULTS
 from worker.simulator.replies import REPLIES
 
 DIRECTIVE = re.compile(r"\[\[sim\b([^\]]*)\]\]")
-MOST_CHUNKS = 100_000_000
+MAX_CHUNKS = 100_000_000
 
 
 class BadRequest(Exception):
-    """The request cannot be understood."""
+    """The request is malformed."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class BadRequest(Exception):
 
 
 class UnknownModel(Exception):
-    """No such model."""
+    """The model does not exist."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -39,7 +39,7 @@ class UnknownModel(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """How to answer; one field per key, whose meaning and unit the package's docstring gives."""
+    """Options of a reply, one field per key; the package's docstring gives their meanings and units."""
 
     seed: int | None = None
     length: int | None = None
@@ -71,7 +71,7 @@ class Directive:
 
 def _whole(text: str) -> int:
     number = int(text)
-    if not 0 <= number <= MOST_CHUNKS:
+    if not 0 <= number <= MAX_CHUNKS:
         raise ValueError(text)
     return number
 
@@ -157,7 +157,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class Body(msgspec.Struct, frozen=True):
-    """The part of a chat.completions body the simulator looks at."""
+    """The fields of a chat.completions body that the simulator uses."""
 
     messages: list[dict[str, Any]]
     model: str
@@ -169,8 +169,8 @@ class Body(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A request understood: what it sent, and how it is to be answered."""
+class ChatRequest:
+    """A parsed request: its parameters and the options of the reply."""
 
     model: str
     directive: Directive
@@ -180,7 +180,7 @@ class Ask:
     length: int
     """Content chunks of each choice."""
     finish: str
-    names_usage: bool
+    has_stream_options: bool
     include_usage: bool
     prompt_tokens: int
     parameters: tuple[str, ...]
@@ -189,26 +189,26 @@ class Ask:
     def fault(self) -> str:
         return self.directive.fault
 
-    def but(self, **changes: Any) -> "Ask":
-        """The same request with its directive changed."""
+    def with_directive(self, **changes: Any) -> "ChatRequest":
+        """Return the same request with a changed directive."""
         return replace(self, directive=replace(self.directive, **changes))
 
 
-def read(raw: bytes) -> Ask:
-    """The request in `raw`, a chat.completions body. Raises BadRequest or UnknownModel."""
+def read(raw: bytes) -> ChatRequest:
+    """Parse `raw`, a chat.completions body. Raises BadRequest or UnknownModel."""
     try:
         body = msgspec.json.decode(raw, type=Body)
         parameters = tuple(sorted(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"We could not understand the request's body: {error}") from error
+        raise BadRequest(f"Invalid request body: {error}") from error
     if not body.messages:
         raise BadRequest("Invalid 'messages': expected at least one message.", "messages")
     if body.model not in MODELS:
         raise UnknownModel(body.model)
     directive = parse(last_user_text(body.messages), MODELS[body.model])
-    length, finish = _extent(directive, body.max_completion_tokens or body.max_tokens)
+    length, finish = _length_and_finish(directive, body.max_completion_tokens or body.max_tokens)
     options = body.stream_options
-    return Ask(
+    return ChatRequest(
         model=body.model,
         directive=directive,
         seed=seed_of(body.messages) if directive.seed is None else directive.seed,
@@ -216,7 +216,7 @@ def read(raw: bytes) -> Ask:
         n=min(max(1, body.n or 1), 128),
         length=length,
         finish=finish,
-        names_usage=options is not None,
+        has_stream_options=options is not None,
         include_usage=bool(options and options.include_usage) and directive.usage == "auto",
         prompt_tokens=sum(3 + len(DIRECTIVE.sub("", text_of(each)).split()) for each in body.messages),
         parameters=parameters,
@@ -224,7 +224,7 @@ def read(raw: bytes) -> Ask:
 
 
 def parse(text: str, preset: Mapping[str, Any] | None = None) -> Directive:
-    """The directive in `text` laid over `preset`. Raises BadRequest for a key or value it does not know."""
+    """Parse the directive in `text`; its keys override `preset`. Raises BadRequest for an unknown key or value."""
     values: dict[str, Any] = dict(preset or {})
     for words in DIRECTIVE.findall(text):
         for word in words.split():
@@ -240,7 +240,7 @@ def parse(text: str, preset: Mapping[str, Any] | None = None) -> Directive:
 
 
 def seed_of(messages: Sequence[Mapping[str, Any]]) -> int:
-    """The seed of a request that names none: the same for the same messages, directives left out."""
+    """Return the default seed of a request, derived from its messages without directives."""
     said = [[message.get("role"), DIRECTIVE.sub("", text_of(message)).strip()] for message in messages]
     return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:4]) >> 1
 
@@ -254,7 +254,7 @@ class _Part(msgspec.Struct):
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """A message's text, whether its content is a string, a list of parts, or something else altogether."""
+    """Return a message's text from content that is a string or a list of parts; any other content is empty."""
     content: Any = message.get("content")
     if isinstance(content, str):
         return content
@@ -264,12 +264,12 @@ def text_of(message: Mapping[str, Any]) -> str:
         return ""
 
 
-def _extent(directive: Directive, most: int | None) -> tuple[int, str]:
-    """Content chunks of each choice, and why it ends; a request's max_tokens ends it early."""
+def _length_and_finish(directive: Directive, limit: int | None) -> tuple[int, str]:
+    """Return the content chunks of each choice, and the finish reason. `limit`: the request's max_tokens."""
     instead = directive.tools or directive.refusal
     length = directive.length if directive.length is not None else (0 if instead else 60)
-    if most is not None and most < length:
-        return most, directive.finish or "length"
-    # Gemini's compatible endpoint calls tools and says "stop".
+    if limit is not None and limit < length:
+        return limit, directive.finish or "length"
+    # Gemini's compatible endpoint sends "stop" after tool calls.
     calls_tools = directive.tools and directive.fault != "tool-no-index"
     return length, directive.finish or ("tool_calls" if calls_tools else "stop")

@@ -1,32 +1,31 @@
-"""Every fault, in one table.
+"""The table of faults.
 
-A fault of the stream is a function from frames to frames, struck after `at` token chunks. A refusal is an
-error answer in OpenAI's shape. What remains concerns the answer's headers or bytes, and is done where those
-are written: `app` and `stream`.
+A fault of the stream is a function from frames to frames, applied after `at` token chunks. A refusal is an error
+response in OpenAI's form. The other faults concern headers or bytes, and are applied in `answers` and `stream`.
 """
 
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-from worker.simulator.frames import DEEDS, DONE, ENDING, TOKENS, Frame, Kind
+from worker.simulator.frames import ACTIONS, DONE, ENDING, TOKENS, Frame, Kind
 
 
 @dataclass(frozen=True, slots=True)
-class Blow:
-    """Where a fault strikes: after `at` frames of the kinds in `unit`; `bytes` is the size of a huge line."""
+class FaultPosition:
+    """Position of a fault: after `at` frames of the kinds in `unit`. `bytes`: size of a huge line."""
 
     at: int
     unit: frozenset[Kind]
     bytes: int
 
 
-Strike = Callable[[Iterator[Frame], Blow], Iterator[Frame]]
+Transform = Callable[[Iterator[Frame], FaultPosition], Iterator[Frame]]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer as OpenAI words it."""
+    """An error response in OpenAI's form."""
 
     status: int
     type: str
@@ -37,38 +36,38 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: what it does, and whether an answer that suffered it is spoilt or merely odd."""
+    """One fault: its effect, and whether it spoils the reply (otherwise the reply is unusual but valid)."""
 
-    strike: Strike | None = None
+    transform: Transform | None = None
     refusal: Refusal | None = None
     spoils: bool = True
 
 
-def head(frames: Iterator[Frame], blow: Blow) -> Generator[Frame, None, Frame]:
-    """Pass on what comes before the blow; return the frame it falls on.
+def head(frames: Iterator[Frame], position: FaultPosition) -> Generator[Frame, None, Frame]:
+    """Pass on the frames before the fault; return the frame that it applies to.
 
-    A stream with fewer token chunks than `at` is struck before its end.
+    In a stream with fewer token chunks than `at`, this is the first frame of its end.
     """
     sent = 0
     for frame in frames:
-        if frame.kind in ENDING or (frame.kind in blow.unit and sent >= blow.at):
+        if frame.kind in ENDING or (frame.kind in position.unit and sent >= position.at):
             return frame
-        sent += frame.kind in blow.unit
+        sent += frame.kind in position.unit
         yield frame
     return DONE
 
 
-def truncate(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-    yield from head(frames, blow)
+def truncate(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+    yield from head(frames, position)
 
 
-def no_blank_line(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-    victim = yield from head(frames, blow)
-    yield Frame(victim.kind, victim.data.removesuffix(b"\n"))
+def no_blank_line(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+    target = yield from head(frames, position)
+    yield Frame(target.kind, target.data.removesuffix(b"\n"))
 
 
-def error_frame(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-    yield from head(frames, blow)
+def error_frame(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+    yield from head(frames, position)
     yield Frame(
         Kind.FINISH,
         b'data: {"error":{"message":"The server had an error while processing your request.",'
@@ -77,60 +76,60 @@ def error_frame(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
     yield DONE
 
 
-def ends_in(kind: Kind) -> Strike:
-    """The blow's victim becomes a deed done to the connection; nothing follows."""
-    assert kind in DEEDS  # noqa: S101  (a mistake in the table below)
+def end_with(kind: Kind) -> Transform:
+    """Return a fault that replaces a frame by an action on the connection, which ends the stream."""
+    assert kind in ACTIONS  # noqa: S101  (a mistake in the table below)
 
-    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-        victim = yield from head(frames, blow)
-        yield Frame(kind, victim.data)
+    def transform(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+        target = yield from head(frames, position)
+        yield Frame(kind, target.data)
 
-    return strike
+    return transform
 
 
-def without(*kinds: Kind) -> Strike:
-    """All of the stream but the frames of these kinds."""
+def without(*kinds: Kind) -> Transform:
+    """Return a fault that removes the frames of these kinds."""
 
-    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
+    def transform(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
         return (frame for frame in frames if frame.kind not in kinds)
 
-    return strike
+    return transform
 
 
-def edits(edit: Callable[[bytes, Blow], bytes]) -> Strike:
-    """The blow's victim is sent with its bytes edited; all else is as it should be."""
+def edit_frame(edit: Callable[[bytes, FaultPosition], bytes]) -> Transform:
+    """Return a fault that edits the bytes of one frame."""
 
-    def strike(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-        victim = yield from head(frames, blow)
-        yield Frame(victim.kind, edit(victim.data, blow))
+    def transform(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+        target = yield from head(frames, position)
+        yield Frame(target.kind, edit(target.data, position))
         yield from frames
 
-    return strike
+    return transform
 
 
-def _with_field(field: bytes) -> Strike:
-    return edits(lambda data, _: data.replace(b"data: {", b"data: {" + field + b",", 1))
+def _with_field(field: bytes) -> Transform:
+    return edit_frame(lambda data, _: data.replace(b"data: {", b"data: {" + field + b",", 1))
 
 
-def _huge(data: bytes, blow: Blow) -> bytes:
-    return data.replace(b"data: {", b'data: {"padding":"' + b"x" * blow.bytes + b'",', 1)
+def _huge(data: bytes, position: FaultPosition) -> bytes:
+    return data.replace(b"data: {", b'data: {"padding":"' + b"x" * position.bytes + b'",', 1)
 
 
-def _over_lines(data: bytes, _: Blow) -> bytes:
+def _over_lines(data: bytes, _: FaultPosition) -> bytes:
     return data.replace(b"data: {", b"data: {\ndata: ", 1).replace(b"}\n\n", b"\ndata: }\n\n")
 
 
-def retry_field(frames: Iterator[Frame], blow: Blow) -> Iterator[Frame]:
-    victim = yield from head(frames, blow)
+def retry_field(frames: Iterator[Frame], position: FaultPosition) -> Iterator[Frame]:
+    target = yield from head(frames, position)
     yield Frame(Kind.PREAMBLE, b"retry: 1000\n\n")
     yield Frame(Kind.PREAMBLE, b"id: 6\n\n")
-    yield Frame(victim.kind, b"id: 7\n" + victim.data)
-    yield Frame(Kind.PREAMBLE, b": keep-alive\n\n")  # after an id, this alone ends openai-python
+    yield Frame(target.kind, b"id: 7\n" + target.data)
+    yield Frame(Kind.PREAMBLE, b": keep-alive\n\n")  # after an id, this makes openai-python fail
     for number, frame in enumerate(frames, start=8):
         yield Frame(frame.kind, b"id: %d\n" % number + frame.data)
 
 
-def event_field(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
+def event_field(frames: Iterator[Frame], _: FaultPosition) -> Iterator[Frame]:
     for frame in frames:
         yield Frame(frame.kind, b"event: chunk\n" + frame.data)
 
@@ -138,7 +137,7 @@ def event_field(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
 _CONTENT = re.compile(rb'"content":"(?:[^"\\]|\\.)*"')
 
 
-def null_content(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
+def null_content(frames: Iterator[Frame], _: FaultPosition) -> Iterator[Frame]:
     for number, frame in enumerate(frames):
         yield frame
         if frame.kind is Kind.CONTENT and number % 3 == 0:
@@ -146,25 +145,25 @@ def null_content(frames: Iterator[Frame], _: Blow) -> Iterator[Frame]:
 
 
 FAULTS: dict[str, Fault] = {
-    # The stream ends before it should, or not at all.
+    # The stream ends early, or never.
     "truncate": Fault(truncate),
     "no-done": Fault(without(Kind.DONE)),
     "done-only": Fault(without(Kind.FINISH)),
     "no-blank-line": Fault(no_blank_line),
     "empty": Fault(without(Kind.PREAMBLE, *TOKENS, Kind.FINISH, Kind.USAGE)),
     "error-frame": Fault(error_frame),
-    "rst": Fault(ends_in(Kind.RESET)),
-    "cut": Fault(ends_in(Kind.HANGUP)),
-    "stall": Fault(ends_in(Kind.STALL)),
-    "comments": Fault(ends_in(Kind.COMMENTS)),
-    # One frame is not what it should be; the stream goes on.
-    "bad-json": Fault(edits(lambda data, _: data.removesuffix(b"}\n\n") + b"\n\n")),
+    "rst": Fault(end_with(Kind.RESET)),
+    "cut": Fault(end_with(Kind.HANGUP)),
+    "stall": Fault(end_with(Kind.STALL)),
+    "comments": Fault(end_with(Kind.COMMENTS)),
+    # One frame is invalid; the stream continues.
+    "bad-json": Fault(edit_frame(lambda data, _: data.removesuffix(b"}\n\n") + b"\n\n")),
     "bad-utf8": Fault(_with_field(b'"note":"\xff\xfe"')),
-    "bad-utf8-content": Fault(edits(lambda data, _: data.replace(b'"content":"', b'"content":"\xc3\x28', 1))),
+    "bad-utf8-content": Fault(edit_frame(lambda data, _: data.replace(b'"content":"', b'"content":"\xc3\x28', 1))),
     "nan": Fault(_with_field(b'"score":NaN')),
-    "huge-line": Fault(edits(_huge)),
-    # Unusual, and right.
-    "raw-newline": Fault(edits(_over_lines), spoils=False),
+    "huge-line": Fault(edit_frame(_huge)),
+    # Unusual but valid.
+    "raw-newline": Fault(edit_frame(_over_lines), spoils=False),
     "retry-field": Fault(retry_field, spoils=False),
     "event-field": Fault(event_field, spoils=False),
     "null-content": Fault(null_content, spoils=False),
@@ -173,7 +172,7 @@ FAULTS: dict[str, Fault] = {
     "trickle": Fault(spoils=False),
     "gzip": Fault(spoils=False),
     "slow-headers": Fault(spoils=False),
-    # No stream at all.
+    # No stream.
     "mute": Fault(),
     "silent": Fault(),
     "json-200": Fault(),

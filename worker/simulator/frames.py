@@ -1,11 +1,11 @@
-"""The unit the simulator streams: one SSE frame, or one thing done to the connection instead."""
+"""`Frame`, the unit of a simulated stream: one SSE frame, or one action on the connection."""
 
 from enum import Enum, auto
 from typing import NamedTuple
 
 
 class Kind(Enum):
-    """What a frame is for."""
+    """The purpose of a frame."""
 
     PREAMBLE = auto()  # the role chunk, Azure's filter results, comments: takes no time
     REASONING = auto()
@@ -15,20 +15,20 @@ class Kind(Enum):
     FINISH = auto()
     USAGE = auto()
     DONE = auto()
-    # The rest is done to the connection, after everything before it has been written.
-    STALL = auto()  # nothing more, for ever
-    COMMENTS = auto()  # nothing but keep-alive comments, for ever
+    # The rest are actions on the connection, after the preceding frames have been written.
+    STALL = auto()  # nothing more; the connection stays open
+    COMMENTS = auto()  # only keep-alive comments, without end
     HANGUP = auto()  # half of `data`, then FIN
     RESET = auto()  # half of `data`, then RST
 
 
 TOKENS = frozenset({Kind.REASONING, Kind.CONTENT, Kind.REFUSAL, Kind.TOOL})
 ENDING = frozenset({Kind.FINISH, Kind.USAGE, Kind.DONE})
-DEEDS = frozenset({Kind.STALL, Kind.COMMENTS, Kind.HANGUP, Kind.RESET})
+ACTIONS = frozenset({Kind.STALL, Kind.COMMENTS, Kind.HANGUP, Kind.RESET})
 
 
 class Frame(NamedTuple):
-    """`data` is the frame as it goes on the wire, with LF line ends and its blank line."""
+    """`data`: the frame on the wire, with LF line ends and its blank line."""
 
     kind: Kind
     data: bytes = b""

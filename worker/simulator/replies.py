@@ -1,8 +1,7 @@
-"""Replies of the kinds that real upstreams send, byte for byte: usual ones, odd ones that mean something, and errors in
-their many forms. What was seen: vLLM, SGLang, llama.cpp, Ollama, Azure, Gemini, Mistral, MiniMax, DeepSeek, OpenRouter,
-LiteLLM, gateways built on FastAPI.
+"""The table of replies as real upstreams send them, byte for byte: usual ones, unusual but meaningful ones, and errors.
 
-`REPLIES` is the whole table; a streamed request names one with `[[sim reply=NAME]]`.
+Observed with vLLM, SGLang, llama.cpp, Ollama, Azure, Gemini, Mistral, MiniMax, DeepSeek, OpenRouter, LiteLLM, and
+gateways built on FastAPI. A streamed request selects an entry of `REPLIES` with `[[sim reply=NAME]]`.
 """
 
 import json
@@ -10,30 +9,30 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Part = bytes | float
-"""What is written at once; or seconds in which nothing is."""
+"""Bytes of one write, or seconds of a pause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response, piece by piece. `end`: what happens to the connection behind the last piece."""
+    """A response, piece by piece. `end`: what happens to the connection after the last piece."""
 
     parts: tuple[Part, ...]
     end: Literal["clean", "cut", "reset", "hold", "comments"] = "clean"
     status: int = 200
     content_type: str = "text/event-stream"
     headers: dict[str, str] = field(default_factory=dict[str, str])
-    to_stream_options: "Reply | None" = None
-    """What answers instead as long as the request has `stream_options`."""
+    with_stream_options: "Reply | None" = None
+    """Reply to a request that has `stream_options`, instead of this one."""
 
 
 def event(data: Any, name: str = "") -> bytes:
-    """One event; text is taken as it is."""
+    """Return one event; a string is not encoded."""
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
 def chunk(reason: Any = None, index: int = 0, **delta: Any) -> bytes:
-    """A chunk of one choice, as most send it."""
+    """Return a chunk of one choice in the usual form."""
     choice = {"index": index, "delta": delta, "finish_reason": reason}
     return event(
         {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 0, "model": "sim", "choices": [choice]}
@@ -41,7 +40,7 @@ def chunk(reason: Any = None, index: int = 0, **delta: Any) -> bytes:
 
 
 def call(arguments: Any = None, name: Any = None, **more: Any) -> dict[str, Any]:
-    """A piece of a tool call."""
+    """Return a piece of a tool call."""
     function = {"name": name, "arguments": arguments}
     return {
         **more,
@@ -51,7 +50,7 @@ def call(arguments: Any = None, name: Any = None, **more: Any) -> dict[str, Any]
 
 
 def calls(*pieces: dict[str, Any]) -> bytes:
-    """A chunk of pieces of tool calls."""
+    """Return a chunk with pieces of tool calls."""
     return chunk(tool_calls=list(pieces))
 
 
@@ -69,22 +68,22 @@ BOM = b"\xef\xbb\xbf"
 
 
 def parts(text: str) -> bytes:
-    """A chunk whose content is a list of typed parts, as Mistral's reasoning models send it."""
+    """Return a chunk whose content is a list of typed parts, as Mistral's reasoning models send it."""
     return chunk(content=[{"type": "thinking", "thinking": [{"type": "text", "text": text}]}])
 
 
 def ended(*pieces: Part, end: Literal["clean", "cut", "reset", "hold", "comments"] = "clean") -> Reply:
-    """A stream that consists of these."""
+    """Return a stream of these pieces."""
     return Reply(pieces, end)
 
 
 def done(*pieces: Part) -> Reply:
-    """A stream of these, a stop and [DONE]."""
+    """Return a stream of these pieces, a `stop` chunk and [DONE]."""
     return Reply((*pieces, STOP, DONE))
 
 
 def called(*pieces: bytes) -> Reply:
-    """As `done`, with the finish reason of tool calls."""
+    """Return a stream as `done` does, with the finish reason of tool calls."""
     return Reply((*pieces, CALLED, DONE))
 
 
@@ -100,12 +99,12 @@ _WHOLE = {"role": "assistant", "content": "Good morning"}
 _JSON = {"object": "chat.completion", "choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}]}
 
 
-def _refused_option(status: int, body: Any) -> Reply:
-    return Reply(_STREAM.parts, to_stream_options=refusal(status, body))
+def _rejecting_options(status: int, body: Any) -> Reply:
+    return Reply(_STREAM.parts, with_stream_options=refusal(status, body))
 
 
 REPLIES: dict[str, Reply] = {
-    # Usual ones.
+    # Usual replies.
     "plain": done(*TEXT),
     "counted": Reply((*TEXT, STOP, COUNTED, DONE)),
     "no-done": ended(*TEXT, STOP),
@@ -120,7 +119,7 @@ REPLIES: dict[str, Reply] = {
     "arguments-object": called(calls(call("", "lookup", index=0, id="call_1")), calls(call({"city": "Oslo"}, index=0))),
     "content-number": done(GOOD, chunk(content=7)),
     "index-text": done(event({"choices": [{"index": "0", "delta": {"content": "Good "}}]}), MORNING),
-    # Nulls and empties.
+    # Null and empty values.
     "tool-calls-null": done(chunk(content="Good ", tool_calls=None), chunk(content="morning", tool_calls=None)),
     "tool-calls-empty": done(chunk(content="Good ", tool_calls=[]), chunk(content="morning", tool_calls=[])),
     "tool-calls-null-then-one": called(
@@ -137,7 +136,7 @@ REPLIES: dict[str, Reply] = {
     ),
     "role-emptied": done(chunk(role="assistant", content="Good "), chunk(role="", content="morning")),
     "content-emptied": done(*TEXT, chunk(content=""), chunk(content=None)),
-    # Finish reasons that are none, that fail, that nobody knows.
+    # Finish reasons that are empty, that mean failure, or that are unknown.
     "reason-empty-cut": ended(chunk("", content="Good "), chunk("", content="morning")),
     "reason-null-cut": ended(chunk("null", content="Good "), chunk("null", content="morning")),
     "reason-empty-done": ended(chunk("", content="Good "), chunk("", content="morning"), DONE),
@@ -150,7 +149,7 @@ REPLIES: dict[str, Reply] = {
     "reason-overloaded": ended(GOOD, chunk("insufficient_system_resource"), DONE),
     "reason-outside": ended(*TEXT, event({"choices": [{"index": 0, "delta": {}}], "finish_reason": "stop"})),
     "reason-eos": ended(*TEXT, chunk("eos"), DONE),
-    # All has been said, and the connection does not end as it should.
+    # The reply is complete, and the connection does not end properly.
     "cut-after-stop": ended(*TEXT, STOP, end="cut"),
     "reset-after-stop": ended(*TEXT, STOP, end="reset"),
     "cut-after-usage": ended(*TEXT, STOP, COUNTED, end="cut"),
@@ -163,7 +162,7 @@ REPLIES: dict[str, Reply] = {
     "usage-then-held": ended(*TEXT, STOP, COUNTED, end="hold"),
     "noise-after-stop": ended(*TEXT, STOP, event("{"), DONE),
     "error-after-stop": ended(*TEXT, STOP, event({"error": {"message": "cannot count the tokens"}}), DONE),
-    # Tool calls that are told apart by something else than their index.
+    # Tool calls that are distinguished by something other than their index.
     "same-index": called(
         calls(call('{"a":1}', "lookup", index=0, id="call_1")), calls(call('{"b":2}', "weather", index=0, id="call_2"))
     ),
@@ -199,7 +198,7 @@ REPLIES: dict[str, Reply] = {
         ),
         *TEXT,
     ),
-    # Errors without the usual wrapper, and what only looks like one.
+    # Errors without the usual wrapper, and objects that only resemble errors.
     "error-event": ended(event({"code": "OutOfRange", "message": "top_p is out of range"}, "error"), DONE),
     "error-event-text": ended(GOOD, event('"the model is gone"', "error"), DONE),
     "error-status-object": ended(
@@ -223,7 +222,7 @@ REPLIES: dict[str, Reply] = {
     "error-unknown": ended(GOOD, event({"ErrorMsg": {"Msg": "not enough quota", "Code": 4001}}), DONE),
     "error-named": ended(GOOD, event({"throttlingException": {"message": "too many tokens"}}), DONE),
     "error-header": ended(GOOD, event({"header": {"code": 10013, "message": "not allowed", "sid": "x"}}), DONE),
-    "error-code-beside": ended(
+    "error-code-next-to-choices": ended(
         GOOD,
         event({"code": 10014, "message": "not allowed", "choices": [{"index": 0, "delta": {"content": ""}}]}),
         DONE,
@@ -237,17 +236,17 @@ REPLIES: dict[str, Reply] = {
     "code-fine": done(
         event({"code": 0, "message": "Success", "choices": [{"index": 0, "delta": {"content": "Good "}}]}), MORNING
     ),
-    # Refusals in other forms than OpenAI's.
-    "options-422-list": _refused_option(422, {"detail": _FORBIDDEN_EXTRA}),
-    "options-400-list": _refused_option(400, {"detail": _FORBIDDEN_EXTRA}),
-    "options-422-nested": _refused_option(422, {"object": "error", "message": {"detail": _FORBIDDEN_EXTRA}}),
-    "options-422-message": _refused_option(422, {"error": {"message": "unknown field stream_options"}}),
+    # Error responses in forms other than OpenAI's.
+    "options-422-list": _rejecting_options(422, {"detail": _FORBIDDEN_EXTRA}),
+    "options-400-list": _rejecting_options(400, {"detail": _FORBIDDEN_EXTRA}),
+    "options-422-nested": _rejecting_options(422, {"object": "error", "message": {"detail": _FORBIDDEN_EXTRA}}),
+    "options-422-message": _rejecting_options(422, {"error": {"message": "unknown field stream_options"}}),
     "list-400": refusal(400, [{"error": {"code": 400, "message": "the context is too long"}}]),
     "list-429": refusal(429, [{"error": {"code": 429, "message": "the quota is used up"}}]),
     "region-403": refusal(403, {"error": {"code": 403, "message": "not available in your region"}}),
     "fields-422": refusal(422, {"detail": [{"loc": ["body", "top_p"], "msg": "must be below 1"}]}),
     "text-400": Reply((b"the prompt is too long",), status=400, content_type="text/plain"),
-    # Keep-alives, byte order marks, other line ends, other types.
+    # Keep-alives, byte order marks, other line ends, other content types.
     "data-empty": done(GOOD, b"data:\n\n", b"data: \n\n", MORNING),
     "data-empty-first": done(b"data:\n\n", *TEXT),
     "done-not-ended": ended(*TEXT, b"data: [DONE]"),
@@ -265,7 +264,7 @@ REPLIES: dict[str, Reply] = {
     "type-plain": Reply((*TEXT, STOP, DONE), content_type="text/plain; charset=utf-8"),
     "type-ndjson": Reply((*TEXT, STOP, DONE), content_type="application/x-ndjson"),
     "type-none": Reply((b"nothing of the kind",), content_type="application/octet-stream"),
-    # Answers in one piece.
+    # Replies in one piece.
     "message": ended(_choice({"index": 0, "message": _WHOLE, "finish_reason": "stop"}), DONE),
     "message-null-delta": ended(_choice({"index": 0, "delta": None, "message": _WHOLE, "finish_reason": "stop"}), DONE),
     "message-at-the-end": ended(
@@ -289,7 +288,7 @@ REPLIES: dict[str, Reply] = {
         (json.dumps({"choices": [{"index": 0, "message": _WHOLE, "finish_reason": "stop"}], "usage": USAGE}).encode(),),
         content_type="application/json",
     ),
-    # Usage, and other things that are large or deep.
+    # Usage, and chunks that are large or deeply nested.
     "usage-between": ended(chunk("stop", content="Good "), COUNTED, chunk("stop", content="morning"), COUNTED, DONE),
     "usage-alone": ended(COUNTED, DONE),
     "usage-alone-cut": ended(COUNTED, end="cut"),

@@ -1,8 +1,8 @@
-"""From frames to a socket: pace, batches, line ends, and what is done to the connection.
+"""Writes frames to a socket: pace, batches, line ends, and actions on the connection.
 
-Main path: `send`. It waits until frames are due, takes all that are, and writes them at once; with
-`speed=0` everything is always due, and a write carries a batch. Whoever leaves ends it: aiohttp cancels the
-handler of a lost connection, and a write to a closing one raises ConnectionResetError.
+Start with `send`. It waits until frames are due and writes all of them at once; with `speed=0` frames are always due,
+and a write carries a batch. A disconnect of the client ends it: aiohttp cancels the handler of a lost connection, and a
+write to a closing one raises ConnectionResetError.
 """
 
 import asyncio
@@ -16,102 +16,102 @@ from typing import NamedTuple
 from aiohttp import web
 
 from worker.simulator.calls import Call
-from worker.simulator.directives import Ask
-from worker.simulator.frames import DEEDS, KEEP_ALIVE, TOKENS, Frame, Kind
+from worker.simulator.directives import ChatRequest
+from worker.simulator.frames import ACTIONS, KEEP_ALIVE, TOKENS, Frame, Kind
 
-UNPACED_BATCH = 64  # chunks a write: 14 KiB of OpenAI's shape, few enough that hundreds of streams take turns
+UNPACED_BATCH = 64  # chunks per write: 14 KiB in OpenAI's shape, few enough that hundreds of streams alternate
 RESET_NOW = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: closing sends RST instead of FIN
 
 
 class Batch(NamedTuple):
-    """Frames due now, joined."""
+    """The frames that are due, joined."""
 
     data: bytes
     tokens: int
     counted: int
-    deed: Frame | None
+    action: Frame | None
     ended: bool
 
 
-def take(frames: Iterator[Frame], most: int, unit: frozenset[Kind]) -> Batch:
-    """Up to `most` token chunks and whatever costs no time between them, as far as the next deed."""
+def take(frames: Iterator[Frame], limit: int, unit: frozenset[Kind]) -> Batch:
+    """Take up to `limit` token chunks, and the untimed frames between them, up to the next action."""
     parts: list[bytes] = []
     tokens = counted = 0
     for frame in frames:
         kind = frame.kind
-        if kind in DEEDS:
+        if kind in ACTIONS:
             return Batch(b"".join(parts), tokens, counted, frame, ended=False)
         parts.append(frame.data)
         if kind in TOKENS:
             tokens += 1
             counted += kind in unit
-            if tokens == most:
+            if tokens == limit:
                 return Batch(b"".join(parts), tokens, counted, None, ended=False)
     return Batch(b"".join(parts), tokens, counted, None, ended=True)
 
 
-async def send(wire: "Wire", ask: Ask, frames: Iterator[Frame], unit: frozenset[Kind], call: Call) -> None:
-    """Stream `frames` to the end, or to the deed that ends them."""
-    speed = ask.directive.speed
+async def send(wire: "Wire", chat: ChatRequest, frames: Iterator[Frame], unit: frozenset[Kind], call: Call) -> None:
+    """Stream `frames` to the end, or to the action that ends them."""
+    speed = chat.directive.speed
     loop = asyncio.get_running_loop()
-    due = loop.time() + ask.directive.delay
+    due = loop.time() + chat.directive.delay
     while True:
         await wire.idle_until(due)
-        most = 1 + int((loop.time() - due) * speed) if speed else UNPACED_BATCH
-        batch = take(frames, most, unit)
+        limit = 1 + int((loop.time() - due) * speed) if speed else UNPACED_BATCH
+        batch = take(frames, limit, unit)
         call.chunks_sent += batch.counted
         if batch.ended:
             return await wire.write(batch.data, last=True)
         await wire.write(batch.data)
-        if batch.deed is not None:
-            return await wire.do(batch.deed)
+        if batch.action is not None:
+            return await wire.perform(batch.action)
         due = due + batch.tokens / speed if speed else loop.time()
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """One answer's connection."""
+    """The connection of one response."""
 
     response: web.StreamResponse
     transport: asyncio.Transport
     call: Call
     newline: bytes = b"\n"
     keepalive: float = 0.0
-    """Seconds between comments while there is nothing to say; 0: none."""
-    cut: int = 0
-    """Most bytes a write carries; 0: whole batches."""
+    """Seconds without a frame between keep-alive comments; 0: no comments."""
+    split: int = 0
+    """Maximum bytes per write; 0: whole batches."""
     trickle: float | None = None
-    """Seconds a batch takes, byte by byte."""
+    """Seconds over which a batch is spread, byte by byte."""
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
-        """Write `data`, waiting while the peer takes nothing; with `last`, end the response in the same write.
+        """Write `data`, with backpressure. `last`: end the response in the same write.
 
-        A client that stops reading at [DONE] then never leaves before the answer's end.
+        A client that stops reading at [DONE] then never disconnects before the end of the response.
         """
         if self.newline != b"\n":
             data = data.replace(b"\n", self.newline)
-        if self.trickle is not None or self.cut:
-            await self._write_in_bits(data)
+        if self.trickle is not None or self.split:
+            await self._write_in_pieces(data)
             data = b""
-        self.call.began()
+        self.call.mark_started()
         if last:
             await self.response.write_eof(data)
         elif data:
             await self.response.write(data)
 
     async def idle_until(self, due: float) -> None:
-        """Wait until `due`, a time of the loop's clock, sending keep-alive comments; always let others run."""
+        """Wait until `due` (loop time) and send keep-alive comments meanwhile; always yields to the event loop."""
         loop = asyncio.get_running_loop()
         while self.keepalive and due - loop.time() > self.keepalive:
             await asyncio.sleep(self.keepalive)
             await self.write(KEEP_ALIVE)
         await asyncio.sleep(due - loop.time())
 
-    async def do(self, deed: Frame) -> None:
-        """Do to the connection what the deed says. A stall ends when the client leaves: by cancellation."""
-        match deed.kind:
+    async def perform(self, action: Frame) -> None:
+        """Perform an action on the connection. A stall ends by cancellation, when the client disconnects."""
+        match action.kind:
             case Kind.HANGUP | Kind.RESET:
-                await self.break_off(deed.data, reset=deed.kind is Kind.RESET)
+                await self.break_off(action.data, reset=action.kind is Kind.RESET)
             case Kind.COMMENTS:
                 while True:
                     await self.write(KEEP_ALIVE)
@@ -120,13 +120,13 @@ class Wire:
                 await asyncio.Event().wait()
 
     async def break_off(self, data: bytes, *, reset: bool) -> None:
-        """Announce all of `data`, send half of it, and end the connection."""
-        self.call.began()
+        """Announce the length of `data`, send half of it, and end the connection."""
+        self.call.mark_started()
         data = data.replace(b"\n", self.newline)
         size = b"%x\r\n" % len(data) if data and self.response.content_length is None else b""
         self.transport.write(size + data[: len(data) // 2])
         if reset:
-            # A reset discards what the kernel was not given yet, and a transport has no event for that moment.
+            # A reset discards data that the kernel does not have yet, and a transport has no event for that moment.
             while self.transport.get_write_buffer_size():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             connection: socket.socket = self.transport.get_extra_info("socket")
@@ -135,14 +135,14 @@ class Wire:
         else:
             self.transport.close()
 
-    async def _write_in_bits(self, data: bytes) -> None:
-        """Cut `data` anywhere, also inside a character or a line end, and write it bit by bit."""
+    async def _write_in_pieces(self, data: bytes) -> None:
+        """Write `data` in small pieces, cut anywhere, also inside a character or a line end."""
         random, at = Random(len(data)), 0
         loop = asyncio.get_running_loop()
         began, span = loop.time(), self.trickle or 0.0
         while at < len(data):
-            size = 1 if self.trickle is not None else random.randint(1, self.cut)
-            self.call.began()
+            size = 1 if self.trickle is not None else random.randint(1, self.split)
+            self.call.mark_started()
             await self.response.write(data[at : at + size])
             at += size
             ahead = began + span * at / len(data) - loop.time()

@@ -1,11 +1,11 @@
-"""What the simulated model says: a pure function of (seed, length, unicode), standard library only.
+"""The text of the simulated model: a pure function of (seed, length, unicode), standard library only.
 
-A test that knows the seed knows the text, without asking the simulator:
+A test that knows the seed can compute the text:
 
     expected = "".join(pieces(seed=7, length=60))
     cut_after_five = "".join(pieces(seed=7, length=60)[:5])
 
-Choice `k` of a request with `n` choices says what seed + k says.
+Choice `k` of a request with `n` choices has the text of seed + k.
 """
 
 import json
@@ -36,8 +36,8 @@ OPENINGS = (
     "", "", "", "Meanwhile,", "By evening,", "In other words,", "After the rain,", "As a rule,", "Once more,",
 )  # fmt: skip
 
-# What a careless reader of SSE, JSON or HTML trips over. U+2028, U+2029 and U+0085 are line breaks to
-# str.splitlines and to JavaScript of old, but not to SSE; CR LF inside a string must stay escaped.
+# Text that breaks careless readers of SSE, JSON or HTML. U+2028, U+2029 and U+0085 are line breaks to str.splitlines
+# and to old JavaScript, but not to SSE; CR LF inside a string must stay escaped.
 TROUBLE = (
     " 🌊", " 川の流れ", " \u2028",
     ' "quoted"', " back\\slash\\n", " <script>alert('x')</script>", " naïve café", " &amp;",
@@ -47,16 +47,16 @@ TROUBLE_EVERY = 4
 
 
 def pieces(seed: int, length: int, *, unicode: bool = False, voice: Voice = "content") -> list[str]:
-    """The `length` pieces, in order, whose join is the text; each goes out in a chunk of its own.
+    """Return the `length` pieces of the text, in order; each is sent in a chunk of its own.
 
-    Numbered sentences, one a line, so that a lost or repeated stretch shows to the eye; the last piece ends
-    with a full stop. Every piece but the last is the same whatever the length.
+    The text consists of numbered sentences, one per line, so that a lost or repeated part is easy to see; the last
+    piece ends with a full stop. Every piece except the last is independent of the length.
     """
     return list(iter_pieces(seed, length, unicode=unicode, voice=voice))
 
 
 def iter_pieces(seed: int, length: int, *, unicode: bool = False, voice: Voice = "content") -> Iterator[str]:
-    """`pieces`, one at a time, for texts too long to hold."""
+    """Generate `pieces` one at a time, for texts that are too long for memory."""
     words = _words(seed, voice)
     if unicode:
         words = _troubled(words, seed)
@@ -66,10 +66,10 @@ def iter_pieces(seed: int, length: int, *, unicode: bool = False, voice: Voice =
 
 
 def split_surrogates(whole: Iterable[str]) -> Iterator[str]:
-    """The same text in as many pieces, but the emoji at the end of a piece straddles two of them.
+    """Generate the same number of pieces, with each emoji at the end of a piece split over two pieces.
 
-    Half of such a pair is no character: it exists in JSON only as an escape (`"\\ud83c"`), as some
-    upstreams send it. Joining the halves needs `surrogatepass`.
+    Half of a surrogate pair is not a character: it exists in JSON only as an escape (`"\\ud83c"`), as some upstreams
+    send it. Joining the halves needs `surrogatepass`.
     """
     carried = ""
     for piece in whole:
@@ -82,7 +82,7 @@ def split_surrogates(whole: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One tool call; `"".join(pieces)` are its arguments, a JSON object."""
+    """One tool call; `"".join(pieces)` is its arguments, a JSON object."""
 
     id: str
     name: str
@@ -94,12 +94,12 @@ class ToolCall:
 
 
 def tool_calls(seed: int, amount: int) -> list[ToolCall]:
-    """The tool calls the model asks for."""
+    """Return the model's tool calls."""
     return [_tool_call(seed, position) for position in range(amount)]
 
 
 def _tool_call(seed: int, position: int) -> ToolCall:
-    random = Random(f"tool:{seed}:{position}")  # a string seeds alike in every process; hash() would not
+    random = Random(f"tool:{seed}:{position}")  # a string gives the same seed in every process; hash() does not
     name = _pick(random, ("read_tide_table", "send_letter", "light_lantern", "find_ferry"))
     arguments = json.dumps(
         {
@@ -114,7 +114,7 @@ def _tool_call(seed: int, position: int) -> ToolCall:
 
 
 def _words(seed: int, voice: Voice) -> Iterator[str]:
-    """The endless text, word by word, each with the space or line break before it."""
+    """Generate the endless text, word by word, each with the preceding space or line break."""
     random = Random(f"{voice}:{seed}")
     for number in count(1):
         lead = f"{number}." if number == 1 else f"\n{number}."
@@ -134,12 +134,12 @@ _ASIDE = {"reasoning": "Let me think:", "refusal": "I am sorry, I cannot help wi
 
 
 def _troubled(words: Iterator[str], seed: int) -> Iterator[str]:
-    """Every fourth piece ends in something difficult; all of them turn up within 68 pieces."""
+    """Append difficult text to every fourth piece; all of it occurs within 68 pieces."""
     for position, word in enumerate(words, start=1):
         turn, rest = divmod(position, TROUBLE_EVERY)
         yield word + TROUBLE[(turn + seed) % len(TROUBLE)] if rest == 0 else word
 
 
 def _pick(random: Random, among: tuple[str, ...]) -> str:
-    # random() is promised never to change between Python versions; choice() is not.
+    # random() is guaranteed to give the same values in all Python versions; choice() is not.
     return among[int(random.random() * len(among))]

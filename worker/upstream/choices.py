@@ -1,4 +1,4 @@
-"""The choices of a chunk in the form that readers expect, whatever form they came in."""
+"""Normalizes the choices of a chunk to the form that readers expect."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any, cast
 from broker.completion.fold import finish_reason
 
 Json = dict[str, Any]
-LARGEST_INDEX = 1024  # of a choice; requests may ask for 128
+INDEX_LIMIT = 1024  # exclusive limit of a choice's index; requests may ask for 128 choices
 
 
-def usual_choices(fields: Json, *, streamed: bool) -> tuple[list[Json], bool]:
-    """Return the choices of a chunk, and whether text in them came as a whole message.
+def normalize_choices(fields: Json, *, streamed: bool) -> tuple[list[Json], bool]:
+    """Return the normalized choices of a chunk, and whether any of their text came as a complete message.
 
-    Each has an object as its `delta`, except a filter's verdict, and an index: its own, or else its place in the list.
-    A choice that is like that already is the same object. `streamed`: there was text in deltas before; a message then
-    stays a message, which merging compares with that text.
+    Each choice has an object as its `delta`, except a content filter result, and an index: its own, otherwise its
+    position in the list. A choice that already has this form is returned as the same object. `streamed`: earlier
+    chunks had text in deltas; a message then remains a message, and merging compares it with that text.
     """
-    listed = [one for one in _listed(fields.get("choices")) if one is not None]
+    listed = [one for one in _as_list(fields.get("choices")) if one is not None]
     outer = finish_reason(fields.get("finish_reason"))
-    made = [_choice(choice, place, outer, streamed) for place, choice in enumerate(listed)]
+    made = [_normalize_choice(choice, place, outer, streamed) for place, choice in enumerate(listed)]
     return [choice for choice, _ in made], any(whole for _, whole in made)
 
 
-def _listed(value: object) -> list[Json | None]:
-    """A list of choices, one that is not in a list, or an object that has them by their number."""
+def _as_list(value: object) -> list[Json | None]:
+    """Return the choices of a list, of a single choice outside a list, or of an object keyed by number."""
     if isinstance(value, dict):
         fields = cast(Json, value)
         numbered = [one for key, one in fields.items() if key.isdigit()]
         value = numbered if numbered and len(numbered) == len(fields) else [fields]
-    return [_object(one) for one in cast("list[object]", value)] if isinstance(value, list) else []
+    return [_as_object(one) for one in cast("list[object]", value)] if isinstance(value, list) else []
 
 
-def _object(choice: object) -> Json | None:
+def _as_object(choice: object) -> Json | None:
     if isinstance(choice, str):
         return {"delta": {"content": choice}}
     return cast(Json, choice) if isinstance(choice, dict) else None
 
 
-def _choice(choice: Json, place: int, outer: str | None, streamed: bool) -> tuple[Json, bool]:
+def _normalize_choice(choice: Json, place: int, outer: str | None, streamed: bool) -> tuple[Json, bool]:
     given, whole = choice.get("delta"), False
-    if "delta" not in choice and "content_filter_results" in choice:  # Azure's verdict on text that came before
+    if "delta" not in choice and "content_filter_results" in choice:  # Azure's filter result for earlier text
         delta = None
     else:
         delta, whole = _delta(choice, streamed)
@@ -59,7 +59,7 @@ def _choice(choice: Json, place: int, outer: str | None, streamed: bool) -> tupl
 
 
 def _delta(choice: Json, streamed: bool) -> tuple[Json, bool]:
-    """The delta of a choice, and whether it was made of a whole message."""
+    """Return the delta of a choice, and whether it was made from a complete message."""
     given, message = choice.get("delta"), choice.get("message")
     if isinstance(given, list):
         objects = [cast(Json, one) for one in cast("list[object]", given) if isinstance(one, dict)]
@@ -67,16 +67,16 @@ def _delta(choice: Json, streamed: bool) -> tuple[Json, bool]:
     if isinstance(given, str):
         given = {"content": given}
     if isinstance(given, dict) and (message is None or given.keys() - _NAMES):
-        return _usual_delta(_with_text(cast(Json, given), choice)), False
+        return _normalize_delta(_with_text(cast(Json, given), choice)), False
     if isinstance(message, str):
         message = {"content": message}
     if isinstance(message, dict) and message and not streamed:
-        return _usual_delta(cast(Json, message)), True
+        return _normalize_delta(cast(Json, message)), True
     return _with_text({}, choice), False
 
 
 def _with_text(delta: Json, choice: Json) -> Json:
-    """With the text that stands next to a delta, as in the older completions, or in it under another name."""
+    """Add text that is next to the delta, as in the legacy completions API, or in it under another name."""
     if delta.get("content"):
         return delta
     text = choice.get("text") or choice.get("content") or (delta.get("text") if delta.keys() <= _TEXT_DELTA else None)
@@ -87,9 +87,9 @@ _NAMES = frozenset({"role", "type", "name"})
 _TEXT_DELTA = frozenset({"type", "text", "role", "content"})
 
 
-def _usual_delta(delta: Json) -> Json:
-    """A delta whose content is text or a list of parts, and whose calls are objects with their arguments as text:
-    readers join them. The same object if it is like that."""
+def _normalize_delta(delta: Json) -> Json:
+    """Return a delta whose content is text or a list of parts, and whose tool calls are objects with text arguments,
+    because readers join them. Return the same object if it already has this form."""
     content, calls = delta.get("content"), delta.get("tool_calls")
     if isinstance(content, dict):
         delta = {**delta, "content": [content]}
@@ -106,7 +106,7 @@ def _usual_delta(delta: Json) -> Json:
 
 
 def _with_function(holder: Json, name: str) -> Json:
-    """What has a function under this name, with the arguments of that as text."""
+    """Return `holder` with the arguments of the function under `name` encoded as text."""
     function = holder.get(name)
     arguments: object = cast(Json, function).get("arguments") if isinstance(function, dict) else None
     if not isinstance(arguments, dict | list):
@@ -116,8 +116,8 @@ def _with_function(holder: Json, name: str) -> Json:
 
 
 def _index(value: object, place: int) -> int:
-    """The index, or the number that a string or a float stands for; else the choice's place."""
-    if type(value) is int and 0 <= value < LARGEST_INDEX:
+    """Return the index, converted from a string or a float if necessary, otherwise `place`."""
+    if type(value) is int and 0 <= value < INDEX_LIMIT:
         return value
     text = str(value).removesuffix(".0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else place

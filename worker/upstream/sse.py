@@ -1,17 +1,17 @@
 """Splits the raw bytes of an event stream into the events that it dispatches (WHATWG HTML, 9.2.6).
 
-Our own parser, because the SDK's decoder fails on what some upstreams send (a comment after an id, a lone `retry:`)
-and costs ten times as much.
+The SDK's decoder is not used: it fails on input that some upstreams send (a comment after an id, a lone `retry:`) and
+costs ten times as much.
 """
 
 from __future__ import annotations
 
-LONGEST = 8 << 20  # bytes; the default of the limit
+MAX_EVENT_BYTES = 8 << 20  # bytes; default limit of a line and of an event
 BOM = b"\xef\xbb\xbf"
 
 
 class LineTooLong(ValueError):
-    """A line or an event is longer than the limit."""
+    """A line or an event exceeds the limit."""
 
     def __init__(self, longest: int) -> None:
         super().__init__(f"longer than {longest} bytes")
@@ -22,25 +22,25 @@ SseEvent = tuple[bytes, bytes]
 
 
 class SseSplitter:
-    """Takes reads of any size. Lines end with LF, CRLF or CR; a byte order mark at the beginning is skipped. An event
-    that no blank line has ended is never delivered."""
+    """Incremental splitter; `feed` accepts reads of any size. Lines end with LF, CRLF or CR; a byte order mark at the
+    beginning is skipped. An event is delivered only after its blank line."""
 
-    __slots__ = ("_after_cr", "_begun", "_data", "_held", "_longest", "_name", "_parts", "_size")
+    __slots__ = ("_after_cr", "_data", "_held", "_longest", "_name", "_parts", "_size", "_started")
 
-    def __init__(self, longest: int = LONGEST) -> None:
-        """`longest`: bytes of one line, and of one event; without a limit an upstream could fill our memory."""
+    def __init__(self, longest: int = MAX_EVENT_BYTES) -> None:
+        """`longest`: maximum bytes of a line and of an event; without a limit an upstream could fill the memory."""
         self._longest = longest
-        self._parts: list[bytes] = []  # of a line that has not ended; joined once, so that tiny reads stay cheap
+        self._parts: list[bytes] = []  # parts of an unfinished line; joined once, so that tiny reads stay cheap
         self._held = 0
         self._name = b""
-        self._data: list[bytes] = []  # the `data` lines of an event that has not ended
+        self._data: list[bytes] = []  # the `data` lines of an unfinished event
         self._size = 0
-        self._begun = False
+        self._started = False
         self._after_cr = False
 
     def feed(self, read: bytes) -> list[SseEvent]:
         """Return the events that this read completes. Raises LineTooLong."""
-        if not self._begun:
+        if not self._started:
             read = self._skip_bom(read)
         if self._after_cr or b"\r" in read:
             read = self._with_line_feeds(read)
@@ -69,14 +69,14 @@ class SseSplitter:
                 self._name = b""
             elif line.startswith(b"event:"):
                 self._name = line[6:].strip()
-            elif line.startswith(BOM + b"data:"):  # of an encoder that is begun anew for each write
+            elif line.startswith(BOM + b"data:"):  # from an encoder that adds a mark to each write
                 data.append(line.removeprefix(BOM)[5:].removeprefix(b" "))
         if rest:
             self._hold(rest)
         return events
 
     def pending(self) -> bytes | None:
-        """Return the data of an event that no blank line has ended, or None."""
+        """Return the data of an unfinished event (without its blank line), or None."""
         lines = [*self._data]
         last = b"".join(self._parts)
         if last.startswith(b"data:"):
@@ -84,7 +84,7 @@ class SseSplitter:
         return b"\n".join(lines) if lines else None
 
     def _skip_bom(self, read: bytes) -> bytes:
-        """The mark may come in pieces; what has been held is part of what is returned."""
+        """Remove the byte order mark, which may arrive in pieces. The result includes bytes held from earlier reads."""
         if self._parts:
             read = b"".join((*self._parts, read))
             self._parts.clear()
@@ -92,11 +92,11 @@ class SseSplitter:
         if len(read) < len(BOM) and BOM.startswith(read):
             self._hold(read)
             return b""
-        self._begun = True
+        self._started = True
         return read.removeprefix(BOM)
 
     def _with_line_feeds(self, read: bytes) -> bytes:
-        """A CR at the end of a read has ended its line already: an LF that follows it is no line of its own."""
+        """Convert CRLF and CR to LF. A CR at the end of a read ended its line: an LF that follows it is dropped."""
         if self._after_cr and read:
             read = read.removeprefix(b"\n")
             self._after_cr = False

@@ -1,7 +1,7 @@
-"""Calls the upstream and yields what it streams, as checked chunks. The only file that knows the openai SDK.
+"""Calls the upstream and yields its stream as validated chunks, through the openai SDK.
 
-The SDK sends the request; its raw bytes are split here: its chunk objects cost 113 µs each and die of what some
-upstreams send, bytes over its aiohttp transport cost 2 µs (11 over httpx2).
+The SDK sends the request, and the raw bytes of its response are split here: the SDK's chunk objects cost 113 µs each
+and fail on input that some upstreams send; bytes over its aiohttp transport cost 2 µs (11 over httpx2).
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from broker.errors import ModelNotFound
 from broker.runtime.http_tls import causes
 from broker.settings.settings import Settings, Upstream
 from worker.upstream.chunks import Chunk
-from worker.upstream.client import FAMILIES, connection_failure, new_client, read_models
+from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 from worker.upstream.reply import Reply, wrong_type
+from worker.upstream.watchdog import Watchdog
 
 Json = dict[str, Any]
 
-PAGES = frozenset({"text/html", "application/xhtml+xml"})
-PATIENCE = 3.0  # seconds that a connection is waited for once every choice has its finish reason
-LAST_PATIENCE = 0.5  # seconds, if the usage is there too
-AFTERMATH = 0.1  # seconds a connection has to end its response after [DONE], so that it can be used again
+HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+USAGE_WAIT = 3.0  # seconds to wait for the usage once every choice has its finish reason
+END_WAIT = 0.5  # seconds to wait for the end of the response once the usage has arrived too
+DRAIN_TIMEOUT = 0.1  # seconds in which a response must end after [DONE], so that its connection can be reused
 
 
 class Upstreams:
-    """The clients of all upstreams of this process. An async context manager: leaving it closes them."""
+    """The clients of all upstreams of this process. An async context manager that closes them on exit."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,32 +57,33 @@ class Upstreams:
 
     @asynccontextmanager
     async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
-        """The upstream's answer. UpstreamError from here, and from its iteration. Leaving the block closes it."""
+        """Call the upstream that serves `model` and yield its response stream, which is closed on exit. The call and
+        the iteration raise UpstreamError."""
         upstream = self._upstream(model)
-        silence = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
+        watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
         try:
-            async with silence:
+            async with watchdog:
                 response = await self._respond(upstream, body)
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
-                stream = UpstreamStream(response, silence, reply)
+                stream = UpstreamStream(response, watchdog, reply)
                 try:
                     yield stream
                 finally:
                     await self._close(stream)
         except TimeoutError:
-            if not silence.expired:
+            if not watchdog.expired:
                 raise
-            raise UpstreamError("upstream_timeout", silence.complaint) from None
+            raise UpstreamError("upstream_timeout", watchdog.message) from None
 
-    def by_pattern(self) -> list[Upstream]:
-        """Those that can be asked, and whose models are not all named."""
+    def with_patterns(self) -> list[Upstream]:
+        """Return the usable upstreams that have models configured by pattern."""
         return [
             upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
         ]
 
     async def models(self, upstream: Upstream) -> list[str]:
-        """The names of the models that the upstream lists. UpstreamError, whose message is in our own words."""
+        """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
         return await read_models(self._clients[upstream.name])
 
     def _upstream(self, model: str) -> Upstream:
@@ -89,47 +91,47 @@ class Upstreams:
             if upstream.serves(model):
                 if upstream.usable:
                     return upstream
-                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set at the worker.")
+                raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")
         raise UpstreamError(
-            ModelNotFound.code, "No upstream of this worker serves the model.", status=404, param="model"
+            ModelNotFound.code, "No upstream of this worker serves this model.", status=404, param="model"
         )
 
     async def _respond(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
-        """The response's headers have come. A refusal of the usage option, which not every server knows, is answered
-        with the same request without it."""
+        """Send the request and return the response once its headers arrived. If the server rejects the usage option,
+        which not every server knows, the request is repeated without it."""
         sent = _with_usage(body) if upstream.usage else _without_usage(body)
         try:
             return await self._request(upstream, sent)
         except openai.APIStatusError as error:
-            if "stream_options" not in sent or not _names_usage(error):
-                raise _classified(error, upstream.secrets) from error
+            if "stream_options" not in sent or not _rejects_usage(error):
+                raise _map_error(error, upstream.secrets) from error
         try:
             return await self._request(upstream, _without_usage(body, whole=True))
         except openai.APIStatusError as error:
-            raise _classified(error, upstream.secrets) from error
+            raise _map_error(error, upstream.secrets) from error
 
     async def _request(self, upstream: Upstream, body: Json) -> openai.AsyncAPIResponse[Any]:
-        """UpstreamError; openai.APIStatusError for an answer that is not a 200."""
+        """Raises UpstreamError, or openai.APIStatusError for a status other than 200."""
         completions = self._clients[upstream.name].chat.completions
         try:
-            # The whole body as extra_body: it is merged over the rest, so parameters the SDK does not know pass.
+            # extra_body is merged over the rest, so parameters that the SDK does not know are sent too.
             request = completions.with_streaming_response.create(
                 model=body["model"], messages=[], stream=True, extra_body={**body, "stream": True}
             )
             response = await request.__aenter__()
         except openai.APIStatusError:
             raise
-        except FAMILIES as error:
-            raise _classified(error, upstream.secrets) from error
-        if _content_type(response) in PAGES:
-            await _shut(response)
+        except TRANSPORT_ERRORS as error:
+            raise _map_error(error, upstream.secrets) from error
+        if _content_type(response) in HTML_TYPES:
+            await _close_response(response)
             raise wrong_type(_content_type(response))
         return response
 
     async def _close(self, stream: UpstreamStream) -> None:
-        """At once, unless the stream came to its end: then its connection gets a moment to become free."""
-        if stream.given_up or not stream.reply.done:
-            await _shut(stream.response)
+        """Close the response at once, or after a short drain if the stream reached its end, to reuse its connection."""
+        if stream.abandoned or not stream.reply.done:
+            await _close_response(stream.response)
             return
         task = asyncio.create_task(_drain(stream))
         self._closing.add(task)
@@ -137,124 +139,74 @@ class Upstreams:
 
 
 class UpstreamStream:
-    """Iterates over lists of chunks: those that one read completed. Raises UpstreamError."""
+    """Asynchronous iterator over lists of chunks, one list per read. Raises UpstreamError."""
 
-    def __init__(self, response: openai.AsyncAPIResponse[Any], silence: Watchdog, reply: Reply) -> None:
+    def __init__(self, response: openai.AsyncAPIResponse[Any], watchdog: Watchdog, reply: Reply) -> None:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
-        self.given_up = False
-        """A read was cancelled, after which nothing more can be read."""
-        self._silence = silence
-        self._settled_at = float("inf")
+        self.abandoned = False
+        """Whether a read was cancelled; nothing more can be read after that."""
+        self._watchdog = watchdog
+        self._read_deadline = float("inf")
 
     def __aiter__(self) -> UpstreamStream:
         return self
 
     @property
     def finished(self) -> bool:
-        """Whether each choice has its finish reason: only the connection is still open."""
+        """Whether each choice has its finish reason, so that only the connection is still open."""
         return self.reply.finished
 
     async def __anext__(self) -> list[Chunk]:
         reply = self.reply
         if not reply.finished:
-            self._silence.listen()
+            self._watchdog.resume()
         while reply.error is None and not reply.done:
-            chunks = await self._more()
+            chunks = await self._next_chunks()
             if chunks:
-                self._silence.heard()
+                self._watchdog.chunk_received()
                 if reply.finished:
-                    self._settle_soon(chunks)
+                    self._limit_wait(chunks)
                 return chunks
         if reply.error is None:
             raise StopAsyncIteration
         try:
             raise reply.error
         finally:
-            reply.error, reply.done = None, True  # the error holds this frame: a circle
+            reply.error, reply.done = None, True  # the error refers to this frame: a reference cycle
 
-    async def _more(self) -> list[Chunk]:
-        """What the next read completes, or the end of the response."""
+    async def _next_chunks(self) -> list[Chunk]:
+        """Return the chunks that the next read, or the end of the response, completes."""
         try:
             return self.reply.feed(await self._read())
         except StopAsyncIteration:
             return self.reply.end()
-        except FAMILIES as error:
-            return self.reply.break_off(_broken_off(error, begun=self.reply.begun))
+        except TRANSPORT_ERRORS as error:
+            return self.reply.end_broken(_map_broken_connection(error, started=self.reply.started))
 
     async def _read(self) -> bytes:
         if not self.reply.finished:
             return await anext(self.reads)
-        patience = asyncio.timeout_at(self._settled_at)
+        wait = asyncio.timeout_at(self._read_deadline)
         try:
-            async with patience:
+            async with wait:
                 return await anext(self.reads)
         except TimeoutError:
-            if not patience.expired():
+            if not wait.expired():
                 raise
-            self.given_up = True
-            self.reply.settle()
+            self.abandoned = True
+            self.reply.stop_waiting()
             return b""
 
-    def _settle_soon(self, chunks: list[Chunk]) -> None:
-        """Usage may follow a finish reason, and where an upstream repeats that in each chunk, text."""
+    def _limit_wait(self, chunks: list[Chunk]) -> None:
+        """Set the deadline of the reads after the finish reason: usage may follow, and also text if an upstream repeats
+        the finish reason in each chunk."""
         now = asyncio.get_running_loop().time()
-        if self._settled_at == float("inf") or any(chunk.tokens for chunk in chunks):
-            self._settled_at = now + PATIENCE
-        if self.reply.counted:  # mostly the last thing that an upstream has to say
-            self._settled_at = min(self._settled_at, now + LAST_PATIENCE)
-
-
-class Watchdog:
-    """Cancels the block when the upstream says nothing for too long. Chunks count, not bytes, so keep-alive
-    comments do not; nor does the time in which nobody listens. One timer, moved only when it fires: an
-    `asyncio.timeout` moved per chunk costs more than the chunk."""
-
-    def __init__(self, first: float, idle: float) -> None:
-        self._first, self._idle = first, idle
-        self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + first
-        self._scope = asyncio.timeout(None)
-        self._timer: asyncio.TimerHandle | None = None
-        self._heard = False
-
-    async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
-        self._timer = self._loop.call_at(self._due, self._check)
-
-    async def __aexit__(self, *raised: Any) -> bool | None:
-        if self._timer is not None:
-            self._timer.cancel()
-        return await self._scope.__aexit__(*raised)
-
-    @property
-    def expired(self) -> bool:
-        return self._scope.expired()
-
-    @property
-    def complaint(self) -> str:
-        if self._heard:
-            return f"The upstream sent nothing for {self._idle:g} s."
-        return f"The upstream sent no chunk within {self._first:g} s."
-
-    def listen(self) -> None:
-        if self._heard:
-            self._due = self._loop.time() + self._idle
-
-    def heard(self) -> None:
-        self._due = float("inf")
-        if not self._heard and self._timer is not None:
-            self._heard = True
-            self._timer.cancel()  # `first` may be longer than `idle`
-            self._timer = self._loop.call_later(self._idle, self._check)
-
-    def _check(self) -> None:
-        now = self._loop.time()
-        if self._due <= now:
-            self._scope.reschedule(now)
-            return
-        self._timer = self._loop.call_at(min(self._due, now + self._idle), self._check)
+        if self._read_deadline == float("inf") or any(chunk.tokens for chunk in chunks):
+            self._read_deadline = now + USAGE_WAIT
+        if self.reply.has_usage:  # usually the last chunk of a stream
+            self._read_deadline = min(self._read_deadline, now + END_WAIT)
 
 
 def _with_usage(body: Json) -> Json:
@@ -268,14 +220,14 @@ def _without_usage(body: Json, *, whole: bool = False) -> Json:
     return {**without, "stream_options": rest} if rest else without
 
 
-def _names_usage(error: openai.APIStatusError) -> bool:
-    """Whether an upstream refuses the request because of the option, in any form of words."""
-    said = f"{error.message} {_body_of(error)!r}"
-    return error.status_code not in (401, 429) and _USAGE_OPTION.search(said) is not None
+def _rejects_usage(error: openai.APIStatusError) -> bool:
+    """Return whether an upstream's error message names the usage option, in any wording."""
+    text = f"{error.message} {_body_of(error)!r}"
+    return error.status_code not in (401, 429) and _USAGE_OPTION.search(text) is not None
 
 
 def _body_of(error: openai.APIStatusError) -> object:
-    """All of it: the SDK gives only what stands under `error`."""
+    """Return the complete body of the response: the SDK provides only its `error` field."""
     try:
         return json.loads(error.response.content)
     except (ValueError, RecursionError, httpx2.HTTPError):
@@ -289,35 +241,35 @@ def _content_type(response: openai.AsyncAPIResponse[Any]) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _classified(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
-    """What went wrong before the stream began."""
+def _map_error(error: BaseException, secrets: Sequence[str]) -> UpstreamError:
+    """Map an error before the stream began."""
     if isinstance(error, openai.APIStatusError):
         return from_response(error.status_code, error.response.headers, _body_of(error), secrets)
     if failure := connection_failure(error):
         return failure
-    return _broken_off(error, begun=False)
+    return _map_broken_connection(error, started=False)
 
 
-def _broken_off(error: BaseException, *, begun: bool) -> UpstreamError:
-    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _CUT) for cause in causes(error)) or (
+def _map_broken_connection(error: BaseException, *, started: bool) -> UpstreamError:
+    if any(isinstance(cause, _UNREADABLE) and not isinstance(cause, _TRUNCATED) for cause in causes(error)) or (
         isinstance(error, ValueError) and not isinstance(error, OSError)
     ):
-        return UpstreamError("bad_upstream_response", "The upstream's response cannot be read.")
-    return from_broken_connection(begun=begun)
+        return UpstreamError("bad_upstream_response", "The upstream's response cannot be decoded.")
+    return from_broken_connection(started=started)
 
 
 _UNREADABLE = (httpx2.DecodingError, httpx2.InvalidURL, UnicodeError, HttpProcessingError)
-_CUT = (TransferEncodingError, ContentLengthError)
+_TRUNCATED = (TransferEncodingError, ContentLengthError)
 
 
 async def _drain(stream: UpstreamStream) -> None:
-    with suppress(*FAMILIES):
-        async with asyncio.timeout(AFTERMATH):
+    with suppress(*TRANSPORT_ERRORS):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
             async for _ in stream.reads:
                 pass
-    await _shut(stream.response)
+    await _close_response(stream.response)
 
 
-async def _shut(response: openai.AsyncAPIResponse[Any]) -> None:
-    with suppress(*FAMILIES):
+async def _close_response(response: openai.AsyncAPIResponse[Any]) -> None:
+    with suppress(*TRANSPORT_ERRORS):
         await response.close()

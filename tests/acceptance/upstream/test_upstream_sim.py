@@ -264,5 +264,5 @@ async def test_it_stops_at_once_whatever_it_is_doing(number: signal.Signals) -> 
 def test_help_tables_what_can_be_asked() -> None:
     command = [sys.executable, "-m", "worker.simulator", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "no-blank-line   truncate, the last frame lacking the blank line" in shown
+    assert "no-blank-line   truncate, and the last frame lacks the blank line" in shown
     assert "--require-key KEY" in shown

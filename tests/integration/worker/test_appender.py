@@ -88,7 +88,7 @@ async def proxy(redis: EmbeddedRedis) -> AsyncGenerator[RedisProxy, None]:
 async def test_what_is_pushed_is_in_the_log_once_dense_and_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
     texts = [f"t{i}" for i in range(3000)]
     async with appending(redis.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         for at in range(0, len(texts), 7):
             attempt.push(chunks(*texts[at : at + 7]))
             if at % 70 == 0:
@@ -104,7 +104,7 @@ async def test_what_is_pushed_is_in_the_log_once_dense_and_in_order(redis: Embed
 async def test_events_larger_than_a_call_go_one_by_one(redis: EmbeddedRedis, broker: Broker) -> None:
     texts = ["x" * 900_000, "a", "y" * 400_000, "b"]
     async with appending(redis.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         attempt.push(chunks(*texts))
         await attempt.finish(ending())
     assert await log_of(broker, attempt.claim.gid) == expected(texts, b"ok")
@@ -112,7 +112,7 @@ async def test_events_larger_than_a_call_go_one_by_one(redis: EmbeddedRedis, bro
 
 async def test_an_append_whose_reply_was_lost_is_not_repeated(proxy: RedisProxy, broker: Broker) -> None:
     async with appending(proxy.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         for turn in range(4):
             proxy.lose_reply_to = APPEND.sha.encode()
             attempt.push(chunks(f"a{turn}", f"b{turn}"))
@@ -129,7 +129,7 @@ async def test_what_redis_forgot_is_sent_again(redis: EmbeddedRedis, broker: Bro
     """A failover that loses the tail: noticed by the next append, or by the next touch where nothing is appended."""
     execute = broker.store.redis.execute
     async with appending(redis.url, lease=3) as appender:
-        attempt = appender.begin(await claimed(broker, lease=3))
+        attempt = appender.open(await claimed(broker, lease=3))
         names = [keys.meta(attempt.claim.gid), keys.log(attempt.claim.gid)]
         attempt.push(chunks("a", "b"))
         await acknowledged(attempt)
@@ -152,13 +152,13 @@ async def test_an_attempt_may_be_dropped_at_any_moment(redis: EmbeddedRedis, bro
     """Between the calls that find it lost and put it back, too: a reply to who is gone ended the worker once."""
     async with appending(redis.url) as appender:
         for turns in range(60):
-            attempt = appender.begin(await claimed(broker))
+            attempt = appender.open(await claimed(broker))
             await broker.store.redis.execute("DEL", keys.meta(attempt.claim.gid), keys.log(attempt.claim.gid))
             attempt.push(chunks("a"))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            appender.drop(attempt)
-        attempt = appender.begin(await claimed(broker))
+            appender.discard(attempt)
+        attempt = appender.open(await claimed(broker))
         await attempt.finish(ending())
     assert await log_of(broker, attempt.claim.gid) == expected("", b"ok")
 
@@ -166,7 +166,7 @@ async def test_an_attempt_may_be_dropped_at_any_moment(redis: EmbeddedRedis, bro
 async def test_an_ending_that_redis_forgot_is_sent_again_after_a_reconnect(proxy: RedisProxy, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(proxy.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         gid = attempt.claim.gid
         attempt.push(chunks("a"))
         await acknowledged(attempt)
@@ -187,7 +187,7 @@ async def ended(broker: Broker, gid: str) -> bool:
 
 async def test_forgotten_scripts_are_loaded_again(redis: EmbeddedRedis, broker: Broker) -> None:
     async with appending(redis.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         for text in "abc":
             await broker.store.redis.execute("SCRIPT", "FLUSH")
             attempt.push(chunks(text))
@@ -199,7 +199,7 @@ async def test_forgotten_scripts_are_loaded_again(redis: EmbeddedRedis, broker: 
 
 async def test_events_wait_while_redis_is_away(proxy: RedisProxy, broker: Broker, caplog: Any) -> None:
     async with appending(proxy.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         attempt.push(chunks("a"))
         await acknowledged(attempt)
         await proxy.close()
@@ -214,15 +214,15 @@ async def test_events_wait_while_redis_is_away(proxy: RedisProxy, broker: Broker
 
 async def test_a_producer_far_ahead_of_redis_waits(proxy: RedisProxy, broker: Broker) -> None:
     async with appending(proxy.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         proxy.pause()
         pushed = 0
-        while not attempt.crowded:
+        while not attempt.congested:
             attempt.push(chunks("x" * 10_000))
             pushed += 1
             await asyncio.sleep(0)
-        assert 1 << 20 <= attempt.behind < 2 << 20
-        waiting = asyncio.create_task(attempt.room())
+        assert 1 << 20 <= attempt.pending_bytes < 2 << 20
+        waiting = asyncio.create_task(attempt.drain())
         await asyncio.sleep(0)
         assert not waiting.done()
         proxy.resume()
@@ -234,7 +234,7 @@ async def test_a_producer_far_ahead_of_redis_waits(proxy: RedisProxy, broker: Br
 async def interrupted(attempt: Attempt) -> str:
     """The reason that ends a producer which has nothing to say."""
     with pytest.raises(AttemptEnded) as caught:
-        async with attempt.until(asyncio.get_running_loop().time() + DEADLINE):
+        async with attempt.run_until(asyncio.get_running_loop().time() + DEADLINE):
             await asyncio.Event().wait()
     return caught.value.reason
 
@@ -244,7 +244,7 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
 ) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
-        cancelled, deleted, fenced, expired = [appender.begin(await claimed(broker)) for _ in range(4)]
+        cancelled, deleted, fenced, expired = [appender.open(await claimed(broker)) for _ in range(4)]
         await broker.cancel(cancelled.claim.gid)
         await broker.delete(deleted.claim.gid)
         await execute("HSET", keys.meta(fenced.claim.gid), "own", "somebody else")
@@ -258,7 +258,7 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
 
 async def test_a_waiting_finish_learns_that_somebody_else_has_ended_it(proxy: RedisProxy, broker: Broker) -> None:
     async with appending(proxy.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         await proxy.close()
         finishing = asyncio.create_task(attempt.finish(ending()))
         await broker.store.redis.execute("HSET", keys.meta(attempt.claim.gid), "own", "somebody else")
@@ -271,7 +271,7 @@ async def test_an_output_beyond_the_cap_is_ended_as_failed_with_what_it_has(
     redis: EmbeddedRedis, broker: Broker
 ) -> None:
     async with appending(redis.url, max_output=1024) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         sent = 0
         while attempt.ended is None:
             attempt.push(chunks("x" * 200))
@@ -280,7 +280,7 @@ async def test_an_output_beyond_the_cap_is_ended_as_failed_with_what_it_has(
         attempt.push(chunks("late"))
         with pytest.raises(AttemptEnded, match="TOOBIG"):
             await attempt.finish(ending())
-        attempt.cut()
+        attempt.drop_unsent()
         await attempt.finish(ending("failed", b'{"error":{}}'))
     log = await log_of(broker, attempt.claim.gid)
     assert [seq for seq, _ in log] == list(range(sent + 2))
@@ -291,7 +291,7 @@ async def test_an_output_beyond_the_cap_is_ended_as_failed_with_what_it_has(
 async def test_a_full_redis_is_waited_for(redis: EmbeddedRedis, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         await execute("CONFIG", "SET", "maxmemory", 1)
         try:
             attempt.push(chunks("a"))
@@ -306,10 +306,10 @@ async def test_a_full_redis_is_waited_for(redis: EmbeddedRedis, broker: Broker) 
 async def test_a_redis_that_stays_full_still_takes_the_ending(
     redis: EmbeddedRedis, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(appender_module, "STORAGE_FULL", 0.3)
+    monkeypatch.setattr(appender_module, "STORAGE_FULL_TIMEOUT", 0.3)
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
-        attempt = appender.begin(await claimed(broker))
+        attempt = appender.open(await claimed(broker))
         attempt.push(chunks("a"))
         await acknowledged(attempt)
         await execute("CONFIG", "SET", "maxmemory", 1)
@@ -317,7 +317,7 @@ async def test_a_redis_that_stays_full_still_takes_the_ending(
             attempt.push(chunks("b"))
             assert await interrupted(attempt) == "FULL"
             attempt.push(chunks("late"))
-            attempt.cut()
+            attempt.drop_unsent()
             await attempt.finish(ending("failed", b'{"error":{}}'))
         finally:
             await execute("CONFIG", "SET", "maxmemory", 0)
@@ -327,7 +327,7 @@ async def test_a_redis_that_stays_full_still_takes_the_ending(
 async def test_a_busy_attempt_keeps_its_lease_too(redis: EmbeddedRedis, broker: Broker) -> None:
     """An append does not renew it, so a generation that never pauses is touched as well."""
     async with appending(redis.url, lease=1) as appender:
-        attempt = appender.begin(await claimed(broker, lease=1))
+        attempt = appender.open(await claimed(broker, lease=1))
         first = int(await broker.store.redis.execute("HGET", keys.meta(attempt.claim.gid), "le"))
         until = time.monotonic() + DEADLINE
         while int(await broker.store.redis.execute("HGET", keys.meta(attempt.claim.gid), "le")) < first + 1000:
@@ -341,7 +341,7 @@ async def test_a_busy_attempt_keeps_its_lease_too(redis: EmbeddedRedis, broker: 
 async def test_an_append_that_redis_will_never_take_ends_the_attempt(redis: EmbeddedRedis, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
-        attempt, other = [appender.begin(await claimed(broker)) for _ in range(2)]
+        attempt, other = [appender.open(await claimed(broker)) for _ in range(2)]
         log, aside = keys.log(attempt.claim.gid), keys.log(attempt.claim.gid) + ":aside"
         await execute("RENAME", log, aside)
         await execute("SET", log, secrets.token_hex(), "EX", 60)
@@ -350,6 +350,6 @@ async def test_an_append_that_redis_will_never_take_ends_the_attempt(redis: Embe
         assert await interrupted(attempt) == "ERROR"
         await other.finish(ending())
         await execute("RENAME", aside, log)
-        attempt.cut()
+        attempt.drop_unsent()
         await attempt.finish(ending("failed", b'{"error":{}}'))
     assert (await broker.get(other.claim.gid)).status == "completed"

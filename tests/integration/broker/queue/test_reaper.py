@@ -51,7 +51,7 @@ async def test_an_outage_longer_than_the_lease_restarts_nothing() -> None:
         appender = Appender(settings(proxy.url, lease=1))
         async with beside(appender.run()), reaping(proxy.url, lease=1):
             await appender.ready()
-            attempt = appender.begin(await claimed(broker, 1))
+            attempt = appender.open(await claimed(broker, 1))
             await proxy.close()
 
             async def lease_end() -> float:

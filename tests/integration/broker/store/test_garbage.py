@@ -121,7 +121,7 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
 async def test_a_generation_that_is_over_waits_for_no_collector(
     redis: EmbeddedRedis, sim: str, monkeypatch: pytest.MonkeyPatch, directive: str, status: str
 ) -> None:
-    monkeypatch.setattr("worker.ended_attempts.LINGER", 0.1)
+    monkeypatch.setattr("worker.ended_attempts.RETENTION", 0.1)
     kinds = (Attempt, Claim, UpstreamStream, UpstreamError, AttemptEnded)
     gc.collect()
     known = left(*kinds)
@@ -145,7 +145,7 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
             running = asyncio.create_task(generator.run(claimed))
             del claimed
             if status == "cancelled":
-                await wait_until(lambda: any(attempt.shown for attempt in left_beside(known, Attempt)))
+                await wait_until(lambda: any(attempt.published for attempt in left_beside(known, Attempt)))
                 await broker.cancel(gid)
             await gather(running)
             del running
@@ -160,7 +160,7 @@ async def test_an_ending_that_is_refused_waits_for_no_collector(broker: Broker) 
     gc.collect()
     known = left(Attempt)
     with no_collector():
-        attempt = Attempt(claimed, lambda attempt: attempt.end("FENCED"))
+        attempt = Attempt(claimed, lambda attempt: attempt.abort("FENCED"))
         with pytest.raises(AttemptEnded):
             await attempt.finish(Ending(b"completed", "completed", b"{}", "stop", b"", b"", b"[]"))
         del attempt

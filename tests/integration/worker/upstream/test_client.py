@@ -93,13 +93,13 @@ def entry(name: str, url: str, **more: object) -> dict[str, object]:
 
 
 LISTS = {
-    "list-404": ("it answers 404", whole(b"404 Not Found", b'{"detail": "canary"}')),
-    "list-401": ("it answers 401", whole(b"401 Unauthorized", b"canary")),
-    "list-302": ("it answers 302", b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n"),
-    "list-page": ("the answer is not a list of models", whole(b"200 OK", b"<html>canary")),
-    "list-number": ("the answer is not a list of models", whole(b"200 OK", b'{"data": [{"id": 7}]}')),
-    "list-half": ("the answer is not a list of models", whole(b"200 OK", b'{"data": [{"id": "\\ud83d"}]}')),
-    "list-long": ("the list has more than 4194304 bytes", whole(b"200 OK", b'["' + b"c" * 5_000_000 + b'"]')),
+    "list-404": ("status 404", whole(b"404 Not Found", b'{"detail": "canary"}')),
+    "list-401": ("status 401", whole(b"401 Unauthorized", b"canary")),
+    "list-302": ("status 302", b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n"),
+    "list-page": ("the response is not a list of models", whole(b"200 OK", b"<html>canary")),
+    "list-number": ("the response is not a list of models", whole(b"200 OK", b'{"data": [{"id": 7}]}')),
+    "list-half": ("the response is not a list of models", whole(b"200 OK", b'{"data": [{"id": "\\ud83d"}]}')),
+    "list-long": ("the list is larger than 4194304 bytes", whole(b"200 OK", b'["' + b"c" * 5_000_000 + b'"]')),
 }
 HEADERS = {"X-Team": "canary-team", "Authorization": "Basic ${A_LOGIN}", "User-Agent": "tokencast"}
 
@@ -204,13 +204,13 @@ async def test_a_server_that_speaks_no_tls_is_called_so(place: Place, broker: Br
 async def test_an_upstream_without_its_key_does_not_stop_the_others(place: Place, broker: Broker) -> None:
     await place.worker.says("upstream without-its-key cannot be used: B_KEY is not set")
     error = (await run(broker, "without-its-key-1")).error or {}
-    assert (error["code"], error["message"]) == ("upstream_auth", "B_KEY is not set at the worker.")
+    assert (error["code"], error["message"]) == ("upstream_auth", "B_KEY is not set on the worker.")
     assert place.plain.asked("without-its-key") == []
 
 
 async def test_headers_of_an_entry_go_with_each_call_and_into_no_log(place: Place, broker: Broker) -> None:
     assert (await run(broker, "headers-1")).text == "Good morning"
-    await place.worker.says("no list of models from upstream headers .*: it answers 403$")
+    await place.worker.says("no list of models from upstream headers .*: status 403$")
     asked = place.plain.asked("headers")
     assert len(asked) == 2
     for head in asked:
@@ -246,7 +246,7 @@ async def test_a_server_of_ones_own_needs_no_key(broker: Broker, own_redis: Embe
         connect(own_redis.url) as own,
         service("worker", REDIS_URL=own_redis.url, OPENAI_BASE_URL=f"{server.url}/own/v1") as process,
     ):
-        await process.says("upstream default at .* is asked without a key: OPENAI_API_KEY is not set")
+        await process.says("upstream default at .* is called without a key: OPENAI_API_KEY is not set")
         assert (await run(own, "any")).text == "Good morning"
         assert {value_of(head, "authorization") for head in server.heads} == {None}
 

@@ -36,15 +36,15 @@ def came(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
 
 def test_gaps_are_between_tokens_and_each_is_counted_once() -> None:
     tally, attempt = WorkerCounters(Settings()), attempt_of("m")
-    tally.began(attempt)
+    tally.started(attempt)
     came(attempt, 900)
-    tally.catch_up()
+    tally.update()
     came(attempt, 920)
     came(attempt, 925, tokens=0)  # a role, or usage: nobody waits for it
-    tally.catch_up()
+    tally.update()
     came(attempt, 960)
     came(attempt, 960)
-    tally.left(attempt)
+    tally.closed(attempt)
     gaps = tally.gaps["default", "*"]
     assert sum(gaps.counts) == 3
     assert gaps.sum == pytest.approx(0.020 + 0.040 + 0)
@@ -55,9 +55,9 @@ def test_what_others_invent_names_no_metric() -> None:
     tally = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
     for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
         attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
-        tally.began(attempt)
+        tally.started(attempt)
         tally.finished(attempt, UpstreamError(f"code-{number}", "…"))
-        tally.left(attempt)
+        tally.closed(attempt)
     assert set(tally.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
     assert tally.resets == {("worker_lost",): 3, ("other",): 1}
     assert {code for *_, code in tally.ended} == {"other"}
@@ -66,8 +66,8 @@ def test_what_others_invent_names_no_metric() -> None:
 def test_the_wait_in_the_queue_is_of_first_attempts() -> None:
     tally = WorkerCounters(Settings())
     for ordinal in (1, 2):
-        tally.began(attempt_of("m", ordinal))
-    assert (sum(tally.queued.counts), tally.queued.sum) == (1, pytest.approx(0.25))
+        tally.started(attempt_of("m", ordinal))
+    assert (sum(tally.queue_waits.counts), tally.queue_waits.sum) == (1, pytest.approx(0.25))
 
 
 class Clock:

@@ -19,7 +19,7 @@ from api.dialects.openai_chat.frames import CHAT, CHAT_WITH_USAGE
 from broker.events import COMPLETED, FAILED, Event
 from broker.fanout.buffer import Dialect
 from broker.ids import Cursor
-from worker.upstream.chunks import BadChunk, decode_payload
+from worker.upstream.chunks import InvalidChunk, decode_payload
 
 DIALECTS = [pytest.param(NATIVE, id="native"), pytest.param(CHAT, id="chat"), pytest.param(CHAT_WITH_USAGE, id="usage")]
 
@@ -125,7 +125,7 @@ def test_no_bytes_between_tokens_forge_a_frame(dialect: Dialect, noise: list[byt
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":%b}' % b"".join(noise)
     try:
         decode_payload(payload)
-    except BadChunk:
+    except InvalidChunk:
         return
     check(dialect, [payload], "")
 

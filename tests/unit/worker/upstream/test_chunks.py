@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.completion.fold import decode_chunk
 from broker.events import CHUNK, USAGE
-from worker.upstream.chunks import BadChunk, Chunk, decode_payload
+from worker.upstream.chunks import Chunk, InvalidChunk, decode_payload
 from worker.upstream.sse import BOM, LineTooLong, SseEvent, SseSplitter
 
 JSON = st.recursive(
@@ -77,7 +77,7 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":' + noise + b"}"
     try:
         found = decode_payload(payload)
-    except BadChunk:
+    except InvalidChunk:
         return
     assert isinstance(found, Chunk)
     stored = found.data
@@ -103,7 +103,7 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
     ids=lambda payload: payload[:40].decode(errors="replace"),
 )
 def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
-    with pytest.raises(BadChunk):
+    with pytest.raises(InvalidChunk):
         decode_payload(payload)
 
 

@@ -102,14 +102,14 @@ def test_retry_after_a_date_to_come() -> None:
 
 def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
     retries = Retries(30)
-    first, *more = itertools.islice(iter(lambda: retries.delay(None), None), 12)
+    first, *more = itertools.islice(iter(lambda: retries.next_delay(None), None), 12)
     assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
     assert all(0 < delay <= 8 for delay in more)
     assert max(more) > 4
 
 
 def test_no_call_is_repeated_later_than_the_budget_allows() -> None:
-    assert Retries(30).delay(31) is None
-    delay = Retries(30).delay(5.0)
+    assert Retries(30).next_delay(31) is None
+    delay = Retries(30).next_delay(5.0)
     assert delay is not None
     assert 5 <= delay <= 5.5

@@ -144,9 +144,9 @@ def test_a_finished_reply_stays_finished(after: bytes) -> None:
 def test_what_is_finished_and_counted_is_known() -> None:
     reply = Reply(1, (KEY,), LONGEST)
     reply.feed(GOOD + STOP)
-    assert (reply.finished, reply.counted, reply.done) == (True, False, False)
+    assert (reply.finished, reply.has_usage, reply.done) == (True, False, False)
     reply.feed(COUNTED)
-    assert reply.counted
+    assert reply.has_usage
 
 
 def test_each_choice_that_was_asked_for_must_finish() -> None:
