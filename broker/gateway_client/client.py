@@ -93,7 +93,7 @@ class Client:
         models = [str(model["id"]) for model in self.models()]
         named = [model for model in models if not set(model) & set("*?[")]
         if not named:
-            raise RequestRefused(f"The gateway at {self.url} names no model; choose one with --model.")
+            raise RequestRefused(f"The gateway at {self.url} lists no model; choose one with --model.")
         return named[0]
 
     def follow(
@@ -151,7 +151,7 @@ class Client:
                 if pause.ended:
                     return
             except (httpx2.SSEError, httpx2.DecodingError):
-                raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+                raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
             except httpx2.TransportError as error:
                 if not pause.connected:
                     raise unreachable(error, self.url) from None
@@ -188,9 +188,9 @@ class Client:
         except httpx2.TransportError as error:
             raise unreachable(error, self.url) from None
         except httpx2.RequestError:  # a body that is not encoded as its headers say
-            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
         except UnicodeError:
-            raise RequestRefused("The request holds characters that cannot be sent.") from None
+            raise RequestRefused("The request contains characters that cannot be sent.") from None
         if response.status_code >= 400:
             raise _refusal(response, self.url)
         return response
@@ -200,7 +200,7 @@ class Client:
         try:
             return check_answer(method, path, response.json())
         except ValueError:
-            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
 
 
 class _Pause:
@@ -229,7 +229,7 @@ class _Pause:
 
     def wait(self, *, progress: bool) -> None:
         if time.monotonic() - self._heard > _GIVE_UP:
-            raise Unreachable(f"{self._url} has not answered for {_GIVE_UP:.0f} s")
+            raise Unreachable(f"{self._url} has not responded for {_GIVE_UP:.0f} s")
         self._failures = 0 if progress else self._failures + 1
         growing = min(_FIRST_WAIT * 2**self._failures, _LONGEST_WAIT) * random.uniform(0.5, 1)
         time.sleep(growing if self.retry is None else self.retry)
@@ -242,7 +242,7 @@ def _refusal(response: httpx2.Response, url: str) -> BrokerError:
         error = response.json()["error"]
         message, code = str(error["message"]), error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RequestRefused(f"{url} answers {response.status_code} {response.reason_phrase}; is it Tokencast?")
+        return RequestRefused(f"{url} responded with {response.status_code} {response.reason_phrase}; is it Tokencast?")
     if code == GenerationNotFound.code:
         return GenerationNotFound(message)
     if code == GenerationGone.code:

@@ -19,7 +19,7 @@ from broker.settings.urls import is_loopback
 
 
 class Unreachable(BrokerError):
-    """No gateway answers."""
+    """The gateway does not respond."""
 
     code = "unreachable"
 
@@ -37,25 +37,25 @@ def open_http(url: str, headers: dict[str, str], timeout: httpx2.Timeout) -> htt
         wrong = "a SOCKS proxy needs the Python package socksio, which is not installed"
     except (httpx2.InvalidURL, ValueError):
         wrong = (
-            "a proxy's URL begins with http://, https://, socks5:// or socks5h://"
+            "a proxy URL must begin with http://, https://, socks5:// or socks5h://"
             if proxy
-            else "is no URL of a gateway"
+            else "is not the URL of a gateway"
         )
-    hint = f"; with NO_PROXY={urlsplit(url).hostname} the gateway is asked directly" if proxy else ""
+    hint = f"; set NO_PROXY={urlsplit(url).hostname} to connect to the gateway directly" if proxy else ""
     raise Misconfigured(f"{name}: {wrong}{hint}")
 
 
 def unreachable(error: httpx2.TransportError, url: str) -> Unreachable:
     """In words, without what the URL of a proxy may hold."""
     if failure := tls_failure(error, f"the gateway at {url}"):
-        hint = "; SSL_CERT_FILE names further ones" if "not trusted" in failure else ""
+        hint = "; SSL_CERT_FILE can add trusted certificates" if "not trusted" in failure else ""
         return Unreachable(f"{failure}{hint}")
     proxy = _proxy(url)
     if proxy is not None:
-        return Unreachable(f"no answer from {url} through the proxy of {proxy[0]}")
+        return Unreachable(f"no response from {url} through the proxy of {proxy[0]}")
     if isinstance(error, httpx2.ConnectError):
         return Unreachable(f"no gateway at {url}: is `tokencast api` or `make run` running?")
-    return Unreachable(f"no answer from {url}: {error or type(error).__name__}")
+    return Unreachable(f"no response from {url}: {error or type(error).__name__}")
 
 
 def _proxy(url: str) -> tuple[str, str] | None:

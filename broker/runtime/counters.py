@@ -21,8 +21,8 @@ WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.
 """Seconds: in the queue, to the first token, of a whole generation."""
 
 # What gateways and workers count under one name, each what it did itself.
-ENDED = "Generations that ended, by status and, where they failed, by why."
-REDIS = "Commands and pipelines, from the call to the answer."
+ENDED = "Generations that ended, by status and error code."
+REDIS = "Duration of commands and pipelines, from the call to the reply."
 
 Labels = tuple[str, ...]
 

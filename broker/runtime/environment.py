@@ -41,7 +41,9 @@ def read_file_of(name: str) -> str | None:
     try:
         value = Path(path).read_text("utf-8-sig").strip()
     except OSError as error:  # without the path: somebody may have set the secret itself
-        raise Misconfigured(f"{name}_FILE: {error.strerror}; it is the path of a file that holds {name}") from None
+        raise Misconfigured(
+            f"{name}_FILE: {error.strerror}; it must be the path of a file that contains {name}"
+        ) from None
     except UnicodeDecodeError:
         raise Misconfigured(f"{name}_FILE: the file is not UTF-8 text") from None
     if not value:
@@ -76,7 +78,7 @@ def misspelled(known: Collection[str], secrets: Collection[str]) -> dict[str, st
             continue
         plain = name.upper().removesuffix(_FILE)
         if plain != name.upper() and plain in known and plain not in ("HOST", "PORT"):
-            found[name] = f"{name} is not read: only secrets may be in files; set {plain} instead"
+            found[name] = f"{name} is ignored: only secrets can be read from files; set {plain} instead"
         elif name.upper().startswith(PREFIX):
             near = _nearest(name.upper(), read)
             found[name] = f"{name} is not a setting" + (f"; did you mean {near}?" if near else "")

@@ -40,7 +40,7 @@ def tls_failure(error: BaseException, whose: str) -> str | None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"{whose}'s certificate is not trusted: {cause.verify_message.rstrip('.')}"
         if reason in _NO_TLS:
-            return f"{whose} does not speak TLS (https://) but something else"
+            return f"{whose} does not speak TLS (https://)"
         return f"TLS with {whose} failed: {reason.lower().replace('_', ' ')}"
     return None
 

@@ -29,7 +29,7 @@ def prepare(log: logging.Logger, files: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY and soft < files:
-            log.warning("only %d files may be open at once (ulimit -n), %d would be good", soft, files)
+            log.warning("the limit of open files (ulimit -n) is %d; %d or more is recommended", soft, files)
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 

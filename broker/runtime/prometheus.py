@@ -97,10 +97,8 @@ class Exposition:
 
     def _families(self) -> list[Metric]:
         families = Families()
-        families.gauge("tokencast_build_info", "Which version runs here.", {(__version__,): 1}, ("version",))
-        families.histogram(
-            "tokencast_loop_delay_seconds", "By how much a timer of the event loop was late.", {(): self._delays}
-        )
+        families.gauge("tokencast_build_info", "Version of the running process.", {(__version__,): 1}, ("version",))
+        families.histogram("tokencast_loop_delay_seconds", "Delay of the event loop's timers.", {(): self._delays})
         self._collect(families)
         return [*families.all, *self._process.collect()]
 

@@ -23,7 +23,7 @@ def bound_socket(host: str, port: int, variables: str, *, spread: bool = False) 
             raise
     except OSError as error:
         where = f"{shown(host)}:{port}"
-        raise Misconfigured(f"cannot listen on {where}: {error.strerror}; {variables} choose another") from None
+        raise Misconfigured(f"cannot listen on {where}: {error.strerror}; set {variables} to choose another") from None
     return sock
 
 

@@ -44,7 +44,7 @@ def configure_tracing(service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces: an OTLP endpoint is set, but OpenTelemetry is not installed (tokencast[otel])")
+        log.warning("tracing is off: an OTLP endpoint is set, but OpenTelemetry is not installed (tokencast[otel])")
         return _nothing
     named = Resource.create({"service.name": service, "service.version": __version__})
     provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that would wait without a bound, once more
@@ -58,7 +58,7 @@ def _shut_down(provider: TracerProvider) -> None:
     sending.start()
     sending.join(SEND_WITHIN)
     if sending.is_alive():
-        log.warning("the last spans are lost: no answer from the OTLP collector within %g s", SEND_WITHIN)
+        log.warning("the last spans were lost: no response from the OTLP collector within %g s", SEND_WITHIN)
 
 
 def _nothing() -> None:

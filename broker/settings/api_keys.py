@@ -16,8 +16,8 @@ def tenants_of(entries: tuple[str, ...]) -> dict[str, str]:
         tenant, _, digest = entry.partition(":")
         if not is_tenant(tenant) or len(digest) != 64 or not set(digest) <= _HEX:
             raise ValueError(
-                f"entry {number} is not `tenant:sha256-of-key`: letters and digits, and 64 digits of lower-case hex; "
-                "`tokencast key TENANT` makes one"
+                f"entry {number} is not `tenant:sha256-of-key` (letters and digits, then 64 lower-case hexadecimal "
+                "digits); create one with `tokencast key TENANT`"
             )
         if tenants.setdefault(digest, tenant) != tenant:
             raise ValueError(f"entry {number} has the key of another tenant")

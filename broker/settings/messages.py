@@ -43,4 +43,4 @@ def _complaint(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
 
 def _unknown_field(name: str) -> str:
     near = difflib.get_close_matches(name, UpstreamSettings.model_fields, n=1)
-    return f"there is no field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+    return f"unknown field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")

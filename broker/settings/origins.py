@@ -57,18 +57,24 @@ def normalize_origin(text: str) -> str:
         return text
     shown = "one of them" if "@" in text else f"`{text}`"
     if text.lower() == "null":
-        raise ValueError("`null` is the origin of every sandboxed page and local file; name origins, or all with `*`")
+        raise ValueError(
+            "`null` is the origin of every sandboxed page and local file; list origins, or use `*` for all of them"
+        )
     match = _ORIGIN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{shown} has no scheme; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(
+            f"{shown} has no scheme; an origin consists of scheme, host and port, as in https://app.example"
+        )
     scheme, authority = match["scheme"].lower(), match["authority"]
     if match["rest"] not in ("", "/"):
-        raise ValueError(f"{shown} has a path; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(f"{shown} has a path; an origin consists of scheme, host and port, as in https://app.example")
     if scheme == "file" and not authority:
         return "file://"  # what some embedded browsers send
     parsed = parse_authority(_ascii(authority))
     if parsed is None:
-        raise ValueError(f"{shown} has no valid host; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(
+            f"{shown} has no valid host; an origin consists of scheme, host and port, as in https://app.example"
+        )
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     port = "" if parsed.port in (None, DEFAULT_PORTS.get(scheme)) else f":{parsed.port}"
     return f"{scheme}://{host}{port}"
@@ -83,7 +89,7 @@ def normalize_host(text: str) -> str:
         return str(address)
     if not _HOST.fullmatch(host):
         raise ValueError(
-            f"`{text}` is no host name; write it without scheme, port and path, such as tokencast.example or *.example"
+            f"`{text}` is not a host name; omit scheme, port and path, as in tokencast.example or *.example"
         )
     return host
 

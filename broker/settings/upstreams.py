@@ -50,15 +50,15 @@ _OWN_HEADERS = frozenset(
 def check_key(key: str) -> str:
     """The key as it is. ValueError says why no header can hold it, without a byte of it."""
     if not key.strip():
-        raise ValueError("holds nothing but white space")
+        raise ValueError("contains only white space")
     if key.splitlines() != [key]:
-        raise ValueError("holds a line break (a carriage return, from a file made on Windows?); remove it")
+        raise ValueError("contains a line break (a carriage return, from a file made on Windows?); remove it")
     if key != key.strip():
         raise ValueError("has white space before or after the key; remove it")
     if not key.isascii() or not key.isprintable():
-        raise ValueError("holds a character that no key can have: only ASCII letters, digits and signs are sent")
+        raise ValueError("contains a character that is not valid in a key: use printable ASCII only")
     if " " in key:
-        raise ValueError("holds white space; is it one key?")
+        raise ValueError("contains white space; is it a single key?")
     return key
 
 
@@ -69,7 +69,7 @@ def check_base_url(url: str) -> str:
 def _check_variable(name: str) -> str:
     if not re.fullmatch(_VARIABLE, name):
         raise ValueError(
-            "is not the name of a variable in capitals, such as OPENAI_API_KEY; the key itself is that one's value"
+            "is not the name of an environment variable in capitals, such as OPENAI_API_KEY; the key is its value"
         )
     return name
 
@@ -82,7 +82,7 @@ def _check_name(name: str) -> str:
 
 def _check_models(models: tuple[str, ...]) -> tuple[str, ...]:
     if not models or not all(models):
-        raise ValueError("names no model; leave it out for all models")
+        raise ValueError("lists no model; omit it for all models")
     return models
 
 
@@ -107,11 +107,11 @@ class UpstreamSettings(BaseModel):
         seen: set[str] = set()
         for name, value in headers.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError("holds a name that no header can have")
+                raise ValueError("contains an invalid header name")
             if name.lower() in _OWN_HEADERS:
-                raise ValueError(f"{name} cannot be set: it is the client's own")
+                raise ValueError(f"{name} cannot be set: the client sets it itself")
             if name.lower() in seen:
-                raise ValueError(f"{name} is there twice")
+                raise ValueError(f"{name} is given twice")
             seen.add(name.lower())
             _check_header(name, value)
         return headers
@@ -127,11 +127,11 @@ def _check_header(name: str, value: str) -> None:
     """ValueError names the header, and shows nothing of its value."""
     if value != value.strip() or not value.isascii() or not value.isprintable():
         raise ValueError(
-            f"the value of {name} has a line break, white space around it, or a character that is not ASCII"
+            f"the value of {name} has a line break, white space at its start or end, or a non-ASCII character"
         )
     for reference in _REFERENCE.findall(value):
         if not re.fullmatch(_VARIABLE, reference):
-            raise ValueError(f"the value of {name} has a ${{…}} without the name of a variable in capitals")
+            raise ValueError(f"the value of {name} has a ${{…}} that is not the name of a variable in capitals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def decode_upstreams(text: str) -> object:
         value: object = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"no JSON: {error.msg} at {place}") from None
+        raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(value, list):
@@ -219,7 +219,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the field {name[:_LONGEST_NAME]!r} is there twice in one object")
+            raise ValueError(f"the field {name[:_LONGEST_NAME]!r} is given twice in one object")
     return dict(pairs)
 
 

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE
 def check_http_url(url: str, *, example: str) -> str:
     """The URL as it is. ValueError says what is wrong with it, without quoting it: it may hold a password."""
     if not url.isprintable() or " " in url:
-        raise ValueError("holds white space or a control character")
+        raise ValueError("contains white space or a control character")
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ValueError(f"must begin with http:// or https://, as in {example}")
     if "#" in url or "?" in url:
@@ -24,9 +24,9 @@ def check_http_url(url: str, *, example: str) -> str:
     except ValueError:
         raise ValueError(f"is not a URL with a host and a port, as in {example}") from None
     if "@" in parts.netloc:
-        raise ValueError("must not hold a user name or a password")
+        raise ValueError("must not contain a user name or a password")
     if not _is_host(parts) or port == 0:
-        raise ValueError(f"names no host or none that can be, as in {example}")
+        raise ValueError(f"has no valid host and port, as in {example}")
     return url
 
 
