@@ -1,7 +1,7 @@
-"""Everything that can be set, from the environment, in one place. Built once per process and passed down.
+"""The settings, read from the environment. Created once per process and passed down.
 
-Names everybody knows keep them (REDIS_URL, OPENAI_API_KEY, PORT …); the rest is prefixed TOKENCAST_. A secret may
-also stand in a file named by `<NAME>_FILE`.
+Well-known variables keep their names (REDIS_URL, OPENAI_API_KEY, PORT …); all others have the prefix TOKENCAST_. A
+secret can also be in a file, whose path is in `<NAME>_FILE`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from broker.errors import Misconfigured, ModelNotFound
 from broker.redis.url import parse_redis_url
 from broker.request import MAX_TTL_SECONDS
-from broker.runtime.environment import is_utf8, misspelled
+from broker.runtime.environment import find_unread, is_utf8
 from broker.settings.api_keys import tenants_of
-from broker.settings.messages import complaints
+from broker.settings.messages import format_errors
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SECRETS, SecretFiles, variable_of
 from broker.settings.upstreams import (
@@ -36,13 +36,13 @@ from broker.settings.upstreams import (
 from broker.settings.urls import check_http_url
 
 SIMULATED_KEY = "simulated"
-"""The API key that marks the simulated upstream, so that a worker can say what it talks to."""
+"""API key of the simulated upstream, by which a worker recognizes it."""
 _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
 class Settings(BaseSettings):
-    """The settings of gateway and worker. Times are in seconds."""
+    """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     @field_validator("secret")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
-        """A file's content loses the white space around it, so the same secret in a variable would be another one."""
+        """Reject surrounding white space: it is removed from files, so the same secret in a variable would differ."""
         if value is not None and (value != value.strip() or not value.isprintable()):
             raise ValueError("contains a control character, such as a line break, or white space at its start or end")
         return value
@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object, info: ValidationInfo) -> object:
-        """In a file, each may have a line of its own."""
+        """Split a comma-separated list. In a file, the items can also be on separate lines."""
         if not isinstance(value, str):
             return value
         parts = tuple(part.strip() for part in value.replace("\n", ",").split(",") if part.strip())
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     @field_validator("*")
     @classmethod
     def _check_number(cls, value: object) -> object:
-        """Infinity and numbers that no timer and no counter takes."""
+        """Reject infinity, and numbers too large for timers or counters."""
         most = _LONGEST if isinstance(value, float) else _MOST
         if isinstance(value, int | float) and value > most:
             raise ValueError(f"must be at most {most:.0f}")
@@ -259,7 +259,7 @@ class Settings(BaseSettings):
     @field_validator("host")
     @classmethod
     def _without_brackets(cls, value: str) -> str:
-        """An IPv6 address, also as URLs hold it."""
+        """Accept an IPv6 address in brackets too."""
         return value[1:-1] if value.startswith("[") and value.endswith("]") else value
 
     @field_validator("allowed_hosts")
@@ -269,18 +269,19 @@ class Settings(BaseSettings):
 
     @property
     def logs_url(self) -> str:
+        """URL of the logs' Redis."""
         return self.streams_url or self.redis_url
 
     @cached_property
     def tenants(self) -> dict[str, str]:
-        """SHA-256 of each key (hex) → its tenant. Misconfigured if an entry is not `tenant:sha256`."""
+        """SHA-256 of each key (hex) → its tenant. Raises Misconfigured if an entry is not `tenant:sha256`."""
         try:
             return tenants_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
 
     def all_upstreams(self) -> tuple[Upstream, ...]:
-        """In the order in which a model is looked up. Read once: a request's path goes through here."""
+        """Return the upstreams in lookup order. Built once: each request calls this."""
         return self._all_upstreams
 
     @cached_property
@@ -290,14 +291,15 @@ class Settings(BaseSettings):
         return (default_upstream(self.openai_base_url, self.openai_api_key, self.models),)
 
     def upstream_for(self, model: str) -> Upstream:
+        """Return the first upstream that serves a model. Raises ModelNotFound."""
         for upstream in self.all_upstreams():
             if upstream.serves(model):
                 return upstream
         raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
 
     def label_of(self, model: str) -> tuple[str, str]:
-        """The upstream, and the model as the settings spell it: a pattern, if one serves it. What callers ask for is
-        theirs to invent, and names no metric."""
+        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
+        can invent model names, so these are not used as labels."""
         for upstream in self.all_upstreams():
             for pattern in upstream.models:
                 if fnmatch.fnmatchcase(model, pattern):
@@ -317,7 +319,7 @@ class Settings(BaseSettings):
 
 
 class ClientSettings(BaseSettings):
-    """The settings of the command line's client commands."""
+    """Settings of the command line's client commands."""
 
     model_config = SettingsConfigDict(env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -353,29 +355,31 @@ AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
 
 
 def load(kind: type[AnySettings]) -> AnySettings:
-    """Reads the environment. Misconfigured names the variables that are wrong, in one line and without their values."""
+    """Read the environment. Raises Misconfigured with the names of invalid variables, in one line, without their
+    values."""
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
         fields = kind.model_fields
         names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
-        raise Misconfigured("; ".join(complaints(names, error.errors()))) from None
+        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
 
 
 def load_for_process() -> Settings:
-    """The settings of a gateway or a worker, with what else would only be read when it is first needed."""
+    """Return the settings of a gateway or a worker, with the parts checked that are otherwise read on first use."""
     settings = load(Settings)
     _ = settings.tenants, settings.all_upstreams()
     return settings
 
 
 def unknown_variables() -> dict[str, str]:
-    """Variables that nothing reads although their names begin as Tokencast's do: name → one line about it."""
-    return misspelled([name for name, _, _ in variables()], SECRETS)
+    """Return variables with Tokencast's prefix that are not read: name → a message of one line."""
+    return find_unread([name for name, _, _ in variables()], SECRETS)
 
 
 def variables() -> Iterator[tuple[str, str, str]]:
-    """(name, default, description) of every variable: the README's table, which a test compares."""
+    """Yield (name, default, description) of every variable. A test compares them with the table in the
+    documentation."""
     for kind in (Settings, ClientSettings):
         for name, field in kind.model_fields.items():
             yield variable_of(name, field), _shown(field.default), field.description or ""

@@ -142,7 +142,7 @@ ENTRIES = {
     "[0].models: lists no model": [{**GOOD, "models": []}],
     "[0].usage: is not true or false": [{**GOOD, "usage": "perhaps"}],
     "[1].base_url: must begin with http:// or https://": [GOOD, {"name": "b", "base_url": "a.example/v1"}],
-    "[0].api_key_env: is not the name of a variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
+    "[0].api_key_env: is not the name of an environment variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
     "[0].api_key_env: is not the name": [{**GOOD, "api_key_env": "gsk_Hunter2"}],
     "[0].headers: is not an object": [{**GOOD, "headers": ["X-A"]}],
     "[0].headers.X-A: is not a string": [{**GOOD, "headers": {"X-A": 7}}],
