@@ -1,4 +1,4 @@
-"""Tokencast's broker: what a generation, an event and a cursor are, where they live in Redis, and fan-out.
+"""Tokencast's broker: generations, their event logs in Redis, the queue, and the fan-out to subscribers.
 
     from broker import connect
 
@@ -7,7 +7,7 @@
         async for event in broker.follow(generation.id):
             ...
 
-Knows neither HTTP (`api/`) nor the upstream (`worker/`).
+Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). Start with `broker.py`.
 """
 
 from broker.broker import Broker, GapFound, connect

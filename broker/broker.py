@@ -87,7 +87,7 @@ class Broker:
         counted, stored = await self._admit(gid, tenant, idempotency_key, self._size(request, gid))
         try:
             if has_left is not None and await has_left():
-                raise StorageUnavailable("The caller left before the generation was created.")
+                raise StorageUnavailable("The client disconnected before the generation was created.")
             created = await self.store.create(request, tenant, idempotency_key, gid)
         except BrokerError:
             await self._forgo(gid, tenant, counted, stored)
@@ -102,7 +102,7 @@ class Broker:
             try:
                 await self.queue.enqueue(created.id, tenant, 1)
             except BrokerError as error:
-                logger.warning("no ticket yet for %s: %s", created.id, error.code)
+                logger.warning("ticket of %s not written yet: %s", created.id, error.code)
         return created
 
     def _size(self, request: CompletionRequest, gid: str) -> Stored:
@@ -178,7 +178,7 @@ class Broker:
             try:
                 await self.queue.withdraw(gid, tenant, withdrawn.ticket)
             except BrokerError as error:  # a worker that takes it finds it ended
-                logger.warning("ticket of %s stays: %s", gid, error.code)
+                logger.warning("ticket of %s not withdrawn: %s", gid, error.code)
 
     async def follow(
         self, gid: str, after: Cursor | str = START, *, tenant: str = OPEN_TENANT
@@ -213,7 +213,7 @@ class Broker:
                     yield _FORGET
                 elif generation.cursor <= position:
                     if feed.ended:
-                        raise StorageUnavailable("The log went back while it was followed.")
+                        raise StorageUnavailable("The log lost events while it was followed.")
                     await feed.change()
 
 
@@ -227,7 +227,7 @@ class GapFound(BrokerError):
     code = "gap"
 
     def __init__(self, requested: Cursor, found: Cursor) -> None:
-        super().__init__(f"Behind {requested} the log continues with {found}.")
+        super().__init__(f"After {requested} the log continues with {found}.")
         self.requested = requested
         self.found = found
 

@@ -1,14 +1,14 @@
-"""Everything that can go wrong with a generation, as one tree of exceptions.
+"""The exceptions of the broker: one tree, with `BrokerError` as its root.
 
-The docstring of each class is its default message. None of them knows HTTP: `api/errors.py` is the one
-place that turns a `code` into a status, `broker/cli/main.py` the one that turns it into an exit code.
+The docstring of each class is its default message. The classes are independent of HTTP: only `api/errors.py` maps a
+`code` to a status, and only `broker/cli/main.py` maps it to an exit code.
 """
 
 from __future__ import annotations
 
 
 class BrokerError(Exception):
-    """Something went wrong in the broker."""
+    """Internal broker error."""
 
     code = "internal_error"
     param: str | None = None
@@ -48,7 +48,7 @@ class ModelNotFound(BrokerError):
 
 
 class InvalidKey(BrokerError):
-    """The API key is missing or not known."""
+    """The API key is missing or unknown."""
 
     code = "invalid_api_key"
 
@@ -61,13 +61,13 @@ class InvalidToken(BrokerError):
 
 
 class TokenExpired(InvalidToken):
-    """The stream token has expired; ask for another."""
+    """The stream token has expired; request a new one."""
 
     code = "token_expired"
 
 
 class InvalidCursor(BrokerError):
-    """A cursor is `<attempt>-<seq>`, two whole numbers."""
+    """A cursor has the form `<attempt>-<seq>`, with two integers."""
 
     code = "invalid_cursor"
     param = "after"
@@ -88,19 +88,19 @@ class GenerationGone(BrokerError):
 
 
 class IdempotencyConflict(BrokerError):
-    """This Idempotency-Key was used with another body."""
+    """This Idempotency-Key was used with a different body."""
 
     code = "idempotency_conflict"
     param = "idempotency-key"
 
 
 class LimitExceeded(BrokerError):
-    """The tenant is at one of its limits."""
+    """The tenant has reached one of its limits."""
 
     code = "rate_limit_exceeded"
 
     def __init__(self, message: str | None = None, *, retry_after: int) -> None:
-        """`retry_after`: seconds."""
+        """`retry_after`: seconds after which a new request can succeed."""
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -112,6 +112,6 @@ class StorageUnavailable(BrokerError):
 
 
 class Misconfigured(BrokerError):
-    """The environment is not usable."""
+    """The configuration is not valid."""
 
     code = "misconfigured"

@@ -1,8 +1,8 @@
-"""What a log holds: one event per entry, as three fields `t` (type), `m` (ms since the attempt began) and
-`d` (one line of JSON, ready for an SSE `data:` field).
+"""The events of a log: one per entry, with the fields `t` (type), `m` (ms since the attempt began) and `d` (one line of
+JSON, ready for an SSE `data:` field).
 
-The worker checks and encodes `d` once; nobody after it decodes it to pass it on. Unknown types travel
-through untouched, so an old gateway survives a new worker.
+The worker validates and encodes `d` once; it is forwarded without being decoded. Unknown types are forwarded
+unchanged, so an old gateway works with a new worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STARTED: Final = b"st"
 RESET: Final = b"rs"
 WAITING: Final = b"w"
 CHUNK: Final = b"c"
-USAGE: Final = b"u"  # a chunk that holds nothing but usage: `choices` is empty
+USAGE: Final = b"u"  # a chunk with usage only: `choices` is empty
 COMPLETED: Final = b"ok"
 FAILED: Final = b"f"
 CANCELLED: Final = b"x"
@@ -43,7 +43,7 @@ STATUSES: Final = ("queued", "in_progress", "completed", "failed", "cancelled")
 
 
 class Event(NamedTuple):
-    """One entry of a log. A tuple, which is made in a third of the time that a frozen dataclass takes."""
+    """One entry of a log. A named tuple: creating one takes a third of the time of a frozen dataclass."""
 
     cursor: Cursor
     type: bytes
@@ -52,28 +52,30 @@ class Event(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name readers know it by: `chunk`, `completed`, …"""
+        """The public name: `chunk`, `completed`, …"""
         return NAMES.get(self.type) or self.type.decode("ascii", "replace")
 
     @property
     def terminal(self) -> bool:
+        """Whether this is the last event of its log."""
         return self.type in TERMINAL
 
 
-# What an entry looks like in a raw reply of XRANGE and XREAD: the id and the field list.
+# An entry in a raw reply of XRANGE or XREAD: the id and the list of fields.
 RawEntry = tuple[bytes, list[bytes]]
 
 
 def from_entry(entry: RawEntry) -> Event:
-    """The writers are our scripts, so the fields stand in the order t, m, d; more may follow one day."""
+    """Convert a raw entry. Only our scripts write entries: the fields are in the order t, m, d; more may follow."""
     entry_id, fields = entry
     return Event(entry_cursor(entry_id), fields[1], int(fields[3]), fields[5])
 
 
 def is_next(event: Event, previous: Cursor) -> bool:
-    """The reader's rule: the next seq of the same attempt, or seq 0 of a higher one. `gone` may always come.
+    """Return whether an event directly follows a cursor: the next seq of the same attempt, or seq 0 of a higher one.
+    `gone` is valid at any position.
 
-    Anything else is not the next event, and whoever holds it must read again.
+    If it does not, events are missing, and the reader must read again from `previous`.
     """
     cursor = event.cursor
     if cursor.attempt == previous.attempt:
@@ -82,7 +84,7 @@ def is_next(event: Event, previous: Cursor) -> bool:
 
 
 def contiguous(position: Cursor, events: Sequence[Event]) -> list[Event]:
-    """The events that follow the position, and each other, without a gap."""
+    """Return the leading events that follow the position, and each other, without a gap."""
     found: list[Event] = []
     for event in events:
         if not is_next(event, position):

@@ -1,4 +1,4 @@
-"""One generation as callers see it: its record, and how that is read from the fields of its meta."""
+"""The record of a generation, and its construction from the fields of the generation's meta hash."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from broker.request import CompletionRequest
 Json = dict[str, Any]
 
 USAGE_BYTES = 4096
-"""Bytes of a `usage` object; of a longer one only the totals are shown."""
+"""Maximum size of a `usage` object in bytes; a larger one is reduced to its totals."""
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
-"""Of a generation's meta (broker/store/keys.py), in the order in which they are asked for."""
+"""Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,22 @@ class Generation:
     text: str = ""
     choices: Sequence[Json] = ()
     trace: str = ""
-    """The `traceparent` of the request that created it, where traces are kept."""
+    """The `traceparent` of the request that created the generation; "" if tracing is off."""
 
     @property
     def ended(self) -> bool:
+        """Whether the status is final."""
         return self.status in FINAL_STATUSES
 
     def lacks(self, position: Cursor) -> bool:
-        """Whether Redis forgot what was at this position, and goes on or has ended without it. In the same attempt its
-        worker may still put it back; a queued one will begin anew anyway."""
+        """Return whether Redis has lost the event at this position for good: the generation has ended, or continues in
+        another attempt. Within one attempt its worker can still restore it; a queued generation starts again anyway."""
         if position <= self.cursor:
             return False
         return self.ended or (self.status == "in_progress" and position.attempt != self.cursor.attempt)
 
     def summary(self) -> Json:
-        """As the list shows it."""
+        """Return the JSON form without text and choices, as in lists."""
         return {
             "id": self.id,
             "object": "generation",
@@ -74,22 +75,23 @@ class Generation:
         }
 
     def to_json(self) -> Json:
+        """Return the whole JSON form."""
         return {**self.summary(), "text": self.text, "choices": list(self.choices)}
 
     def with_choices(self, choices: Sequence[Json]) -> Generation:
-        """The same one with its merged choices, and the text of the first."""
+        """Return a copy with these merged choices, and the text of choice 0."""
         return replace(self, choices=choices, text=text_of(choices))
 
 
 def queued(gid: str, request: CompletionRequest) -> Generation:
-    """A generation as it is right after its creation."""
+    """Return the record of a generation that has just been created."""
     created = created_ms(gid) / 1000
     cursor = Cursor(0, 1)
     return Generation(gid, "queued", request.model, created, None, None, None, 0, cursor, None, None, request.metadata)
 
 
 def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
-    """The generation whose meta holds these values of FIELDS; `status` is empty if there is none."""
+    """Build a generation from the values of FIELDS; its `status` is empty if the meta hash does not exist."""
     m = dict(zip(FIELDS, fields, strict=True))
     return Generation(
         id=gid,
@@ -115,8 +117,8 @@ def _usage(text: bytes | None) -> Json | None:
 
 
 def bounded_usage(usage: Json, size: int) -> Json:
-    """What is kept and shown of a usage object of `size` bytes: it stands in each row of a list and in each event of
-    the activity, so that of a long one only the totals are."""
+    """Limit a usage object of `size` bytes: one larger than USAGE_BYTES is reduced to its totals, because it is part of
+    each row of a list and of each activity event."""
     if size <= USAGE_BYTES:
         return usage
     return {name: usage[name] for name in TOTALS if isinstance(usage.get(name), int)}

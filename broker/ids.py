@@ -1,8 +1,8 @@
-"""Generation ids and cursors: both are strings everywhere, and both say where to look.
+"""Generation ids and cursors. Both are strings outside of this module, and both locate data without a lookup.
 
 A generation id is ``gen_`` + 10 base32 digits of the creation time in ms + 2 of the shard tag + 22 random
-ones (110 bits): 38 characters that sort by time and carry their own shard. A cursor is
-``<attempt>-<seq>``: the id of an entry in the generation's log, so also an SSE ``id:``.
+ones (110 bits): 38 characters that sort by time and contain their shard. A cursor is ``<attempt>-<seq>``:
+the id of an entry in the generation's log, which is also the SSE ``id:``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from broker.errors import GenerationNotFound, InvalidCursor
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUE = {digit: value for value, digit in enumerate(_DIGITS)}
 
-# Hash tags of the 32 shards, found by brute force over two-digit strings: their Redis Cluster slots lie
-# within 16 of the middle of 32 equal ranges, so that any even number of masters gets an even share
-# ("00".."31" would put 15, 9 and 8 shards on three masters). Changing one loses the data behind it.
+# Hash tags of the 32 shards, found by brute force over two-digit strings: each Redis Cluster slot is within 16 of
+# the middle of one of 32 equal ranges, so any even number of masters gets an equal share ("00".."31" would put
+# 15, 9 and 8 shards on three masters). Changing a tag makes the data of its shard unreachable.
 SHARDS = (
     "10",
     "by",
@@ -59,8 +59,8 @@ _ID = re.compile(rf"gen_[{_DIGITS}]{{34}}")
 
 
 def new_id(now_ms: int, tenant: str, idempotency_key: str | None = None) -> str:
-    """A new id. With an idempotency key the shard follows from it, so that record and generation share
-    one Redis slot and one script can create both."""
+    """Return a new id. With an idempotency key, the shard is derived from the key: its record and the generation are
+    then in one Redis slot, and one script can create both."""
     if idempotency_key is None:
         shard = SHARDS[secrets.randbelow(len(SHARDS))]
     else:
@@ -70,22 +70,24 @@ def new_id(now_ms: int, tenant: str, idempotency_key: str | None = None) -> str:
 
 
 def idempotency_shard(tenant: str, key: str) -> str:
+    """Return the shard of an idempotency key."""
     return SHARDS[zlib.crc32(f"{tenant}\0{key}".encode()) % len(SHARDS)]
 
 
 def check_id(gid: str) -> str:
-    """The id itself; GenerationNotFound if it cannot be one (which is all a caller may learn)."""
+    """Return the id. Raises GenerationNotFound if it is malformed, as for an unknown id: callers learn nothing more."""
     if not _ID.fullmatch(gid) or shard_of(gid) not in _SHARD_SET:
         raise GenerationNotFound
     return gid
 
 
 def shard_of(gid: str) -> str:
+    """Return the shard tag of an id."""
     return gid[14:16]
 
 
 def created_ms(gid: str) -> int:
-    """Creation time, ms since the epoch, read from the id."""
+    """Return the creation time in an id, in ms since the epoch."""
     value = 0
     for digit in gid[4:14]:
         value = value * 32 + _VALUE[digit]
@@ -101,9 +103,9 @@ def _base32(value: int, width: int) -> str:
 
 
 class Cursor(NamedTuple):
-    """A position in a log: the id of the last entry that was seen. Compares in log order.
+    """A position in a log: the id of the last entry read. Compares in log order.
 
-    An attempt is below 2^53 until the year 2248, so it is exact in Lua and JavaScript too.
+    An attempt is less than 2^53 until the year 2248, so it is exact in Lua and JavaScript too.
     """
 
     attempt: int
@@ -113,13 +115,13 @@ class Cursor(NamedTuple):
         return f"{self.attempt}-{self.seq}"
 
 
-START = Cursor(0, 0)  # before everything: `created` is 0-1
+START = Cursor(0, 0)  # before the first event: `created` is 0-1
 _CURSOR = re.compile(r"(\d{1,16})-(\d{1,10})")
 
 
 def parse_cursor(text: str) -> Cursor:
-    """InvalidCursor unless the text is two whole numbers of at most 16 and 10 digits: Redis itself also
-    takes ``$`` and 2^64-1, and a reader that waits behind those waits for ever."""
+    """Parse a cursor. Raises InvalidCursor unless it consists of two integers of at most 16 and 10 digits: Redis also
+    accepts ``$`` and 2^64-1, and a reader that waits after one of those never receives an event."""
     match = _CURSOR.fullmatch(text)
     if match is None or not text.isascii():
         raise InvalidCursor
@@ -127,6 +129,6 @@ def parse_cursor(text: str) -> Cursor:
 
 
 def entry_cursor(entry_id: bytes) -> Cursor:
-    """The cursor of a stream entry's id, as Redis returns it."""
+    """Convert the id of a stream entry, as Redis returns it."""
     attempt, _, seq = entry_id.partition(b"-")
     return Cursor(int(attempt), int(seq))

@@ -1,8 +1,7 @@
-"""How deeply JSON may be nested, for requests and for an upstream's chunks alike.
+"""The nesting limit of JSON, for requests and for the chunks of an upstream.
 
-Python's own parsers and encoders recurse: above some 500 to 1,000 levels, depending on what is on the stack already,
-each of them raises RecursionError at another depth. A limit far below all of them makes "accepted" mean "can be merged,
-stored and read".
+Python's parsers and encoders are recursive: above 500 to 1,000 levels, depending on the current stack, each raises
+RecursionError at a different depth. With a limit far below, everything that is accepted can be merged, stored and read.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from typing import Any
 
 MAX_DEPTH = 100
-"""Levels of arrays and objects. The deepest JSON Schema of a tool that OpenAI accepts has 10."""
+"""Maximum levels of arrays and objects. The deepest JSON Schema of a tool that OpenAI accepts has 10."""
 
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[{]|[\]}]', re.DOTALL)
 
@@ -19,7 +18,7 @@ _NESTING = (dict, list)  # a tuple: isinstance takes three times as long for `di
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Return whether a JSON text has more than MAX_DEPTH levels. Need not be valid JSON."""
+    """Return whether a JSON text has more than MAX_DEPTH levels. The text can be invalid JSON."""
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:  # nearly always: 0.1 µs for a chunk
         return False
     depth = 0
@@ -31,7 +30,7 @@ def is_too_deep(text: bytes) -> bool:
                     return True
             case 0x5D | 0x7D:
                 depth -= 1
-            case _ if not token[1]:  # a string without an end, so not JSON: as deep as its brackets could make it
+            case _ if not token[1]:  # an unterminated string, so not JSON: assume the worst
                 return True
             case _:
                 pass
@@ -39,8 +38,8 @@ def is_too_deep(text: bytes) -> bool:
 
 
 def is_nested_too_deeply(value: Any) -> bool:
-    """Return whether a decoded JSON value has more than MAX_DEPTH levels. Goes through it level by level: of a large
-    request, that takes a tenth of the time that its text does."""
+    """Return whether a decoded JSON value has more than MAX_DEPTH levels. Visits it level by level: for a large request
+    that takes a tenth of the time of scanning its text."""
     level: list[Any] = [value] if isinstance(value, _NESTING) else []
     for _ in range(MAX_DEPTH):
         level = [

@@ -1,7 +1,7 @@
-"""JSON of many megabytes, decoded and dumped in pieces.
+"""Decoding and encoding of JSON of many megabytes, in pieces.
 
-A thread helps against one long call only if that call is many short ones: neither msgspec nor `json` releases the
-interpreter's lock before it is done, which for a body of 20 MB is after 20 to 300 ms.
+A worker thread keeps the event loop responsive only if the work consists of short calls: msgspec and `json` both hold
+the interpreter's lock until a call is done, which takes 20 to 300 ms for a body of 20 MB.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import msgspec
 PIECE = 1024 * 1024
 """Size from which a text is split: bytes of JSON, or characters of a string. Decoding one piece takes at most 8 ms."""
 _ITEMS = 64
-"""Items of an array or object that are dumped one by one; a longer array is dumped in that number of runs."""
+"""Maximum number of items of an array or object that are encoded one by one; a longer array is encoded in this number
+of runs."""
 _SPARSE = 12
-"""Bytes for each comma below which a text is not split: a piece takes 64 bytes, and numbers next to none."""
+"""Minimum bytes per comma for a text to be split: each piece costs 64 bytes, and numbers are much shorter."""
 _LEVELS = 6
-"""Levels of arrays and objects that are split: body, messages, message, content, part, image."""
+"""Number of levels of arrays and objects that are split: body, messages, message, content, part, image."""
 
 dump_whole = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 """Return a value's compact JSON with sorted keys, in ASCII."""
 
 
 def decode(text: bytes, levels: int = _LEVELS) -> Any:
-    """Decode a JSON text. Raises what `msgspec.json.decode` raises."""
+    """Decode a JSON text. Raises the same exceptions as `msgspec.json.decode`."""
     if len(text) <= PIECE or not levels or len(text) < _SPARSE * text.count(b","):
         return msgspec.json.decode(text)
     match text[:64].lstrip()[:1]:

@@ -1,5 +1,5 @@
-"""What a caller may ask for: checks a chat.completions body and splits it into what the upstream gets and
-what is ours. Everything the upstream may know is passed on as it is."""
+"""Validation of request bodies: a chat.completions body is checked and split into our own fields and the body for the
+upstream, which receives every other field unchanged."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from broker.json_depth import MAX_DEPTH, is_nested_too_deeply
 
 Json = dict[str, Any]
 
-# Ours; stripped before the upstream sees the body (`stream` is always true there).
+# Our own fields, which the upstream does not receive (its `stream` is always true).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
-MAX_TTL_SECONDS = 30 * 86400  # the indexes live 32 days
+MAX_TTL_SECONDS = 30 * 86400  # the indexes are kept for 32 days
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A checked body. `upstream` is the JSON the upstream is sent, without `stream`."""
+    """A validated body. `upstream` is the JSON for the upstream, without `stream`."""
 
     model: str
     upstream: bytes
@@ -36,13 +36,12 @@ class CompletionRequest:
     ttl_seconds: float | None
     fingerprint: str
     prompt_tokens: int
-    """Estimated: a quarter of the characters, for when the upstream tells nothing."""
+    """Estimate, a quarter of the characters, used if the upstream reports no usage."""
 
 
 def parse_json(body: bytes) -> Json:
-    """Return the body as an object. InvalidRequest if it is not JSON (RFC 8259: no NaN), not an object, or so deep that
-    it might be accepted and not run."""
-    text = body.removeprefix(codecs.BOM_UTF8)  # some editors and .NET's writers begin with one; RFC 8259 §8.1 lets it
+    """Parse a body. Raises InvalidRequest if it is not JSON (RFC 8259: no NaN), not an object, or nested too deeply."""
+    text = body.removeprefix(codecs.BOM_UTF8)  # some editors and .NET add one; RFC 8259 §8.1 allows to ignore it
     try:
         value = _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -63,8 +62,8 @@ _ESCAPES = re.compile(
 
 
 def _decode(text: bytes) -> object:
-    """Half a surrogate pair, as in a text that JavaScript has cut within an emoji, becomes U+FFFD, as in browsers
-    (Encoding, UTF-8 encode): JSON may escape it, but no text in UTF-8 can hold it."""
+    """Decode JSON. A lone surrogate, as in a text that JavaScript cut within an emoji, becomes U+FFFD, as in browsers
+    (Encoding, UTF-8 encode): JSON can escape it, but UTF-8 cannot encode it."""
     try:
         return pieces.decode(text)
     except msgspec.DecodeError:
@@ -75,7 +74,7 @@ def _decode(text: bytes) -> object:
 
 
 def parse_request(body: Json) -> CompletionRequest:
-    """InvalidRequest names the first parameter that is wrong."""
+    """Validate a body. Raises InvalidRequest with the name of the first invalid parameter."""
     model = _require(body, "model", str)
     if not model or len(model) > 256 or not model.isprintable():
         raise InvalidRequest("`model` must be 1 to 256 printable characters.", param="model")
@@ -128,7 +127,7 @@ _KINDS: dict[type[Any], str] = {
 
 
 def _check_message(message: object, param: str) -> None:
-    """Only what no upstream can take is refused: roles and forms of content are many, and not ours to know."""
+    """Reject only messages that no upstream can accept: the sets of roles and of content types are open."""
     if not isinstance(message, dict):
         raise InvalidRequest(f"`{param}` must be an object.", param=param, code="invalid_type")
     fields = cast(Json, message)
@@ -149,9 +148,9 @@ def _metadata(body: Json) -> dict[str, str]:
         if not isinstance(value, str):
             raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
         if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest("`metadata` keys have at most 64 characters, values 512.", param="metadata")
+            raise InvalidRequest("`metadata` keys can have up to 64 characters, values up to 512.", param="metadata")
     if len(metadata) > 16:
-        raise InvalidRequest("`metadata` has at most 16 keys.", param="metadata")
+        raise InvalidRequest("`metadata` can have up to 16 keys.", param="metadata")
     return cast("dict[str, str]", metadata)
 
 
@@ -160,12 +159,12 @@ def _policy(body: Json) -> str:
     if policy is None:
         return "fail"
     if policy not in ("fail", "restart"):
-        raise InvalidRequest("`on_upstream_error` is `fail` or `restart`.", param="on_upstream_error")
+        raise InvalidRequest("`on_upstream_error` must be `fail` or `restart`.", param="on_upstream_error")
     return policy
 
 
 def ttl_of(body: Json, most: int) -> float | None:
-    """`ttl_seconds`, from 1 to `most`; None where the body does not say."""
+    """Return `ttl_seconds`, which must be from 1 to `most`; None if it is absent."""
     ttl = body.get("ttl_seconds")
     if ttl is None:
         return None
@@ -177,7 +176,7 @@ def ttl_of(body: Json, most: int) -> float | None:
 
 
 def _fingerprint(body: Json, *, large: bool) -> str:
-    """Leaves out `stream` and `stream_options`, so that a repeated POST may ask for the other form."""
+    """Hash the body without `stream` and `stream_options`, so a repeated POST can request the other response form."""
     same = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
     digest = hashlib.sha256()
     for piece in pieces.dump(same) if large else (pieces.dump_whole(same),):

@@ -1,7 +1,7 @@
 """Merges the chunks of a chat completion into its messages: a pure fold over the log.
 
-What a message's fields do is in merging.py; here is what a chunk and a choice are. Nothing here raises, whatever
-JSON the log holds: a read of a generation must not fail because of what an upstream sent.
+This module handles chunks and choices; merging.py has the rules for the fields of a message. No function raises on
+any JSON in the log: reading a generation must not fail because of what an upstream sent.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from broker.json_depth import is_too_deep
 Json = dict[str, Any]
 
 _COLLECTED = frozenset({"logprobs", "token_ids"})
-"""Fields of a choice that are lists, or hold lists, which go on from chunk to chunk, one entry per token. Of others (a
-content filter's verdict, a stop reason) the newest counts."""
+"""Fields of a choice that are, or contain, lists with one entry per token: those of successive chunks are concatenated.
+For other fields (a content filter's verdict, a stop reason) the newest value counts."""
 
-_SPOKEN = ("content", "reasoning_content", "reasoning", "refusal")
-"""Fields of a message that are one string, unless they hold parts that are no plain text."""
+_TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "refusal")
+"""Fields of a message that become one string, unless they have parts other than plain text."""
 
 _TEXT_PARTS = (None, "text", "output_text")
 
 _DIGITS = 300
-"""Longest integer that is kept: the longest that a float can be. Encoders and parsers refuse longer ones, each at
-another length."""
+"""Maximum digits of an integer, as in the largest float. Encoders and parsers refuse longer ones, each at a different
+length."""
 
 
 class Completion:
-    """What the chunks so far amount to. Read `choices` when it is asked for, not per chunk: it renders."""
+    """The result of the chunks so far. Reading `choices` renders all messages: do so on demand, not per chunk."""
 
     __slots__ = ("_choices", "usage")
 
@@ -45,9 +45,9 @@ class Completion:
     def add(self, chunk: Json) -> None:
         """Add a chunk, as `decode_chunk` returns it."""
         usage = chunk.get("usage")
-        if isinstance(usage, dict) and (not self.usage or any(cast(Json, usage).values())):  # zeros replace no count
+        if isinstance(usage, dict) and (not self.usage or any(cast(Json, usage).values())):  # zeros are ignored
             self.usage = rendered(usage) or self.usage
-        for index, choice in _placed(chunk.get("choices")):
+        for index, choice in _indexed(chunk.get("choices")):
             self._add_choice(index, choice)
 
     def _add_choice(self, index: int, choice: Json) -> None:
@@ -68,8 +68,8 @@ class Completion:
             elif value not in ("", [], {}):
                 merged[key] = value
         whole = choice.get("message")
-        if isinstance(whole, dict):  # some upstreams send one instead of deltas, or at their end, as a summary
-            merge(merged["message"], _unsaid(cast(Json, whole), choice.get("delta")), whole=True)
+        if isinstance(whole, dict):  # some upstreams send one instead of deltas, or a summary at the end
+            merge(merged["message"], _without_delta(cast(Json, whole), choice.get("delta")), whole=True)
 
     @property
     def choices(self) -> list[Json]:
@@ -77,14 +77,15 @@ class Completion:
         return [_rendered_choice(self._choices[index]) for index in sorted(self._choices)]
 
 
-def _unsaid(message: Json, delta: object) -> Json:
-    """What a message says that the delta of the same choice does not: some upstreams send each piece as both."""
-    said = cast(Json, delta) if isinstance(delta, dict) else {}
-    return {key: value for key, value in message.items() if key not in said or said[key] != value}
+def _without_delta(message: Json, delta: object) -> Json:
+    """Return the fields of a message that differ from the delta of the same choice: some upstreams send each piece as
+    both."""
+    sent = cast(Json, delta) if isinstance(delta, dict) else {}
+    return {key: value for key, value in message.items() if key not in sent or sent[key] != value}
 
 
 def _collected(known: Any, value: Any) -> Any:
-    """Lists go on, and their entries stay as they are, equal ones included. Of what is no list the newest counts."""
+    """Concatenate lists, and keep equal entries. For values other than lists the newest counts."""
     if isinstance(value, list):
         items = cast("list[Any]", known) if isinstance(known, list) else []
         items.extend(cast("list[Any]", value))
@@ -103,7 +104,8 @@ def _newest(known: Any, value: Any) -> Any:
 
 
 def finish_reason(value: object) -> str | None:
-    """Why a choice is finished; None if it is not. Some upstreams say "", "null", "unfinished" or the like for null."""
+    """Return a choice's finish reason; None if it is not finished. Some upstreams send "", "null" or "unfinished"
+    instead of null."""
     return value if isinstance(value, str) and value.strip().lower() not in NO_REASON else None
 
 
@@ -114,7 +116,7 @@ NO_REASON = frozenset(
 
 
 def text_of(choices: object) -> str:
-    """Choice 0's text in merged choices, "" if it has none."""
+    """Return the text of choice 0 in merged choices; "" if there is none."""
     for choice in _dicts(choices):
         if choice.get("index") == 0:
             message = choice.get("message")
@@ -123,9 +125,9 @@ def text_of(choices: object) -> str:
 
 
 def text_of_chunk(chunk: object) -> str:
-    """What a chunk adds to the text of choice 0."""
+    """Return the text that a chunk adds to choice 0."""
     text = ""
-    for index, choice in _placed(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
+    for index, choice in _indexed(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
         if index == 0:
             source = choice.get("delta") or choice.get("message")
             text += text_of_content(cast(Json, source).get("content")) if isinstance(source, dict) else ""
@@ -133,12 +135,12 @@ def text_of_chunk(chunk: object) -> str:
 
 
 def text_of_content(content: object) -> str:
-    """The text of a `content`, which is a string or a list of typed parts. Thoughts and pictures are no text."""
+    """Return the text of a `content`: a string or a list of typed parts. Reasoning and images are not text."""
     if isinstance(content, str):
         return content
     if isinstance(content, int | float) and not isinstance(content, bool):
         return json.dumps(content)
-    parts = cast("list[object]", content) if isinstance(content, list) else [content]  # some send one without a list
+    parts = cast("list[object]", content) if isinstance(content, list) else [content]  # some send no list
     return "".join([_text_of_part(part) for part in parts])
 
 
@@ -149,7 +151,7 @@ def _text_of_part(part: object) -> str:
 
 
 def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
-    """Adds the chunks among the events of one attempt."""
+    """Add the chunks among the events of one attempt to a completion, a new one by default."""
     completion = into or Completion()
     for event in events:
         if event.type in (CHUNK, USAGE):
@@ -158,20 +160,20 @@ def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
 
 
 def decode_chunk(data: bytes) -> Json:
-    """Return a chunk's JSON; {} for what is no object, no JSON, or nested more deeply than the worker lets through.
+    """Return a chunk's JSON; {} if it is not an object, not JSON, or nested more deeply than the worker accepts.
 
-    msgspec is six times faster, but refuses half of a surrogate pair, which some upstreams split over two chunks; json
-    takes it.
+    msgspec is six times faster than json, but refuses a lone surrogate: some upstreams split surrogate pairs over two
+    chunks.
     """
     if is_too_deep(data):
         return {}
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.DecodeError:
-        return _decode_slowly(data)
+        return _decode_with_json(data)
 
 
-def _decode_slowly(data: bytes) -> Json:
+def _decode_with_json(data: bytes) -> Json:
     try:
         chunk = json.loads(data, parse_int=_integer)
     except ValueError:
@@ -184,16 +186,16 @@ def _integer(digits: str) -> int | None:
 
 
 def _rendered_choice(choice: Json) -> Json:
-    message = {key: _spoken(key, value) for key, value in choice["message"].items()}
+    message = {key: _join_text(key, value) for key, value in choice["message"].items()}
     calls = message.get("tool_calls")
     if not (isinstance(calls, Items) and calls.items):  # null, or [] along with content
         message.pop("tool_calls", None)
     return rendered({**choice, "message": message})
 
 
-def _spoken(key: str, value: Any) -> Any:
-    """Plain text is one string to the readers, however it came."""
-    if key in _SPOKEN and isinstance(value, Items) and all(map(_is_plain, value.items)):
+def _join_text(key: str, value: Any) -> Any:
+    """Join plain text into one string, if it came as a list of text parts."""
+    if key in _TEXT_FIELDS and isinstance(value, Items) and all(map(_is_plain, value.items)):
         return "".join([str(part["text"]) for part in value.items])
     return value
 
@@ -206,13 +208,13 @@ def _is_plain(part: object) -> bool:
     return fields.get("type") == "text" and isinstance(fields.get("text"), Text) and fields.keys() <= _PLAIN
 
 
-def _placed(choices: object) -> list[tuple[int, Json]]:
-    """The choices of a chunk, each with its index: without a valid one that is its place among them."""
-    placed: list[tuple[int, Json]] = []
+def _indexed(choices: object) -> list[tuple[int, Json]]:
+    """Return the choices of a chunk with their indexes; without a valid index, a choice has its position."""
+    indexed: list[tuple[int, Json]] = []
     for position, choice in enumerate(_dicts(choices)):
         index = index_of(choice)
-        placed.append((position if index is None else index, choice))
-    return placed
+        indexed.append((position if index is None else index, choice))
+    return indexed
 
 
 def _dicts(value: object) -> list[Json]:

@@ -1,25 +1,25 @@
-"""Rules by which the pieces of a streamed message are merged: what is joined, what is replaced, what is a new item.
+"""Rules for merging the pieces of a streamed message: which values are joined, replaced, or begin a new item.
 
-A piece is the `delta` of a choice. Merging never raises on any JSON and takes time linear in its size. What an upstream
-sends under a key that is not in the table comes out whole too: strings are joined, the items of lists are collected,
-objects are merged key by key, and the newest number or boolean counts.
+A piece is the `delta` of a choice. Merging never raises on any JSON, and takes time linear in its size. Keys that are
+not in the table are preserved too: strings are joined, the items of lists are collected, objects are merged key by key,
+and the newest number or boolean counts.
 
     key                                 a later value
-    any                                 null, "" and [] mean "as before": they never replace a value
-    id, type, role, index, … (NAMING)   replaces the one before; lists, objects and booleans do not
-    index                               replaces; a number as text is that number, one out of range (`INDEXES`) is none
+    any                                 null, "" and [] mean "unchanged": they never replace a value
+    id, type, role, index, … (NAMING)   replaces the previous one; lists, objects and booleans do not
+    index                               replaces; digits as text are a number, one out of range (`INDEXES`) is ignored
     name                                is joined, but one that begins with the name so far is the whole name again
     url                                 is joined, but one with a scheme (`https:`, `data:`) is another whole URL
-    arguments                           is joined; one whole object after another is merged by key, as JSON text;
-                                        `{}` and `null` say nothing where there is anything else
+    arguments                           is joined; successive whole objects are merged by key, as JSON text;
+                                        `{}` and `null` are ignored if there is anything else
     content, reasoning, … (TEXTS)       is joined, whether text or a list of typed parts; text among parts is a part
-    function, audio, … (OBJECTS)        is merged key by key; what is no object does not replace one
+    function, audio, … (OBJECTS)        is merged key by key; other types do not replace an object
     tool_calls                          continues a call, or begins one: see `Items`
 
 Sources: the reference of OpenAI's chat.completions (`index` in tool_calls), Mistral's `thinking` parts, OpenRouter's
 `reasoning_details` (one detail per `index` and `type`), Gemini's compatible endpoint (calls without an index, or all
-with index 0), and recorded streams of proxies that repeat, empty or renew the id, the name and the role in every piece.
-Each rule is data in tests/integration/broker/completion/cases.json; the dashboard's rules are in completion.js.
+with index 0), and recorded streams of proxies that repeat, clear or change the id, the name and the role in each piece.
+Each rule has test data in tests/integration/broker/completion/cases.json; the dashboard's rules are in completion.js.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from broker.completion.text import Arguments, Growing, Name, Text, Url, json_text, rendered, says_nothing
+from broker.completion.text import Arguments, Growing, Name, Text, Url, is_empty_arguments, json_text, rendered
 
 Json = dict[str, Any]
 
 INDEXES = range(1 << 31)
-"""What an `index` can be."""
+"""Valid values of an `index`."""
 
 _INDEX_TEXT = re.compile(r"[0-9]{1,10}(\.0)?")
 
@@ -41,19 +41,19 @@ NAMING = frozenset(
     | {"model", "title", "language", "detail", "mime_type", "media_type", "filename", "file_id", "tool_call_id"}
     | {"provider", "phase"}
 )
-"""Keys whose value names or seals a thing: the newest one counts."""
+"""Keys whose value identifies or signs an item: the newest value counts."""
 
 TEXTS = frozenset({"content", "reasoning_content", "reasoning", "refusal", "thinking", "text", "summary"})
-"""Keys that hold text or a list of typed parts: `{"type": "text", "text"}`, `{"type": "thinking", "thinking": […]}`."""
+"""Keys with text or a list of typed parts: `{"type": "text", "text"}`, `{"type": "thinking", "thinking": […]}`."""
 
 OBJECTS = frozenset({"function", "custom", "function_call", "audio"})
-"""Keys that hold an object: what is none does not replace it."""
+"""Keys whose value is an object: other types do not replace it."""
 
 GROWING = frozenset(
     {"text", "output_text", "summary_text", "thinking", "reasoning", "reasoning_text", "refusal"}
     | {"reasoning.text", "reasoning.summary"}
 )
-"""Types of items that come in pieces: one without an index continues the last item if that has the same type."""
+"""Types of items that arrive in pieces: one without an index continues the last item if that has the same type."""
 
 
 _TEXT_OF_KEY: dict[str, type[Text]] = {"name": Name, "url": Url, "arguments": Arguments}
@@ -62,15 +62,15 @@ _TEXT_OF_KEY: dict[str, type[Text]] = {"name": Name, "url": Url, "arguments": Ar
 class Items(Growing):
     """A list whose items grow. A piece continues
 
-    - with an `index`: the item with that index and type; but another non-empty `id` is another item, as is a call with
-      another name once there are arguments (some upstreams give index 0 to every call);
-    - without one: the item with the same `id`; if it has none, the last call, or the last item of a type that grows,
-      unless that was sealed by a `signature`;
-    - whatever its id: a call whose arguments are not whole, if the piece has arguments and no name (some proxies make
+    - with an `index`: the item with that index and type; but a different non-empty `id` means another item, as does a
+      call with a different name once there are arguments (some upstreams give index 0 to every call);
+    - without an `index`: the item with the same `id`; without an `id` too, the last call, or the last item of a type
+      in GROWING, unless a `signature` has completed it;
+    - with any id: a call whose arguments are incomplete, if the piece has arguments and no name (some proxies create
       an id for each piece; the first one counts).
 
-    A named piece also begins a call if the arguments so far are a whole object and it brings another one. Everything
-    else is a new item. A call whose name and arguments stand outside of a `function` is put into one.
+    A piece with a name also begins a call if the arguments so far are a whole object and the piece has another one.
+    Everything else is a new item. If the name and arguments of a call are not in a `function`, they are moved into one.
     """
 
     __slots__ = ("_ids", "_places", "calls", "items")
@@ -82,7 +82,8 @@ class Items(Growing):
         self._ids: dict[tuple[int | None, str | float], Json] = {}
 
     def add(self, part: object, *, whole: bool = False, position: int = -1) -> None:
-        """`position`: of the part within its list. In a whole message, what has neither index nor id is known by it."""
+        """Add a part. `position`: its index in its list, which identifies a part without index and id in a whole
+        message."""
         if not isinstance(part, dict):
             self.items.append(part)
             return
@@ -101,10 +102,11 @@ class Items(Growing):
         self._register(item, _id(item))
 
     def plain(self) -> object:
+        """Return the items."""
         return self.items
 
     def _is_repeatable(self, piece: Json) -> bool:
-        """Whether a piece may be a whole item, said again: some upstreams list their sources in each chunk."""
+        """Return whether a piece may repeat a whole item: some upstreams list their sources in each chunk."""
         return not self.calls and _id(piece) is not None and index_of(piece) is None and _type(piece) not in GROWING
 
     def _register(self, item: Json, name: str | float | None) -> None:
@@ -127,7 +129,7 @@ class Items(Growing):
         return item if is_its_own or (self.calls and item is not None and _lacks(item, piece)) else None
 
     def _unnamed(self, kind: str | None, position: int) -> Json | None:
-        """The item that a piece with neither index nor id continues; `position` is -1 unless that is known."""
+        """Return the item that a piece without index and id continues. `position` is -1 if it is unknown."""
         there, last = self._dict_at(position), self._dict_at(-1)
         if self.calls:
             return there
@@ -149,7 +151,7 @@ class Items(Growing):
 
 
 def as_call(piece: Json) -> Json:
-    """Return a call whose name and arguments are in an object of their own, as OpenAI has it."""
+    """Return a call with its name and arguments in an object, as in OpenAI's format."""
     if isinstance(piece.get("function"), dict) or isinstance(piece.get("custom"), dict):
         return piece
     kind, said = ("custom", "input") if piece.get("type") == "custom" else ("function", "arguments")
@@ -158,7 +160,7 @@ def as_call(piece: Json) -> Json:
 
 
 def _lacks(call: Json, piece: Json) -> bool:
-    """Whether a call's arguments are not whole, and the piece has nothing but arguments."""
+    """Return whether a call's arguments are incomplete and the piece has only arguments."""
     known, function = call.get("function"), piece.get("function")
     if not isinstance(known, dict) or not isinstance(function, dict):
         return False
@@ -166,11 +168,11 @@ def _lacks(call: Json, piece: Json) -> bool:
     arguments: object = cast(Json, known).get("arguments")
     if name not in (None, "") or not isinstance(more := cast(Json, function).get("arguments"), str) or not more:
         return False
-    return not (isinstance(arguments, Arguments) and arguments.are_whole)
+    return not (isinstance(arguments, Arguments) and arguments.are_complete)
 
 
 def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
-    """Whether a piece that would continue a call is another one: by its name, or by its arguments."""
+    """Return whether a piece begins another call instead of continuing this one, by its name or its arguments."""
     known, function = call.get("function"), piece.get("function")
     if not isinstance(known, dict) or not isinstance(function, dict):
         return False
@@ -178,31 +180,31 @@ def _begins_call(call: Json, piece: Json, whole: bool) -> bool:
     if not isinstance(name, str) or not name:
         return False
     so_far, arguments = cast(Json, known).get("name"), cast(Json, known).get("arguments")
-    is_another = isinstance(so_far, Text) and not so_far.is_begun_by(name)
+    is_another = isinstance(so_far, Text) and not so_far.is_prefix_of(name)
     if not isinstance(arguments, Arguments) or not arguments.begun:
         return is_another and _id(call) is None and ("id" in piece or index_of(piece) is None)
     if is_another or whole:
         return is_another
     more: object = cast(Json, function).get("arguments")
-    return arguments.are_left_by(more) and not _is_of(call, arguments, piece, more)
+    return arguments.are_followed_by_object(more) and not _is_of(call, arguments, piece, more)
 
 
 def _is_of(call: Json, arguments: Arguments, piece: Json, more: object) -> bool:
-    """Whether a piece with the name and another whole object is of the same call all the same: the one before said
-    nothing, or the id is the same and this one repeats what is known, or adds to it."""
+    """Return whether a piece with a name and another whole object still belongs to the same call: the arguments so far
+    are empty, or the id is the same and the piece repeats them or adds to them."""
     is_same, is_placed = _id(piece) is not None and _id(piece) == _id(call), index_of(piece) is not None
-    if arguments.say_nothing and not says_nothing(more):
+    if arguments.are_empty and not is_empty_arguments(more):
         return is_same or is_placed
-    repeats = isinstance(more, str) and arguments.are_repeated_by(more)
-    return is_same and (repeats or arguments.agree_with(more, wholly=not is_placed))
+    repeats = isinstance(more, str) and arguments.are_repeated_in(more)
+    return is_same and (repeats or arguments.are_consistent_with(more, wholly=not is_placed))
 
 
 def merge(known: Json, piece: Json, *, whole: bool = False) -> None:
-    """Add a piece to what is known of an object. `whole`: the piece is the object as a whole, as in a `message`; it may
-    repeat what is known, and a text in it that begins with the known one takes its place."""
+    """Merge a piece into an object. `whole`: the piece is the whole object, as in a `message`; it can repeat known
+    values, and a text that begins with the known one replaces it."""
     for key, value in piece.items():
         old = known.get(key)
-        if type(old) is Text and type(value) is str and not whole:  # nearly always
+        if type(old) is Text and type(value) is str and not whole:  # the common case
             old.pieces.append(value)
         elif value is None or value == "":
             if old is None:
@@ -221,7 +223,7 @@ def _merged(key: str, old: Any, value: Any, whole: bool) -> Any:
     if key == "tool_calls":
         return _with_items(old if isinstance(old, Items) else Items(calls=True), _listed(value), whole)
     if key in TEXTS or key in _TEXT_OF_KEY:
-        if isinstance(value, bool):  # no text
+        if isinstance(value, bool):  # not text
             return old
         if isinstance(value, int | float):
             value = json_text(value)
@@ -245,7 +247,7 @@ def _is_name(value: object) -> bool:
 
 
 def _with_scalar(old: object, value: object) -> object:
-    """A number or a boolean."""
+    """Merge a number or a boolean."""
     if isinstance(old, Items):
         old.add(value)
     return cast(object, old) if isinstance(old, Items | dict) else value
@@ -265,7 +267,7 @@ def _with_arguments(old: object, value: object, whole: bool) -> object:
     arguments = old if isinstance(old, Arguments) else Arguments()
     if isinstance(value, str):
         arguments.add(value, whole=whole)
-    elif isinstance(value, dict) or value == []:  # PHP writes an empty object so
+    elif isinstance(value, dict) or value == []:  # PHP encodes an empty object so
         arguments.add_object(cast(Json, value or {}))
     else:
         arguments.add(json_text(rendered(value)), whole=whole)
@@ -273,7 +275,8 @@ def _with_arguments(old: object, value: object, whole: bool) -> object:
 
 
 def _with_object(key: str, old: object, value: Json, whole: bool) -> object:
-    """A typed part where a list of them may stand; otherwise an object that takes the place of a scalar."""
+    """Merge an object: as a typed part if the key can have a list of them, otherwise key by key or instead of a
+    scalar."""
     if not value:
         return {} if old is None or old == "" else old
     if isinstance(old, Items) or key in TEXTS:
@@ -290,7 +293,7 @@ def _with_items(items: Items, parts: list[Any], whole: bool) -> Items:
 
 
 def _as_items(key: str, old: object) -> Items:
-    """A list that holds what was there before it."""
+    """Return a list that contains the previous value."""
     if isinstance(old, Items):
         return old
     items = Items()
@@ -311,17 +314,18 @@ def _parts(key: str, values: list[Any]) -> list[Any]:
 
 
 def _listed(value: object) -> list[Any]:
-    """The objects of a list, or an object that stands where a list of them should."""
+    """Return the objects of a list, or a single object in place of a list."""
     values = cast("list[Any]", value) if isinstance(value, list) else [value]
     return [item for item in values if isinstance(item, dict) and item]
 
 
 def index_of(fields: Json) -> int | None:
-    """The `index` as a whole number; None if there is none, or something else."""
+    """Return the `index` as an integer; None if it is absent or invalid."""
     return as_index(fields.get("index"))
 
 
 def as_index(value: object) -> int | None:
+    """Return a value as an index; None if it is not a valid one."""
     if isinstance(value, str) and _INDEX_TEXT.fullmatch(value):
         value = float(value)
     if isinstance(value, float) and value.is_integer():

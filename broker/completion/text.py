@@ -1,4 +1,4 @@
-"""Strings of a message that grow piece by piece, and how what has grown becomes plain JSON."""
+"""Strings of a message that grow piece by piece, and their conversion to plain JSON."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Json = dict[str, Any]
 
 
 class Growing:
-    """What stands for a JSON value until it is read."""
+    """Placeholder for a JSON value that is still growing."""
 
     __slots__ = ()
 
     def plain(self) -> object:
-        """Return the value, its strings as they came."""
+        """Return the value, with strings unchanged."""
         raise NotImplementedError
 
 
 class Text(Growing):
-    """A string that grows: joining it at each piece would copy a long answer as often as it has chunks."""
+    """A growing string. Its pieces are joined on demand: joining at each piece would take quadratic time."""
 
     __slots__ = ("_counted", "_size", "pieces")
 
@@ -32,23 +32,25 @@ class Text(Growing):
         self._size = self._counted = 0
 
     def add(self, piece: str, *, whole: bool) -> None:
-        """`whole`: the piece is of a whole message, which may repeat what came in pieces before."""
-        if whole and self.is_begun_by(piece):
+        """Add a piece. `whole`: it is part of a whole message, which can repeat earlier pieces."""
+        if whole and self.is_prefix_of(piece):
             self.replace(piece)
         else:
             self.pieces.append(piece)
 
     def replace(self, piece: str) -> None:
+        """Replace the string."""
         self.pieces = [piece]
         self._size = self._counted = 0
 
-    def is_begun_by(self, text: str) -> bool:
-        """Return whether a text begins with this one. Costs no more than the text is long."""
+    def is_prefix_of(self, text: str) -> bool:
+        """Return whether a text begins with this one, in time linear in the length of that text."""
         self._size += sum(map(len, self.pieces[self._counted :]))
         self._counted = len(self.pieces)
         return len(text) >= self._size and text.startswith("".join(self.pieces))
 
     def plain(self) -> object:
+        """Return the joined string."""
         return str(self)
 
     def __str__(self) -> str:
@@ -56,7 +58,7 @@ class Text(Growing):
 
 
 class Name(Text):
-    """The name of a function: once, although some upstreams repeat it in each piece of a call."""
+    """The name of a function. Some upstreams repeat it in each piece of a call."""
 
     __slots__ = ()
 
@@ -65,7 +67,7 @@ class Name(Text):
 
 
 class Url(Text):
-    """An address, or a picture as a `data:` URL."""
+    """A URL, including images as `data:` URLs."""
 
     __slots__ = ()
     _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -78,8 +80,8 @@ class Url(Text):
 
 
 class Arguments(Text):
-    """The arguments of a call: JSON text in pieces, or an object where an upstream sends it decoded. One whole object
-    after another is merged by key. `{}` or `null` says nothing where there is anything else."""
+    """The arguments of a call: JSON text in pieces, or an object if the upstream sends it decoded. Successive whole
+    objects are merged by key. `{}` and `null` are ignored if there is anything else."""
 
     __slots__ = ("_last", "_length", "_parses", "_read", "_unread", "fields")
 
@@ -97,21 +99,21 @@ class Arguments(Text):
             if self.fields is None:
                 self.pieces.append(piece)
                 self._length += len(piece)
-        elif self.say_nothing:
+        elif self.are_empty:
             if piece.strip() != "null":
                 self.replace(piece)
-        elif (whole or _opens(piece) or _says_nothing(piece)) and self.are_whole:
+        elif (whole or _opens(piece) or _is_empty_text(piece)) and self.are_complete:
             self._add_to_whole(piece, whole)
-        elif whole and self.are_repeated_by(piece):
+        elif whole and self.are_repeated_in(piece):
             self.replace(piece)
         else:
             self.pieces.append(piece)
             self._changed(piece, self._length + len(piece))
 
     def _add_to_whole(self, piece: str, whole: bool) -> None:
-        if _says_nothing(piece):
+        if _is_empty_text(piece):
             return
-        repeats = self.are_repeated_by(piece)
+        repeats = self.are_repeated_in(piece)
         fields = None if repeats else object_of(piece)
         if fields is not None and not whole:
             self.add_object(fields)
@@ -142,34 +144,35 @@ class Arguments(Text):
         return bool(self.pieces) or self.fields is not None
 
     @property
-    def are_whole(self) -> bool:
+    def are_complete(self) -> bool:
         return self._object() is not None
 
     @property
-    def say_nothing(self) -> bool:
-        """Whether they are `{}` or `null`: some upstreams begin a call so, and send its arguments afterwards."""
+    def are_empty(self) -> bool:
+        """Whether they are `{}` or `null`: some upstreams begin a call so, and send its arguments later."""
         if self.fields is not None and not self.pieces:
             return not self.fields
-        return not self.fields and self._length < 16 and _says_nothing(str(self))
+        return not self.fields and self._length < 16 and _is_empty_text(str(self))
 
-    def are_repeated_by(self, piece: str) -> bool:
-        return not self.fields and self.is_begun_by(piece)
+    def are_repeated_in(self, piece: str) -> bool:
+        return not self.fields and self.is_prefix_of(piece)
 
-    def are_left_by(self, more: object) -> bool:
-        """Return whether they are a whole object, and more is the beginning of another: `{"a":1}{"b":2}` cannot be the
+    def are_followed_by_object(self, more: object) -> bool:
+        """Return whether they are a whole object and `more` begins another: `{"a":1}{"b":2}` is not valid as the
         arguments of one call."""
-        return (isinstance(more, dict) or (isinstance(more, str) and _opens(more))) and self.are_whole
+        return (isinstance(more, dict) or (isinstance(more, str) and _opens(more))) and self.are_complete
 
-    def agree_with(self, more: object, *, wholly: bool) -> bool:
-        """Return whether both are whole objects that contradict each other in no key. `wholly`: more has all keys."""
+    def are_consistent_with(self, more: object, *, wholly: bool) -> bool:
+        """Return whether both are whole objects with equal values for common keys. `wholly`: `more` must have all
+        keys."""
         known, fields = self._object(), object_of(more)
         if known is None or fields is None or (wholly and not known.keys() <= fields.keys()):
             return False
         return _agree(known, fields)
 
     def _object(self) -> Json | None:
-        """The object that they are; None if they are none. Reads all of them, and so not more than eight times in vain:
-        `}` and `{` may stand in a string."""
+        """Return the object; None if they are incomplete. Parses the whole text, at most eight times without success: a
+        `}` at the end of a piece can be inside a string."""
         if self.fields or (self.fields is not None and not self.pieces):
             return self.fields
         if self._unread and self._last == "}" and self._parses:
@@ -184,11 +187,11 @@ class Arguments(Text):
         return super().__str__()
 
 
-def says_nothing(arguments: object) -> bool:
-    return arguments in (None, {}, []) or (isinstance(arguments, str) and _says_nothing(arguments))
+def is_empty_arguments(arguments: object) -> bool:
+    return arguments in (None, {}, []) or (isinstance(arguments, str) and _is_empty_text(arguments))
 
 
-def _says_nothing(text: str) -> bool:
+def _is_empty_text(text: str) -> bool:
     return text.strip() in ("{}", "null")
 
 
@@ -197,7 +200,7 @@ def _opens(text: str) -> bool:
 
 
 def object_of(value: object) -> Json | None:
-    """Return an object, or the one whose JSON text is given; None for anything else."""
+    """Return an object, or the object in a JSON text; None for anything else."""
     if isinstance(value, dict):
         return cast(Json, value)
     if not isinstance(value, str) or not _opens(value) or is_too_deep(value.encode("utf-8", "surrogatepass")):
@@ -213,7 +216,7 @@ def _refuse(constant: str) -> object:
 
 
 def _grow(known: Json, more: Json) -> None:
-    """Merge by key, without a change to what is in `more`."""
+    """Merge by key, without modifying the values in `more`."""
     for key, value in more.items():
         if isinstance(value, dict):
             old = known.get(key)
@@ -235,7 +238,7 @@ def _agree(known: Json, more: Json) -> bool:
 
 
 def rendered(value: Any) -> Any:
-    """Return merged values as plain JSON that every encoder takes and every parser reads: no half surrogate pair, no
+    """Return merged values as plain JSON that every encoder and parser accepts: without lone surrogates and
     infinity."""
     if isinstance(value, Growing):
         value = value.plain()
@@ -249,7 +252,7 @@ def rendered(value: Any) -> Any:
 
 
 def paired(text: str) -> str:
-    """Join surrogate pairs that came in two chunks; a half that stays alone becomes U+FFFD."""
+    """Join surrogate pairs that were split over two chunks; a lone surrogate becomes U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -258,5 +261,5 @@ def paired(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """As JavaScript's JSON.stringify writes it."""
+    """Encode a value as JavaScript's JSON.stringify does."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Waits between attempts, and the one place that counts how often something was said."""
+"""Exponential backoff, and rate-limited logging of recurring failures."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ import logging
 import random
 import time
 
-REPEATED = 60.0  # seconds after which what is still the matter is logged again
+REPEATED = 60.0  # seconds after which a message is logged again
 
 
 class Backoff:
-    """Growing waits with jitter. A connection that is made proves nothing: only a `success` starts them anew."""
+    """Exponential delays with jitter. Call `success` after a successful operation: a connection alone does not reset
+    the delay."""
 
     def __init__(self, first: float = 0.05, longest: float = 2.0) -> None:
-        """In seconds."""
+        """`first` and `longest`: the shortest and the longest delay, in seconds."""
         self._first = self._next = first
         self._longest = longest
         self.failing = False
 
     def success(self) -> None:
-        """What is tried has worked."""
+        """Reset the delay after a successful operation."""
         self.failing = False
         self._next = self._first
 
     async def wait(self) -> None:
-        """Sleep after a failure: twice as long as after the one before, up to `longest`."""
+        """Sleep after a failure. The delay doubles with each one, up to `longest`."""
         self.failing = True
         delay, self._next = self._next, min(2 * self._next, self._longest)
         await asyncio.sleep(delay * random.uniform(0.5, 1))
 
 
 class LogThrottle:
-    """What is the matter with one Redis, logged once a minute however many connections meet it."""
+    """Logs each message at most once a minute: all connections to one Redis report the same failure."""
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
 
     def tell(self, logger: logging.Logger, message: str, level: int = logging.WARNING) -> None:
-        """Log it, unless that was done within the last minute."""
+        """Log a message, unless it was logged within the last minute."""
         now = time.monotonic()
         if now - self._said.get(message, float("-inf")) >= REPEATED:
             self._said[message] = now
             logger.log(level, "%s", message)
 
     def over(self) -> None:
-        """Something works again: whatever is the matter from now on is news."""
+        """Forget all messages, after a recovery: the next failure is logged at once."""
         self._said.clear()

@@ -1,4 +1,4 @@
-"""Ending tasks for sure."""
+"""Reliable cancellation of tasks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-AGAIN = 0.5  # seconds
+AGAIN = 0.5  # seconds until a task that still runs is cancelled again
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
-    """Cancels them until they have ended; what each ended with, an exception or its result.
+    """Cancel tasks and wait until they are done; return their results or exceptions.
 
-    Once is not enough: before Python 3.12 `asyncio.wait_for`, and with it every call of the Redis library, forgets a
-    cancellation that comes with its result (cpython issue 86296), and a loop that survives its errors then goes on.
+    Cancels repeatedly: before Python 3.12, `asyncio.wait_for`, and with it every call of the Redis library, loses a
+    cancellation that arrives together with its result (cpython issue 86296), and a loop that handles its own errors
+    then continues.
     """
     everything = list(tasks)
     pending = set(everything)

@@ -1,4 +1,4 @@
-"""One question for all who ask it at the same time: a herd of readers costs Redis two reads, not one each."""
+"""Single-flight: concurrent identical calls share one execution. A thousand readers at once cost Redis two reads."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Who comes while a question is under way shares the next one: no answer is older than its asking."""
+    """Shares executions of a function among concurrent callers with the same arguments.
 
-    def __init__(self, ask: Callable[..., Coroutine[Any, Any, T]]) -> None:
-        self._ask = ask
-        self._under_way: dict[tuple[str, ...], asyncio.Task[T]] = {}
+    A call that arrives during an execution waits for the next one: no result is older than the call itself.
+    """
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]]) -> None:
+        self._function = function
+        self._running: dict[tuple[str, ...], asyncio.Task[T]] = {}
         self._next: dict[tuple[str, ...], asyncio.Task[T]] = {}
 
-    async def ask(self, *question: str) -> T:
-        """What `ask(*question)` gives or raises. Whoever stops waiting leaves the others theirs."""
-        asking = self._next.get(question)
-        if asking is None:
-            asking = self._next[question] = asyncio.get_running_loop().create_task(self._asked(question))
-            asking.add_done_callback(_heard)
+    async def call(self, *arguments: str) -> T:
+        """Return or raise the outcome of the function. Cancelling one caller does not affect the others."""
+        task = self._next.get(arguments)
+        if task is None:
+            task = self._next[arguments] = asyncio.get_running_loop().create_task(self._execute(arguments))
+            task.add_done_callback(_consume_exception)
         try:
-            return await asyncio.shield(asking)
+            return await asyncio.shield(task)
         finally:
-            del asking  # an error holds this frame, which would hold the error: a circle
+            del task  # an exception references this frame, which would reference the exception: a cycle
 
-    async def _asked(self, question: tuple[str, ...]) -> T:
-        before = self._under_way.get(question)
-        if before is not None:
-            await asyncio.wait((before,))
-        mine = self._under_way[question] = self._next.pop(question)
+    async def _execute(self, arguments: tuple[str, ...]) -> T:
+        previous = self._running.get(arguments)
+        if previous is not None:
+            await asyncio.wait((previous,))
+        own = self._running[arguments] = self._next.pop(arguments)
         try:
-            return await self._ask(*question)
+            return await self._function(*arguments)
         finally:
-            if self._under_way.get(question) is mine:
-                del self._under_way[question]
-            del before, mine  # as above
+            if self._running.get(arguments) is own:
+                del self._running[arguments]
+            del previous, own  # as above
 
 
-def _heard(task: asyncio.Task[Any]) -> None:
-    """Nobody may be left who wants to know that it failed."""
+def _consume_exception(task: asyncio.Task[Any]) -> None:
+    """Mark a failure as retrieved: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

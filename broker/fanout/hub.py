@@ -69,7 +69,7 @@ class Hub:
         Store.state raises."""
         feed = self._feeds.get(gid)
         known = feed.tail if feed is not None else START
-        generation = await self._states.ask(gid, tenant)
+        generation = await self._states.call(gid, tenant)
         feed = self._feeds.get(gid)
         went_back = False
         if feed is None:

@@ -1,4 +1,4 @@
-"""The gateway as the command line sees it: JSON requests, and a stream that survives its connection."""
+"""Client of a gateway: JSON requests, and event streams that reconnect."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ Json = dict[str, Any]
 Params = tuple[tuple[str, str], ...]
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "gone"})
-_PAGE = 100  # generations, the most that the gateway lists at once
-_SILENCE = 60.0  # seconds; a gateway sends a comment every 15, so by then the connection is dead
-_GIVE_UP = 120.0  # seconds without a word from a gateway that was there before
+_PAGE = 100  # generations, the maximum that the gateway lists at once
+_READ_TIMEOUT = 60.0  # seconds; a gateway sends a comment every 15, so the connection is dead by then
+_GIVE_UP = 120.0  # seconds without a response from a gateway that responded before
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 5.0
 
 
 class RequestRefused(BrokerError):
-    """The gateway answers with an error; the message is its own."""
+    """The gateway responded with an error; the message is the gateway's."""
 
     code = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One event of a generation, as it came; `id` is the cursor to go on from. Where several are followed,
-    `generation` says whose it is."""
+    """One event as received. `id` is the cursor from which to resume; `generation` is set if several are followed."""
 
     id: str
     event: str
@@ -46,13 +45,15 @@ class Received:
 
 
 class Client:
-    """A context manager. Raises Unreachable, Refused, GenerationNotFound and GenerationGone."""
+    """Client of a gateway, and a context manager. Raises Unreachable, RequestRefused, GenerationNotFound and
+    GenerationGone.
+    """
 
     def __init__(self, settings: ClientSettings, *, within: float | None = None) -> None:
-        """`within`: seconds, instead of the usual patience, that an answer may take."""
+        """`within`: timeout of a response in seconds, instead of the default."""
         self.url = settings.url.rstrip("/")
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-        timeout = httpx2.Timeout(within) if within else httpx2.Timeout(10.0, read=_SILENCE)
+        timeout = httpx2.Timeout(within) if within else httpx2.Timeout(10.0, read=_READ_TIMEOUT)
         self._http = open_http(self.url, headers, timeout)
 
     def __enter__(self) -> Self:
@@ -64,16 +65,19 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: str | int) -> Json:
+        """Send a GET request; return the JSON of the response."""
         return self._json("GET", path, lambda: self._http.get(path, params=params))
 
     def post(self, path: str, body: Json | None = None, headers: dict[str, str] | None = None) -> Json:
+        """Send a POST request; return the JSON of the response."""
         return self._json("POST", path, lambda: self._http.post(path, json=body, headers=headers))
 
     def delete(self, path: str) -> None:
+        """Send a DELETE request."""
         self._answer(lambda: self._http.delete(path))
 
     def generations(self, status: str | None, limit: int) -> Iterator[Json]:
-        """The newest first, at most `limit`, page by page."""
+        """Yield up to `limit` generations, newest first, page by page."""
         params: dict[str, str | int] = {"status": status} if status else {}
         while limit > 0:
             page = self.get("/v1/generations", limit=min(limit, _PAGE), **params)
@@ -81,28 +85,29 @@ class Client:
             limit -= len(page["data"])
             if not page["has_more"]:
                 return
-            if page["data"]:  # an empty page has dropped what had expired: asked for again, it goes on
+            if page["data"]:  # an empty page skipped expired ones: the same request continues
                 params["after"] = page["data"][-1]["id"]
 
     def models(self) -> list[Json]:
-        """As the gateway lists them."""
+        """Return the models that the gateway lists."""
         return self.get("/v1/models")["data"]
 
     def default_model(self) -> str:
-        """The first one that the gateway lists."""
+        """Return the first model that the gateway lists by name."""
         models = [str(model["id"]) for model in self.models()]
         named = [model for model in models if not set(model) & set("*?[")]
         if not named:
-            raise RequestRefused(f"The gateway at {self.url} names no model; choose one with --model.")
+            raise RequestRefused(f"The gateway at {self.url} lists no model; choose one with --model.")
         return named[0]
 
     def follow(
         self, gid: str, after: str | None, *, speed: float | None = None, notice: Callable[[str], None]
     ) -> Iterator[Received]:
-        """Every event behind `after`, once each, up to the terminal one, over as many connections as it takes; with
-        `speed` as they came, so many times as fast.
+        """Yield every event after `after` exactly once, up to the terminal one, and reconnect as needed. `speed`
+        replays the recorded arrival times, at a multiple of the original speed.
 
-        Ends without a terminal event only where `after` is the end already. `notice` is told of lost connections.
+        Ends without a terminal event only if `after` is the cursor of the terminal event. `notice` is called when a
+        connection is lost.
         """
         always = (("speed", f"{speed:g}"),) if speed is not None else ()
         first = (("after", after),) if after else ()
@@ -113,7 +118,7 @@ class Client:
                     return
 
     def follow_all(self, named: Sequence[str], *, notice: Callable[[str], None]) -> Iterator[Received]:
-        """As `follow`, of several generations, up to the last one's terminal event. A name is `ID` or `ID@CURSOR`."""
+        """Like `follow`, for several generations, up to the last terminal event. A name is `ID` or `ID@CURSOR`."""
         cursors: dict[str, tuple[int, ...]] = {}
         running = {name.partition("@")[0] for name in named}
         for received in self._events("/v1/events", tuple(("generation", name) for name in named), (), notice):
@@ -124,7 +129,7 @@ class Client:
             place = tuple(map(int, cursor.split("-")))
             again = place <= cursors.get(gid, (0, 0)) and event not in ("reset", "gap", "gone")
             if again or gid not in running:
-                continue  # it came between the last connection's last id and its end
+                continue  # already yielded by the previous connection, after its last id
             cursors[gid] = place
             yield Received(cursor, event, json.dumps(wrapped["data"], ensure_ascii=False), gid)
             if event in TERMINAL:
@@ -133,15 +138,15 @@ class Client:
                     return
 
     def activity(self, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
-        """What happens to all generations, without end; `after` is an id of this stream, or `latest`. An event may come
-        twice."""
+        """Yield the lifecycle events of all generations, without end. `after` is an id of this stream, or `latest`. An
+        event can be delivered twice."""
         first = (("after", after),) if after else ()
         return (received for received in self._events("/v1/activity", (), first, notice) if received.data)
 
     def _events(self, path: str, always: Params, first: Params, notice: Callable[[str], None]) -> Iterator[Received]:
-        """What one stream says, and its next ones, each behind the last id of the one before. `first` are parameters
-        for as long as there is none. Ends where the gateway says that there is no more."""
-        last_id, pause = "", _Pause(self.url)
+        """Yield the events of a stream; reconnect after the last id received. `first` are parameters that are sent
+        until there is a last id. Ends when the gateway responds with 204."""
+        last_id, pause = "", _ReconnectDelay(self.url)
         while True:
             began = last_id
             try:
@@ -151,7 +156,7 @@ class Client:
                 if pause.ended:
                     return
             except (httpx2.SSEError, httpx2.DecodingError):
-                raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+                raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
             except httpx2.TransportError as error:
                 if not pause.connected:
                     raise unreachable(error, self.url) from None
@@ -159,20 +164,20 @@ class Client:
                     notice("connection lost, reconnecting")
             pause.wait(progress=last_id != began)
 
-    def _connection(self, path: str, params: Params, last_id: str, pause: _Pause) -> Iterator[Received]:
-        """One response's events; nothing where the gateway asks for a later try."""
+    def _connection(self, path: str, params: Params, last_id: str, pause: _ReconnectDelay) -> Iterator[Received]:
+        """Yield the events of one response; none if the gateway requests a later retry."""
         resume = {"Last-Event-ID": last_id} if last_id else {}
         with self._http.sse(path, params=params, headers=resume, max_event_size=None) as source:
             response = source.response
             if response.status_code in (429, 502, 503, 504):
-                pause.asked_for(response.headers.get("retry-after", ""))
+                pause.set_retry_after(response.headers.get("retry-after", ""))
                 return
             pause.ended = response.status_code == 204
             if pause.ended:
                 return
             if response.status_code != 200:
                 response.read()
-                raise _refusal(response, self.url)
+                raise _error_from(response, self.url)
             pause.contact()
             try:
                 for sent in source:
@@ -187,12 +192,12 @@ class Client:
             response = request()
         except httpx2.TransportError as error:
             raise unreachable(error, self.url) from None
-        except httpx2.RequestError:  # a body that is not encoded as its headers say
-            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+        except httpx2.RequestError:  # the body does not match its Content-Encoding
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
         except UnicodeError:
-            raise RequestRefused("The request holds characters that cannot be sent.") from None
+            raise RequestRefused("The request contains characters that cannot be sent.") from None
         if response.status_code >= 400:
-            raise _refusal(response, self.url)
+            raise _error_from(response, self.url)
         return response
 
     def _json(self, method: str, path: str, request: Callable[[], httpx2.Response]) -> Json:
@@ -200,11 +205,11 @@ class Client:
         try:
             return check_answer(method, path, response.json())
         except ValueError:
-            raise RequestRefused(f"What answers at {self.url} is not Tokencast.") from None
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
 
 
-class _Pause:
-    """How long to wait before the next connection: what the server last asked for, else ever longer."""
+class _ReconnectDelay:
+    """Delay before the next connection: the one that the server requested, otherwise an exponential one."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -221,28 +226,29 @@ class _Pause:
     def contact(self) -> None:
         self.connected, self._heard = True, time.monotonic()
 
-    def asked_for(self, seconds: str) -> None:
-        """A Retry-After header."""
+    def set_retry_after(self, seconds: str) -> None:
+        """Set the delay from a Retry-After header."""
         self.contact()
         if seconds.isascii() and seconds.isdigit():
             self.retry = min(float(seconds), _GIVE_UP)
 
     def wait(self, *, progress: bool) -> None:
         if time.monotonic() - self._heard > _GIVE_UP:
-            raise Unreachable(f"{self._url} has not answered for {_GIVE_UP:.0f} s")
+            raise Unreachable(f"{self._url} has not responded for {_GIVE_UP:.0f} s")
         self._failures = 0 if progress else self._failures + 1
         growing = min(_FIRST_WAIT * 2**self._failures, _LONGEST_WAIT) * random.uniform(0.5, 1)
         time.sleep(growing if self.retry is None else self.retry)
         self.retry = None
 
 
-def _refusal(response: httpx2.Response, url: str) -> BrokerError:
-    """The gateway's own words. A 404 about anything but a generation, such as a model, is no `not found`."""
+def _error_from(response: httpx2.Response, url: str) -> BrokerError:
+    """Convert an error response, with the gateway's message. A 404 about anything but a generation, such as a model, is
+    a RequestRefused."""
     try:
         error = response.json()["error"]
         message, code = str(error["message"]), error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RequestRefused(f"{url} answers {response.status_code} {response.reason_phrase}; is it Tokencast?")
+        return RequestRefused(f"{url} responded with {response.status_code} {response.reason_phrase}; is it Tokencast?")
     if code == GenerationNotFound.code:
         return GenerationNotFound(message)
     if code == GenerationGone.code:

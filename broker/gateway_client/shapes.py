@@ -1,4 +1,4 @@
-"""The parts of a gateway's answers that the command line reads. What has none of them is another service's."""
+"""The parts of a gateway's responses that the command line reads. A response without them is from another service."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import msgspec
 
 
 class Failure(msgspec.Struct):
+    """The error of a failed generation."""
+
     message: str
 
 
 class Generation(msgspec.Struct):
-    """As lists have it: without text."""
+    """A generation as in lists: without text."""
 
     id: str
     status: str
@@ -29,26 +31,34 @@ class Generation(msgspec.Struct):
 
 
 class Page(msgspec.Struct):
+    """A page of a list."""
+
     data: list[Generation]
     has_more: bool
 
 
 class Model(msgspec.Struct):
+    """A model."""
+
     id: str
 
 
 class Models(msgspec.Struct):
+    """The list of models."""
+
     data: list[Model]
 
 
 class Token(msgspec.Struct):
+    """A stream token."""
+
     token: str
     expires_at: float
     events_url: str
 
 
 def check_answer(method: str, path: str, answer: Any) -> dict[str, Any]:
-    """The answer to a request, as it is. ValueError where it lacks what the command line reads."""
+    """Return a response unchanged. Raises ValueError if it lacks a field that the command line reads."""
     msgspec.convert(answer, _kind(method, path))
     return answer
 

@@ -1,8 +1,7 @@
-"""Counting without a library: plain integers where things happen, turned into metrics only when somebody asks.
+"""Counters and histograms as plain integers, converted to metrics only when they are scraped.
 
-A call of a metrics library costs about a microsecond, as much as it costs to serve a subscriber. `Buckets.observe`
-costs a fifth of that, and stands where something happens once per batch, pass, command or generation, never once per
-reader.
+A call of a metrics library costs about a microsecond, as much as serving a subscriber. `Buckets.observe` costs a fifth
+of that; it is called once per batch, pass, command or generation, never once per reader.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 ROUND_TRIPS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Seconds, for commands to Redis and for what the broker adds to a token."""
+"""Bounds in seconds for Redis commands and for the latency that the broker adds to a token."""
 
 GAPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Seconds between two tokens: finest where streams of 10 to 100 tokens a second are."""
+"""Bounds in seconds for the time between two tokens: finest for streams of 10 to 100 tokens a second."""
 
 WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
-"""Seconds: in the queue, to the first token, of a whole generation."""
+"""Bounds in seconds for the time in the queue, to the first token, and of a whole generation."""
 
-# What gateways and workers count under one name, each what it did itself.
-ENDED = "Generations that ended, by status and, where they failed, by why."
-REDIS = "Commands and pipelines, from the call to the answer."
+# Help texts of metrics that gateways and workers both export, each for its own work.
+ENDED = "Generations that ended, by status and error code."
+REDIS = "Duration of commands and pipelines, from the call to the reply."
 
 Labels = tuple[str, ...]
 
 
 class Buckets:
-    """A histogram: how many values were at most each bound, not cumulated, and their sum."""
+    """A histogram: the number of values per bucket, not cumulative, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -38,19 +37,20 @@ class Buckets:
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
+        """Add a value `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
 
 class Count(defaultdict[Labels, int]):
-    """A counter by its labels' values."""
+    """A counter, keyed by label values."""
 
     def __init__(self, known: Mapping[Labels, int] | None = None) -> None:
         super().__init__(int, known or {})
 
 
 class Histogram(defaultdict[Labels, Buckets]):
-    """Buckets by their labels' values."""
+    """Histograms, keyed by label values."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         super().__init__(lambda: Buckets(bounds))

@@ -1,6 +1,7 @@
-"""Environment variables of this process: read one or its file, hand them to a child process, find misspelled ones.
+"""Environment variables of this process: reading them or the files they name, the environment of child processes, and
+detection of misspelled names.
 
-The only module that reads the environment. No message here holds a value.
+The only module that reads the environment. None of its messages contains a value.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ PREFIX = "TOKENCAST_"
 UPSTREAMS = "TOKENCAST_UPSTREAMS"
 OF_THE_PROJECT = frozenset(
     {"TOKENCAST_IMAGE", "TOKENCAST_TEST_SERVER", "TOKENCAST_EXAMPLES", "TOKENCAST_PICTURES"}
-)  # docker-compose.yml and the tests
-# Kubernetes (enableServiceLinks) and Docker links describe a service called tokencast-… in such variables.
+)  # used by docker-compose.yml and the tests
+# Variables of Kubernetes (enableServiceLinks) and of Docker links for a service named tokencast-….
 _SERVICE_LINK = re.compile(
     r"TOKENCAST_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|(PORT|ENV|NAME))"
 )
@@ -26,13 +27,13 @@ _FILE = "_FILE"
 
 
 def read_variable(name: str) -> str | None:
-    """A variable's value, or the content of the file that `<NAME>_FILE` names."""
+    """Return a variable's value, or the content of the file in `<NAME>_FILE`."""
     return read_file_of(name) or os.environ.get(name)
 
 
 def read_file_of(name: str) -> str | None:
-    """The content of the file that `<NAME>_FILE` names, without the white space around it. Misconfigured if it cannot
-    be read or is empty: without keys everybody would be served."""
+    """Return the content of the file in `<NAME>_FILE`, without surrounding white space. Raises Misconfigured if it
+    cannot be read or is empty: without keys, the gateway would serve without authentication."""
     path = os.environ.get(f"{name}{_FILE}")
     if not path:
         return None
@@ -40,8 +41,10 @@ def read_file_of(name: str) -> str | None:
         raise Misconfigured(f"{name} and {name}_FILE are both set; unset one of them.")
     try:
         value = Path(path).read_text("utf-8-sig").strip()
-    except OSError as error:  # without the path: somebody may have set the secret itself
-        raise Misconfigured(f"{name}_FILE: {error.strerror}; it is the path of a file that holds {name}") from None
+    except OSError as error:  # without the path: the variable may contain the secret itself by mistake
+        raise Misconfigured(
+            f"{name}_FILE: {error.strerror}; it must be the path of a file that contains {name}"
+        ) from None
     except UnicodeDecodeError:
         raise Misconfigured(f"{name}_FILE: the file is not UTF-8 text") from None
     if not value:
@@ -50,13 +53,13 @@ def read_file_of(name: str) -> str | None:
 
 
 def is_utf8(value: str) -> bool:
-    """Whether a variable's bytes were text: Python keeps others as halves of surrogate pairs."""
+    """Return whether a variable is valid UTF-8: Python represents other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def environment(*without: str, **variables: str) -> dict[str, str]:
-    """The environment for a child process: this one's, `without` some names and with some variables set, whether or
-    not they were in files here."""
+    """Return the environment for a child process: that of this process `without` some names, and with these variables,
+    which also replace their `<NAME>_FILE`."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -65,10 +68,10 @@ def environment(*without: str, **variables: str) -> dict[str, str]:
     return {**kept, **variables}
 
 
-def misspelled(known: Collection[str], secrets: Collection[str]) -> dict[str, str]:
-    """Variables that nothing reads although their names look like Tokencast's: name → one line about it, which names
-    the nearest of the `known` ones. `secrets` are those that may be in a file."""
-    named_by_upstreams = os.environ.get(UPSTREAMS, "")  # an entry's key may be in a variable of any name
+def find_unread(known: Collection[str], secrets: Collection[str]) -> dict[str, str]:
+    """Find variables that look like Tokencast's but are not read: name → a message of one line, with the closest of the
+    `known` names. `secrets` are the variables that can be read from files."""
+    named_by_upstreams = os.environ.get(UPSTREAMS, "")  # an entry's key can be in a variable of any name
     read = {*known, *(f"{name}{_FILE}" for name in secrets), *OF_THE_PROJECT}
     found: dict[str, str] = {}
     for name in sorted(os.environ):
@@ -76,7 +79,7 @@ def misspelled(known: Collection[str], secrets: Collection[str]) -> dict[str, st
             continue
         plain = name.upper().removesuffix(_FILE)
         if plain != name.upper() and plain in known and plain not in ("HOST", "PORT"):
-            found[name] = f"{name} is not read: only secrets may be in files; set {plain} instead"
+            found[name] = f"{name} is ignored: only secrets can be read from files; set {plain} instead"
         elif name.upper().startswith(PREFIX):
             near = _nearest(name.upper(), read)
             found[name] = f"{name} is not a setting" + (f"; did you mean {near}?" if near else "")
@@ -84,13 +87,13 @@ def misspelled(known: Collection[str], secrets: Collection[str]) -> dict[str, st
 
 
 def proxy_variables(scheme: str) -> Iterator[str]:
-    """Names of the variables, as they are spelled here, that choose a proxy for requests of that scheme."""
+    """Yield the names of the variables that are set and select a proxy for a URL scheme, in their actual spelling."""
     for kind in (f"{scheme}_proxy", "all_proxy"):
         yield from (name for name in (kind, kind.upper()) if os.environ.get(name))
 
 
 def _nearest(name: str, known: Collection[str]) -> str | None:
-    """By what follows the prefix, which all of them share. TOKENCAST_PORT is PORT."""
+    """Return the closest known name, compared without the common prefix. TOKENCAST_PORT matches PORT."""
     rests = {each.removeprefix(PREFIX): each for each in sorted(known)}
     rest = name.removeprefix(PREFIX)
     near = [rest] if rest in rests else difflib.get_close_matches(rest, rests, n=1)

@@ -1,6 +1,6 @@
-"""Logging, set up once per process: text for people, one JSON object a line for machines.
+"""Logging configuration, set up once per process: text, or one JSON object per line.
 
-No log line holds a prompt, an output or a key; requests are logged by their ids.
+No log line contains a prompt, an output or a key; requests are logged by their ids.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from contextvars import ContextVar
 from typing import Literal
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that is being answered, if one is."""
+"""Id of the current request; empty outside of a request."""
 
 _GENERATION = re.compile(r"gen_[0-9a-z]{34}")
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", …}`: with `request_id` while a request is answered, `generation_id` where
-    the message names one, and what was passed as `extra={"fields": {…}}`."""
+    """Formats records as `{"time", "level", "logger", "message", …}`: with `request_id` during a request,
+    `generation_id` if the message contains one, and the fields passed as `extra={"fields": {…}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -41,7 +42,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(style: Literal["text", "json"]) -> None:
-    """Everything to stderr. arq logs job arguments and uvicorn full URLs at INFO; neither belongs in a log."""
+    """Log to stderr. arq logs job arguments and uvicorn logs full URLs at INFO, which must not be in a log."""
     text = {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}
     logging.config.dictConfig(
         {

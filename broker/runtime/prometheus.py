@@ -1,9 +1,9 @@
-"""What `/metrics` answers, in Prometheus's formats. The only file that knows the Prometheus client, and what a process
-counts is not counted with it: its figures are collected when somebody asks.
+"""The response of `/metrics`, in Prometheus's formats. The only module that uses the Prometheus client: processes count
+in `counters.py`, and the figures are collected at each scrape.
 
-Several gateways that share a port answer as one: whichever of them is asked adds up what the others have written into
-TOKENCAST_METRICS_DIR. (The client's own way for that counts in memory-mapped files as things happen, and knows no
-collectors.) What a process that has ended had counted stays in the sums, so no counter ever goes back.
+Gateways that share a port respond as one: the one that is scraped adds up the figures that the others write to
+TOKENCAST_METRICS_DIR. (The client's own multiprocess mode counts in memory-mapped files at each event, and does not
+support collectors.) The counters of a process that has ended stay in the sums, so counters never decrease.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from broker.runtime.counters import ROUND_TRIPS, Buckets, Labels
 from broker.version import __version__
 
 WRITE_EVERY = 1.0  # seconds
-ABSENT = 10.0  # seconds after which a process that writes no more is gone, and its gauges with it
+STALE_AFTER = 10.0  # seconds without a write after which the gauges of a process are ignored
 _GREATEST = frozenset({"tokencast_build_info", "tokencast_subscriber_lag_events"})
 _LEAST = frozenset({"process_start_time_seconds"})
 
 
 class Families:
-    """The metrics of one answer, as they are put together."""
+    """Builder for the metrics of one response."""
 
     def __init__(self) -> None:
         self.all: list[Metric] = []
 
     def counter(self, name: str, text: str, values: Mapping[Labels, float], labels: Labels = ()) -> None:
-        """`name` without `_total`."""
+        """Add a counter. `name` is without `_total`."""
         self._simple("counter", name, "_total", text, values, labels)
 
     def gauge(self, name: str, text: str, values: Mapping[Labels, float], labels: Labels = ()) -> None:
+        """Add a gauge."""
         self._simple("gauge", name, "", text, values, labels)
 
     def _simple(
@@ -55,6 +56,7 @@ class Families:
         self.all.append(metric)
 
     def histogram(self, name: str, text: str, values: Mapping[Labels, Buckets], labels: Labels = ()) -> None:
+        """Add a histogram."""
         metric = Metric(name, text, "histogram")
         for key, buckets in values.items():
             named = dict(zip(labels, key, strict=True))
@@ -67,7 +69,7 @@ class Families:
 
 
 class Exposition:
-    """One process's metrics, and those of the processes beside it. `run` for ever."""
+    """The metrics of this process and of those that share its port. `run` must run for the life of the process."""
 
     def __init__(self, collect: Callable[[Families], None], folder: str | None = None) -> None:
         self._collect = collect
@@ -76,7 +78,7 @@ class Exposition:
         self._delays = Buckets(ROUND_TRIPS)
 
     async def run(self) -> None:
-        """Notes how late the event loop is, which everything here feels."""
+        """Measure the delay of the event loop and share the metrics every second, until cancelled."""
         try:
             while True:
                 due = time.monotonic() + WRITE_EVERY
@@ -87,35 +89,33 @@ class Exposition:
             self._write()
 
     def answer(self, accept: str, shared: Families) -> tuple[bytes, str]:
-        """Body and content type. `shared`: what is the same for all processes, and not to be added up."""
+        """Return the body and its content type. `shared`: metrics that are equal in all processes and not added up."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (ValueError, TypeError):  # a version that is none
+        except (ValueError, TypeError):  # an invalid version
             encode, content_type = choose_encoder("")
-        metrics = added_up(self._others(), self._families()) if self._own else self._families()
-        return encode(_Given([*metrics, *shared.all])), content_type
+        metrics = merge_metrics(self._other_processes(), self._families()) if self._own else self._families()
+        return encode(_StaticCollector([*metrics, *shared.all])), content_type
 
     def _families(self) -> list[Metric]:
         families = Families()
-        families.gauge("tokencast_build_info", "Which version runs here.", {(__version__,): 1}, ("version",))
-        families.histogram(
-            "tokencast_loop_delay_seconds", "By how much a timer of the event loop was late.", {(): self._delays}
-        )
+        families.gauge("tokencast_build_info", "Version of the running process.", {(__version__,): 1}, ("version",))
+        families.histogram("tokencast_loop_delay_seconds", "Delay of the event loop's timers.", {(): self._delays})
         self._collect(families)
         return [*families.all, *self._process.collect()]
 
     def _write(self) -> None:
-        """Whole or not at all: others read it at any time."""
+        """Write this process's metrics atomically: other processes read the file at any time."""
         if self._own is None:
             return
         lines = [(m.name, m.documentation, m.type, [s[:3] for s in m.samples]) for m in self._families()]
         draft = self._own.with_suffix(".new")
-        with contextlib.suppress(OSError):  # the directory has been removed: everything ends
+        with contextlib.suppress(OSError):  # the directory has been removed: all processes are stopping
             draft.write_bytes(msgspec.json.encode(lines))
             draft.replace(self._own)
 
-    def _others(self) -> Iterable[Metric]:
-        assert self._own is not None  # noqa: S101 - where the caller looks
+    def _other_processes(self) -> Iterable[Metric]:
+        assert self._own is not None  # noqa: S101 - checked by the caller
         for path in sorted(self._own.parent.glob("*.json")):
             if path == self._own:
                 continue
@@ -124,7 +124,7 @@ class Exposition:
             except (OSError, msgspec.DecodeError):
                 continue
             for name, text, kind, samples in lines:
-                if kind != "gauge" or age < ABSENT:
+                if kind != "gauge" or age < STALE_AFTER:
                     metric = Metric(name, text, kind)
                     for sample in samples:
                         metric.add_sample(*sample)
@@ -134,9 +134,9 @@ class Exposition:
 _LINES = msgspec.json.Decoder(list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]])
 
 
-def added_up(*many: Iterable[Metric]) -> list[Metric]:
-    """One metric for each name; of samples that differ in nothing but their process the sum, or for a few gauges the
-    greatest or the least."""
+def merge_metrics(*many: Iterable[Metric]) -> list[Metric]:
+    """Merge metrics by name. Samples with the same labels are added up; for a few gauges the maximum or minimum
+    counts."""
     metrics: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for metric in itertools.chain(*many):
@@ -155,11 +155,12 @@ def _plus(one: float, other: float) -> float:
     return one + other
 
 
-class _Given(Collector):
-    """For the client's encoders, which want a registry."""
+class _StaticCollector(Collector):
+    """Passes finished metrics to the client's encoders, which require a registry."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
 
     def collect(self) -> Sequence[Metric]:
+        """Return the metrics."""
         return self._metrics

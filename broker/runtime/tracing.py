@@ -46,7 +46,7 @@ def configure_tracing(service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         log.warning(
-            "no traces: an OTLP endpoint is set, but OpenTelemetry is not installed: %s", install_command("otel")
+            "tracing is off: an OTLP endpoint is set, but OpenTelemetry is not installed: %s", install_command("otel")
         )
         return _nothing
     named = Resource.create({"service.name": service, "service.version": __version__})
@@ -61,7 +61,7 @@ def _shut_down(provider: TracerProvider) -> None:
     sending.start()
     sending.join(SEND_WITHIN)
     if sending.is_alive():
-        log.warning("the last spans are lost: no answer from the OTLP collector within %g s", SEND_WITHIN)
+        log.warning("the last spans were lost: no response from the OTLP collector within %g s", SEND_WITHIN)
 
 
 def _nothing() -> None:

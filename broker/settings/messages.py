@@ -1,4 +1,4 @@
-"""Messages about settings that are wrong."""
+"""Error messages for invalid settings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _WORDS = {
     "bool_parsing": "is not true or false",
     "missing": "is missing",
 }
-"""For what pydantic tells with Python's names of types, where JSON was written."""
+"""Replacements for messages of pydantic that use Python's names of types: the user wrote JSON."""
 
 
-def complaints(variables: Mapping[str, str], errors: Sequence[ErrorDetails]) -> list[str]:
-    """pydantic's errors, without the values. `variables`: the name of each field's variable. A field of an entry is
-    `TOKENCAST_UPSTREAMS[0].base_url`; one that is misspelled comes before the one that is missing for it."""
+def format_errors(variables: Mapping[str, str], errors: Sequence[ErrorDetails]) -> list[str]:
+    """Format pydantic's errors without the values. `variables`: the name of each field's variable. A field of an entry
+    is `TOKENCAST_UPSTREAMS[0].base_url`. Unknown fields come first: a misspelled one explains a missing one."""
     ordered = sorted(errors, key=lambda wrong: wrong["type"] != "extra_forbidden")
-    return [_complaint(variables, wrong) for wrong in ordered]
+    return [_format_error(variables, wrong) for wrong in ordered]
 
 
-def _complaint(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
+def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
     first, *inner = wrong["loc"]
     where = variables.get(str(first), str(first))
     message = wrong["msg"].removeprefix("Value error, ")
@@ -43,4 +43,4 @@ def _complaint(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
 
 def _unknown_field(name: str) -> str:
     near = difflib.get_close_matches(name, UpstreamSettings.model_fields, n=1)
-    return f"there is no field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+    return f"unknown field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")

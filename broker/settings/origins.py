@@ -1,4 +1,4 @@
-"""Web origins and host names, as settings name them and as browsers send them (RFC 6454, WHATWG URL)."""
+"""Web origins and host names, in settings and as sent by browsers (RFC 6454, WHATWG URL)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Authority(NamedTuple):
-    """A host and the port after it. The host is in lower case, an IPv6 address without brackets; None: no port."""
+    """A host and its port. The host is in lower case, an IPv6 address without brackets; a port of None means no
+    port."""
 
     host: str
     port: int | None
 
 
 def parse_authority(text: str) -> Authority | None:
-    """Parse `host` or `host:port`; None where the text is neither."""
+    """Parse `host` or `host:port`; None if the text is neither."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
         return None
@@ -36,7 +37,7 @@ def parse_authority(text: str) -> Authority | None:
 
 
 def address_of(host: str) -> Address | None:
-    """The IP address that a host is; None where it is a name."""
+    """Return the IP address of a host; None if it is a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -45,37 +46,43 @@ def address_of(host: str) -> Address | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host can be nothing but the machine that asks for it."""
+    """Return whether a host is this machine in every resolver."""
     address = address_of(host)
     return host == "localhost" if address is None else address.is_loopback
 
 
 def normalize_origin(text: str) -> str:
-    """Return an origin as browsers send it: lower case, no default port, no slash at the end. ValueError says what
-    is wrong with any other text. `*` is every origin; `null` is none: each sandboxed page has it."""
+    """Return an origin as browsers send it: lower case, no default port, no trailing slash. Raises ValueError with the
+    reason for invalid text. `*` means every origin; `null` is rejected, because every sandboxed page has it."""
     if text == "*":
         return text
     shown = "one of them" if "@" in text else f"`{text}`"
     if text.lower() == "null":
-        raise ValueError("`null` is the origin of every sandboxed page and local file; name origins, or all with `*`")
+        raise ValueError(
+            "`null` is the origin of every sandboxed page and local file; list origins, or use `*` for all of them"
+        )
     match = _ORIGIN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{shown} has no scheme; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(
+            f"{shown} has no scheme; an origin consists of scheme, host and port, as in https://app.example"
+        )
     scheme, authority = match["scheme"].lower(), match["authority"]
     if match["rest"] not in ("", "/"):
-        raise ValueError(f"{shown} has a path; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(f"{shown} has a path; an origin consists of scheme, host and port, as in https://app.example")
     if scheme == "file" and not authority:
-        return "file://"  # what some embedded browsers send
+        return "file://"  # sent by some embedded browsers
     parsed = parse_authority(_ascii(authority))
     if parsed is None:
-        raise ValueError(f"{shown} has no valid host; an origin is scheme, host and port, such as https://app.example")
+        raise ValueError(
+            f"{shown} has no valid host; an origin consists of scheme, host and port, as in https://app.example"
+        )
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     port = "" if parsed.port in (None, DEFAULT_PORTS.get(scheme)) else f":{parsed.port}"
     return f"{scheme}://{host}{port}"
 
 
 def normalize_host(text: str) -> str:
-    """Return a host name, an IP address or `*.domain` in lower case. ValueError says what is wrong with any other
+    """Return a host name, an IP address or `*.domain` in lower case. Raises ValueError with the reason for other
     text."""
     host = _ascii(text).lower().removesuffix(".")
     address = address_of(host.removeprefix("[").removesuffix("]"))
@@ -83,13 +90,13 @@ def normalize_host(text: str) -> str:
         return str(address)
     if not _HOST.fullmatch(host):
         raise ValueError(
-            f"`{text}` is no host name; write it without scheme, port and path, such as tokencast.example or *.example"
+            f"`{text}` is not a host name; omit scheme, port and path, as in tokencast.example or *.example"
         )
     return host
 
 
 def _ascii(host: str) -> str:
-    """International names as browsers send them (RFC 3490)."""
+    """Encode an international name as browsers do (RFC 3490); "" if that is impossible."""
     try:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:

@@ -1,7 +1,7 @@
-"""Everything that can be set, from the environment, in one place. Built once per process and passed down.
+"""The settings, read from the environment. Created once per process and passed down.
 
-Names everybody knows keep them (REDIS_URL, OPENAI_API_KEY, PORT …); the rest is prefixed TOKENCAST_. A secret may
-also stand in a file named by `<NAME>_FILE`.
+Well-known variables keep their names (REDIS_URL, OPENAI_API_KEY, PORT …); all others have the prefix TOKENCAST_. A
+secret can also be in a file, whose path is in `<NAME>_FILE`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker.errors import Misconfigured, ModelNotFound
 from broker.redis.url import parse_redis_url
 from broker.request import MAX_TTL_SECONDS
-from broker.runtime.environment import is_utf8, misspelled, read_file_of
+from broker.runtime.environment import find_unread, is_utf8
 from broker.settings.api_keys import tenants_of
-from broker.settings.messages import complaints
+from broker.settings.messages import format_errors
 from broker.settings.origins import normalize_host, normalize_origin
+from broker.settings.secret_files import SECRETS, SecretFiles, variable_of
 from broker.settings.upstreams import (
     Upstream,
     UpstreamSettings,
@@ -35,22 +35,14 @@ from broker.settings.upstreams import (
 )
 from broker.settings.urls import check_http_url
 
-SECRETS = (
-    "REDIS_URL",
-    "TOKENCAST_STREAMS_URL",
-    "OPENAI_API_KEY",
-    "TOKENCAST_API_KEYS",
-    "TOKENCAST_SECRET",
-    "TOKENCAST_API_KEY",
-)
 SIMULATED_KEY = "simulated"
-"""The API key that marks the simulated upstream, so that a worker can say what it talks to."""
+"""API key of the simulated upstream, by which a worker recognizes it."""
 _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
 class Settings(BaseSettings):
-    """The settings of gateway and worker. Times are in seconds."""
+    """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
@@ -60,110 +52,127 @@ class Settings(BaseSettings):
         "redis://127.0.0.1:6379/0",
         validation_alias="REDIS_URL",
         repr=False,
-        description="The queue's Redis; the logs' too unless `TOKENCAST_STREAMS_URL` is set",
+        description="Redis of the queue, and of the logs unless `TOKENCAST_STREAMS_URL` is set",
     )
-    streams_url: str | None = Field(None, repr=False, description="The logs' Redis; default `REDIS_URL`")
+    streams_url: str | None = Field(None, repr=False, description="Redis of the logs; default `REDIS_URL`")
     openai_base_url: str | None = Field(
-        None, validation_alias="OPENAI_BASE_URL", description="The upstream; default the SDK's own"
+        None,
+        validation_alias="OPENAI_BASE_URL",
+        description="Base URL of the upstream; default `https://api.openai.com/v1`",
     )
     openai_api_key: str | None = Field(
-        None, validation_alias="OPENAI_API_KEY", repr=False, description="The upstream's key"
+        None, validation_alias="OPENAI_API_KEY", repr=False, description="API key of the upstream"
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("*",), description="Models of that upstream, comma-separated patterns"
+        ("*",), description="Models of that upstream, as comma-separated patterns"
     )
     upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
         (),
-        description="Several upstreams instead, JSON: "
+        description="Several upstreams instead, as JSON: "
         '`[{"name", "base_url", "api_key_env", "models", "usage", "headers"}]`',
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="Address the gateway binds to")
     port: int = Field(
-        8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free one"
+        8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free port"
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), repr=False, description="Comma-separated `tenant:sha256-of-key`; empty = open, then loopback only"
+        (), repr=False, description="Comma-separated `tenant:sha256-of-key`; empty = no authentication, loopback only"
     )
-    allow_open: bool = Field(False, description="1 = without keys bind to other addresses than loopback too")
+    allow_open: bool = Field(False, description="1 = bind to addresses other than loopback even without keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Comma-separated origins that browsers may call from"
+        (), description="Comma-separated origins from which browsers may call the API"
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Comma-separated names by which browsers reach a gateway without keys, such as "
-        "`tokencast.example` or `*.example`; localhost and `HOST` always are",
+        description="Comma-separated host names by which browsers may reach a gateway without keys, such as "
+        "`tokencast.example` or `*.example`; localhost and `HOST` are always allowed",
     )
     secret: str | None = Field(
-        None, min_length=16, repr=False, description="Signs stream tokens; default a random one in the queue's Redis"
+        None,
+        min_length=16,
+        repr=False,
+        description="Secret that signs stream tokens; default: a random one in the queue's Redis",
     )
     tenant_running: int = Field(
-        20, ge=0, description="Generations of one tenant that run at once; 0 = any number, here and below"
+        20, ge=0, description="Maximum running generations per tenant; 0 = no limit, here and below"
     )
-    tenant_queued: int = Field(100, ge=0, description="Generations of one tenant that wait")
-    tenant_per_minute: int = Field(60, ge=0, description="Generations that one tenant asks for in a minute")
+    tenant_queued: int = Field(100, ge=0, description="Maximum waiting generations per tenant")
+    tenant_per_minute: int = Field(60, ge=0, description="Maximum new generations per tenant and minute")
     tenant_bytes: int | None = Field(
         None,
         ge=0,
-        description="Bytes of stored requests of one tenant; default a quarter of what the logs' Redis may hold "
-        "(`maxmemory`), if that is bounded",
+        description="Maximum bytes of stored requests per tenant; default: a quarter of the `maxmemory` of the logs' "
+        "Redis, if it has one",
     )
-    tenant_subscribers: int = Field(500, ge=0, description="Subscribers of one tenant on a gateway")
-    generation_subscribers: int = Field(50, ge=0, description="Subscribers of one generation on a gateway")
-    slots: int = Field(100, ge=1, description="Generations a worker runs at once")
+    tenant_subscribers: int = Field(500, ge=0, description="Maximum subscribers per tenant on one gateway")
+    generation_subscribers: int = Field(50, ge=0, description="Maximum subscribers per generation on one gateway")
+    slots: int = Field(100, ge=1, description="Maximum generations a worker runs at once")
     max_attempts: int = Field(
-        3, ge=1, description="Times a generation is started before it fails as `attempts_exhausted`"
+        3, ge=1, description="Maximum attempts of a generation; then it fails with `attempts_exhausted`"
     )
-    lease: float = Field(15, ge=0.5, description="A worker that is silent for so long has lost its generations")
-    first_token_timeout: float = Field(120, gt=0, description="From the upstream call to the first chunk")
-    idle_timeout: float = Field(120, gt=0, description="Between two chunks; keep-alive comments do not count")
+    lease: float = Field(
+        15, ge=0.5, description="Lease: a worker that has not renewed it for this long loses its generations"
+    )
+    first_token_timeout: float = Field(120, gt=0, description="Maximum time from the upstream call to the first chunk")
+    idle_timeout: float = Field(
+        120, gt=0, description="Maximum time between two chunks; keep-alive comments do not count"
+    )
     retry_budget: float = Field(
         9,
         ge=0,
-        description="For so long a call that the upstream refuses (429, 5xx) is repeated, before the first token",
+        description="Time during which a call that the upstream refuses (429, 5xx) is retried, before the first token",
     )
-    # Below the 10 s for which an OpenAI client's status line waits: a refusal then still has a status of its own.
-    max_duration: float = Field(900, gt=0, description="A generation's longest run")
-    retention: float = Field(86400, ge=1, le=MAX_TTL_SECONDS, description="How long an ended generation stays readable")
-    max_body: int = Field(1024 * 1024, ge=1, description="Bytes of a request body")
+    # Less than the 10 s for which the chat route delays its status line: a refusal still gets its own HTTP status.
+    max_duration: float = Field(900, gt=0, description="Maximum run time of a generation")
+    retention: float = Field(
+        86400, ge=1, le=MAX_TTL_SECONDS, description="Time for which an ended generation stays readable"
+    )
+    max_body: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes")
     header_timeout: float = Field(
-        10, gt=0, description="A request's head must be there so soon; a body may take longer, at 16 KiB a second"
+        10, gt=0, description="Timeout for request headers; a body may take longer, at 16 KiB a second or more"
     )
     keep_alive: int = Field(
-        75, ge=1, description="Idle time before a kept connection is closed; longer than the proxy's, often 60 s"
+        75,
+        ge=1,
+        description="Idle time before a kept-alive connection is closed; must be longer than the proxy's, often 60 s",
     )
     max_connections: int = Field(
-        0, ge=0, description="Connections a gateway serves; 0, and at most: four fifths of the files it may open"
+        0, ge=0, description="Maximum connections; 0 = 80 % of the file limit, which is also the upper bound"
     )
     max_output: int = Field(
         8 * 1024 * 1024,
         ge=1024,
-        description="Bytes of one attempt's chunks, and of one event of an upstream; above it: `output_too_large`",
+        description="Maximum bytes of one attempt's chunks and of one upstream event, else `output_too_large`",
     )
-    heartbeat: float = Field(15, gt=0, description="Comment on an event stream")
+    heartbeat: float = Field(15, gt=0, description="Interval of heartbeat comments on an event stream")
     send_timeout: float = Field(
-        10, gt=0, description="A subscriber that takes nothing for so long is dropped, and may resume"
+        10, gt=0, description="Time after which a subscriber that reads nothing is disconnected; it may resume"
     )
     unread_bytes: int = Field(
         64 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Bytes of whole answers that a gateway keeps for callers who have not read them yet, a quarter of "
-        "them for one tenant; beyond it the next answers wait, and those read at less than 16 KiB a second are dropped",
+        description="Maximum bytes of complete responses that a gateway holds until callers have read them, a quarter "
+        "per tenant; above it, further responses wait, and those read at less than 16 KiB a second are dropped",
     )
-    drain: float = Field(10, ge=0, description="The gateway's, over which it ends its streams when it is told to stop")
+    drain: float = Field(10, ge=0, description="Time over which a stopping gateway ends its streams")
     worker_drain: float = Field(
-        300, ge=0, description="The worker's; what still runs then, or at a second signal, is handed over"
+        300,
+        ge=0,
+        description="Time a stopping worker gives its generations; then, or at a second signal, they are handed over",
     )
     processes: int = Field(
-        1, ge=1, le=1024, description="Gateway processes on one port; what is set per gateway is per process"
+        1, ge=1, le=1024, description="Gateway processes on one port; limits per gateway apply to each process"
     )
     cache_bytes: int = Field(
-        256 * 1024 * 1024, ge=1024 * 1024, description="Framed bytes a gateway keeps of recently read logs"
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Maximum bytes of framed events that a gateway caches of recently read logs",
     )
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="Port at which a worker answers `/metrics`, `/healthz`, `/readyz`; 0 = none"
+        0, ge=0, le=65535, description="Port on which a worker serves `/metrics`, `/healthz` and `/readyz`; 0 = none"
     )
     metrics_dir: str | None = Field(
-        None, description="Where gateways on one port leave each other their metrics; an empty directory at the start"
+        None, description="Directory in which gateways on one port share their metrics; must be empty at the start"
     )
     log: Literal["text", "json"] = Field("text", description="Log format, `text` or `json`")
 
@@ -173,7 +182,7 @@ class Settings(BaseSettings):
         address = parse_redis_url(value) if value is not None else None
         if address is not None and address.kind == "cluster" and info.field_name == "redis_url":
             raise ValueError(
-                "the queue cannot be on a Redis Cluster; set it to one server or to Sentinel's, and "
+                "the queue cannot be on a Redis Cluster; use a single server or Sentinel here, and set "
                 "TOKENCAST_STREAMS_URL to the cluster"
             )
         return value
@@ -191,9 +200,9 @@ class Settings(BaseSettings):
     @field_validator("secret")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
-        """A file's content loses the white space around it, so the same secret in a variable would be another one."""
+        """Reject surrounding white space: it is removed from files, so the same secret in a variable would differ."""
         if value is not None and (value != value.strip() or not value.isprintable()):
-            raise ValueError("holds a line break or another control character, or white space around it")
+            raise ValueError("contains a control character, such as a line break, or white space at its start or end")
         return value
 
     @field_validator("upstreams", mode="before")
@@ -209,21 +218,21 @@ class Settings(BaseSettings):
     @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object, info: ValidationInfo) -> object:
-        """In a file, each may have a line of its own."""
+        """Split a comma-separated list. In a file, the items can also be on separate lines."""
         if not isinstance(value, str):
             return value
         parts = tuple(part.strip() for part in value.replace("\n", ",").split(",") if part.strip())
         if not parts and info.field_name == "api_keys":
-            raise ValueError("names no key; unset it to serve everybody")
+            raise ValueError("contains no key; unset it to serve without authentication")
         if not parts and info.field_name == "models":
-            raise ValueError("names no model; unset it for all models")
+            raise ValueError("contains no model; unset it for all models")
         return parts
 
     @field_validator("metrics_dir")
     @classmethod
     def _check_directory(cls, value: str | None) -> str | None:
         if value is not None and not (os.path.isdir(value) and os.access(value, os.R_OK | os.W_OK | os.X_OK)):
-            raise ValueError("is not a directory that can be written to")
+            raise ValueError("is not a writable directory")
         return value
 
     @field_validator("*", mode="before")
@@ -236,7 +245,7 @@ class Settings(BaseSettings):
     @field_validator("*")
     @classmethod
     def _check_number(cls, value: object) -> object:
-        """Infinity and numbers that no timer and no counter takes."""
+        """Reject infinity, and numbers too large for timers or counters."""
         most = _LONGEST if isinstance(value, float) else _MOST
         if isinstance(value, int | float) and value > most:
             raise ValueError(f"must be at most {most:.0f}")
@@ -250,7 +259,7 @@ class Settings(BaseSettings):
     @field_validator("host")
     @classmethod
     def _without_brackets(cls, value: str) -> str:
-        """An IPv6 address, also as URLs hold it."""
+        """Accept an IPv6 address in brackets too."""
         return value[1:-1] if value.startswith("[") and value.endswith("]") else value
 
     @field_validator("allowed_hosts")
@@ -260,18 +269,19 @@ class Settings(BaseSettings):
 
     @property
     def logs_url(self) -> str:
+        """URL of the logs' Redis."""
         return self.streams_url or self.redis_url
 
     @cached_property
     def tenants(self) -> dict[str, str]:
-        """SHA-256 of each key (hex) → its tenant. Misconfigured if an entry is not `tenant:sha256`."""
+        """SHA-256 of each key (hex) → its tenant. Raises Misconfigured if an entry is not `tenant:sha256`."""
         try:
             return tenants_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
 
     def all_upstreams(self) -> tuple[Upstream, ...]:
-        """In the order in which a model is looked up. Read once: a request's path goes through here."""
+        """Return the upstreams in lookup order. Built once: each request calls this."""
         return self._all_upstreams
 
     @cached_property
@@ -281,14 +291,15 @@ class Settings(BaseSettings):
         return (default_upstream(self.openai_base_url, self.openai_api_key, self.models),)
 
     def upstream_for(self, model: str) -> Upstream:
+        """Return the first upstream that serves a model. Raises ModelNotFound."""
         for upstream in self.all_upstreams():
             if upstream.serves(model):
                 return upstream
         raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
 
     def label_of(self, model: str) -> tuple[str, str]:
-        """The upstream, and the model as the settings spell it: a pattern, if one serves it. What callers ask for is
-        theirs to invent, and names no metric."""
+        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
+        can invent model names, so these are not used as labels."""
         for upstream in self.all_upstreams():
             for pattern in upstream.models:
                 if fnmatch.fnmatchcase(model, pattern):
@@ -304,16 +315,16 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _SecretFiles(settings_cls)
+        return init_settings, env_settings, SecretFiles(settings_cls)
 
 
 class ClientSettings(BaseSettings):
-    """The settings of the command line's client commands."""
+    """Settings of the command line's client commands."""
 
     model_config = SettingsConfigDict(env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True)
 
-    url: str = Field("http://127.0.0.1:8000", description="The gateway that the client commands talk to")
-    api_key: str | None = Field(None, repr=False, description="The key they present")
+    url: str = Field("http://127.0.0.1:8000", description="URL of the gateway that the client commands use")
+    api_key: str | None = Field(None, repr=False, description="API key that the client commands send")
 
     @field_validator("url")
     @classmethod
@@ -321,10 +332,10 @@ class ClientSettings(BaseSettings):
         try:
             url = check_http_url(value, example="http://127.0.0.1:8000")
             if url.rstrip("/").endswith("/v1"):
-                raise ValueError("must end before `/v1`: the client commands append it")
+                raise ValueError("must not end with `/v1`: the client commands append it")
             return url
         except ValueError as error:
-            hint = "; no password is taken, percent-encoded or not: the key belongs in TOKENCAST_API_KEY"
+            hint = "; a password is not accepted, percent-encoded or not: put the key into TOKENCAST_API_KEY"
             hint = hint if "@" in value else ""
             raise ValueError(f"{error}{hint}") from None
 
@@ -340,56 +351,38 @@ class ClientSettings(BaseSettings):
         return Settings.settings_customise_sources(settings_cls, *sources, **named)
 
 
-class _SecretFiles(PydanticBaseSettingsSource):
-    """`<NAME>_FILE` for the variables in SECRETS."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        name = variable_of(field_name, field)
-        return (read_file_of(name) if name in SECRETS else None), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for field_name, field in self.settings_cls.model_fields.items():
-            value, _, _ = self.get_field_value(field, field_name)
-            if value is not None:
-                found[str(field.validation_alias or field_name)] = value
-        return found
-
-
 AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
 
 
 def load(kind: type[AnySettings]) -> AnySettings:
-    """Reads the environment. Misconfigured names the variables that are wrong, in one line and without their values."""
+    """Read the environment. Raises Misconfigured with the names of invalid variables, in one line, without their
+    values."""
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
         fields = kind.model_fields
         names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
-        raise Misconfigured("; ".join(complaints(names, error.errors()))) from None
+        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
 
 
 def load_for_process() -> Settings:
-    """The settings of a gateway or a worker, with what else would only be read when it is first needed."""
+    """Return the settings of a gateway or a worker, with the parts checked that are otherwise read on first use."""
     settings = load(Settings)
     _ = settings.tenants, settings.all_upstreams()
     return settings
 
 
 def unknown_variables() -> dict[str, str]:
-    """Variables that nothing reads although their names begin as Tokencast's do: name → one line about it."""
-    return misspelled([name for name, _, _ in variables()], SECRETS)
+    """Return variables with Tokencast's prefix that are not read: name → a message of one line."""
+    return find_unread([name for name, _, _ in variables()], SECRETS)
 
 
 def variables() -> Iterator[tuple[str, str, str]]:
-    """(name, default, description) of every variable: the README's table, which a test compares."""
+    """Yield (name, default, description) of every variable. A test compares them with the table in the
+    documentation."""
     for kind in (Settings, ClientSettings):
         for name, field in kind.model_fields.items():
             yield variable_of(name, field), _shown(field.default), field.description or ""
-
-
-def variable_of(field_name: str, field: FieldInfo) -> str:
-    return str(field.validation_alias or f"TOKENCAST_{field_name.upper()}")
 
 
 def _shown(default: object) -> str:

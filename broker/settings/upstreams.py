@@ -1,4 +1,4 @@
-"""The upstreams of the settings: an entry of TOKENCAST_UPSTREAMS as it is written, and what a worker makes of it."""
+"""Upstreams in the settings: the entries of TOKENCAST_UPSTREAMS, and the resolved upstreams that a worker uses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _VARIABLE = r"[A-Z_][A-Z0-9_]*"
 _REFERENCE = re.compile(r"\$\{(.*?)\}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _LONGEST_NAME = 64
-_LEAST_SECRET = 8  # characters of a header's value that are hidden in the upstream's own messages
-# What the client sets itself, or what would break the connection.
+_LEAST_SECRET = 8  # minimum length of a header's value that is removed from the upstream's messages
+# Headers that the client sets itself, or that would break the connection.
 _OWN_HEADERS = frozenset(
     {
         "accept",
@@ -48,28 +48,30 @@ _OWN_HEADERS = frozenset(
 
 
 def check_key(key: str) -> str:
-    """The key as it is. ValueError says why no header can hold it, without a byte of it."""
+    """Return the key unchanged. Raises ValueError with the reason why it is not valid in a header, without quoting
+    it."""
     if not key.strip():
-        raise ValueError("holds nothing but white space")
+        raise ValueError("contains only white space")
     if key.splitlines() != [key]:
-        raise ValueError("holds a line break (a carriage return, from a file made on Windows?); remove it")
+        raise ValueError("contains a line break (a carriage return, from a file made on Windows?); remove it")
     if key != key.strip():
         raise ValueError("has white space before or after the key; remove it")
     if not key.isascii() or not key.isprintable():
-        raise ValueError("holds a character that no key can have: only ASCII letters, digits and signs are sent")
+        raise ValueError("contains a character that is not valid in a key: use printable ASCII only")
     if " " in key:
-        raise ValueError("holds white space; is it one key?")
+        raise ValueError("contains white space; is it a single key?")
     return key
 
 
 def check_base_url(url: str) -> str:
+    """Return the URL unchanged. Raises ValueError if it is not a valid base URL."""
     return check_http_url(url, example=EXAMPLE)
 
 
 def _check_variable(name: str) -> str:
     if not re.fullmatch(_VARIABLE, name):
         raise ValueError(
-            "is not the name of a variable in capitals, such as OPENAI_API_KEY; the key itself is that one's value"
+            "is not the name of an environment variable in capitals, such as OPENAI_API_KEY; the key is its value"
         )
     return name
 
@@ -82,7 +84,7 @@ def _check_name(name: str) -> str:
 
 def _check_models(models: tuple[str, ...]) -> tuple[str, ...]:
     if not models or not all(models):
-        raise ValueError("names no model; leave it out for all models")
+        raise ValueError("lists no model; omit it for all models")
     return models
 
 
@@ -94,12 +96,12 @@ class UpstreamSettings(BaseModel):
     name: Annotated[str, AfterValidator(_check_name)]
     base_url: Annotated[str, AfterValidator(check_base_url)]
     api_key_env: Annotated[str, AfterValidator(_check_variable)] | None = OPENAI_KEY
-    """The variable that holds the key. None: no key is sent."""
+    """Name of the variable that contains the key; None: no key is sent."""
     models: Annotated[tuple[str, ...], AfterValidator(_check_models)] = ("*",)
     usage: bool = True
-    """Whether the upstream knows `stream_options.include_usage`."""
+    """Whether the upstream supports `stream_options.include_usage`."""
     headers: dict[str, str] = Field(default={}, repr=False)
-    """Sent with each request; `${NAME}` in a value stands for a variable's value."""
+    """Headers of each request; `${NAME}` in a value is replaced with the value of a variable."""
 
     @field_validator("headers")
     @classmethod
@@ -107,11 +109,11 @@ class UpstreamSettings(BaseModel):
         seen: set[str] = set()
         for name, value in headers.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError("holds a name that no header can have")
+                raise ValueError("contains an invalid header name")
             if name.lower() in _OWN_HEADERS:
-                raise ValueError(f"{name} cannot be set: it is the client's own")
+                raise ValueError(f"{name} cannot be set: the client sets it itself")
             if name.lower() in seen:
-                raise ValueError(f"{name} is there twice")
+                raise ValueError(f"{name} is given twice")
             seen.add(name.lower())
             _check_header(name, value)
         return headers
@@ -124,19 +126,19 @@ class UpstreamSettings(BaseModel):
 
 
 def _check_header(name: str, value: str) -> None:
-    """ValueError names the header, and shows nothing of its value."""
+    """Raise ValueError for an invalid value, with the name of the header and without the value."""
     if value != value.strip() or not value.isascii() or not value.isprintable():
         raise ValueError(
-            f"the value of {name} has a line break, white space around it, or a character that is not ASCII"
+            f"the value of {name} has a line break, white space at its start or end, or a non-ASCII character"
         )
     for reference in _REFERENCE.findall(value):
         if not re.fullmatch(_VARIABLE, reference):
-            raise ValueError(f"the value of {name} has a ${{…}} without the name of a variable in capitals")
+            raise ValueError(f"the value of {name} has a ${{…}} that is not the name of a variable in capitals")
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """An OpenAI-compatible server, and the models it is asked for (shell patterns)."""
+    """An OpenAI-compatible server, and the models it serves (shell patterns)."""
 
     name: str
     base_url: str
@@ -144,35 +146,37 @@ class Upstream:
     usage: bool
     api_key_env: str | None
     api_key: str | None = field(repr=False)
-    """None: it is asked without a key."""
+    """None: requests are sent without a key."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must not be in a message: the upstream may quote the request that it was sent."""
+    """Strings that are removed from messages: the upstream may quote the request."""
     missing: tuple[str, ...] = ()
-    """Variables that are needed to ask it and are not set."""
+    """Required variables that are not set."""
 
     @property
     def usable(self) -> bool:
+        """Whether all required variables are set."""
         return not self.missing
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Those of the patterns that are a name."""
+        """The patterns without wildcards, which are names of models."""
         return tuple(model for model in self.models if not set(model) & set("*?["))
 
     def serves(self, model: str) -> bool:
+        """Return whether a model matches one of the patterns."""
         return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
 def default_upstream(base_url: str | None, api_key: str | None, models: tuple[str, ...]) -> Upstream:
-    """The one of OPENAI_BASE_URL."""
+    """Return the upstream of OPENAI_BASE_URL."""
     url = base_url or OPENAI
     missing = () if api_key or not _needs_key(url) else (OPENAI_KEY,)
     return Upstream("default", url, models, True, OPENAI_KEY, api_key, (), (api_key,) if api_key else (), missing)
 
 
 def upstream_of(entry: UpstreamSettings) -> Upstream:
-    """Misconfigured names a variable whose value no header can hold."""
+    """Resolve an entry's variables. Raises Misconfigured with the name of one whose value is not valid in a header."""
     missing: list[str] = []
     key = _read(entry.api_key_env, check_key) if entry.api_key_env else None
     if entry.api_key_env and key is None and ("api_key_env" in entry.model_fields_set or _needs_key(entry.base_url)):
@@ -196,18 +200,18 @@ def upstream_of(entry: UpstreamSettings) -> Upstream:
 
 
 def _secrets(key: str | None, values: list[str]) -> tuple[str, ...]:
-    """The key, and of the headers' values the whole and each word, the longest first."""
+    """Return the key, and the values of the headers and each word of them, the longest first."""
     words = [word for value in values for word in (value, *value.split()) if len(word) >= _LEAST_SECRET]
     return tuple(sorted({key, *words} if key else set(words), key=len, reverse=True))
 
 
 def decode_upstreams(text: str) -> object:
-    """TOKENCAST_UPSTREAMS, as JSON. ValueError says where it is none."""
+    """Decode TOKENCAST_UPSTREAMS. Raises ValueError with the position of a syntax error."""
     try:
-        value: object = json.loads(text, object_pairs_hook=_without_doubles)
+        value: object = json.loads(text, object_pairs_hook=_reject_duplicates)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"no JSON: {error.msg} at {place}") from None
+        raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(value, list):
@@ -215,15 +219,16 @@ def decode_upstreams(text: str) -> object:
     return cast(object, value)
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the field {name[:_LONGEST_NAME]!r} is there twice in one object")
+            raise ValueError(f"the field {name[:_LONGEST_NAME]!r} is given twice in one object")
     return dict(pairs)
 
 
 def check_names(entries: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+    """Return the entries unchanged. Raises ValueError if two have the same name."""
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1:
@@ -232,7 +237,7 @@ def check_names(entries: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings
 
 
 def _needs_key(base_url: str) -> bool:
-    """A server of one's own may not; OpenAI's always does."""
+    """Return whether the server requires a key: OpenAI's does, a self-hosted one may not."""
     return urlsplit(base_url).hostname == urlsplit(OPENAI).hostname
 
 
@@ -247,7 +252,7 @@ def _read(name: str, check: Callable[[str], str]) -> str | None:
 
 
 def _check_part(value: str) -> str:
-    """Of a part of a header's value, which may hold several words, as `Basic …` does."""
+    """Check a part of a header's value, which can consist of several words, as in `Basic …`."""
     for word in value.split(" "):
         check_key(word)
     return value

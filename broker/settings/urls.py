@@ -1,4 +1,4 @@
-"""URLs of HTTP servers, as settings: checked when they are read, so that a wrong one is named at the start."""
+"""URLs of HTTP servers in settings, checked when they are read: an invalid one ends the start."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE
 
 
 def check_http_url(url: str, *, example: str) -> str:
-    """The URL as it is. ValueError says what is wrong with it, without quoting it: it may hold a password."""
+    """Return the URL unchanged. Raises ValueError with the reason, without quoting the URL: it may contain a
+    password."""
     if not url.isprintable() or " " in url:
-        raise ValueError("holds white space or a control character")
+        raise ValueError("contains white space or a control character")
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ValueError(f"must begin with http:// or https://, as in {example}")
     if "#" in url or "?" in url:
@@ -24,14 +25,14 @@ def check_http_url(url: str, *, example: str) -> str:
     except ValueError:
         raise ValueError(f"is not a URL with a host and a port, as in {example}") from None
     if "@" in parts.netloc:
-        raise ValueError("must not hold a user name or a password")
+        raise ValueError("must not contain a user name or a password")
     if not _is_host(parts) or port == 0:
-        raise ValueError(f"names no host or none that can be, as in {example}")
+        raise ValueError(f"has no valid host and port, as in {example}")
     return url
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a checked URL is of a server on this machine, in each way in which an address can be written."""
+    """Return whether a checked URL is of a server on this machine, in any notation of its address."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -40,8 +41,8 @@ def is_loopback(url: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that the system connects to for a host that is one; None for a name. `127.1`, `0x7f000001` and
-    `2130706433` are addresses too (inet_aton)."""
+    """Return the address of a host as the system interprets it; None for a name. `127.1`, `0x7f000001` and `2130706433`
+    are addresses too (inet_aton)."""
     try:
         if ":" not in host:
             return ipaddress.IPv4Address(socket.inet_aton(host))

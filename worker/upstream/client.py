@@ -21,7 +21,7 @@ from openai._vendor.httpx_aiohttp import AiohttpTransport
 
 from broker.errors import Misconfigured
 from broker.runtime.environment import read_variable
-from broker.runtime.http_tls import causes, tls_failure, trusted
+from broker.runtime.http_tls import causes, ssl_context, tls_failure
 from broker.settings.settings import Upstream
 from broker.settings.upstreams import check_key
 from worker.upstream.errors import UpstreamError
@@ -42,7 +42,7 @@ _SDK_HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # variables that
 def check_client(upstreams: Iterable[Upstream]) -> None:
     """Raise Misconfigured, which names the variable, if an environment variable makes every request impossible."""
     if any(upstream.base_url.lower().startswith("https:") for upstream in upstreams):
-        trusted()
+        ssl_context()
     custom = read_variable("OPENAI_CUSTOM_HEADERS") or ""  # one header per line, sent by the SDK
     if not all(line.isascii() and line.strip().isprintable() for line in custom.split("\n")):
         raise Misconfigured("OPENAI_CUSTOM_HEADERS: contains a character that is not allowed in a header")
@@ -81,7 +81,7 @@ def new_client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
 
 def _transport(upstream: Upstream, connections: int) -> httpx2.AsyncBaseTransport:
     secure = upstream.base_url.lower().startswith("https:")
-    context = trusted() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return AiohttpTransport(verify=context, client=_session(connections, context))
 
 

@@ -391,7 +391,7 @@ async def test_what_is_no_gateway_is_said_to_be_none() -> None:
         for command in (("follow", gid), ("ls",)):
             done = await tokencast(*command, url=url)
             assert (done.code, done.out) == (2, "")
-            assert done.err == f"tokencast: What answers at {url} is not Tokencast.\n"
+            assert done.err == f"tokencast: The server at {url} is not Tokencast.\n"
 
 
 async def test_the_help_names_every_command_and_exit_code() -> None:

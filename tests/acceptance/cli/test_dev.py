@@ -184,7 +184,7 @@ async def test_a_process_that_dies_takes_the_rest_with_it(tmp_path: Path, name: 
         await running.says("Ctrl-C stops everything")
         os.kill(running.pid_of(name), signal.SIGKILL)
         assert await running.wait() == 1
-        assert re.search(rf"^tokencast: {said} .*everything is stopped", running.output, re.MULTILINE)
+        assert re.search(rf"^tokencast: {said} .*stopping everything", running.output, re.MULTILINE)
         await running.nothing_is_left()
 
 
@@ -194,7 +194,7 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         async with dev(tmp_path, PORT=str(port)) as refused:
             assert await refused.wait() == 2
             (line,) = refused.lines
-            assert f"Port {port} is taken" in line
+            assert f"Port {port} is already in use" in line
             assert "PORT" in line
             await refused.nothing_is_left()
 

@@ -54,9 +54,9 @@ async def refusal(program: str, variables: dict[str, str]) -> str:
 MISTAKES = {
     "TOKENCAST_SLOTS: Input should be a valid integer": {"TOKENCAST_SLOTS": "many"},
     "TOKENCAST_LEASE: must be at most": {"TOKENCAST_LEASE": "inf"},
-    "OPENAI_API_KEY: holds a line break": {"OPENAI_API_KEY": "Hunter2\r"},
-    "OPENAI_BASE_URL: must not hold a user name or a password": {"OPENAI_BASE_URL": "http://u:Hunter2@127.0.0.1/v1"},
-    "TOKENCAST_UPSTREAMS[0]: there is no field `base-url`; did you mean `base_url`?": {
+    "OPENAI_API_KEY: contains a line break": {"OPENAI_API_KEY": "Hunter2\r"},
+    "OPENAI_BASE_URL: must not contain a user name or a password": {"OPENAI_BASE_URL": "http://u:Hunter2@127.0.0.1/v1"},
+    "TOKENCAST_UPSTREAMS[0]: unknown field `base-url`; did you mean `base_url`?": {
         "TOKENCAST_UPSTREAMS": json.dumps([{"name": "a", "base-url": "http://a", "base_url": "http://a"}])
     },
 }
@@ -79,7 +79,7 @@ async def test_all_that_is_wrong_is_in_one_line(program: str) -> None:
     for said in MISTAKES:
         assert said in line
     assert keys.startswith("TOKENCAST_API_KEYS: entry 1 is not `tenant:sha256-of-key`")
-    assert entry.startswith("A_KEY: holds white space")
+    assert entry.startswith("A_KEY: contains white space")
 
 
 async def test_a_name_that_nothing_reads_is_warned_of_once(
@@ -104,24 +104,27 @@ async def test_a_name_that_nothing_reads_is_warned_of_once(
     ("variables", "said"),
     [
         ({"TOKENCAST_API_KEY": "Hunter2 "}, "TOKENCAST_API_KEY: has white space before or after the key"),
-        ({"TOKENCAST_API_KEY": "Hunter2\r"}, "TOKENCAST_API_KEY: holds a line break"),
-        ({"TOKENCAST_API_KEY": "Hunter2é"}, "TOKENCAST_API_KEY: holds a character that no key can have"),
-        ({"TOKENCAST_URL": "http://u:Hunter2@127.0.0.1:1"}, "TOKENCAST_URL: must not hold a user name or a password"),
+        ({"TOKENCAST_API_KEY": "Hunter2\r"}, "TOKENCAST_API_KEY: contains a line break"),
+        ({"TOKENCAST_API_KEY": "Hunter2é"}, "TOKENCAST_API_KEY: contains a character that is not valid in a key"),
+        (
+            {"TOKENCAST_URL": "http://u:Hunter2@127.0.0.1:1"},
+            "TOKENCAST_URL: must not contain a user name or a password",
+        ),
         ({"TOKENCAST_URL": "http://u:Hunter2#x@127.0.0.1:1"}, "TOKENCAST_URL: must not have a query"),
-        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1"}, "TOKENCAST_URL: must end before `/v1`"),
-        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1/"}, "TOKENCAST_URL: must end before `/v1`"),
+        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1"}, "TOKENCAST_URL: must not end with `/v1`"),
+        ({"TOKENCAST_URL": "http://127.0.0.1:1/v1/"}, "TOKENCAST_URL: must not end with `/v1`"),
         ({"TOKENCAST_URL": "127.0.0.1:8000"}, "TOKENCAST_URL: must begin with http:// or https://"),
         (
             {"TOKENCAST_URL": "http://gateway.example", "ALL_PROXY": "socks://u:Hunter2@127.0.0.1:1"},
-            "ALL_PROXY: a proxy's URL begins with",
+            "ALL_PROXY: a proxy URL must begin with",
         ),
         (
             {"TOKENCAST_URL": "http://gateway.example", "all_proxy": "http://u:Hunter2#@127.0.0.1:1"},
-            "all_proxy: a proxy's URL begins with",
+            "all_proxy: a proxy URL must begin with",
         ),
         (
             {"TOKENCAST_URL": "http://gateway.example", "HTTP_PROXY": f"http://u:Hunter2@127.0.0.1:{free_port()}"},
-            "no answer from http://gateway.example through the proxy of HTTP_PROXY",
+            "no response from http://gateway.example through the proxy of HTTP_PROXY",
         ),
         ({"TOKENCAST_URL": "https://127.0.0.1:1", "SSL_CERT_FILE": "/nowhere"}, "SSL_CERT_FILE: No such file"),
     ],
@@ -218,7 +221,7 @@ async def test_a_failure_of_tls_is_called_one(api: Gateway, tmp_path: Path) -> N
     assert strange.err.startswith(f"tokencast: the gateway at {url}'s certificate is not trusted: ")
     assert (trusted.code, trusted.err) == (0, "")
     secure = api.url.replace("http:", "https:")
-    assert plain.err == f"tokencast: the gateway at {secure} does not speak TLS (https://) but something else\n"
+    assert plain.err == f"tokencast: the gateway at {secure} does not speak TLS (https://)\n"
 
 
 ODD = ["[]", "null", '{"data":[1]}', '{"data":[{"name":"x"}],"has_more":false}', '{"id":7}']

@@ -120,7 +120,7 @@ async def test_without_any_server_it_says_what_to_do(monkeypatch: pytest.MonkeyP
 
 async def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "server_binary", lambda: str(shutil.which("false")))
-    with pytest.raises(Misconfigured, match=r"does not start \(.*false\)"):
+    with pytest.raises(Misconfigured, match=r"failed to start \(.*false\)"):
         async with EmbeddedRedis():
             pass
 

@@ -99,7 +99,7 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
     with no_collector():
         for _ in range(3):
             with pytest.raises(GenerationNotFound):
-                await asked.ask("gen_x")
+                await asked.call("gen_x")
         await wait_until(lambda: not left(GenerationNotFound))
 
 

@@ -303,4 +303,4 @@ async def test_tokencast_dev_warns_of_nothing_but_its_made_up_answers(tmp_path: 
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         assert [line for line in running.lines if "WARNING" in line and "SIMULATED" not in line] == []
-        assert running.output.count("keeps nothing after the end") == 1
+        assert running.output.count("its data is lost when it stops") == 1

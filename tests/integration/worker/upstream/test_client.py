@@ -18,7 +18,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import Misconfigured
 from broker.generation import Generation
-from broker.runtime.http_tls import trusted
+from broker.runtime.http_tls import ssl_context
 from broker.settings.upstreams import default_upstream
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context
 from tests.support import Service, service, wait_until
@@ -198,7 +198,7 @@ async def test_a_certificate_that_is_not_trusted_is_called_so(place: Place, brok
 async def test_a_server_that_speaks_no_tls_is_called_so(place: Place, broker: Broker) -> None:
     error = (await run(broker, "no-tls-1")).error or {}
     assert error["code"] == "upstream_unreachable"
-    assert error["message"] == "The upstream does not speak TLS (https://) but something else."
+    assert error["message"] == "The upstream does not speak TLS (https://)."
 
 
 async def test_an_upstream_without_its_key_does_not_stop_the_others(place: Place, broker: Broker) -> None:
@@ -263,9 +263,9 @@ async def test_authorities_are_read_from_a_file_or_a_directory(
     async with serving(server_context(tmp_path)) as server:
         port = server.url.rpartition(":")[2]
         with pytest.raises(ssl.SSLCertVerificationError):
-            await asyncio.open_connection("127.0.0.1", port, ssl=trusted())
+            await asyncio.open_connection("127.0.0.1", port, ssl=ssl_context())
         monkeypatch.setenv(name, str(authority if name == "SSL_CERT_FILE" else authority.parent))
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted())
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ssl_context())
         writer.close()
 
 

@@ -32,10 +32,10 @@ async def _settled() -> None:
 async def test_who_comes_while_one_is_under_way_shares_the_next() -> None:
     source = Source()
     together = SingleFlight(source.answer)
-    first = asyncio.create_task(together.ask("a"))
+    first = asyncio.create_task(together.call("a"))
     await _settled()
-    herd = [asyncio.create_task(together.ask("a")) for _ in range(50)]
-    other = asyncio.create_task(together.ask("b", "c"))
+    herd = [asyncio.create_task(together.call("a")) for _ in range(50)]
+    other = asyncio.create_task(together.call("b", "c"))
     await _settled()
     assert source.asked == 2  # the first, and the other question
     source.open.set()
@@ -43,7 +43,7 @@ async def test_who_comes_while_one_is_under_way_shares_the_next() -> None:
     assert await other == (2, ("b", "c"))
     assert set(await gather(*herd)) == {(3, ("a",))}
     assert source.asked == 3
-    assert await together.ask("a") == (4, ("a",))
+    assert await together.call("a") == (4, ("a",))
 
 
 async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
@@ -56,15 +56,15 @@ async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
         return "there"
 
     together = SingleFlight(answer)
-    results = await asyncio.gather(together.ask(), together.ask(), return_exceptions=True)
+    results = await asyncio.gather(together.call(), together.call(), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError]
-    assert await together.ask() == "there"
+    assert await together.call() == "there"
 
 
 async def test_who_leaves_takes_nobody_s_answer_away() -> None:
     source = Source()
     together = SingleFlight(source.answer)
-    leaving, staying = asyncio.create_task(together.ask("a")), asyncio.create_task(together.ask("a"))
+    leaving, staying = asyncio.create_task(together.call("a")), asyncio.create_task(together.call("a"))
     await _settled()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):

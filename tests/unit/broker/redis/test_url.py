@@ -152,7 +152,7 @@ def test_a_url_that_is_wrong_is_not_shown_to_programs_either() -> None:
 
 def test_the_queue_is_on_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis+cluster://h:1")
-    with pytest.raises(Misconfigured, match="REDIS_URL: the queue cannot be on a Redis Cluster; set it"):
+    with pytest.raises(Misconfigured, match="REDIS_URL: the queue cannot be on a Redis Cluster; use a"):
         load(Settings)
     monkeypatch.setenv("REDIS_URL", "redis+sentinel://h:1/queue")
     monkeypatch.setenv("TOKENCAST_STREAMS_URL", "redis+cluster://h:1")

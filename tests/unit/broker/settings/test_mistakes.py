@@ -131,18 +131,18 @@ def test_a_secret_in_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPa
 
 GOOD = {"name": "a", "base_url": "https://a.example/v1"}
 ENTRIES = {
-    "[0]: there is no field `base-url`; did you mean `base_url`?": [{"name": "a", "base-url": "https://a/v1"}],
-    "[1]: there is no field `frobnicate`": [GOOD, {**GOOD, "name": "b", "frobnicate": 1}],
+    "[0]: unknown field `base-url`; did you mean `base_url`?": [{"name": "a", "base-url": "https://a/v1"}],
+    "[1]: unknown field `frobnicate`": [GOOD, {**GOOD, "name": "b", "frobnicate": 1}],
     "[0].base_url: is missing": [{"name": "a"}],
     "[0].name: is missing": [{"base_url": "https://a/v1"}],
     "[0].name: is not a string": [{**GOOD, "name": 7}],
     "[0].name: must be 1 to 64 printable characters": [{**GOOD, "name": ""}],
     "[0].models: is not a list": [{**GOOD, "models": "gpt-*"}],
     "[0].models[1]: is not a string": [{**GOOD, "models": ["a", 7]}],
-    "[0].models: names no model": [{**GOOD, "models": []}],
+    "[0].models: lists no model": [{**GOOD, "models": []}],
     "[0].usage: is not true or false": [{**GOOD, "usage": "perhaps"}],
     "[1].base_url: must begin with http:// or https://": [GOOD, {"name": "b", "base_url": "a.example/v1"}],
-    "[0].api_key_env: is not the name of a variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
+    "[0].api_key_env: is not the name of an environment variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
     "[0].api_key_env: is not the name": [{**GOOD, "api_key_env": "gsk_Hunter2"}],
     "[0].headers: is not an object": [{**GOOD, "headers": ["X-A"]}],
     "[0].headers.X-A: is not a string": [{**GOOD, "headers": {"X-A": 7}}],
@@ -151,7 +151,7 @@ ENTRIES = {
     "[0].headers: the value of X-C has a ${…}": [{**GOOD, "headers": {"X-C": "${hunter2}"}}],
     "[0].headers: holds a name": [{**GOOD, "headers": {"X A": "1"}}],
     "[0].headers: Content-Length cannot be set": [{**GOOD, "headers": {"Content-Length": "1"}}],
-    "[0].headers: X-D is there twice": [{**GOOD, "headers": {"x-d": "1", "X-D": "2"}}],
+    "[0].headers: X-D is given twice": [{**GOOD, "headers": {"x-d": "1", "X-D": "2"}}],
     "[0]: has an Authorization header and a key": [{**GOOD, "headers": {"authorization": "Basic Hunter2"}}],
     ": two entries have the name 'a'": [GOOD, GOOD],
 }
@@ -168,9 +168,9 @@ def test_a_mistake_in_an_entry_is_told_by_its_place(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[{"name": "a",}]', "no JSON: Expecting property name enclosed in double quotes at line 1, column 15"),
-        ('[\n{"name": "a"\n', "no JSON: Expecting ',' delimiter at line 3, column 1"),
-        ('[{"name": "a", "name": "b"}]', "the field 'name' is there twice in one object"),
+        ('[{"name": "a",}]', "not valid JSON: Expecting property name enclosed in double quotes at line 1, column 15"),
+        ('[\n{"name": "a"\n', "not valid JSON: Expecting ',' delimiter at line 3, column 1"),
+        ('[{"name": "a", "name": "b"}]', "the field 'name' is given twice in one object"),
     ],
 )
 def test_what_is_no_json_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
@@ -185,7 +185,7 @@ def test_a_variable_that_an_entry_names_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("A_KEY", "right")
     monkeypatch.setenv("A_TOKEN", "Hunter2\r")
     message = complaint(Settings)
-    assert message.startswith("A_TOKEN: holds a line break")
+    assert message.startswith("A_TOKEN: contains a line break")
     assert "unter2" not in message
 
 
@@ -234,10 +234,10 @@ def test_a_server_of_ones_own_needs_no_key(
         ("TOKENCAST_FROBNICATE", "TOKENCAST_FROBNICATE is not a setting"),
         ("TOKENCAST_API_KEYS_FIEL", "TOKENCAST_API_KEYS_FIEL is not a setting; did you mean TOKENCAST_API_KEYS_FILE?"),
         ("tokencast_slto", "tokencast_slto is not a setting; did you mean TOKENCAST_SLOTS?"),
-        ("TOKENCAST_SLOTS_FILE", "TOKENCAST_SLOTS_FILE is not read: only secrets may be in files; set TOKENCAST_SLOTS "
-                                 "instead"),
-        ("OPENAI_BASE_URL_FILE", "OPENAI_BASE_URL_FILE is not read: only secrets may be in files; set OPENAI_BASE_URL "
-                                 "instead"),
+        ("TOKENCAST_SLOTS_FILE", "TOKENCAST_SLOTS_FILE is ignored: only secrets can be read from files; "
+                                 "set TOKENCAST_SLOTS instead"),
+        ("OPENAI_BASE_URL_FILE", "OPENAI_BASE_URL_FILE is ignored: only secrets can be read from files; "
+                                 "set OPENAI_BASE_URL instead"),
     ],
 )  # fmt: skip
 def test_a_name_that_nothing_reads_is_told_with_the_nearest(

@@ -82,5 +82,5 @@ def test_a_host_is_held_in_one_form(written: str, held: str) -> None:
 )
 def test_what_is_no_host_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TOKENCAST_ALLOWED_HOSTS", written)
-    with pytest.raises(Misconfigured, match=r"^TOKENCAST_ALLOWED_HOSTS: .*no host name"):
+    with pytest.raises(Misconfigured, match=r"^TOKENCAST_ALLOWED_HOSTS: .*not a host name"):
         load(Settings)
