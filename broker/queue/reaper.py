@@ -1,8 +1,8 @@
-"""Finds generations that nobody runs or waits for, and sees that each still gets its ending.
+"""Finds generations whose worker or ticket is lost, and requeues or ends them.
 
-Every worker and gateway has one, so that no single process must live. The scripts decide, by Redis's clock, under
-which generation a lease has run out; what this process has seen of Redis meanwhile (`redis/continuity.py`) decides
-whether that means anything. Two reapers at once do no harm.
+Every worker and gateway runs a reaper, so that no single process is required. The scripts find expired leases by
+Redis's clock; this process's observations of Redis meanwhile (`redis/continuity.py`) decide whether an expired lease
+proves anything. Concurrent reapers are harmless.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger("tokencast.reaper")
 
 
 class Reaper:
-    """`run` sweeps every two seconds. A death then costs a lease and one sweep; if Redis's clock goes back just before,
-    a sweep more, which is still below "a worker's death costs at most 20 s"."""
+    """`run` sweeps every two seconds. A worker's death therefore costs a lease and one sweep; if Redis's clock goes
+    back just before, one sweep more, which is still below "a worker's death costs at most 20 s"."""
 
     def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: DataLossDetector | None = None) -> None:
-        """`losses`: told what is seen of the servers."""
+        """`losses`: is notified of every observation of a server."""
         self._redis = redis
         self._queue = queue
         self._losses = losses
@@ -44,24 +44,25 @@ class Reaper:
         self._period = 2.0 * min(1.0, settings.lease / 15)
         self._said: set[str] = set()
         self.seen = {group: Continuity(self._period + max(settings.lease / 2, SLOW)) for group in redis.servers.groups}
-        """What this process has seen of the server of each group of shards."""
+        """Observations of the server of each group of shards."""
         self.failed = 0
-        """Generations ended as `attempts_exhausted`."""
+        """Number of generations ended as `attempts_exhausted`."""
 
     async def run(self) -> None:
-        """Until cancelled; survives every error."""
+        """Sweep until cancelled; survives every error."""
         while True:
             await asyncio.gather(*map(self._visit, self.seen))
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
 
     async def _visit(self, group: str) -> None:
-        """On a cluster each server is on its own: one that is away keeps nobody from looking at the others."""
+        """Sweep one group; each server of a cluster separately, so that an unavailable one does not delay the
+        others."""
         try:
             await self.sweep(group)
             self._said.discard(group)
         except StorageUnavailable as error:
             if not self._said:
-                log.warning("no sweep: %s", error)
+                log.warning("sweep skipped: %s", error)
             self._said.add(group)
             self._interrupt(group)
         except Exception:
@@ -74,7 +75,7 @@ class Reaper:
             self._losses.interrupt(group)
 
     async def sweep(self, group: str) -> None:
-        """One look at the shards of a group."""
+        """Check the due generations of a group of shards."""
         seen = self.seen[group]
         sent = time.monotonic()
         server = await server_identity(self._redis, group)
@@ -84,7 +85,7 @@ class Reaper:
         self._tell(group, server)
         for gid in due:
             if not await self._reap(gid, seen):
-                log.info("a sweep broke off: Redis hung, or its clock was set")
+                log.info("sweep aborted: Redis hung, or its clock was set")
                 self._interrupt(group)
                 return
 
@@ -93,22 +94,22 @@ class Reaper:
             self._losses.seen(group, server)
 
     async def _due(self, group: str, ahead_ms: int | None = None) -> tuple[float, Sequence[str]]:
-        """The server's time (Unix seconds), and the generations to look at. `ahead_ms`: those too that are due only
-        later than that."""
+        """Return the server's time (Unix seconds) and the generations to check. `ahead_ms`: include generations that
+        are due only later than this, which means that the clock went back."""
         shards = [shard for shard in SHARDS if self._redis.servers.group(shard) == group]
         ahead = "" if ahead_ms is None else ahead_ms
         replies = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE, ahead)) for shard in shards])
         return int(replies[0][0]) / 1000, [gid.decode() for _, gids in replies for gid in gids]
 
     async def _reap(self, gid: str, seen: Continuity) -> bool:
-        """One by one, each with its ticket: of a pipeline with one failure all replies would be lost, and with them
-        tickets. False if the command ran later than it should."""
+        """Reap one generation and queue its ticket. Not pipelined, because one error would lose all replies of a
+        pipeline, and the tickets with them. Return False if the command was executed too late."""
         watched, latest = int(seen.lasted() * 1000), int(seen.latest() * 1000)
         arguments = [gid, secrets.randbelow(1024), self._max_attempts, self._lease_ms, watched, latest]
         try:
             verdict = await self._redis.run(REAP, lifecycle_keys(gid), arguments)
         except RedisError as error:
-            log.error("%s: cannot be reaped: %s", gid, type(error).__name__)
+            log.error("%s: reaping failed: %s", gid, type(error).__name__)
             return True
         if verdict[0] == b"LATE":
             return False
@@ -120,7 +121,7 @@ class Reaper:
         return True
 
     def note_exhausted(self, gid: str) -> None:
-        """A script ended it, which was started too often."""
+        """Count and log a generation that a script ended because it had been started too often."""
         self.failed += 1
         log.warning("%s: failed (attempts_exhausted)", gid)
 
@@ -128,5 +129,5 @@ class Reaper:
         try:
             if await self._queue.enqueue(gid, tenant, number):
                 log.info("%s: queued again", gid)
-        except StorageUnavailable as error:  # the queue's Redis; the generation is due again in five seconds
-            log.warning("%s: no ticket yet: %s", gid, error.code)
+        except StorageUnavailable as error:  # of the queue's Redis; the generation is due again in five seconds
+            log.warning("%s: ticket not written yet: %s", gid, error.code)

@@ -1,12 +1,12 @@
-"""Redis Cluster for the logs: which master has which slots, and commands sent there.
+"""Redis Cluster for the logs: maps slots to masters, and sends commands there.
 
 The library's own client (5.3, the newest that arq allows) closes the connections to all nodes whenever one of them
-fails, and repeats by itself what may have been executed. Here one node's trouble is its own, and only what a node
-says it did not execute is sent again: MOVED, ASK and TRYAGAIN.
+fails, and resends by itself commands that may have been executed. Here a failing node affects only itself, and only
+commands that a node reports as not executed are sent again: MOVED, ASK and TRYAGAIN.
 
-A shard on its way from one master to another goes on being written and read. What waits until it has arrived is
-everything that changes a status: those scripts name a key that never exists (the base of the indexes), and so are
-answered TRYAGAIN instead of being stopped half-way at a key that has left already.
+A shard that is being migrated between masters can still be written and read. Only status changes wait until the
+migration is complete: those scripts name a key that never exists (the base of the indexes), so Redis answers TRYAGAIN
+instead of stopping them half-way at a key that has already moved.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from broker.redis.topology import SingleServer, Topology
 from broker.redis.url import Node, RedisUrl
 
 REDIRECTIONS = 8
-TRY_AGAIN = 5.0  # seconds for which a slot may be half here, half there
+TRY_AGAIN = 5.0  # seconds; maximum time during which commands are repeated because a slot is split
 _NO_KEY = frozenset({"PING", "INFO", "TIME", "CONFIG", "CLIENT", "CLUSTER", "SCRIPT", "KEYS", "DBSIZE", "COMMAND"})
 
 
 class SlotMap(Topology):
-    """A connection reaches one shard only: an XREAD may not span two slots. The map is asked for again once a master
-    does not answer; a MOVED changes it at once."""
+    """The masters of a cluster by slot. A connection reaches one shard only, since an XREAD must not span two slots.
+    The map is fetched again once a master does not answer; a MOVED changes it at once."""
 
     groups = SHARDS
-    # A key that has left for another server, while its slot has not, wakes no read that waits for it.
+    # A key that has moved to another server before its slot does not wake a read that waits for it.
     longest_block_ms = 500
 
     def __init__(self, address: RedisUrl) -> None:
         super().__init__(address)
-        self._starts: list[int] = []  # first slots of ranges, ascending
-        self._ranges: list[tuple[int, Node]] = []  # their last slots, and whose they are
+        self._starts: list[int] = []  # first slot of each range, ascending
+        self._ranges: list[tuple[int, Node]] = []  # last slot of each range, and its master
         self._moved: dict[int, Node] = {}
         self._suspects: set[Node] = set()
         self._refreshing: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class SlotMap(Topology):
 
     @property
     def masters(self) -> list[Node]:
-        """Those that have slots."""
+        """The masters that have slots."""
         return sorted({node for _, node in self._ranges} | set(self._moved.values()))
 
     async def master(self) -> Node:
@@ -75,14 +75,14 @@ class SlotMap(Topology):
         return self.masters
 
     async def owner(self, slot: int) -> Node:
-        """OSError where no node of the cluster answers, or none has the slot. Only the slots of a master that is in
-        trouble wait for a new map."""
+        """Return the master of a slot. Only slots of a suspected master wait for a new map. OSError if no node of the
+        cluster answers, or none has the slot."""
         node = self._owner(slot)
         if node is None or node in self._suspects:
             await self._refresh()
             node = self._owner(slot)
         if node is None:
-            raise ConnectionError(f"no server of the cluster has slot {slot}")
+            raise ConnectionError(f"no server of the cluster serves slot {slot}")
         return node
 
     def _owner(self, slot: int) -> Node | None:
@@ -95,7 +95,7 @@ class SlotMap(Topology):
         self._moved[slot] = node
 
     def failed(self, node: Node) -> None:
-        """It does not answer: another one may have taken its place."""
+        """Record that a master does not answer: another node may have replaced it."""
         self._suspects.add(node)
 
     async def open(self, group: str = SHARDS[0]) -> RespConnection:
@@ -116,10 +116,10 @@ class SlotMap(Topology):
         return list(owners.values())
 
     async def watch(self) -> None:
-        """Nothing to ask: a slot that has moved says so."""
+        """Nothing to query: Redis reports a moved slot in its reply."""
 
     async def _refresh(self) -> None:
-        """All who need it at the same moment share one look."""
+        """Fetch the map; concurrent calls share one query."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._look())
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -127,7 +127,7 @@ class SlotMap(Topology):
 
     async def _look(self) -> None:
         nodes = list(dict.fromkeys((*self.masters, *self.address.nodes)))
-        random.shuffle(nodes)  # one that was cut off may have an old map
+        random.shuffle(nodes)  # a node that lost contact may have an old map
         nodes.sort(key=self._suspects.__contains__)
         trouble = OSError("the cluster has no nodes")
         for node in nodes:
@@ -143,7 +143,7 @@ class SlotMap(Topology):
             except RespError as error:
                 no_cluster = "cluster support disabled" in str(error)
                 trouble = (
-                    UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
+                    UrlRefused(f"it is not a Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
                 )
         raise trouble
 
@@ -156,7 +156,7 @@ class SlotMap(Topology):
 
 
 class SlotConnection(RespConnection):
-    """To the master of one slot. While the slot moves elsewhere, follows single keys that are there already."""
+    """A connection to the master of one slot. While the slot is being migrated, it follows keys that have moved."""
 
     _servers: SlotMap
     _slot: int
@@ -176,7 +176,7 @@ class SlotConnection(RespConnection):
             if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
                 kind, node = redirection
                 if kind == "MOVED":
-                    self._servers.moved(self._slot, node)  # its owner sees the error, and opens another connection
+                    self._servers.moved(self._slot, node)  # the caller sees the error and opens another connection
                 else:
                     asked.setdefault(node, []).append(at)
         for node, places in asked.items():
@@ -188,7 +188,7 @@ class SlotConnection(RespConnection):
             )
             for at, reply in zip(places, answers[1::2], strict=True):
                 replies[at] = reply
-        if commands and commands[0][0] == "SCRIPT":  # for the guests too
+        if commands and commands[0][0] == "SCRIPT":  # for the other servers too
             for guest in self._guests.values():
                 await guest.pipeline(commands, timeout=timeout)
         return replies
@@ -200,7 +200,7 @@ class SlotConnection(RespConnection):
 
 
 class Cluster(Redis):
-    """A pool for each master. A single key's command goes to its slot's; those that name no key to any."""
+    """One pool per master. A command goes to the master of its key's slot, a command without a key to any master."""
 
     def __init__(self, url: str, servers: SlotMap, **options: Any) -> None:
         super().__init__(url, servers)
@@ -215,7 +215,7 @@ class Cluster(Redis):
             return (await self._send([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
-        """One round trip to each master that has some of the keys, all at once."""
+        """Run all commands, with one concurrent round trip to each master that has some of the keys."""
         with storage_errors(self.latency):
             return await self._send(commands)
 
@@ -238,7 +238,7 @@ class Cluster(Redis):
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
     async def _anywhere(self, command: Command) -> Reply:
-        """Of the first master that answers."""
+        """Return the reply of the first master that answers."""
         errand, masters = _Errand(command, 0), await self._map.known()
         for node in random.sample(masters, len(masters)):
             await self._visit(node, [errand])
@@ -247,8 +247,8 @@ class Cluster(Redis):
         return raise_for_error(errand.reply)
 
     async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
-        """Replies in order, or the first error. `source`: of the script that all commands run, for a master that
-        does not have it."""
+        """Return the replies in order, or raise the first error. `source`: source of the script that all commands run,
+        for masters that have not loaded it."""
         errands = [_Errand(command, slot_of(_key_of(command))) for command in commands]
         waiting, until = errands, asyncio.get_running_loop().time() + TRY_AGAIN
         while waiting:
@@ -268,7 +268,7 @@ class Cluster(Redis):
             await asyncio.gather(*(self._visit(node, some) for node, some in to.items()))
 
     async def _visit(self, node: Node, errands: Sequence[_Errand]) -> None:
-        """All of them to one master. Never raises: its trouble is not the others'."""
+        """Send all of them to one master. Never raises: the failure of one master must not affect the others."""
         commands: list[Command] = []
         for errand in errands:
             commands += (("ASKING",), errand.command) if errand.asking else (errand.command,)
@@ -285,7 +285,8 @@ class Cluster(Redis):
             errand.reply, errand.by = next(replies), node
 
     def _again(self, errand: _Errand, source: str, until: float) -> bool:
-        """Whether it is to be sent again: only what a master says it has not executed."""
+        """Return whether to send it again, which is only done if a master reports that it did not execute the
+        command."""
         errand.pause = False
         if not isinstance(errand.reply, ResponseError):
             return False
@@ -315,27 +316,27 @@ class Cluster(Redis):
 
 @dataclass(slots=True)
 class _Errand:
-    """A command on its way."""
+    """A command and the state of its delivery."""
 
     command: Command
     slot: int
     to: Node | None = None
-    """None: to the slot's master."""
+    """None: the slot's master."""
     asking: bool = False
     pause: bool = False
     redirections: int = 0
     reply: Reply = None
     by: Node = ("", 0)
-    """Who gave the reply."""
+    """The node that replied."""
 
 
 def slot_of(shard_or_key: str) -> int:
-    """Of a key, by its hash tag; a shard is a hash tag."""
+    """Return the slot of a key, by its hash tag; a shard is a hash tag."""
     return key_slot(shard_or_key.encode())
 
 
 def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
-    """MOVED or ASK, and where to, from the error `MOVED 3999 127.0.0.1:6381` that a node gave."""
+    """Return MOVED or ASK and the target node, from an error such as `MOVED 3999 127.0.0.1:6381`; None otherwise."""
     kind, _, rest = str(error).partition(" ")
     if kind not in ("MOVED", "ASK"):
         return None
@@ -344,13 +345,13 @@ def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
 
 
 def host_or_same(host: str, asked: Node) -> str:
-    """A node that does not know its host, or is not to tell it (`cluster-preferred-endpoint-type`), leaves it out or
-    writes `?`: then the host is the one that was asked."""
+    """Return the host, or the host of the queried node if it is missing: a node that does not know its host, or is
+    configured not to announce it (`cluster-preferred-endpoint-type`), omits it or sends `?`."""
     return host if host not in ("", "?") else asked[0]
 
 
 def _node_of(master: Sequence[Any], asked: Node) -> Node:
-    """Of an entry of CLUSTER SLOTS: host, port, id and, from Redis 7 on, the other names of the host."""
+    """Parse a node of CLUSTER SLOTS: host, port, id and, since Redis 7, the other names of the host."""
     host, port, *_ = master
     return host_or_same((host or b"").decode(), asked), port
 

@@ -1,7 +1,7 @@
-"""What must be true of a Redis before it is used, and what an operator should know of it.
+"""Checks of a Redis before it is used, and warnings for its operator.
 
-`Watch` looks at the start, when nothing is in danger yet, and again as long as the process lives: another server may
-have taken over, or somebody may have changed a setting. INFO is all it needs; CONFIG would want administrator's rights.
+`Preflight` checks at startup, before any data is at risk, and again during operation: another server may have taken
+over, or a setting may have changed. It only needs INFO; CONFIG would require administrator's rights.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.permissions import missing_rights
 
-OLDEST = (6, 2)  # XADD NOMKSTREAM, and exclusive ranges in XRANGE: the scripts and the readers rest on them
-WITHIN = 1.5  # seconds for the masters to tell of rights; less than a probe of readiness has
-FRESH = 2.0  # seconds for which a user's rights are taken for unchanged
+OLDEST = (6, 2)  # scripts and readers require XADD NOMKSTREAM and exclusive ranges in XRANGE
+WITHIN = 1.5  # seconds; timeout for checking rights on the masters, shorter than that of a readiness probe
+FRESH = 2.0  # seconds for which the result of a rights check is reused
 REFUSALS = ("rights", "url")
-"""Kinds of findings with which nothing can be written or read: logged again and again."""
-SKEW = 1.0  # seconds between two clocks that are not worth a word
+"""Kinds of findings that prevent all reads and writes; they are logged repeatedly."""
+SKEW = 1.0  # seconds; a smaller difference between two clocks is not reported
 MONTH_MS = 30 * 86_400_000
 
-# The first releases, by branch, without CVE-2026-23479 (a use after free when blocked commands are woken) and
-# CVE-2026-23631 (in Lua): blocking reads and scripts are all that we do. Newer branches have neither.
+# The first patched releases, by branch, for CVE-2026-23479 (a use after free when blocked commands are woken) and
+# CVE-2026-23631 (in Lua): we mainly use blocking reads and scripts. Newer branches are not affected.
 PATCHED = {
     "Redis": {(6, 2): 22, (7, 2): 14, (7, 4): 9, (8, 2): 6, (8, 4): 3, (8, 6): 3},
     "Valkey": {(7, 2): 13, (8, 0): 8, (8, 1): 7, (9, 0): 4},
@@ -48,12 +48,12 @@ class Finding(NamedTuple):
 
     @property
     def known_by(self) -> str:
-        """What makes a repeated one the same: of a clock not its numbers."""
+        """Identity of a finding across checks; for a clock without its figures."""
         return self.kind if self.kind == "clock" else self.message
 
 
 class CheckedServer:
-    """One Redis, what it is used for, and what was said of it."""
+    """A Redis, its use, and the findings reported so far."""
 
     def __init__(self, redis: Redis, *, logs: bool, queue: bool) -> None:
         self.redis = redis
@@ -67,8 +67,8 @@ class CheckedServer:
         self._missing: str | None = None
 
     async def trouble(self) -> str | None:
-        """Why it cannot be used now, over both kinds of connection; None if it can. What rights the user has may be as
-        old as FRESH."""
+        """Return why it cannot be used now, over either kind of connection; None if it can. The result of the rights
+        check may be FRESH seconds old."""
         if trouble := await self.redis.trouble():
             return trouble
         if time.monotonic() - self._rights_seen_at > FRESH:
@@ -79,8 +79,9 @@ class CheckedServer:
         return self._missing
 
     async def missing_rights(self) -> str | None:
-        """What the user may not do on one of the masters. Asked over connections of the kind that reads and appends; a
-        master of a cluster that does not answer stalls only its own shards. StorageUnavailable where none answers."""
+        """Return a message about rights that the user lacks on one of the masters; None if none is missing. Uses
+        connections of the kind that reads and appends. A master of a cluster that does not answer is skipped: it stalls
+        only its own shards. StorageUnavailable if none answers."""
         with storage_errors():
             groups = await self.redis.servers.each_server()
             asking = [asyncio.create_task(self._missing_on(group)) for group in groups]
@@ -102,14 +103,14 @@ class CheckedServer:
 
 
 def servers_in_use(streams: Redis, queue: Redis) -> list[CheckedServer]:
-    """The logs' and the queue's, which may be one."""
+    """Return the logs' Redis and the queue's Redis, which may be the same."""
     if streams.url == queue.url:
         return [CheckedServer(streams, logs=True, queue=True)]
     return [CheckedServer(streams, logs=True, queue=False), CheckedServer(queue, logs=False, queue=True)]
 
 
 class Preflight:
-    """`look` once, or `begin` where Redis may be away still; then `run` until the end."""
+    """Call `look` once, or `begin` if Redis may be unavailable at first; then `run` until shutdown."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
         self._servers = servers_in_use(streams, queue)
@@ -119,11 +120,11 @@ class Preflight:
 
     @property
     def trouble(self) -> str | None:
-        """Why a server that is in use cannot be used, as of the last look."""
+        """Why a server in use cannot be used, as of the last check; None if all can."""
         return next((server.unusable for server in self._servers if server.unusable), None)
 
     async def begin(self) -> None:
-        """Until each server answers and may be used. Misconfigured says why one may not."""
+        """Wait until each server answers and can be used. Misconfigured if one does not meet the requirements."""
         backoff = Backoff(0.1, longest=5.0)
         while not all(server.accepted for server in self._servers):
             for server in self._servers:
@@ -133,14 +134,15 @@ class Preflight:
                 await backoff.wait()
 
     async def run(self) -> None:
-        """Looks again once a lease. Says what is new; ends nothing, since what runs already is best served so."""
+        """Check again once per lease. Log new findings; never stop the process, since running generations are best
+        served by continuing."""
         while True:
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
             await self.look()
 
     async def look(self) -> str | None:
-        """At those that answer; returns why one could not be looked at. Misconfigured where one cannot be used that was
-        not in use yet."""
+        """Check the servers that answer; return why one could not be checked. Misconfigured if a server that is not in
+        use yet does not meet the requirements."""
         away: str | None = None
         for server in self._servers:
             try:
@@ -148,11 +150,11 @@ class Preflight:
             except StorageUnavailable as error:
                 why = at_fault(error)
                 if why is None:
-                    away = error.message  # its users log that it is away
+                    away = error.message  # the components that use it log that it is unavailable
                     continue
                 findings = [Finding("url", why, fatal=True)]
             except RedisError as error:
-                away = f"Redis refuses: {error}"
+                away = f"Redis rejects the command: {error}"
                 continue
             self._report(server, findings)
         return away
@@ -188,16 +190,16 @@ class Preflight:
         if server.queue:
             findings += await _layout(server.redis)
         findings += about_clock(*await server.clock.ask())
-        return list(dict.fromkeys(findings))  # the servers of a cluster are mostly alike
+        return list(dict.fromkeys(findings))  # the servers of a cluster usually have the same findings
 
 
 NO_INFO = Finding(
-    "info", "this user may not ask INFO (ACL: +info), so version, maxmemory-policy and persistence are not checked"
+    "info", "this user may not run INFO (ACL: +info), so version, maxmemory-policy and persistence were not checked"
 )
 
 
 async def _info(redis: Redis, group: str) -> dict[str, str] | None:
-    """None where it is not allowed: by ACL, or by a managed service that took the command away."""
+    """Return INFO; None if it is not allowed, by an ACL or because a managed service has removed the command."""
     try:
         text = await redis.info("default", group)
     except RedisError:
@@ -211,8 +213,8 @@ async def _info(redis: Redis, group: str) -> dict[str, str] | None:
 
 
 def about(info: Mapping[str, str], *, durable: bool) -> list[Finding]:
-    """What INFO tells, if it tells it: a compatible server may leave out what it does not have. `durable` is asked of
-    the logs' server; the queue can be lost whole."""
+    """Return the findings from INFO. Missing fields are skipped, since compatible servers may omit them. `durable`: the
+    server has the logs and must persist them; the queue can be rebuilt."""
     return [
         finding
         for finding in (_about_version(info), _about_eviction(info), _about_persistence(info) if durable else None)
@@ -221,7 +223,7 @@ def about(info: Mapping[str, str], *, durable: bool) -> list[Finding]:
 
 
 def _about_version(info: Mapping[str, str]) -> Finding | None:
-    # Valkey tells the version of Redis that it is compatible with, and its own beside it.
+    # Valkey reports the version of Redis that it is compatible with, and its own version separately.
     name = "Valkey" if "valkey_version" in info else "Redis"
     offered, told = info.get("redis_version", ""), info.get(f"{name.lower()}_version", "")
     compatible, version = _version(offered), _version(told)
@@ -229,7 +231,8 @@ def _about_version(info: Mapping[str, str]) -> Finding | None:
         return None
     if compatible[:2] < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        return Finding("version", f"Redis {offered} is too old, {oldest} is needed (XADD NOMKSTREAM)", fatal=True)
+        message = f"Redis {offered} is too old, {oldest} or newer is required (XADD NOMKSTREAM)"
+        return Finding("version", message, fatal=True)
     patched = PATCHED[name]
     branch, patch = version[:2], version[2]
     if branch > max(patched) or patch >= patched.get(branch, patch + 1):
@@ -237,8 +240,8 @@ def _about_version(info: Mapping[str, str]) -> Finding | None:
     (major, minor), fixed = max(patched.items())
     return Finding(
         "version",
-        f"{name} {told} has CVE-2026-23479 and CVE-2026-23631, in the commands used here, unless whoever built it "
-        f"has mended them; {name} {major}.{minor}.{fixed} has neither",
+        f"{name} {told} is affected by CVE-2026-23479 and CVE-2026-23631, in commands used here, unless its packager "
+        f"has backported the fixes; {name} {major}.{minor}.{fixed} is not affected",
     )
 
 
@@ -250,14 +253,14 @@ def _version(text: str) -> tuple[int, int, int] | None:
 
 
 def _about_eviction(info: Mapping[str, str]) -> Finding | None:
-    """Whether or not there is a limit already: with one set later, while we run, nothing would be left to refuse.
-    Every key here has a lifetime, so `volatile-…` is no better than `allkeys-…`."""
+    """Check the eviction policy even without a memory limit: one may be set later, during operation. Every key here has
+    a lifetime, so `volatile-…` is no better than `allkeys-…`."""
     policy = info.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":
         return None
     return Finding(
         "eviction",
-        f"maxmemory-policy is {policy}, which would drop generations while they run or are read; "
+        f"maxmemory-policy is {policy}, so Redis would evict generations that are running or being read; "
         "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)",
         fatal=True,
     )
@@ -268,34 +271,34 @@ def _about_persistence(info: Mapping[str, str]) -> Finding | None:
         return None
     return Finding(
         "persistence",
-        "it has no append-only file, so a restart of it loses queued and ended generations, not only the last second "
-        "(appendonly yes, appendfsync everysec)",
+        "it has no append-only file, so a restart loses queued and ended generations, not only the last second "
+        "(set appendonly yes, appendfsync everysec)",
     )
 
 
 async def _layout(queue: Redis) -> list[Finding]:
-    """The number of shards is part of what is stored: a process with another one would not find a part of it."""
+    """Check the number of shards, on which the stored data depends: with another number, a process would miss some."""
     ours = str(len(SHARDS)).encode()
-    with suppress(StorageUnavailable):  # full, or not to be written to at the moment
+    with suppress(StorageUnavailable):  # full, or temporarily read-only
         await queue.execute("SET", keys.SHARD_COUNT, ours, "NX", "PX", MONTH_MS)
         await queue.execute("PEXPIRE", keys.SHARD_COUNT, MONTH_MS)
     theirs = await queue.execute("GET", keys.SHARD_COUNT)
     if theirs in (None, ours):
         return []
     there, here = theirs.decode(errors="replace")[:20], ours.decode()
-    message = f"what is stored there has {there} shards, this version has {here}; use another database"
+    message = f"the stored data has {there} shards, this version has {here}; use another database"
     return [Finding("shards", f"{message} ({keys.SHARD_COUNT})", fatal=True)]
 
 
 async def mark_embedded(redis: Redis) -> None:
-    """Says in the server itself that it is there for as long as its owner, and its owner knows."""
+    """Mark a server as one that its owner runs without persistence on purpose."""
     await redis.execute("SET", keys.EMBEDDED, "1", "PX", MONTH_MS)
 
 
 def about_clock(least: float, most: float) -> list[Finding]:
-    """`least` and `most`: by how many seconds Redis's clock is ahead of this machine's."""
+    """`least` and `most`: minimum and maximum by which Redis's clock is ahead of this machine's, in seconds."""
     off = least if least > SKEW else most if most < -SKEW else 0.0
     if not off:
         return []
     which = "behind" if off > 0 else "ahead of"
-    return [Finding("clock", f"this machine's clock is {abs(off):.1f} s {which} its; one of the two is wrong")]
+    return [Finding("clock", f"this machine's clock is {abs(off):.1f} s {which} the server's; one of the two is wrong")]

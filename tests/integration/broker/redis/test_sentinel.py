@@ -142,7 +142,7 @@ async def test_sentinels_that_are_away_are_passed_over_and_a_replica_is_refused(
             assert await redis.trouble() == "Redis does not answer."
         replica = servers.servers[1]
         async with connect_redis(f"redis://127.0.0.1:{replica.port}") as redis:
-            assert await redis.trouble() == f"Redis refuses: 127.0.0.1:{replica.port} is a replica"
+            assert await redis.trouble() == f"Redis cannot be used: 127.0.0.1:{replica.port} is a replica"
             with pytest.raises(NotMaster):
                 await redis.servers.open()
 
