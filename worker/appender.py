@@ -106,14 +106,14 @@ class Appender:
 
     def lost(self, why: str) -> None:
         """A lane has lost its connection, gets none, or is refused. Logged once a minute, until all are served."""
-        self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {why}")
+        self._servers.log_throttle.tell(log, f"events wait: Redis at {without_password(self._url)}: {why}")
         self._whole = False
 
     def found(self) -> None:
         """A lane is connected, and served."""
         if not self._whole and all(lane.connected.is_set() for lane in self._lanes.values()):
             self._whole = True
-            self._servers.troubles.over()
+            self._servers.log_throttle.over()
             log.info("connected to Redis at %s", without_password(self._url))
 
 

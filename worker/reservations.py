@@ -19,13 +19,13 @@ class Reservations:
     def __init__(self, queue: Queue, claims: Mapping[str, Claim]) -> None:
         """`claims`: what runs now, by generation."""
         self._queue = queue
-        self._places = queue.places
+        self._quotas = queue.quotas
         self._claims = claims
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def take(self, gid: str, tenant: str) -> bool:
         """Whether the tenant may have it run. StorageUnavailable."""
-        return await self._places.start(tenant, gid)
+        return await self._quotas.acquire(tenant, gid)
 
     async def park(self, gid: str, tenant: str, ticket: str) -> None:
         """Until a place is free. Only once arq has forgotten the ticket: else it would take the next one of the same
@@ -37,14 +37,14 @@ class Reservations:
 
     def leave(self, gid: str, tenant: str) -> None:
         """At once for who calls; its slot is not held up by a Redis that is away."""
-        if self._places.limits.count(tenant):
+        if self._quotas.limits.is_counted(tenant):
             task = asyncio.create_task(self._leave(gid, tenant))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, gid: str, tenant: str) -> None:
         try:
-            await self._queue.stopped(gid, tenant)
+            await self._queue.release(gid, tenant)
         except StorageUnavailable as error:
             log.warning("%s: its place ends later: %s", gid, error.code)
 
@@ -55,7 +55,7 @@ class Reservations:
     async def run(self) -> None:
         """Renews them, for ever."""
         while True:
-            await asyncio.sleep(self._places.limits.lease / 3)
+            await asyncio.sleep(self._quotas.limits.lease / 3)
             try:
                 await self._renew()
             except StorageUnavailable:
@@ -64,9 +64,9 @@ class Reservations:
     async def _renew(self) -> None:
         running: dict[str, list[str]] = {}
         for gid, claim in self._claims.items():
-            if self._places.limits.count(claim.tenant):
+            if self._quotas.limits.is_counted(claim.tenant):
                 running.setdefault(claim.tenant, []).append(gid)
-        await self._places.hold(running)
+        await self._quotas.renew(running)
         for tenant, gids in running.items():
             for gid in gids:
                 if gid not in self._claims:  # it ended meanwhile, and this may have come after that

@@ -60,7 +60,7 @@ async def run(settings: Settings) -> int:
     connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
     async with connecting as (store, queue):
         watch = Preflight(store, queue, settings, log)
-        await _first(stop.wait(), watch.begin())
+        await _first(stop.wait(), watch.wait_until_accepted())
         if stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
@@ -83,7 +83,7 @@ async def _work(
     watch: Preflight,
 ) -> int:
     stop, hurry = signals
-    appender = Appender(settings, store.servers)
+    appender = Appender(settings, store.topology)
     generator = GenerationRunner(store, appender, upstreams, settings)
     running = Slots(generator, store, queue, settings.slots)
     reaper = Reaper(store, queue, settings)
@@ -93,7 +93,7 @@ async def _work(
     def not_ready() -> str | None:
         if stop.is_set():
             return "stopping"
-        return watch.trouble if appender.connected else "the logs' Redis is away"
+        return watch.unusable_reason if appender.connected else "the logs' Redis is away"
 
     servers = {"logs": store, "queue": queue.redis}
     metrics = WorkerMetrics(generator.tally, appender, running, reaper, servers, not_ready)

@@ -42,11 +42,11 @@ class TenantLimits:
     def of(cls, settings: Settings) -> TenantLimits:
         return cls(settings.tenant_running, settings.tenant_queued, settings.tenant_per_minute, settings.lease)
 
-    def admit(self, tenant: str) -> bool:
+    def needs_admission(self, tenant: str) -> bool:
         """Return whether new generations of this tenant need admission."""
         return tenant != OPEN_TENANT and bool(self.queued or self.per_minute)
 
-    def count(self, tenant: str) -> bool:
+    def is_counted(self, tenant: str) -> bool:
         """Return whether this tenant's running and waiting generations are counted."""
         return tenant != OPEN_TENANT and bool(self.running or self.queued)
 
@@ -64,7 +64,7 @@ class Quotas:
         """Reserve a place in the queue, and count a creation and the bytes of its request. Return the key that counted
         the creation, or "". `share`: maximum bytes of the tenant's stored requests; 0 = no limit. LimitExceeded."""
         limits = self.limits
-        if tenant == OPEN_TENANT or not (limits.admit(tenant) or share):
+        if tenant == OPEN_TENANT or not (limits.needs_admission(tenant) or share):
             return ""
         reply = await self._redis.run(
             ADMIT,
@@ -84,14 +84,16 @@ class Quotas:
             raise LimitExceeded(message, retry_after=LATER)
         return reply[1].decode()
 
-    async def forgo(self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0) -> None:
+    async def cancel_admission(
+        self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0
+    ) -> None:
         """Undo `admit` for a generation that was not created."""
-        if self.limits.admit(tenant):
+        if self.limits.needs_admission(tenant):
             less = [("SET", counted, 0, "NX", "EX", 120), ("DECR", counted)] if counted else []
             await self._redis.pipeline([("ZREM", keys.queued(tenant), gid), *less])
-        await self.give_back(tenant, stored, share)
+        await self.release_bytes(tenant, stored, share)
 
-    async def give_back(self, tenant: str, stored: Stored, share: int) -> None:
+    async def release_bytes(self, tenant: str, stored: Stored, share: int) -> None:
         """Subtract bytes that are no longer stored."""
         if tenant != OPEN_TENANT and share and stored.size:
             name = keys.stored(tenant)
@@ -103,31 +105,33 @@ class Quotas:
                 ]
             )
 
-    async def start(self, tenant: str, gid: str) -> bool:
+    async def acquire(self, tenant: str, gid: str) -> bool:
         """Move a generation from the waiting to the running ones; return whether there was a free reservation."""
-        if not self.limits.count(tenant):
+        if not self.limits.is_counted(tenant):
             return True
         names = [keys.running(tenant), keys.queued(tenant)]
         return bool(await self._redis.run(ACQUIRE, names, [gid, self.limits.running, self._lease_ms]))
 
-    async def stop(self, tenant: str, gid: str) -> list[str]:
+    async def release(self, tenant: str, gid: str) -> list[str]:
         """Release a running generation's reservation. Return the parked tickets that got one and must be queued
         again."""
         names = [keys.running(tenant), keys.parked(tenant)]
         reply = await self._redis.run(RELEASE, names, [gid, self.limits.running, self._lease_ms])
         return [ticket.decode() for ticket in reply]
 
-    async def hold(self, running: Mapping[str, Collection[str]]) -> None:
+    async def renew(self, running: Mapping[str, Collection[str]]) -> None:
         """Renew the reservations of running generations. `running`: tenant → generations."""
         calls = [((keys.running(tenant),), (self._lease_ms, *gids)) for tenant, gids in running.items()]
         await self._redis.run_many(RENEW, calls)
 
-    def names(self, tenant: str) -> list[str]:
+    def enqueue_keys(self, tenant: str) -> list[str]:
         """Return the last keys of enqueue.lua."""
-        return [keys.running(tenant), keys.queued(tenant), keys.parked(tenant)] if self.limits.count(tenant) else []
+        if not self.limits.is_counted(tenant):
+            return []
+        return [keys.running(tenant), keys.queued(tenant), keys.parked(tenant)]
 
-    def arguments(self, tenant: str, gid: str, *, park: bool) -> list[str | int]:
+    def enqueue_arguments(self, tenant: str, gid: str, *, park: bool) -> list[str | int]:
         """Return the last arguments of enqueue.lua."""
-        if not self.limits.count(tenant):
+        if not self.limits.is_counted(tenant):
             return []
         return [gid, self.limits.running, self._lease_ms, WAITING_MS, int(park)]

@@ -34,16 +34,19 @@ class Reaper:
     """`run` sweeps every two seconds. A worker's death therefore costs a lease and one sweep; if Redis's clock goes
     back just before, one sweep more, which is still below "a worker's death costs at most 20 s"."""
 
-    def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: DataLossDetector | None = None) -> None:
-        """`losses`: is notified of every observation of a server."""
+    def __init__(
+        self, redis: Redis, queue: Queue, settings: Settings, data_loss: DataLossDetector | None = None
+    ) -> None:
+        """`data_loss`: is notified of every observation of a server."""
         self._redis = redis
         self._queue = queue
-        self._losses = losses
+        self._data_loss = data_loss
         self._lease_ms = int(settings.lease * 1000)
         self._max_attempts = settings.max_attempts
         self._period = 2.0 * min(1.0, settings.lease / 15)
-        self._said: set[str] = set()
-        self.seen = {group: Continuity(self._period + max(settings.lease / 2, SLOW)) for group in redis.servers.groups}
+        self._warned: set[str] = set()
+        longest_gap = self._period + max(settings.lease / 2, SLOW)
+        self.continuity = {group: Continuity(longest_gap) for group in redis.topology.groups}
         """Observations of the server of each group of shards."""
         self.failed = 0
         """Number of generations ended as `attempts_exhausted`."""
@@ -51,60 +54,60 @@ class Reaper:
     async def run(self) -> None:
         """Sweep until cancelled; survives every error."""
         while True:
-            await asyncio.gather(*map(self._visit, self.seen))
+            await asyncio.gather(*map(self._try_sweep, self.continuity))
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
 
-    async def _visit(self, group: str) -> None:
+    async def _try_sweep(self, group: str) -> None:
         """Sweep one group; each server of a cluster separately, so that an unavailable one does not delay the
         others."""
         try:
             await self.sweep(group)
-            self._said.discard(group)
+            self._warned.discard(group)
         except StorageUnavailable as error:
-            if not self._said:
+            if not self._warned:
                 log.warning("sweep skipped: %s", error)
-            self._said.add(group)
-            self._interrupt(group)
+            self._warned.add(group)
+            self._mark_interrupted(group)
         except Exception:
             log.exception("sweep failed")
-            self._interrupt(group)
+            self._mark_interrupted(group)
 
-    def _interrupt(self, group: str) -> None:
-        self.seen[group].interrupt()
-        if self._losses is not None:
-            self._losses.interrupt(group)
+    def _mark_interrupted(self, group: str) -> None:
+        self.continuity[group].reset()
+        if self._data_loss is not None:
+            self._data_loss.mark_unreachable(group)
 
     async def sweep(self, group: str) -> None:
         """Check the due generations of a group of shards."""
-        seen = self.seen[group]
+        continuity = self.continuity[group]
         sent = time.monotonic()
         server = await server_identity(self._redis, group)
         clock, due = await self._due(group)
-        if seen.observe(server.name, clock, sent, time.monotonic()):
+        if continuity.observe(server.name, clock, sent, time.monotonic()):
             _, due = await self._due(group, self._lease_ms)
-        self._tell(group, server)
+        self._report_server(group, server)
         for gid in due:
-            if not await self._reap(gid, seen):
+            if not await self._reap(gid, continuity):
                 log.info("sweep aborted: Redis hung, or its clock was set")
-                self._interrupt(group)
+                self._mark_interrupted(group)
                 return
 
-    def _tell(self, group: str, server: ServerIdentity) -> None:
-        if self._losses is not None:
-            self._losses.seen(group, server)
+    def _report_server(self, group: str, server: ServerIdentity) -> None:
+        if self._data_loss is not None:
+            self._data_loss.observe_server(group, server)
 
     async def _due(self, group: str, ahead_ms: int | None = None) -> tuple[float, Sequence[str]]:
         """Return the server's time (Unix seconds) and the generations to check. `ahead_ms`: include generations that
         are due only later than this, which means that the clock went back."""
-        shards = [shard for shard in SHARDS if self._redis.servers.group(shard) == group]
+        shards = [shard for shard in SHARDS if self._redis.topology.group(shard) == group]
         ahead = "" if ahead_ms is None else ahead_ms
         replies = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE, ahead)) for shard in shards])
         return int(replies[0][0]) / 1000, [gid.decode() for _, gids in replies for gid in gids]
 
-    async def _reap(self, gid: str, seen: Continuity) -> bool:
+    async def _reap(self, gid: str, continuity: Continuity) -> bool:
         """Reap one generation and queue its ticket. Not pipelined, because one error would lose all replies of a
         pipeline, and the tickets with them. Return False if the command was executed too late."""
-        watched, latest = int(seen.lasted() * 1000), int(seen.latest() * 1000)
+        watched, latest = int(continuity.duration() * 1000), int(continuity.deadline() * 1000)
         arguments = [gid, secrets.randbelow(1024), self._max_attempts, self._lease_ms, watched, latest]
         try:
             verdict = await self._redis.run(REAP, lifecycle_keys(gid), arguments)
@@ -113,7 +116,7 @@ class Reaper:
             return True
         if verdict[0] == b"LATE":
             return False
-        seen.heard()
+        continuity.record_reply()
         if verdict[0] == b"FAILED":
             self.note_exhausted(gid)
         elif verdict[0] == b"REQUEUE":

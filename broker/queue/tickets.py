@@ -51,7 +51,7 @@ class QueueDepth(NamedTuple):
     depth: int
     since_ms: int
 
-    def seconds(self, now: float) -> float:
+    def longest_wait(self, now: float) -> float:
         """Return how long it has waited."""
         return max(0.0, now - self.since_ms / 1000) if self.since_ms else 0.0
 
@@ -61,7 +61,7 @@ class Queue:
 
     def __init__(self, redis: Redis, retention: float, limits: TenantLimits = NO_LIMITS) -> None:
         self.redis = redis
-        self.places = Quotas(redis, limits)
+        self.quotas = Quotas(redis, limits)
         self._keep_ms = int(max(retention, SHORTEST) * 1000)
 
     async def enqueue(self, gid: str, tenant: str, number: int, *, park: bool = False) -> bool:
@@ -71,14 +71,14 @@ class Queue:
         job = serialize_job(JOB_NAME, (gid, tenant), {}, None, time.time_ns() // 1_000_000, serializer=serialize)
         added = await self.redis.run(
             ENQUEUE,
-            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR, *self.places.names(tenant)],
-            [ticket, job, self._keep_ms, tenant, *self.places.arguments(tenant, gid, park=park)],
+            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR, *self.quotas.enqueue_keys(tenant)],
+            [ticket, job, self._keep_ms, tenant, *self.quotas.enqueue_arguments(tenant, gid, park=park)],
         )
         return bool(added)
 
-    async def stopped(self, gid: str, tenant: str) -> None:
+    async def release(self, gid: str, tenant: str) -> None:
         """Release a generation that no longer runs: its reservation goes to the oldest parked ticket."""
-        for ticket in await self.places.stop(tenant, gid):
+        for ticket in await self.quotas.release(tenant, gid):
             other, _, number = ticket.rpartition(".")
             await self.enqueue(other, tenant, int(number))
 
@@ -93,13 +93,13 @@ class Queue:
                 ("ZREM", keys.parked(tenant), ticket),
             ]
         )
-        if self.places.limits.count(tenant):  # it may have been next, with a reservation
-            await self.stopped(gid, tenant)
+        if self.quotas.limits.is_counted(tenant):  # it may have been next, with a reservation
+            await self.release(gid, tenant)
 
     async def depth(self) -> int:
         return int(await self.redis.execute("ZCARD", keys.QUEUE))
 
-    async def waiting(self) -> QueueDepth:
+    async def queue_depth(self) -> QueueDepth:
         depth, tickets = await self.redis.pipeline([("ZCARD", keys.QUEUE), ("ZRANGE", keys.QUEUE, 0, FRONT - 1)])
         fresh = [ticket[:-2].decode() for ticket in tickets if ticket.endswith(b".1") and len(ticket) == TICKET]
         return QueueDepth(int(depth), min(map(created_ms, fresh), default=0))

@@ -27,18 +27,18 @@ def topology_of(url: str) -> Topology:
 
 def open_pool(url: str, **options: Any) -> Pool:
     """Open a pool for arq, whose transactions span several slots. Misconfigured for a cluster's URL."""
-    servers = topology_of(url)
-    if isinstance(servers, SlotMap):
+    topology = topology_of(url)
+    if isinstance(topology, SlotMap):
         raise Misconfigured("The queue cannot be on a Redis Cluster.")
-    return Pool(url, servers, **options)
+    return Pool(url, topology, **options)
 
 
 @asynccontextmanager
-async def connect_redis(url: str, *, servers: Topology | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
+async def connect_redis(url: str, *, topology: Topology | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
     """Open a client that connects on first use. Options: `socket_timeout` (seconds, default 5) and `max_connections`
-    (per server, default 64). `servers`: a topology to share with another client of the same URL."""
-    servers = servers or topology_of(url)
-    redis = Cluster(url, servers, **options) if isinstance(servers, SlotMap) else Pool(url, servers, **options)
+    (per server, default 64). `topology`: one to share with another client of the same URL."""
+    topology = topology or topology_of(url)
+    redis = Cluster(url, topology, **options) if isinstance(topology, SlotMap) else Pool(url, topology, **options)
     try:
         yield redis
     finally:
@@ -52,7 +52,7 @@ async def connect_both(
     """Open the logs' Redis and the queue's Redis. If both have the same URL, they share one topology."""
     async with (
         connect_redis(logs_url, max_connections=max_connections) as logs,
-        connect_redis(queue_url, servers=logs.servers if queue_url == logs_url else None) as queue,
+        connect_redis(queue_url, topology=logs.topology if queue_url == logs_url else None) as queue,
     ):
         yield logs, queue
 

@@ -22,8 +22,8 @@ class RedisClock:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._ahead = 0.0
-        self._asking: asyncio.Task[None] | None = None
+        self._offset = 0.0
+        self._syncing: asyncio.Task[None] | None = None
         self._stale_at = float("-inf")
 
     async def now(self) -> float:
@@ -31,27 +31,27 @@ class RedisClock:
         future. If Redis is unavailable, the last known offset is used. Concurrent calls share one query and its
         failure: none of them waits longer than one query takes."""
         if time.monotonic() > self._stale_at:
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._refresh())
-            await asyncio.shield(self._asking)
-        return time.time() + self._ahead
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._syncing)
+        return time.time() + self._offset
 
     async def _refresh(self) -> None:
         with suppress(StorageUnavailable):
-            await self.ask()
+            await self.sync()
             return
         self._stale_at = time.monotonic() + AGAIN
 
-    def last(self) -> float:
+    def estimate(self) -> float:
         """Return Unix seconds by the last known offset, without a query: for callers that must not wait and that
         tolerate an offset measured an hour ago."""
-        return time.time() + self._ahead
+        return time.time() + self._offset
 
-    def here(self, moment: float) -> float:
+    def to_local(self, moment: float) -> float:
         """Convert a time of Redis's clock to this machine's clock."""
-        return moment - self._ahead
+        return moment - self._offset
 
-    async def ask(self) -> tuple[float, float]:
+    async def sync(self) -> tuple[float, float]:
         """Query Redis. Return the minimum and maximum by which its clock is ahead of this machine's (seconds; the two
         differ by the round trip; negative if it is behind). StorageUnavailable."""
         sent = time.time()
@@ -59,8 +59,8 @@ class RedisClock:
         now = int(seconds) + int(micros) / 1e6
         least, most = now - time.time(), now - sent
         if (
-            not least <= self._ahead <= most
+            not least <= self._offset <= most
         ):  # otherwise keep the known offset: it is as accurate, and preserves the order of ids
-            self._ahead = least
+            self._offset = least
         self._stale_at = time.monotonic() + FRESH
         return least, most

@@ -67,9 +67,9 @@ class SlotMap(Topology):
         return sorted({node for _, node in self._ranges} | set(self._moved.values()))
 
     async def master(self) -> Node:
-        return random.choice(await self.known())
+        return random.choice(await self.known_masters())
 
-    async def known(self) -> list[Node]:
+    async def known_masters(self) -> list[Node]:
         if not self._ranges:
             await self._refresh()
         return self.masters
@@ -91,10 +91,10 @@ class SlotMap(Topology):
         at = bisect_right(self._starts, slot) - 1
         return self._ranges[at][1] if at >= 0 and slot <= self._ranges[at][0] else None
 
-    def moved(self, slot: int, node: Node) -> None:
+    def record_move(self, slot: int, node: Node) -> None:
         self._moved[slot] = node
 
-    def failed(self, node: Node) -> None:
+    def mark_failed(self, node: Node) -> None:
         """Record that a master does not answer: another node may have replaced it."""
         self._suspects.add(node)
 
@@ -104,13 +104,13 @@ class SlotMap(Topology):
         try:
             connection = await SlotConnection.open(self.address, node)
         except OSError:
-            self.failed(node)
+            self.mark_failed(node)
             raise
-        connection.belongs(self, slot)
+        connection.bind(self, slot)
         return connection
 
-    async def each_server(self) -> Sequence[str]:
-        await self.known()
+    async def server_groups(self) -> Sequence[str]:
+        await self.known_masters()
         owners = {self._owner(slot_of(shard)): shard for shard in reversed(SHARDS)}
         owners.pop(None, None)
         return list(owners.values())
@@ -121,34 +121,34 @@ class SlotMap(Topology):
     async def _refresh(self) -> None:
         """Fetch the map; concurrent calls share one query."""
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._look())
+            self._refreshing = asyncio.create_task(self._fetch())
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._refreshing)
 
-    async def _look(self) -> None:
+    async def _fetch(self) -> None:
         nodes = list(dict.fromkeys((*self.masters, *self.address.nodes)))
         random.shuffle(nodes)  # a node that lost contact may have an old map
         nodes.sort(key=self._suspects.__contains__)
-        trouble = OSError("the cluster has no nodes")
+        failure = OSError("the cluster has no nodes")
         for node in nodes:
             try:
                 connection = await RespConnection.open(self.address, node, any_role=True)
                 try:
-                    self._take(node, await connection.call("CLUSTER", "SLOTS", timeout=2.0))
+                    self._update(node, await connection.call("CLUSTER", "SLOTS", timeout=2.0))
                     return
                 finally:
                     connection.close()
             except OSError as error:
-                trouble = error
+                failure = error
             except RespError as error:
                 no_cluster = "cluster support disabled" in str(error)
-                trouble = (
+                failure = (
                     UrlRefused(f"it is not a Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
                 )
-        raise trouble
+        raise failure
 
-    def _take(self, asked: Node, ranges: Sequence[Sequence[Any]]) -> None:
-        known = sorted((first, last, _node_of(master, asked)) for first, last, master, *_ in ranges)
+    def _update(self, queried: Node, ranges: Sequence[Sequence[Any]]) -> None:
+        known = sorted((first, last, _node_of(master, queried)) for first, last, master, *_ in ranges)
         self._starts = [first for first, _, _ in known]
         self._ranges = [(last, node) for _, last, node in known]
         self._moved.clear()
@@ -158,60 +158,61 @@ class SlotMap(Topology):
 class SlotConnection(RespConnection):
     """A connection to the master of one slot. While the slot is being migrated, it follows keys that have moved."""
 
-    _servers: SlotMap
+    _topology: SlotMap
     _slot: int
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self._guests: dict[Node, RespConnection] = {}
+        self._redirected: dict[Node, RespConnection] = {}
 
-    def belongs(self, servers: SlotMap, slot: int) -> None:
-        self._servers = servers
+    def bind(self, topology: SlotMap, slot: int) -> None:
+        self._topology = topology
         self._slot = slot
 
     async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
         replies = await super().pipeline(commands, timeout=timeout)
-        asked: dict[Node, list[int]] = {}
+        redirects: dict[Node, list[int]] = {}
         for at, reply in enumerate(replies):
             if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
                 kind, node = redirection
                 if kind == "MOVED":
-                    self._servers.moved(self._slot, node)  # the caller sees the error and opens another connection
+                    # The caller sees the error and opens another connection.
+                    self._topology.record_move(self._slot, node)
                 else:
-                    asked.setdefault(node, []).append(at)
-        for node, places in asked.items():
-            guest = self._guests.get(node)
-            if guest is None:
-                guest = self._guests[node] = await RespConnection.open(self._servers.address, node)
-            answers = await guest.pipeline(
-                [command for at in places for command in (("ASKING",), commands[at])], timeout=timeout
+                    redirects.setdefault(node, []).append(at)
+        for node, positions in redirects.items():
+            target = self._redirected.get(node)
+            if target is None:
+                target = self._redirected[node] = await RespConnection.open(self._topology.address, node)
+            answers = await target.pipeline(
+                [command for at in positions for command in (("ASKING",), commands[at])], timeout=timeout
             )
-            for at, reply in zip(places, answers[1::2], strict=True):
+            for at, reply in zip(positions, answers[1::2], strict=True):
                 replies[at] = reply
         if commands and commands[0][0] == "SCRIPT":  # for the other servers too
-            for guest in self._guests.values():
-                await guest.pipeline(commands, timeout=timeout)
+            for target in self._redirected.values():
+                await target.pipeline(commands, timeout=timeout)
         return replies
 
     def close(self) -> None:
         super().close()
-        for guest in self._guests.values():
-            guest.close()
+        for target in self._redirected.values():
+            target.close()
 
 
 class Cluster(Redis):
     """One pool per master. A command goes to the master of its key's slot, a command without a key to any master."""
 
-    def __init__(self, url: str, servers: SlotMap, **options: Any) -> None:
-        super().__init__(url, servers)
-        self._map = servers
+    def __init__(self, url: str, topology: SlotMap, **options: Any) -> None:
+        super().__init__(url, topology)
+        self._map = topology
         self._options = options
         self._pools: dict[Node, Pool] = {}
 
     async def execute(self, *command: Argument) -> Reply:
         with storage_errors(self.latency):
             if command[0] in _NO_KEY:
-                return await self._anywhere(command)
+                return await self._send_to_any(command)
             return (await self._send([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
@@ -230,79 +231,79 @@ class Cluster(Redis):
 
     async def info(self, section: str, group: str) -> bytes:
         with storage_errors(self.latency):
-            errand = _Errand(("INFO", section), slot_of(group))
-            await self._visit(await self._map.owner(errand.slot), [errand])
-            return raise_for_error(errand.reply)
+            entry = _PendingCommand(("INFO", section), slot_of(group))
+            await self._send_to(await self._map.owner(entry.slot), [entry])
+            return raise_for_error(entry.reply)
 
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
-    async def _anywhere(self, command: Command) -> Reply:
+    async def _send_to_any(self, command: Command) -> Reply:
         """Return the reply of the first master that answers."""
-        errand, masters = _Errand(command, 0), await self._map.known()
+        entry, masters = _PendingCommand(command, 0), await self._map.known_masters()
         for node in random.sample(masters, len(masters)):
-            await self._visit(node, [errand])
-            if not isinstance(errand.reply, RedisConnectionError | RedisTimeoutError | OSError):
+            await self._send_to(node, [entry])
+            if not isinstance(entry.reply, RedisConnectionError | RedisTimeoutError | OSError):
                 break
-        return raise_for_error(errand.reply)
+        return raise_for_error(entry.reply)
 
     async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
         """Return the replies in order, or raise the first error. `source`: source of the script that all commands run,
         for masters that have not loaded it."""
-        errands = [_Errand(command, slot_of(_key_of(command))) for command in commands]
-        waiting, until = errands, asyncio.get_running_loop().time() + TRY_AGAIN
+        pending = [_PendingCommand(command, slot_of(_key_of(command))) for command in commands]
+        waiting, until = pending, asyncio.get_running_loop().time() + TRY_AGAIN
         while waiting:
-            await self._round(waiting)
-            waiting = [errand for errand in waiting if self._again(errand, source, until)]
-            if any(errand.pause for errand in waiting):
+            await self._send_round(waiting)
+            waiting = [entry for entry in waiting if self._should_resend(entry, source, until)]
+            if any(entry.pause for entry in waiting):
                 await asyncio.sleep(0.05)
-        return [raise_for_error(errand.reply) for errand in errands]
+        return [raise_for_error(entry.reply) for entry in pending]
 
-    async def _round(self, errands: Sequence[_Errand]) -> None:
-        to: dict[Node, list[_Errand]] = {}
-        for errand in errands:
-            to.setdefault(errand.to or await self._map.owner(errand.slot), []).append(errand)
+    async def _send_round(self, pending: Sequence[_PendingCommand]) -> None:
+        to: dict[Node, list[_PendingCommand]] = {}
+        for entry in pending:
+            to.setdefault(entry.to or await self._map.owner(entry.slot), []).append(entry)
         if len(to) == 1:
-            await self._visit(*to.popitem())
+            await self._send_to(*to.popitem())
         else:
-            await asyncio.gather(*(self._visit(node, some) for node, some in to.items()))
+            await asyncio.gather(*(self._send_to(node, some) for node, some in to.items()))
 
-    async def _visit(self, node: Node, errands: Sequence[_Errand]) -> None:
+    async def _send_to(self, node: Node, pending: Sequence[_PendingCommand]) -> None:
         """Send all of them to one master. Never raises: the failure of one master must not affect the others."""
         commands: list[Command] = []
-        for errand in errands:
-            commands += (("ASKING",), errand.command) if errand.asking else (errand.command,)
+        for entry in pending:
+            commands += (("ASKING",), entry.command) if entry.asking else (entry.command,)
         try:
-            replies = iter(await self._pool(node).attempt(commands))
+            replies = iter(await self._pool(node).try_pipeline(commands))
         except (RedisError, OSError) as error:
-            self._map.failed(node)
-            for errand in errands:
-                errand.reply = error
+            self._map.mark_failed(node)
+            for entry in pending:
+                entry.reply = error
             return
-        for errand in errands:
-            if errand.asking:
+        for entry in pending:
+            if entry.asking:
                 next(replies)
-            errand.reply, errand.by = next(replies), node
+            entry.reply, entry.by = next(replies), node
 
-    def _again(self, errand: _Errand, source: str, until: float) -> bool:
+    def _should_resend(self, entry: _PendingCommand, source: str, until: float) -> bool:
         """Return whether to send it again, which is only done if a master reports that it did not execute the
         command."""
-        errand.pause = False
-        if not isinstance(errand.reply, ResponseError):
+        entry.pause = False
+        if not isinstance(entry.reply, ResponseError):
             return False
-        if source and isinstance(errand.reply, NoScriptError):
-            errand.command = ("EVAL", source, *errand.command[2:])
+        if source and isinstance(entry.reply, NoScriptError):
+            entry.command = ("EVAL", source, *entry.command[2:])
             return True
-        redirection = redirection_of(errand.reply, errand.by)
-        if redirection is not None and errand.redirections < REDIRECTIONS:
-            kind, errand.to = redirection
-            errand.redirections += 1
-            errand.asking = kind == "ASK"
+        redirection = redirection_of(entry.reply, entry.by)
+        if redirection is not None and entry.redirections < REDIRECTIONS:
+            kind, entry.to = redirection
+            entry.redirections += 1
+            entry.asking = kind == "ASK"
             if kind == "MOVED":
-                self._map.moved(errand.slot, errand.to)
+                self._map.record_move(entry.slot, entry.to)
             return True
-        if str(errand.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
-            errand.to, errand.asking, errand.pause, errand.redirections = None, False, True, 0
+        if str(entry.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
+            entry.to, entry.asking, entry.pause, entry.redirections = None, False, True, 0
             return True
         return False
 
@@ -315,7 +316,7 @@ class Cluster(Redis):
 
 
 @dataclass(slots=True)
-class _Errand:
+class _PendingCommand:
     """A command and the state of its delivery."""
 
     command: Command
@@ -341,19 +342,19 @@ def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
     if kind not in ("MOVED", "ASK"):
         return None
     host, _, port = rest.rpartition(" ")[2].rpartition(":")
-    return kind, (host_or_same(host, by), int(port))
+    return kind, (host_or_queried(host, by), int(port))
 
 
-def host_or_same(host: str, asked: Node) -> str:
+def host_or_queried(host: str, queried: Node) -> str:
     """Return the host, or the host of the queried node if it is missing: a node that does not know its host, or is
     configured not to announce it (`cluster-preferred-endpoint-type`), omits it or sends `?`."""
-    return host if host not in ("", "?") else asked[0]
+    return host if host not in ("", "?") else queried[0]
 
 
-def _node_of(master: Sequence[Any], asked: Node) -> Node:
+def _node_of(master: Sequence[Any], queried: Node) -> Node:
     """Parse a node of CLUSTER SLOTS: host, port, id and, since Redis 7, the other names of the host."""
     host, port, *_ = master
-    return host_or_same((host or b"").decode(), asked), port
+    return host_or_queried((host or b"").decode(), queried), port
 
 
 def _key_of(command: Command) -> str:

@@ -88,9 +88,9 @@ class Redis(ABC):
     """Client for non-blocking commands. Methods raise StorageUnavailable if Redis is unavailable, loading, read-only or
     full. They never repeat a command that may have been executed: only the caller knows whether that is safe."""
 
-    def __init__(self, url: str, servers: Topology) -> None:
+    def __init__(self, url: str, topology: Topology) -> None:
         self.url = url
-        self.servers = servers
+        self.topology = topology
         self.latency = Buckets(ROUND_TRIPS)
         """Latency of commands and pipelines, including the wait for a connection."""
 
@@ -116,47 +116,47 @@ class Redis(ABC):
     @abstractmethod
     async def close(self) -> None: ...
 
-    async def trouble(self) -> str | None:
+    async def unavailable_reason(self) -> str | None:
         """Return why Redis cannot be used now; None if it can."""
-        failure = await self._failure()
+        failure = await self._ping_error()
         return None if failure is None else failure.message
 
-    async def _failure(self) -> StorageUnavailable | None:
+    async def _ping_error(self) -> StorageUnavailable | None:
         try:
             await self.execute("PING")
         except StorageUnavailable as error:
             return error
         return None
 
-    async def answering(self, log: logging.Logger) -> None:
+    async def wait_until_available(self, log: logging.Logger) -> None:
         """Wait until Redis can be used. Log the reason once a minute, and the recovery. Misconfigured if the URL is the
         reason."""
-        where, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
-        while failure := await self._failure():
-            if (why := at_fault(failure)) is not None:
-                raise Misconfigured(f"Redis at {where}: {why}")
-            self.servers.troubles.tell(log, f"{failure.message} Trying {where} again.")
+        shown_url, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
+        while failure := await self._ping_error():
+            if (why := configuration_error(failure)) is not None:
+                raise Misconfigured(f"Redis at {shown_url}: {why}")
+            self.topology.log_throttle.tell(log, f"{failure.message} Trying {shown_url} again.")
             await backoff.wait()
         if backoff.failing:
-            self.servers.troubles.over()
-            log.info("Redis answers at %s", where)
+            self.topology.log_throttle.over()
+            log.info("Redis answers at %s", shown_url)
 
 
 class Pool(Redis):
     """Connections to one server, or to the server that is the master when each connection is opened."""
 
-    def __init__(self, url: str, servers: Topology, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
-        super().__init__(url, servers)
+    def __init__(self, url: str, topology: Topology, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
+        super().__init__(url, topology)
         options: dict[str, Any] = {
             "socket_timeout": socket_timeout,
-            "socket_connect_timeout": servers.address.connect_timeout,
+            "socket_connect_timeout": topology.address.connect_timeout,
             "health_check_interval": 15,
-            "servers": servers,
+            "topology": topology,
         }
-        pool = _Shrinking(
+        pool = _ShrinkingPool(
             max_connections=max_connections,
             timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
-            connection_class=_OverUnix if servers.address.path else _OverTcp,
+            connection_class=_UnixConnection if topology.address.path else _TcpConnection,
             **options,
         )
         # The library's asyncio half is only partly typed; this class is where that ends.
@@ -171,9 +171,9 @@ class Pool(Redis):
         if not commands:
             return []
         with storage_errors(self.latency):
-            return [raise_for_error(reply) for reply in await self.attempt(commands)]
+            return [raise_for_error(reply) for reply in await self.try_pipeline(commands)]
 
-    async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
+    async def try_pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         """As `pipeline`, but with the library's exceptions, and each error in its command's place: the library would
         prefix an error with the command, which may contain a secret."""
         async with self.client.pipeline(transaction=False) as pipe:
@@ -205,35 +205,35 @@ class Pool(Redis):
         await self.client.aclose(close_connection_pool=True)
 
 
-class _Shrinking(redis_asyncio.BlockingConnectionPool):
+class _ShrinkingPool(redis_asyncio.BlockingConnectionPool):
     """Closes connections that were not used for IDLE seconds: a burst opens as many as it has concurrent commands."""
 
-    _look: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
     _closing: set[asyncio.Task[None]]
 
     async def release(self, connection: Any) -> None:
         loop = asyncio.get_running_loop()
         connection.free_since = loop.time()
         await super().release(connection)
-        if self._look is None:
-            self._look = loop.call_later(IDLE / 2, self._let_go)
+        if self._timer is None:
+            self._timer = loop.call_later(IDLE / 2, self._close_idle)
 
-    def _let_go(self) -> None:
+    def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()
         # Sorted by idle time, longest first, because the pool hands out the last one.
-        free = cast("list[_ToMaster]", self._available_connections)
-        useless = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
-        gone, free[:] = free[:useless], free[useless:]
+        free = cast("list[_MasterConnection]", self._available_connections)
+        count = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
+        gone, free[:] = free[:count], free[count:]
         self._closing = {loop.create_task(connection.disconnect(nowait=True)) for connection in gone}
-        self._look = loop.call_later(IDLE / 2, self._let_go) if free else None
+        self._timer = loop.call_later(IDLE / 2, self._close_idle) if free else None
 
 
-class _ToMaster(AbstractConnection):
+class _MasterConnection(AbstractConnection):
     """Resolves the master at every connect, and reconnects once the master has changed. Connects, authenticates and
     selects the database as RespConnection does."""
 
-    def __init__(self, *, servers: Topology, **options: Any) -> None:
-        self._servers = servers
+    def __init__(self, *, topology: Topology, **options: Any) -> None:
+        self._topology = topology
         self._node: Node = ("", 0)
         self._refused = False
         self._connected_at = 0.0
@@ -242,7 +242,7 @@ class _ToMaster(AbstractConnection):
 
     @property
     def _address(self) -> RedisUrl:
-        return self._servers.address
+        return self._topology.address
 
     async def connect(self) -> None:
         if self.is_connected and self._is_stale():
@@ -250,7 +250,7 @@ class _ToMaster(AbstractConnection):
         if self.is_connected:
             return
         self._refused, self._connected_at = False, time.monotonic()
-        self._node = self.host, self.port = await self._servers.master()
+        self._node = self.host, self.port = await self._topology.master()
         try:
             async with asyncio.timeout(self._address.connect_timeout):
                 with tls_failures(self._node):
@@ -265,7 +265,8 @@ class _ToMaster(AbstractConnection):
             raise
 
     def _is_stale(self) -> bool:
-        return self._refused or self._connected_at < self._servers.suspect_since or self._servers.is_demoted(self._node)
+        suspect = self._connected_at < self._topology.suspect_since
+        return self._refused or suspect or self._topology.is_demoted(self._node)
 
     async def on_connect(self) -> None:
         parser: Any = self._parser
@@ -309,7 +310,7 @@ class _ToMaster(AbstractConnection):
             self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
             raise
         except RedisTimeoutError:
-            self._servers.mark_suspect()
+            self._topology.mark_suspect()
             raise
         except RedisConnectionError as error:
             if isinstance(error.__context__, ssl.SSLError):
@@ -317,7 +318,7 @@ class _ToMaster(AbstractConnection):
             raise
 
 
-class _OverTcp(_ToMaster, Connection):
+class _TcpConnection(_MasterConnection, Connection):
     def __init__(self, **options: Any) -> None:
         super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
 
@@ -325,9 +326,9 @@ class _OverTcp(_ToMaster, Connection):
         return {"host": self.host, "port": self.port, **tls_arguments(self._address)}
 
 
-class _OverUnix(_ToMaster, UnixDomainSocketConnection):
-    def __init__(self, *, servers: Topology, **options: Any) -> None:
-        super().__init__(servers=servers, path=servers.address.path, **options)
+class _UnixConnection(_MasterConnection, UnixDomainSocketConnection):
+    def __init__(self, *, topology: Topology, **options: Any) -> None:
+        super().__init__(topology=topology, path=topology.address.path, **options)
 
 
 class storage_errors:  # noqa: N801 - used like a function: `with storage_errors():`
@@ -353,30 +354,30 @@ class storage_errors:  # noqa: N801 - used like a function: `with storage_errors
             raise StorageUnavailable(f"Redis cannot be used: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
             raise StorageUnavailable from error
-        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _refusing(error)):
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _is_refusal(error)):
             raise StorageUnavailable(f"Redis rejects the command: {error}") from error
 
 
 # Errors of the server's state or of our rights there, not of the command, which only its operator can resolve. The
 # library has classes for some and removes their first word; the others are recognised by it.
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
-_REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
+_REFUSAL_PREFIXES = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
 
 
-def _refusing(error: ResponseError) -> bool:
-    return str(error).startswith(_REFUSING) or forbidden_command(error) is not None
+def _is_refusal(error: ResponseError) -> bool:
+    return str(error).startswith(_REFUSAL_PREFIXES) or forbidden_command(error) is not None
 
 
-def forbidden(error: StorageUnavailable) -> bool:
+def is_forbidden(error: StorageUnavailable) -> bool:
     """Return whether missing rights of the user are the reason."""
     cause = error.__cause__
     return isinstance(cause, NoPermissionError) or (cause is not None and forbidden_command(cause) is not None)
 
 
-def at_fault(error: StorageUnavailable) -> str | None:
+def configuration_error(error: StorageUnavailable) -> str | None:
     """Return what is wrong with the URL or its user if that is the reason, which only a restart can resolve. A rejected
     login or certificate is not included: it may still be corrected on the server."""
     cause = error.__cause__
-    if isinstance(cause, UrlRefused) or (cause is not None and forbidden(error)):
+    if isinstance(cause, UrlRefused) or (cause is not None and is_forbidden(error)):
         return describe_error(cause)
     return None

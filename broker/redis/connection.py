@@ -112,7 +112,7 @@ class RespConnection(asyncio.Protocol):
         _keep_alive(connection._transport)
         return connection
 
-    async def still_master(self) -> bool:
+    async def is_master(self) -> bool:
         """Ask the server for its role: a demoted server may still answer reads, with old data."""
         (reply,) = await self.pipeline((("HELLO",),), timeout=5.0)
         return not is_replica(reply)

@@ -39,19 +39,19 @@ class Continuity:
         self._server, self._ahead, self._seen_at = server, ahead, received
         return back
 
-    def heard(self) -> None:
+    def record_reply(self) -> None:
         """Record that the server answered another command."""
         self._seen_at = time.monotonic()
 
-    def interrupt(self) -> None:
+    def reset(self) -> None:
         """Record that the server did not answer, or too late."""
         self._since = math.inf
 
-    def lasted(self) -> float:
+    def duration(self) -> float:
         """Return the seconds without interruption until now."""
         return max(0.0, time.monotonic() - self._since)
 
-    def latest(self) -> float:
+    def deadline(self) -> float:
         """Return the latest time (Unix seconds, by the server's clock) at which a command that is sent now is executed
         unless the server hangs or its clock is set."""
         return time.monotonic() + (self._ahead[1] if self._ahead else math.inf) + SLOW

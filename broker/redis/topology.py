@@ -17,7 +17,7 @@ from broker.redis.connection import ConnectionRefused, NotMaster, Reply, RespCon
 from broker.redis.url import Node, RedisUrl
 
 WATCH = 5.0  # seconds between two queries to the sentinels
-SUPERSEDED = "another server is the master now"
+DEMOTED = "another server is the master now"
 SENTINEL_TIMEOUT = 1.0  # seconds; after that the next sentinel is queried
 
 
@@ -27,7 +27,7 @@ class Topology(ABC):
     def __init__(self, address: RedisUrl) -> None:
         self.address = address
         self.suspect_since = 0.0
-        self.troubles = LogThrottle()
+        self.log_throttle = LogThrottle()
 
     groups: tuple[str, ...] = SHARDS[:1]
     longest_block_ms = 60_000
@@ -41,7 +41,7 @@ class Topology(ABC):
     async def master(self) -> Node:
         """Return the address to connect to now. OSError if no server knows it."""
 
-    async def each_server(self) -> Sequence[str]:
+    async def server_groups(self) -> Sequence[str]:
         """Return one group of each server that has any. OSError."""
         return self.groups[:1]
 
@@ -52,14 +52,14 @@ class Topology(ABC):
     def check(self, node: Node) -> None:
         """Raise NotMaster if another node is known to be the master."""
         if self.is_demoted(node):
-            raise NotMaster(SUPERSEDED)
+            raise NotMaster(DEMOTED)
 
     async def check_answer(self, connection: RespConnection, reply: Reply) -> None:
         """Run `check` after a blocking read. An empty reply may come from a demoted server that still answers, with old
         data, so then the server is asked for its role."""
         self.check(connection.node)
-        if reply is None and not await connection.still_master():
-            raise NotMaster(SUPERSEDED)
+        if reply is None and not await connection.is_master():
+            raise NotMaster(DEMOTED)
 
     def mark_suspect(self) -> None:
         """Record that a connection timed out, as happens if a network path or a machine is gone: other connections to
@@ -102,33 +102,33 @@ class SentinelTopology(Topology):
             connect_timeout=min(SENTINEL_TIMEOUT, address.connect_timeout),
         )
         self._sentinels = list(address.nodes)
-        self._asking: asyncio.Task[Node] | None = None
+        self._query: asyncio.Task[Node] | None = None
         self._master: Node | None = None
 
     async def master(self) -> Node:
         """Concurrent calls share one query: after a failover every connection asks."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(_retrieved)
-        return await asyncio.shield(self._asking)
+        if self._query is None or self._query.done():
+            self._query = asyncio.create_task(self._query_all())
+            self._query.add_done_callback(_retrieve_exception)
+        return await asyncio.shield(self._query)
 
-    async def _ask(self) -> Node:
+    async def _query_all(self) -> Node:
         """Query the sentinels one after another, starting with the one that answered last."""
-        trouble: OSError = ConnectionError(f"no sentinel knows a master of {self.address.service}")
+        failure: OSError = ConnectionError(f"no sentinel knows a master of {self.address.service}")
         for sentinel in tuple(self._sentinels):
             try:
-                master = await self._asked(sentinel)
+                master = await self._query_one(sentinel)
             except OSError as error:
-                trouble = error if isinstance(error, ConnectionRefused) else trouble
+                failure = error if isinstance(error, ConnectionRefused) else failure
                 continue
             if master is not None:
                 self._sentinels.remove(sentinel)
                 self._sentinels.insert(0, sentinel)
                 self._master = master
                 return master
-        raise trouble
+        raise failure
 
-    async def _asked(self, sentinel: Node) -> Node | None:
+    async def _query_one(self, sentinel: Node) -> Node | None:
         """Return the master that one sentinel names, or None if the sentinel considers it down. No connection is kept,
         since masters rarely change. OSError."""
         connection = await RespConnection.open(self._as_sentinel, sentinel, any_role=True)
@@ -158,7 +158,7 @@ class SentinelTopology(Topology):
                 await self.master()
 
 
-def _retrieved(task: asyncio.Task[Node]) -> None:
+def _retrieve_exception(task: asyncio.Task[Node]) -> None:
     """Retrieve the exception: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

@@ -20,7 +20,7 @@ from broker.errors import Misconfigured, StorageUnavailable
 from broker.ids import SHARDS
 from broker.redis.client import Redis, RedisError, without_password
 from broker.redis.clock import RedisClock
-from broker.redis.commands import at_fault, forbidden, storage_errors
+from broker.redis.commands import configuration_error, is_forbidden, storage_errors
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.permissions import missing_rights
@@ -60,17 +60,17 @@ class CheckedServer:
         self.clock = RedisClock(redis)
         self.logs, self.queue = logs, queue
         self.accepted = False
-        self.said: frozenset[str] = frozenset()
-        self.troubles = LogThrottle()
-        self.unusable: str | None = None
+        self.reported: frozenset[str] = frozenset()
+        self.log_throttle = LogThrottle()
+        self.unusable_reason: str | None = None
         self._rights_seen_at = float("-inf")
         self._missing: str | None = None
 
-    async def trouble(self) -> str | None:
+    async def unavailable_reason(self) -> str | None:
         """Return why it cannot be used now, over either kind of connection; None if it can. The result of the rights
         check may be FRESH seconds old."""
-        if trouble := await self.redis.trouble():
-            return trouble
+        if reason := await self.redis.unavailable_reason():
+            return reason
         if time.monotonic() - self._rights_seen_at > FRESH:
             try:
                 await self.missing_rights()
@@ -83,7 +83,7 @@ class CheckedServer:
         connections of the kind that reads and appends. A master of a cluster that does not answer is skipped: it stalls
         only its own shards. StorageUnavailable if none answers."""
         with storage_errors():
-            groups = await self.redis.servers.each_server()
+            groups = await self.redis.topology.server_groups()
             asking = [asyncio.create_task(self._missing_on(group)) for group in groups]
             await asyncio.wait(asking, timeout=WITHIN)
             answers: list[str | BaseException | None] = await cancel_and_wait(asking)
@@ -95,42 +95,42 @@ class CheckedServer:
         return self._missing
 
     async def _missing_on(self, group: str) -> str | None:
-        connection = await self.redis.servers.open(group)
+        connection = await self.redis.topology.open(group)
         try:
             return await missing_rights(connection, group, logs=self.logs, queue=self.queue)
         finally:
             connection.close()
 
 
-def servers_in_use(streams: Redis, queue: Redis) -> list[CheckedServer]:
+def redis_servers(logs: Redis, queue: Redis) -> list[CheckedServer]:
     """Return the logs' Redis and the queue's Redis, which may be the same."""
-    if streams.url == queue.url:
-        return [CheckedServer(streams, logs=True, queue=True)]
-    return [CheckedServer(streams, logs=True, queue=False), CheckedServer(queue, logs=False, queue=True)]
+    if logs.url == queue.url:
+        return [CheckedServer(logs, logs=True, queue=True)]
+    return [CheckedServer(logs, logs=True, queue=False), CheckedServer(queue, logs=False, queue=True)]
 
 
 class Preflight:
-    """Call `look` once, or `begin` if Redis may be unavailable at first; then `run` until shutdown."""
+    """Call `check` once, or `wait_until_accepted` if Redis may be unavailable at first; then `run` until shutdown."""
 
-    def __init__(self, streams: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
-        self._servers = servers_in_use(streams, queue)
+    def __init__(self, logs: Redis, queue: Redis, settings: Settings, log: logging.Logger) -> None:
+        self._servers = redis_servers(logs, queue)
         self._period = settings.lease
         self._log = log
-        self._troubles = LogThrottle()
+        self._log_throttle = LogThrottle()
 
     @property
-    def trouble(self) -> str | None:
+    def unusable_reason(self) -> str | None:
         """Why a server in use cannot be used, as of the last check; None if all can."""
-        return next((server.unusable for server in self._servers if server.unusable), None)
+        return next((server.unusable_reason for server in self._servers if server.unusable_reason), None)
 
-    async def begin(self) -> None:
+    async def wait_until_accepted(self) -> None:
         """Wait until each server answers and can be used. Misconfigured if one does not meet the requirements."""
         backoff = Backoff(0.1, longest=5.0)
         while not all(server.accepted for server in self._servers):
             for server in self._servers:
-                await server.redis.answering(self._log)
-            if trouble := await self.look():
-                self._troubles.tell(self._log, f"{trouble} Trying again.")
+                await server.redis.wait_until_available(self._log)
+            if trouble := await self.check():
+                self._log_throttle.tell(self._log, f"{trouble} Trying again.")
                 await backoff.wait()
 
     async def run(self) -> None:
@@ -138,9 +138,9 @@ class Preflight:
         served by continuing."""
         while True:
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
-            await self.look()
+            await self.check()
 
-    async def look(self) -> str | None:
+    async def check(self) -> str | None:
         """Check the servers that answer; return why one could not be checked. Misconfigured if a server that is not in
         use yet does not meet the requirements."""
         away: str | None = None
@@ -148,7 +148,7 @@ class Preflight:
             try:
                 findings = await self._examine(server)
             except StorageUnavailable as error:
-                why = at_fault(error)
+                why = configuration_error(error)
                 if why is None:
                     away = error.message  # the components that use it log that it is unavailable
                     continue
@@ -165,17 +165,17 @@ class Preflight:
         if fatal is not None and not server.accepted:
             raise Misconfigured(f"{where}: {fatal.message}")
         refused = next((finding for finding in findings if finding.kind in REFUSALS), None)
-        server.unusable = refused and refused.message
+        server.unusable_reason = refused and refused.message
         for finding in findings:
             if finding.kind in REFUSALS:
-                server.troubles.tell(self._log, f"{where}: {finding.message}", logging.ERROR)
-            elif finding.known_by not in server.said:
+                server.log_throttle.tell(self._log, f"{where}: {finding.message}", logging.ERROR)
+            elif finding.known_by not in server.reported:
                 level = logging.ERROR if finding.fatal else logging.WARNING
                 self._log.log(level, "%s: %s", where, finding.message)
         if refused is None:
-            server.troubles.over()
+            server.log_throttle.over()
         server.accepted = True
-        server.said = frozenset(finding.known_by for finding in findings)
+        server.reported = frozenset(finding.known_by for finding in findings)
 
     async def _examine(self, server: CheckedServer) -> list[Finding]:
         if missing := await server.missing_rights():
@@ -183,13 +183,13 @@ class Preflight:
         embedded = bool(await server.redis.execute("EXISTS", keys.EMBEDDED)) if server.queue else False
         findings: list[Finding] = []
         with storage_errors():
-            groups = await server.redis.servers.each_server()
+            groups = await server.redis.topology.server_groups()
         for group in groups:
             info = await _info(server.redis, group)
-            findings += [NO_INFO] if info is None else about(info, durable=server.logs and not embedded)
+            findings += [NO_INFO] if info is None else findings_from_info(info, durable=server.logs and not embedded)
         if server.queue:
-            findings += await _layout(server.redis)
-        findings += about_clock(*await server.clock.ask())
+            findings += await _check_shard_count(server.redis)
+        findings += findings_from_clocks(*await server.clock.sync())
         return list(dict.fromkeys(findings))  # the servers of a cluster usually have the same findings
 
 
@@ -205,24 +205,24 @@ async def _info(redis: Redis, group: str) -> dict[str, str] | None:
     except RedisError:
         return None
     except StorageUnavailable as error:
-        if forbidden(error):
+        if is_forbidden(error):
             return None
         raise
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def about(info: Mapping[str, str], *, durable: bool) -> list[Finding]:
+def findings_from_info(info: Mapping[str, str], *, durable: bool) -> list[Finding]:
     """Return the findings from INFO. Missing fields are skipped, since compatible servers may omit them. `durable`: the
     server has the logs and must persist them; the queue can be rebuilt."""
     return [
         finding
-        for finding in (_about_version(info), _about_eviction(info), _about_persistence(info) if durable else None)
+        for finding in (_check_version(info), _check_eviction(info), _check_persistence(info) if durable else None)
         if finding is not None
     ]
 
 
-def _about_version(info: Mapping[str, str]) -> Finding | None:
+def _check_version(info: Mapping[str, str]) -> Finding | None:
     # Valkey reports the version of Redis that it is compatible with, and its own version separately.
     name = "Valkey" if "valkey_version" in info else "Redis"
     offered, told = info.get("redis_version", ""), info.get(f"{name.lower()}_version", "")
@@ -252,7 +252,7 @@ def _version(text: str) -> tuple[int, int, int] | None:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _about_eviction(info: Mapping[str, str]) -> Finding | None:
+def _check_eviction(info: Mapping[str, str]) -> Finding | None:
     """Check the eviction policy even without a memory limit: one may be set later, during operation. Every key here has
     a lifetime, so `volatile-…` is no better than `allkeys-…`."""
     policy = info.get("maxmemory_policy", "noeviction")
@@ -266,7 +266,7 @@ def _about_eviction(info: Mapping[str, str]) -> Finding | None:
     )
 
 
-def _about_persistence(info: Mapping[str, str]) -> Finding | None:
+def _check_persistence(info: Mapping[str, str]) -> Finding | None:
     if info.get("aof_enabled", "1") != "0":
         return None
     return Finding(
@@ -276,7 +276,7 @@ def _about_persistence(info: Mapping[str, str]) -> Finding | None:
     )
 
 
-async def _layout(queue: Redis) -> list[Finding]:
+async def _check_shard_count(queue: Redis) -> list[Finding]:
     """Check the number of shards, on which the stored data depends: with another number, a process would miss some."""
     ours = str(len(SHARDS)).encode()
     with suppress(StorageUnavailable):  # full, or temporarily read-only
@@ -295,7 +295,7 @@ async def mark_embedded(redis: Redis) -> None:
     await redis.execute("SET", keys.EMBEDDED, "1", "PX", MONTH_MS)
 
 
-def about_clock(least: float, most: float) -> list[Finding]:
+def findings_from_clocks(least: float, most: float) -> list[Finding]:
     """`least` and `most`: minimum and maximum by which Redis's clock is ahead of this machine's, in seconds."""
     off = least if least > SKEW else most if most < -SKEW else 0.0
     if not off:

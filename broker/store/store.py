@@ -30,7 +30,7 @@ from broker.store.storage_share import NOTHING, Stored
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
 IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
-_PERHAPS_LOST = (
+_RECORD_MAY_BE_LOST = (
     "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
     "restored; retry in a few seconds."
 )
@@ -72,15 +72,15 @@ class Store:
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
-        self.losses = DataLossDetector(redis, self.clock, grace)
-        self._lists = Listing(redis, FIELDS)
+        self.data_loss = DataLossDetector(redis, self.clock, grace)
+        self._listing = Listing(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
-    async def name(self, tenant: str, idempotency_key: str | None) -> str:
+    async def make_id(self, tenant: str, idempotency_key: str | None) -> str:
         """Make the id of a new generation."""
         return new_id(int(await self.clock.now() * 1000), tenant, idempotency_key)
 
-    async def knows(self, tenant: str, idempotency_key: str) -> bool:
+    async def has_idempotency_record(self, tenant: str, idempotency_key: str) -> bool:
         """Return whether the idempotency key belongs to a generation."""
         shard = idempotency_shard(tenant, idempotency_key)
         return bool(await self.redis.execute("EXISTS", keys.idempotency(shard, tenant, idempotency_key)))
@@ -88,10 +88,10 @@ class Store:
     async def create(
         self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
     ) -> Created:
-        """Create a generation. `gid`: an id made by `name`. May be repeated with the same id. IdempotencyConflict if
+        """Create a generation. `gid`: an id made by `make_id`. May be repeated with the same id. IdempotencyConflict if
         the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
         lost the record of the key."""
-        gid = gid or await self.name(tenant, idempotency_key)
+        gid = gid or await self.make_id(tenant, idempotency_key)
         now = created_ms(gid)
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
@@ -114,7 +114,7 @@ class Store:
         ]
         reply = await self._create(shard, lifecycle, fields)
         if reply[0] == b"OK":
-            self.losses.observe(shard, reply[1])
+            self.data_loss.observe_epoch(shard, reply[1])
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
@@ -123,14 +123,14 @@ class Store:
     async def _create(self, shard: str, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
         """Run create.lua with a deadline that Redis checks: a command in the buffer of a hanging server is not executed
         long after its caller got an error. With a key that has no record, create only if no record was lost."""
-        epoch = self.losses.trusted(shard)
+        epoch = self.data_loss.trusted_epoch(shard)
         try:
             async with asyncio.timeout(PATIENCE):
                 sent = time.monotonic()
                 while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
                     epoch = reply[1]
-                    if await self.losses.suspects(shard, epoch or None, sent):
-                        raise StorageUnavailable(_PERHAPS_LOST)
+                    if await self.data_loss.record_may_be_lost(shard, epoch or None, sent):
+                        raise StorageUnavailable(_RECORD_MAY_BE_LOST)
                     sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
@@ -147,15 +147,15 @@ class Store:
             # It may exist and only the reply be lost: a caller that gets an error and retries would pay for two.
             reply = await self._create_once(lifecycle, fields, epoch)
         if reply[0] == b"LATE":  # or Redis's clock was set since the last query
-            await self.clock.ask()
+            await self.clock.sync()
             reply = await self._create_once(lifecycle, fields, epoch)
         return reply
 
     async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes) -> Sequence[bytes]:
-        latest = int((self.clock.last() + IN_TIME) * 1000)
+        latest = int((self.clock.estimate() + IN_TIME) * 1000)
         return await self.redis.run(CREATE, lifecycle, [*fields, latest, epoch])
 
-    async def note_trace(self, gid: str, traceparent: str) -> None:
+    async def set_trace(self, gid: str, traceparent: str) -> None:
         """Attach a generation to a trace, which its later spans become part of."""
         await self.redis.run(TRACE, [keys.meta(gid)], [traceparent])
 
@@ -168,8 +168,8 @@ class Store:
         fields, has_log, epoch = await self.redis.pipeline(
             [("HMGET", keys.meta(gid), *FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
         )
-        self.losses.observe(shard, epoch, sent)
-        if fields[1] is None and await self.losses.recent(gid, epoch):
+        self.data_loss.observe_epoch(shard, epoch, sent)
+        if fields[1] is None and await self.data_loss.generation_may_be_lost(gid, epoch):
             raise StorageUnavailable(
                 "Redis has just come back without its data; running generations are being restored."
             )
@@ -193,9 +193,9 @@ class Store:
         choices = completion.choices
         if generation.ended:
             with suppress(StorageUnavailable):  # the server is full: the next reader folds again
-                settled = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
+                kept = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
                 self._partial.pop(gid, None)
-                if settled == b"GONE":
+                if kept == b"GONE":
                     raise GenerationGone
         return generation.with_choices(choices)
 
@@ -266,14 +266,14 @@ class Store:
             if status == b"cancelled":
                 return None
             raise GenerationGone
-        asked = msgspec.json.decode(body)
+        request = msgspec.json.decode(body)
         if labels := _json(metadata):
-            asked["metadata"] = labels
-        return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
+            request["metadata"] = labels
+        return request if policy in (None, b"fail") else {**request, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """Return the number of the tenant's generations by status; some may have expired (broker/store/listing.py)."""
-        return await self._lists.counts(tenant)
+        return await self._listing.counts(tenant)
 
     async def list(
         self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
@@ -282,7 +282,7 @@ class Store:
         previous page. A page may end before `limit` (broker/store/listing.py)."""
         if after is not None:
             check_id(after)
-        rows, more = await self._lists.page(tenant, status, limit, after)
+        rows, more = await self._listing.page(tenant, status, limit, after)
         return [from_fields(gid, fields) for gid, fields in rows], more
 
     async def last_attempt(self, gid: str) -> Cursor:

@@ -293,7 +293,7 @@ async def test_a_demotion_under_a_blocked_read_leads_away_from_the_replica(own_r
             await wait_until(lambda: _count(redis, "xread", 0))
             with pytest.raises(StorageUnavailable, match="read only replica"):
                 await writer.append("lost")
-            assert await redis.trouble() == f"Redis cannot be used: 127.0.0.1:{own_redis.port} is a replica"
+            assert await redis.unavailable_reason() == f"Redis cannot be used: 127.0.0.1:{own_redis.port} is a replica"
             raw = await asyncio.open_connection("127.0.0.1", own_redis.port)
             raw[1].write(b"REPLICAOF NO ONE\r\n")
             assert await raw[0].readline() == b"+OK\r\n"

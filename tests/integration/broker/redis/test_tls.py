@@ -58,12 +58,12 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Se
 async def outcomes(url: str) -> tuple[str | None, str | None]:
     """Why the pool cannot be used, and why a raw connection cannot."""
     async with connect_redis(url) as redis:
-        return await redis.trouble(), await raw_trouble(redis)
+        return await redis.unavailable_reason(), await raw_trouble(redis)
 
 
 async def raw_trouble(redis: Redis) -> str | None:
     try:
-        connection = await redis.servers.open()
+        connection = await redis.topology.open()
     except OSError as error:
         return str(error)
     try:

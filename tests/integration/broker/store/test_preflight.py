@@ -57,7 +57,7 @@ async def test_a_server_that_evicts_is_refused_in_one_line(engine: str) -> None:
     ("path", "says"),
     [
         ("/99", "database 99 cannot be used: DB index is out of range"),
-        ("/abc", "REDIS_URL: a database is a number"),
+        ("/abc", "REDIS_URL: a database must be a number"),
         ("/0?decode_responses=true", "REDIS_URL: unknown option decode_responses"),
         ("/0?protocol=3", "REDIS_URL: unknown option protocol"),
         ("/0?encoding=latin-1", "REDIS_URL: unknown option encoding"),
