@@ -34,7 +34,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
     """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
     async with connect(settings=settings) as broker:
         watch = Preflight(broker.store.redis, broker.queue.redis, settings, logger)
-        await watch.look()
+        await watch.check()
 
         async def drain() -> None:
             logger.info("stopping: %d streams to end", broker.hub.subscribers)
@@ -57,7 +57,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
 async def _watch(watch: Preflight) -> None:
     """Ends with Misconfigured where Redis was away at the start and is not one to use once it is there; the routes
     answer 503 until it is."""
-    await watch.begin()
+    await watch.wait_until_accepted()
     await watch.run()
 
 

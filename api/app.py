@@ -50,7 +50,7 @@ def create_app(broker: Broker) -> Starlette:
     """Serves until its lifespan ends; the broker must be connected around it."""
     access = Access(broker.settings, broker.tokens)
     activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
-    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.losses)
+    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
     metrics = GatewayMetrics(broker, reaper)
 
     @asynccontextmanager

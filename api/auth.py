@@ -60,7 +60,7 @@ class Access:
             raise InvalidToken  # its tenant's keys were taken away
         if token.gid != gid:
             raise GenerationNotFound
-        return ReadAccess(token.tenant, self._tokens.clock.here(token.expires_at))
+        return ReadAccess(token.tenant, self._tokens.clock.to_local(token.expires_at))
 
 
 def _bearer(connection: HTTPConnection) -> str:

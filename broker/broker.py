@@ -33,7 +33,7 @@ from broker.redis.client import Redis, connect_both
 from broker.request import CompletionRequest, parse_json, parse_request
 from broker.runtime.counters import Count
 from broker.runtime.tracing import traceparent
-from broker.settings.messages import complaints
+from broker.settings.messages import format_errors
 from broker.settings.settings import Settings
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
@@ -83,7 +83,7 @@ class Broker:
         """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
         not be written, the reaper writes one within ten seconds. `has_left`: whether the caller has disconnected;
         nothing is created then."""
-        gid = await self.store.name(tenant, idempotency_key)
+        gid = await self.store.make_id(tenant, idempotency_key)
         counted, stored = await self._admit(gid, tenant, idempotency_key, self._size(request, gid))
         try:
             if has_left is not None and await has_left():
@@ -98,7 +98,7 @@ class Broker:
             self.created[self.settings.label_of(request.model)] += 1
             if trace := traceparent():
                 with suppress(BrokerError):
-                    await self.store.note_trace(created.id, trace)  # before a worker can have it
+                    await self.store.set_trace(created.id, trace)  # before a worker can have it
             try:
                 await self.queue.enqueue(created.id, tenant, 1)
             except BrokerError as error:
@@ -114,18 +114,18 @@ class Broker:
         """The key that counted it, and the bytes that were counted. LimitExceeded, but not where the key stands for a
         generation already: that costs nothing."""
         try:
-            return await self.queue.places.admit(tenant, gid, stored, self._share(tenant)), stored
+            return await self.queue.quotas.admit(tenant, gid, stored, self._share(tenant)), stored
         except LimitExceeded:
-            if idempotency_key is None or not await self.store.knows(tenant, idempotency_key):
+            if idempotency_key is None or not await self.store.has_idempotency_record(tenant, idempotency_key):
                 raise
             return "", NOTHING
 
     def _share(self, tenant: str) -> int:
-        return 0 if tenant == OPEN_TENANT else self.share.bytes
+        return 0 if tenant == OPEN_TENANT else self.share.limit
 
     async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
         with suppress(StorageUnavailable):  # the place ends by itself
-            await self.queue.places.forgo(tenant, gid, counted, stored, self._share(tenant))
+            await self.queue.quotas.cancel_admission(tenant, gid, counted, stored, self._share(tenant))
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
@@ -173,7 +173,7 @@ class Broker:
 
     async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
         with suppress(StorageUnavailable):  # it is counted until it would have expired
-            await self.queue.places.give_back(tenant, withdrawn.dropped, self._share(tenant))
+            await self.queue.quotas.release_bytes(tenant, withdrawn.dropped, self._share(tenant))
         if withdrawn.was == "queued" and withdrawn.ticket:
             try:
                 await self.queue.withdraw(gid, tenant, withdrawn.ticket)
@@ -246,7 +246,7 @@ def _settings_of(url: str | None) -> Settings:
     try:
         return _Given() if url is None else _Given(REDIS_URL=url)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        raise Misconfigured("; ".join(complaints({"REDIS_URL": "url"}, error.errors()))) from None
+        raise Misconfigured("; ".join(format_errors({"REDIS_URL": "url"}, error.errors()))) from None
 
 
 @asynccontextmanager

@@ -106,14 +106,14 @@ class Appender:
 
     def report_failure(self, reason: str) -> None:
         """Log that a shard's connection failed or its commands were rejected: once a minute, until all shards work."""
-        self._servers.troubles.tell(log, f"events wait: Redis at {without_password(self._url)}: {reason}")
+        self._servers.log_throttle.tell(log, f"events wait: Redis at {without_password(self._url)}: {reason}")
         self._all_connected = False
 
     def report_connected(self) -> None:
         """Log the recovery, once all shards are connected and their commands accepted."""
         if not self._all_connected and all(shard.connected.is_set() for shard in self._shards.values()):
             self._all_connected = True
-            self._servers.troubles.over()
+            self._servers.log_throttle.over()
             log.info("connected to Redis at %s", without_password(self._url))
 
 

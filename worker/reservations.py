@@ -19,13 +19,13 @@ class Reservations:
     def __init__(self, queue: Queue, claims: Mapping[str, Claim]) -> None:
         """`claims`: running generations, by id."""
         self._queue = queue
-        self._quotas = queue.places
+        self._quotas = queue.quotas
         self._claims = claims
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def acquire(self, gid: str, tenant: str) -> bool:
         """Return whether the tenant's limit admits the generation. Raises StorageUnavailable."""
-        return await self._quotas.start(tenant, gid)
+        return await self._quotas.acquire(tenant, gid)
 
     async def park(self, gid: str, tenant: str, ticket: str) -> None:
         """Park a generation until its tenant has a free place. Call it only after arq removed the ticket: otherwise arq
@@ -37,14 +37,14 @@ class Reservations:
 
     def release(self, gid: str, tenant: str) -> None:
         """Release a reservation in the background, so that an unreachable Redis does not occupy the slot."""
-        if self._quotas.limits.count(tenant):
+        if self._quotas.limits.is_counted(tenant):
             task = asyncio.create_task(self._release(gid, tenant))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
 
     async def _release(self, gid: str, tenant: str) -> None:
         try:
-            await self._queue.stopped(gid, tenant)
+            await self._queue.release(gid, tenant)
         except StorageUnavailable as error:
             log.warning("%s: reservation not released, it will expire: %s", gid, error.code)
 
@@ -64,9 +64,9 @@ class Reservations:
     async def _renew(self) -> None:
         running: dict[str, list[str]] = {}
         for gid, claim in self._claims.items():
-            if self._quotas.limits.count(claim.tenant):
+            if self._quotas.limits.is_counted(claim.tenant):
                 running.setdefault(claim.tenant, []).append(gid)
-        await self._quotas.hold(running)
+        await self._quotas.renew(running)
         for tenant, gids in running.items():
             for gid in gids:
                 if gid not in self._claims:  # it ended meanwhile, and the renewal may have followed the release

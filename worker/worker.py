@@ -61,7 +61,7 @@ async def run(settings: Settings) -> int:
     connecting = connect_both(settings.logs_url, settings.redis_url, max_connections=settings.slots + 32)
     async with connecting as (logs, queue):
         preflight = Preflight(logs, queue, settings, log)
-        await _first(signals.stop.wait(), preflight.begin())
+        await _first(signals.stop.wait(), preflight.wait_until_accepted())
         if signals.stop.is_set():
             return 0
         async with Upstreams(settings) as upstreams:
@@ -97,7 +97,7 @@ class Worker:
         self._signals = signals
         self._preflight = preflight
         tickets = Queue(queue, settings.retention, TenantLimits.of(settings))
-        self._appender = Appender(settings, logs.servers)
+        self._appender = Appender(settings, logs.topology)
         runner = GenerationRunner(logs, self._appender, upstreams, settings)
         self._slots = Slots(runner, logs, tickets, settings.slots)
         self._reaper = Reaper(logs, tickets, settings)
@@ -165,7 +165,7 @@ class Worker:
         """Return the reason why the worker accepts no generations, None if it does."""
         if self._signals.stop.is_set():
             return "stopping"
-        return self._preflight.trouble if self._appender.connected else "the logs' Redis is unreachable"
+        return self._preflight.unusable_reason if self._appender.connected else "the logs' Redis is unreachable"
 
 
 def _report_failures(results: list[Any]) -> None:

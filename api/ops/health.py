@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.errors import JSONResponse
 from broker.broker import Broker
-from broker.store.preflight import servers_in_use
+from broker.store.preflight import redis_servers
 
 WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
 
@@ -18,7 +18,7 @@ WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less 
 class HealthRoutes:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._servers = servers_in_use(broker.store.redis, broker.queue.redis)
+        self._servers = redis_servers(broker.store.redis, broker.queue.redis)
 
     def routes(self) -> list[Route]:
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
@@ -35,7 +35,7 @@ class HealthRoutes:
         try:
             async with asyncio.timeout(WITHIN):
                 for server in self._servers:
-                    if trouble := await server.trouble():
+                    if trouble := await server.unavailable_reason():
                         return f"{'logs' if server.logs else 'queue'}: {trouble}"
         except TimeoutError:
             return "Redis does not answer in time."

@@ -155,12 +155,12 @@ class GatewayMetrics:
         )
         try:
             async with asyncio.timeout(REDIS_WITHIN):
-                waiting = await self._broker.queue.waiting()
+                waiting = await self._broker.queue.queue_depth()
                 fleet = await self._broker.queue.workers()
         except (StorageUnavailable, TimeoutError):
             return
         families.gauge("tokencast_queue_depth", "Generations that wait for a worker.", {(): waiting.depth})
-        waited = waiting.seconds(self._broker.store.clock.last())
+        waited = waiting.longest_wait(self._broker.store.clock.estimate())
         families.gauge("tokencast_queue_oldest_seconds", "How long the first in turn has waited.", {(): waited})
         families.gauge("tokencast_workers", "Workers that are there.", {(): len(fleet)})
         families.gauge("tokencast_slots", "Generations that all workers can run.", {(): sum(w.slots for w in fleet)})
@@ -172,6 +172,6 @@ async def _ping(redis: Redis) -> float | None:
     began = time.monotonic()
     try:
         async with asyncio.timeout(REDIS_WITHIN):
-            return None if await redis.trouble() else time.monotonic() - began
+            return None if await redis.unavailable_reason() else time.monotonic() - began
     except TimeoutError:
         return None

@@ -29,7 +29,7 @@ class Overview:
 
     async def get(self, request: Request) -> Response:
         tenant, queue, store = self._access.tenant(request), self._broker.queue, self._broker.store
-        counts, waiting, fleet = await asyncio.gather(store.counts(tenant), queue.waiting(), queue.workers())
+        counts, waiting, fleet = await asyncio.gather(store.counts(tenant), queue.queue_depth(), queue.workers())
         now = await store.clock.now()
         subscribers = self._access.subscribers
         return JSONResponse(
@@ -37,7 +37,7 @@ class Overview:
                 "object": "overview",
                 "at": now,
                 "generations": counts,
-                "queue": {"depth": waiting.depth, "oldest_seconds": waiting.seconds(now)},
+                "queue": {"depth": waiting.depth, "oldest_seconds": waiting.longest_wait(now)},
                 "workers": [{"slots": worker.slots, "running": worker.running} for worker in fleet],
                 "subscribers": {"total": subscribers.total(tenant), "generations": subscribers.of(tenant, MOST)},
             }

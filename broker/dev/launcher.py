@@ -26,7 +26,7 @@ import httpx2
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.redis.client import Redis, connect_redis, without_password
-from broker.redis.commands import at_fault
+from broker.redis.commands import configuration_error
 from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import python_module
@@ -204,7 +204,7 @@ async def _redis(settings: Settings, processes: _Processes) -> AsyncGenerator[Re
             await redis.execute("PING")
         except StorageUnavailable as error:
             where = without_password(redis.url)
-            if why := at_fault(error):
+            if why := configuration_error(error):
                 raise Misconfigured(f"Redis at {where}: {why}") from None
             raise Misconfigured(f"REDIS_URL: no Redis responds at {where}.") from None
         yield redis

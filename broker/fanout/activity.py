@@ -195,7 +195,7 @@ class Activity:
                 [("XREVRANGE", keys.activity(shard), "+", "-", "COUNT", 1) for shard in SHARDS]
             )
             self._last = {shard: reply[0][0] if reply else b"0-0" for shard, reply in zip(SHARDS, newest, strict=True)}
-            servers = self._redis.servers
+            servers = self._redis.topology
             self._told = dict.fromkeys(servers.groups, now)
             self._newest = now
             self._readers = [
@@ -211,7 +211,7 @@ class Activity:
 
     async def _run(self, group: str, shards: Sequence[str]) -> None:
         """Until cancelled: Redis may go and come back, watchers see a pause."""
-        servers, backoff = self._redis.servers, Backoff()
+        servers, backoff = self._redis.topology, Backoff()
         while True:
             try:
                 connection = await servers.open(group)
@@ -220,26 +220,26 @@ class Activity:
                         await self._read(connection, group, shards)
                         if backoff.failing:
                             backoff.success()
-                            servers.troubles.over()
+                            servers.log_throttle.over()
                 finally:
                     connection.close()
             except (OSError, RespError) as error:
                 if isinstance(error, TimeoutError):
                     servers.mark_suspect()
-                servers.troubles.tell(logger, f"lost Redis: {describe_error(error)}")
+                servers.log_throttle.tell(logger, f"lost Redis: {describe_error(error)}")
             except Exception:
                 logger.exception("reader failed, starts again")
             await backoff.wait()
 
     async def _read(self, connection: RespConnection, group: str, shards: Sequence[str]) -> None:
-        before, block_ms = self._newest, min(BLOCK_MS, self._redis.servers.longest_block_ms)
+        before, block_ms = self._newest, min(BLOCK_MS, self._redis.topology.longest_block_ms)
         reply: Sequence[News] | None = await connection.call(
             *("XREAD", "COUNT", COUNT, "BLOCK", block_ms, "STREAMS"),
             *map(keys.activity, shards),
             *(self._last[shard] for shard in shards),
             timeout=block_ms / 1000 + SLACK,
         )
-        await self._redis.servers.check_answer(connection, reply)
+        await self._redis.topology.check_answer(connection, reply)
         named = {keys.activity(shard).encode(): shard for shard in shards}
         entries = [_entry(named[name], *one) for name, news in reply or () for one in news]
         entries.sort(key=_written)

@@ -316,7 +316,7 @@ class Hub:
     async def run(self) -> None:
         """Heartbeats, stalled peers, quiet logs, and forgetting; for as long as the process lives."""
         checking: asyncio.Task[None] | None = None
-        self._spawn(self._store.redis.servers.watch())
+        self._spawn(self._store.redis.topology.watch())
         while True:
             await asyncio.sleep(self._heartbeat / _TICKS)
             self._tick += 1

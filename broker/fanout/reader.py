@@ -70,7 +70,7 @@ class LogReader:
         self.group = group
         self._control = keys.wake(group, *name)
         self._control_id = "0"
-        block_ms = min(BLOCK_MS, redis.servers.longest_block_ms)
+        block_ms = min(BLOCK_MS, redis.topology.longest_block_ms)
         self._timeout = block_ms / 1000 + SLACK
         self._backoff = Backoff()
         xread = b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", b"%d" % block_ms, b"STREAMS", self._control.encode()
@@ -103,11 +103,11 @@ class LogReader:
 
     async def run(self) -> None:
         """Until cancelled: Redis may go and come back, readers see a pause."""
-        troubles = self._redis.servers.troubles
+        troubles = self._redis.topology.log_throttle
         while True:
             await self._wanted.wait()
             try:
-                connection = await self._redis.servers.open(self.group)
+                connection = await self._redis.topology.open(self.group)
             except OSError as error:
                 troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}")
             else:
@@ -116,7 +116,7 @@ class LogReader:
                     continue  # nothing is left to follow
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
-                        self._redis.servers.mark_suspect()
+                        self._redis.topology.mark_suspect()
                     troubles.tell(logger, f"lost Redis: {describe_error(error)}")
                 except Exception:  # one generation's trouble must not end the reading of the others
                     logger.exception("reader failed, starts again")
@@ -133,7 +133,7 @@ class LogReader:
             if not self._streams:
                 if not await self._asked():
                     return
-                self._redis.servers.check(connection.node)
+                self._redis.topology.check(connection.node)
             if not self._torn:
                 self._take(await self._news(connection))
             while self._torn:
@@ -143,7 +143,7 @@ class LogReader:
             await self._deliver(self)
             if self._backoff.failing:
                 self._backoff.success()
-                self._redis.servers.troubles.over()
+                self._redis.topology.log_throttle.over()
 
     async def _news(self, connection: RespConnection) -> Sequence[News]:
         self.ahead()
@@ -158,7 +158,7 @@ class LogReader:
             reply = await self._one_by_one(connection)
         finally:
             self._answer = None
-        await self._redis.servers.check_answer(connection, reply)
+        await self._redis.topology.check_answer(connection, reply)
         return reply or ()
 
     # --- for who delivers (broker/fanout/scheduler.py) --------------------------------------------------------------
@@ -174,7 +174,7 @@ class LogReader:
         if answer is None or connection is None or not answer.done() or answer.exception() is not None:
             return
         (reply,) = answer.result()
-        if isinstance(reply, list) and not self._redis.servers.is_demoted(connection.node):
+        if isinstance(reply, list) and not self._redis.topology.is_demoted(connection.node):
             self._answer = None
             self._take(cast("list[News]", reply))
 

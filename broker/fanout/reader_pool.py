@@ -86,7 +86,7 @@ class ReaderPool:
         if place.reader is not None:
             place.reader.remove(feed)
         readers, most = (self._quiet, QUIET) if place.quiet else (self._speaking, SPEAKING)
-        group = self._redis.servers.group(shard_of(feed.gid))
+        group = self._redis.topology.group(shard_of(feed.gid))
         reader = next((reader for reader in readers if reader.group == group and len(reader) < most), None)
         if reader is None:
             name = self._process, len(self._quiet) + len(self._speaking)

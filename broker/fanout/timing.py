@@ -52,14 +52,14 @@ class DeliveryTimings:
         feed.served_seq, feed.served_at = seq, now
         if feed.has_chunk and not feed.shown:
             feed.shown = True
-            self.first_tokens.observe(max(0.0, self._clock.last() - created_ms(feed.gid) / 1000))
+            self.first_tokens.observe(max(0.0, self._clock.estimate() - created_ms(feed.gid) / 1000))
 
     def passed(self, tail: Cursor, newest: RawEntry | None) -> None:
         """A pass has ended with a feed of which this was new when it began with it."""
         self.passes += 1
         if newest is not None:
             arrived = (tail.attempt >> 10) + int(newest[1][3])  # an attempt's number holds when it began
-            self.delays.observe(max(0.0, self._clock.last() - arrived / 1000))
+            self.delays.observe(max(0.0, self._clock.estimate() - arrived / 1000))
 
     def gaps(self) -> Buckets:
         """Between two events, to the last reader of each pass."""

@@ -1,5 +1,5 @@
-"""Which generation runs next: tickets in arq's queue, the tenants' quotas, and the reaper, which puts back what a lost
-worker ran.
+"""Decides which generation runs next: tickets in arq's queue, the tenants' quotas, and the reaper, which requeues the
+generations of a lost worker.
 
-Imports `store` and what is below it; everything here can be rebuilt from the logs' Redis. Start with `tickets.py`.
+Imports `store` and the rooms below it; everything here can be rebuilt from the logs' Redis. Start with `tickets.py`.
 """

@@ -1,10 +1,9 @@
-"""How much of the broker one tenant may have: generations that run, that wait, and that it asks for in a minute, and
-bytes of stored requests.
+"""Quotas of a tenant: running generations, waiting generations, creations per minute, and bytes of stored requests.
 
-All of it stands in the queue's Redis and may be lost whole. A *place* is a reservation with an end: among the running
-it lasts as long as a lease, and the worker renews it; among the waiting a few looks of the reaper, each of which
-renews it. A ticket that finds its tenant at the limit is *parked* and not asked again until a place is free, so the
-others in the queue go past it. Where no keys are set everybody is `OPEN_TENANT`, who has no limits.
+All of it is in the queue's Redis and may be lost as a whole. A *reservation* has an end: one among the running
+generations lasts a lease, and the worker renews it; one among the waiting lasts for several sweeps of the reaper, each
+of which renews it. A ticket that reaches the head while its tenant is at the limit is *parked* until a reservation is
+free, so that the other tickets pass it. Without API keys all generations belong to `OPEN_TENANT`, which has no limits.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ ACQUIRE = Script("queue", "quota_acquire")
 RELEASE = Script("queue", "quota_release")
 RENEW = Script("queue", "quota_renew")
 OPEN_TENANT = "default"
-"""Whose generations they are where no API keys are set."""
+"""The tenant of all generations if no API keys are set."""
 WAITING_MS = 120_000
-"""For so long a place among the waiting lasts; the reaper looks at each of them every 30 s."""
-LATER = 60  # seconds after which a tenant may try again that has too much stored
-SOON = 5  # seconds after which a tenant may try again whose queue is full
+"""Lifetime of a reservation among the waiting; the reaper renews it every 30 s."""
+LATER = 60  # seconds; Retry-After if the tenant's stored bytes are at the limit
+SOON = 5  # seconds; Retry-After if the tenant's queue is full
 
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """What a tenant may have at once, and ask for in a minute; 0 = any number."""
+    """Limits of a tenant: concurrent generations and creations per minute; 0 = no limit. `lease`: seconds."""
 
     running: int = 0
     queued: int = 0
@@ -43,17 +42,18 @@ class TenantLimits:
     def of(cls, settings: Settings) -> TenantLimits:
         return cls(settings.tenant_running, settings.tenant_queued, settings.tenant_per_minute, settings.lease)
 
-    def admit(self, tenant: str) -> bool:
-        """Whether a new generation of this tenant must be asked for."""
+    def needs_admission(self, tenant: str) -> bool:
+        """Return whether new generations of this tenant need admission."""
         return tenant != OPEN_TENANT and bool(self.queued or self.per_minute)
 
-    def count(self, tenant: str) -> bool:
-        """Whether what runs and waits is counted."""
+    def is_counted(self, tenant: str) -> bool:
+        """Return whether this tenant's running and waiting generations are counted."""
         return tenant != OPEN_TENANT and bool(self.running or self.queued)
 
 
 class Quotas:
-    """The places of all tenants. Everything may be repeated. StorageUnavailable where the queue's Redis is away."""
+    """The reservations of all tenants. Every call may be repeated. StorageUnavailable if the queue's Redis is
+    unavailable."""
 
     def __init__(self, redis: Redis, limits: TenantLimits) -> None:
         self._redis = redis
@@ -61,11 +61,10 @@ class Quotas:
         self._lease_ms = int(limits.lease * 1000)
 
     async def admit(self, tenant: str, gid: str, stored: Stored = NOTHING, share: int = 0) -> str:
-        """Reserves a place among the waiting, and counts a creation (under the key that is returned, if under any) and
-        the bytes of its request. `share`: bytes of stored requests that the tenant may have; 0 = any number.
-        LimitExceeded."""
+        """Reserve a place in the queue, and count a creation and the bytes of its request. Return the key that counted
+        the creation, or "". `share`: maximum bytes of the tenant's stored requests; 0 = no limit. LimitExceeded."""
         limits = self.limits
-        if tenant == OPEN_TENANT or not (limits.admit(tenant) or share):
+        if tenant == OPEN_TENANT or not (limits.needs_admission(tenant) or share):
             return ""
         reply = await self._redis.run(
             ADMIT,
@@ -73,24 +72,29 @@ class Quotas:
             [gid, limits.queued, limits.per_minute, WAITING_MS, share, stored.size, stored.hour],
         )
         if reply[0] == b"QUEUED":
-            raise LimitExceeded(f"{limits.queued} generations wait already, as many as may.", retry_after=SOON)
+            message = f"Queue limit reached: {limits.queued} generations are already waiting."
+            raise LimitExceeded(message, retry_after=SOON)
         if reply[0] == b"RATE":
-            message = f"{limits.per_minute} generations were asked for within a minute, as many as may."
+            message = f"Rate limit reached: {limits.per_minute} generations were created within this minute."
             raise LimitExceeded(message, retry_after=int(reply[1]))
         if reply[0] == b"STORED":
-            message = f"The stored requests have reached the limit of {share} bytes; delete generations, or wait."
+            message = (
+                f"Storage limit reached: the stored requests have {share} bytes or more; delete generations or wait."
+            )
             raise LimitExceeded(message, retry_after=LATER)
         return reply[1].decode()
 
-    async def forgo(self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0) -> None:
-        """It was admitted, and never came to be."""
-        if self.limits.admit(tenant):
+    async def cancel_admission(
+        self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0
+    ) -> None:
+        """Undo `admit` for a generation that was not created."""
+        if self.limits.needs_admission(tenant):
             less = [("SET", counted, 0, "NX", "EX", 120), ("DECR", counted)] if counted else []
             await self._redis.pipeline([("ZREM", keys.queued(tenant), gid), *less])
-        await self.give_back(tenant, stored, share)
+        await self.release_bytes(tenant, stored, share)
 
-    async def give_back(self, tenant: str, stored: Stored, share: int) -> None:
-        """These bytes are stored no longer."""
+    async def release_bytes(self, tenant: str, stored: Stored, share: int) -> None:
+        """Subtract bytes that are no longer stored."""
         if tenant != OPEN_TENANT and share and stored.size:
             name = keys.stored(tenant)
             await self._redis.pipeline(
@@ -101,30 +105,33 @@ class Quotas:
                 ]
             )
 
-    async def start(self, tenant: str, gid: str) -> bool:
-        """From the waiting to the running, if there is a place."""
-        if not self.limits.count(tenant):
+    async def acquire(self, tenant: str, gid: str) -> bool:
+        """Move a generation from the waiting to the running ones; return whether there was a free reservation."""
+        if not self.limits.is_counted(tenant):
             return True
         names = [keys.running(tenant), keys.queued(tenant)]
         return bool(await self._redis.run(ACQUIRE, names, [gid, self.limits.running, self._lease_ms]))
 
-    async def stop(self, tenant: str, gid: str) -> list[str]:
-        """It runs no longer. The parked tickets that have a place now and must be queued again."""
+    async def release(self, tenant: str, gid: str) -> list[str]:
+        """Release a running generation's reservation. Return the parked tickets that got one and must be queued
+        again."""
         names = [keys.running(tenant), keys.parked(tenant)]
         reply = await self._redis.run(RELEASE, names, [gid, self.limits.running, self._lease_ms])
         return [ticket.decode() for ticket in reply]
 
-    async def hold(self, running: Mapping[str, Collection[str]]) -> None:
-        """These still run: tenant → generations."""
+    async def renew(self, running: Mapping[str, Collection[str]]) -> None:
+        """Renew the reservations of running generations. `running`: tenant → generations."""
         calls = [((keys.running(tenant),), (self._lease_ms, *gids)) for tenant, gids in running.items()]
         await self._redis.run_many(RENEW, calls)
 
-    def names(self, tenant: str) -> list[str]:
-        """The last keys of enqueue.lua."""
-        return [keys.running(tenant), keys.queued(tenant), keys.parked(tenant)] if self.limits.count(tenant) else []
+    def enqueue_keys(self, tenant: str) -> list[str]:
+        """Return the last keys of enqueue.lua."""
+        if not self.limits.is_counted(tenant):
+            return []
+        return [keys.running(tenant), keys.queued(tenant), keys.parked(tenant)]
 
-    def arguments(self, tenant: str, gid: str, *, park: bool) -> list[str | int]:
-        """Its last arguments."""
-        if not self.limits.count(tenant):
+    def enqueue_arguments(self, tenant: str, gid: str, *, park: bool) -> list[str | int]:
+        """Return the last arguments of enqueue.lua."""
+        if not self.limits.is_counted(tenant):
             return []
         return [gid, self.limits.running, self._lease_ms, WAITING_MS, int(park)]

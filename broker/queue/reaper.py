@@ -1,8 +1,8 @@
-"""Finds generations that nobody runs or waits for, and sees that each still gets its ending.
+"""Finds generations whose worker or ticket is lost, and requeues or ends them.
 
-Every worker and gateway has one, so that no single process must live. The scripts decide, by Redis's clock, under
-which generation a lease has run out; what this process has seen of Redis meanwhile (`redis/continuity.py`) decides
-whether that means anything. Two reapers at once do no harm.
+Every worker and gateway runs a reaper, so that no single process is required. The scripts find expired leases by
+Redis's clock; this process's observations of Redis meanwhile (`redis/continuity.py`) decide whether an expired lease
+proves anything. Concurrent reapers are harmless.
 """
 
 from __future__ import annotations
@@ -31,88 +31,92 @@ log = logging.getLogger("tokencast.reaper")
 
 
 class Reaper:
-    """`run` sweeps every two seconds. A death then costs a lease and one sweep; if Redis's clock goes back just before,
-    a sweep more, which is still below "a worker's death costs at most 20 s"."""
+    """`run` sweeps every two seconds. A worker's death therefore costs a lease and one sweep; if Redis's clock goes
+    back just before, one sweep more, which is still below "a worker's death costs at most 20 s"."""
 
-    def __init__(self, redis: Redis, queue: Queue, settings: Settings, losses: DataLossDetector | None = None) -> None:
-        """`losses`: told what is seen of the servers."""
+    def __init__(
+        self, redis: Redis, queue: Queue, settings: Settings, data_loss: DataLossDetector | None = None
+    ) -> None:
+        """`data_loss`: is notified of every observation of a server."""
         self._redis = redis
         self._queue = queue
-        self._losses = losses
+        self._data_loss = data_loss
         self._lease_ms = int(settings.lease * 1000)
         self._max_attempts = settings.max_attempts
         self._period = 2.0 * min(1.0, settings.lease / 15)
-        self._said: set[str] = set()
-        self.seen = {group: Continuity(self._period + max(settings.lease / 2, SLOW)) for group in redis.servers.groups}
-        """What this process has seen of the server of each group of shards."""
+        self._warned: set[str] = set()
+        longest_gap = self._period + max(settings.lease / 2, SLOW)
+        self.continuity = {group: Continuity(longest_gap) for group in redis.topology.groups}
+        """Observations of the server of each group of shards."""
         self.failed = 0
-        """Generations ended as `attempts_exhausted`."""
+        """Number of generations ended as `attempts_exhausted`."""
 
     async def run(self) -> None:
-        """Until cancelled; survives every error."""
+        """Sweep until cancelled; survives every error."""
         while True:
-            await asyncio.gather(*map(self._visit, self.seen))
+            await asyncio.gather(*map(self._try_sweep, self.continuity))
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
 
-    async def _visit(self, group: str) -> None:
-        """On a cluster each server is on its own: one that is away keeps nobody from looking at the others."""
+    async def _try_sweep(self, group: str) -> None:
+        """Sweep one group; each server of a cluster separately, so that an unavailable one does not delay the
+        others."""
         try:
             await self.sweep(group)
-            self._said.discard(group)
+            self._warned.discard(group)
         except StorageUnavailable as error:
-            if not self._said:
-                log.warning("no sweep: %s", error)
-            self._said.add(group)
-            self._interrupt(group)
+            if not self._warned:
+                log.warning("sweep skipped: %s", error)
+            self._warned.add(group)
+            self._mark_interrupted(group)
         except Exception:
             log.exception("sweep failed")
-            self._interrupt(group)
+            self._mark_interrupted(group)
 
-    def _interrupt(self, group: str) -> None:
-        self.seen[group].interrupt()
-        if self._losses is not None:
-            self._losses.interrupt(group)
+    def _mark_interrupted(self, group: str) -> None:
+        self.continuity[group].reset()
+        if self._data_loss is not None:
+            self._data_loss.mark_unreachable(group)
 
     async def sweep(self, group: str) -> None:
-        """One look at the shards of a group."""
-        seen = self.seen[group]
+        """Check the due generations of a group of shards."""
+        continuity = self.continuity[group]
         sent = time.monotonic()
         server = await server_identity(self._redis, group)
         clock, due = await self._due(group)
-        if seen.observe(server.name, clock, sent, time.monotonic()):
+        if continuity.observe(server.name, clock, sent, time.monotonic()):
             _, due = await self._due(group, self._lease_ms)
-        self._tell(group, server)
+        self._report_server(group, server)
         for gid in due:
-            if not await self._reap(gid, seen):
-                log.info("a sweep broke off: Redis hung, or its clock was set")
-                self._interrupt(group)
+            if not await self._reap(gid, continuity):
+                log.info("sweep aborted: Redis hung, or its clock was set")
+                self._mark_interrupted(group)
                 return
 
-    def _tell(self, group: str, server: ServerIdentity) -> None:
-        if self._losses is not None:
-            self._losses.seen(group, server)
+    def _report_server(self, group: str, server: ServerIdentity) -> None:
+        if self._data_loss is not None:
+            self._data_loss.observe_server(group, server)
 
     async def _due(self, group: str, ahead_ms: int | None = None) -> tuple[float, Sequence[str]]:
-        """The server's time (Unix seconds), and the generations to look at. `ahead_ms`: those too that are due only
-        later than that."""
-        shards = [shard for shard in SHARDS if self._redis.servers.group(shard) == group]
+        """Return the server's time (Unix seconds) and the generations to check. `ahead_ms`: include generations that
+        are due only later than this, which means that the clock went back."""
+        shards = [shard for shard in SHARDS if self._redis.topology.group(shard) == group]
         ahead = "" if ahead_ms is None else ahead_ms
         replies = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE, ahead)) for shard in shards])
         return int(replies[0][0]) / 1000, [gid.decode() for _, gids in replies for gid in gids]
 
-    async def _reap(self, gid: str, seen: Continuity) -> bool:
-        """One by one, each with its ticket: of a pipeline with one failure all replies would be lost, and with them
-        tickets. False if the command ran later than it should."""
-        watched, latest = int(seen.lasted() * 1000), int(seen.latest() * 1000)
+    async def _reap(self, gid: str, continuity: Continuity) -> bool:
+        """Reap one generation and queue its ticket. Not pipelined, because one error would lose all replies of a
+        pipeline, and the tickets with them. Return False if the command was executed too late."""
+        watched, latest = int(continuity.duration() * 1000), int(continuity.deadline() * 1000)
         arguments = [gid, secrets.randbelow(1024), self._max_attempts, self._lease_ms, watched, latest]
         try:
             verdict = await self._redis.run(REAP, lifecycle_keys(gid), arguments)
         except RedisError as error:
-            log.error("%s: cannot be reaped: %s", gid, type(error).__name__)
+            log.error("%s: reaping failed: %s", gid, type(error).__name__)
             return True
         if verdict[0] == b"LATE":
             return False
-        seen.heard()
+        continuity.record_reply()
         if verdict[0] == b"FAILED":
             self.note_exhausted(gid)
         elif verdict[0] == b"REQUEUE":
@@ -120,7 +124,7 @@ class Reaper:
         return True
 
     def note_exhausted(self, gid: str) -> None:
-        """A script ended it, which was started too often."""
+        """Count and log a generation that a script ended because it had been started too often."""
         self.failed += 1
         log.warning("%s: failed (attempts_exhausted)", gid)
 
@@ -128,5 +132,5 @@ class Reaper:
         try:
             if await self._queue.enqueue(gid, tenant, number):
                 log.info("%s: queued again", gid)
-        except StorageUnavailable as error:  # the queue's Redis; the generation is due again in five seconds
-            log.warning("%s: no ticket yet: %s", gid, error.code)
+        except StorageUnavailable as error:  # of the queue's Redis; the generation is due again in five seconds
+            log.warning("%s: ticket not written yet: %s", gid, error.code)

@@ -1,5 +1,5 @@
-"""The Redis of a URL, as the rest of the broker holds it. What stands behind it: commands.py for one server (and for
-the master that Sentinel names), broker/redis/cluster.py for many."""
+"""Open Redis clients from a URL: `commands.py` for one server or the master that Sentinel names, `cluster.py` for a
+cluster. The rest of the project imports Redis from here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from broker.redis.url import parse_redis_url, without_password
 
 
 def topology_of(url: str) -> Topology:
-    """ValueError where the URL is none."""
+    """Return the topology that a URL describes. ValueError if the URL is not valid."""
     address = parse_redis_url(url)
     if address.kind == "cluster":
         return SlotMap(address)
@@ -26,19 +26,19 @@ def topology_of(url: str) -> Topology:
 
 
 def open_pool(url: str, **options: Any) -> Pool:
-    """For arq, whose transactions span slots. Misconfigured where the URL is a cluster's."""
-    servers = topology_of(url)
-    if isinstance(servers, SlotMap):
+    """Open a pool for arq, whose transactions span several slots. Misconfigured for a cluster's URL."""
+    topology = topology_of(url)
+    if isinstance(topology, SlotMap):
         raise Misconfigured("The queue cannot be on a Redis Cluster.")
-    return Pool(url, servers, **options)
+    return Pool(url, topology, **options)
 
 
 @asynccontextmanager
-async def connect_redis(url: str, *, servers: Topology | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
-    """Options: `socket_timeout` (seconds, default 5) and `max_connections` (to one server, default 64). `servers`: what
-    is known of them already. Connects when it is first used."""
-    servers = servers or topology_of(url)
-    redis = Cluster(url, servers, **options) if isinstance(servers, SlotMap) else Pool(url, servers, **options)
+async def connect_redis(url: str, *, topology: Topology | None = None, **options: Any) -> AsyncGenerator[Redis, None]:
+    """Open a client that connects on first use. Options: `socket_timeout` (seconds, default 5) and `max_connections`
+    (per server, default 64). `topology`: one to share with another client of the same URL."""
+    topology = topology or topology_of(url)
+    redis = Cluster(url, topology, **options) if isinstance(topology, SlotMap) else Pool(url, topology, **options)
     try:
         yield redis
     finally:
@@ -49,10 +49,10 @@ async def connect_redis(url: str, *, servers: Topology | None = None, **options:
 async def connect_both(
     logs_url: str, queue_url: str, *, max_connections: int = 64
 ) -> AsyncGenerator[tuple[Redis, Redis], None]:
-    """The logs' Redis and the queue's. Where they are one, what is learnt of it on one side holds for the other."""
+    """Open the logs' Redis and the queue's Redis. If both have the same URL, they share one topology."""
     async with (
         connect_redis(logs_url, max_connections=max_connections) as logs,
-        connect_redis(queue_url, servers=logs.servers if queue_url == logs_url else None) as queue,
+        connect_redis(queue_url, topology=logs.topology if queue_url == logs_url else None) as queue,
     ):
         yield logs, queue
 

@@ -1,7 +1,7 @@
-"""What time it is by Redis's clock: the only one that all processes share.
+"""Redis's clock, the only one that all processes share.
 
-The clock of one machine may be wrong. Whatever is compared with what a script wrote, or with what another process
-wrote, goes by Redis: ids and `created_at`, the end of a token, presence, the time of a retry.
+The clock of a single machine may be wrong. Every time that is compared with one written by a script or by another
+process therefore comes from Redis: ids and `created_at`, token expiry, worker heartbeats, retry times.
 """
 
 from __future__ import annotations
@@ -13,50 +13,54 @@ from contextlib import suppress
 from broker.errors import StorageUnavailable
 from broker.redis.client import Redis
 
-AGAIN = 1.0  # seconds until it is asked again where it did not answer
-FRESH = 30.0  # seconds for which an answer of Redis holds: after that this machine's clock may have been set
+AGAIN = 1.0  # seconds until the next query after a failed one
+FRESH = 30.0  # seconds for which an answer is used: later, this machine's clock may have been set
 
 
 class RedisClock:
-    """This machine's clock, corrected by what Redis last said."""
+    """This machine's clock, corrected by the offset of Redis's clock at the last query."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._ahead = 0.0
-        self._asking: asyncio.Task[None] | None = None
+        self._offset = 0.0
+        self._syncing: asyncio.Task[None] | None = None
         self._stale_at = float("-inf")
 
     async def now(self) -> float:
-        """Unix seconds, never ahead of Redis's own: what comes of it there is never earlier. By what it said before
-        where it is away. Concurrent calls share one question, and its failure: they wait no longer than one does."""
+        """Return Unix seconds, never ahead of Redis's own clock, so that a time derived from it never lies in Redis's
+        future. If Redis is unavailable, the last known offset is used. Concurrent calls share one query and its
+        failure: none of them waits longer than one query takes."""
         if time.monotonic() > self._stale_at:
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._refresh())
-            await asyncio.shield(self._asking)
-        return time.time() + self._ahead
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._syncing)
+        return time.time() + self._offset
 
     async def _refresh(self) -> None:
         with suppress(StorageUnavailable):
-            await self.ask()
+            await self.sync()
             return
         self._stale_at = time.monotonic() + AGAIN
 
-    def last(self) -> float:
-        """Unix seconds, by what Redis said last: for who must not wait, and loses nothing if it is an hour old."""
-        return time.time() + self._ahead
+    def estimate(self) -> float:
+        """Return Unix seconds by the last known offset, without a query: for callers that must not wait and that
+        tolerate an offset measured an hour ago."""
+        return time.time() + self._offset
 
-    def here(self, moment: float) -> float:
-        """When that is by this machine's clock."""
-        return moment - self._ahead
+    def to_local(self, moment: float) -> float:
+        """Convert a time of Redis's clock to this machine's clock."""
+        return moment - self._offset
 
-    async def ask(self) -> tuple[float, float]:
-        """By how many seconds Redis's clock is ahead of this machine's: at least, and at most, since the answer
-        takes its time. Negative where it is behind. StorageUnavailable."""
+    async def sync(self) -> tuple[float, float]:
+        """Query Redis. Return the minimum and maximum by which its clock is ahead of this machine's (seconds; the two
+        differ by the round trip; negative if it is behind). StorageUnavailable."""
         sent = time.time()
         seconds, micros = await self._redis.execute("TIME")
         now = int(seconds) + int(micros) / 1e6
         least, most = now - time.time(), now - sent
-        if not least <= self._ahead <= most:  # else what is known is as good, and keeps the order of ids
-            self._ahead = least
+        if (
+            not least <= self._offset <= most
+        ):  # otherwise keep the known offset: it is as accurate, and preserves the order of ids
+            self._offset = least
         self._stale_at = time.monotonic() + FRESH
         return least, most

@@ -1,12 +1,12 @@
-"""Redis Cluster for the logs: which master has which slots, and commands sent there.
+"""Redis Cluster for the logs: maps slots to masters, and sends commands there.
 
 The library's own client (5.3, the newest that arq allows) closes the connections to all nodes whenever one of them
-fails, and repeats by itself what may have been executed. Here one node's trouble is its own, and only what a node
-says it did not execute is sent again: MOVED, ASK and TRYAGAIN.
+fails, and resends by itself commands that may have been executed. Here a failing node affects only itself, and only
+commands that a node reports as not executed are sent again: MOVED, ASK and TRYAGAIN.
 
-A shard on its way from one master to another goes on being written and read. What waits until it has arrived is
-everything that changes a status: those scripts name a key that never exists (the base of the indexes), and so are
-answered TRYAGAIN instead of being stopped half-way at a key that has left already.
+A shard that is being migrated between masters can still be written and read. Only status changes wait until the
+migration is complete: those scripts name a key that never exists (the base of the indexes), so Redis answers TRYAGAIN
+instead of stopping them half-way at a key that has already moved.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from broker.redis.topology import SingleServer, Topology
 from broker.redis.url import Node, RedisUrl
 
 REDIRECTIONS = 8
-TRY_AGAIN = 5.0  # seconds for which a slot may be half here, half there
+TRY_AGAIN = 5.0  # seconds; maximum time during which commands are repeated because a slot is split
 _NO_KEY = frozenset({"PING", "INFO", "TIME", "CONFIG", "CLIENT", "CLUSTER", "SCRIPT", "KEYS", "DBSIZE", "COMMAND"})
 
 
 class SlotMap(Topology):
-    """A connection reaches one shard only: an XREAD may not span two slots. The map is asked for again once a master
-    does not answer; a MOVED changes it at once."""
+    """The masters of a cluster by slot. A connection reaches one shard only, since an XREAD must not span two slots.
+    The map is fetched again once a master does not answer; a MOVED changes it at once."""
 
     groups = SHARDS
-    # A key that has left for another server, while its slot has not, wakes no read that waits for it.
+    # A key that has moved to another server before its slot does not wake a read that waits for it.
     longest_block_ms = 500
 
     def __init__(self, address: RedisUrl) -> None:
         super().__init__(address)
-        self._starts: list[int] = []  # first slots of ranges, ascending
-        self._ranges: list[tuple[int, Node]] = []  # their last slots, and whose they are
+        self._starts: list[int] = []  # first slot of each range, ascending
+        self._ranges: list[tuple[int, Node]] = []  # last slot of each range, and its master
         self._moved: dict[int, Node] = {}
         self._suspects: set[Node] = set()
         self._refreshing: asyncio.Task[None] | None = None
@@ -63,26 +63,26 @@ class SlotMap(Topology):
 
     @property
     def masters(self) -> list[Node]:
-        """Those that have slots."""
+        """The masters that have slots."""
         return sorted({node for _, node in self._ranges} | set(self._moved.values()))
 
     async def master(self) -> Node:
-        return random.choice(await self.known())
+        return random.choice(await self.known_masters())
 
-    async def known(self) -> list[Node]:
+    async def known_masters(self) -> list[Node]:
         if not self._ranges:
             await self._refresh()
         return self.masters
 
     async def owner(self, slot: int) -> Node:
-        """OSError where no node of the cluster answers, or none has the slot. Only the slots of a master that is in
-        trouble wait for a new map."""
+        """Return the master of a slot. Only slots of a suspected master wait for a new map. OSError if no node of the
+        cluster answers, or none has the slot."""
         node = self._owner(slot)
         if node is None or node in self._suspects:
             await self._refresh()
             node = self._owner(slot)
         if node is None:
-            raise ConnectionError(f"no server of the cluster has slot {slot}")
+            raise ConnectionError(f"no server of the cluster serves slot {slot}")
         return node
 
     def _owner(self, slot: int) -> Node | None:
@@ -91,11 +91,11 @@ class SlotMap(Topology):
         at = bisect_right(self._starts, slot) - 1
         return self._ranges[at][1] if at >= 0 and slot <= self._ranges[at][0] else None
 
-    def moved(self, slot: int, node: Node) -> None:
+    def record_move(self, slot: int, node: Node) -> None:
         self._moved[slot] = node
 
-    def failed(self, node: Node) -> None:
-        """It does not answer: another one may have taken its place."""
+    def mark_failed(self, node: Node) -> None:
+        """Record that a master does not answer: another node may have replaced it."""
         self._suspects.add(node)
 
     async def open(self, group: str = SHARDS[0]) -> RespConnection:
@@ -104,51 +104,51 @@ class SlotMap(Topology):
         try:
             connection = await SlotConnection.open(self.address, node)
         except OSError:
-            self.failed(node)
+            self.mark_failed(node)
             raise
-        connection.belongs(self, slot)
+        connection.bind(self, slot)
         return connection
 
-    async def each_server(self) -> Sequence[str]:
-        await self.known()
+    async def server_groups(self) -> Sequence[str]:
+        await self.known_masters()
         owners = {self._owner(slot_of(shard)): shard for shard in reversed(SHARDS)}
         owners.pop(None, None)
         return list(owners.values())
 
     async def watch(self) -> None:
-        """Nothing to ask: a slot that has moved says so."""
+        """Nothing to query: Redis reports a moved slot in its reply."""
 
     async def _refresh(self) -> None:
-        """All who need it at the same moment share one look."""
+        """Fetch the map; concurrent calls share one query."""
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._look())
+            self._refreshing = asyncio.create_task(self._fetch())
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._refreshing)
 
-    async def _look(self) -> None:
+    async def _fetch(self) -> None:
         nodes = list(dict.fromkeys((*self.masters, *self.address.nodes)))
-        random.shuffle(nodes)  # one that was cut off may have an old map
+        random.shuffle(nodes)  # a node that lost contact may have an old map
         nodes.sort(key=self._suspects.__contains__)
-        trouble = OSError("the cluster has no nodes")
+        failure = OSError("the cluster has no nodes")
         for node in nodes:
             try:
                 connection = await RespConnection.open(self.address, node, any_role=True)
                 try:
-                    self._take(node, await connection.call("CLUSTER", "SLOTS", timeout=2.0))
+                    self._update(node, await connection.call("CLUSTER", "SLOTS", timeout=2.0))
                     return
                 finally:
                     connection.close()
             except OSError as error:
-                trouble = error
+                failure = error
             except RespError as error:
                 no_cluster = "cluster support disabled" in str(error)
-                trouble = (
-                    UrlRefused(f"it is no Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
+                failure = (
+                    UrlRefused(f"it is not a Redis Cluster ({error})") if no_cluster else ConnectionRefused(str(error))
                 )
-        raise trouble
+        raise failure
 
-    def _take(self, asked: Node, ranges: Sequence[Sequence[Any]]) -> None:
-        known = sorted((first, last, _node_of(master, asked)) for first, last, master, *_ in ranges)
+    def _update(self, queried: Node, ranges: Sequence[Sequence[Any]]) -> None:
+        known = sorted((first, last, _node_of(master, queried)) for first, last, master, *_ in ranges)
         self._starts = [first for first, _, _ in known]
         self._ranges = [(last, node) for _, last, node in known]
         self._moved.clear()
@@ -156,66 +156,67 @@ class SlotMap(Topology):
 
 
 class SlotConnection(RespConnection):
-    """To the master of one slot. While the slot moves elsewhere, follows single keys that are there already."""
+    """A connection to the master of one slot. While the slot is being migrated, it follows keys that have moved."""
 
-    _servers: SlotMap
+    _topology: SlotMap
     _slot: int
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self._guests: dict[Node, RespConnection] = {}
+        self._redirected: dict[Node, RespConnection] = {}
 
-    def belongs(self, servers: SlotMap, slot: int) -> None:
-        self._servers = servers
+    def bind(self, topology: SlotMap, slot: int) -> None:
+        self._topology = topology
         self._slot = slot
 
     async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
         replies = await super().pipeline(commands, timeout=timeout)
-        asked: dict[Node, list[int]] = {}
+        redirects: dict[Node, list[int]] = {}
         for at, reply in enumerate(replies):
             if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
                 kind, node = redirection
                 if kind == "MOVED":
-                    self._servers.moved(self._slot, node)  # its owner sees the error, and opens another connection
+                    # The caller sees the error and opens another connection.
+                    self._topology.record_move(self._slot, node)
                 else:
-                    asked.setdefault(node, []).append(at)
-        for node, places in asked.items():
-            guest = self._guests.get(node)
-            if guest is None:
-                guest = self._guests[node] = await RespConnection.open(self._servers.address, node)
-            answers = await guest.pipeline(
-                [command for at in places for command in (("ASKING",), commands[at])], timeout=timeout
+                    redirects.setdefault(node, []).append(at)
+        for node, positions in redirects.items():
+            target = self._redirected.get(node)
+            if target is None:
+                target = self._redirected[node] = await RespConnection.open(self._topology.address, node)
+            answers = await target.pipeline(
+                [command for at in positions for command in (("ASKING",), commands[at])], timeout=timeout
             )
-            for at, reply in zip(places, answers[1::2], strict=True):
+            for at, reply in zip(positions, answers[1::2], strict=True):
                 replies[at] = reply
-        if commands and commands[0][0] == "SCRIPT":  # for the guests too
-            for guest in self._guests.values():
-                await guest.pipeline(commands, timeout=timeout)
+        if commands and commands[0][0] == "SCRIPT":  # for the other servers too
+            for target in self._redirected.values():
+                await target.pipeline(commands, timeout=timeout)
         return replies
 
     def close(self) -> None:
         super().close()
-        for guest in self._guests.values():
-            guest.close()
+        for target in self._redirected.values():
+            target.close()
 
 
 class Cluster(Redis):
-    """A pool for each master. A single key's command goes to its slot's; those that name no key to any."""
+    """One pool per master. A command goes to the master of its key's slot, a command without a key to any master."""
 
-    def __init__(self, url: str, servers: SlotMap, **options: Any) -> None:
-        super().__init__(url, servers)
-        self._map = servers
+    def __init__(self, url: str, topology: SlotMap, **options: Any) -> None:
+        super().__init__(url, topology)
+        self._map = topology
         self._options = options
         self._pools: dict[Node, Pool] = {}
 
     async def execute(self, *command: Argument) -> Reply:
         with storage_errors(self.latency):
             if command[0] in _NO_KEY:
-                return await self._anywhere(command)
+                return await self._send_to_any(command)
             return (await self._send([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
-        """One round trip to each master that has some of the keys, all at once."""
+        """Run all commands, with one concurrent round trip to each master that has some of the keys."""
         with storage_errors(self.latency):
             return await self._send(commands)
 
@@ -230,78 +231,79 @@ class Cluster(Redis):
 
     async def info(self, section: str, group: str) -> bytes:
         with storage_errors(self.latency):
-            errand = _Errand(("INFO", section), slot_of(group))
-            await self._visit(await self._map.owner(errand.slot), [errand])
-            return raise_for_error(errand.reply)
+            entry = _PendingCommand(("INFO", section), slot_of(group))
+            await self._send_to(await self._map.owner(entry.slot), [entry])
+            return raise_for_error(entry.reply)
 
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
-    async def _anywhere(self, command: Command) -> Reply:
-        """Of the first master that answers."""
-        errand, masters = _Errand(command, 0), await self._map.known()
+    async def _send_to_any(self, command: Command) -> Reply:
+        """Return the reply of the first master that answers."""
+        entry, masters = _PendingCommand(command, 0), await self._map.known_masters()
         for node in random.sample(masters, len(masters)):
-            await self._visit(node, [errand])
-            if not isinstance(errand.reply, RedisConnectionError | RedisTimeoutError | OSError):
+            await self._send_to(node, [entry])
+            if not isinstance(entry.reply, RedisConnectionError | RedisTimeoutError | OSError):
                 break
-        return raise_for_error(errand.reply)
+        return raise_for_error(entry.reply)
 
     async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
-        """Replies in order, or the first error. `source`: of the script that all commands run, for a master that
-        does not have it."""
-        errands = [_Errand(command, slot_of(_key_of(command))) for command in commands]
-        waiting, until = errands, asyncio.get_running_loop().time() + TRY_AGAIN
+        """Return the replies in order, or raise the first error. `source`: source of the script that all commands run,
+        for masters that have not loaded it."""
+        pending = [_PendingCommand(command, slot_of(_key_of(command))) for command in commands]
+        waiting, until = pending, asyncio.get_running_loop().time() + TRY_AGAIN
         while waiting:
-            await self._round(waiting)
-            waiting = [errand for errand in waiting if self._again(errand, source, until)]
-            if any(errand.pause for errand in waiting):
+            await self._send_round(waiting)
+            waiting = [entry for entry in waiting if self._should_resend(entry, source, until)]
+            if any(entry.pause for entry in waiting):
                 await asyncio.sleep(0.05)
-        return [raise_for_error(errand.reply) for errand in errands]
+        return [raise_for_error(entry.reply) for entry in pending]
 
-    async def _round(self, errands: Sequence[_Errand]) -> None:
-        to: dict[Node, list[_Errand]] = {}
-        for errand in errands:
-            to.setdefault(errand.to or await self._map.owner(errand.slot), []).append(errand)
+    async def _send_round(self, pending: Sequence[_PendingCommand]) -> None:
+        to: dict[Node, list[_PendingCommand]] = {}
+        for entry in pending:
+            to.setdefault(entry.to or await self._map.owner(entry.slot), []).append(entry)
         if len(to) == 1:
-            await self._visit(*to.popitem())
+            await self._send_to(*to.popitem())
         else:
-            await asyncio.gather(*(self._visit(node, some) for node, some in to.items()))
+            await asyncio.gather(*(self._send_to(node, some) for node, some in to.items()))
 
-    async def _visit(self, node: Node, errands: Sequence[_Errand]) -> None:
-        """All of them to one master. Never raises: its trouble is not the others'."""
+    async def _send_to(self, node: Node, pending: Sequence[_PendingCommand]) -> None:
+        """Send all of them to one master. Never raises: the failure of one master must not affect the others."""
         commands: list[Command] = []
-        for errand in errands:
-            commands += (("ASKING",), errand.command) if errand.asking else (errand.command,)
+        for entry in pending:
+            commands += (("ASKING",), entry.command) if entry.asking else (entry.command,)
         try:
-            replies = iter(await self._pool(node).attempt(commands))
+            replies = iter(await self._pool(node).try_pipeline(commands))
         except (RedisError, OSError) as error:
-            self._map.failed(node)
-            for errand in errands:
-                errand.reply = error
+            self._map.mark_failed(node)
+            for entry in pending:
+                entry.reply = error
             return
-        for errand in errands:
-            if errand.asking:
+        for entry in pending:
+            if entry.asking:
                 next(replies)
-            errand.reply, errand.by = next(replies), node
+            entry.reply, entry.by = next(replies), node
 
-    def _again(self, errand: _Errand, source: str, until: float) -> bool:
-        """Whether it is to be sent again: only what a master says it has not executed."""
-        errand.pause = False
-        if not isinstance(errand.reply, ResponseError):
+    def _should_resend(self, entry: _PendingCommand, source: str, until: float) -> bool:
+        """Return whether to send it again, which is only done if a master reports that it did not execute the
+        command."""
+        entry.pause = False
+        if not isinstance(entry.reply, ResponseError):
             return False
-        if source and isinstance(errand.reply, NoScriptError):
-            errand.command = ("EVAL", source, *errand.command[2:])
+        if source and isinstance(entry.reply, NoScriptError):
+            entry.command = ("EVAL", source, *entry.command[2:])
             return True
-        redirection = redirection_of(errand.reply, errand.by)
-        if redirection is not None and errand.redirections < REDIRECTIONS:
-            kind, errand.to = redirection
-            errand.redirections += 1
-            errand.asking = kind == "ASK"
+        redirection = redirection_of(entry.reply, entry.by)
+        if redirection is not None and entry.redirections < REDIRECTIONS:
+            kind, entry.to = redirection
+            entry.redirections += 1
+            entry.asking = kind == "ASK"
             if kind == "MOVED":
-                self._map.moved(errand.slot, errand.to)
+                self._map.record_move(entry.slot, entry.to)
             return True
-        if str(errand.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
-            errand.to, errand.asking, errand.pause, errand.redirections = None, False, True, 0
+        if str(entry.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
+            entry.to, entry.asking, entry.pause, entry.redirections = None, False, True, 0
             return True
         return False
 
@@ -314,45 +316,45 @@ class Cluster(Redis):
 
 
 @dataclass(slots=True)
-class _Errand:
-    """A command on its way."""
+class _PendingCommand:
+    """A command and the state of its delivery."""
 
     command: Command
     slot: int
     to: Node | None = None
-    """None: to the slot's master."""
+    """None: the slot's master."""
     asking: bool = False
     pause: bool = False
     redirections: int = 0
     reply: Reply = None
     by: Node = ("", 0)
-    """Who gave the reply."""
+    """The node that replied."""
 
 
 def slot_of(shard_or_key: str) -> int:
-    """Of a key, by its hash tag; a shard is a hash tag."""
+    """Return the slot of a key, by its hash tag; a shard is a hash tag."""
     return key_slot(shard_or_key.encode())
 
 
 def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
-    """MOVED or ASK, and where to, from the error `MOVED 3999 127.0.0.1:6381` that a node gave."""
+    """Return MOVED or ASK and the target node, from an error such as `MOVED 3999 127.0.0.1:6381`; None otherwise."""
     kind, _, rest = str(error).partition(" ")
     if kind not in ("MOVED", "ASK"):
         return None
     host, _, port = rest.rpartition(" ")[2].rpartition(":")
-    return kind, (host_or_same(host, by), int(port))
+    return kind, (host_or_queried(host, by), int(port))
 
 
-def host_or_same(host: str, asked: Node) -> str:
-    """A node that does not know its host, or is not to tell it (`cluster-preferred-endpoint-type`), leaves it out or
-    writes `?`: then the host is the one that was asked."""
-    return host if host not in ("", "?") else asked[0]
+def host_or_queried(host: str, queried: Node) -> str:
+    """Return the host, or the host of the queried node if it is missing: a node that does not know its host, or is
+    configured not to announce it (`cluster-preferred-endpoint-type`), omits it or sends `?`."""
+    return host if host not in ("", "?") else queried[0]
 
 
-def _node_of(master: Sequence[Any], asked: Node) -> Node:
-    """Of an entry of CLUSTER SLOTS: host, port, id and, from Redis 7 on, the other names of the host."""
+def _node_of(master: Sequence[Any], queried: Node) -> Node:
+    """Parse a node of CLUSTER SLOTS: host, port, id and, since Redis 7, the other names of the host."""
     host, port, *_ = master
-    return host_or_same((host or b"").decode(), asked), port
+    return host_or_queried((host or b"").decode(), queried), port
 
 
 def _key_of(command: Command) -> str:

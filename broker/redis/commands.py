@@ -1,7 +1,7 @@
-"""Short commands: a pool of the library's connections, to one server at a time.
+"""Short commands: a pool of the library's connections to one server at a time.
 
-Replies come as Redis sends them, bytes in lists: the library's own conversions cost more than the commands
-and hide the order of a stream entry's fields, which the hot paths rely on.
+Replies are returned as Redis sends them, bytes in lists: the library's own conversions cost more than the commands and
+lose the order of a stream entry's fields, which the hot paths rely on.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Call = tuple[Sequence[str], Sequence[Argument]]
 
 
 class Script:
-    """A Lua script, `broker/<room>/lua/<name>.lua`, its `--#include` lines resolved. Loads itself if Redis lacks it."""
+    """A Lua script, `broker/<room>/lua/<name>.lua`, with its `--#include` lines resolved. Loaded on demand."""
 
     def __init__(self, room: str, name: str) -> None:
         self.name = name
@@ -85,78 +85,78 @@ def _source(room: str, name: str) -> str:
 
 
 class Redis(ABC):
-    """Commands that answer at once. Raises StorageUnavailable where Redis is away, loading, read-only or full; never
-    repeats what may have been executed, since only the caller knows what may be."""
+    """Client for non-blocking commands. Methods raise StorageUnavailable if Redis is unavailable, loading, read-only or
+    full. They never repeat a command that may have been executed: only the caller knows whether that is safe."""
 
-    def __init__(self, url: str, servers: Topology) -> None:
+    def __init__(self, url: str, topology: Topology) -> None:
         self.url = url
-        self.servers = servers
+        self.topology = topology
         self.latency = Buckets(ROUND_TRIPS)
-        """Of commands and pipelines, with their wait for a connection."""
+        """Latency of commands and pipelines, including the wait for a connection."""
 
     @abstractmethod
     async def execute(self, *command: Argument) -> Reply: ...
 
     @abstractmethod
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
-        """All commands in one round trip, not atomic. A single command's error is raised."""
+        """Run all commands in one round trip, not atomically. An error reply is raised."""
 
     @abstractmethod
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
-        """One EVALSHA; loads the script first where a restart or a failover forgot it."""
+        """Run a script by EVALSHA; load it first if Redis lost it in a restart or a failover."""
 
     @abstractmethod
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
-        """The same script with several key sets, in one round trip."""
+        """Run a script with several sets of keys and arguments in one round trip."""
 
     @abstractmethod
     async def info(self, section: str, group: str) -> bytes:
-        """INFO, of the server that has this group of shards."""
+        """Return a section of INFO from the server that has this group of shards."""
 
     @abstractmethod
     async def close(self) -> None: ...
 
-    async def trouble(self) -> str | None:
-        """Why it cannot be used; None if it can."""
-        failure = await self._failure()
+    async def unavailable_reason(self) -> str | None:
+        """Return why Redis cannot be used now; None if it can."""
+        failure = await self._ping_error()
         return None if failure is None else failure.message
 
-    async def _failure(self) -> StorageUnavailable | None:
+    async def _ping_error(self) -> StorageUnavailable | None:
         try:
             await self.execute("PING")
         except StorageUnavailable as error:
             return error
         return None
 
-    async def answering(self, log: logging.Logger) -> None:
-        """Wait until it can be used. Logs what is the matter, once a minute, and when it is over. Misconfigured where
-        the URL is at fault."""
-        where, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
-        while failure := await self._failure():
-            if (why := at_fault(failure)) is not None:
-                raise Misconfigured(f"Redis at {where}: {why}")
-            self.servers.troubles.tell(log, f"{failure.message} Trying {where} again.")
+    async def wait_until_available(self, log: logging.Logger) -> None:
+        """Wait until Redis can be used. Log the reason once a minute, and the recovery. Misconfigured if the URL is the
+        reason."""
+        shown_url, backoff = without_password(self.url), Backoff(0.1, longest=5.0)
+        while failure := await self._ping_error():
+            if (why := configuration_error(failure)) is not None:
+                raise Misconfigured(f"Redis at {shown_url}: {why}")
+            self.topology.log_throttle.tell(log, f"{failure.message} Trying {shown_url} again.")
             await backoff.wait()
         if backoff.failing:
-            self.servers.troubles.over()
-            log.info("Redis answers at %s", where)
+            self.topology.log_throttle.over()
+            log.info("Redis answers at %s", shown_url)
 
 
 class Pool(Redis):
-    """Connections to one server, or to whichever is the master when each is made."""
+    """Connections to one server, or to the server that is the master when each connection is opened."""
 
-    def __init__(self, url: str, servers: Topology, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
-        super().__init__(url, servers)
+    def __init__(self, url: str, topology: Topology, *, socket_timeout: float = 5.0, max_connections: int = 64) -> None:
+        super().__init__(url, topology)
         options: dict[str, Any] = {
             "socket_timeout": socket_timeout,
-            "socket_connect_timeout": servers.address.connect_timeout,
+            "socket_connect_timeout": topology.address.connect_timeout,
             "health_check_interval": 15,
-            "servers": servers,
+            "topology": topology,
         }
-        pool = _Shrinking(
+        pool = _ShrinkingPool(
             max_connections=max_connections,
             timeout=socket_timeout,  # pyright: ignore[reportArgumentType]
-            connection_class=_OverUnix if servers.address.path else _OverTcp,
+            connection_class=_UnixConnection if topology.address.path else _TcpConnection,
             **options,
         )
         # The library's asyncio half is only partly typed; this class is where that ends.
@@ -171,11 +171,11 @@ class Pool(Redis):
         if not commands:
             return []
         with storage_errors(self.latency):
-            return [raise_for_error(reply) for reply in await self.attempt(commands)]
+            return [raise_for_error(reply) for reply in await self.try_pipeline(commands)]
 
-    async def attempt(self, commands: Sequence[Command]) -> list[Reply]:
-        """As `pipeline`, with the library's exceptions, and a single command's error in its place: the library would
-        put the command, which may hold a secret, before the error's own words."""
+    async def try_pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        """As `pipeline`, but with the library's exceptions, and each error in its command's place: the library would
+        prefix an error with the command, which may contain a secret."""
         async with self.client.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
@@ -205,35 +205,35 @@ class Pool(Redis):
         await self.client.aclose(close_connection_pool=True)
 
 
-class _Shrinking(redis_asyncio.BlockingConnectionPool):
-    """Lets connections go that nobody has needed for a while: a herd leaves as many behind as it was wide."""
+class _ShrinkingPool(redis_asyncio.BlockingConnectionPool):
+    """Closes connections that were not used for IDLE seconds: a burst opens as many as it has concurrent commands."""
 
-    _look: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
     _closing: set[asyncio.Task[None]]
 
     async def release(self, connection: Any) -> None:
         loop = asyncio.get_running_loop()
         connection.free_since = loop.time()
         await super().release(connection)
-        if self._look is None:
-            self._look = loop.call_later(IDLE / 2, self._let_go)
+        if self._timer is None:
+            self._timer = loop.call_later(IDLE / 2, self._close_idle)
 
-    def _let_go(self) -> None:
+    def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()
-        # The longest free first, since the last one is taken first.
-        free = cast("list[_ToMaster]", self._available_connections)
-        useless = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
-        gone, free[:] = free[:useless], free[useless:]
+        # Sorted by idle time, longest first, because the pool hands out the last one.
+        free = cast("list[_MasterConnection]", self._available_connections)
+        count = bisect_left(free, loop.time() - IDLE, key=lambda connection: connection.free_since)
+        gone, free[:] = free[:count], free[count:]
         self._closing = {loop.create_task(connection.disconnect(nowait=True)) for connection in gone}
-        self._look = loop.call_later(IDLE / 2, self._let_go) if free else None
+        self._timer = loop.call_later(IDLE / 2, self._close_idle) if free else None
 
 
-class _ToMaster(AbstractConnection):
-    """Asks where the master is at every connect, and lets a connection go once the master is elsewhere. Connects,
-    authenticates and selects the database as RespConnection does."""
+class _MasterConnection(AbstractConnection):
+    """Resolves the master at every connect, and reconnects once the master has changed. Connects, authenticates and
+    selects the database as RespConnection does."""
 
-    def __init__(self, *, servers: Topology, **options: Any) -> None:
-        self._servers = servers
+    def __init__(self, *, topology: Topology, **options: Any) -> None:
+        self._topology = topology
         self._node: Node = ("", 0)
         self._refused = False
         self._connected_at = 0.0
@@ -242,7 +242,7 @@ class _ToMaster(AbstractConnection):
 
     @property
     def _address(self) -> RedisUrl:
-        return self._servers.address
+        return self._topology.address
 
     async def connect(self) -> None:
         if self.is_connected and self._is_stale():
@@ -250,7 +250,7 @@ class _ToMaster(AbstractConnection):
         if self.is_connected:
             return
         self._refused, self._connected_at = False, time.monotonic()
-        self._node = self.host, self.port = await self._servers.master()
+        self._node = self.host, self.port = await self._topology.master()
         try:
             async with asyncio.timeout(self._address.connect_timeout):
                 with tls_failures(self._node):
@@ -259,13 +259,14 @@ class _ToMaster(AbstractConnection):
                 await self._greet()
         except BaseException as error:
             await self.disconnect(nowait=True)
-            if isinstance(error, OSError) and not isinstance(error, ConnectionRefused):  # arq knows the library's
+            if isinstance(error, OSError) and not isinstance(error, ConnectionRefused):  # arq handles the library's
                 kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
                 raise kind(type(error).__name__) from error
             raise
 
     def _is_stale(self) -> bool:
-        return self._refused or self._connected_at < self._servers.suspect_since or self._servers.is_demoted(self._node)
+        suspect = self._connected_at < self._topology.suspect_since
+        return self._refused or suspect or self._topology.is_demoted(self._node)
 
     async def on_connect(self) -> None:
         parser: Any = self._parser
@@ -279,7 +280,7 @@ class _ToMaster(AbstractConnection):
             try:
                 replies.append(await self.read_response())
             except AuthenticationError as error:
-                raise LoginRefused("it refuses the name or the password") from error
+                raise LoginRefused("it rejects the user name or password") from error
             except RedisConnectionError as error:
                 if replies or isinstance(error, BusyLoadingError):
                     raise
@@ -287,7 +288,7 @@ class _ToMaster(AbstractConnection):
                     raise ConnectionRefused(MANY_CLIENTS) from error
                 closed = ClosedAtOnce(secure=self._address.tls is not None)
                 raise RedisConnectionError(str(closed)) from closed
-            except NoPermissionError as error:  # the library takes the first word away
+            except NoPermissionError as error:  # the library removes the first word
                 replies.append(RespError(f"NOPERM {error}"))
             except ResponseError as error:
                 replies.append(RespError(str(error)))
@@ -297,7 +298,7 @@ class _ToMaster(AbstractConnection):
         try:
             await super().send_packed_command(*args, **options)  # pyright: ignore
         except RuntimeError as error:
-            if "closed" in str(error):  # uvloop's word for a write to a connection that was reset
+            if "closed" in str(error):  # uvloop's error for a write to a connection that was reset
                 raise RedisConnectionError(str(error)) from error
             raise
 
@@ -305,11 +306,11 @@ class _ToMaster(AbstractConnection):
         try:
             return await super().read_response(*args, **options)  # pyright: ignore
         except ResponseError as error:
-            # Demoted, or cut off from its replicas: the next connection may lead to another master.
+            # Demoted, or without contact to its replicas: the next connection may reach another master.
             self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
             raise
         except RedisTimeoutError:
-            self._servers.mark_suspect()
+            self._topology.mark_suspect()
             raise
         except RedisConnectionError as error:
             if isinstance(error.__context__, ssl.SSLError):
@@ -317,7 +318,7 @@ class _ToMaster(AbstractConnection):
             raise
 
 
-class _OverTcp(_ToMaster, Connection):
+class _TcpConnection(_MasterConnection, Connection):
     def __init__(self, **options: Any) -> None:
         super().__init__(socket_keepalive=True, socket_keepalive_options=KEEPALIVE, **options)
 
@@ -325,14 +326,14 @@ class _OverTcp(_ToMaster, Connection):
         return {"host": self.host, "port": self.port, **tls_arguments(self._address)}
 
 
-class _OverUnix(_ToMaster, UnixDomainSocketConnection):
-    def __init__(self, *, servers: Topology, **options: Any) -> None:
-        super().__init__(servers=servers, path=servers.address.path, **options)
+class _UnixConnection(_MasterConnection, UnixDomainSocketConnection):
+    def __init__(self, *, topology: Topology, **options: Any) -> None:
+        super().__init__(topology=topology, path=topology.address.path, **options)
 
 
-class storage_errors:  # noqa: N801 - reads as a word in `with translated():`
-    """Turns what the library raises into StorageUnavailable, but for errors that a caller can act on. Notes how long
-    it took."""
+class storage_errors:  # noqa: N801 - used like a function: `with storage_errors():`
+    """Turn the library's exceptions into StorageUnavailable, except errors that a caller can handle. Record the
+    duration."""
 
     def __init__(self, latency: Buckets | None = None) -> None:
         self._latency = latency
@@ -344,39 +345,39 @@ class storage_errors:  # noqa: N801 - reads as a word in `with translated():`
         if self._latency is not None:
             self._latency.observe(time.monotonic() - self._began)
         if isinstance(error, AuthenticationError | LoginRefused):
-            raise StorageUnavailable("Redis refuses the name or the password.") from error
+            raise StorageUnavailable("Redis rejects the user name or password.") from error
         if isinstance(error, TlsFailed):
             raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
         if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
             raise StorageUnavailable(f"Redis does not answer: {error}.") from error
         if isinstance(error, ConnectionRefused):
-            raise StorageUnavailable(f"Redis refuses: {error}") from error
+            raise StorageUnavailable(f"Redis cannot be used: {error}") from error
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
             raise StorageUnavailable from error
-        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _refusing(error)):
-            raise StorageUnavailable(f"Redis refuses: {error}") from error
+        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _is_refusal(error)):
+            raise StorageUnavailable(f"Redis rejects the command: {error}") from error
 
 
-# Of the server's state or of our rights there, not of the command: nobody but its operator can do anything. The
-# library has classes for some, and takes their first word away; the rest are known by it.
+# Errors of the server's state or of our rights there, not of the command, which only its operator can resolve. The
+# library has classes for some and removes their first word; the others are recognised by it.
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
-_REFUSING = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
+_REFUSAL_PREFIXES = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
 
 
-def _refusing(error: ResponseError) -> bool:
-    return str(error).startswith(_REFUSING) or forbidden_command(error) is not None
+def _is_refusal(error: ResponseError) -> bool:
+    return str(error).startswith(_REFUSAL_PREFIXES) or forbidden_command(error) is not None
 
 
-def forbidden(error: StorageUnavailable) -> bool:
-    """Whether the user's rights are the reason."""
+def is_forbidden(error: StorageUnavailable) -> bool:
+    """Return whether missing rights of the user are the reason."""
     cause = error.__cause__
     return isinstance(cause, NoPermissionError) or (cause is not None and forbidden_command(cause) is not None)
 
 
-def at_fault(error: StorageUnavailable) -> str | None:
-    """What is wrong with the URL or its user where that is the reason, which nothing but a restart mends: a login or a
-    certificate may still be mended on the other side."""
+def configuration_error(error: StorageUnavailable) -> str | None:
+    """Return what is wrong with the URL or its user if that is the reason, which only a restart can resolve. A rejected
+    login or certificate is not included: it may still be corrected on the server."""
     cause = error.__cause__
-    if isinstance(cause, UrlRefused) or (cause is not None and forbidden(error)):
+    if isinstance(cause, UrlRefused) or (cause is not None and is_forbidden(error)):
         return describe_error(cause)
     return None

@@ -1,8 +1,8 @@
-"""One raw connection to Redis: pipelines of commands, parsed by hiredis as they come from the socket.
+"""A raw connection to Redis: pipelines of commands, whose replies hiredis parses as they arrive.
 
-For the two hot paths only (the hub's blocking readers, the worker's appender): on XREAD it is two to three times
-cheaper than the library's client (measured: 1.27 M against 0.48 M entries/s at COUNT 1000). One owner per
-connection, one pipeline at a time.
+Only for the two hot paths (the hub's blocking readers and the worker's appender): on XREAD it is two to three times
+cheaper than the library's client (measured: 1.27 M against 0.48 M entries/s at COUNT 1000). A connection has one owner
+and runs one pipeline at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from broker.redis import tls
 from broker.redis.url import Node, RedisUrl
 
 Argument = bytes | str | int | float
-Reply = Any  # bytes, int, None or a list of them, as the command has it
+Reply = Any  # bytes, int, None or a list of them, depending on the command
 
-# A dead peer is noticed after 15 + 3 × 5 s: without this a half-open connection waits for ever.
+# A dead peer is detected after 15 + 3 × 5 s. Without keepalive, a half-open connection waits indefinitely.
 KEEPALIVE: dict[int, int | bytes] = {
     getattr(socket, name): value
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
@@ -34,7 +34,7 @@ MANY_CLIENTS = "max number of clients reached"
 
 
 class RespError(Exception):
-    """Redis answered with an error; the text is its own, the first word its kind."""
+    """An error reply of Redis, with its original text; the first word is its kind."""
 
     @property
     def kind(self) -> str:
@@ -42,39 +42,37 @@ class RespError(Exception):
 
 
 class ConnectionRefused(ConnectionError):
-    """The server answers, but is not one for us; the message says why."""
+    """The server answers but cannot be used; the message says why."""
 
 
 class NotMaster(ConnectionRefused):
-    """It is a replica: it may be behind, and takes no writes."""
+    """The server is a replica: its data may be old, and it rejects writes."""
 
 
 class LoginRefused(ConnectionRefused):
-    """Name or password are wrong, or missing."""
+    """User name or password are wrong or missing."""
 
 
 class UrlRefused(ConnectionRefused):
-    """The server is not what the URL says: it lacks the database, or is no cluster."""
+    """The server does not match the URL: it lacks the database, or is not a cluster."""
 
 
 class TlsFailed(ConnectionRefused):
-    """No TLS connection that can be trusted."""
+    """No trusted TLS connection could be established."""
 
 
 class ClosedAtOnce(ConnectionRefused):
-    """It closes a new connection instead of answering."""
+    """The server closes a new connection instead of answering."""
 
     def __init__(self, *, secure: bool) -> None:
-        guess = (
-            "requires a client certificate, ssl_certfile names it" if secure else "speaks TLS, the URL is rediss://…"
-        )
+        guess = "requires a client certificate, set ssl_certfile" if secure else "expects TLS, use rediss:// in the URL"
         super().__init__(f"it closes new connections at once; if it {guess}")
 
 
 class RespConnection(asyncio.Protocol):
-    """Raises OSError (ConnectionError, TimeoutError) once the connection is of no more use.
+    """Methods raise OSError (ConnectionError, TimeoutError) once the connection is broken.
 
-    A protocol of its own: with asyncio's streams a call costs 16 µs of CPU, so it costs 11."""
+    Implemented as a protocol: a call costs 11 µs of CPU, with asyncio's streams 16 µs."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -86,8 +84,8 @@ class RespConnection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, address: RedisUrl, node: Node, *, any_role: bool = False) -> Self:
-        """Connect to one of the servers of an address, authenticate and select the database. Raises Refused: NotMaster
-        from a replica, unless `any_role`, LoginRefused, UrlRefused, TlsFailed."""
+        """Connect to one server of an address, authenticate and select the database. Raises ConnectionRefused:
+        NotMaster for a replica (unless `any_role`), LoginRefused, UrlRefused, TlsFailed."""
         async with asyncio.timeout(address.connect_timeout):
             connection = await cls._connected(address, node)
             try:
@@ -95,7 +93,7 @@ class RespConnection(asyncio.Protocol):
                 check_greeting(commands, await connection.pipeline(commands, timeout=address.connect_timeout), node)
             except ConnectionResetError as error:
                 connection.close()
-                for reply in connection._replies:  # said before it closed
+                for reply in connection._replies:  # received before it closed
                     check_reply("", reply, node)
                 raise ClosedAtOnce(secure=address.tls is not None) from error
             except BaseException:
@@ -114,24 +112,24 @@ class RespConnection(asyncio.Protocol):
         _keep_alive(connection._transport)
         return connection
 
-    async def still_master(self) -> bool:
-        """A demoted server may go on answering reads, from behind."""
+    async def is_master(self) -> bool:
+        """Ask the server for its role: a demoted server may still answer reads, with old data."""
         (reply,) = await self.pipeline((("HELLO",),), timeout=5.0)
         return not is_replica(reply)
 
     async def pipeline(self, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> list[Reply]:
-        """Replies in order; an error reply is a RespError in its place, not raised."""
+        """Return the replies in order. An error reply is a RespError in its place and is not raised."""
         if not commands:
             return []
         packed = b"".join([hiredis.pack_command(command) for command in commands])  # pyright: ignore
         return await self.send(packed, len(commands), timeout=timeout)
 
     async def send(self, packed: bytes, count: int, *, timeout: float) -> list[Reply]:
-        """As `pipeline`, of so many commands that are packed already."""
+        """As `pipeline`, for `count` commands that are already packed."""
         return await self.begin(packed, count, timeout=timeout)
 
     def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Reply]]:
-        """As `send`, whose replies somebody waits for later, or looks for."""
+        """As `send`, but return a future, to be awaited or polled later."""
         if self._transport.is_closing():
             raise self._lost
         loop = asyncio.get_running_loop()
@@ -142,7 +140,7 @@ class RespConnection(asyncio.Protocol):
         return answer
 
     async def call(self, *command: Argument, timeout: float) -> Reply:
-        """One command's reply; RespError is raised."""
+        """Return the reply to one command. An error reply is raised as RespError."""
         (reply,) = await self.pipeline((command,), timeout=timeout)
         return raise_for_error(reply)
 
@@ -150,7 +148,7 @@ class RespConnection(asyncio.Protocol):
         with contextlib.suppress(OSError, RuntimeError):
             self._transport.abort()
 
-    # --- what the loop calls -----------------------------------------------------------------------------
+    # --- callbacks of the event loop -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -162,14 +160,14 @@ class RespConnection(asyncio.Protocol):
             while (reply := parser.gets()) is not False:
                 replies.append(reply)
         except hiredis.HiredisError:
-            self._transport.abort()  # it is no Redis
+            self._transport.abort()  # not a Redis server
         if len(replies) >= self._expected and self._answer is not None and not self._answer.done():
             self._timer.cancel()
             self._replies = []
             self._answer.set_result(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, ssl.SSLError):  # TLS 1.3 tells of a client certificate that is missing only now
+        if isinstance(exc, ssl.SSLError):  # TLS 1.3 reports a missing client certificate only now
             self._lost = TlsFailed(tls.failure(exc, self.node[0]))
         if self._answer is not None and not self._answer.done():
             self._timer.cancel()
@@ -182,26 +180,27 @@ def _expire(answer: asyncio.Future[list[Reply]]) -> None:
 
 
 def raise_for_error(reply: Reply) -> Reply:
-    """The reply, unless it is an error, of ours or of the library's."""
+    """Return the reply; raise it if it is an error (RespError, or one of the library's)."""
     if isinstance(reply, Exception):
         raise reply
     return reply
 
 
 def bulk(value: bytes) -> bytes:
-    """One argument of a packed command."""
+    """Encode one argument of a packed command."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def is_replica(hello: Reply) -> bool:
-    """HELLO tells the role to everybody; ROLE would need administrator's rights. Unknown where it is refused."""
+    """Read the role from a reply to HELLO: every user may run it, whereas ROLE requires administrator's rights. False
+    if HELLO was rejected, because the role is then unknown."""
     if isinstance(hello, RespError):
         return False
     return dict(zip(hello[::2], hello[1::2], strict=True)).get(b"role") == b"replica"
 
 
 def greeting(address: RedisUrl, *, any_role: bool = False) -> list[tuple[Argument, ...]]:
-    """The first commands on a connection, of either kind: login, name, database, role."""
+    """Return the first commands on a connection of either kind: login, client name, database, role."""
     commands: list[tuple[Argument, ...]] = []
     if address.username:
         commands.append(("AUTH", address.username, address.password or ""))
@@ -217,7 +216,8 @@ def greeting(address: RedisUrl, *, any_role: bool = False) -> list[tuple[Argumen
 
 
 def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[Reply], node: Node) -> None:
-    """Raises what `RespConnection.open` does. Of an answer to AUTH nothing is repeated: it may hold the password."""
+    """Raise the errors that `RespConnection.open` documents. Messages never repeat the reply to AUTH, which may contain
+    the password."""
     for (name, *arguments), reply in zip(commands, replies, strict=True):
         check_reply(str(name), reply, node)
         if name == "SELECT" and isinstance(reply, RespError):
@@ -226,23 +226,24 @@ def check_greeting(commands: Sequence[tuple[Argument, ...]], replies: Sequence[R
 
 
 def check_reply(command: str, reply: Reply, node: Node) -> None:
-    """Of one of the first commands, or of none: then the server has nothing else to say."""
+    """Check the reply to one of the first commands. `command` is empty if the server sent a reply before any
+    command."""
     kind = reply.kind if isinstance(reply, RespError) else ""
     if kind in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"):
         raise ConnectionRefused(kind)
     if kind == "DENIED":
-        raise ConnectionRefused("it is in protected mode, which serves its own machine only")
+        raise ConnectionRefused("it is in protected mode, which accepts only clients on the same machine")
     if MANY_CLIENTS in str(reply):
         raise ConnectionRefused(MANY_CLIENTS)
     if kind == "NOAUTH" or (command == "AUTH" and kind):
-        raise LoginRefused("it refuses the name or the password")
+        raise LoginRefused("it rejects the user name or password")
     if command == "HELLO" and is_replica(reply):
         raise NotMaster(f"{node[0]}:{node[1]} is a replica")
 
 
 def tls_arguments(address: RedisUrl) -> dict[str, Any]:
-    """What `create_connection` takes for TLS. The handshake ends before the attempt to connect does, so that it can be
-    told from a server that is away."""
+    """Return the TLS arguments of `create_connection`. The handshake times out before the whole attempt does, so that a
+    failed handshake can be distinguished from an unreachable server."""
     if address.tls is None:
         return {}
     return {"ssl": address.tls, "ssl_handshake_timeout": address.connect_timeout * 0.9}
@@ -250,7 +251,7 @@ def tls_arguments(address: RedisUrl) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tls_failures(node: Node) -> Generator[None]:
-    """Turns a failed handshake into TlsFailed."""
+    """Turn a failed handshake into TlsFailed."""
     try:
         yield
     except (ssl.SSLError, ConnectionAbortedError) as error:
@@ -258,7 +259,7 @@ def tls_failures(node: Node) -> Generator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """What a log says of an error: a command that this user may not run by its name."""
+    """Describe an error for a log; a command that an ACL forbids is named."""
     if (command := forbidden_command(error)) is not None:
         return f"this user has no permissions to run {command}"
     if isinstance(error, RespError | ConnectionRefused):
@@ -267,8 +268,8 @@ def describe_error(error: BaseException) -> str:
 
 
 def forbidden_command(error: BaseException) -> str | None:
-    """The command that an ACL forbids, if the error, of any of the clients, says that; Redis 7.0 does not name one that
-    a script tried."""
+    """Return the command that an ACL forbids if the error, of any of the clients, reports that. Redis 7.0 does not name
+    a command that a script tried."""
     text = str(error)
     if found := re.search(r"no permissions to run the '([^']+)' command", text):
         return found[1].upper().replace("|", " ")

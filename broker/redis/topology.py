@@ -1,5 +1,5 @@
-"""Where the data of one URL is now: on the server it names, on the master that the sentinels name, or spread over
-the masters of a cluster (broker/redis/cluster.py). Asked at every connect; nothing here holds a connection."""
+"""Topology of one URL: the server it names, the master that the sentinels name, or the masters of a cluster
+(broker/redis/cluster.py). It is resolved at every connect; no object in this module keeps a connection."""
 
 from __future__ import annotations
 
@@ -16,77 +16,79 @@ from broker.ids import SHARDS
 from broker.redis.connection import ConnectionRefused, NotMaster, Reply, RespConnection, RespError
 from broker.redis.url import Node, RedisUrl
 
-WATCH = 5.0  # seconds between two questions to the sentinels
-SUPERSEDED = "another server is the master now"
-SENTINEL_TIMEOUT = 1.0  # seconds; then the next one is asked
+WATCH = 5.0  # seconds between two queries to the sentinels
+DEMOTED = "another server is the master now"
+SENTINEL_TIMEOUT = 1.0  # seconds; after that the next sentinel is queried
 
 
 class Topology(ABC):
-    """`groups` are the sets of shards that one connection reaches, each named by a shard of it."""
+    """`groups`: the sets of shards that one connection reaches, each named by one of its shards."""
 
     def __init__(self, address: RedisUrl) -> None:
         self.address = address
         self.suspect_since = 0.0
-        self.troubles = LogThrottle()
+        self.log_throttle = LogThrottle()
 
     groups: tuple[str, ...] = SHARDS[:1]
     longest_block_ms = 60_000
-    """For how long a read may at most wait in the server for something new."""
+    """Maximum time that a blocking read waits in the server."""
 
     def group(self, shard: str) -> str:
-        """The group that a shard is in."""
+        """Return the group that contains a shard."""
         return SHARDS[0]
 
     @abstractmethod
     async def master(self) -> Node:
-        """Where to connect to now. OSError where nobody knows."""
+        """Return the address to connect to now. OSError if no server knows it."""
 
-    async def each_server(self) -> Sequence[str]:
-        """One group of each server that has some. OSError."""
+    async def server_groups(self) -> Sequence[str]:
+        """Return one group of each server that has any. OSError."""
         return self.groups[:1]
 
     def is_demoted(self, node: Node) -> bool:
-        """Whether another one is known to be the master."""
+        """Return whether another node is known to be the master."""
         return False
 
     def check(self, node: Node) -> None:
-        """NotMaster where another one is known to be the master."""
+        """Raise NotMaster if another node is known to be the master."""
         if self.is_demoted(node):
-            raise NotMaster(SUPERSEDED)
+            raise NotMaster(DEMOTED)
 
     async def check_answer(self, connection: RespConnection, reply: Reply) -> None:
-        """`check`, behind a read that blocked. One that brought nothing may come from a server that was demoted and
-        goes on answering, from behind: it is asked."""
+        """Run `check` after a blocking read. An empty reply may come from a demoted server that still answers, with old
+        data, so then the server is asked for its role."""
         self.check(connection.node)
-        if reply is None and not await connection.still_master():
-            raise NotMaster(SUPERSEDED)
+        if reply is None and not await connection.is_master():
+            raise NotMaster(DEMOTED)
 
     def mark_suspect(self) -> None:
-        """A connection died without a word, as when a path or a machine is gone: so have, probably, the others."""
+        """Record that a connection timed out, as happens if a network path or a machine is gone: other connections to
+        the same server are then probably broken too."""
         self.suspect_since = time.monotonic()
 
     async def open(self, group: str = SHARDS[0]) -> RespConnection:
-        """A raw connection to the master. OSError."""
+        """Open a raw connection to the master. OSError."""
         return await RespConnection.open(self.address, await self.master())
 
     @abstractmethod
     async def watch(self) -> None:
-        """Beside connections that may stay with an old master: keeps `superseded` up to date, for ever."""
+        """Keep `is_demoted` up to date until cancelled; run it while connections are open that may stay with an old
+        master."""
 
 
 class SingleServer(Topology):
-    """What the URL says. Behind a name of a managed server another one may stand at the next connect."""
+    """The server that the URL names. A managed service may route the next connection to another server."""
 
     async def master(self) -> Node:
         return self.address.nodes[0] if self.address.nodes else ("", 0)
 
     async def watch(self) -> None:
-        """Nobody to ask."""
+        """Nothing to query."""
 
 
 class SentinelTopology(Topology):
-    """The master of a service, as its sentinels see it. They are connected to as the servers are, TLS included, under
-    a login of their own."""
+    """The master of a service, according to its sentinels. Connections to sentinels use the same options as those to
+    servers, including TLS, but a login of their own."""
 
     def __init__(self, address: RedisUrl) -> None:
         super().__init__(address)
@@ -100,42 +102,42 @@ class SentinelTopology(Topology):
             connect_timeout=min(SENTINEL_TIMEOUT, address.connect_timeout),
         )
         self._sentinels = list(address.nodes)
-        self._asking: asyncio.Task[Node] | None = None
+        self._query: asyncio.Task[Node] | None = None
         self._master: Node | None = None
 
     async def master(self) -> Node:
-        """All who ask at the same moment share one answer: after a failover everybody asks."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(_retrieved)
-        return await asyncio.shield(self._asking)
+        """Concurrent calls share one query: after a failover every connection asks."""
+        if self._query is None or self._query.done():
+            self._query = asyncio.create_task(self._query_all())
+            self._query.add_done_callback(_retrieve_exception)
+        return await asyncio.shield(self._query)
 
-    async def _ask(self) -> Node:
-        """One sentinel after the other, the one that knew it last first."""
-        trouble: OSError = ConnectionError(f"no sentinel knows a master of {self.address.service}")
+    async def _query_all(self) -> Node:
+        """Query the sentinels one after another, starting with the one that answered last."""
+        failure: OSError = ConnectionError(f"no sentinel knows a master of {self.address.service}")
         for sentinel in tuple(self._sentinels):
             try:
-                master = await self._asked(sentinel)
+                master = await self._query_one(sentinel)
             except OSError as error:
-                trouble = error if isinstance(error, ConnectionRefused) else trouble
+                failure = error if isinstance(error, ConnectionRefused) else failure
                 continue
             if master is not None:
                 self._sentinels.remove(sentinel)
                 self._sentinels.insert(0, sentinel)
                 self._master = master
                 return master
-        raise trouble
+        raise failure
 
-    async def _asked(self, sentinel: Node) -> Node | None:
-        """The master that one sentinel names, unless it takes it for dead. Masters change once in months: no connection
-        is kept for that. OSError."""
+    async def _query_one(self, sentinel: Node) -> Node | None:
+        """Return the master that one sentinel names, or None if the sentinel considers it down. No connection is kept,
+        since masters rarely change. OSError."""
         connection = await RespConnection.open(self._as_sentinel, sentinel, any_role=True)
         try:
             reply = await connection.call("SENTINEL", "MASTER", self.address.service, timeout=SENTINEL_TIMEOUT)
         except RespError as error:
             if error.kind in ("NOAUTH", "NOPERM"):
-                raise ConnectionRefused(f"a sentinel says: {error}") from error
-            return None  # the service is not known to it
+                raise ConnectionRefused(f"a sentinel answers: {error}") from error
+            return None  # this sentinel does not know the service
         finally:
             connection.close()
         master = dict(zip(reply[::2], reply[1::2], strict=True))
@@ -148,15 +150,15 @@ class SentinelTopology(Topology):
         return self._master not in (None, node)
 
     async def watch(self) -> None:
-        """A master that was cut off from the sentinels, or is only about to be demoted, goes on taking what will be
-        lost, and does not say so."""
+        """Query the sentinels periodically: a master that lost contact with them, or that is about to be demoted, still
+        accepts writes that will be lost, and does not report it."""
         while True:
             await asyncio.sleep(WATCH * random.uniform(0.8, 1))
-            with suppress(OSError):  # without sentinels, what was known is the best there is
+            with suppress(OSError):  # without sentinels, the last known master stays in use
                 await self.master()
 
 
-def _retrieved(task: asyncio.Task[Node]) -> None:
-    """Whoever asked may be gone when the answer comes: an exception is then nobody's."""
+def _retrieve_exception(task: asyncio.Task[Node]) -> None:
+    """Retrieve the exception: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

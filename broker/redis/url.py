@@ -1,15 +1,15 @@
-"""A Redis URL, read: which servers it names, and how one connects to them.
+"""Parse Redis URLs: the servers they name, and the options of connections to them.
 
     redis://  rediss://  unix://                                  one server
-    redis+sentinel://[user:password@]host[:26379],…/service[/db]  the master that the sentinels name
-    redis+cluster://[user:password@]host[:6379],…                 a Redis Cluster, by some of its nodes
+    redis+sentinel://[user:password@]host[:26379],…/service[/db]  the master that Sentinel names
+    redis+cluster://[user:password@]host[:6379],…                 a Redis Cluster, given some of its nodes
 
-`rediss+…` is the same over TLS, the sentinels included. Schemes and the list of hosts are those of the `limits`
-package, the names of the options those of redis-py. An option means the same for every kind of connection, or is
-refused by its name: OPTIONS and broker/redis/tls.py have all there are.
+`rediss+…` is the same over TLS, including the sentinels. Schemes and lists of hosts follow the `limits` package, option
+names follow redis-py. An option either means the same for every kind of connection, or is rejected with its name in the
+message: OPTIONS and broker/redis/tls.py list all options.
 
-A password that was not percent-encoded moves the borders between the parts. So no error repeats anything of the URL
-that could be a part of it.
+A password that is not percent-encoded shifts the borders between the parts of a URL. Error messages therefore never
+repeat any text of the URL that may be part of a password.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ _SCHEMES = frozenset(
 _DEFAULT_PORT = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Za-z:.%]+)\]|(?P<name>[\w.-]*))(?::(?P<port>[0-9]{1,5}))?")
 _ENCODE = (
-    "percent-encode what is special in a name or a password: # as %23, / as %2F, ? as %3F, @ as %40, : as %3A, % as %25"
+    "percent-encode special characters in names and passwords: # as %23, / as %2F, ? as %3F, @ as %40, : as %3A, "
+    "% as %25"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """`nodes`: the server itself, the sentinels, or some nodes of the cluster; a unix socket has a `path` instead.
-    `connect_timeout`: seconds for TCP connection, TLS handshake and login together."""
+    """`nodes`: the server itself, the sentinels, or some nodes of the cluster; empty for a unix socket, which has a
+    `path` instead. `connect_timeout`: seconds for TCP connection, TLS handshake and login together."""
 
     kind: Kind
     nodes: tuple[Node, ...] = ()
@@ -62,7 +63,7 @@ class RedisUrl:
 
 
 def parse_redis_url(url: str) -> RedisUrl:
-    """Read a URL, and the files that its TLS options name. ValueError says what is wrong, without any secret."""
+    """Parse a URL, and read the files that its TLS options name. The message of a ValueError contains no secret."""
     scheme, kind, login, hosts, path, query = _split(url)
     username, password = _login(login)
     options = _options(query, secure=scheme == "rediss", kind=kind)
@@ -86,7 +87,8 @@ def parse_redis_url(url: str) -> RedisUrl:
 
 
 def without_password(url: str) -> str:
-    """The URL, of Redis or another server, as it may be shown. Of one that cannot be read nothing but its scheme."""
+    """Return the URL, of Redis or another server, without its secrets; only the scheme of a URL that cannot be
+    parsed."""
     scheme, separator, _ = url.partition("://")
     unreadable = f"{scheme}://***" if scheme in _SCHEMES else "***"
     try:
@@ -105,7 +107,7 @@ def without_password(url: str) -> str:
 
 
 def _split(url: str) -> tuple[str, Kind, str, str, str, str]:
-    """Scheme without its kind, kind, login, hosts, path, query; none of them decoded."""
+    """Return scheme without kind, kind, login, hosts, path and query; no part is decoded."""
     scheme, separator, _ = url.partition("://")
     transport, _, kind = scheme.lower().partition("+")
     several = kind in ("sentinel", "cluster") and transport in ("redis", "rediss")
@@ -115,23 +117,24 @@ def _split(url: str) -> tuple[str, Kind, str, str, str, str]:
     login, _, hosts = netloc.rpartition("@")
     if transport == "unix" and (hosts or path in ("", "/")):
         raise ValueError(
-            f"unix:// is followed by the absolute path of a socket, as in unix:///run/redis.sock; {_ENCODE}"
+            f"unix:// must be followed by the absolute path of a socket, as in unix:///run/redis.sock; {_ENCODE}"
         )
     named: Kind = "sentinel" if kind == "sentinel" else "cluster" if kind == "cluster" else "server"
     return transport, named, login, hosts, path, query
 
 
 def _check_borders(url: str) -> tuple[str, str, str]:
-    """Network location, path and query. ValueError where a character shows that they are not what was meant."""
+    """Return network location, path and query. ValueError if a character shows that the URL was not split as
+    intended."""
     if any(character <= " " or character == "\x7f" for character in url):
-        raise ValueError("it holds white space or a control character; remove it, or percent-encode it")
+        raise ValueError("it contains whitespace or a control character; remove or percent-encode it")
     if "#" in url:
-        raise ValueError(f"it holds a #, which would end it; {_ENCODE}")
+        raise ValueError(f"it contains a #, which would end the URL; {_ENCODE}")
     scheme, _, rest = url.partition("://")
     location, _, query = rest.partition("?")
     netloc, slash, path = location.partition("/")
     if "@" in query or ("@" in path and scheme.lower() != "unix"):
-        raise ValueError(f"there is an @ after the first / or ?; {_ENCODE}")
+        raise ValueError(f"it contains an @ after the first / or ?; {_ENCODE}")
     return netloc, slash + path, query
 
 
@@ -145,7 +148,7 @@ def _nodes(kind: Kind, hosts: str) -> tuple[Node, ...]:
         return (_node(hosts, _DEFAULT_PORT[kind]),)
     nodes = tuple(_node(host, _DEFAULT_PORT[kind]) for host in hosts.split(",") if host)
     if not nodes:
-        raise ValueError(f"redis+{kind}:// names no host")
+        raise ValueError(f"redis+{kind}:// must be followed by at least one host")
     return nodes
 
 
@@ -153,19 +156,19 @@ def _node(text: str, default_port: int) -> Node:
     found = _HOST.fullmatch(text)
     port = int(found["port"] or default_port) if found else 0
     if found is None or not 0 < port < 65536:
-        raise ValueError(f"its host cannot be read: host or host:port, with a port from 1 to 65535; {_ENCODE}")
+        raise ValueError(f"its host is not valid: it must be host or host:port, with a port from 1 to 65535; {_ENCODE}")
     return (found["v6"] or found["name"] or "localhost").lower(), port
 
 
 def _path(kind: Kind, path: str) -> tuple[str, str | None]:
-    """Service, and database where the path names one."""
+    """Return service, and database if the path contains one."""
     first, _, rest = path.strip("/").partition("/")
     if kind == "sentinel":
         if not first:
-            raise ValueError("redis+sentinel://host:26379,…/service: the name of the service is missing")
+            raise ValueError("the name of the service is missing, as in redis+sentinel://host:26379,…/service")
         return _decoded(first), rest or None
     if rest:
-        raise ValueError(f"its path is the number of a database, as in redis://host:6379/0; {_ENCODE}")
+        raise ValueError(f"its path must be the number of a database, as in redis://host:6379/0; {_ENCODE}")
     return "", first or None
 
 
@@ -173,12 +176,12 @@ def _database(path: str | None, option: str | None, kind: Kind) -> int:
     numbers = {text for text in (path, option) if text is not None}
     if not all(text.isascii() and text.isdigit() and len(text) < 10 for text in numbers):
         where = "…/service/0" if kind == "sentinel" else "redis://host:6379/0"
-        raise ValueError(f"a database is a number, as in {where}; {_ENCODE}")
+        raise ValueError(f"a database must be a number, as in {where}; {_ENCODE}")
     databases = {int(text) for text in numbers}
     if len(databases) > 1:
         raise ValueError("its path and its option db name different databases")
     if kind == "cluster" and databases - {0}:
-        raise ValueError("a Redis Cluster has one database, 0")
+        raise ValueError("a Redis Cluster has only one database, 0")
     return databases.pop() if databases else 0
 
 
@@ -186,7 +189,7 @@ def _decoded(text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
-        raise ValueError(f"what is percent-encoded in it is not UTF-8; {_ENCODE}") from None
+        raise ValueError(f"its percent-encoded text is not UTF-8; {_ENCODE}") from None
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -198,13 +201,13 @@ def _options(query: str, *, secure: bool, kind: Kind) -> dict[str, str]:
     for part in filter(None, query.split("&")):
         name, equals, encoded = part.partition("=")
         if name not in known:
-            raise ValueError(f"there is no option {name}" if _harmless(name, options) else _NO_SUCH_OPTION)
+            raise ValueError(f"unknown option {name}" if _harmless(name, options) else _NO_SUCH_OPTION)
         if not equals or not encoded:
             raise ValueError(f"the option {name} has no value; {_ENCODE}, and & as %26")
         if name in options:
-            raise ValueError(f"the option {name} is given twice")
+            raise ValueError(f"the option {name} occurs twice")
         if name in TLS_OPTIONS and not secure:
-            raise ValueError(f"the option {name} needs TLS (rediss://)")
+            raise ValueError(f"the option {name} requires TLS (rediss://)")
         try:
             options[name] = unquote_plus(encoded, errors="strict")
         except UnicodeDecodeError:
@@ -212,11 +215,11 @@ def _options(query: str, *, secure: bool, kind: Kind) -> dict[str, str]:
     return options
 
 
-_NO_SUCH_OPTION = f"one of its options does not exist; {_ENCODE}, & as %26"
+_NO_SUCH_OPTION = f"one of its options is unknown; {_ENCODE}, & as %26"
 
 
 def _harmless(name: str, options: dict[str, str]) -> bool:
-    """Whether it may be shown: what follows a password may be the rest of it."""
+    """Return whether an option's name may be shown: text after a password may be the rest of the password."""
     return re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None and not _SECRET & options.keys()
 
 
@@ -228,7 +231,7 @@ def _seconds(name: str, text: str | None) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 3600:
-        raise ValueError(f"the option {name} is a number of seconds")
+        raise ValueError(f"the option {name} must be a number of seconds")
     return seconds
 
 

@@ -52,8 +52,8 @@ def open_files() -> int:
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """Return the command that runs one of our modules, whatever packages of the same name are on PYTHONPATH or in the current
-    directory: see tokencast_broker.py."""
+    """Return the command that runs one of our modules, whatever packages of the same name are on PYTHONPATH or in the
+    current directory: see tokencast_broker.py."""
     return [sys.executable, "-P", str(_home() / "tokencast_broker.py"), name, *arguments]
 
 

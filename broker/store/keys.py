@@ -1,10 +1,10 @@
-"""Every Redis key, with its type, contents, lifetime and writers. The only place that spells one.
+"""All Redis keys: type, contents, lifetime and writers. No other module spells a key.
 
-Two servers, which may be one: the *streams* Redis (TOKENCAST_STREAMS_URL) holds everything that is true, the
-*queue* Redis (REDIS_URL) only what can be rebuilt from it. On the streams Redis all keys of a shard carry one
-hash tag, so a script keeps log, status and indexes together atomically, and one XREAD follows many
-generations of a shard on a Cluster. Every key has a lifetime. `expires` below is end + retention, or seven
-days from now while the generation lives (renewed with its lease, and by the reaper).
+There are two Redis servers, which may be the same: the logs' Redis (TOKENCAST_STREAMS_URL) is the source of truth, and
+the queue's Redis (REDIS_URL) has only data that can be rebuilt from it. On the logs' Redis all keys of a shard have the
+same hash tag, so that a script can change log, status and indexes atomically, and one XREAD can follow many generations
+of a shard on a cluster. Every key has a lifetime. "expires" below means end + retention, or seven days from now while
+the generation has not ended (renewed with its lease, and by the reaper).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import hashlib
 
 from broker.ids import shard_of
 
-# --- streams Redis -------------------------------------------------------------------------------------
+# --- logs' Redis --------------------------------------------------------------------------------------
 
 
 def meta(gid: str) -> str:
-    """hash · all about one generation · expires + 1 h (the tombstone) · lifecycle scripts
+    """hash · all data of one generation except its log · expires + 1 h (as a tombstone) · lifecycle scripts
 
-    tn tenant · md model · rq request body for the upstream (a long one not once it is cancelled) · mt metadata JSON ·
+    tn tenant · md model · rq request body for the upstream (a long one is removed on cancellation) · mt metadata JSON ·
     pol fail|restart · ca created ms · ttl retention ms · ik idempotency record's key · fp body's fingerprint ·
     st status · a attempt id · n last seq ·
-    own "<attempt>.<token>" of the worker that may write · k attempts so far · x crash budget used · le lease end
+    own "<attempt>.<token>" of the worker that may write · k number of attempts · x crash budget used · le lease end
     ms · ls lease ms · why reason of the last requeue · tk ticket number · sa started ms · fa first token ms · ea ended
     ms · xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
-    us usage JSON · er error JSON · res merged choices JSON · tp traceparent, where traces are kept
+    us usage JSON · er error JSON · res merged choices JSON · tp traceparent, if tracing is on
 
-    Of one that is deleted only st, tn, ca and xa are left; of one that has expired too, once it is come upon
+    A deleted generation keeps only st, tn, ca and xa; so does an expired one, once a script has found it
     (lua/expired.lua).
     """
     return f"tc:{{{shard_of(gid)}}}:m:{gid}"
@@ -39,14 +39,14 @@ def log(gid: str) -> str:
 
 
 def live(shard: str) -> str:
-    """zset · generation → ms at which the reaper must look at it · 8 d · lifecycle scripts and touch"""
+    """zset · generation → ms at which the reaper must check it · 8 d · lifecycle scripts and touch"""
     return f"tc:{{{shard}}}:live"
 
 
 def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
-    """zset · generation → its created ms · 32 d · lifecycle scripts; create, list and counts drop what has expired
+    """zset · generation → created ms · 32 d · lifecycle scripts; create, list and counts remove expired members
 
-    Without a tenant: the base from which the scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
+    Without a tenant: the base from which scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
     """
     return ":".join(filter(None, (f"tc:{{{shard}}}:i", tenant, status)))
 
@@ -62,50 +62,52 @@ def activity(shard: str) -> str:
 
 
 def epoch(shard: str) -> str:
-    """string · "<ms>.<random>", names this data set: another means Redis came back empty · 30 d · create, restore"""
+    """string · "<ms>.<random>", name of this data set; it changes if Redis lost its data · 30 d · create, restore"""
     return f"tc:{{{shard}}}:ep"
 
 
 def wake(shard: str, process: str, connection: int) -> str:
-    """stream · one entry; adding one wakes the reader connection that blocks on it · 60 s · gateway"""
+    """stream · one entry; a new entry wakes the reader connection that blocks on it · 60 s · gateway"""
     return f"tc:{{{shard}}}:w:{process}:{connection}"
 
 
 def rights(shard: str) -> str:
-    """string · a text on which a user's rights are tried, on the queue's server too · 10 s · gateways and workers"""
+    """string · a text for testing a user's rights, on the queue's Redis too · 10 s · gateways and workers"""
     return f"tc:{{{shard}}}:rights"
 
 
-# --- queue Redis ---------------------------------------------------------------------------------------
+# --- queue's Redis -------------------------------------------------------------------------------------
 
 QUEUE = "tc:queue"
 """zset (arq's) · ticket `<generation>.<number>` → fair tag · 7 d · enqueue.lua; arq removes"""
 
 BELL = "tc:bell"
-"""list · empty strings, at most 1,000: something is in the queue · 60 s · enqueue.lua"""
+"""list · empty strings, at most 1,000; each signals a ticket in the queue · 60 s · enqueue.lua"""
 
 FAIR = "tc:fair"
 """hash · tenant → its newest fair tag · 7 d · enqueue.lua"""
 
 
 def queued(tenant: str) -> str:
-    """zset · generation that waits → ms at which its place ends · 1 d · admit, start; enqueue renews it"""
+    """zset · waiting generation → ms at which its reservation ends · 1 d · quota_admit, quota_acquire; enqueue renews
+    it"""
     return f"tc:q:{tenant}"
 
 
 def running(tenant: str) -> str:
-    """zset · generation that runs → ms at which its place ends · 1 d · start, stop, enqueue; hold renews it"""
+    """zset · running generation → ms at which its reservation ends · 1 d · quota_acquire, quota_release, enqueue,
+    quota_renew"""
     return f"tc:r:{tenant}"
 
 
 def parked(tenant: str) -> str:
-    """zset · ticket whose turn came when its tenant was at the limit → 0, so in the order of their generations' times ·
-    retention, 7 d at least · enqueue, stop"""
+    """zset · ticket whose turn came while its tenant was at the limit → 0, so sorted by the generations' times ·
+    retention, at least 7 d · enqueue, quota_release"""
     return f"tc:park:{tenant}"
 
 
 def creations(tenant: str, minute: int | None = None) -> str:
-    """int · generations asked for in that minute since the epoch · 120 s · admit
+    """int · generations requested in that minute since the epoch · 120 s · quota_admit
 
     Without a minute: the base from which the script derives it.
     """
@@ -113,33 +115,32 @@ def creations(tenant: str, minute: int | None = None) -> str:
 
 
 def stored(tenant: str) -> str:
-    """hash · hour since the epoch → bytes of requests that will have expired in it; hour and sum: of all of them, as of
-    that hour · 32 d · admit; delete and cancel take back"""
+    """hash · hour since the epoch → bytes of requests that expire until then; hour and sum: the total, as of that hour
+    · 32 d · quota_admit; delete and cancel subtract"""
     return f"tc:bytes:{tenant}"
 
 
 SIGNING_KEY = "tc:secret"
-"""string · what signs stream tokens where TOKENCAST_SECRET does not · 30 d, renewed by each new one · gateways"""
+"""string · key that signs stream tokens unless TOKENCAST_SECRET is set · 30 d, renewed with each token · gateways"""
 
 SHARD_COUNT = "tc:shards"
-"""string · how many shards the streams Redis has its data in · 30 d, renewed · workers and gateways"""
+"""string · number of shards of the logs' Redis · 30 d, renewed · workers and gateways"""
 
 EMBEDDED = "tc:embedded"
-"""string · says that this server is meant to keep nothing · 30 d · `tokencast dev`"""
+"""string · marks a server that does not persist its data on purpose · 30 d · `tokencast dev`"""
 
 WORKERS = "tc:workers"
 """zset · worker id → last seen ms · 1 d · workers"""
 
 MODELS = "tc:models"
-"""hash · upstream → JSON list of the models it says it has · 1 d · workers"""
+"""hash · upstream → JSON list of the models that it announces · 1 d · workers"""
 
 WORKER_HEALTH = "tc:worker-health"
-"""string (arq's) · its health record; ours is WORKERS · 1 h · arq"""
+"""string (arq's) · arq's health record; ours is WORKERS · 1 h · arq"""
 
 
 def arq_job(ticket: str) -> str:
-    """string (arq's) · JSON of the job: its name, generation and tenant, nothing else · retention, 7 d at least ·
-    enqueue.lua"""
+    """string (arq's) · JSON of the job: only its name, generation and tenant · retention, at least 7 d · enqueue.lua"""
     return f"arq:job:{ticket}"
 
 

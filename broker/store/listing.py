@@ -1,7 +1,7 @@
-"""What a tenant has, newest first, and how many of each status: read from its indexes, of which each shard has one.
+"""Lists a tenant's generations, newest first, and counts them by status, from its indexes: one set per shard.
 
-An index outlives its members. Each call that finds expired members removes them, in bulk and in short scripts: a
-hundred thousand cost less than half a second, of which no other command waits for more than a few ms.
+Index entries outlive their generations. Each call that finds expired members removes them, in bulk and in short
+scripts: 100,000 members cost less than half a second in total, and no other command waits for more than a few ms.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ PRUNE = Script("store", "prune")
 UNLIST = Script("store", "unlist")
 
 LIST_BYTES = 512 * 1024
-"""Bytes of a list's rows; a page that would have more ends before."""
+"""Maximum bytes of the rows of a page; a page that reaches it ends early."""
 LIST_ROUNDS = 50
-"""Times that a list looks behind what has expired."""
-FIRST_ROWS = 16  # read at first, until it is known how long they are
-ROW_BYTES = 500  # of a row without what callers and upstreams put into it
-LOOK = 200  # members of an index that are looked at in one call of prune.lua: at most a millisecond
-PRUNE_EVERY = 5.0  # seconds: dashboards ask for the counts every other one
-SAMPLE = 8  # members that `counts` looks at in each shard
-SHARDS_AT_ONCE = 8  # calls of prune.lua in one pipeline, which Redis runs without a pause
+"""Maximum reads per page while expired members are skipped."""
+FIRST_ROWS = 16  # rows of the first read, before their length is known
+ROW_BYTES = 500  # bytes of a row without data of callers and upstreams
+LOOK = 200  # members of an index that one call of prune.lua checks: at most a millisecond
+PRUNE_EVERY = 5.0  # seconds; dashboards request the counts every two seconds
+SAMPLE = 8  # members that `counts` checks in each shard
+SHARDS_AT_ONCE = 8  # calls of prune.lua in one pipeline, which Redis runs without interruption
 
 Row = tuple[str, Sequence[bytes | None]]
-"""A generation's id, and the fields of its meta that were asked for."""
+"""A generation's id, and the requested fields of its meta."""
 
 
 def lifecycle_keys(gid: str) -> list[str]:
-    """The first five keys of every lifecycle script."""
+    """Return the first five keys of every lifecycle script."""
     shard = shard_of(gid)
     return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
 
 
 class Listing:
-    """`fields`: of a generation's meta, `st` among them."""
+    """`fields`: the fields of a generation's meta to return; they must include `st`."""
 
     def __init__(self, redis: Redis, fields: Sequence[str]) -> None:
         self.redis = redis
         self._fields = fields
         self._status = fields.index("st")
-        self._prune_at: dict[str, float] = {}  # by tenant, of which there are as many as keys are configured
+        self._prune_at: dict[str, float] = {}  # by tenant; bounded by the number of configured keys
 
     async def page(self, tenant: str, status: str | None, limit: int, after: str | None) -> tuple[list[Row], bool]:
-        """Newest first, and whether there are more. `after` is the id of the last one of the page before.
+        """Return rows, newest first, and whether there are more. `after`: id of the last row of the previous page.
 
-        Work and bytes are bounded: a page ends before `limit` when its rows hold LIST_BYTES, or when that many have
-        expired since the last look that LIST_ROUNDS were not enough. Then there are more, also behind an empty page:
-        asked for again, it begins with what was removed no longer there."""
+        Work and bytes are bounded: a page ends before `limit` if its rows reach LIST_BYTES, or if expired members
+        remain after LIST_ROUNDS reads. Then there are more, even after an empty page: the expired members are removed,
+        so the same call makes progress."""
         found: list[Row] = []
         room = LIST_BYTES
         for _ in range(LIST_ROUNDS):
@@ -85,8 +85,8 @@ class Listing:
         return gids[:limit], len(gids) > limit
 
     async def _still_there(self, gids: Sequence[str], room: int) -> tuple[list[Row], int, int]:
-        """Those of a page that can still be read, as `state` sees it, up to about `room` bytes; how many of the page
-        were looked at, and the bytes of their rows."""
+        """Return the rows of a page that can still be read (by the rules of `state`), up to about `room` bytes; the
+        number of ids checked; and the bytes of the rows."""
         found: list[Row] = []
         looked_at = size = 0
         largest = LIST_BYTES // FIRST_ROWS
@@ -108,7 +108,8 @@ class Listing:
         return found, looked_at, size
 
     async def _prune_some(self, tenant: str) -> None:
-        """Looks at a random sample of each shard, and at more where over a quarter of it has expired."""
+        """Check a random sample of each shard, and more members of shards where over a quarter of the sample has
+        expired."""
         removed = await self._prune(SHARDS, tenant, None, SAMPLE)
         many = [shard for shard, count in zip(SHARDS, removed, strict=True) if count > SAMPLE // 4]
         await self._prune(many, tenant, None, LOOK)
@@ -116,9 +117,9 @@ class Listing:
     async def _prune(
         self, shards: Sequence[str], tenant: str, status: str | None, count: int, newest: int | None = -1
     ) -> list[int]:
-        """Removes from the indexes what can no longer be read, among `count` members of each shard: those from
-        `newest` on (ms; None: the very newest), or random ones. How many were removed of each shard; none while Redis
-        refuses to be written to, which must keep nobody from reading."""
+        """Remove unreadable generations from the indexes, among `count` members of each shard: those from `newest` on
+        (ms; None: from the very newest), or random ones (-1). Return the number removed from each shard; 0 while Redis
+        rejects writes, which must not prevent reads."""
         suffix = f":{status}" if status else ""
         score = "+inf" if newest is None else newest if newest >= 0 else ""
         removed: list[int] = []
@@ -133,12 +134,12 @@ class Listing:
                 removed += [0] * len(calls)
         return removed
 
-    # --- how many ---
+    # --- counts ---
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status. Some of what has expired is counted still; it is looked for
-        at random every PRUNE_EVERY seconds, and removed until it is less than about a quarter. So is
-        all that was lost before it ended."""
+        """Return the number of the tenant's generations by status. It may include expired ones: every PRUNE_EVERY
+        seconds a random sample is checked and expired members are removed until they are less than about a quarter.
+        Generations that were lost before they ended are removed as well."""
         if time.monotonic() >= self._prune_at.get(tenant, 0.0):
             self._prune_at[tenant] = time.monotonic() + PRUNE_EVERY
             await self._prune_some(tenant)
@@ -151,20 +152,21 @@ class Listing:
         return counts
 
     async def _unlist_lost(self, tenant: str) -> None:
-        """Removes what expired before it ended, since nothing ran for a week: it counts as waiting or running."""
-        with suppress(StorageUnavailable):  # a Redis that refuses to be written to must keep nobody from reading
+        """Remove generations that expired before they ended, because no process ran for a week: they count as waiting
+        or running."""
+        with suppress(StorageUnavailable):  # a Redis that rejects writes must not prevent reads
             await self.redis.run_many(UNLIST, [(lifecycle_keys(gid), (gid, tenant)) for gid in map(_any_of, SHARDS)])
 
 
 def _any_of(shard: str) -> str:
-    """An id of the shard that no generation has: for scripts that look at others there."""
+    """Return an id of the shard that no generation has, for scripts that check other generations."""
     return f"gen_{'0' * 10}{shard}{'0' * 22}"
 
 
 def _ranges(index: str, shard: str, after: str | None, count: int) -> list[Command]:
-    """What reads the newest `count` members behind `after`. Ids sort by time, then by shard: of those created in the
-    same ms, another shard's are all on one side of it. Of its own shard's, of which nobody can create many in one ms,
-    all are read."""
+    """Return the commands that read the newest `count` members after `after`. Ids sort by time, then by shard: among
+    ids of the same ms, all those of another shard sort on one side of `after`. Of its own shard all ids of that ms are
+    read; their number is small."""
     if after is None:
         return [("ZREVRANGEBYSCORE", index, "+inf", "-inf", "LIMIT", 0, count)]
     ms, own = created_ms(after), shard_of(after)

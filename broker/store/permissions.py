@@ -1,7 +1,7 @@
-"""Which of the commands that are needed a Redis user may not run (ACL).
+"""Finds the required commands that a Redis user may not run (ACL).
 
-Asked of Redis by running them: `ACL DRYRUN` needs administrator's rights. Each is tried in a form that changes nothing,
-since Redis looks at the user's rights before it looks at the key.
+They are tested by running them, because `ACL DRYRUN` requires administrator's rights. Each runs in a form that changes
+nothing: Redis checks the user's rights before it reads the key.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "ZREVRANGEBYSCORE": (_NONE, 0, 0),
     "ZSCORE": (_NONE, "m"),
 }
-"""Arguments with which a command changes nothing. The text is no number, and none of the other types."""
+"""Arguments with which a command changes nothing. The text is not a number and has none of the other types."""
 
 LOGS = (
     *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT", "PTTL"),
@@ -68,12 +68,13 @@ QUEUE = (
     *("PSETEX", "SET", "TIME", "ZADD", "ZCARD", "ZPOPMIN", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYSCORE"),
     "ZSCORE",
 )
-"""What scripts, arq and we run on each of the two."""
+"""Commands that the scripts, arq and our own code run on each of the two servers."""
 
 
 async def missing_rights(connection: RespConnection, shard: str, *, logs: bool, queue: bool) -> str | None:
-    """What the user of a connection may not do, as one line; None where nothing is missing. OSError."""
-    text, none = keys.rights(shard), keys.index(shard)  # the base of the indexes is no key of its own
+    """Return a one-line message about the rights that the user of a connection lacks; None if none is missing.
+    OSError."""
+    text, none = keys.rights(shard), keys.index(shard)  # the base of the indexes never exists as a key
     names = sorted({*(LOGS if logs else ()), *(QUEUE if queue else ())})
     commands = _commands(names, text, none, queue=queue)
     replies = await connection.pipeline(commands, timeout=WITHIN)
@@ -99,7 +100,7 @@ def _commands(names: Iterable[str], text: str, none: str, *, queue: bool) -> lis
         ("EVALSHA", _RIGHTS.sha, *arguments),
         ("EVAL", _RIGHTS.source, *arguments),
     ]
-    if queue:  # the text's type ends the wait of BLPOP at once
+    if queue:  # BLPOP does not wait on a key of the wrong type
         commands += (("BLPOP", text, 0.01), ("WATCH", none), ("UNWATCH",), ("MULTI",), ("EXEC",))
         commands.append(("EXISTS", keys.arq_job("rights")))
     return commands
@@ -111,5 +112,5 @@ def _told(errors: dict[str, RespError]) -> str | None:
         granted = " ".join(f"+{name.lower().replace(' ', '|')}" for name in forbidden)
         return f"this user has no permissions to run {', '.join(forbidden)} (ACL: {granted})"
     if any(error.kind == "NOPERM" for error in errors.values()):
-        return "this user has no permissions to use the keys tc:* and, where the queue is, arq:* (ACL: ~tc:* ~arq:*)"
+        return "this user has no permissions to use the keys tc:*, and arq:* on the queue's Redis (ACL: ~tc:* ~arq:*)"
     return None

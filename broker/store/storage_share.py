@@ -1,4 +1,4 @@
-"""How many bytes of stored requests one tenant may have: as set, or a part of what Redis may hold."""
+"""The limit on a tenant's bytes of stored requests: as configured, or a fraction of Redis's memory limit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
 from broker.redis.client import Redis, RedisError
 
-PARTS = 4
-"""A tenant's share of a bounded Redis is one part of so many: one alone cannot fill it."""
-KNOWN_FOR = 60.0  # seconds, after which Redis is asked again
+SHARES = 4
+"""A tenant may use 1/SHARES of a bounded Redis, so that one tenant alone cannot fill it."""
+KNOWN_FOR = 60.0  # seconds until Redis is queried again
 HOUR_MS = 3_600_000
 log = logging.getLogger("tokencast.broker")
 
 
 class Stored(NamedTuple):
-    """Bytes of a request, and when its generation will have expired if it runs at once (unix ms)."""
+    """Bytes of a request, and the time at which its generation expires if it runs at once (unix ms)."""
 
     size: int
     until_ms: int
 
     @property
     def hour(self) -> int:
-        """Since the epoch, in which nothing of it is left: a run takes time, and a tombstone stays for an hour."""
+        """Hour since the epoch in which nothing of it is left: a run takes time, and a tombstone stays for an hour."""
         return self.until_ms // HOUR_MS + 2
 
 
@@ -34,42 +34,42 @@ NOTHING = Stored(0, 0)
 
 
 class StorageShare:
-    """`most`: as set; None: a part of `maxmemory`, which Redis is asked for in the background, so that no request waits
-    for it. Until the first answer, and where INFO is not allowed, there is no limit."""
+    """`configured`: the configured limit; None: a fraction of `maxmemory`, which is read in the background so that no
+    request waits for it. Until the first answer, and if INFO is not allowed, there is no limit."""
 
-    def __init__(self, redis: Redis, most: int | None) -> None:
+    def __init__(self, redis: Redis, configured: int | None) -> None:
         self._redis = redis
-        self._set = most
+        self._configured = configured
         self._known = 0
-        self._ask_at = 0.0
-        self._asking: asyncio.Task[None] | None = None
+        self._query_at = 0.0
+        self._query: asyncio.Task[None] | None = None
 
     @property
-    def bytes(self) -> int:
-        """0 = any number."""
-        if self._set is not None:
-            return self._set
-        if time.monotonic() >= self._ask_at and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
+    def limit(self) -> int:
+        """The limit in bytes; 0 = no limit."""
+        if self._configured is not None:
+            return self._configured
+        if time.monotonic() >= self._query_at and (self._query is None or self._query.done()):
+            self._query = asyncio.get_running_loop().create_task(self._read_maxmemory())
         return self._known
 
-    async def _ask(self) -> None:
+    async def _read_maxmemory(self) -> None:
         try:
-            groups = [await self._redis.info("memory", group) for group in self._redis.servers.groups]
+            groups = [await self._redis.info("memory", group) for group in self._redis.topology.groups]
         except (StorageUnavailable, RedisError) as error:
-            log.debug("maxmemory is not known: %s", error)
+            log.debug("cannot read maxmemory: %s", error)
         else:
             each = [_maxmemory(info) for info in groups]
-            self._known = sum(each) // PARTS if all(each) else 0
-        self._ask_at = time.monotonic() + KNOWN_FOR
+            self._known = sum(each) // SHARES if all(each) else 0
+        self._query_at = time.monotonic() + KNOWN_FOR
 
     async def close(self) -> None:
-        if self._asking is not None:
-            await cancel_and_wait((self._asking,))
+        if self._query is not None:
+            await cancel_and_wait((self._query,))
 
 
 def _maxmemory(info: bytes) -> int:
-    """Bytes; 0 where there is no bound, or nothing is said of it."""
+    """Return `maxmemory` in bytes; 0 if there is no limit, or INFO does not contain it."""
     for line in info.splitlines():
         name, _, value = line.partition(b":")
         if name == b"maxmemory":

@@ -1,5 +1,5 @@
-"""Generations as callers see them: created, read, listed, cancelled, deleted. All reading and writing of the
-logs' Redis outside the two hot paths (the worker's appender, the hub's readers) goes through here."""
+"""Creates, reads, lists, cancels and deletes generations. All access to the logs' Redis goes through this module,
+except the two hot paths (the worker's appender and the hub's readers)."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from broker.store.listing import FIRST_ROWS, Listing, lifecycle_keys
 from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
-PAGE = 256  # entries per XRANGE: 5 MB logs are read in bounded pieces
-IN_TIME = 6.0  # seconds after which a creation is not executed any more; an answer is awaited for five
-_PERHAPS_LOST = (
-    "Redis has just come back without its data. This Idempotency-Key may stand for a generation that is being put "
-    "back; ask again in a few seconds."
+PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
+IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
+_RECORD_MAY_BE_LOST = (
+    "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
+    "restored; retry in a few seconds."
 )
-PATIENCE = 8.0  # seconds for a creation, and for the repetition of one whose reply was lost
+PATIENCE = 8.0  # seconds for a creation, including its repetition after a lost reply
 
 EVENTS_BYTES = 1024 * 1024
-"""Bytes of a page of events; a page that would have more ends before, with one event at least."""
-EVENT_BYTES = 100  # of an event without its data
+"""Maximum bytes of a page of events; a page that reaches it ends early, but has at least one event."""
+EVENT_BYTES = 100  # bytes of an event without its data
 
 CREATE = Script("store", "create")
 CANCEL = Script("store", "cancel")
@@ -49,15 +49,15 @@ TRACE = Script("store", "trace")
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What `create` did: a new generation, or the one that the idempotency key already stands for."""
+    """Result of `create`: a new generation, or the one that the idempotency key already belongs to."""
 
     id: str
     replayed: bool
 
 
 class Withdrawn(NamedTuple):
-    """What `cancel` and `delete` found: its status before, its ticket (0 if there is nothing to undo), and the bytes of
-    its request that are stored no longer."""
+    """Result of `cancel` and `delete`: the previous status, the ticket (0 if there is none to remove), and the bytes of
+    the request that are no longer stored."""
 
     was: str
     ticket: int = 0
@@ -65,32 +65,33 @@ class Withdrawn(NamedTuple):
 
 
 class Store:
-    """The generations of one Redis. `retention` (seconds) holds for those that do not ask for another."""
+    """The generations of one Redis. `retention`: seconds, for generations that do not set their own."""
 
     def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
-        """`grace`: seconds that a worker may take to put a running generation back after Redis has lost it."""
+        """`grace`: maximum seconds until a worker has restored a running generation after Redis has lost it."""
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
-        self.losses = DataLossDetector(redis, self.clock, grace)
-        self._lists = Listing(redis, FIELDS)
+        self.data_loss = DataLossDetector(redis, self.clock, grace)
+        self._listing = Listing(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
 
-    async def name(self, tenant: str, idempotency_key: str | None) -> str:
-        """The id of a generation that is to be created."""
+    async def make_id(self, tenant: str, idempotency_key: str | None) -> str:
+        """Make the id of a new generation."""
         return new_id(int(await self.clock.now() * 1000), tenant, idempotency_key)
 
-    async def knows(self, tenant: str, idempotency_key: str) -> bool:
-        """Whether the key stands for a generation."""
+    async def has_idempotency_record(self, tenant: str, idempotency_key: str) -> bool:
+        """Return whether the idempotency key belongs to a generation."""
         shard = idempotency_shard(tenant, idempotency_key)
         return bool(await self.redis.execute("EXISTS", keys.idempotency(shard, tenant, idempotency_key)))
 
     async def create(
         self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
     ) -> Created:
-        """`gid`: what `name` gave it. IdempotencyConflict where the key stands for another body; StorageUnavailable
-        where Redis is away, or may just have lost what the key stands for. May be repeated with the same key."""
-        gid = gid or await self.name(tenant, idempotency_key)
+        """Create a generation. `gid`: an id made by `make_id`. May be repeated with the same id. IdempotencyConflict if
+        the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
+        lost the record of the key."""
+        gid = gid or await self.make_id(tenant, idempotency_key)
         now = created_ms(gid)
         shard = shard_of(gid)
         record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
@@ -113,23 +114,23 @@ class Store:
         ]
         reply = await self._create(shard, lifecycle, fields)
         if reply[0] == b"OK":
-            self.losses.observe(shard, reply[1])
+            self.data_loss.observe_epoch(shard, reply[1])
             return Created(gid, replayed=False)
         if reply[0] == b"REPLAY":
             return Created(reply[1].decode(), replayed=True)
         raise IdempotencyConflict
 
     async def _create(self, shard: str, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
-        """Runs create.lua, within a time that Redis checks: what lies in the buffer of a server that hangs is not
-        executed long after its caller was refused. A key without a record is created for only where none was lost."""
-        epoch = self.losses.trusted(shard)
+        """Run create.lua with a deadline that Redis checks: a command in the buffer of a hanging server is not executed
+        long after its caller got an error. With a key that has no record, create only if no record was lost."""
+        epoch = self.data_loss.trusted_epoch(shard)
         try:
             async with asyncio.timeout(PATIENCE):
                 sent = time.monotonic()
                 while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
                     epoch = reply[1]
-                    if await self.losses.suspects(shard, epoch or None, sent):
-                        raise StorageUnavailable(_PERHAPS_LOST)
+                    if await self.data_loss.record_may_be_lost(shard, epoch or None, sent):
+                        raise StorageUnavailable(_RECORD_MAY_BE_LOST)
                     sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
@@ -143,33 +144,35 @@ class Store:
         try:
             reply = await self._create_once(lifecycle, fields, epoch)
         except StorageUnavailable:
-            # It may exist, and only the reply be lost: a caller who is told so, and repeats, would pay for two.
+            # It may exist and only the reply be lost: a caller that gets an error and retries would pay for two.
             reply = await self._create_once(lifecycle, fields, epoch)
-        if reply[0] == b"LATE":  # or Redis's clock was set, since it was asked last
-            await self.clock.ask()
+        if reply[0] == b"LATE":  # or Redis's clock was set since the last query
+            await self.clock.sync()
             reply = await self._create_once(lifecycle, fields, epoch)
         return reply
 
     async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes) -> Sequence[bytes]:
-        latest = int((self.clock.last() + IN_TIME) * 1000)
+        latest = int((self.clock.estimate() + IN_TIME) * 1000)
         return await self.redis.run(CREATE, lifecycle, [*fields, latest, epoch])
 
-    async def note_trace(self, gid: str, traceparent: str) -> None:
-        """What happens to a generation from now on is a part of this trace."""
+    async def set_trace(self, gid: str, traceparent: str) -> None:
+        """Attach a generation to a trace, which its later spans become part of."""
         await self.redis.run(TRACE, [keys.meta(gid)], [traceparent])
 
     async def state(self, gid: str, tenant: str) -> Generation:
-        """The generation without text and choices: one round trip. GenerationNotFound if it is unknown or
-        another tenant's, GenerationGone if it was deleted or its log has expired, StorageUnavailable also while
-        Redis has just come back without it."""
+        """Return the generation without text and choices, in one round trip. GenerationNotFound if it is unknown or
+        belongs to another tenant; GenerationGone if it was deleted or its log has expired; StorageUnavailable also
+        while Redis has just come back without it."""
         check_id(gid)
         shard, sent = shard_of(gid), time.monotonic()
         fields, has_log, epoch = await self.redis.pipeline(
             [("HMGET", keys.meta(gid), *FIELDS), ("EXISTS", keys.log(gid)), ("GET", keys.epoch(shard))]
         )
-        self.losses.observe(shard, epoch, sent)
-        if fields[1] is None and await self.losses.recent(gid, epoch):
-            raise StorageUnavailable("Redis has just come back without its data; what was running is put back.")
+        self.data_loss.observe_epoch(shard, epoch, sent)
+        if fields[1] is None and await self.data_loss.generation_may_be_lost(gid, epoch):
+            raise StorageUnavailable(
+                "Redis has just come back without its data; running generations are being restored."
+            )
         if fields[0] != tenant.encode():
             raise GenerationNotFound
         if fields[1] == b"deleted" or not has_log:
@@ -177,30 +180,31 @@ class Store:
         return from_fields(gid, fields)
 
     async def get(self, gid: str, tenant: str) -> Generation:
-        """The whole generation: its stored choices once it ended, else folded from the log so far."""
+        """Return the whole generation: with its stored choices if it has ended, otherwise folded from the log so
+        far."""
         generation = await self.state(gid, tenant)
         if generation.ended:
             model, stored = await self.redis.execute("HMGET", keys.meta(gid), "md", "res")
-            if model is None:  # its retention has ended since
+            if model is None:  # its retention has ended meanwhile
                 raise GenerationGone
             if stored is not None:
                 return generation.with_choices(msgspec.json.decode(stored))
         completion = await self._fold(generation)
         choices = completion.choices
         if generation.ended:
-            with suppress(StorageUnavailable):  # a full server: the next reader folds again
-                settled = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
+            with suppress(StorageUnavailable):  # the server is full: the next reader folds again
+                kept = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
                 self._partial.pop(gid, None)
-                if settled == b"GONE":
+                if kept == b"GONE":
                     raise GenerationGone
         return generation.with_choices(choices)
 
     async def _fold(self, generation: Generation) -> Completion:
-        """Incremental: a dashboard that polls pays for the new chunks only."""
+        """Fold the log incrementally: a polling dashboard only pays for new chunks."""
         gid = generation.id
         cursor, completion = self._partial.pop(gid, (START, Completion()))
         async for event in self.read(gid, cursor, generation.cursor):
-            # An ending from outside has an attempt of its own and leaves the text standing.
+            # An ending from outside has its own attempt id and keeps the text.
             if event.cursor.attempt != cursor.attempt and not event.terminal:
                 completion = Completion()
             fold((event,), completion)
@@ -211,7 +215,7 @@ class Store:
         return completion
 
     async def read(self, gid: str, after: Cursor, until: Cursor | None = None) -> AsyncIterator[Event]:
-        """The events behind `after`, up to the newest or `until`, in order, page by page."""
+        """Iterate over the events after `after`, up to the newest or `until`, in order, page by page."""
         while True:
             events = await self.page(gid, after, PAGE, until)
             for event in events:
@@ -221,21 +225,21 @@ class Store:
             after = events[-1].cursor
 
     async def page(self, gid: str, after: Cursor, count: int, until: Cursor | None = None) -> list[Event]:
-        """Up to `count` events behind `after`; seq -1 stands before an attempt's first."""
+        """Return up to `count` events after `after`; seq -1 is the position before the first event of an attempt."""
         end = "+" if until is None else str(until)
         start = f"({after}" if after.seq >= 0 else f"{after.attempt}-0"
         reply = await self.redis.execute("XRANGE", keys.log(gid), start, end, "COUNT", count)
         return [from_entry(entry) for entry in reply]
 
     async def size(self, gid: str) -> int:
-        """About how many bytes `get` and `request` bring together."""
+        """Return the approximate bytes that `get` and `request` together return."""
         meta = keys.meta(check_id(gid))
         parts = await self.redis.pipeline([("HSTRLEN", meta, "rq"), ("HSTRLEN", meta, "res"), ("HGET", meta, "by")])
         return sum(int(part or 0) for part in parts)
 
     async def bounded_page(self, gid: str, after: Cursor, limit: int) -> tuple[list[Event], bool]:
-        """Up to `limit` events behind `after`, at least one, of about EVENTS_BYTES; and whether there are more. Reads a
-        few, and then as many as there is room for: an event may be a thousand times as long as another."""
+        """Return up to `limit` events after `after`, at least one, of about EVENTS_BYTES, and whether there are more.
+        Reads a few events first, then as many as fit: one event may be a thousand times as long as another."""
         found: list[Event] = []
         size, count = 0, FIRST_ROWS
         while True:
@@ -254,53 +258,53 @@ class Store:
             count = max(1, (EVENTS_BYTES - size) // longest)
 
     async def request(self, gid: str) -> Json | None:
-        """What the generation was asked with, as the upstream is sent it, with our `metadata` and `on_upstream_error`
-        where they say something. None where it was cancelled and its request was too long to be kept (cancel.lua).
-        GenerationGone where it was deleted meanwhile."""
+        """Return the request as sent to the upstream, plus our `metadata` and `on_upstream_error` if they are set. None
+        if the generation was cancelled and its request was too long to be kept (cancel.lua). GenerationGone if it was
+        deleted meanwhile."""
         status, body, metadata, policy = await self.redis.execute("HMGET", keys.meta(gid), "st", "rq", "mt", "pol")
         if body is None:
             if status == b"cancelled":
                 return None
             raise GenerationGone
-        asked = msgspec.json.decode(body)
+        request = msgspec.json.decode(body)
         if labels := _json(metadata):
-            asked["metadata"] = labels
-        return asked if policy in (None, b"fail") else {**asked, "on_upstream_error": policy.decode()}
+            request["metadata"] = labels
+        return request if policy in (None, b"fail") else {**request, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """How many generations the tenant has, by status; some may have expired (broker/store/listing.py)."""
-        return await self._lists.counts(tenant)
+        """Return the number of the tenant's generations by status; some may have expired (broker/store/listing.py)."""
+        return await self._listing.counts(tenant)
 
     async def list(
         self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
     ) -> tuple[list[Generation], bool]:
-        """Newest first, and whether there are more. `after` is the id of the last one of the page before. The page may
-        end before `limit` (broker/store/listing.py)."""
+        """Return a page of generations, newest first, and whether there are more. `after`: id of the last one of the
+        previous page. A page may end before `limit` (broker/store/listing.py)."""
         if after is not None:
             check_id(after)
-        rows, more = await self._lists.page(tenant, status, limit, after)
+        rows, more = await self._listing.page(tenant, status, limit, after)
         return [from_fields(gid, fields) for gid, fields in rows], more
 
     async def last_attempt(self, gid: str) -> Cursor:
-        """Right before the newest attempt of a log whose last event was written from outside."""
+        """Return the position before the newest attempt of a log whose last event was written from outside."""
         newest = await self.redis.execute("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 2)
         return Cursor(entry_cursor(newest[-1][0]).attempt, -1)
 
     async def cancel(self, gid: str, tenant: str) -> Withdrawn:
-        """Ends it if it has not ended."""
+        """Cancel a generation that has not ended."""
         check_id(gid)
         reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
     async def delete(self, gid: str, tenant: str) -> Withdrawn:
-        """Forgets it, whatever it was doing."""
+        """Delete a generation in any status."""
         check_id(gid)
         reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
         return await self._outcome(gid, tenant, reply)
 
     async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> Withdrawn:
         if reply[0] == b"NONE":
-            await self.state(gid, tenant)  # which knows why
+            await self.state(gid, tenant)  # raises the precise error
             raise GenerationNotFound
         if reply[0] == b"GONE":
             raise GenerationGone
@@ -311,12 +315,12 @@ class Store:
 
 
 def new_epoch() -> str:
-    """The name of a data set, should ours be the first generation in it; Redis puts its time before it."""
+    """Make the random part of a data set's name, used if ours is its first generation; Redis prefixes the time."""
     return secrets.token_hex(4)
 
 
 def created_data(model: str, created: int) -> bytes:
-    """What the `created` event says; `created` in ms."""
+    """Encode the data of the `created` event; `created` in ms."""
     return msgspec.json.encode({"model": model, "created_at": created / 1000})
 
 

@@ -79,7 +79,7 @@ class _OneTurn:
         self._redis = redis
         self._used = False
 
-    async def still_master(self) -> bool:
+    async def is_master(self) -> bool:
         return True
 
     def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Any]]:
@@ -276,7 +276,7 @@ class Gateway:
 
     def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
         """An epoch names its time of birth, and the model's time went on."""
-        known: dict[str, bytes | None] = self.broker.store.losses._epochs  # pyright: ignore
+        known: dict[str, bytes | None] = self.broker.store.data_loss._epochs  # pyright: ignore
         known.update({shard: earlier(epoch) for shard, epoch in known.items() if epoch is not None})
 
     async def check_quiet(self) -> None:

@@ -102,10 +102,10 @@ class Watchful(Continuity):
     def observe(self, server: bytes, clock: float, sent: float, received: float) -> bool:
         return False
 
-    def lasted(self) -> float:
+    def duration(self) -> float:
         return 1e6
 
-    def latest(self) -> float:
+    def deadline(self) -> float:
         return time.time() + 1e6
 
 
@@ -183,7 +183,7 @@ class World:
         self.workers = [self._worker() for _ in range(3)]
         self.everyone = list(self.workers)
         self.reaper = Reaper(self.redis, Queue(self.redis, RETENTION), self.settings)
-        self.reaper.seen = dict.fromkeys(self.reaper.seen, Watchful(0))
+        self.reaper.continuity = dict.fromkeys(self.reaper.continuity, Watchful(0))
         await self._tell_gateways()
 
     async def end(self) -> None:
@@ -201,8 +201,8 @@ class World:
     async def _tell_gateways(self) -> None:
         """Their reapers have looked."""
         for gateway in self.gateways:
-            for group in self.redis.servers.groups:
-                gateway.broker.store.losses.seen(group, await SERVERS.of())
+            for group in self.redis.topology.groups:
+                gateway.broker.store.data_loss.observe_server(group, await SERVERS.of())
 
     def _worker(self) -> Worker:
         return Worker(self.redis, self.storage, self.settings, self._number)
@@ -543,7 +543,7 @@ class World:
 
     async def sweep(self) -> None:
         self.unswept = 0.0
-        await self.step("sweep", self.reaper.sweep(self.redis.servers.groups[0]))
+        await self.step("sweep", self.reaper.sweep(self.redis.topology.groups[0]))
 
     # --- Redis and time -----------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
--- Puts a ticket into arq's queue, once, and rings. Writes arq's own two keys: its enqueue_job answers None both
--- for "is there" and for "the connection broke around EXEC", so a caller cannot tell; this can be repeated.
--- The score is a fair tag, not a time (small numbers are always due for arq): one tenant's thousand tickets get
--- tags 1…1000, another one's next gets the tag of the queue's head, behind which it comes: within a tag the oldest
--- generation is first. Each tag is a round, in which each tenant has one turn. An empty queue forgets all tags; where
--- they alone are lost, every tenant begins at the head again.
--- A parked ticket (its turn came, and its tenant was at the limit) is queued once there is a place, at the head: it has
--- had its tag.
+-- Adds a ticket to arq's queue, once, and signals it. Writes arq's own two keys: arq's enqueue_job returns None both if
+-- the job exists and if the connection broke around EXEC, which a caller cannot distinguish; this script can be repeated.
+-- The score is a fair tag, not a time (arq considers small numbers due): a thousand tickets of one tenant get the tags
+-- 1…1000, and the next ticket of another tenant gets the tag of the queue's head and comes after it: within a tag the
+-- oldest generation is first. Each tag is a round in which each tenant has one turn. An empty queue resets all tags; if
+-- only the tags are lost, every tenant starts at the head again.
+-- A parked ticket (its turn came while its tenant was at the limit) is queued at the head once a reservation is free: it
+-- has already had its turn.
 -- KEYS: [1] arq's job, [2] queue, [3] bell, [4] fair tags; for a tenant with limits [5] running, [6] queued, [7] parked
 -- ARGV: ticket, job JSON, ms to live, tenant; with limits gid, most running (0 = any), ms that a place lasts among the
 --       running, among the queued, 1 = its turn has come and found no place
@@ -23,7 +23,7 @@ if KEYS[5] then
     if most > 0 and redis.call('ZCARD', KEYS[5]) >= most then
       redis.call('ZADD', KEYS[7], 0, ARGV[1])
       redis.call('PEXPIRE', KEYS[7], ARGV[3])
-      if ARGV[9] == '1' then -- the slot it was taken for is free
+      if ARGV[9] == '1' then -- the worker's slot that took it is free
         redis.call('LPUSH', KEYS[3], '')
         redis.call('EXPIRE', KEYS[3], 60)
       end

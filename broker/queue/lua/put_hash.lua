@@ -1,4 +1,4 @@
--- Sets fields of a hash, in one step with its lifetime: of two commands the second may be lost.
+-- Sets fields of a hash and its lifetime in one step: of two commands the second may be lost.
 -- KEYS: [1] hash   ARGV: ms to live, then field, value, …
 -- Returns OK
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))

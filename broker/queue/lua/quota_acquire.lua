@@ -1,4 +1,4 @@
--- A place among a tenant's running generations, if there is one. Who has one already keeps it.
+-- Reserves a place among a tenant's running generations, if one is free. A generation that has one keeps it.
 -- KEYS: [1] running, [2] queued   ARGV: gid, most running (0 = any), ms that a place lasts
 -- Returns 1, or 0 where the tenant is at its limit
 local t = redis.call('TIME')

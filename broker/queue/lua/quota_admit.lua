@@ -1,4 +1,4 @@
--- A tenant asks for another generation: reserves a place among its waiting ones, and counts a creation and its bytes.
+-- Admits a new generation: reserves a place among the tenant's waiting ones, and counts a creation and its bytes.
 -- KEYS: [1] queued, [2] base of the creations, from which `<base>:<minute>` is derived, [3] stored bytes
 -- ARGV: gid, most queued, most a minute, ms that a place lasts, most bytes (0 = any, in all three), bytes of this
 --       request, hour since the epoch in which it will have expired
@@ -8,7 +8,7 @@ local second, now = tonumber(t[1]), t[1] * 1000 + math.floor(t[2] / 1000)
 local queued, rate, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local minute = KEYS[2] .. ':' .. string.format('%.0f', math.floor(second / 60))
 
--- What has expired is taken out once an hour; then the sum is made anew, so that no mistake in it lasts.
+-- Expired bytes are removed once an hour; then the sum is computed anew, so that an error in it does not persist.
 local function stored()
   local hour = string.format('%.0f', math.floor(second / 3600))
   local known = redis.call('HMGET', KEYS[3], 'hour', 'sum')

@@ -1,4 +1,4 @@
--- Gives a place among the running back, and what is free now to the tenant's oldest parked generations.
+-- Releases a reservation among the running, and passes free ones to the tenant's oldest parked generations.
 -- KEYS: [1] running, [2] parked   ARGV: gid, most running (0 = any), ms that a place lasts
 -- Returns the tickets that are parked no longer, for the caller to queue: should it die first, the reaper does
 local t = redis.call('TIME')

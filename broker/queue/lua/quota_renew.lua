@@ -1,4 +1,4 @@
--- A tenant's generations that a worker still runs: their places last a lease from now, also where they were lost.
+-- Renews the reservations of a tenant's running generations by a lease from now, and recreates lost ones.
 -- KEYS: [1] running   ARGV: ms that a place lasts, then generations
 local t = redis.call('TIME')
 local till = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[1]))

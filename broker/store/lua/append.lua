@@ -1,6 +1,6 @@
 --#include items
--- The hot path: no clock, no lease, no look at the stream (7 µs instead of 12 with them). The first write must
--- be XADD: a script that begins with an expiry would pass maxmemory, and chunks must not.
+-- The hot path: no clock, no lease, no read of the stream (7 µs instead of 12 with them). The first write must be XADD:
+-- a script that begins with an expiry would pass maxmemory, and chunks must not.
 -- KEYS: [1] meta, [2] log   ARGV: own, "<attempt>-", first seq, completion chunks so far, byte cap, 1 = holds the
 -- first token, then triples type, ms, data
 -- Returns LOST | GONE | CLOSED status | FENCED | GAP n | TOOBIG | OK n

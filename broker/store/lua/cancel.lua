@@ -1,8 +1,8 @@
 --#include common
--- Ends a generation as cancelled, from anywhere, whether or not a worker lives.
+-- Ends a generation as cancelled, from any process, with or without a running worker.
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
--- A long request is dropped at once: nobody sends it any more, and it would be kept for the whole retention. A short one
--- stays, to be shown and to be asked again.
+-- A long request is removed at once: it is not sent any more, and would be kept for the whole retention. A short one
+-- is kept, so that it can be shown and sent again.
 -- Returns NONE | GONE | CLOSED status | OK was ticket, bytes dropped, ttl ms
 local KEPT = 16384
 local m = redis.call('HMGET', META, 'tn', 'st', 'tk', 'ttl')

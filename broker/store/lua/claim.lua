@@ -1,11 +1,11 @@
 --#include common
 -- Makes the caller the owner of a new attempt: of a queued generation, or of its own after an upstream error
--- (ARGV[5]), which then counts against the budget like a crash. Never takes a running one from somebody else;
--- that is the reaper's. Sent again with the same token, after a reply was lost, it answers with the attempt it made.
+-- (ARGV[5]), which then counts against the budget like a crash. Never takes a running one from another worker; only the
+-- reaper does. If it is repeated with the same token after a lost reply, it returns the attempt that it made.
 -- KEYS: the five of common.lua, [6] epoch
 -- ARGV: gid, token, random 0..1023, lease ms, current own ('' for a queued one), max attempts
--- Processes may have different maxima. The smallest that meets the generation counts, and ends it: a refusal alone would
--- leave it queued, and asked again, without end.
+-- Processes may have different maxima. The smallest one that claims the generation ends it: if it were only rejected, it
+-- would stay queued and be claimed again indefinitely.
 -- Returns NONE (also if its log is missing) | GONE | CLOSED | RUNNING | EXHAUSTED (a queued one has ended as failed)
 --         | OK attempt k epoch {all of meta}
 local function claimed(attempt, k)

@@ -1,17 +1,17 @@
--- What the lifecycle scripts share. All of them take the same first keys, all of one shard:
+-- Shared part of the lifecycle scripts. All of them have the same first keys, all of one shard:
 --   KEYS[1] meta hash   KEYS[2] log   KEYS[3] live zset   KEYS[4] base of the index zsets   KEYS[5] activity stream
--- and ARGV[1] is the generation's id. Numbers above 1e14 go through int(): Lua's own `..` prints 14 digits.
+-- and ARGV[1] is the generation's id. Numbers above 1e14 are formatted by int(): Lua's own `..` prints 14 digits.
 local META, LOG, LIVE, INDEX, ACTIVITY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GID = ARGV[1]
 local HOUR, DAY = 3600000, 86400000
--- For this time a generation that has not ended is kept without a renewal: all processes may stand still for longer
--- than a weekend.
+-- Lifetime of a generation that has not ended, without a renewal: all processes may be down for longer than a
+-- weekend.
 local KEPT = 7 * DAY
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 
 local function int(n) return string.format('%.0f', n) end
 
--- The key that another generation of the shard has where this one has `key`.
+-- Returns the key of another generation of the shard that corresponds to this one's `key`.
 local function beside(key, gid) return string.sub(key, 1, -#GID - 1) .. gid end
 
 local function now_ms()
@@ -19,24 +19,24 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- An attempt id above every earlier one. The clock keeps it above those a failover forgot, the random bits
--- keep two claimants of one forgotten attempt apart: a bare counter and a bare clock both mixed two texts.
+-- Returns an attempt id above every earlier one. The clock keeps it above ids that a failover lost, the random bits
+-- keep two claimants of one lost attempt apart: with a bare counter and with a bare clock two texts were mixed.
 local function fresh_attempt(now, previous, random)
   return int(math.max(now * 1024 + tonumber(random), tonumber(previous) + 1))
 end
 
--- Log, tombstone and idempotency record go together. A script that begins with this may write even above maxmemory
--- (reproduced on Redis 7.0 and Valkey 9.1), so only those may that make room or keep what is there.
+-- Log, tombstone and idempotency record expire together. A script that begins with this may write even above maxmemory
+-- (reproduced on Redis 7.0 and Valkey 9.1), so only scripts that free memory or keep existing data may do so.
 local function expire(xa)
   redis.call('PEXPIREAT', LOG, int(xa))
   redis.call('PEXPIREAT', META, int(xa + HOUR))
-  -- Not among the KEYS of all scripts. While the slot moves to another server of a cluster it may have left already,
-  -- and Redis refuses it: the next renewal, long before its two hours are over, finds it.
+  -- Not among the KEYS of all scripts. While the slot is migrated to another server of a cluster it may have moved
+  -- already, and Redis rejects the command: the next renewal, long before its two hours are over, reaches it.
   local record = redis.call('HGET', META, 'ik')
   if record and record ~= '' then redis.pcall('PEXPIREAT', record, int(xa)) end
 end
 
--- For whatever lives; renewed with the lease, which must not run out because Redis is full.
+-- For generations that have not ended; renewed with the lease, which must not run out because Redis is full.
 local function expire_live(now)
   local xa = now + KEPT
   expire(xa)
@@ -52,19 +52,19 @@ local function text(value) return cjson.encode(value or '') end
 local function seconds(ms) return ms and ms ~= '' and string.format('%.3f', tonumber(ms) / 1000) or 'null' end
 local function json(value) return value and value ~= '' and value or 'null' end
 
--- What callers and upstreams write is told to every watcher, and kept 2,000 times in each shard. What is longer than
--- this is left to those who read the generation itself.
+-- Texts of callers and upstreams are sent to every subscriber of the activity, and kept 2,000 times in each shard. Longer
+-- ones are omitted there; they can be read from the generation itself.
 local function brief(value, most, instead)
   if value and #value > most then return instead end
   return json(value)
 end
 local function brief_error(value)
   local code = value and string.match(value, '"code":"([%w_]+)"')
-  return brief(value, 4096, '{"message":"Too long to be told here; the generation has all of it.","type":"server_error","code":'
+  return brief(value, 4096, '{"message":"Too long to be shown here; read the generation for the full error.","type":"server_error","code":'
     .. (code and text(code) or 'null') .. '}')
 end
 
--- The generation without its text, as the list and /v1/activity show it.
+-- Returns the generation without its text, as the list and /v1/activity show it.
 local function summary()
   local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt')
   return '{"id":' .. text(GID) .. ',"object":"generation","status":' .. text(m[1]) .. ',"model":' .. text(m[2])
@@ -78,7 +78,7 @@ local function announce(tenant, event)
   redis.call('PEXPIRE', ACTIVITY, DAY)
 end
 
--- Moves the generation from one status to the next in the indexes, and tells who listens.
+-- Moves the generation from one status to the next in the indexes, and announces it.
 local function transition(from, to, event)
   local m = redis.call('HMGET', META, 'tn', 'ca')
   local tenant = INDEX .. ':' .. m[1]
@@ -90,16 +90,16 @@ local function transition(from, to, event)
   announce(m[1], event)
 end
 
--- First write of every ending, which must be possible above maxmemory too.
+-- First write of every ending, so that endings succeed above maxmemory too.
 local function expire_ended(now)
   local xa = now + tonumber(redis.call('HGET', META, 'ttl'))
   expire(xa)
   return int(xa)
 end
 
--- An ending by somebody who does not own the attempt (cancel, the reaper): its event gets an attempt id of its
--- own, so that it can never collide with what the owner wrote. At `<a>-<n+1>` a rollback made readers hang. A log that
--- is missing stays so (then the generation can be read no more): one made here would lack its beginning and a lifetime.
+-- An ending from outside, by a process that does not own the attempt (cancel, the reaper): its event gets its own
+-- attempt id, so that it cannot collide with the owner's events. At `<a>-<n+1>` a rollback made readers hang. A missing
+-- log is not created (such a generation can no longer be read): it would lack its beginning and a lifetime.
 local function end_from_outside(now, random, status, type, data, usage, err)
   local m = redis.call('HMGET', META, 'a', 'st')
   local attempt = fresh_attempt(now, m[1], random)
@@ -110,16 +110,16 @@ local function end_from_outside(now, random, status, type, data, usage, err)
   transition(m[2], status, status)
 end
 
--- What the tokens so far cost, counted: nobody who ends a generation from outside knows better.
+-- Usage counted from the tokens so far: an ending from outside has no better figures.
 local function counted_usage()
   local m = redis.call('HMGET', META, 'pt', 'ct')
   local prompt, completion = tonumber(m[1] or 0), tonumber(m[2] or 0)
   return string.format('{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"estimated":true}', prompt, completion, prompt + completion)
 end
 
--- Ends a generation that was started too often; `x` is the budget it has used.
+-- Ends a generation that was started too often; `x` is the used crash budget.
 local function end_exhausted(now, random, x)
-  local err = '{"message":"The generation was lost ' .. x .. ' times with the worker that ran it.","type":"server_error","code":"attempts_exhausted"}'
+  local err = '{"message":"The worker of this generation was lost ' .. x .. ' times.","type":"server_error","code":"attempts_exhausted"}'
   end_from_outside(now, random, 'failed', 'f', '{"error":' .. err .. '}', counted_usage(), err)
   redis.call('HSET', META, 'x', x)
 end

@@ -1,6 +1,6 @@
 --#include common
 --#include expired
--- A new generation, queued.
+-- Creates a generation and its log, with status queued.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, tenant, model, request, metadata, policy, created ms, ttl ms, idempotency hash ('' = none),
 --       fingerprint, prompt tokens, random part of a new epoch, data of `created`, latest ms at which it may be created,
@@ -33,8 +33,8 @@ if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10], 'PX', K
 expire_live(now)
 due(now + 5000)
 transition(nil, 'queued', 'created')
--- Requests and texts live an hour longer than they can be read, index entries for ever, and their tenant may never ask
--- for them: with three looked at for each that comes, no more than about a third of the index has expired.
+-- Requests and texts expire an hour after they can be read, index entries never do, and their tenant may never list
+-- them: with three checked for each new one, no more than about a third of the index has expired.
 local index = INDEX .. ':' .. ARGV[2]
 for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
   forget_expired(index, other)

@@ -1,7 +1,7 @@
 --#include common
 --#include expired
--- Forgets a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and a tombstone answers
--- "deleted" for an hour.
+-- Deletes a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and for an hour a tombstone answers
+-- "deleted".
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
 -- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms
 local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl')

@@ -1,4 +1,4 @@
--- Generations that the reaper must look at, by this server's clock.
+-- Returns the generations that the reaper must check, by this server's clock.
 -- KEYS: [1] live   ARGV: maximum number of generations, ms ahead ('' = none): what is due later than that is due now, for
 --       no script sets such a time, so the clock went back
 -- Returns now ms, generations

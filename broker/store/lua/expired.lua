@@ -1,4 +1,4 @@
--- What is left of a generation that can be read no more. `index` is its tenant's.
+-- Removal of generations that can no longer be read. `index` is the base of the tenant's indexes.
 local function unlist(index, ...)
   redis.call('ZREM', index, ...)
   for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
@@ -6,7 +6,7 @@ local function unlist(index, ...)
   end
 end
 
--- A tombstone instead of its meta, for so many ms.
+-- Replaces the meta by a tombstone that lives for `ms`.
 local function bury(gid, status, ms)
   local meta = beside(META, gid)
   local m = redis.call('HMGET', meta, 'tn', 'ca', 'xa')
@@ -15,7 +15,7 @@ local function bury(gid, status, ms)
   redis.call('PEXPIRE', meta, ms)
 end
 
--- Both, where its retention is over; returns whether it is. Nothing happens to one that can still be read.
+-- Does both if the retention is over, and returns whether it is. A generation that can still be read is not changed.
 local function forget_expired(index, gid)
   local meta = beside(META, gid)
   local status = redis.call('HGET', meta, 'st')

@@ -1,6 +1,6 @@
 --#include common
 --#include items
--- The owner's last append: what is missing, the terminal event as the last item, and the status, together.
+-- The owner's last append: the missing items, the terminal event as the last item, and the status, atomically.
 -- KEYS: the five of common.lua
 -- ARGV: gid, own, "<attempt>-", first seq, completed|failed, finish reason, usage JSON, error JSON ('' = none),
 --       merged choices JSON, completion chunks, then triples type, ms, data

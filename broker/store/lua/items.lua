@@ -1,6 +1,6 @@
--- Appends the items that the log does not have yet. ARGV from `at` on are triples type, ms, data; the first
--- one's seq is `first`, the log's last is `n`. A resent item is skipped, so a lost reply costs nothing. Nothing is
--- written, and nil returned, where the log itself is gone: made anew it would begin in the middle and never expire.
+-- Appends the items that the log does not have yet. ARGV from `at` on are triples type, ms, data; `first` is the seq of
+-- the first one, `n` the last seq of the log. Items that were already appended are skipped, so a lost reply costs nothing.
+-- If the log itself is missing, nothing is written and nil is returned: a new log would lack its beginning and never expire.
 local function append_items(log, prefix, n, first, at)
   local bytes = 0
   for i = at + 3 * (n + 1 - first), #ARGV, 3 do
@@ -11,7 +11,7 @@ local function append_items(log, prefix, n, first, at)
   return n, bytes
 end
 
--- Whether `own` may write: nil, or the reply that says why not.
+-- Returns nil if `own` may write, otherwise the reply that says why not.
 local function refusal(m, own, first)
   if not m[1] then return {'LOST'} end
   if m[1] == 'deleted' then return {'GONE'} end

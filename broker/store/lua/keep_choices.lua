@@ -1,5 +1,5 @@
 --#include common
--- Keeps the merged choices of a generation that somebody else than its worker ended, once they were folded.
+-- Stores the merged choices of a generation that was ended from outside, once a reader has folded them.
 -- KEYS: the five of common.lua   ARGV: gid, merged choices JSON
 -- Returns GONE (deleted or expired since: they may be less than all) | OK
 local m = redis.call('HMGET', META, 'st', 'md')

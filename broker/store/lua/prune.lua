@@ -1,7 +1,7 @@
 --#include common
 --#include expired
--- Removes members from the indexes of a tenant that can no longer be read. Looks at a bounded number of members of one
--- index: where all of them have expired, a member costs about a microsecond.
+-- Removes members from the indexes of a tenant that can no longer be read. Checks a bounded number of members of one
+-- index: if all of them have expired, a member costs about a microsecond.
 -- KEYS: the five of common.lua, of any generation of the shard
 -- ARGV: a gid (only its length matters), tenant, suffix of the index (':<status>', or '' for all), members to look at,
 --       score of the first one, newest first ('' = random members)

@@ -1,7 +1,7 @@
 --#include common
--- Looks at one generation whose time in `live` has come. That its lease is over by this server's clock is not enough: the
--- clock may have been set, or the server may have hung, so that no owner could renew. So the caller must have watched this
--- server without a break for a whole lease, the owner's and its own, and this command must run when it is sent.
+-- Checks one generation whose time in `live` has come. A lease that has expired by this server's clock is not enough: the
+-- clock may have been set, or the server may have hung, so that no owner could renew. The caller must therefore have
+-- observed this server without interruption for a whole lease, the owner's and its own, and this command must run in time.
 -- KEYS: the five of common.lua
 -- ARGV: gid, random 0..1023, max attempts, lease ms of the caller, ms for which it has watched, latest ms at which this
 --       may run
@@ -30,7 +30,7 @@ if m[1] == 'in_progress' then
   end
 end
 if not watched then return {'NO'} end
-if redis.call('EXISTS', LOG) == 0 then -- it has expired, or somebody removed its log: it can be read no more
+if redis.call('EXISTS', LOG) == 0 then -- it has expired, or its log was removed: it can no longer be read
   local err = '{"message":"The log of the generation is missing.","type":"server_error","code":"internal_error"}'
   end_from_outside(now, ARGV[2], 'failed', 'f', '', counted_usage(), err)
   return {'NO'}

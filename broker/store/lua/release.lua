@@ -1,5 +1,5 @@
 --#include common
--- The owner hands a running generation back (a deploy): queued again at once, no budget burnt.
+-- The owner returns a running generation to the queue (a deploy), without using its crash budget.
 -- KEYS: the five of common.lua   ARGV: gid, own
 -- Returns NO | OK ticket
 local m = redis.call('HMGET', META, 'st', 'own', 'tk')

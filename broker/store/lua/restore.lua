@@ -1,10 +1,9 @@
 --#include common
--- Puts a running generation back that this server does not know, or does not know to be ours: it came back empty, or a
--- failover took it to a time before the claim. The events follow by append, under their old ids.
--- A deleted or expired generation must not come back so. What is deleted leaves a tombstone for an hour, and so does what
--- expires; so if meta is missing, and was there less than an hour ago by this server's clock, then it was not removed:
--- the server went back to before the creation, or is another. In another data set the same holds for all its time, if
--- that is less than an hour.
+-- Restores a running generation that this server does not have, or does not have as ours: it came back empty, or a
+-- failover took it to a state before the claim. The events follow by append, under their old ids.
+-- A deleted or expired generation must not be restored. Both leave a tombstone for an hour; so if meta is missing, and
+-- existed less than an hour ago by this server's clock, it was not removed: the server went back to a state before the
+-- creation, or is another one. In another data set the same holds for its whole age, if that is less than an hour.
 -- KEYS: the five of common.lua, [6] epoch, [7] idempotency record (or the epoch again, when there is no key)
 -- ARGV: gid, own, attempt, epoch at the claim, random part of a new epoch, lease ms, ms at which meta was last known to
 --       be there, data of `created`, type and data of the attempt's first event, then meta at the claim as field, value, …

@@ -1,5 +1,5 @@
--- Tries commands that need no more than the right to run them: on a key that holds a text, which those that would write
--- something else refuse, and on one that never exists.
+-- Tries commands to find out whether the user may run them: on a key that holds a text, where commands for other types
+-- fail, and on one that never exists.
 -- KEYS: [1] text, [2] never there   ARGV: of each command its number of words, and the words
 -- Returns name and error of each command that failed, as `<name> <error>`
 local held = redis.pcall('SET', KEYS[1], 'text', 'PX', 10000)

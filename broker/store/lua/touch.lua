@@ -1,8 +1,8 @@
 --#include common
 --#include items
--- Keeps the lease while nothing was appended, and carries an ending from elsewhere home. The only renewal: it
--- revives an expired lease that nobody took. Writes only when less than two thirds of the lease is left, or more than
--- all of it: then the server's clock went back.
+-- Renews the lease while nothing is appended, and reports an ending from outside to the owner. The only renewal: it also
+-- revives an expired lease that was not taken. Writes only if less than two thirds of the lease are left, or more than
+-- all of it, because the server's clock went back.
 -- KEYS: [1] meta, [2] log, [3] live, unless a cluster has it on another server than the other two for the moment: then
 -- the reaper looks too early, and sees by `le` that nothing is due   ARGV: gid, own, lease ms
 -- Returns LOST | GONE | CLOSED status | FENCED | OK n now

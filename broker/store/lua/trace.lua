@@ -1,4 +1,4 @@
--- Notes the trace that a generation belongs to, if it is still there: a key that this made would never expire.
+-- Stores the trace of a generation if it still exists: a key that this created would never expire.
 -- KEYS: [1] meta   ARGV: traceparent
 -- Returns 1 | 0
 local known = redis.call('EXISTS', KEYS[1])

@@ -1,6 +1,6 @@
 --#include common
--- Removes generations from a tenant's indexes that expired before they ended, since nothing ran for a week. Looks at the
--- oldest that wait and run, until it meets one that is there: two reads each if there is none to remove.
+-- Removes generations from a tenant's indexes that expired before they ended, because no process ran for a week. Checks
+-- the oldest waiting and running ones until one still exists: two reads each if there is none to remove.
 -- KEYS: the five of common.lua, of any id of the shard   ARGV: that id, tenant
 -- Returns how many were removed
 local removed, index = 0, INDEX .. ':' .. ARGV[2]

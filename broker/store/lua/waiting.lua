@@ -1,5 +1,5 @@
 --#include common
--- Tells who watches that a running generation waits for its upstream; its log says more.
+-- Announces in the activity that a running generation waits for its upstream; its log says more.
 -- KEYS: the five of common.lua   ARGV: gid, own
 -- Returns NO | OK
 local m = redis.call('HMGET', META, 'own', 'tn')

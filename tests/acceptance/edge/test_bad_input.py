@@ -236,7 +236,7 @@ async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
 
 async def test_a_redis_that_refuses_is_said_too(own_redis: EmbeddedRedis) -> None:
     """A wrong password is an operator's trouble like a server that is away."""
-    says = "refuses the name or the password"
+    says = "rejects the user name or password"
     async with gateway(own_redis.url.replace("redis://", "redis://somebody:hunter3@")) as api:
         await api.process.says(says)
         ready = await api.http.get("/readyz")

@@ -193,7 +193,7 @@ async def test_a_redis_that_has_kept_its_data_takes_new_keys_at_once() -> None:
             await broker.store.redis.execute("SET", keys.epoch(shard), b"1700000000000.00000000")
         await broker.enqueue(request_body(), idempotency_key="before")
         shard = idempotency_shard("default", "before")
-        assert broker.store.losses.trusted(shard) == b"1700000000000.00000000"
+        assert broker.store.data_loss.trusted_epoch(shard) == b"1700000000000.00000000"
         await redis.restart()
         for number in range(40):
             assert not (await broker.store.create(parse_request(request_body()), "default", f"k{number}")).replayed
@@ -206,14 +206,14 @@ async def test_a_library_caller_is_told_too(own_redis: EmbeddedRedis) -> None:
         await broker.store.redis.execute("FLUSHALL")
         with pytest.raises(StorageUnavailable, match="just come back"):
             await broker.enqueue(request_body(), idempotency_key="library")
-        broker.store.losses._grace = 0.0  # later
+        broker.store.data_loss._grace = 0.0  # later
         assert (await broker.enqueue(request_body(), idempotency_key="library")).id != created.id
 
 
 async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own_redis: EmbeddedRedis) -> None:
     settings = Settings(REDIS_URL=own_redis.url, lease=0.5, heartbeat=0.3)  # type: ignore[call-arg]
     async with connect(settings=settings) as broker:
-        broker.store.losses._grace = 0.5
+        broker.store.data_loss._grace = 0.5
         generation = await broker.enqueue(request_body())
 
         async def follow() -> list[str]:

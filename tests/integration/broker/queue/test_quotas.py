@@ -37,28 +37,28 @@ async def tickets(queue: Queue) -> list[str]:
 async def park(queue: Queue, *gids: str) -> None:
     """As a worker does that took them."""
     for gid in gids:
-        assert not await queue.places.start(ANNA, gid)
+        assert not await queue.quotas.acquire(ANNA, gid)
         assert not await queue.enqueue(gid, ANNA, 1, park=True)
 
 
 async def test_a_free_place_is_the_oldest_parked_one_s_and_it_is_next(queue: Queue) -> None:
     """It has had its turn: those that stand in the queue meanwhile are behind it."""
     running, first, second, third = named(4)
-    assert await queue.places.start(ANNA, running)
+    assert await queue.quotas.acquire(ANNA, running)
     await park(queue, third, first, second)
     for gid in named(5):
         await queue.enqueue(gid, BEN, 1)
-    await queue.stopped(running, ANNA)
+    await queue.release(running, ANNA)
     assert (await tickets(queue))[0] == first
     assert len(await tickets(queue)) == 6
-    assert await queue.places.start(ANNA, first)
-    assert not await queue.places.start(ANNA, second)
+    assert await queue.quotas.acquire(ANNA, first)
+    assert not await queue.quotas.acquire(ANNA, second)
 
 
 async def test_a_parked_ticket_is_written_once_there_is_a_place_and_no_sooner(queue: Queue) -> None:
     """By the reaper, which finds what waits without a ticket."""
     running, waiting = named(2)
-    assert await queue.places.start(ANNA, running)
+    assert await queue.quotas.acquire(ANNA, running)
     await park(queue, waiting)
     assert not await queue.enqueue(waiting, ANNA, 1)
     assert await tickets(queue) == []
@@ -71,18 +71,18 @@ async def test_a_parked_ticket_is_written_once_there_is_a_place_and_no_sooner(qu
 async def test_who_found_no_place_a_moment_ago_may_find_one_now(queue: Queue) -> None:
     """The place was given back between the two: nobody else would tell."""
     running, waiting = named(2)
-    assert await queue.places.start(ANNA, running)
-    assert not await queue.places.start(ANNA, waiting)
-    await queue.stopped(running, ANNA)
+    assert await queue.quotas.acquire(ANNA, running)
+    assert not await queue.quotas.acquire(ANNA, waiting)
+    await queue.release(running, ANNA)
     assert await queue.enqueue(waiting, ANNA, 1, park=True)
     assert await tickets(queue) == [waiting]
 
 
 async def test_the_place_of_a_withdrawn_one_is_the_next_one_s(queue: Queue) -> None:
     running, first, second = named(3)
-    assert await queue.places.start(ANNA, running)
+    assert await queue.quotas.acquire(ANNA, running)
     await park(queue, first, second)
-    await queue.stopped(running, ANNA)
+    await queue.release(running, ANNA)
     assert await tickets(queue) == [first]
     await queue.withdraw(first, ANNA, 1)
     assert await tickets(queue) == [second]
@@ -91,9 +91,9 @@ async def test_the_place_of_a_withdrawn_one_is_the_next_one_s(queue: Queue) -> N
 async def test_a_place_ends_with_its_lease(queue: Queue) -> None:
     short = Queue(queue.redis, 3600, TenantLimits(running=1, lease=0.001))
     dead, alive = named(2)
-    assert await short.places.start(ANNA, dead)
-    await wait_until(lambda: queue.places.start(ANNA, alive))
-    assert not await queue.places.start(ANNA, dead)
+    assert await short.quotas.acquire(ANNA, dead)
+    await wait_until(lambda: queue.quotas.acquire(ANNA, alive))
+    assert not await queue.quotas.acquire(ANNA, dead)
 
 
 SHARE = 1000
@@ -110,31 +110,31 @@ async def stored(queue: Queue) -> dict[bytes, bytes]:
 
 async def test_a_tenant_at_its_share_of_bytes_is_refused_until_some_are_given_back(queue: Queue) -> None:
     """The one that passes the limit is the last, so that a request longer than the share can be made at all."""
-    admit, large = queue.places.admit, bytes_of(5 * SHARE)
+    admit, large = queue.quotas.admit, bytes_of(5 * SHARE)
     await admit(ANNA, "g1", bytes_of(1), SHARE)
     await admit(ANNA, "g2", large, SHARE)
     with pytest.raises(LimitExceeded, match="stored requests"):
         await admit(ANNA, "g3", bytes_of(1), SHARE)
     await admit(BEN, "g4", bytes_of(1), SHARE)
-    await queue.places.give_back(ANNA, large, SHARE)
+    await queue.quotas.release_bytes(ANNA, large, SHARE)
     await admit(ANNA, "g5", bytes_of(1), SHARE)
 
 
 async def test_a_creation_that_was_forgone_stores_nothing(queue: Queue) -> None:
     one = bytes_of(SHARE)
     for _ in range(3):
-        counted = await queue.places.admit(ANNA, "g", one, SHARE)
-        await queue.places.forgo(ANNA, "g", counted, one, SHARE)
+        counted = await queue.quotas.admit(ANNA, "g", one, SHARE)
+        await queue.quotas.cancel_admission(ANNA, "g", counted, one, SHARE)
     assert (await stored(queue))[b"sum"] == b"0"
 
 
 async def test_what_has_expired_is_stored_no_longer_and_the_sum_heals(queue: Queue) -> None:
     """Once an hour the sum is made anew, of what is left; a sum that was wrong, or a negative part, does not last."""
     this_hour = int(time.time() * 1000) // HOUR_MS
-    await queue.places.admit(ANNA, "g", bytes_of(10, hours=5), SHARE)
+    await queue.quotas.admit(ANNA, "g", bytes_of(10, hours=5), SHARE)
     wrong = ("hour", this_hour - 1, "sum", 10**9, this_hour - 3, 700, this_hour, 600, this_hour + 2, -400)
     await queue.redis.execute("HSET", keys.stored(ANNA), *wrong)
-    await queue.places.admit(ANNA, "g2", bytes_of(10, hours=5), SHARE)
+    await queue.quotas.admit(ANNA, "g2", bytes_of(10, hours=5), SHARE)
     left = await stored(queue)
     assert left[b"sum"] == b"20"
     assert str(this_hour - 3).encode() not in left

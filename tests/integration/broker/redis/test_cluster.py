@@ -375,4 +375,4 @@ async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> N
         async with worker(cluster.url, "http://127.0.0.1:9/v1"):
             pass
     async with connect_redis(redis.url.replace("redis://", "redis+cluster://")) as alone:
-        assert "cluster support disabled" in str(await alone.trouble())
+        assert "cluster support disabled" in str(await alone.unavailable_reason())

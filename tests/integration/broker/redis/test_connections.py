@@ -293,7 +293,7 @@ async def test_a_demotion_under_a_blocked_read_leads_away_from_the_replica(own_r
             await wait_until(lambda: _count(redis, "xread", 0))
             with pytest.raises(StorageUnavailable, match="read only replica"):
                 await writer.append("lost")
-            assert await redis.trouble() == f"Redis refuses: 127.0.0.1:{own_redis.port} is a replica"
+            assert await redis.unavailable_reason() == f"Redis cannot be used: 127.0.0.1:{own_redis.port} is a replica"
             raw = await asyncio.open_connection("127.0.0.1", own_redis.port)
             raw[1].write(b"REPLICAOF NO ONE\r\n")
             assert await raw[0].readline() == b"+OK\r\n"
@@ -343,6 +343,6 @@ async def test_a_refused_pipeline_is_trouble_of_the_storage(own_redis: EmbeddedR
     async with connect_redis(own_redis.url) as redis:
         await redis.execute("CONFIG", "SET", "min-replicas-to-write", 1)
         for refused in (redis.execute("SET", "a", "canary"), redis.pipeline([("SET", "a", "canary")])):
-            with pytest.raises(StorageUnavailable, match="Redis refuses: NOREPLICAS") as caught:
+            with pytest.raises(StorageUnavailable, match="Redis rejects the command: NOREPLICAS") as caught:
                 await refused
             assert "canary" not in repr(caught.value.__cause__)

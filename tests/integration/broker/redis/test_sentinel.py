@@ -135,16 +135,16 @@ async def test_sentinels_that_are_away_are_passed_over_and_a_replica_is_refused(
         for sentinel in servers.sentinels[:2]:
             sentinel.kill()
         async with connect_redis(servers.url) as redis:
-            assert await redis.trouble() is None
+            assert await redis.unavailable_reason() is None
             servers.sentinels[2].kill()
-            assert await redis.trouble() is None  # connections that are there stay
+            assert await redis.unavailable_reason() is None  # connections that are there stay
         async with connect_redis(servers.url) as redis:
-            assert await redis.trouble() == "Redis does not answer."
+            assert await redis.unavailable_reason() == "Redis does not answer."
         replica = servers.servers[1]
         async with connect_redis(f"redis://127.0.0.1:{replica.port}") as redis:
-            assert await redis.trouble() == f"Redis refuses: 127.0.0.1:{replica.port} is a replica"
+            assert await redis.unavailable_reason() == f"Redis cannot be used: 127.0.0.1:{replica.port} is a replica"
             with pytest.raises(NotMaster):
-                await redis.servers.open()
+                await redis.topology.open()
 
 
 async def generations(api: Gateway, label: str, count: int, length: int, speed: int = 50) -> list[str]:

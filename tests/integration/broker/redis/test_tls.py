@@ -58,12 +58,12 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Se
 async def outcomes(url: str) -> tuple[str | None, str | None]:
     """Why the pool cannot be used, and why a raw connection cannot."""
     async with connect_redis(url) as redis:
-        return await redis.trouble(), await raw_trouble(redis)
+        return await redis.unavailable_reason(), await raw_trouble(redis)
 
 
 async def raw_trouble(redis: Redis) -> str | None:
     try:
-        connection = await redis.servers.open()
+        connection = await redis.topology.open()
     except OSError as error:
         return str(error)
     try:
@@ -73,7 +73,7 @@ async def raw_trouble(redis: Redis) -> str | None:
     return None
 
 
-UNTRUSTED, MISNAMED = "not signed by an authority that is trusted", "not valid for 127.0.0.1"
+UNTRUSTED, MISNAMED = "not signed by a trusted authority", "not valid for 127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ UNTRUSTED, MISNAMED = "not signed by an authority that is trusted", "not valid f
         ("misnamed", "ssl_cert_reqs=CERT_NONE", None),
         ("strict", "{ca}", "client certificate"),
         ("strict", "{ca}&ssl_certfile={dir}/good.pem&ssl_keyfile={dir}/good.key", None),
-        ("plain", "{ca}", "does not (speak TLS|answer the TLS handshake)"),
+        ("plain", "{ca}", "does not (support TLS|answer the TLS handshake)"),
     ],
 )
 async def test_both_kinds_of_connection_mean_the_same(
@@ -126,10 +126,10 @@ async def test_a_server_that_speaks_tls_is_not_taken_for_one_that_is_away(secure
         ("{ca}&ssl_certfile=/nope.pem", "ssl_certfile: No such file"),
         ("{ca}&ssl_keyfile={dir}/good.key", "ssl_keyfile needs ssl_certfile"),
         ("{ca}&ssl_certfile={dir}/good.pem&ssl_keyfile={dir}/internal.key", "ssl_certfile, ssl_keyfile"),
-        ("ssl_cert_reqs=maybe", "ssl_cert_reqs is one of"),
-        ("ssl_check_hostname=perhaps", "ssl_check_hostname is true or false"),
+        ("ssl_cert_reqs=maybe", "ssl_cert_reqs must be one of"),
+        ("ssl_check_hostname=perhaps", "ssl_check_hostname must be true or false"),
         ("ssl_check_hostname=true&ssl_cert_reqs=none", "ssl_check_hostname=true needs"),
-        ("ssl_min_version=SSLv3", "ssl_min_version is"),
+        ("ssl_min_version=SSLv3", "ssl_min_version must be"),
         ("ssl_ciphers=nonsense", "ssl_ciphers: "),
     ],
 )

@@ -139,7 +139,7 @@ async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: 
     await _processes(broker, seen, sim)
     await seen.after("the mark of an embedded server", mark_embedded(broker.queue.redis))
     watch = Preflight(broker.store.redis, broker.queue.redis, broker.settings, log)
-    await seen.after("the watch", watch.begin())
+    await seen.after("the watch", watch.wait_until_accepted())
     every = list(kinds())
     assert {kind.name for kind in every if not any(map(kind.matches, seen.longest))} == set()
     for name, seconds in seen.longest.items():
@@ -186,21 +186,21 @@ async def _limits(broker: Broker, seen: Seen) -> None:
     running, waiting = [new_id(n, "limited") for n in range(2)]
     for gid in (running, waiting):
         stored = Stored(100, int(time.time() * 1000))
-        counted = await after("admit.lua", queue.places.admit("limited", gid, stored, 10_000))
-    await after("start.lua", queue.places.start("limited", running))
-    await after("hold.lua", queue.places.hold({"limited": [running]}))
-    assert not await queue.places.start("limited", waiting)
+        counted = await after("quota_admit.lua", queue.quotas.admit("limited", gid, stored, 10_000))
+    await after("quota_acquire.lua", queue.quotas.acquire("limited", running))
+    await after("quota_renew.lua", queue.quotas.renew({"limited": [running]}))
+    assert not await queue.quotas.acquire("limited", waiting)
     await after("enqueue.lua, parked", queue.enqueue(waiting, "limited", 1, park=True))
     await queue.redis.execute("DEL", keys.running("limited"))
     await after("enqueue.lua, no longer parked", queue.enqueue(waiting, "limited", 1))
     await queue.redis.execute("ZADD", keys.parked("limited"), 0, f"{waiting}.1")
     await queue.redis.execute("EXPIRE", keys.parked("limited"), 60)
     await queue.redis.execute("DEL", keys.running("limited"))
-    await after("stop.lua", queue.stopped(running, "limited"))
+    await after("quota_release.lua", queue.release(running, "limited"))
     await queue.redis.execute("DEL", counted)
-    await after("a creation that was none", queue.places.forgo("limited", waiting, counted, stored, 10_000))
+    await after("a creation that was none", queue.quotas.cancel_admission("limited", waiting, counted, stored, 10_000))
     await queue.redis.execute("DEL", keys.stored("limited"))
-    await after("bytes given back", queue.places.give_back("limited", stored, 10_000))
+    await after("bytes given back", queue.quotas.release_bytes("limited", stored, 10_000))
     await after("a withdrawal", queue.withdraw(waiting, "limited", 1))
 
 

@@ -61,31 +61,31 @@ def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
         ("u:s3cret@h:6379/0", "begins with"),
         ("redis+tls://u:s3cret@h", "begins with"),
         ("redis+sentinel://u:s3cret@h:1", "service is missing"),
-        ("redis+sentinel://u:s3cret@/logs", "names no host"),
+        ("redis+sentinel://u:s3cret@/logs", "at least one host"),
         ("redis+cluster://u:s3cret@h:1/3", "one database"),
         ("redis+cluster://u:s3cret@h:port", "host and port|port from 1"),
         ("redis://u:s3cret@h:0", "port from 1"),
         ("redis://u:s3cret@h:70000/0", "port from 1"),
         ("redis://u:s3cret@a,b/0", "host:port"),
-        ("redis://u:s3cret@h/abc", "a database is a number"),
-        ("redis://u:s3cret@h/-1", "a database is a number"),
+        ("redis://u:s3cret@h/abc", "a database must be a number"),
+        ("redis://u:s3cret@h/-1", "a database must be a number"),
         ("redis://u:s3cret@h/0/1", "number of a database"),
         ("redis://u:s3cret@h/1?db=2", "different databases"),
-        ("redis://u:s3cret@h?db=x", "a database is a number"),
-        ("redis+sentinel://u:s3cret@h/logs/abc", "a database is a number"),
+        ("redis://u:s3cret@h?db=x", "a database must be a number"),
+        ("redis+sentinel://u:s3cret@h/logs/abc", "a database must be a number"),
         ("unix://u:s3cret@", "absolute path"),
-        ("redis://u:s3cret@h/0?socket_connect_timeout=soon", "socket_connect_timeout is a number of seconds"),
+        ("redis://u:s3cret@h/0?socket_connect_timeout=soon", "socket_connect_timeout must be a number of seconds"),
         ("redis://u:s3cret@h/0?client_name=", "client_name has no value"),
-        ("redis://u:s3cret@h/0?db=1&db=1", "db is given twice"),
-        ("redis://u:s3cret@h/0?ssl_ca_certs=/ca.pem", "ssl_ca_certs needs TLS"),
-        ("redis://u:s3cret@h/0?sentinel_password=s3cret", "there is no option sentinel_password"),
+        ("redis://u:s3cret@h/0?db=1&db=1", "db occurs twice"),
+        ("redis://u:s3cret@h/0?ssl_ca_certs=/ca.pem", "ssl_ca_certs requires TLS"),
+        ("redis://u:s3cret@h/0?sentinel_password=s3cret", "unknown option sentinel_password"),
         *(
-            (f"{scheme}://u:s3cret@h/{service}?{name}=1", f"there is no option {name}")
+            (f"{scheme}://u:s3cret@h/{service}?{name}=1", f"unknown option {name}")
             for scheme, service in (("redis", "0"), ("rediss", "0"), ("redis+sentinel", "logs"), ("redis+cluster", ""))
             for name in ("nonsense", "decode_responses", "protocol", "encoding", "retry_on_timeout", "socket_timeout")
         ),
         *(
-            (f"rediss://u:s3cret@h/0?{name}=1", f"there is no option {name}")
+            (f"rediss://u:s3cret@h/0?{name}=1", f"unknown option {name}")
             for name in ("ssl_validate_ocsp", "ssl_validate_ocsp_stapled", "ssl", "max_connections", "connection_class")
         ),
     ],

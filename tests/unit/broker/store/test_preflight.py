@@ -6,7 +6,7 @@ import pytest
 
 from broker.fanout import reader
 from broker.settings.settings import Settings
-from broker.store.preflight import PATCHED, Finding, about, about_clock
+from broker.store.preflight import PATCHED, Finding, findings_from_clocks, findings_from_info
 from worker import consumer as main
 from worker.appender import Appender
 
@@ -14,7 +14,7 @@ GOOD = {"redis_version": "8.6.3", "maxmemory_policy": "noeviction", "aof_enabled
 
 
 def found(*, durable: bool = True, **info: str) -> list[Finding]:
-    return about({**GOOD, **info}, durable=durable)
+    return findings_from_info({**GOOD, **info}, durable=durable)
 
 
 def test_a_good_server_is_passed_over_in_silence() -> None:
@@ -83,15 +83,15 @@ def test_only_the_logs_server_needs_a_file() -> None:
 
 
 def test_what_a_compatible_server_does_not_tell_is_not_held_against_it() -> None:
-    assert about({}, durable=True) == []
-    assert about({"redis_version": "unknown", "aof_enabled": ""}, durable=True) == []
+    assert findings_from_info({}, durable=True) == []
+    assert findings_from_info({"redis_version": "unknown", "aof_enabled": ""}, durable=True) == []
 
 
 def test_a_clock_is_wrong_only_by_more_than_a_second_for_certain() -> None:
-    assert about_clock(-0.5, 0.9) == []
-    assert about_clock(0.2, 40.0) == []  # the answer took its time
-    assert about_clock(-40.0, -0.2) == []
-    [behind], [ahead] = about_clock(29.9, 30.1), about_clock(-30.1, -29.9)
+    assert findings_from_clocks(-0.5, 0.9) == []
+    assert findings_from_clocks(0.2, 40.0) == []  # the answer took its time
+    assert findings_from_clocks(-40.0, -0.2) == []
+    [behind], [ahead] = findings_from_clocks(29.9, 30.1), findings_from_clocks(-30.1, -29.9)
     assert "29.9 s behind" in behind.message
     assert "29.9 s ahead" in ahead.message
     assert behind.kind == ahead.kind
