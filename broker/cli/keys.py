@@ -1,4 +1,4 @@
-"""The command that makes keys. Needs no gateway: whoever runs one decides who is let in."""
+"""The `key` command. It needs no gateway: the operator adds the printed entry to the gateway's settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from broker.cli.options import examples, json_line
 from broker.settings.api_keys import is_tenant
 
 
-@click.command("key", short_help="Make an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json"))
+@click.command(
+    "key", short_help="Create an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json")
+)
 @click.argument("tenant")
-@click.option("--json", "as_json", is_flag=True, help='{"key", "entry"}')
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON: {"key", "entry"}.')
 def new_key(tenant: str, as_json: bool) -> None:
-    """Make a key for TENANT. It is shown this once; the gateway gets the entry, which is no secret, in
-    TOKENCAST_API_KEYS."""
+    """Create an API key for TENANT and print it, with the entry for the gateway's TOKENCAST_API_KEYS.
+
+    The key is shown only once. The entry holds its SHA-256 hash and is not secret.
+    """
     if not is_tenant(tenant):
-        raise click.BadParameter("a tenant is letters and digits.", param_hint="TENANT")
-    made = "tck_" + secrets.token_urlsafe(32)  # 256 bits: there is nothing to guess, so a plain hash keeps it
-    entry = f"{tenant}:{hashlib.sha256(made.encode()).hexdigest()}"
-    click.echo(json_line({"key": made, "entry": entry}) if as_json else f"key    {made}\nentry  {entry}")
+        raise click.BadParameter("a tenant name consists of letters and digits.", param_hint="TENANT")
+    key = "tck_" + secrets.token_urlsafe(32)  # 256 random bits cannot be guessed, so a plain hash is enough
+    entry = f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"
+    click.echo(json_line({"key": key, "entry": entry}) if as_json else f"key    {key}\nentry  {entry}")

@@ -35,7 +35,7 @@ async def test_a_busy_upstream_is_said_with_the_time_of_the_next_try(api: Gatewa
     waiting = {"reason": "upstream_rate_limited", "retry_at": time.time() + 50}
     await writer.append_raw(json.dumps(waiting).encode(), kind="w")
     async with terminal(*TOKENCAST, "follow", writer.gid, url=api.url) as shown:
-        await shown.shows("the upstream is asked again in ")
+        await shown.shows("next request to the upstream in ")
         assert shown.lines[0] == "tokencast: waiting for the upstream (upstream_rate_limited)"
         await writer.append("Hello")
         await shown.shows(lambda: shown.lines[1:3] == ["Hello", ""])

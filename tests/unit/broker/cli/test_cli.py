@@ -121,13 +121,13 @@ def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pyte
         printer.show(received)
     out, err = capsys.readouterr()
     assert out == "Hel\nHello\n"
-    assert err == "tokencast: started again (worker_lost), forget the text so far\n"
+    assert err == "tokencast: restarted (worker_lost); discard the text above\n"
 
 
 @pytest.mark.parametrize(
     ("event", "data", "said"),
     [
-        ("gap", "{}", "a part of the text is no longer kept"),
+        ("gap", "{}", "part of the text is no longer stored"),
         ("waiting", '{"reason": "rate limited"}', "waiting for the upstream (rate limited)"),
         ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
         ("cancelled", "{}", "cancelled"),
@@ -175,7 +175,7 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
 def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
     """And nobody is asked: there is no thread for it."""
     before = threading.active_count()
-    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as patience:
+    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as progress:
         assert threading.active_count() == before
-        patience.heard(Received("0-1", "created", "{}"))
+        progress.update(Received("0-1", "created", "{}"))
     assert capsys.readouterr() == ("", "")
