@@ -1,4 +1,4 @@
-"""The dashboard: files of `api/static`, as they are. Nothing is built, and nobody else is asked for anything."""
+"""The dashboard: the files of `api/static`, unchanged. There is no build step and no third-party request."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def _route(path: str, name: str) -> Route:
 
 
 async def _no_icon(_: Request) -> Response:
-    return Response(status_code=204)  # browsers ask on every page that is not ours
+    return Response(status_code=204)  # browsers request it for pages other than ours

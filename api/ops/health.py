@@ -1,4 +1,4 @@
-"""Is the process there (`/healthz`), and should it get traffic (`/readyz`)?"""
+"""Probes: `/healthz` reports that the process runs, `/readyz` whether it should receive traffic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.errors import JSONResponse
 from broker.broker import Broker
 from broker.store.preflight import servers_in_use
 
-WITHIN = 2.0  # seconds: a probe that hears nothing for three or so learns less than one that is told why
+TIMEOUT = 2.0  # seconds; below the usual 3 s of a probe, so that it receives the reason instead of nothing
 
 
 class HealthRoutes:
@@ -33,7 +33,7 @@ class HealthRoutes:
 
     async def _missing(self) -> str | None:
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(TIMEOUT):
                 for server in self._servers:
                     if trouble := await server.trouble():
                         return f"{'logs' if server.logs else 'queue'}: {trouble}"

@@ -1,4 +1,4 @@
-"""`/v1/models`: what may stand in a request's `model`."""
+"""`/v1/models`: the values that a request's `model` may have."""
 
 from __future__ import annotations
 

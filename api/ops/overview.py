@@ -1,4 +1,4 @@
-"""`GET /v1/overview`: how it goes, in one small answer, for a dashboard that asks every other second."""
+"""`GET /v1/overview`: a status summary in one small response, for a dashboard that polls every two seconds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from api.errors import JSONResponse
 from api.requests import by_method
 from broker.broker import Broker
 
-MOST = 100  # generations whose subscribers are counted one by one
+MOST = 100  # maximum number of generations whose subscribers are listed
 
 
 class Overview:
-    """The caller's generations by status, and who follows them at this gateway; the queue and the workers, which
-    everybody shares and which `/metrics` tells too."""
+    """The handler of `/v1/overview`.
+
+    It reports the caller's generations by status and their subscribers at this gateway; and the queue and the workers,
+    which all tenants share and which `/metrics` reports too.
+    """
 
     def __init__(self, broker: Broker, access: Access) -> None:
         self._broker = broker

@@ -1,4 +1,4 @@
-"""The shapes in `/openapi.json`: what goes in and comes out, in JSON Schema."""
+"""The schemas in `/openapi.json`: requests and responses, in JSON Schema."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(least: int, most: int, default: int) -> Json:
 
 
 def record(properties: Json, *, optional: tuple[str, ...] = (), **more: Any) -> Json:
-    """An object whose properties are all there but for the optional ones; others may join them."""
+    """Return an object schema. All properties but the optional ones are required; further ones are allowed."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, **({"required": required} if required else {}), **more}
 
@@ -64,24 +64,24 @@ _COMPLETION_REQUEST: Json = {
     "metadata": orelse_null(_METADATA),
     "on_upstream_error": {
         "enum": ["fail", "restart", None],
-        "description": "After the first token: the generation fails, or starts again with a `reset`.",
+        "description": "Upstream errors after the first token: fail the generation, or restart it with a `reset`.",
     },
     "ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": MAX_TTL_SECONDS}),
 }
 _OPTIONAL = tuple(name for name in _COMPLETION_REQUEST if name not in ("model", "messages"))
-_EVERYTHING_ELSE = "Every other parameter of chat.completions is passed on to the upstream as it is."
+_EVERYTHING_ELSE = "All other chat.completions parameters are passed on to the upstream unchanged."
 
 _SUMMARY: Json = {
     "id": ID,
     "object": {"const": "generation"},
     "status": {"enum": list(STATUSES)},
     "model": STRING,
-    "created_at": {"type": "number", "description": "Unix seconds, as all times here."},
+    "created_at": {"type": "number", "description": "Unix seconds, as all times in this API."},
     "started_at": orelse_null(NUMBER),
     "first_token_at": orelse_null(NUMBER),
     "ended_at": orelse_null(NUMBER),
-    "attempt": {"type": "integer", "minimum": 0, "description": "Counts from 1 once it runs."},
-    "cursor": {**CURSOR, "description": "Of the newest event."},
+    "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt, from 1; 0 before the first."},
+    "cursor": {**CURSOR, "description": "Cursor of the newest event."},
     "usage": orelse_null(OBJECT),
     "error": orelse_null(OBJECT),
     "metadata": _METADATA,
@@ -107,11 +107,11 @@ SCHEMAS: Json = {
     "Generation": record(
         {
             **_SUMMARY,
-            "text": {"type": "string", "description": "Choice 0's content so far."},
+            "text": {"type": "string", "description": "The content of choice 0 so far."},
             "choices": {"type": "array", "items": _CHOICE, "description": "The merged messages so far."},
             "request": {
                 **orelse_null({"type": "object"}),
-                "description": "What it was asked with, where `include` names it; null for a cancelled one whose "
+                "description": "The request body, if `include` names it; null for a cancelled generation whose "
                 "request was too long to be kept.",
             },
         },
@@ -122,17 +122,17 @@ SCHEMAS: Json = {
         {
             "id": CURSOR,
             "event": {"type": "string", "examples": sorted(set(NAMES.values()))},
-            "at": {"type": "integer", "description": "Milliseconds since the attempt began."},
+            "at": {"type": "integer", "description": "Milliseconds since the start of the attempt."},
             "data": {},
         }
     ),
     "EventPage": listed("Event"),
     "StreamEvent": record(
         {
-            "id": {"type": "string", "description": "The cursor to come back with, as `Last-Event-ID`."},
-            "event": {"type": "string", "examples": sorted(set(NAMES.values())), "description": "Not in chat."},
-            "data": {"type": "string", "description": "JSON on one line; of chat, at the end, `[DONE]`."},
-            "retry": {"type": "integer", "description": "Milliseconds to wait before coming back."},
+            "id": {"type": "string", "description": "The cursor to send as `Last-Event-ID` when reconnecting."},
+            "event": {"type": "string", "examples": sorted(set(NAMES.values())), "description": "Absent in chat."},
+            "data": {"type": "string", "description": "JSON on one line; `[DONE]` at the end of a chat stream."},
+            "retry": {"type": "integer", "description": "Milliseconds to wait before reconnecting."},
         },
         optional=("id", "event", "data", "retry"),
         description="One event of a stream (WHATWG HTML §9.2).",
@@ -158,16 +158,16 @@ SCHEMAS: Json = {
     "Overview": record(
         {
             "object": {"const": "overview"},
-            "at": {"type": "number", "description": "Unix seconds, by Redis's clock."},
-            "generations": record(dict.fromkeys(STATUSES, _COUNT), description="The caller's, by status."),
+            "at": {"type": "number", "description": "Unix seconds, by the clock of Redis."},
+            "generations": record(dict.fromkeys(STATUSES, _COUNT), description="The caller's generations by status."),
             "queue": record(
-                {"depth": _COUNT, "oldest_seconds": {"type": "number", "description": "How long the first waits."}},
-                description="Everybody's.",
+                {"depth": _COUNT, "oldest_seconds": {"type": "number", "description": "Waiting time of the first."}},
+                description="The queue of all tenants.",
             ),
             "workers": {"type": "array", "items": record({"slots": _COUNT, "running": _COUNT})},
             "subscribers": record(
                 {"total": _COUNT, "generations": {"type": "object", "additionalProperties": _COUNT}},
-                description="The caller's open streams at this gateway; of the most followed generations one by one.",
+                description="The caller's open streams at this gateway: all, and of the most followed generations.",
             ),
         }
     ),
