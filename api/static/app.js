@@ -1,4 +1,4 @@
-// The page: which view is shown, what runs beside it, and what is said when the gateway is away or wants a key.
+// The page: selects the view, starts and stops what runs in the background, shows connection errors and the key form.
 
 import { Detail } from "./detail.js";
 import { Follower } from "./follower.js";
@@ -18,7 +18,7 @@ const generations = new Generations(
   (state, message) => connected(state, message),
 );
 const overview = new Overview((trouble) => {
-  if (view !== "list") connected(trouble ? "reconnecting" : "live", trouble?.message); // where no stream says so
+  if (view !== "list") connected(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
   detail?.paint();
 });
 const list = new List(generations, chosen, overview);
@@ -55,7 +55,7 @@ function route() {
   run();
 }
 
-/** What is not looked at does not run: a page has one stream, of the list or of what it follows, a hidden one none. */
+/** Runs only what is visible: a page has one stream, of the list or of what it follows; a hidden page has none. */
 function run() {
   const on = !document.hidden && !denied;
   if (on) follower.resume();
@@ -73,7 +73,7 @@ function connected(state, message = "") {
   show(byId("connection"), state === "refused" ? "not connected" : state);
   byId("connection").dataset.state = state;
   const again = state === "reconnecting";
-  tell(byId("trouble"), again ? `${message || "The gateway does not answer."} Trying again…` : message);
+  tell(byId("trouble"), again ? `${message || "The gateway does not answer."} Retrying…` : message);
   if (state === "live") prompt.load();
 }
 
@@ -85,7 +85,7 @@ access.addEventListener("denied", () => {
   tell(byId("trouble"), "");
   document.body.dataset.denied = "yes";
   byId("key-form").hidden = false;
-  show(byId("key-state"), key() ? "This gateway does not know that API key." : "This gateway asks for an API key.");
+  show(byId("key-state"), key() ? "This API key is not valid for this gateway." : "This gateway requires an API key.");
   byId("key").focus();
   connected("refused");
 });
