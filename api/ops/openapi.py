@@ -17,28 +17,12 @@ from api.dialects.native.multiplex import MOST
 from api.dialects.native.paced import FASTEST, SLOWEST
 from api.errors import JSONResponse
 from api.ops.docs import SECURITY, page
-from api.ops.schemas import CURSOR, ID, SCHEMAS, STRING, ref, whole
+from api.ops.schemas import CURSOR, ERRORS, ID, SCHEMAS, STRING, ref, whole
 from broker.events import STATUSES
 from broker.version import __version__
 
 Json = dict[str, Any]
 
-_ERRORS = {
-    "400": "The request is invalid; `param` names the invalid part.",
-    "401": "The API key or token is missing, unknown or expired.",
-    "403": "Only without API keys: the request comes from another site's page, or names a foreign host.",
-    "404": "The resource does not exist, or belongs to another tenant.",
-    "409": "The generation was cancelled.",
-    "410": "The generation was deleted, or its retention time is over.",
-    "413": "The body is longer than TOKENCAST_MAX_BODY.",
-    "415": "The body is compressed, or its Content-Type is not JSON.",
-    "422": "The Idempotency-Key was used with another body, or the upstream refused the request.",
-    "429": "A limit of the caller or of the upstream is reached; `Retry-After` says when to try again.",
-    "500": "Internal error, or every attempt of the generation crashed.",
-    "502": "The upstream failed, or refused the gateway's credentials.",
-    "503": "Redis is unavailable, or the gateway is full or being restarted; `Retry-After` says when to try again.",
-    "504": "The upstream did not answer in time.",
-}
 _OF_THE_UPSTREAM = ("409", "413", "422", "429", "500", "502", "504")
 _EVENT_STREAM: Json = {"text/event-stream": {"schema": ref("StreamEvent")}}
 
@@ -93,7 +77,16 @@ def _with_id(path: str, item: Json) -> Json:
 
 
 def _paths() -> Json:
-    return {**_generations(), **_events(), **_several(), **_overview(), **_chat(), **_models(), **_operation()}
+    return {
+        **_generations(),
+        **_generation(),
+        **_events(),
+        **_several(),
+        **_overview(),
+        **_chat(),
+        **_models(),
+        **_operation(),
+    }
 
 
 # --- the parts of an operation -------------------------------------------------------------------------------
@@ -137,7 +130,7 @@ def _answer(description: str, content: Json | None = None, *headers: str) -> Jso
 
 
 def _errors(*statuses: str) -> Json:
-    return {f"_{status}": _answer(_ERRORS[status], _json("Error")) for status in sorted(statuses)}
+    return {f"_{status}": _answer(ERRORS[status], _json("Error")) for status in sorted(statuses)}
 
 
 def _errors_with_key(*statuses: str) -> Json:
@@ -208,6 +201,12 @@ def _generations() -> Json:
                 **_errors_with_key("400", "404", "429"),
             ),
         },
+    }
+
+
+def _generation() -> Json:
+    one = _json("Generation")
+    return {
         "/v1/generations/{id}": {
             "get": _reads(
                 _does(

@@ -1,4 +1,4 @@
-"""The schemas in `/openapi.json`: requests and responses, in JSON Schema."""
+"""The schemas in `/openapi.json`, in JSON Schema: requests and responses; and the descriptions of its errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ NUMBER: Json = {"type": "number"}
 OBJECT: Json = {"type": "object"}
 CURSOR: Json = {"type": "string", "pattern": r"^[0-9]{1,16}-[0-9]{1,10}$", "examples": ["1850812345678901-7"]}
 ID: Json = {"type": "string", "pattern": "^gen_[0-9a-z]{34}$"}
+
+ERRORS = {
+    "400": "The request is invalid; `param` names the invalid part.",
+    "401": "The API key or token is missing, unknown or expired.",
+    "403": "Only without API keys: the request comes from another site's page, or names a foreign host.",
+    "404": "The resource does not exist, or belongs to another tenant.",
+    "409": "The generation was cancelled.",
+    "410": "The generation was deleted, or its retention time is over.",
+    "413": "The body is longer than TOKENCAST_MAX_BODY.",
+    "415": "The body is compressed, or its Content-Type is not JSON.",
+    "422": "The Idempotency-Key was used with another body, or the upstream refused the request.",
+    "429": "A limit of the caller or of the upstream is reached; `Retry-After` says when to try again.",
+    "500": "Internal error, or every attempt of the generation crashed.",
+    "502": "The upstream failed, or refused the gateway's credentials.",
+    "503": "Redis is unavailable, or the gateway is full or being restarted; `Retry-After` says when to try again.",
+    "504": "The upstream did not answer in time.",
+}
+"""Descriptions of the error responses, by status."""
 
 
 def ref(name: str) -> Json:
