@@ -35,7 +35,7 @@ def page(document: Json) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="/static/docs.css">'
+        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="/static/css/docs.css">'
         f"<main><h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>"
         f"{''.join(f'<p>{_text(part)}' for part in info['description'].split(chr(10) * 2))}"
         f'<p><a href="/openapi.json">openapi.json</a><ul class="contents">{contents}</ul>{sections}'

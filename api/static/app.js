@@ -1,15 +1,15 @@
 // The page: selects the view, starts and stops what runs in the background, shows connection errors and the key form.
 
-import { Detail } from "./detail.js";
-import { Follower } from "./follower.js";
-import { access, keep, key } from "./gateway.js";
-import { Generations } from "./generations.js";
-import { List } from "./list.js";
-import { Overview } from "./overview.js";
-import { byId, show, tell } from "./page.js";
-import { Prompt } from "./prompt.js";
-import { again } from "./snippets.js";
-import { Chosen, Wall } from "./wall.js";
+import { Follower } from "./data/follower.js";
+import { access, keep, key } from "./data/gateway.js";
+import { Generations } from "./data/generations.js";
+import { byId, show, tell } from "./ui/page.js";
+import { again } from "./ui/snippets.js";
+import { Detail } from "./views/detail.js";
+import { List } from "./views/list.js";
+import { Overview } from "./views/overview.js";
+import { Prompt } from "./views/prompt.js";
+import { Chosen, Wall } from "./views/wall.js";
 
 const follower = new Follower();
 const chosen = new Chosen();

@@ -1,7 +1,7 @@
 // Follows all generations of the page over one connection: `GET /v1/events`.
 
+import { notAfter } from "./cursors.js";
 import { ENDINGS, UNAUTHORISED, authorization, deny } from "./gateway.js";
-import { notAfter } from "./page.js";
 import { EventStream } from "./sse.js";
 
 /** @typedef {{id: string, event: string, data: any}} Told an event of a generation; `id` is its cursor */

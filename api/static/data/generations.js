@@ -1,7 +1,8 @@
 // The generations that the page knows: pages of the list, and the changes since.
 
+import { notAfter } from "./cursors.js";
+import { oncePerFrame } from "./frames.js";
 import { ENDINGS, UNAUTHORISED, ask, authorization, deny } from "./gateway.js";
-import { notAfter, painter } from "./page.js";
 import { EventStream } from "./sse.js";
 
 const PAGE = 100;
@@ -29,7 +30,7 @@ export class Generations {
    */
   constructor(onchange, onstate) {
     this.onstate = onstate;
-    this.#notify = painter(() => {
+    this.#notify = oncePerFrame(() => {
       const changed = this.#changed;
       this.#changed = new Set();
       onchange(changed);

@@ -4,7 +4,7 @@
 // hundred generations: 40 KB and two round trips to Redis, at any speed. Following them would transfer every token.
 
 import { ask } from "./gateway.js";
-import { parts } from "./page.js";
+import { parts } from "./cursors.js";
 
 const KEPT = 30; // samples: half a minute
 const PERIOD = 1000; // ms
@@ -59,14 +59,4 @@ export class Rates {
     if (before.rates.length > KEPT) before.rates.shift();
     Object.assign(before, { seq, at });
   }
-}
-
-/** Draws samples into a 60 × 18 picture: an area (`<polygon>`) under a line (`<polyline>`), the newest at the right. */
-export function sparkline(picture, rates) {
-  const most = Math.max(1, ...rates);
-  const left = 60 - (rates.length - 1) * 2;
-  const points = rates.map((rate, number) => `${left + number * 2},${(17 - (15 * rate) / most).toFixed(1)}`).join(" ");
-  const [area, line] = picture.children;
-  line.setAttribute("points", points);
-  area.setAttribute("points", `${left},18 ${points} 60,18`);
 }

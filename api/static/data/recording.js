@@ -1,7 +1,7 @@
 // The recording of a generation: its events, and the facts and the output after any number of them.
 
 import { CALLS, Completion, finishReason, isObject, objectsOf } from "./completion.js";
-import { moment, parts } from "./page.js";
+import { parts } from "./cursors.js";
 
 const TITLES = ["Reasoning", "Answer", "Refusal"];
 
@@ -14,7 +14,7 @@ const FACTS = {
     reset: `Restarted as attempt ${attempt} (${reason}). The previous output was discarded.`,
   }),
   waiting: ({ reason, retry_at }) => ({
-    waiting: `Waiting for the upstream (${reason}) until ${moment(retry_at).toLocaleTimeString()}.`,
+    waiting: `Waiting for the upstream (${reason}) until ${new Date(retry_at * 1000).toLocaleTimeString()}.`,
   }),
   completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
   failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),

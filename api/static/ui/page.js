@@ -31,17 +31,6 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Returns a function that calls `paint` once in the next frame, however often it is called. */
-export function painter(paint) {
-  let frame = 0;
-  return () => {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      paint();
-    });
-  };
-}
-
 /** Announces a text to screen readers. */
 export const announce = (text) => show(byId("announcement"), text);
 
@@ -75,12 +64,3 @@ export function duration(ms) {
 
 export const tokens = (usage, kind) => `${usage.estimated ? "≈ " : ""}${usage[`${kind}_tokens`] ?? 0}`;
 export const rate = (perSecond) => (Number.isFinite(perSecond) ? `${perSecond.toFixed(perSecond < 10 ? 1 : 0)}/s` : "");
-
-/** Returns `<attempt>-<seq>` as numbers: an attempt has 51 bits. */
-export const parts = (cursor) => cursor.split("-").map(Number);
-
-/** Returns whether cursor `a` is before `b` or the same. */
-export function notAfter(a, b) {
-  const [[attempt, seq], [other, last]] = [parts(a), parts(b)];
-  return attempt < other || (attempt === other && seq <= last);
-}

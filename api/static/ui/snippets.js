@@ -1,6 +1,6 @@
 // Code to copy: to follow a generation, or to repeat its request.
 
-import { key, pathOf } from "./gateway.js";
+import { key, pathOf } from "../data/gateway.js";
 
 const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const origin = () => location.origin;

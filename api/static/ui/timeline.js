@@ -60,7 +60,7 @@ export class Timeline {
     this.cursor.setAttribute("class", "cursor");
   }
 
-  /** @param {import("./recording.js").Recording} recording  @param {number} position  unix ms */
+  /** @param {import("../data/recording.js").Recording} recording  @param {number} position  unix ms */
   paint(marks, recording, position) {
     const { from, until } = recording;
     const scale = 1000 / Math.max(1, until - from);
@@ -116,7 +116,7 @@ export class Player {
   #frame = 0;
   #last = 0;
 
-  /** @param {import("./recording.js").Recording} recording  @param {() => void} onmove */
+  /** @param {import("../data/recording.js").Recording} recording  @param {() => void} onmove */
   constructor(recording, onmove) {
     Object.assign(this, { recording, onmove, speed: 1 });
   }

@@ -1,12 +1,13 @@
 // The details of one generation: followed live, and replayed with its recorded timing.
 
-import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "./gateway.js";
-import { GrowingText, Output } from "./output.js";
-import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "./page.js";
-import { painter, rate, show, showStatus, tell, tokens } from "./page.js";
-import { Recording } from "./recording.js";
-import { again, follow } from "./snippets.js";
-import { Marks, Player, Timeline } from "./timeline.js";
+import { oncePerFrame } from "../data/frames.js";
+import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "../data/gateway.js";
+import { Recording } from "../data/recording.js";
+import { GrowingText, Output } from "../ui/output.js";
+import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "../ui/page.js";
+import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
+import { again, follow } from "../ui/snippets.js";
+import { Marks, Player, Timeline } from "../ui/timeline.js";
 
 const PAGE = 1000; // events
 
@@ -29,7 +30,7 @@ export class Detail {
     this.root = clone("detail");
     this.fields = fieldsOf(this.root);
     this.player = new Player(this.recording, () => this.#moved());
-    this.paint = painter(() => this.#paint());
+    this.paint = oncePerFrame(() => this.#paint());
     this.output = new Output(this.fields.output);
     this.rawText = new GrowingText(this.fields.raw);
     this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));

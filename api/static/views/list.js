@@ -1,9 +1,11 @@
 // The live list. Rows are changed in place, so that focus, selection and scroll position are kept. Rows out of sight
 // are neither laid out nor painted (`content-visibility`), and only visible rows are updated every second.
 
-import { now } from "./gateway.js";
-import { age, byId, clone, duration, fieldsOf, moment, parts, rate, show, showStatus, tell, tokens } from "./page.js";
-import { Rates, sparkline } from "./rates.js";
+import { parts } from "../data/cursors.js";
+import { now } from "../data/gateway.js";
+import { Rates } from "../data/rates.js";
+import { age, byId, clone, duration, fieldsOf, moment, rate, show, showStatus, tell, tokens } from "../ui/page.js";
+import { sparkline } from "../ui/sparkline.js";
 
 const COUNTERS = document.querySelectorAll("[data-filter]");
 const labelsOf = (metadata) => Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
@@ -19,7 +21,7 @@ export class List {
   #awaited = "";
 
   /**
-   * @param {import("./generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
+   * @param {import("../data/generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
    * @param {import("./overview.js").Overview} overview
    */
   constructor(generations, chosen, overview) {

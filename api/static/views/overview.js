@@ -1,7 +1,7 @@
 // The status summary: generations by status, the queue, the workers and their slots.
 
-import { ask } from "./gateway.js";
-import { byId, duration, make, show } from "./page.js";
+import { ask } from "../data/gateway.js";
+import { byId, duration, make, show } from "../ui/page.js";
 
 const PERIOD = 2000; // ms
 

@@ -1,7 +1,7 @@
 // The form that enqueues a generation.
 
-import { ask, enqueue, newKey } from "./gateway.js";
-import { byId, tell } from "./page.js";
+import { ask, enqueue, newKey } from "../data/gateway.js";
+import { byId, tell } from "../ui/page.js";
 
 export class Prompt {
   #models = null;

@@ -1,9 +1,10 @@
 // The wall: several generations side by side, live, over one connection.
 
-import { ENDINGS, ask, now } from "./gateway.js";
-import { Output } from "./output.js";
-import { byId, clone, fieldsOf, painter, rate, show, showStatus, tell } from "./page.js";
-import { Recording } from "./recording.js";
+import { oncePerFrame } from "../data/frames.js";
+import { ENDINGS, ask, now } from "../data/gateway.js";
+import { Recording } from "../data/recording.js";
+import { Output } from "../ui/output.js";
+import { byId, clone, fieldsOf, rate, show, showStatus, tell } from "../ui/page.js";
 
 const MOST = 100; // maximum number of generations on one connection
 const BY_ITSELF = 6; // tiles if no generations were selected
@@ -55,7 +56,7 @@ class Tile {
     this.fields.drop.ariaLabel = `Remove ${id} from the wall`;
     this.fields.drop.addEventListener("click", drop);
     this.output = new Output(this.fields.output);
-    this.paint = painter(() => this.#paint());
+    this.paint = oncePerFrame(() => this.#paint());
   }
 
   take(event) {

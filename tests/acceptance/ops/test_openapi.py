@@ -18,7 +18,8 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import ROOT, Gateway, clean_environment, gateway, worker
 
-PAGES = {"/", "/favicon.ico", *(f"/static/{file.name}" for file in (ROOT / "api/static").iterdir())}
+STATIC = ROOT / "api/static"
+PAGES = {"/", "/favicon.ico", *(f"/static/{file.relative_to(STATIC)}" for file in STATIC.rglob("*.*"))}
 """Of the dashboard, for browsers."""
 
 LENIENT = """
