@@ -42,6 +42,9 @@ class Overview:
                 "generations": counts,
                 "queue": {"depth": waiting.depth, "oldest_seconds": waiting.seconds(now)},
                 "workers": [{"slots": worker.slots, "running": worker.running} for worker in fleet],
-                "subscribers": {"total": subscribers.total(tenant), "generations": subscribers.of(tenant, MOST)},
+                "subscribers": {
+                    "total": subscribers.total(tenant),
+                    "generations": subscribers.by_generation(tenant, MOST),
+                },
             }
         )

@@ -15,10 +15,10 @@ const follower = new Follower();
 const chosen = new Chosen();
 const generations = new Generations(
   (changed) => list.update(changed),
-  (state, message) => connected(state, message),
+  (state, message) => showConnection(state, message),
 );
 const overview = new Overview((trouble) => {
-  if (view !== "list") connected(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
+  if (view !== "list") showConnection(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
   detail?.paint();
 });
 const list = new List(generations, chosen, overview);
@@ -69,7 +69,7 @@ function run() {
   if (on) prompt.load();
 }
 
-function connected(state, message = "") {
+function showConnection(state, message = "") {
   show(byId("connection"), state === "refused" ? "not connected" : state);
   byId("connection").dataset.state = state;
   const again = state === "reconnecting";
@@ -87,7 +87,7 @@ access.addEventListener("denied", () => {
   byId("key-form").hidden = false;
   show(byId("key-state"), key() ? "This API key is not valid for this gateway." : "This gateway requires an API key.");
   byId("key").focus();
-  connected("refused");
+  showConnection("refused");
 });
 
 function useKey(text) {

@@ -29,9 +29,7 @@ from broker.ids import check_id
     ),
 )
 @click.argument("prompt", required=False)
-@click.option(
-    "--model", shell_complete=models_to_complete, help="Model; default: the first that the gateway lists."
-)
+@click.option("--model", shell_complete=models_to_complete, help="Model; default: the first that the gateway lists.")
 @click.option("--system", help="System message, placed before the prompt.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Metadata of the generation; repeatable.")
 @click.option("--idempotency-key", help="Key that makes a repeated request return the same generation.")
@@ -47,12 +45,12 @@ def enqueue(
     as_json: bool,
 ) -> None:
     """Enqueue PROMPT, or standard input, and print the generation's id."""
-    content = prompt_from(prompt)
+    content = read_prompt(prompt)
     messages = [{"role": "user", "content": content}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-    pairs = pairs_from(metadata)
+    pairs = parse_metadata(metadata)
     with open_client() as client:
         body: Json = {"model": model or client.default_model(), "messages": messages}
         if pairs:
@@ -158,7 +156,7 @@ def token(id: str, ttl: int, as_json: bool) -> None:  # noqa: A002
         click.echo(line)
 
 
-def prompt_from(argument: str | None) -> str:
+def read_prompt(argument: str | None) -> str:
     """Return the argument, or standard input without its trailing line break. UsageError if there is no valid text."""
     if argument in (None, "-") and sys.stdin.isatty():
         raise click.UsageError("PROMPT is required, as an argument or on standard input.")
@@ -172,7 +170,7 @@ def prompt_from(argument: str | None) -> str:
     return text
 
 
-def pairs_from(metadata: Iterable[str]) -> dict[str, str]:
+def parse_metadata(metadata: Iterable[str]) -> dict[str, str]:
     """Parse the values of `--metadata`."""
     pairs: dict[str, str] = {}
     for pair in metadata:

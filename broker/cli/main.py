@@ -14,10 +14,10 @@ from typing import NoReturn
 import click
 from click.shell_completion import shell_complete
 
+from broker.cli.api_key import new_key
 from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
 from broker.cli.completion import COMPLETE, completion
 from broker.cli.follow import follow, replay
-from broker.cli.keys import new_key
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
 from broker.cli.tables import one_line
 from broker.cli.top import top

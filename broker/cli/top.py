@@ -40,9 +40,7 @@ _FILTERS = (None, *STATUSES)
     ),
 )
 @click.option("--once", is_flag=True, help="Print the table once and exit; the default if stdout is not a terminal.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of rows of it."
-)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of rows of it.")
 @click.option(
     "--json",
     "as_json",
@@ -50,9 +48,7 @@ _FILTERS = (None, *STATUSES)
     help='One line of JSON per change, starting with the retained past ones: {"id", "event", "data"}, where data is '
     'the generation. With --once: {"overview", "generations"}.',
 )
-@click.option(
-    "--after", metavar="ID", help="With --json: start after this change; `latest`: only new ones."
-)
+@click.option("--after", metavar="ID", help="With --json: start after this change; `latest`: only new ones.")
 def top(once: bool, limit: int, as_json: bool, after: str | None) -> None:
     """Show a live table of all generations: running, queued, ended. Restarts of the gateway are survived.
 

@@ -18,7 +18,7 @@ export class Detail {
   #excuse = ""; // why there is no stream at the moment, if the gateway gave a reason
   #request = null;
   #model = "–"; // used if the event with the model was trimmed
-  #said = "";
+  #announced = "";
   #raw = 0; // number of events in the list of raw events,
   #epoch = 0; // and the epoch of the recording they belong to
   #abort = new AbortController();
@@ -29,7 +29,7 @@ export class Detail {
     Object.assign(this, { id, follower, chosen, overview });
     this.root = clone("detail");
     this.fields = fieldsOf(this.root);
-    this.player = new Player(this.recording, () => this.#moved());
+    this.player = new Player(this.recording, () => this.#onMove());
     this.paint = oncePerFrame(() => this.#paint());
     this.output = new Output(this.fields.output);
     this.rawText = new GrowingText(this.fields.raw);
@@ -164,7 +164,7 @@ export class Detail {
   }
 
   /** Called by the player when its position changes: shows the output up to then, scrolled to its end. */
-  #moved() {
+  #onMove() {
     if (this.player.position !== null) this.output.following = true;
     this.paint();
   }
@@ -221,8 +221,8 @@ export class Detail {
   }
 
   #announce(text) {
-    if (text !== this.#said) announce(text);
-    this.#said = text;
+    if (text !== this.#announced) announce(text);
+    this.#announced = text;
   }
 
   #paintTimes(count) {

@@ -143,18 +143,18 @@ def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys
 
 
 def test_a_prompt_must_be_text() -> None:
-    assert commands.prompt_from("hi\n") == "hi\n"
+    assert commands.read_prompt("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
-        commands.prompt_from("\udcff")
+        commands.read_prompt("\udcff")
     with pytest.raises(click.UsageError, match="empty"):
-        commands.prompt_from("")
+        commands.read_prompt("")
 
 
 def test_metadata_is_key_and_value() -> None:
-    assert commands.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    assert commands.parse_metadata(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
-            commands.pairs_from([wrong])
+            commands.parse_metadata([wrong])
 
 
 def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
