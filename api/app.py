@@ -33,7 +33,7 @@ from api.ops.health import HealthRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
-from api.ops.overview import Overview
+from api.ops.overview import OverviewRoutes
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
@@ -65,7 +65,7 @@ def create_app(broker: Broker) -> Starlette:
             *GenerationRoutes(broker, access).routes(),
             *MultiplexRoutes(broker, access).routes(),
             *ActivityRoutes(broker, access, activity).routes(),
-            *Overview(broker, access).routes(),
+            *OverviewRoutes(broker, access).routes(),
             *ChatCompletionRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),

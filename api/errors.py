@@ -21,7 +21,6 @@ from broker import errors
 from broker.generation import Generation
 
 logger = logging.getLogger("tokencast.api")
-Json = dict[str, Any]
 
 _STATUS: dict[type[errors.BrokerError], int] = {
     errors.InvalidRequest: 400,
@@ -46,6 +45,17 @@ IS_FULL = "This gateway has reached its connection limit; try again in a moment.
 IS_DRAINING = "This gateway is being restarted; accepted generations continue and can be read again."
 
 
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str | None
+    param: str | None
+    code: str | None
+
+
+class Error(msgspec.Struct):
+    error: ErrorDetail
+
+
 class JSONResponse(Response):
     """JSON encoded by msgspec, which takes a tenth of the standard library's time for a long answer."""
 
@@ -58,8 +68,7 @@ class JSONResponse(Response):
 def error_response(
     status: int, message: str, code: str | None, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    body = {"error": {"message": message, "type": _type(status), "param": param, "code": code}}
-    return JSONResponse(body, status, headers)
+    return JSONResponse(Error(ErrorDetail(message, _type(status), param, code)), status, headers)
 
 
 def _type(status: int) -> str:
@@ -155,8 +164,8 @@ def generation_error(generation: Generation) -> JSONResponse:
     headers = dict(NO_RETRY)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         headers["retry-after"] = str(max(1, round(float(error.get("retry_after") or 1))))
-    body = {key: error.get(key) for key in ("message", "type", "param", "code")}
-    return JSONResponse({"error": body}, status, headers)
+    detail = ErrorDetail(error.get("message", ""), error.get("type"), error.get("param"), error.get("code"))
+    return JSONResponse(Error(detail), status, headers)
 
 
 _MESSAGES = {

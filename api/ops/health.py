@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,6 +16,13 @@ from broker.store.preflight import servers_in_use
 TIMEOUT = 2.0  # seconds; below the usual 3 s of a probe, so that it receives the reason instead of nothing
 
 
+class Status(Struct):
+    """The result of a probe; `reason` says why the gateway is not ready."""
+
+    status: str
+    reason: str | UnsetType = UNSET
+
+
 class HealthRoutes:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -24,11 +32,11 @@ class HealthRoutes:
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
 
     async def alive(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse(Status("ok"))
 
     async def ready(self, _: Request) -> Response:
         reason = "draining" if self._broker.hub.draining else await self._missing()
-        status = {"status": "ok"} if reason is None else {"status": "unavailable", "reason": reason}
+        status = Status("ok") if reason is None else Status("unavailable", reason)
         return JSONResponse(status, 200 if reason is None else 503)
 
     async def _missing(self) -> str | None:

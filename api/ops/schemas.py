@@ -1,9 +1,18 @@
-"""The schemas in `/openapi.json`, in JSON Schema: requests and responses; and the descriptions of its errors."""
+"""The schemas in `/openapi.json`, in JSON Schema: requests and responses; and the descriptions of its errors.
+
+Responses that are msgspec structs are described by their own schema.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from msgspec.json import schema_components
+
+from api.errors import Error
+from api.ops.health import Status
+from api.ops.models import ModelList
+from api.ops.overview import Overview
 from broker.auth.stream_tokens import LONGEST
 from broker.events import NAMES, STATUSES
 from broker.request import MAX_TTL_SECONDS
@@ -104,17 +113,9 @@ _SUMMARY: Json = {
     "error": orelse_null(OBJECT),
     "metadata": _METADATA,
 }
-_COUNT: Json = {"type": "integer", "minimum": 0}
 _CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
 
 SCHEMAS: Json = {
-    "Error": record(
-        {
-            "error": record(
-                {"message": STRING, **{name: orelse_null(STRING) for name in ("type", "param", "code")}}
-            )
-        }
-    ),
     "GenerationRequest": record(_COMPLETION_REQUEST, optional=_OPTIONAL, description=_EVERYTHING_ELSE),
     "ChatCompletionRequest": record(
         {**_COMPLETION_REQUEST, "stream": orelse_null({"type": "boolean"})},
@@ -169,25 +170,5 @@ SCHEMAS: Json = {
             "usage": orelse_null(OBJECT),
         }
     ),
-    "Model": record(
-        {"id": STRING, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": STRING}
-    ),
-    "ModelList": record({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
-    "Overview": record(
-        {
-            "object": {"const": "overview"},
-            "at": {"type": "number", "description": "Unix seconds, by the clock of Redis."},
-            "generations": record(dict.fromkeys(STATUSES, _COUNT), description="The caller's generations by status."),
-            "queue": record(
-                {"depth": _COUNT, "oldest_seconds": {"type": "number", "description": "Waiting time of the first."}},
-                description="The queue of all tenants.",
-            ),
-            "workers": {"type": "array", "items": record({"slots": _COUNT, "running": _COUNT})},
-            "subscribers": record(
-                {"total": _COUNT, "generations": {"type": "object", "additionalProperties": _COUNT}},
-                description="The caller's open streams at this gateway: all, and of the most followed generations.",
-            ),
-        }
-    ),
-    "Status": record({"status": STRING, "reason": STRING}, optional=("reason",)),
+    **schema_components([Error, ModelList, Overview, Status], ref_template="#/components/schemas/{name}")[1],
 }  # fmt: skip
