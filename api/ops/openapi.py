@@ -220,7 +220,7 @@ def _generation() -> Json:
             "delete": _does(
                 "deleteGeneration",
                 "Delete a generation; a running one is cancelled first, and its followers receive `gone`",
-                _204=_answer("The generation is deleted."),
+                _204=_answer("The generation was deleted."),
                 **_errors_with_key("404", "410"),
             ),
         },

@@ -28,7 +28,7 @@ ID: Json = {"type": "string", "pattern": "^gen_[0-9a-z]{34}$"}
 ERRORS = {
     "400": "The request is invalid; `param` names the invalid part.",
     "401": "The API key or token is missing, unknown or expired.",
-    "403": "Only without API keys: the request comes from another site's page, or names a foreign host.",
+    "403": "Only without API keys: the request comes from another site's page, or its `Host` is not the gateway's.",
     "404": "The resource does not exist, or belongs to another tenant.",
     "409": "The generation was cancelled.",
     "410": "The generation was deleted, or its retention time is over.",

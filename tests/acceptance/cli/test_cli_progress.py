@@ -1,4 +1,4 @@
-"""What somebody at a terminal sees while there is nothing to read yet; a pipe gets none of it."""
+"""The progress line that a terminal shows until the first text arrives; pipes do not get it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import Gateway, Writer, gateway
 
 
 async def test_a_terminal_is_told_what_is_waited_for(own_redis: EmbeddedRedis) -> None:
-    """On one line, which is gone when the text comes."""
+    """On one line, which is erased when the text arrives."""
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         first, second, gid = [(await api.create())["id"] for _ in range(3)]
         async with terminal(*TOKENCAST, "follow", gid, url=api.url) as shown:

@@ -1,4 +1,4 @@
-"""`/openapi.json` is what the gateway does: held against its routes, against what their code reads, and tried."""
+"""`/openapi.json` matches the gateway: compared with its routes and the parameters in their code, and tried out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import ROOT, Gateway, clean_environment, gateway, worker
 
 STATIC = ROOT / "api/static"
 PAGES = {"/", "/favicon.ico", *(f"/static/{file.relative_to(STATIC)}" for file in STATIC.rglob("*.*"))}
-"""Of the dashboard, for browsers."""
+"""Routes of the dashboard, which are not part of the interface."""
 
 LENIENT = """
 # Of a request that is not valid in itself a gateway may say first that the generation is gone.
@@ -112,7 +112,7 @@ async def test_a_gateway_does_what_the_document_says(own_redis: EmbeddedRedis, s
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/openapi.json"),
             *("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "10", "--no-shrink", "--seed", "1"),
-            *("--exclude-path", "/v1/activity"),  # has no end
+            *("--exclude-path", "/v1/activity"),  # does not end
             *("--request-timeout", "20", "--suppress-health-check", "all", "--warnings", "off"),
         ]
         fuzzing = await asyncio.create_subprocess_exec(

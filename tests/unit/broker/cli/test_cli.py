@@ -1,4 +1,4 @@
-"""What the command line makes of what it is given and what it prints."""
+"""Parsing of arguments and formatting of output."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_metadata_is_key_and_value() -> None:
 
 
 def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line is printed when it is whole, or with its generation's end; what is not text goes beside it."""
+    """A line is printed when it is complete, or at the end of its generation; notices go to stderr."""
     one, other = "gen_" + "0" * 33 + "1", "gen_" + "0" * 33 + "2"
     lines = LinePrinter()
     for gid, content in ((one, "Hel"), (other, "a\nb"), (one, "lo\n2nd "), (one, "half")):
@@ -173,7 +173,7 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    """And nobody is asked: there is no thread for it."""
+    """No requests are sent: there is no thread for it."""
     before = threading.active_count()
     with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as progress:
         assert threading.active_count() == before

@@ -1,4 +1,4 @@
-"""What `top` makes of what it is told, and that nothing of it leaves its place on the screen."""
+"""The table of `top`: its content, and that no text leaves its place on the screen."""
 
 from __future__ import annotations
 
