@@ -67,19 +67,19 @@ class GatewayMetrics:
 
     def _collect_readers(self, families: Families) -> None:
         hub = self._broker.hub
-        everybody = hub.everybody()
+        everybody = hub.all_subscribers()
         present = Count({("native",): 0, ("chat",): 0})
         stalled = behind = most = 0
         for subscriber in everybody:
             present[(subscriber.dialect,)] += 1
-            hub.delivered[(subscriber.dialect,)] += subscriber.events()
+            hub.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
             stalled += subscriber.stalled is not None
             tail, position = subscriber.feed.tail, subscriber.position
             lag = tail.seq - position.seq if tail.attempt == position.attempt else tail.seq + 1
             behind += lag > 0
             most = max(most, lag)
         followed = len({subscriber.feed for subscriber in everybody})
-        one, rhythm, dialect = (), hub.rhythm, ("dialect",)
+        one, timings, dialect = (), hub.timings, ("dialect",)
         families.gauge("tokencast_subscribers", "Open responses that follow a generation.", present, dialect)
         families.gauge("tokencast_subscribers_stalled", "Those whose peer takes nothing at the moment.", {one: stalled})
         families.gauge("tokencast_subscribers_behind", "Those that lack events which are in the log.", {one: behind})
@@ -87,26 +87,26 @@ class GatewayMetrics:
         families.counter(
             "tokencast_subscriptions_ended",
             "Responses that ended, by why: ended is the generation's end, left the reader's, stalled took nothing.",
-            hub.endings,
+            hub.ended,
             ("reason",),
         )
         families.counter(
             "tokencast_events_delivered", "Events given to subscribers, each counted.", hub.delivered, dialect
         )
         families.gauge("tokencast_generations_followed", "Generations that have a subscriber here.", {one: followed})
-        families.counter("tokencast_passes", "Times that readers were given what is new.", {one: rhythm.passes})
+        families.counter("tokencast_passes", "Times that readers were given what is new.", {one: timings.passes})
         families.histogram(
-            "tokencast_token_gap_seconds", "Between two events, as readers see it.", {one: rhythm.gaps()}
+            "tokencast_token_gap_seconds", "Between two events, as readers see it.", {one: timings.gaps()}
         )
         families.histogram(
             "tokencast_first_token_seconds",
             "From a generation's creation to its first chunk's being written to readers.",
-            {one: rhythm.first_tokens},
+            {one: timings.first_tokens},
         )
         families.histogram(
             "tokencast_delivery_seconds",
             "From an event's arrival at the worker to its being written to the last reader here.",
-            {one: rhythm.delays},
+            {one: timings.delays},
         )
         families.gauge("tokencast_cache_bytes", "Framed bytes of recently read logs.", {one: hub.cache.bytes})
         families.gauge("tokencast_draining", "1 while streams are being ended.", {one: hub.draining})

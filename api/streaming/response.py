@@ -1,4 +1,4 @@
-"""One event stream as a response: headers, the hub writes, the end."""
+"""An event stream as a response: headers, body written by the hub, end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from broker.runtime.tracing import span, tracing
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store, no-transform",
-    "x-accel-buffering": "no",  # nginx holds an answer back without it
+    "x-accel-buffering": "no",  # nginx buffers the response without it
 }
 
-# What ends a response as it should end. The rest (`left`, `stalled`) has nobody to end it for.
+# Reasons after which the body is completed. With the others (`left`, `stalled`) the peer takes nothing.
 _CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
 
 
 class LiveResponse(Response):
-    """A response that writes for as long as there is something to follow, of one generation if `followed`. Closes
-    `stack` when it is over."""
+    """A response that is written while there is something to follow; `followed` is its feed if it follows one
+    generation. Closes `stack` at the end."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class LiveResponse(Response):
         self._send_timeout = send_timeout
 
     async def write_to(self, wire: Wire) -> str:
-        """Everything there is to write; returns the reason why it ended, as `Subscriber.ended` has it."""
+        """Write the body; return the reason of its end."""
         raise NotImplementedError
 
-    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    # Not a coroutine itself: that would be one more stack frame per subscriber.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, scope: Scope, receive: Receive, send: Send
     ) -> Coroutine[Any, Any, str]:
@@ -68,7 +68,7 @@ class LiveResponse(Response):
             return reason
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> str:
-        """Why it ended."""
+        """Send the response and return the reason of its end."""
         async with self._stack:
             wire = wire_for(scope, receive, send)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -76,10 +76,10 @@ class LiveResponse(Response):
             try:
                 async with asyncio.timeout(self._send_timeout):
                     if reason not in _CLEAN:
-                        wire.abort()  # it may have said goodbye and still not take what is pending
+                        wire.abort()  # it may have got its closing bytes and still not take what is pending
                     await wire.close()
                     if reason in _CLEAN:
-                        # waits for the peer to take what is pending, and has no limit of its own
+                        # waits until the peer has taken what is pending, without a limit of its own
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
                 wire.abort()
@@ -87,8 +87,8 @@ class LiveResponse(Response):
 
 
 class EventStream(LiveResponse):
-    """Everything behind `position`, framed by `dialect`, after `preface`; until `until` (unix seconds) at most, where
-    the reader's right ends."""
+    """Everything after `position`, framed by `dialect`, preceded by `preface`; ends at `until` (unix seconds), when the
+    reader's access expires."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class EventStream(LiveResponse):
         position: Cursor,
         *,
         preface: bytes = b"",
-        given: bool = False,
+        has_received: bool = False,
         until: float | None = None,
         headers: dict[str, str] | None = None,
         send_timeout: float,
@@ -110,14 +110,14 @@ class EventStream(LiveResponse):
         self._dialect: Dialect = dialect
         self._position = position
         self._preface = preface
-        self._given = given
+        self._has_received = has_received
         self._until = until
 
     async def write_to(self, wire: Wire) -> str:
         if self._preface:
             wire.write(Slice(self._preface, self._position))
         async with self._hub.subscribe(
-            self._feed, self._dialect, wire, self._position, given=self._given
+            self._feed, self._dialect, wire, self._position, has_received=self._has_received
         ) as subscriber:
             if self._until is not None:
                 await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
@@ -125,14 +125,14 @@ class EventStream(LiveResponse):
             return await subscriber.ended
 
 
-class Later(Response):
-    """An event stream that ends at once: come back, then as `retry` has it for the reason. An error status would end
-    an EventSource for good."""
+class RetryLater(Response):
+    """An event stream that ends at once and asks the reader to reconnect, after a time that depends on the reason. An
+    error status would end an EventSource for good."""
 
     def __init__(self, reason: str, why: object) -> None:
         super().__init__(retry(reason, why), 200, HEADERS)
 
 
-def later(error: StorageUnavailable | LimitExceeded) -> Later:
-    """In the place of an answer that would say so."""
-    return Later("limit" if isinstance(error, LimitExceeded) else "storage", error)
+def retry_later(error: StorageUnavailable | LimitExceeded) -> RetryLater:
+    """Return the response that replaces an error status for event streams."""
+    return RetryLater("limit" if isinstance(error, LimitExceeded) else "storage", error)

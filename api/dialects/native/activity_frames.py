@@ -1,10 +1,11 @@
-"""What happens to generations: each event under its name, with the generation as the list shows it.
+"""Frames of the activity stream: each event under its name, with the generation as the list shows it.
 
 id: 1763790000123
 event: completed
 data: {"id":"gen_…","object":"generation","status":"completed",…}
 
-The id is a time, ms by Redis's clock: everything that happened up to then has been told. Several events may share one.
+The id is a time in ms by Redis's clock: everything that happened up to it has been delivered. Several events may share
+one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ LIFECYCLE = ActivityFrames()
 
 
 def missed(requested: int, earliest: int, latest: int) -> bytes:
-    """What happened between the first two is not kept any more: list the generations again."""
+    """Return a `gap` event: what happened between `requested` and `earliest` is no longer recorded; list the
+    generations again."""
     data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
     return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)
