@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.accept import names_event_stream, prefers_json
 from api.errors import IS_FULL, full_error
 from api.server.scope import FULL
+from api.streaming.reconnect import LIMIT
 from api.streaming.response import RetryLater
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -35,7 +36,7 @@ class Admission:
 
 
 def refusal(request: Request) -> Response:
-    return RetryLater("limit", IS_FULL) if _is_event_source(request) else full_error()
+    return RetryLater(LIMIT, IS_FULL) if _is_event_source(request) else full_error()
 
 
 def _is_event_source(request: Request) -> bool:

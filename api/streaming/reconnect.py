@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import random
 
+from broker.fanout.dialect import EndReason
+
+LIMIT = "limit"
+"""The reason of a stream that was not opened because a limit is reached."""
+
 # Range in ms from which the reconnection time is drawn, by the reason of the end.
-_BACK = {"draining": (500, 10_000), "limit": (2000, 10_000)}
-_SOON = 1000, 4000
+_RANGES = {EndReason.DRAINING: (500, 10_000), LIMIT: (2000, 10_000)}
+_DEFAULT_RANGE = 1000, 4000
 
 
 def retry(reason: str, why: object = "") -> bytes:
@@ -14,4 +19,4 @@ def retry(reason: str, why: object = "") -> bytes:
     thousand readers do not reconnect at once. `why` is sent as a comment, for people who use curl and for pages that
     parse streams themselves."""
     comment = f": {why}\n" if why else ""
-    return f"retry: {random.randint(*_BACK.get(reason, _SOON))}\n{comment}\n".encode()
+    return f"retry: {random.randint(*_RANGES.get(reason, _DEFAULT_RANGE))}\n{comment}\n".encode()

@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.server.wire import wire_for
-from api.streaming.reconnect import retry
+from api.streaming.reconnect import LIMIT, retry
 from broker.errors import LimitExceeded, StorageUnavailable
-from broker.fanout.buffer import Dialect, Slice
+from broker.fanout.buffer import Slice
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.hub import Hub
 from broker.fanout.subscriber import Wire
@@ -28,7 +29,7 @@ HEADERS = {
 }
 
 # Reasons after which the body is completed. With the others (`left`, `stalled`) the peer takes nothing.
-_CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
+_CLEAN = frozenset(EndReason) - {EndReason.LEFT, EndReason.STALLED}
 
 
 class LiveResponse(Response):
@@ -49,25 +50,25 @@ class LiveResponse(Response):
         self._followed = followed
         self._send_timeout = send_timeout
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         """Write the body; return the reason of its end."""
         raise NotImplementedError
 
     # Not a coroutine itself: that would be one more stack frame per subscriber.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, scope: Scope, receive: Receive, send: Send
-    ) -> Coroutine[Any, Any, str]:
+    ) -> Coroutine[Any, Any, EndReason]:
         respond = self._traced if tracing() else self._respond
         return respond(scope, receive, send)
 
-    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> EndReason:
         gid, trace = (self._followed.gid, self._followed.trace) if self._followed else ("", "")
         with span("follow", trace, generation__id=gid) as following:
             reason = await self._respond(scope, receive, send)
-            following.note(ended=reason)
+            following.note(ended=reason.value)
             return reason
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> EndReason:
         """Send the response and return the reason of its end."""
         async with self._stack:
             wire = wire_for(scope, receive, send)
@@ -113,7 +114,7 @@ class EventStream(LiveResponse):
         self._has_received = has_received
         self._until = until
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         if self._preface:
             wire.write(Slice(self._preface, self._position))
         async with self._hub.subscribe(
@@ -121,7 +122,7 @@ class EventStream(LiveResponse):
         ) as subscriber:
             if self._until is not None:
                 await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
-                self._hub.farewell(subscriber, "expired")
+                self._hub.end(subscriber, EndReason.EXPIRED)
             return await subscriber.ended
 
 
@@ -135,4 +136,4 @@ class RetryLater(Response):
 
 def retry_later(error: StorageUnavailable | LimitExceeded) -> RetryLater:
     """Return the response that replaces an error status for event streams."""
-    return RetryLater("limit" if isinstance(error, LimitExceeded) else "storage", error)
+    return RetryLater(LIMIT if isinstance(error, LimitExceeded) else EndReason.STORAGE, error)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from broker.concurrency.backoff import Backoff
 from broker.concurrency.cancellation import cancel_and_wait
-from broker.fanout.buffer import Dialect
+from broker.fanout.dialect import Dialect
 from broker.fanout.hub import Hub
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.reader import BLOCK_MS, COUNT, SLACK, StreamEntries

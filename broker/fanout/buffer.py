@@ -9,47 +9,16 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Protocol
 
 from broker.events import RESET, STARTED, TERMINAL, Event
+from broker.fanout.dialect import Dialect, DialectState
 from broker.ids import Cursor
 
 SEGMENT_BYTES = 64 * 1024
 _SLICES = 64  # positions remembered between two appends: few are enough, since most subscribers are at the same one
-
-
-class Dialect(Protocol):
-    """How one kind of reader sees the log: a pure function of it, so any gateway serves any reader any time."""
-
-    @property
-    def crosses_attempts(self) -> bool:
-        """Whether a reader that was given something may go on into the next attempt (it is told `reset`)."""
-        ...
-
-    @property
-    def heartbeat(self) -> bytes:
-        """What may stand between any two frames, and means nothing."""
-        ...
-
-    def frame(self, event: Event) -> bytes:
-        """The event's bytes on the wire; b"" if this dialect does not show it."""
-        ...
-
-    def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
-        """Tells a reader that what it asked for was trimmed; b"" if this dialect cannot say it."""
-        ...
-
-    def forget(self) -> bytes:
-        """Tells a reader that what it was shown is not of this log any more, and a first attempt follows; b"" if
-        this dialect's readers stay with one attempt."""
-        ...
-
-    def farewell(self, reason: str) -> bytes:
-        """The last bytes for a reader whose response ends although its generation has not: `reason` is
-        `reset`, `draining`, `storage`, `gone` or `expired` (the reader's token)."""
-        ...
 
 
 class Slice:
@@ -77,10 +46,11 @@ class Segment:
     """Consecutive events of one attempt. `start` is the position before the first event: the last position of the
     previous attempt if `first` is 0. Grows until it is sealed."""
 
-    __slots__ = ("attempt", "data", "ends", "first", "last", "opens", "sealed", "start")
+    __slots__ = ("attempt", "data", "ends", "first", "last", "opens", "sealed", "start", "state")
 
-    def __init__(self, start: Cursor, event: Event) -> None:
+    def __init__(self, start: Cursor, event: Event, state: DialectState) -> None:
         self.start = start
+        self.state = state  # of the dialect, at the start
         self.attempt, self.first = event.cursor
         self.opens = event.type if event.type in (STARTED, RESET) else b""
         self.data: bytearray | bytes = bytearray()
@@ -139,6 +109,7 @@ class FrameBuffer:
 
     def __init__(self, dialect: Dialect, on_access: Callable[[FrameBuffer, Segment], None]) -> None:
         self.dialect = dialect
+        self._state = dialect.begin()  # after the last event
         self._segments: list[Segment] = []
         self._slices: dict[Cursor, Slice | None] = {}
         self._on_access = on_access
@@ -150,7 +121,8 @@ class FrameBuffer:
     def extend(self, previous: Cursor, events: Sequence[Event]) -> None:
         """Append the newest events of the log, which follow `previous`."""
         self._slices.clear()
-        frame = self.dialect.frame
+        state = self._state
+        frame = state.frame
         segment = self._segments[-1] if self._segments else None
         for event in events:
             if segment is None or not segment.accepts(event):
@@ -159,7 +131,7 @@ class FrameBuffer:
                         previous = event.cursor
                         continue  # a page from Redis has brought it already
                     self.seal(segment)
-                segment = Segment(previous, event)
+                segment = Segment(previous, event, state.copy())
                 self._segments.append(segment)
             segment.add(event, frame(event))
             previous = event.cursor
@@ -167,6 +139,7 @@ class FrameBuffer:
     def insert(self, position: Cursor, events: Sequence[Event]) -> None:
         """Fill a hole after `position` with a page that was read there, up to the next event that is known."""
         self._slices.clear()
+        state = self.state_at(position)
         read: list[Segment] = []
         for event in events:
             known = self._at(event.cursor)
@@ -175,14 +148,19 @@ class FrameBuffer:
                     known.start = position  # its predecessor is known now
                 break
             if not read or not read[-1].accepts(event):
-                read.append(Segment(position, event))
+                read.append(Segment(position, event, state.copy()))
                 self._segments.insert(bisect_right(self._segments, event.cursor, key=_first), read[-1])
-            read[-1].add(event, self.dialect.frame(event))
+            read[-1].add(event, state.frame(event))
             position = event.cursor
         # Seal the first segment last, so that it is evicted last: readers wait for it. In the other order a page larger
         # than the cache was read again and again.
         for segment in reversed(read):
             self.seal(segment)
+
+    def state_at(self, position: Cursor) -> DialectState:
+        """Return the dialect's state at a position. All dialects are stateless so far, so it is the same everywhere;
+        one that folds the log begins with the state of the nearest segment at or before the position."""
+        return self._state
 
     def slice(self, position: Cursor) -> Slice | None:
         """Return what follows a position, up to the end of a segment; None if nothing or a hole follows."""
@@ -228,6 +206,28 @@ class FrameBuffer:
         if at >= 0 and self._segments[at].end >= cursor and self._segments[at].attempt == cursor.attempt:
             return self._segments[at]
         return None
+
+
+class FrameCache:
+    """The segments of all buffers that may be evicted. Growing segments are not counted: up to 64 KiB per followed
+    buffer."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._segments: OrderedDict[Segment, FrameBuffer] = OrderedDict()
+        self.bytes = 0
+
+    def on_access(self, buffer: FrameBuffer, segment: Segment) -> None:
+        """Note that a segment was sealed or read, and evict the oldest ones beyond the limit."""
+        if segment in self._segments:
+            self._segments.move_to_end(segment)
+            return
+        self._segments[segment] = buffer
+        self.bytes += segment.size
+        while self.bytes > self._limit and len(self._segments) > 1:
+            oldest, owner = self._segments.popitem(last=False)
+            self.bytes -= oldest.size
+            owner.evict(oldest)
 
 
 _start = attrgetter("start")

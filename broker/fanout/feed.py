@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from broker.events import CHUNK, GONE, RESET, STARTED, TERMINAL, USAGE, Event, RawEntry, from_entry, is_next
-from broker.fanout.buffer import Dialect, FrameBuffer, Segment
+from broker.fanout.buffer import FrameBuffer, Segment
+from broker.fanout.dialect import Dialect
 from broker.generation import Generation
 from broker.ids import Cursor
 

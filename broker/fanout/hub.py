@@ -23,8 +23,8 @@ from broker.concurrency.single_flight import SingleFlight
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import STARTED, Event
 from broker.fanout.backfill import Backfill
-from broker.fanout.buffer import Dialect, Slice
-from broker.fanout.buffer_cache import FrameCache
+from broker.fanout.buffer import FrameCache, Slice
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.reader_pool import ReaderPool
 from broker.fanout.scheduler import SLICE_SECONDS, DeliveryScheduler, FixedSource, Source
@@ -113,13 +113,13 @@ class Hub:
             generation = await self._store.state(feed.gid, feed.tenant)
         except (GenerationNotFound, GenerationGone):
             feed.mark_gone()
-            self._end_all(feed, "gone")
+            self._end_all(feed, EndReason.GONE)
         except StorageUnavailable:
             pass  # the reader meets the same error and reconnects
         else:
             for subscriber, position in positions:
                 if generation.lacks(position):
-                    self.farewell(subscriber, "reset")
+                    self.end(subscriber, EndReason.RESET)
             if feed.tail == tail:
                 feed.refresh(generation)
 
@@ -143,10 +143,10 @@ class Hub:
         subscriber = Subscriber(feed, feed.buffer(dialect), wire, position)
         subscriber.has_received = has_received
         subscriber.last_write_tick = self._tick
-        wire.attach(partial(self.resume, subscriber), partial(subscriber.end, "left"))
+        wire.attach(partial(self.resume, subscriber), partial(subscriber.end, EndReason.LEFT))
         self._subscribers.setdefault(feed, {})[subscriber] = None
         if self.draining:
-            self.farewell(subscriber, "draining")
+            self.end(subscriber, EndReason.DRAINING)
         else:
             self.push(subscriber)
         try:
@@ -155,8 +155,8 @@ class Hub:
             self._remove(subscriber)
 
     def _remove(self, subscriber: Subscriber) -> None:
-        subscriber.end("left")
-        self.ended[(subscriber.ended.result(),)] += 1
+        subscriber.end(EndReason.LEFT)
+        self.ended[(subscriber.ended.result().value,)] += 1
         self.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
         self._stalled.pop(subscriber, None)
         members = self._subscribers.get(subscriber.feed)
@@ -203,7 +203,7 @@ class Hub:
                             subscriber.position = part.end
                             subscriber.last_write_tick = self._tick
                     except Exception:  # as in `push`
-                        subscriber.end("left")
+                        subscriber.end(EndReason.LEFT)
                     if time.monotonic() > turns.slice_end:
                         await turns.next_slice(source)
                         start = None  # the log may have changed
@@ -222,7 +222,7 @@ class Hub:
             self._push(subscriber)
         except Exception as error:  # a transport may raise anything once its peer is gone
             logger.debug("subscriber dropped: %s", type(error).__name__)
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
     def _push(self, subscriber: Subscriber) -> None:
         wire, buffer, feed = subscriber.wire, subscriber.buffer, subscriber.feed
@@ -230,7 +230,7 @@ class Hub:
             return None  # until `resume`; more data would hide whether the peer takes any
         while not subscriber.ended.done():
             if wire.closing:
-                return subscriber.end("left")
+                return subscriber.end(EndReason.LEFT)
             if (pending := wire.pending) > HIGH_WATER:
                 return self._stall(subscriber, pending)
             part = buffer.slice(subscriber.position)
@@ -238,18 +238,18 @@ class Hub:
                 return self._wait_for_events(subscriber)
             if part.opens:
                 if subscriber.has_received and not buffer.dialect.crosses_attempts:
-                    return self.farewell(subscriber, "reset")
+                    return self.end(subscriber, EndReason.RESET)
                 if part.opens == STARTED and subscriber.position.attempt > 0:
                     # A first attempt after another one: a failover lost the claim of the earlier attempt, so no `reset`
                     # was written.
-                    self._write_notice(subscriber, buffer.dialect.forget())
+                    self._write_notice(subscriber, buffer.state_at(subscriber.position).reset())
             if part.data:
                 wire.write(part)
                 subscriber.has_received = True
                 subscriber.last_write_tick = self._tick
             position = subscriber.position = part.end
             if part.last:
-                return subscriber.end("ended")
+                return subscriber.end(EndReason.ENDED)
             if position == feed.tail and not feed.ended:
                 return None  # nearly always; another iteration would only find this out, at twice the cost
         return None
@@ -261,7 +261,7 @@ class Hub:
         if position < feed.tail:
             self._backfill.request(subscriber)
         elif feed.ended:
-            subscriber.end("ended") if position == feed.tail else self.farewell(subscriber, "reset")
+            subscriber.end(EndReason.ENDED) if position == feed.tail else self.end(subscriber, EndReason.RESET)
         elif position.attempt != feed.tail.attempt:
             feed.suspect = True
 
@@ -276,11 +276,11 @@ class Hub:
             self._stalled.pop(subscriber, None)
             self.push(subscriber)
 
-    def farewell(self, subscriber: Subscriber, reason: str) -> None:
+    def end(self, subscriber: Subscriber, reason: EndReason) -> None:
         """End a response although its generation has not ended, with the dialect's closing bytes. Nothing happens if it
         has ended already."""
         if not subscriber.ended.done():
-            self._write_notice(subscriber, subscriber.buffer.dialect.farewell(reason))
+            self._write_notice(subscriber, subscriber.buffer.state_at(subscriber.position).end(reason))
         subscriber.end(reason)
 
     def _write_notice(self, subscriber: Subscriber, data: bytes) -> None:
@@ -289,11 +289,11 @@ class Hub:
             if data:
                 subscriber.wire.write(Slice(data, subscriber.position))
         except Exception:
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
-    def _end_all(self, feed: Feed, reason: str) -> None:
+    def _end_all(self, feed: Feed, reason: EndReason) -> None:
         for subscriber in tuple(self._subscribers.get(feed, ())):
-            self.farewell(subscriber, reason)
+            self.end(subscriber, reason)
 
     # --- holes --------------------------------------------------------------------------------------------
 
@@ -304,13 +304,14 @@ class Hub:
         elif page:
             self._skip_trimmed(subscriber, page[0].cursor)
         else:
-            self.farewell(subscriber, "storage")
+            self.end(subscriber, EndReason.STORAGE)
 
     def _skip_trimmed(self, subscriber: Subscriber, earliest: Cursor) -> None:
         """Skip a part of the log that was trimmed, if the dialect can express a gap."""
-        notice = subscriber.buffer.dialect.gap(subscriber.position, earliest, max(earliest, subscriber.feed.tail))
+        state = subscriber.buffer.state_at(subscriber.position)
+        notice = state.gap(subscriber.position, earliest, max(earliest, subscriber.feed.tail))
         if not notice:
-            return self.farewell(subscriber, "storage")
+            return self.end(subscriber, EndReason.STORAGE)
         subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)
         self._write_notice(subscriber, notice)
         return self.push(subscriber)
@@ -354,7 +355,7 @@ class Hub:
             else:
                 wire.write(Slice(subscriber.buffer.dialect.heartbeat, subscriber.position))
         except Exception:
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
     def _drop_stalled(self) -> None:
         now = time.monotonic()
@@ -366,7 +367,7 @@ class Hub:
                 subscriber.stalled = (now, subscriber.wire.pending)
             elif now - since > self._send_timeout:
                 subscriber.wire.abort()
-                subscriber.end("stalled")
+                subscriber.end(EndReason.STALLED)
 
     async def drain(self, window: float) -> None:
         """End all responses, spread over the window, so that their readers do not reconnect all at once."""
@@ -375,7 +376,7 @@ class Hub:
         random.shuffle(subscribers)
         started = time.monotonic()
         for number, subscriber in enumerate(subscribers, start=1):
-            self.farewell(subscriber, "draining")
+            self.end(subscriber, EndReason.DRAINING)
             # Measured against the clock: timers have millisecond resolution, so thousands of pauses would be zero or
             # too long.
             await asyncio.sleep(started + window * number / len(subscribers) - time.monotonic())

@@ -4,7 +4,8 @@ newest bytes. The hub treats it like any other feed."""
 from __future__ import annotations
 
 from broker.events import Event
-from broker.fanout.buffer import Dialect, FrameBuffer, Segment, Slice
+from broker.fanout.buffer import FrameBuffer, Segment, Slice
+from broker.fanout.dialect import Dialect
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import Cursor

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from broker.fanout.buffer import FrameBuffer, Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.ids import Cursor
 
@@ -65,12 +66,12 @@ class Subscriber:
         self.stalled: tuple[float, int] | None = None  # since when, and the pending bytes at that time
         self.last_write_tick = 0  # the hub's tick of the last write
         self._counted = position
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
 
     @property
     def dialect(self) -> str:
         """The name of its dialect."""
-        return type(self.buffer.dialect).__name__.lower()
+        return self.buffer.dialect.name
 
     def take_event_count(self) -> int:
         """Return the number of events delivered since the last call; none of an attempt that was reset since then."""
@@ -85,6 +86,6 @@ class Subscriber:
         """Whether it has received a part of this attempt and is neither stalled nor ended."""
         return self.has_received and self.stalled is None and not self.ended.done()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: EndReason) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)

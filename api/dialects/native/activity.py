@@ -18,6 +18,7 @@ from api.streaming.response import HEADERS, EventStream, RetryLater, retry_later
 from broker.broker import Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.fanout.activity import Activity, History
+from broker.fanout.dialect import EndReason
 from broker.fanout.memory_feed import FIRST
 from broker.ids import Cursor
 
@@ -48,7 +49,7 @@ class ActivityRoutes:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if hub.draining:
-            return RetryLater("draining", IS_DRAINING)
+            return RetryLater(EndReason.DRAINING, IS_DRAINING)
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._access.subscribers.one(tenant))

@@ -14,10 +14,12 @@ import msgspec
 
 from api.dialects.native.frames import NATIVE
 from broker.events import Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import Cursor
 
 
-class ActivityFrames:
+class ActivityFrames(Stateless):
+    name = "lifecycle"
     crosses_attempts = True
     heartbeat = NATIVE.heartbeat
 
@@ -27,11 +29,11 @@ class ActivityFrames:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
-    def farewell(self, reason: str) -> bytes:
-        return NATIVE.farewell(reason)
+    def end(self, reason: EndReason) -> bytes:
+        return NATIVE.end(reason)
 
 
 LIFECYCLE = ActivityFrames()

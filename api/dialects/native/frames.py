@@ -11,15 +11,17 @@ import msgspec
 
 from api.streaming.reconnect import retry
 from broker.events import NAMES, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import START, Cursor
 
 _NAMES = {kind: name.encode() for kind, name in NAMES.items()}
 
 
-class Native:
+class Native(Stateless):
     """The native dialect. A reader may continue from one attempt into the next: `reset` tells it to discard what it has
     shown."""
 
+    name = "native"
     crosses_attempts = True
     heartbeat = b": hb\n\n"
 
@@ -32,12 +34,12 @@ class Native:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
         return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return unknown_cursor(1)
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         """Ask the reader to reconnect at a random time: no error, and nothing is lost."""
-        if reason == "gone":
+        if reason is EndReason.GONE:
             return b"event: gone\ndata: {}\n\n"
         return retry(reason)
 

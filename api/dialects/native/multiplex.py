@@ -36,6 +36,7 @@ from broker.errors import (
     StorageUnavailable,
 )
 from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.subscriber import Subscriber, Wire
@@ -84,7 +85,7 @@ class MultiplexRoutes:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if self._broker.hub.draining:
-            return RetryLater("draining", IS_DRAINING)
+            return RetryLater(EndReason.DRAINING, IS_DRAINING)
         try:
             return await self._stream(request, named)
         except (StorageUnavailable, LimitExceeded) as error:
@@ -158,7 +159,7 @@ class Multiplex(LiveResponse):
         self._bookmark = bookmark
         self._until = min((one.until for one in positions if one.until is not None), default=None)
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         preface = b"".join(one.preface for one in self._positions)
         if preface or self._bookmark:
             wire.write(Slice(self._vector.sign(preface or b"\n"), FIRST))
@@ -169,7 +170,7 @@ class Multiplex(LiveResponse):
             watch = await stack.enter_async_context(
                 self._hub.subscribe(MemoryFeed("", self._vector), self._vector, WireShare(shared), FIRST)
             )
-            running: dict[asyncio.Future[str], int] = {}
+            running: dict[asyncio.Future[EndReason], int] = {}
             for at, position in enumerate(self._positions):
                 if position.feed is not None and position.cursor is not None:
                     share = GenerationShare(shared, self._vector, at, position.feed)
@@ -184,20 +185,22 @@ class Multiplex(LiveResponse):
         self._vector.cursors[at] = None
         wire.write(Slice(self._vector.sign(position.dialect.gone(last or START)), FIRST))
 
-    async def _until_all_ended(self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[str], int]) -> str:
+    async def _until_all_ended(
+        self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[EndReason], int]
+    ) -> EndReason:
         while running:
             left = None if self._until is None else max(0.0, self._until - time.time())
             done, _ = await asyncio.wait((*running, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                self._hub.farewell(watch, "expired")
+                self._hub.end(watch, EndReason.EXPIRED)
             for ended in done - {watch.ended}:
                 at, reason = running.pop(ended), ended.result()
-                if reason == "gone":
+                if reason is EndReason.GONE:
                     self._tell_gone(wire, at)
-                elif reason in ("left", "stalled"):
+                elif reason in (EndReason.LEFT, EndReason.STALLED):
                     watch.end(reason)
-                elif reason != "ended":
-                    self._hub.farewell(watch, reason)
+                elif reason is not EndReason.ENDED:
+                    self._hub.end(watch, reason)
             if watch.ended.done():
                 return watch.ended.result()
-        return "ended"
+        return EndReason.ENDED

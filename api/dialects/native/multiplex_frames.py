@@ -19,17 +19,19 @@ import msgspec
 from api.streaming.reconnect import retry
 from broker.errors import InvalidCursor
 from broker.events import NAMES, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import START, Cursor, parse_cursor
 
 _NAMES = {kind: name.encode() for kind, name in NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class MultiplexedNative:
+class MultiplexedNative(Stateless):
     """The events of one generation on a multiplexed stream."""
 
     gid: str
 
+    name = "wrapped"
     crosses_attempts = True
     heartbeat = b""
     """None: the stream has its own, see VectorCursor."""
@@ -42,10 +44,10 @@ class MultiplexedNative:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
         return self._wrap(b"gap", requested, msgspec.json.encode(data))
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return self.unknown_cursor(1)
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         """None: the stream has its own, see VectorCursor."""
         return b""
 
@@ -67,10 +69,11 @@ class MultiplexedNative:
         )
 
 
-class VectorCursor:
+class VectorCursor(Stateless):
     """The cursor of a multiplexed stream: one cursor per generation, None if its last event was `gone`. Also the
     dialect of the stream itself: heartbeats and the end, both with an `id:`."""
 
+    name = "vector"
     crosses_attempts = True
 
     def __init__(self, gids: Sequence[str], cursors: Sequence[Cursor | None]) -> None:
@@ -90,7 +93,7 @@ class VectorCursor:
         """It also sets an EventSource's last event id, without an event."""
         return self.sign(b": hb\n\n")
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         return self.sign(retry(reason))
 
     def frame(self, event: Event) -> bytes:
@@ -99,7 +102,7 @@ class VectorCursor:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
 

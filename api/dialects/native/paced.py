@@ -20,6 +20,7 @@ from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import InvalidRequest, StorageUnavailable
 from broker.events import STARTED, Event, is_next
 from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.hub import HIGH_WATER
 from broker.fanout.memory_feed import FIRST, MemoryFeed
@@ -29,7 +30,6 @@ from broker.ids import START, Cursor
 SLOWEST, FASTEST = 0.01, 1000.0
 PAGE = 64  # events that one reader holds
 _SPEED = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
-_CAUGHT_UP = "caught up"
 
 
 def parse_speed(text: str) -> float:
@@ -71,15 +71,16 @@ class Replay(EventStream):
         self._store = broker.store
         self._speed = speed
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         outlet = Outlet(wire)
         if self._preface:
             outlet.write(Slice(self._preface, self._position))
             self._preface = b""
         reason = await self._replay(outlet)
-        return await super().write_to(outlet) if reason == _CAUGHT_UP else reason
+        return reason or await super().write_to(outlet)
 
-    async def _replay(self, outlet: Outlet) -> str:
+    async def _replay(self, outlet: Outlet) -> EndReason | None:
+        """Write the log at its pace; return None once the reader has caught up."""
         left = None if self._until is None else max(0.0, self._until - time.time())
         async with self._hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
             walking = asyncio.create_task(self._walk(outlet, watch))
@@ -87,15 +88,15 @@ class Replay(EventStream):
                 await asyncio.wait((walking, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if walking.done():
                     return walking.result()
-                self._hub.farewell(watch, "expired")
+                self._hub.end(watch, EndReason.EXPIRED)
                 return watch.ended.result()
             except StorageUnavailable:
-                self._hub.farewell(watch, "storage")
+                self._hub.end(watch, EndReason.STORAGE)
                 return watch.ended.result()
             finally:
                 await cancel_and_wait((walking,))
 
-    async def _walk(self, outlet: Outlet, watch: Subscriber) -> str:
+    async def _walk(self, outlet: Outlet, watch: Subscriber) -> EndReason | None:
         pace = Pace(self._speed, await self._reached())
         feed = self._feed
         while True:
@@ -103,7 +104,7 @@ class Replay(EventStream):
             events = await self._store.page(feed.gid, self._position, PAGE)
             if not events and feed.tail <= max(known, self._position):  # nothing arrived meanwhile
                 if self._speed >= 1 or feed.ended or known != self._position:
-                    return _CAUGHT_UP  # or the log is gone or went back, which the hub handles
+                    return None  # or the log is gone or went back, which the hub handles
                 await feed.wait_beyond(self._position)
             due = bytearray()
             for event in events:
@@ -115,7 +116,7 @@ class Replay(EventStream):
                 self._position = event.cursor
             await self._send(outlet, watch, due)
             if events and events[-1].terminal:
-                return "ended"
+                return EndReason.ENDED
 
     async def _reached(self) -> int:
         """Return when the event at the reader's position occurred, in ms since its attempt began."""
@@ -130,7 +131,7 @@ class Replay(EventStream):
         if not is_next(event, self._position):
             return NATIVE.gap(self._position, event.cursor, max(event.cursor, self._feed.tail))
         if event.type == STARTED and self._position.attempt > 0:
-            return NATIVE.forget()
+            return NATIVE.reset()
         return b""
 
     async def _send(self, outlet: Outlet, watch: Subscriber, due: bytearray) -> None:

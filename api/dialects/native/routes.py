@@ -24,6 +24,7 @@ from broker.auth.stream_tokens import LONGEST
 from broker.broker import Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
@@ -123,7 +124,7 @@ class GenerationRoutes:
         speed = text_of(request, "speed", empty=True)
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
-            return RetryLater("draining", IS_DRAINING)
+            return RetryLater(EndReason.DRAINING, IS_DRAINING)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))

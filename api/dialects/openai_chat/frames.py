@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from broker.events import CANCELLED, CHUNK, COMPLETED, FAILED, GONE, USAGE, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import Cursor
 
 
-class Chat:
+class Chat(Stateless):
     """The chat dialect: one attempt, with or without the usage chunk. A reader cannot take back text that it has
     received.
 
@@ -24,6 +25,7 @@ class Chat:
     line by line: no ids, so it cannot be resumed, and no heartbeats.
     """
 
+    name = "chat"
     crosses_attempts = False
 
     def __init__(self, *, usage: bool, bare: bool = False) -> None:
@@ -41,7 +43,7 @@ class Chat:
         if event.type == CANCELLED:
             return self._frame(event.cursor, CANCELLED_ERROR)
         if event.type == GONE:
-            return self._frame(event.cursor, _error("gone"))
+            return self._frame(event.cursor, _error(EndReason.GONE))
         return b""
 
     def _frame(self, cursor: Cursor, data: bytes) -> bytes:
@@ -68,10 +70,10 @@ class Chat:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         return b"data: %b\n\n" % _error(reason)
 
 
@@ -88,19 +90,28 @@ def _on_one_line(data: bytes) -> bytes:
 
 
 # Errors of streams that end although their generation did not complete: (code, message).
-_ENDS = {
-    "reset": ("generation_reset", "The generation was restarted after a part of it was sent; request it again."),
-    "draining": ("server_draining", "The server is restarting; the generation continues and can be read again."),
-    "storage": ("storage_unavailable", "The log cannot be read at the moment; the generation can be read again later."),
-    "gone": ("generation_gone", "The generation was deleted."),
+_ENDS: dict[str, tuple[str, str]] = {
+    EndReason.RESET: (
+        "generation_reset",
+        "The generation restarted after a part of it was sent; request it again.",
+    ),
+    EndReason.DRAINING: (
+        "server_draining",
+        "The server restarts; the generation continues and can be read again.",
+    ),
+    EndReason.STORAGE: (
+        "storage_unavailable",
+        "The log cannot be read now; the generation can be read again later.",
+    ),
+    EndReason.GONE: ("generation_gone", "The generation was deleted."),
     "cancelled": ("generation_cancelled", "The generation was cancelled."),
-    "expired": ("token_expired", "The stream token has expired; reading can continue with a new one."),
+    EndReason.EXPIRED: ("token_expired", "The stream token has expired; reading can continue with a new one."),
 }
 
 
 def _error(reason: str) -> bytes:
     code, message = _ENDS[reason]
-    kind = "authentication_error" if reason == "expired" else "server_error"
+    kind = "authentication_error" if reason == EndReason.EXPIRED else "server_error"
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 

@@ -25,7 +25,7 @@ from broker.completion.fold import finish_reason
 from broker.completion.merging import as_call
 from broker.completion.text import json_text
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
-from broker.fanout.buffer import Dialect
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
@@ -121,7 +121,7 @@ class ChatCompletionRoutes:
         ended = await self._wait(feed, dialect, feed.wait_first_chunk(), STATUS_WAIT)
         if ended is None or feed.has_chunk:
             return None
-        if ended == "draining":
+        if ended is EndReason.DRAINING:
             return draining_error(NO_RETRY)
         generation = await self._broker.store.state(feed.gid, tenant)
         return generation_error(generation) if generation.status in ("failed", "cancelled") else None
@@ -129,7 +129,7 @@ class ChatCompletionRoutes:
     async def _whole(self, request: Request, feed: Feed, tenant: str) -> Response:
         """Wait for the end as long as the caller does; the generation continues without the caller."""
         ended = await self._wait(feed, SILENCE, _disconnected(request))
-        if ended == "draining" and not feed.ended:
+        if ended is EndReason.DRAINING and not feed.ended:
             return draining_error(NO_RETRY)
         async with reserve(request, tenant, partial(self._broker.store.size, feed.gid)):
             generation = await self._broker.get(feed.gid, tenant=tenant)
@@ -139,7 +139,7 @@ class ChatCompletionRoutes:
 
     async def _wait(
         self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
-    ) -> str | None:
+    ) -> EndReason | None:
         """Wait until `until` is done, the generation ends or the hub ends its streams; return the reason of the end, if
         any."""
         moment = asyncio.ensure_future(until)
