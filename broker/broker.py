@@ -204,7 +204,7 @@ class Broker:
                         if feed.gone:
                             raise GenerationGone
                         return
-                    await feed.beyond(position)
+                    await feed.wait_beyond(position)
                     continue
                 # The feed knows of more than there is, or of less: the log is gone, or went back, or one of us is late.
                 generation = await self.store.state(gid, tenant)
@@ -214,7 +214,7 @@ class Broker:
                 elif generation.cursor <= position:
                     if feed.ended:
                         raise StorageUnavailable("The log lost events while it was followed.")
-                    await feed.change()
+                    await feed.wait_change()
 
 
 # The log went back, to before what was shown: what follows is not its continuation.

@@ -1,7 +1,7 @@
-"""What a gateway answers that has as many connections as it can hold, on those that are one too many.
+"""Responses when the connection limit is reached.
 
-An error status would end an EventSource for good, so a browser's stream is told to come back; whoever else asks is
-refused, and a probe is answered as ever.
+An error status would end an EventSource for good, so an event stream is told to reconnect. Other requests are refused;
+probes are answered as usual.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.accept import names_event_stream, prefers_json
 from api.errors import IS_FULL, full_error
 from api.server.scope import FULL
-from api.streaming.response import Later
+from api.streaming.reconnect import LIMIT
+from api.streaming.response import RetryLater
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Admission:
-    """Inside the middleware that gives an answer its id and its CORS headers: without those a browser could not
-    even read `retry:`. The server closes the connection behind the answer."""
+    """The middleware. It is inside those that add the request id and the CORS headers: without these a browser could
+    not even read `retry:`. The server closes the connection after the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    # Not a coroutine itself: that would be one more stack frame per subscriber.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         full = FULL in (scope.get("extensions") or {})
         answer = refusal(Request(scope)) if full and scope["path"] not in PROBES else self._app
@@ -35,11 +36,12 @@ class Admission:
 
 
 def refusal(request: Request) -> Response:
-    return Later("limit", IS_FULL) if _is_event_source(request) else full_error()
+    return RetryLater(LIMIT, IS_FULL) if _is_event_source(request) else full_error()
 
 
 def _is_event_source(request: Request) -> bool:
-    """What an EventSource could be behind; not an OpenAI client's stream, which takes a clean end for success."""
+    """Return whether an EventSource may have sent the request. OpenAI clients do not count: they take a clean end for
+    success."""
     path, headers = request.url.path, request.headers
     if request.method != "GET" or path.startswith("/v1/chat/") or prefers_json(headers):
         return False

@@ -1,4 +1,4 @@
-"""Which other origins' pages may use the gateway: those in TOKENCAST_CORS_ORIGINS (Fetch, CORS protocol)."""
+"""CORS: pages of the origins in TOKENCAST_CORS_ORIGINS may use the gateway (Fetch, CORS protocol)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ EXPOSED = (
     "retry-after",
     "x-generation-id",
     "x-request-id",
-    "x-should-retry",  # without it an SDK in a page repeats what was accepted, and pays for it again
+    "x-should-retry",  # without it an SDK in a page repeats an accepted request, which is paid twice
 )
-"""Headers that a page may read, besides those that every page may (Cache-Control, Content-Type …)."""
+"""Headers that a page may read, besides those that every page may read (Cache-Control, Content-Type …)."""
 
 _NAMES = re.compile(r"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*(,[ \t]*|$))*", re.ASCII)
 
 
 class Cors(CORSMiddleware):
-    """The middleware. A page of a listed origin may send any header: SDKs and tracing libraries add their own, and
-    none of ours means more than what it says. Credentials (cookies) are not allowed."""
+    """The middleware. A page of a listed origin may send any header: SDKs and tracing libraries add their own, and none
+    of ours grants more than its value says. Credentials (cookies) are not allowed."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(
@@ -36,7 +36,7 @@ class Cors(CORSMiddleware):
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=EXPOSED,
-            allow_private_network=True,  # a public page that is listed may use a gateway on its user's machine
+            allow_private_network=True,  # a listed public page may use a gateway on its user's machine
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
@@ -44,6 +44,6 @@ class Cors(CORSMiddleware):
         if not _NAMES.fullmatch(names):
             param = "access-control-request-headers"
             return error_response(
-                400, "`Access-Control-Request-Headers` lists names of headers.", "invalid_value", param
+                400, "`Access-Control-Request-Headers` must be a list of header names.", "invalid_value", param
             )
         return super().preflight_response(request_headers)

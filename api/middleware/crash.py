@@ -1,7 +1,7 @@
-"""The last resort: an exception that nobody expected is a bug, and is answered with a 500.
+"""The handler of last resort: an unexpected exception is a bug, and is answered with a 500.
 
-Inside the middleware that adds the request's id and the CORS headers, and not outside of everything as Starlette's own:
-without them nobody can report the bug, and a page cannot even read the status.
+It is inside the middleware that adds the request id and the CORS headers, unlike Starlette's own handler, which is
+outermost: without them nobody could report the bug, and a page could not read the status.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from api.errors import NO_RETRY, error_response
 from broker.runtime.logging import REQUEST_ID
 
 ACCEPTED = "tokencast.accepted"
-"""In the scope of a request from which a generation may have been made: its id, or "" while that is not known."""
+"""Scope key of a request that may have created a generation: the generation's id, or "" while it is unknown."""
 
 logger = logging.getLogger("tokencast.api")
 
 
 class LastResort:
-    """The middleware. If the response has begun it can only be cut off, which is the server's part."""
+    """The middleware. If the response has begun, it can only be cut off, which the server does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,13 +39,13 @@ class LastResort:
             if started or scope["type"] != "http":
                 raise
             logger.exception("unhandled %s (%s)", type(error).__name__, REQUEST_ID.get())
-            await error_response(500, "Something went wrong here.", "internal_error", None, _headers(scope))(
+            await error_response(500, "Internal server error.", "internal_error", None, _headers(scope))(
                 scope, receive, send
             )
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Another POST would be another generation, and another bill."""
+    """Return headers that prevent a retry: another POST would be another generation, and another bill."""
     gid: str | None = scope.get(ACCEPTED)
     if gid is None:
         return {}

@@ -1,17 +1,18 @@
-"""The guard of an open gateway: it serves the programs of its machine and its own pages, and no other site's pages.
+"""The guard of an open gateway: it serves programs on its machine and its own pages, but no pages of other sites.
 
-Without API keys, being able to reach the gateway is all the permission there is, and a browser on this machine lends
-that to every page it shows. So each request is checked before anything is done for it:
+Without API keys, anyone who can reach the gateway may use it, and a browser on this machine extends that to every page
+it shows. So each request is checked first:
 
 - `Host` is a loopback name or address, the value of HOST, or listed in TOKENCAST_ALLOWED_HOSTS. Any other name may be
-  one that an attacker's DNS points at this machine (DNS rebinding). Where TOKENCAST_ALLOW_OPEN is set, an IP address
-  will do, which DNS cannot point anywhere; and any name will do for a caller that is no browser.
+  one that an attacker's DNS points at this machine (DNS rebinding). With TOKENCAST_ALLOW_OPEN an IP address is accepted
+  too, since DNS cannot redirect it; and clients that are not browsers may use any name.
 - `Origin` is the gateway's own or listed in TOKENCAST_CORS_ORIGINS, and `Sec-Fetch-Site` names no other site. Links to
   the gateway's pages may be followed from anywhere.
-- A body is JSON by its `Content-Type`: that is what a page of another site cannot send without asking first (Fetch,
-  CORS-safelisted request headers). From callers that are no browsers, what `curl -d` says of it is taken too.
+- A body is declared as JSON by its `Content-Type`: a page of another site cannot send that without a preflight request
+  (Fetch, CORS-safelisted request headers). From clients that are not browsers, the types that `curl -d` sends are
+  accepted too.
 
-Where keys are set, none of this is needed: a page has to know one.
+With API keys none of this is needed: a page has to know one.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from broker.settings.settings import Settings
 
 _PAGES = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico"})
 _OWN_SITE = frozenset({None, "same-origin", "none"})
-"""`Sec-Fetch-Site` of what a page of ours, or the user in the address bar, has asked for; None: no such header."""
+"""`Sec-Fetch-Site` of requests by our own pages or by the user in the address bar; None: no such header."""
 _FORM = frozenset({"", "application/x-www-form-urlencoded"})
-"""Content types of `curl -d` and of callers that name none."""
+"""Content types of `curl -d`, and of clients that send none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is allowed. `hosts` are names and addresses, `domains` end them (`.example`), and `anywhere` is
+    """What is allowed. `hosts` are names and addresses, `domains` are suffixes of names (`.example`), `anywhere` is
     TOKENCAST_ALLOW_OPEN."""
 
     hosts: frozenset[str]
@@ -79,7 +80,7 @@ def _own_name(host: str) -> tuple[str, ...]:
 
 
 class Guard:
-    """The middleware. Not a coroutine itself: that would be one more on the stack of each subscriber."""
+    """The middleware. Not a coroutine itself: that would be one more stack frame per subscriber."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app = app
@@ -93,8 +94,8 @@ class Guard:
 
 
 def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONResponse | None:
-    """The answer to a request that an open gateway must not serve; None if it may. No path that ends with a slash leads
-    anywhere, so the router's 404 is the better answer there."""
+    """Return the response to a request that an open gateway must not serve; None if it may. Paths that end with a slash
+    match no route; the router's 404 is the better response for them."""
     if path.endswith("/") and path != "/":
         return None
     return (
@@ -105,8 +106,8 @@ def refusal(policy: Policy, method: str, path: str, headers: Headers) -> JSONRes
 
 
 def is_browser(headers: Headers) -> bool:
-    """Return whether a browser sent this. Over plain HTTP and by other names than localhost, browsers leave out both
-    `Origin` and `Sec-Fetch-Site` in a GET of the same origin, so their name counts too."""
+    """Return whether a browser sent this. Over plain HTTP and under other names than localhost, browsers omit both
+    `Origin` and `Sec-Fetch-Site` in a same-origin GET, so the User-Agent counts too."""
     named = headers.get("user-agent", "").startswith("Mozilla/")
     return named or "origin" in headers or "sec-fetch-site" in headers
 
@@ -132,7 +133,7 @@ def _host_refusal(policy: Policy, headers: Headers) -> JSONResponse | None:
     return _refuse(
         "host_not_allowed",
         "host",
-        f"`{', '.join(hosts)[:100]}` is no name of this gateway. Without API keys it answers to localhost"
+        f"`{', '.join(hosts)[:100]}` is not a host name of this gateway. Without API keys it accepts localhost"
         f"{', its IP addresses' if policy.anywhere else ''} and the names in TOKENCAST_ALLOWED_HOSTS.",
     )
 
@@ -149,14 +150,15 @@ def _site_refusal(policy: Policy, method: str, path: str, headers: Headers) -> J
     return _refuse(
         "origin_not_allowed",
         "origin",
-        f"{page} may not use this gateway. Without API keys it serves its own pages and the origins in "
+        f"{page} may not use this gateway. Without API keys it accepts its own pages and the origins in "
         "TOKENCAST_CORS_ORIGINS.",
     )
 
 
 def _is_own(origin: str, host: str, *, vouched: bool) -> bool:
-    """Return whether an origin is the one that the request was sent to. The scheme may differ, since a proxy may have
-    ended TLS; and the port, which some proxies leave out of `Host`, where the browser itself has compared them."""
+    """Return whether the origin is the one that the request was sent to. The scheme may differ, since a proxy may have
+    ended TLS; so may the port, which some proxies omit from `Host`, if the browser itself has compared them
+    (`vouched`)."""
     normal, asked = _normal(origin), parse_authority(host)
     scheme, _, authority = normal.partition("://")
     page = parse_authority(authority)
@@ -167,7 +169,7 @@ def _is_own(origin: str, host: str, *, vouched: bool) -> bool:
 
 
 def _is_visit(method: str, path: str, headers: Headers) -> bool:
-    """Return whether somebody follows a link to one of the gateway's pages."""
+    """Return whether the request is a navigation to one of the gateway's pages."""
     mode, destination = _only(headers, "sec-fetch-mode"), _only(headers, "sec-fetch-dest")
     navigates = mode == "navigate" and destination in (None, "document")
     return method in ("GET", "HEAD") and navigates and (path in _PAGES or path.startswith("/static/"))
@@ -186,7 +188,8 @@ def _body_refusal(method: str, headers: Headers) -> JSONResponse | None:
 
 
 def _only(headers: Headers, name: str) -> str | None:
-    """The value of a header; None where it is missing, and "" where it has several: then none of them counts."""
+    """Return the value of a header; None if it is missing, and "" if it has several values, none of which is then
+    used."""
     values = set(headers.getlist(name))
     return "" if len(values) > 1 else next(iter(values), None)
 
@@ -196,7 +199,7 @@ def _is_json(kind: str) -> bool:
 
 
 def _normal(origin: str) -> str:
-    """As settings hold it; "" for what is no origin, such as `null`."""
+    """Return the origin in the form of the settings; "" for a value that is no origin, such as `null`."""
     try:
         return normalize_origin(origin) if origin != "*" and origin.isascii() else ""
     except ValueError:

@@ -68,19 +68,19 @@ class GatewayMetrics:
 
     def _collect_readers(self, families: Families) -> None:
         hub = self._broker.hub
-        subscribers = hub.everybody()
+        subscribers = hub.all_subscribers()
         present = Count({("native",): 0, ("chat",): 0})
         stalled = behind = most = 0
         for subscriber in subscribers:
             present[(subscriber.dialect,)] += 1
-            hub.delivered[(subscriber.dialect,)] += subscriber.events()
+            hub.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
             stalled += subscriber.stalled is not None
             tail, position = subscriber.feed.tail, subscriber.position
             lag = tail.seq - position.seq if tail.attempt == position.attempt else tail.seq + 1
             behind += lag > 0
             most = max(most, lag)
         followed = len({subscriber.feed for subscriber in subscribers})
-        one, rhythm, dialect = (), hub.rhythm, ("dialect",)
+        one, timings, dialect = (), hub.timings, ("dialect",)
         families.gauge("tokencast_subscribers", "Open streams of generations.", present, dialect)
         families.gauge("tokencast_subscribers_stalled", "Open streams whose peer does not read.", {one: stalled})
         families.gauge("tokencast_subscribers_behind", "Open streams that are behind the log.", {one: behind})
@@ -90,7 +90,7 @@ class GatewayMetrics:
         families.counter(
             "tokencast_subscriptions_ended",
             "Ended streams by reason: ended = the generation ended, left = the reader left, stalled = it did not read.",
-            hub.endings,
+            hub.ended,
             ("reason",),
         )
         families.counter(
@@ -102,22 +102,24 @@ class GatewayMetrics:
             {one: followed},
         )
         families.counter(
-            "tokencast_passes", "Delivery passes, each of which writes new events to subscribers.", {one: rhythm.passes}
+            "tokencast_passes",
+            "Delivery passes, each of which writes new events to subscribers.",
+            {one: timings.passes},
         )
         families.histogram(
             "tokencast_token_gap_seconds",
             "Time between two events of a generation, as readers see it.",
-            {one: rhythm.gaps()},
+            {one: timings.gaps()},
         )
         families.histogram(
             "tokencast_first_token_seconds",
             "Time from the creation of a generation until its first chunk is written to readers.",
-            {one: rhythm.first_tokens},
+            {one: timings.first_tokens},
         )
         families.histogram(
             "tokencast_delivery_seconds",
             "Time from the arrival of an event at the worker until it is written to the last reader at this gateway.",
-            {one: rhythm.delays},
+            {one: timings.delays},
         )
         families.gauge("tokencast_cache_bytes", "Size of the cache of framed events.", {one: hub.cache.bytes})
         families.gauge("tokencast_draining", "1 while the gateway drains, else 0.", {one: hub.draining})

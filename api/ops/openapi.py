@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.dialects.native.multiplex import MOST
+from api.dialects.native.multiplex import MAX_GENERATIONS
 from api.dialects.native.paced import FASTEST, SLOWEST
 from api.errors import JSONResponse
 from api.ops.docs import SECURITY, page
@@ -275,7 +275,7 @@ def _events() -> Json:
 
 def _several() -> Json:
     start = {"type": "string", "pattern": f"{ID['pattern'].rstrip('$')}(@({CURSOR['pattern'].strip('^$')}|latest))?$"}
-    starts = {"type": "array", "items": start, "minItems": 1, "maxItems": MOST}
+    starts = {"type": "array", "items": start, "minItems": 1, "maxItems": MAX_GENERATIONS}
     return {
         "/v1/events": {
             "get": _reads(

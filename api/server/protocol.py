@@ -1,8 +1,8 @@
-"""One connection: uvicorn's protocol with what it lacks, a way to its transport and an end to peers that stall.
+"""One connection: uvicorn's protocol, extended by direct access to its transport and by timeouts for slow peers.
 
-A peer can be slow at three things. Asking: a request has a size and a time. Taking: bytes that it does not take have a
-time. Leaving: an answer may be there before the request is, and to close then would be a reset, which can destroy
-the answer on its way; so we end our side, and give the other a moment.
+A peer can be slow in three ways. Sending: a request is limited in size and time. Receiving: bytes that the peer does
+not take have a timeout. Closing: a response may be complete before its request is, and to close then would be a reset,
+which can destroy the response in transit; so our side is shut down first, and the peer gets a moment to close.
 """
 
 from __future__ import annotations
@@ -25,38 +25,39 @@ from api.server.scope import FULL
 from api.server.upgrade import comes_again, feed
 from api.server.wire import EXTENSION, ignore
 
-HEAD_BYTES = 32 * 1024  # target and header lines, trailers too: twice what browsers and proxies keep to
-BODY_RATE = 16 * 1024  # bytes a second; a body that comes faster is not cut, however long it is
-LINGER = 1.0  # seconds for the peer to read our answer and go
-LINGER_BYTES = 1024 * 1024  # of a request that has been answered are read and thrown away
+HEAD_BYTES = 32 * 1024  # target and header lines, including trailers: twice the limit of browsers and proxies
+BODY_RATE = 16 * 1024  # bytes per second; a body that arrives faster has no time limit
+LINGER = 1.0  # seconds for the peer to read the response and close
+LINGER_BYTES = 1024 * 1024  # bytes of an answered request that are read and discarded
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a gateway bears. Times are in seconds."""
+    """Connection limits. Times are in seconds."""
 
     request_time: float
     send_time: float
     connections: int
-    """Connections that are served; those beyond are told to come back."""
+    """Connections that are served; further ones are told to come back."""
     most_connections: int
-    """Beyond that there is no file left to tell them with."""
+    """Connections that are accepted at all; further ones are aborted, since no file descriptors are left."""
 
 
 class State(ServerState):
-    """What all connections of a server share."""
+    """State shared by all connections of a server."""
 
     stopping = False
 
 
 class _Phase(Enum):
-    QUIET = auto()  # no request is coming in
+    IDLE = auto()  # no request is being received
     HEAD = auto()
     BODY = auto()
 
 
 class _Event(asyncio.Event):
-    """Its queue is made when somebody waits: 760 bytes, and a connection has two that nearly nobody ever waits for."""
+    """An event whose queue is created by the first waiter: that saves 760 bytes, and a connection has two events that
+    are almost never waited for."""
 
     def __init__(self) -> None:
         self._waiters: Any = ()
@@ -69,7 +70,7 @@ class _Event(asyncio.Event):
 
 
 class _Pipeline(list[Any]):
-    """A deque, as far as uvicorn uses one, which takes no room while it is empty."""
+    """The part of a deque that uvicorn uses, without memory while it is empty."""
 
     __slots__ = ()
 
@@ -78,15 +79,16 @@ class _Pipeline(list[Any]):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Hands connection and request to whoever answers (`api/server/wire.py`), and passes on what happens to them."""
+    """Gives responses access to connection and request (`api/server/wire.py`), and reports what happens to them."""
 
     limits: ConnectionLimits
     unread: ResponseMemory
 
-    # Not in the instance's dict: with more than thirty names that one is no longer shared, and takes 1.3 KiB more.
+    # Not in the instance's dict: with more than thirty names it is no longer shared and takes 1.3 KiB more.
     __slots__ = (
         "_closed",
         "_deadline",
+        "_discarded",
         "_flushing",
         "_full",
         "_head",
@@ -97,8 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
         "_received",
         "_since",
         "_streaming",
-        "_thrown_away",
-        "_unheard",
+        "_unparsed",
         "_writable",
         "tenant",
     )
@@ -112,31 +113,32 @@ class HttpProtocol(HttpToolsProtocol):
         self._lost = False
         self._lingering = False
         self._holding = False
-        self.tenant = ""  # whose answer it is, for `unread`
-        self._phase = _Phase.HEAD  # the first request's, from the first moment on
-        self._since = 0.0  # when the phase began
-        self._received = 0  # bytes in this phase
+        self.tenant = ""  # whose response it is, for `unread`
+        self._phase = _Phase.HEAD  # waiting for the first request
+        self._since = 0.0  # start of the phase
+        self._received = 0  # bytes received in this phase
         self._head = 0  # bytes of this request's target and headers so far
-        self._unheard = 0  # bytes that the parser has taken and given nothing for
-        self._thrown_away = 0
-        self._deadline: asyncio.TimerHandle | None = None  # of the request, then of the peer's leaving
+        self._unparsed = 0  # bytes given to the parser since its last callback
+        self._discarded = 0
+        self._deadline: asyncio.TimerHandle | None = None  # request timeout, then the closing timeout
         self._flushing: asyncio.TimerHandle | None = None
 
-    # --- for api/server/wire.py ---------------------------------------------------------------------------------
+    # --- used by api/server/wire.py -----------------------------------------------------------------------
 
     def streaming(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
-        """From now on somebody writes to the transport: whom to tell that it takes more, and that it is gone."""
+        """Start a stream that is written directly to the transport; the callbacks report that it takes more, and that
+        it is gone."""
         self._writable, self._closed = writable, closed
         self._streaming = True
         self._forget_deadline()
-        self.flow.resume_reading()  # a pipelined request stops it, and we would not see the peer leave
+        self.flow.resume_reading()  # a pipelined request pauses it, and then we would not see the peer leave
 
     def streamed(self) -> None:
-        """The stream is over; the connection is uvicorn's again."""
+        """End the stream: the connection belongs to uvicorn again."""
         self._writable = self._closed = ignore
         self._streaming = False
 
-    # --- the connection ----------------------------------------------------------------------------------
+    # --- the connection -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -151,10 +153,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
-            return self._throw_away(len(data))
+            return self._discard(len(data))
         if self._streaming:
-            return self.transport.close()  # a request behind a stream: it would be kept for as long as that lasts
-        if self._phase is _Phase.QUIET:
+            return self.transport.close()  # a request after a stream would be kept until the stream ends
+        if self._phase is _Phase.IDLE:
             self._enter(_Phase.HEAD)
         for start in range(0, len(data), HEAD_BYTES):
             self._feed(data[start : start + HEAD_BYTES])
@@ -180,15 +182,16 @@ class HttpProtocol(HttpToolsProtocol):
             self.unread.release(self)
         super().connection_lost(exc)
         self._closed()
-        # What would hold us in a circle: the collector comes so rarely that thousands would wait for it.
+        # Break reference cycles: the garbage collector runs so rarely that thousands of connections would wait for it.
         self.parser = self.cycle = cast("Any", None)
         self.pipeline.clear()
 
-    # --- the request -------------------------------------------------------------------------------------
+    # --- the request --------------------------------------------------------------------------------------
 
     def _feed(self, piece: bytes) -> None:
-        """Pieces are so small that what the parser keeps to itself, until a line is whole, is seen in time."""
-        self._unheard += len(piece)
+        """Feed a piece to the parser. Pieces are small, so that data which the parser buffers until a line is complete
+        is noticed in time."""
+        self._unparsed += len(piece)
         self._received += len(piece)
         self._unset_keepalive_if_required()
         try:
@@ -196,12 +199,12 @@ class HttpProtocol(HttpToolsProtocol):
         except HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("")
-        if self._head + self._unheard > HEAD_BYTES and not self._lingering:
+        if self._head + self._unparsed > HEAD_BYTES and not self._lingering:
             self._refuse(431, "headers_too_large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head = self._unheard = 0
+        self._head = self._unparsed = 0
         if self._phase is not _Phase.HEAD:
             self._enter(_Phase.HEAD)
 
@@ -215,19 +218,19 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _count(self, length: int) -> None:
         self._head += length
-        self._unheard = 0
+        self._unparsed = 0
         if self._head > HEAD_BYTES:
-            raise ValueError("too long")  # the parser stops there, and `send_400_response` follows
+            raise ValueError("too long")  # the parser stops, and `send_400_response` follows
 
     def on_headers_complete(self) -> None:
         if comes_again(self):
             return
         super().on_headers_complete()
-        self._unheard = self._thrown_away = 0
+        self._unparsed = self._discarded = 0
         self._enter(_Phase.BODY)
         cycle = self.cycle
-        cycle.message_event = _Event()  # nobody has seen the other one yet
-        cycle.transport = cast("asyncio.Transport", _Exit(self))
+        cycle.message_event = _Event()  # the original has not been seen by anyone yet
+        cycle.transport = cast("asyncio.Transport", _ResponseTransport(self))
         extensions = cast("dict[str, Any]", self.scope.setdefault("extensions", {}))
         extensions[EXTENSION] = weakref.ref(cycle)
         if self._full:
@@ -236,17 +239,17 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._unheard = 0
+        self._unparsed = 0
         super().on_body(body)
         if self.cycle.response_complete:
-            self._throw_away(len(body))
+            self._discard(len(body))
 
     def on_message_complete(self) -> None:
         if comes_again(self):
             return
         super().on_message_complete()
-        self._unheard = 0
-        self._phase = _Phase.QUIET
+        self._unparsed = 0
+        self._phase = _Phase.IDLE
         self._forget_deadline()
 
     def send_400_response(self, msg: str) -> None:
@@ -256,24 +259,24 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(400, "invalid_http")
 
     def _refuse(self, status: int, code: str) -> None:
-        """Says so, unless something else is being said already."""
+        """Send an error and close, unless another response is being sent."""
         if self.transport.is_closing():
             return None
         answering = self._answering
-        own = answering if self._phase is _Phase.BODY else None  # whoever waits for the rest of what is refused
+        own = answering if self._phase is _Phase.BODY else None  # the handler that waits for the rest of this body
         if self.pipeline or (answering and (answering.response_started or not own)):
             return self.transport.abort()
         if own or self._phase is not _Phase.BODY:
             self.transport.write(bare_error(status, code))
-        return self.hang_up()
+        return self.shut_down_writing()
 
     @property
     def _answering(self) -> RequestResponseCycle | None:
-        """The newest request, while its answer is not complete."""
+        """The newest request while its response is incomplete."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return None if cycle is None or cycle.response_complete else cycle
 
-    # --- time --------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------
 
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase
@@ -282,7 +285,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._forget_deadline()
 
     def _watch_request(self) -> None:
-        if self._deadline is None and self._phase is not _Phase.QUIET:
+        if self._deadline is None and self._phase is not _Phase.IDLE:
             self._deadline = self.loop.call_at(self._due(), self._on_deadline)
 
     def _due(self) -> float:
@@ -293,7 +296,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = None
         answering = self._answering
         if answering and (self._phase is _Phase.HEAD or answering.response_started):
-            # Something is still being answered: what comes behind it has time.
+            # A response is still being sent: the timeout of the next request begins after it.
             self._since = self.loop.time()
         if self._due() > self.loop.time():
             self._watch_request()
@@ -319,10 +322,11 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    # --- the end -----------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """The next request waits until the peer has taken this answer: one that nobody reads is the only one."""
+        """Start the next request only after the peer has taken this response, so that at most one response per
+        connection is unread."""
         if self._lingering:
             return
         if self.flow.write_paused and not self._lost:
@@ -334,7 +338,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_response_complete()
         self._watch_flush()
 
-    # --- for api/server/memory.py -------------------------------------------------------------------------------
+    # --- used by api/server/memory.py ---------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
@@ -343,27 +347,27 @@ class HttpProtocol(HttpToolsProtocol):
     def drop(self) -> None:
         self.transport.abort()
 
-    # --- for api/server/wire.py ---------------------------------------------------------------------------------
+    # --- used by api/server/wire.py -----------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         if not self._lingering and not self.transport.is_closing():
             self.transport.write(data)
 
-    def let_go(self) -> None:
-        """The server stops: no further request is waited for. One that has not come yet on a new connection is."""
+    def close_if_idle(self) -> None:
+        """Close idle connections because the server stops. A new connection may still send its first request."""
         if cast("RequestResponseCycle | None", self.cycle) is not None:
             self.shutdown()
 
-    def close_behind_answer(self) -> None:
-        """Closes as soon as the answer is out, and the request in or given up."""
+    def close_after_response(self) -> None:
+        """Close once the response is sent and the request has been received or given up."""
         if self._phase is _Phase.BODY:
-            self.hang_up()
+            self.shut_down_writing()
         else:
             self.transport.close()
             self._watch_flush()
 
-    def hang_up(self) -> None:
-        """Ends our side; the connection closes with the peer's, or when LINGER is over."""
+    def shut_down_writing(self) -> None:
+        """Shut down our side; the connection closes with the peer's side, or after LINGER seconds."""
         if self._lingering or self.transport.is_closing():
             return
         self._lingering = True
@@ -373,15 +377,15 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
 
-    def _throw_away(self, length: int) -> None:
-        self._thrown_away += length
-        if self._thrown_away > LINGER_BYTES:
-            self.hang_up()
+    def _discard(self, length: int) -> None:
+        self._discarded += length
+        if self._discarded > LINGER_BYTES:
+            self.shut_down_writing()
             self.flow.pause_reading()
 
 
-class _Exit:
-    """What an answer has of its connection: it may write, and ask for the end."""
+class _ResponseTransport:
+    """The transport that a response sees: it can write, and ask for the end."""
 
     def __init__(self, protocol: HttpProtocol) -> None:
         self.protocol = protocol
@@ -393,4 +397,4 @@ class _Exit:
         return self.protocol.transport.is_closing()
 
     def close(self) -> None:
-        self.protocol.close_behind_answer()
+        self.protocol.close_after_response()

@@ -1,5 +1,5 @@
-"""uvicorn with an end: it waits for open streams for ever when it is told to stop, and its lifespan's shutdown comes
-only after they have closed. So the streams are ended first, while it still answers."""
+"""uvicorn with an ordered shutdown. By itself it waits without limit for open streams, and its lifespan shutdown comes
+only after they have closed; here the streams are ended first, while it still answers requests."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from broker.runtime.process import open_files
 from broker.runtime.sockets import bound_socket
 from broker.settings.settings import Settings
 
-OWN_FILES = 110
-"""What a gateway may have open itself under load: connections to Redis, nearly all of it."""
+RESERVED_FILES = 110
+"""Files that a gateway itself may open under load, nearly all of them connections to Redis."""
 
-VANISHED = 30
-"""Seconds without an acknowledgement, of a heartbeat at the latest, behind which a peer's machine or network is taken
-for gone. The kernel by itself would try for a quarter of an hour."""
+PEER_TIMEOUT = 30
+"""Seconds without an acknowledgement (of a heartbeat at the latest) after which a peer's machine or network counts as
+gone. The kernel by itself would try for a quarter of an hour."""
 
 
 class Server(uvicorn.Server):
-    """`drain()` is awaited at the first signal, and not if a second one (Ctrl-C) is in a hurry. Connections are taken
-    until it is over: who comes meanwhile is told to come back, and by whom if not by us."""
+    """The server. `drain()` is awaited at the first signal and abandoned at a second one (Ctrl-C). New connections are
+    accepted until it is done and told to reconnect elsewhere."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
@@ -35,8 +35,8 @@ class Server(uvicorn.Server):
         self.server_state = State()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Return after a signal. uvicorn would raise it again, which ends the process before what its callers do last:
-        the spans that are left would not be sent, and Redis's connections not be closed."""
+        """Return after a signal. uvicorn would raise the signal again, which ends the process before its callers have
+        sent the remaining spans and closed the connections to Redis."""
         with self.capture_signals():
             await self._serve(sockets)
             self._captured_signals.clear()
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.stopping = True
         for connection in cast("set[HttpProtocol]", self.server_state.connections).copy():
-            connection.let_go()
+            connection.close_if_idle()
         draining = asyncio.ensure_future(self._drain())
         while not draining.done() and not self.force_exit:
             await asyncio.wait((draining,), timeout=0.1)
@@ -53,23 +53,23 @@ class Server(uvicorn.Server):
 
 
 def listen(settings: Settings, *, spread: bool = False) -> socket.socket:
-    """A listening socket, whose options its connections inherit; Misconfigured names the variable where that fails.
-    `spread`: one of several on this port, among which the kernel spreads the connections."""
+    """Return a listening socket whose options its connections inherit; raises Misconfigured with the variable's name on
+    failure. `spread`: one of several sockets on this port, among which the kernel spreads the connections."""
     sock = bound_socket(settings.host, settings.port, "HOST and PORT", spread=spread)
-    # Less of the kernel's buffer per stalled reader: 343 instead of 3,975 kB were pinned by one.
+    # Less kernel memory per stalled reader: one pinned 343 instead of 3,975 kB.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED * 1000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT * 1000)
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
 
 
 def limits_of(settings: Settings) -> ConnectionLimits:
-    """Four fifths of the files that the process may open are for connections, and a tenth for telling others that
-    there is no room. Where files are few, as many as Redis may take are left to it."""
+    """Return the limits: 80 % of the file limit is for connections, another 10 % for telling further clients that there
+    is no room. If the limit is low, files are left for the connections to Redis."""
     files = open_files()
-    room = max(min(files * 8 // 10, files - OWN_FILES), files // 4)
+    room = max(min(files * 8 // 10, files - RESERVED_FILES), files // 4)
     return ConnectionLimits(
         request_time=settings.header_timeout,
         send_time=settings.send_timeout,
@@ -93,5 +93,5 @@ def config_for(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive,
-        timeout_graceful_shutdown=int(settings.send_timeout) + 5,  # for what is still being taken after the drain
+        timeout_graceful_shutdown=int(settings.send_timeout) + 5,  # for responses still being read after the drain
     )

@@ -1,4 +1,4 @@
-"""Event streams as responses, whatever their dialect: cursors, the response itself, `retry:`.
+"""Event streams as HTTP responses, for every dialect: cursors, the response itself, the `retry:` field.
 
-Imports `server`. Start with `response.py`.
+Imports `server` and the rooms below it. Start with `response.py`.
 """

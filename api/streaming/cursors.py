@@ -1,4 +1,4 @@
-"""Where a reader begins."""
+"""Cursor resolution: where a reader begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from broker.store.store import Store
 
 
 async def resolve_cursor(store: Store, wanted: Cursor, generation: Generation) -> Cursor | None:
-    """A cursor of this log, or one that may have been before the log was trimmed; None for any other."""
+    """Return the cursor if it is one of this log, or may have been one before the log was trimmed; None for any
+    other."""
     if wanted in (START, generation.cursor):
         return wanted
     if await store.page(generation.id, Cursor(wanted.attempt, wanted.seq - 1), 1, until=wanted):

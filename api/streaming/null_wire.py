@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from broker.events import Event
 from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import Cursor
 
 
-class NullWire:
+class NullWire(Stateless):
     """Dialect and wire in one."""
 
+    name = "silence"
     crosses_attempts = True
     heartbeat = b""
     closing = False
@@ -23,10 +25,10 @@ class NullWire:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b": gap\n"  # goes on
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         return b""
 
     def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:

@@ -1,16 +1,22 @@
-"""The `retry:` field of server-sent events: when a reader that was sent away reconnects (WHATWG HTML §9.2)."""
+"""The `retry:` field of server-sent events: when a reader whose stream was ended reconnects (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
 import random
 
-# Between how many ms an EventSource comes back, by why it was sent away.
-_BACK = {"draining": (500, 10_000), "limit": (2000, 10_000)}
-_SOON = 1000, 4000
+from broker.fanout.dialect import EndReason
+
+LIMIT = "limit"
+"""The reason of a stream that was not opened because a limit is reached."""
+
+# Range in ms from which the reconnection time is drawn, by the reason of the end.
+_RANGES = {EndReason.DRAINING: (500, 10_000), LIMIT: (2000, 10_000)}
+_DEFAULT_RANGE = 1000, 4000
 
 
 def retry(reason: str, why: object = "") -> bytes:
-    """How long an EventSource waits before it reconnects: random, so that a thousand do not come at once. `why` is a
-    comment, for who looks: `curl`, and a page that reads streams itself."""
+    """Return a `retry:` field with the time that an EventSource waits before it reconnects. It is random, so that a
+    thousand readers do not reconnect at once. `why` is sent as a comment, for people who use curl and for pages that
+    parse streams themselves."""
     comment = f": {why}\n" if why else ""
-    return f"retry: {random.randint(*_BACK.get(reason, _SOON))}\n{comment}\n".encode()
+    return f"retry: {random.randint(*_RANGES.get(reason, _DEFAULT_RANGE))}\n{comment}\n".encode()

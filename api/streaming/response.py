@@ -1,4 +1,4 @@
-"""One event stream as a response: headers, the hub writes, the end."""
+"""An event stream as a response: headers, body written by the hub, end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.server.wire import wire_for
-from api.streaming.reconnect import retry
+from api.streaming.reconnect import LIMIT, retry
 from broker.errors import LimitExceeded, StorageUnavailable
-from broker.fanout.buffer import Dialect, Slice
+from broker.fanout.buffer import Slice
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.hub import Hub
 from broker.fanout.subscriber import Wire
@@ -24,16 +25,16 @@ from broker.runtime.tracing import span, tracing
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store, no-transform",
-    "x-accel-buffering": "no",  # nginx holds an answer back without it
+    "x-accel-buffering": "no",  # nginx buffers the response without it
 }
 
-# What ends a response as it should end. The rest (`left`, `stalled`) has nobody to end it for.
-_CLEAN = frozenset({"ended", "reset", "draining", "storage", "gone", "expired"})
+# Reasons after which the body is completed. With the others (`left`, `stalled`) the peer takes nothing.
+_CLEAN = frozenset(EndReason) - {EndReason.LEFT, EndReason.STALLED}
 
 
 class LiveResponse(Response):
-    """A response that writes for as long as there is something to follow, of one generation if `followed`. Closes
-    `stack` when it is over."""
+    """A response that is written while there is something to follow; `followed` is its feed if it follows one
+    generation. Closes `stack` at the end."""
 
     def __init__(
         self,
@@ -49,26 +50,26 @@ class LiveResponse(Response):
         self._followed = followed
         self._send_timeout = send_timeout
 
-    async def write_to(self, wire: Wire) -> str:
-        """Everything there is to write; returns the reason why it ended, as `Subscriber.ended` has it."""
+    async def write_to(self, wire: Wire) -> EndReason:
+        """Write the body; return the reason of its end."""
         raise NotImplementedError
 
-    # Not a coroutine itself: that would be one more on the stack of each subscriber.
+    # Not a coroutine itself: that would be one more stack frame per subscriber.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, scope: Scope, receive: Receive, send: Send
-    ) -> Coroutine[Any, Any, str]:
+    ) -> Coroutine[Any, Any, EndReason]:
         respond = self._traced if tracing() else self._respond
         return respond(scope, receive, send)
 
-    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> EndReason:
         gid, trace = (self._followed.gid, self._followed.trace) if self._followed else ("", "")
         with span("follow", trace, generation__id=gid) as following:
             reason = await self._respond(scope, receive, send)
-            following.note(ended=reason)
+            following.note(ended=reason.value)
             return reason
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> str:
-        """Why it ended."""
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> EndReason:
+        """Send the response and return the reason of its end."""
         async with self._stack:
             wire = wire_for(scope, receive, send)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -76,10 +77,10 @@ class LiveResponse(Response):
             try:
                 async with asyncio.timeout(self._send_timeout):
                     if reason not in _CLEAN:
-                        wire.abort()  # it may have said goodbye and still not take what is pending
+                        wire.abort()  # it may have got its closing bytes and still not take what is pending
                     await wire.close()
                     if reason in _CLEAN:
-                        # waits for the peer to take what is pending, and has no limit of its own
+                        # waits until the peer has taken what is pending, without a limit of its own
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
                 wire.abort()
@@ -87,8 +88,8 @@ class LiveResponse(Response):
 
 
 class EventStream(LiveResponse):
-    """Everything behind `position`, framed by `dialect`, after `preface`; until `until` (unix seconds) at most, where
-    the reader's right ends."""
+    """Everything after `position`, framed by `dialect`, preceded by `preface`; ends at `until` (unix seconds), when the
+    reader's access expires."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class EventStream(LiveResponse):
         position: Cursor,
         *,
         preface: bytes = b"",
-        given: bool = False,
+        has_received: bool = False,
         until: float | None = None,
         headers: dict[str, str] | None = None,
         send_timeout: float,
@@ -110,29 +111,29 @@ class EventStream(LiveResponse):
         self._dialect: Dialect = dialect
         self._position = position
         self._preface = preface
-        self._given = given
+        self._has_received = has_received
         self._until = until
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         if self._preface:
             wire.write(Slice(self._preface, self._position))
         async with self._hub.subscribe(
-            self._feed, self._dialect, wire, self._position, given=self._given
+            self._feed, self._dialect, wire, self._position, has_received=self._has_received
         ) as subscriber:
             if self._until is not None:
                 await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
-                self._hub.farewell(subscriber, "expired")
+                self._hub.end(subscriber, EndReason.EXPIRED)
             return await subscriber.ended
 
 
-class Later(Response):
-    """An event stream that ends at once: come back, then as `retry` has it for the reason. An error status would end
-    an EventSource for good."""
+class RetryLater(Response):
+    """An event stream that ends at once and asks the reader to reconnect, after a time that depends on the reason. An
+    error status would end an EventSource for good."""
 
     def __init__(self, reason: str, why: object) -> None:
         super().__init__(retry(reason, why), 200, HEADERS)
 
 
-def later(error: StorageUnavailable | LimitExceeded) -> Later:
-    """In the place of an answer that would say so."""
-    return Later("limit" if isinstance(error, LimitExceeded) else "storage", error)
+def retry_later(error: StorageUnavailable | LimitExceeded) -> RetryLater:
+    """Return the response that replaces an error status for event streams."""
+    return RetryLater(LIMIT if isinstance(error, LimitExceeded) else EndReason.STORAGE, error)

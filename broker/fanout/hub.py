@@ -1,9 +1,10 @@
 """Fan-out: one reader, one buffer, one write.
 
-Subscribers cost Redis nothing: a generation is read once per process, framed once per dialect, and each subscriber
-is a position in the shared frames. One plain loop gives every subscriber all it has not seen in one write; waking a
-task per subscriber would cost 1 to 4 µs each, the loop costs 0.1. Who cannot take more simply lags behind, in
-the shared buffer or, once that has moved on, in Redis. One bad peer harms nobody: each write is on its own.
+Subscribers cost Redis nothing: a generation is read once per process and framed once per dialect, and each subscriber
+is a position in the shared frames. One plain loop writes to each subscriber everything it has not received, in one
+write; waking a task per subscriber would cost 1 to 4 µs each, the loop costs 0.1. A subscriber that cannot take more
+falls behind, in the shared buffer or, once the buffer has moved on, in Redis. A bad peer affects no others: each write
+is independent.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from broker.concurrency.single_flight import SingleFlight
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.events import STARTED, Event
 from broker.fanout.backfill import Backfill
-from broker.fanout.buffer import Dialect, Slice
-from broker.fanout.buffer_cache import FrameCache
+from broker.fanout.buffer import FrameCache, Slice
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.reader_pool import ReaderPool
-from broker.fanout.scheduler import TURN_SECONDS, DeliveryScheduler, Known, Source
+from broker.fanout.scheduler import SLICE_SECONDS, DeliveryScheduler, FixedSource, Source
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.fanout.timing import DeliveryTimings
 from broker.generation import Generation
@@ -36,7 +37,7 @@ from broker.store.store import Store
 
 logger = logging.getLogger("tokencast.hub")
 
-HIGH_WATER = 64 * 1024  # bytes waiting in a subscriber's transport: enough, the rest waits in the shared buffer
+HIGH_WATER = 64 * 1024  # bytes that wait in a subscriber's transport; the rest waits in the shared buffer
 
 
 class Hub:
@@ -51,21 +52,21 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._stalled: dict[Subscriber, None] = {}
-        self._turns = DeliveryScheduler()
+        self._scheduler = DeliveryScheduler()
         self._readers = ReaderPool(store.redis, secrets.token_hex(6), self._spawn, self._deliver, self._resync)
-        self._pages = Backfill(store, self._spawn, self._arrived)
+        self._backfill = Backfill(store, self._spawn, self._on_page)
         self.cache = FrameCache(cache_bytes)
-        self.rhythm = DeliveryTimings(store.clock)
-        self.endings = Count()  # of responses, by why they ended
-        self.delivered = Count()  # events, by dialect
+        self.timings = DeliveryTimings(store.clock)
+        self.ended = Count()  # responses that ended, by reason
+        self.delivered = Count()  # events delivered, by dialect
         self._tick = 0
         self.draining = False
 
-    # --- who reads what ----------------------------------------------------------------------------------
+    # --- feeds --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def open(self, gid: str, tenant: str) -> AsyncGenerator[tuple[Feed, Generation]]:
-        """A feed that is kept up to date until it is left, and the generation as it was found. Raises what
+        """Keep a feed up to date until the context is left; yield it with the generation as it was found. Raises what
         Store.state raises."""
         feed = self._feeds.get(gid)
         known = feed.tail if feed is not None else START
@@ -73,8 +74,8 @@ class Hub:
         feed = self._feeds.get(gid)
         went_back = False
         if feed is None:
-            feed = self._feeds[gid] = Feed(generation, tenant, self.cache.use)
-            feed.timed = self.rhythm.chooses(len(self._feeds))
+            feed = self._feeds[gid] = Feed(generation, tenant, self.cache.on_access)
+            feed.timed = self.timings.should_time(len(self._feeds))
         else:
             went_back = generation.cursor < known or (feed.ended and generation.cursor != feed.tail)
             if feed.users == 0 or went_back:
@@ -85,67 +86,67 @@ class Hub:
             if not feed.ended and feed not in self._readers:
                 await self._readers.follow(feed)
             if went_back:
-                await self.deliver((feed,))  # to those who were here before
+                await self.deliver((feed,))  # to its earlier subscribers
             yield feed, generation
         finally:
             feed.users -= 1
             if feed.users == 0:
-                self._leave(feed)
+                self._release(feed)
 
-    def _leave(self, feed: Feed) -> None:
+    def _release(self, feed: Feed) -> None:
         self._readers.unfollow(feed)
-        for view in feed.views.values():
-            view.seal_all()
-        self._forget_if_empty(feed)
+        for buffer in feed.buffers.values():
+            buffer.seal_all()
+        self._drop_if_empty(feed)
 
-    def _forget_if_empty(self, feed: Feed) -> None:
-        if feed.users == 0 and not any(view.segments for view in feed.views.values()):
+    def _drop_if_empty(self, feed: Feed) -> None:
+        if feed.users == 0 and not any(buffer.segments for buffer in feed.buffers.values()):
             self._feeds.pop(feed.gid, None)
 
     async def _resync(self, feed: Feed) -> None:
-        """Takes the log as it is now, unless news came meanwhile. Holes are read by who stands before them; who stands
-        where the log will not come again has to begin anew."""
+        """Take over the state of the log from Redis, unless events arrived meanwhile. Holes are read when a subscriber
+        reaches them; a subscriber at a position that the log no longer has must start again."""
         tail = feed.tail
         positions = [(subscriber, subscriber.position) for subscriber in self._subscribers.get(feed, ())]
-        feed.doubted = False
+        feed.suspect = False
         try:
             generation = await self._store.state(feed.gid, feed.tenant)
         except (GenerationNotFound, GenerationGone):
-            feed.vanish()
-            self._dismiss(feed, "gone")
+            feed.mark_gone()
+            self._end_all(feed, EndReason.GONE)
         except StorageUnavailable:
-            pass  # the reader meets it too, and comes back
+            pass  # the reader meets the same error and reconnects
         else:
             for subscriber, position in positions:
                 if generation.lacks(position):
-                    self.farewell(subscriber, "reset")
+                    self.end(subscriber, EndReason.RESET)
             if feed.tail == tail:
                 feed.refresh(generation)
 
-    async def _check_quiet(self) -> None:
-        """A blocked read does not notice that its stream is gone, or went back: whoever is quiet is asked for."""
+    async def _check_idle(self) -> None:
+        """Check the feeds without news: a blocked read does not notice that its stream was deleted or went back."""
         for feed in list(self._feeds.values()):
-            quiet = self._tick - feed.checked >= _TICKS
-            if feed.users and not feed.ended and (quiet or feed.doubted):
+            idle = self._tick - feed.checked >= _TICKS
+            if feed.users and not feed.ended and (idle or feed.suspect):
                 feed.checked = self._tick
                 await self._resync(feed)
                 await self.deliver((feed,))
 
-    # --- subscribers -------------------------------------------------------------------------------------
+    # --- subscribers --------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def subscribe(
-        self, feed: Feed, dialect: Dialect, wire: Wire, position: Cursor, *, given: bool = False
+        self, feed: Feed, dialect: Dialect, wire: Wire, position: Cursor, *, has_received: bool = False
     ) -> AsyncGenerator[Subscriber]:
-        """Writes everything behind `position` to the wire, as it comes, until `ended`. `given`: the reader has
-        been given a part of this attempt before."""
-        subscriber = Subscriber(feed, feed.view(dialect), wire, position)
-        subscriber.given = given
-        subscriber.quiet_since = self._tick
-        wire.attach(partial(self.resume, subscriber), partial(subscriber.end, "left"))
+        """Write everything after `position` to the wire as it arrives, until `ended`. `has_received`: the reader has
+        received a part of this attempt before."""
+        subscriber = Subscriber(feed, feed.buffer(dialect), wire, position)
+        subscriber.has_received = has_received
+        subscriber.last_write_tick = self._tick
+        wire.attach(partial(self.resume, subscriber), partial(subscriber.end, EndReason.LEFT))
         self._subscribers.setdefault(feed, {})[subscriber] = None
         if self.draining:
-            self.farewell(subscriber, "draining")
+            self.end(subscriber, EndReason.DRAINING)
         else:
             self.push(subscriber)
         try:
@@ -154,9 +155,9 @@ class Hub:
             self._remove(subscriber)
 
     def _remove(self, subscriber: Subscriber) -> None:
-        subscriber.end("left")
-        self.endings[(subscriber.ended.result(),)] += 1
-        self.delivered[(subscriber.dialect,)] += subscriber.events()
+        subscriber.end(EndReason.LEFT)
+        self.ended[(subscriber.ended.result().value,)] += 1
+        self.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
         self._stalled.pop(subscriber, None)
         members = self._subscribers.get(subscriber.feed)
         if members is not None:
@@ -168,19 +169,19 @@ class Hub:
     def subscribers(self) -> int:
         return sum(map(len, self._subscribers.values()))
 
-    def everybody(self) -> list[Subscriber]:
+    def all_subscribers(self) -> list[Subscriber]:
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
-    # --- the pass ----------------------------------------------------------------------------------------
+    # --- delivery -----------------------------------------------------------------------------------------
 
     async def deliver(self, feeds: Iterable[Feed]) -> None:
-        """To everybody who follows these feeds, what is new in them; no reader brought it."""
-        await self._deliver(Known(feeds))
+        """Deliver what is new in these feeds, which did not come from a reader."""
+        await self._deliver(FixedSource(feeds))
 
     async def _deliver(self, source: Source) -> None:
-        """Passes over everybody who follows what is due, in turns short enough for the event loop. More may become due
-        meanwhile, also in a feed that is being passed over: then it is passed over again."""
-        turns, due = self._turns, source.due
+        """Deliver to all subscribers of the feeds that are due, in slices short enough for the event loop. More feeds
+        may become due meanwhile, also the current one: then it is delivered again."""
+        turns, due = self._scheduler, source.due
         try:
             await turns.begin(source)
             while due:
@@ -188,169 +189,173 @@ class Hub:
                 feed.checked = self._tick
                 tail, newest, feed.newest = feed.tail, feed.newest, None
                 members = tuple(self._subscribers.get(feed, ()))
-                start = view = part = None
+                start = buffer = part = None
                 for subscriber in members:
-                    # Nearly all stand where the one before stood, and get the same with nothing in the way.
-                    if subscriber.position is not start or subscriber.view is not view:
-                        start, view = subscriber.position, subscriber.view
-                        part = _plain(feed, view.slice(start))
+                    # Nearly all subscribers are at the position of the one before and get the same slice without
+                    # further checks.
+                    if subscriber.position is not start or subscriber.buffer is not buffer:
+                        start, buffer = subscriber.position, subscriber.buffer
+                        part = _plain(feed, buffer.slice(start))
                     try:
                         if part is None or not subscriber.flowing or not subscriber.wire.offer(part):
                             self.push(subscriber)
                         else:
                             subscriber.position = part.end
-                            subscriber.quiet_since = self._tick
+                            subscriber.last_write_tick = self._tick
                     except Exception:  # as in `push`
-                        subscriber.end("left")
-                    if time.monotonic() > turns.until:
-                        await turns.more(source)
-                        start = None  # the log may be another by now
+                        subscriber.end(EndReason.LEFT)
+                    if time.monotonic() > turns.slice_end:
+                        await turns.next_slice(source)
+                        start = None  # the log may have changed
                 if members and feed.timed:
-                    self.rhythm.beat(feed, tail)
+                    self.timings.delivered(feed, tail)
                     if not due or feed in due:
-                        self.rhythm.passed(tail, newest)
+                        self.timings.delivery_ended(tail, newest)
                 if feed.ended:
                     self._readers.unfollow(feed)
         finally:
             turns.end(source)
 
     def push(self, subscriber: Subscriber) -> None:
-        """Gives a subscriber what it has not seen. Never raises: its peer's trouble is its own."""
+        """Write to a subscriber what it has not received. Never raises: an error of its peer is its own."""
         try:
             self._push(subscriber)
         except Exception as error:  # a transport may raise anything once its peer is gone
             logger.debug("subscriber dropped: %s", type(error).__name__)
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
     def _push(self, subscriber: Subscriber) -> None:
-        wire, view, feed = subscriber.wire, subscriber.view, subscriber.feed
+        wire, buffer, feed = subscriber.wire, subscriber.buffer, subscriber.feed
         if subscriber.stalled is not None:
-            return None  # until `resume`; more would hide whether it takes anything
+            return None  # until `resume`; more data would hide whether the peer takes any
         while not subscriber.ended.done():
             if wire.closing:
-                return subscriber.end("left")
+                return subscriber.end(EndReason.LEFT)
             if (pending := wire.pending) > HIGH_WATER:
                 return self._stall(subscriber, pending)
-            part = view.slice(subscriber.position)
+            part = buffer.slice(subscriber.position)
             if part is None:
-                return self._wait(subscriber)
+                return self._wait_for_events(subscriber)
             if part.opens:
-                if subscriber.given and not view.dialect.crosses_attempts:
-                    return self.farewell(subscriber, "reset")
+                if subscriber.has_received and not buffer.dialect.crosses_attempts:
+                    return self.end(subscriber, EndReason.RESET)
                 if part.opens == STARTED and subscriber.position.attempt > 0:
-                    # A first attempt behind another one: a failover forgot that one's claim, so nobody wrote `reset`.
-                    self._tell(subscriber, view.dialect.forget())
+                    # A first attempt after another one: a failover lost the claim of the earlier attempt, so no `reset`
+                    # was written.
+                    self._write_notice(subscriber, buffer.state_at(subscriber.position).reset())
             if part.data:
                 wire.write(part)
-                subscriber.given = True
-                subscriber.quiet_since = self._tick
+                subscriber.has_received = True
+                subscriber.last_write_tick = self._tick
             position = subscriber.position = part.end
             if part.last:
-                return subscriber.end("ended")
+                return subscriber.end(EndReason.ENDED)
             if position == feed.tail and not feed.ended:
-                return None  # as nearly always: another turn would only find that out, at twice the cost
+                return None  # nearly always; another iteration would only find this out, at twice the cost
         return None
 
-    def _wait(self, subscriber: Subscriber) -> None:
-        """Nothing is held behind its position: it is at the tail, before a hole, or where the log was before Redis
-        forgot some of it."""
+    def _wait_for_events(self, subscriber: Subscriber) -> None:
+        """Handle a subscriber with nothing buffered after its position: it is at the tail, before a hole, or at a
+        position that Redis has lost."""
         position, feed = subscriber.position, subscriber.feed
         if position < feed.tail:
-            self._pages.ask(subscriber)
+            self._backfill.request(subscriber)
         elif feed.ended:
-            subscriber.end("ended") if position == feed.tail else self.farewell(subscriber, "reset")
+            subscriber.end(EndReason.ENDED) if position == feed.tail else self.end(subscriber, EndReason.RESET)
         elif position.attempt != feed.tail.attempt:
-            feed.doubted = True
+            feed.suspect = True
 
     def _stall(self, subscriber: Subscriber, pending: int) -> None:
         subscriber.stalled = (time.monotonic(), pending)
         self._stalled[subscriber] = None
 
     def resume(self, subscriber: Subscriber) -> None:
-        """Its wire can take more again."""
+        """Continue writing to a subscriber whose wire can take more."""
         if subscriber.stalled is not None:
             subscriber.stalled = None
             self._stalled.pop(subscriber, None)
             self.push(subscriber)
 
-    def farewell(self, subscriber: Subscriber, reason: str) -> None:
-        """Ends a response although its generation has not, in the dialect's own words. Nothing if it has ended."""
+    def end(self, subscriber: Subscriber, reason: EndReason) -> None:
+        """End a response although its generation has not ended, with the dialect's closing bytes. Nothing happens if it
+        has ended already."""
         if not subscriber.ended.done():
-            self._tell(subscriber, subscriber.view.dialect.farewell(reason))
+            self._write_notice(subscriber, subscriber.buffer.state_at(subscriber.position).end(reason))
         subscriber.end(reason)
 
-    def _tell(self, subscriber: Subscriber, data: bytes) -> None:
-        """Something that is not in the log. As with `push`, its peer's trouble is its own."""
+    def _write_notice(self, subscriber: Subscriber, data: bytes) -> None:
+        """Write bytes that are not in the log. Like `push`, never raises."""
         try:
             if data:
                 subscriber.wire.write(Slice(data, subscriber.position))
         except Exception:
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
-    def _dismiss(self, feed: Feed, reason: str) -> None:
+    def _end_all(self, feed: Feed, reason: EndReason) -> None:
         for subscriber in tuple(self._subscribers.get(feed, ())):
-            self.farewell(subscriber, reason)
+            self.end(subscriber, reason)
 
-    # --- holes -------------------------------------------------------------------------------------------
+    # --- holes --------------------------------------------------------------------------------------------
 
-    def _arrived(self, subscriber: Subscriber, page: Sequence[Event], connects: bool) -> None:
-        """The page behind its position was read; whether it `connects` to that."""
+    def _on_page(self, subscriber: Subscriber, page: Sequence[Event], connects: bool) -> None:
+        """Continue after the page after the position was read; `connects`: it follows the position without a gap."""
         if connects:
             self.push(subscriber)
         elif page:
-            self._skip(subscriber, page[0].cursor)
+            self._skip_trimmed(subscriber, page[0].cursor)
         else:
-            self.farewell(subscriber, "storage")
+            self.end(subscriber, EndReason.STORAGE)
 
-    def _skip(self, subscriber: Subscriber, earliest: Cursor) -> None:
-        """The log goes on further up: it was trimmed. Who can be told so goes on there."""
-        notice = subscriber.view.dialect.gap(subscriber.position, earliest, max(earliest, subscriber.feed.tail))
+    def _skip_trimmed(self, subscriber: Subscriber, earliest: Cursor) -> None:
+        """Skip a part of the log that was trimmed, if the dialect can express a gap."""
+        state = subscriber.buffer.state_at(subscriber.position)
+        notice = state.gap(subscriber.position, earliest, max(earliest, subscriber.feed.tail))
         if not notice:
-            return self.farewell(subscriber, "storage")
+            return self.end(subscriber, EndReason.STORAGE)
         subscriber.position = Cursor(earliest.attempt, earliest.seq - 1)
-        self._tell(subscriber, notice)
+        self._write_notice(subscriber, notice)
         return self.push(subscriber)
 
-    # --- time --------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Heartbeats, stalled peers, quiet logs, and forgetting; for as long as the process lives."""
+        """Send heartbeats, drop stalled peers, check idle logs and free unused feeds, until cancelled."""
         checking: asyncio.Task[None] | None = None
         self._spawn(self._store.redis.topology.watch())
         while True:
             await asyncio.sleep(self._heartbeat / _TICKS)
             self._tick += 1
             self._drop_stalled()
-            self._readers.sort()
+            self._readers.rebalance()
             for feed in list(self._feeds.values()):
-                self._forget_if_empty(feed)
+                self._drop_if_empty(feed)
             if checking is None or checking.done():
-                checking = self._spawn(self._check_quiet())
-            await self._beat_all()
+                checking = self._spawn(self._check_idle())
+            await self._send_heartbeats()
 
-    async def _beat_all(self) -> None:
-        """A heartbeat to everybody who has heard nothing for so long; in turns, as a pass is."""
-        until = time.monotonic() + TURN_SECONDS
+    async def _send_heartbeats(self) -> None:
+        """Send a heartbeat to each subscriber without a write for one interval, in slices as in delivery."""
+        until = time.monotonic() + SLICE_SECONDS
         for members in list(self._subscribers.values()):
             for subscriber in tuple(members):
-                if self._tick - subscriber.quiet_since >= _TICKS:
-                    self._beat(subscriber)
+                if self._tick - subscriber.last_write_tick >= _TICKS:
+                    self._send_heartbeat(subscriber)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
-                    until = time.monotonic() + TURN_SECONDS
+                    until = time.monotonic() + SLICE_SECONDS
 
-    def _beat(self, subscriber: Subscriber) -> None:
+    def _send_heartbeat(self, subscriber: Subscriber) -> None:
         wire = subscriber.wire
-        subscriber.quiet_since = self._tick
+        subscriber.last_write_tick = self._tick
         try:
             if wire.closing or subscriber.ended.done():
                 return
             if wire.pending:
                 self._stall(subscriber, wire.pending)
             else:
-                wire.write(Slice(subscriber.view.dialect.heartbeat, subscriber.position))
+                wire.write(Slice(subscriber.buffer.dialect.heartbeat, subscriber.position))
         except Exception:
-            subscriber.end("left")
+            subscriber.end(EndReason.LEFT)
 
     def _drop_stalled(self) -> None:
         now = time.monotonic()
@@ -362,18 +367,19 @@ class Hub:
                 subscriber.stalled = (now, subscriber.wire.pending)
             elif now - since > self._send_timeout:
                 subscriber.wire.abort()
-                subscriber.end("stalled")
+                subscriber.end(EndReason.STALLED)
 
     async def drain(self, window: float) -> None:
-        """Ends all responses, spread over the window, so that their readers do not come back all at once."""
+        """End all responses, spread over the window, so that their readers do not reconnect all at once."""
         self.draining = True
-        everybody = self.everybody()
-        random.shuffle(everybody)
+        subscribers = self.all_subscribers()
+        random.shuffle(subscribers)
         started = time.monotonic()
-        for number, subscriber in enumerate(everybody, start=1):
-            self.farewell(subscriber, "draining")
-            # Against the clock: timers know milliseconds, and the pauses of many would be none at all, or too long.
-            await asyncio.sleep(started + window * number / len(everybody) - time.monotonic())
+        for number, subscriber in enumerate(subscribers, start=1):
+            self.end(subscriber, EndReason.DRAINING)
+            # Measured against the clock: timers have millisecond resolution, so thousands of pauses would be zero or
+            # too long.
+            await asyncio.sleep(started + window * number / len(subscribers) - time.monotonic())
 
     async def close(self) -> None:
         await cancel_and_wait(self._tasks)
@@ -385,10 +391,10 @@ class Hub:
         return task
 
 
-_TICKS = 15  # in a heartbeat's time: how exactly silence, and a stall, is measured
+_TICKS = 15  # per heartbeat: the resolution at which idle and stalled connections are measured
 
 
 def _plain(feed: Feed, part: Slice | None) -> Slice | None:
-    """Chunks up to the tail of a log that goes on; anything else is for `push` to look at."""
+    """Return the slice if it holds only chunks up to the tail of a running log; `push` handles everything else."""
     plain = part is not None and part.data and not part.opens and part.end == feed.tail and not feed.ended
     return part if plain else None

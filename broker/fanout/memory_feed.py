@@ -1,23 +1,24 @@
-"""A feed that is no generation's: it never ends, its events are numbered by this process, and what is kept of it is
-a window of the newest bytes. To the hub it is a feed like the others."""
+"""An in-memory feed: it belongs to no generation, never ends, is numbered by this process, and keeps a window of the
+newest bytes. The hub treats it like any other feed."""
 
 from __future__ import annotations
 
 from broker.events import Event
-from broker.fanout.buffer import Dialect, FrameBuffer, Segment, Slice
+from broker.fanout.buffer import FrameBuffer, Segment, Slice
+from broker.fanout.dialect import Dialect
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import Cursor
 
 FIRST = Cursor(1, -1)
-"""Before the first event of a channel."""
+"""The position before the first event."""
 
 
 class Window(FrameBuffer):
-    """The newest `limit` bytes of a channel. Who is behind its beginning goes on there."""
+    """The newest `limit` bytes. A reader before the beginning of the window continues at its beginning."""
 
     def __init__(self, dialect: Dialect, limit: int) -> None:
-        super().__init__(dialect, lambda _view, _segment: None)
+        super().__init__(dialect, lambda _buffer, _segment: None)
         self._limit = limit
         self._bytes = 0
         self.earliest = FIRST
@@ -37,13 +38,13 @@ class Window(FrameBuffer):
 
 
 class MemoryFeed(Feed):
-    """Events are appended one by one, and told by `Hub.deliver`."""
+    """A feed without a log: events are appended one by one and delivered by `Hub.deliver`."""
 
     def __init__(self, tenant: str, dialect: Dialect, limit: int = 0) -> None:
-        super().__init__(_ENDLESS, tenant, lambda _view, _segment: None)
-        self.timed = False  # nobody generates it
+        super().__init__(_ENDLESS, tenant, lambda _buffer, _segment: None)
+        self.timed = False  # no generation, so no timings
         self.window = Window(dialect, limit)
-        self.views[dialect] = self.window
+        self.buffers[dialect] = self.window
 
     def add(self, kind: bytes, at_ms: int, data: bytes) -> Event:
         event = Event(Cursor(FIRST.attempt, self.tail.seq + 1), kind, at_ms, data)

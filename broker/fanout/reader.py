@@ -1,7 +1,6 @@
-"""Reads some logs through one connection: one XREAD that blocks over all of them. Which those are is for
-fanout/reader_pool.py to say. A new one wakes the reader through a control key in its key set; CLIENT UNBLOCK would need
-administrator's rights.
-"""
+"""Reads several logs through one connection with one XREAD that blocks over all of them. fanout/reader_pool.py decides
+which reader reads which log. A new log wakes the reader through a control key in its key set; CLIENT UNBLOCK would need
+administrator's rights."""
 
 from __future__ import annotations
 
@@ -25,15 +24,15 @@ logger = logging.getLogger("tokencast.reader")
 WAKE = Script("fanout", "wake")
 COUNT = 256  # entries per stream and read
 BLOCK_MS = 2000
-SLACK = 3.0  # seconds beyond the block: no answer by then means that the connection is dead
-IDLE = 15.0  # seconds without a stream, after which the connection is let go
-MOVING = 0.05  # seconds between two looks at a shard that is moving
-News = tuple[bytes, list[RawEntry]]
-"""A stream's name and what it has new."""
+SLACK = 3.0  # seconds after the block; without an answer by then the connection is dead
+IDLE = 15.0  # seconds without a stream until the connection is closed
+MOVING = 0.05  # seconds between two reads of a shard that is moving
+StreamEntries = tuple[bytes, list[RawEntry]]
+"""A stream's name and its new entries."""
 
 
 class Stream:
-    """A followed log, and its part of the command, which is packed anew only where the log has grown."""
+    """A followed log and its part of the command, which is packed again only if the log has grown."""
 
     __slots__ = ("_at", "_packed", "feed", "name")
 
@@ -52,9 +51,10 @@ class Stream:
 
 
 class LogReader:
-    """Follows feeds until it is told not to. `deliver(reader)` is awaited before the next read, and gives out what is
-    `due`: a process that is busy delivering reads rarer and longer, which is all the coalescing there is. Where it has
-    to wait for its turn, or needs more than one, it has the next read begun with `ahead`: see fanout/scheduler.py."""
+    """Follows feeds until they are removed. `deliver(reader)` is awaited before the next read and delivers the feeds
+    that are `due`: a process that is busy delivering reads less often and more at a time, which is the only coalescing.
+    If the delivery has to wait for its slice or needs more than one, it starts the next read early with `prefetch`: see
+    fanout/scheduler.py."""
 
     def __init__(
         self,
@@ -76,36 +76,36 @@ class LogReader:
         xread = b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", b"%d" % block_ms, b"STREAMS", self._control.encode()
         self._xread = b"".join(map(bulk, xread))
         self._streams: dict[bytes, Stream] = {}
-        self._wanted = asyncio.Event()
+        self._has_streams = asyncio.Event()
         self._connection: RespConnection | None = None
-        self._answer: asyncio.Future[list[Reply]] | None = None  # to the read that is under way
-        self._torn: dict[Feed, None] = {}  # what was read does not follow what was known
+        self._reply: asyncio.Future[list[Reply]] | None = None  # reply to the read in flight
+        self._out_of_order: dict[Feed, None] = {}  # what was read does not follow the tail
         self.due: dict[Feed, None] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def add(self, feed: Feed) -> None:
-        """It is read from the next read on, from its tail."""
+        """Follow a feed, from its tail, beginning with the next read."""
         name = keys.log(feed.gid).encode()
         self._streams[name] = Stream(name, feed)
-        self._wanted.set()
+        self._has_streams.set()
 
     def remove(self, feed: Feed) -> None:
-        """The read under way may still bring its news; nobody takes them."""
+        """Stop following a feed. Entries that the read in flight still brings are ignored."""
         self._streams.pop(keys.log(feed.gid).encode(), None)
 
     async def wake(self) -> None:
-        """So that the next read begins now."""
-        if self._answer is not None:
-            with suppress(StorageUnavailable):  # else it is about to reconnect, with all its streams
+        """Wake the reader so that its next read begins now."""
+        if self._reply is not None:
+            with suppress(StorageUnavailable):  # else it is about to reconnect with all its streams
                 await self._redis.run(WAKE, (self._control,), (60_000,))
 
     async def run(self) -> None:
-        """Until cancelled: Redis may go and come back, readers see a pause."""
+        """Read until cancelled. While Redis is unreachable, subscribers see a pause."""
         troubles = self._redis.topology.log_throttle
         while True:
-            await self._wanted.wait()
+            await self._has_streams.wait()
             try:
                 connection = await self._redis.topology.open(self.group)
             except OSError as error:
@@ -113,17 +113,17 @@ class LogReader:
             else:
                 try:
                     await self._read(connection)
-                    continue  # nothing is left to follow
+                    continue  # no stream is left
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
                         self._redis.topology.mark_suspect()
                     troubles.tell(logger, f"lost Redis: {describe_error(error)}")
-                except Exception:  # one generation's trouble must not end the reading of the others
-                    logger.exception("reader failed, starts again")
+                except Exception:  # an error in one generation must not stop the others
+                    logger.exception("log reader failed, restarting")
                 finally:
-                    if self._answer is not None:
-                        self._answer.cancel()
-                    self._connection = self._answer = None
+                    if self._reply is not None:
+                        self._reply.cancel()
+                    self._connection = self._reply = None
                     connection.close()
             await self._backoff.wait()
 
@@ -131,13 +131,13 @@ class LogReader:
         self._connection = connection
         while True:
             if not self._streams:
-                if not await self._asked():
+                if not await self._wait_for_stream():
                     return
                 self._redis.topology.check(connection.node)
-            if not self._torn:
-                self._take(await self._news(connection))
-            while self._torn:
-                feed, _ = self._torn.popitem()
+            if not self._out_of_order:
+                self._ingest(await self._read_entries(connection))
+            while self._out_of_order:
+                feed, _ = self._out_of_order.popitem()
                 await self._resync(feed)
                 self.due[feed] = None
             await self._deliver(self)
@@ -145,47 +145,47 @@ class LogReader:
                 self._backoff.success()
                 self._redis.topology.log_throttle.over()
 
-    async def _news(self, connection: RespConnection) -> Sequence[News]:
-        self.ahead()
-        if self._answer is None:
+    async def _read_entries(self, connection: RespConnection) -> Sequence[StreamEntries]:
+        self.prefetch()
+        if self._reply is None:
             raise ConnectionResetError("Redis closed the connection")
         try:
-            (reply,) = await self._answer
+            (reply,) = await self._reply
             raise_for_error(reply)
         except RespError as error:
             if error.kind not in ("TRYAGAIN", "ASK"):
                 raise
-            reply = await self._one_by_one(connection)
+            reply = await self._read_singly(connection)
         finally:
-            self._answer = None
+            self._reply = None
         await self._redis.topology.check_answer(connection, reply)
         return reply or ()
 
-    # --- for who delivers (broker/fanout/scheduler.py) --------------------------------------------------------------
+    # --- used by delivery (broker/fanout/scheduler.py) ----------------------------------------------------
 
-    def ahead(self) -> None:
-        if self._answer is None and self._connection is not None:
+    def prefetch(self) -> None:
+        if self._reply is None and self._connection is not None:
             with suppress(OSError):  # it is closed
-                self._answer = self._connection.begin(self._command(), 1, timeout=self._timeout)
+                self._reply = self._connection.begin(self._command(), 1, timeout=self._timeout)
 
     def collect(self) -> None:
-        """An answer that is no news is left to `_news`."""
-        answer, connection = self._answer, self._connection
+        """Take in a completed reply; errors are left to `_read_entries`."""
+        answer, connection = self._reply, self._connection
         if answer is None or connection is None or not answer.done() or answer.exception() is not None:
             return
         (reply,) = answer.result()
         if isinstance(reply, list) and not self._redis.topology.is_demoted(connection.node):
-            self._answer = None
-            self._take(cast("list[News]", reply))
+            self._reply = None
+            self._ingest(cast("list[StreamEntries]", reply))
 
-    # --- what a read consists of -------------------------------------------------------------------------
+    # --- parts of a read ----------------------------------------------------------------------------------
 
-    async def _asked(self) -> bool:
-        """Whether it is soon given something to follow; else its connection is let go."""
-        self._wanted.clear()
+    async def _wait_for_stream(self) -> bool:
+        """Wait IDLE seconds for a stream to follow; return False if none came and the connection can be closed."""
+        self._has_streams.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE):
-                return await self._wanted.wait()
+                return await self._has_streams.wait()
         return False
 
     def _command(self) -> bytes:
@@ -195,16 +195,17 @@ class LogReader:
         count = b"*%d\r\n" % (8 + 2 * len(names))
         return b"".join((count, self._xread, *names, bulk(self._control_id.encode()), *tails))
 
-    async def _one_by_one(self, connection: RespConnection) -> Sequence[News]:
-        """While the shard moves to another server of a cluster: some streams are here, some or all there already. No
-        read can span both, and one that waits here hears nothing of those over there."""
+    async def _read_singly(self, connection: RespConnection) -> Sequence[StreamEntries]:
+        """Read each stream by itself while its shard moves to another server of a cluster: some streams are still here,
+        some have moved. No read can span both servers, and a read that blocks here does not see the streams that have
+        moved."""
         await asyncio.sleep(MOVING)
         streams = list(self._streams.items())
         commands = [("XREAD", "COUNT", COUNT, "STREAMS", name, str(stream.feed.tail)) for name, stream in streams]
         replies = await connection.pipeline(commands, timeout=SLACK)
         return [news for reply in replies if reply and not isinstance(reply, RespError) for news in reply]
 
-    def _take(self, reply: Sequence[News]) -> None:
+    def _ingest(self, reply: Sequence[StreamEntries]) -> None:
         for name, entries in reply:
             stream = self._streams.get(name)
             if name == self._control.encode():
@@ -215,4 +216,4 @@ class LogReader:
                     stream.feed.extend(entries)
                 except OutOfOrder as error:
                     logger.warning("reading again: %s", error)
-                    self._torn[stream.feed] = None
+                    self._out_of_order[stream.feed] = None

@@ -1,4 +1,4 @@
-"""Who is written to: one open response, as a position in a shared view, and the wire to its peer."""
+"""One open response: a position in a shared buffer, and the wire to its peer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from broker.fanout.buffer import FrameBuffer, Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.ids import Cursor
 
 
 class Wire(Protocol):
-    """Where a subscriber's bytes go. Two implementations: the server's transport, and plain ASGI `send`."""
+    """The connection to a subscriber's peer. Two implementations: the server's transport, and plain ASGI `send`."""
 
     @property
     def closing(self) -> bool:
-        """The peer has gone, or was dropped."""
+        """Whether the peer has left or was dropped."""
         ...
 
     @property
@@ -25,55 +26,66 @@ class Wire(Protocol):
         ...
 
     def attach(self, writable: Callable[[], None], closed: Callable[[], None]) -> None:
-        """Whom to tell that the peer takes more again, and that it has gone."""
+        """Register callbacks: the peer can take more again; the peer has left."""
         ...
 
     def write(self, part: Slice) -> None: ...
 
     def offer(self, part: Slice) -> bool:
-        """A shorter way, if the peer is there and has taken all before; False if nothing was written. Never raises."""
+        """Write through a shorter path if the peer is there and has taken everything before. Returns False if nothing
+        was written. Never raises."""
         return False
 
     def abort(self) -> None:
-        """Drops the peer and what it has not taken."""
+        """Drop the peer and the data it has not taken."""
         ...
 
 
 class Subscriber:
-    """One open response: a position in a view. `ended` gives the reason once nothing more will be written:
-    `ended` (the terminal event was), `left`, `stalled`, or a farewell's."""
+    """One open response: a position in a buffer. `ended` is resolved with the reason once nothing more will be
+    written."""
 
-    __slots__ = ("_counted", "ended", "feed", "given", "position", "quiet_since", "stalled", "view", "wire")
+    __slots__ = (
+        "_counted",
+        "buffer",
+        "ended",
+        "feed",
+        "has_received",
+        "last_write_tick",
+        "position",
+        "stalled",
+        "wire",
+    )
 
-    def __init__(self, feed: Feed, view: FrameBuffer, wire: Wire, position: Cursor) -> None:
+    def __init__(self, feed: Feed, buffer: FrameBuffer, wire: Wire, position: Cursor) -> None:
         self.feed = feed
-        self.view = view
+        self.buffer = buffer
         self.wire = wire
         self.position = position
-        self.given = False
-        self.stalled: tuple[float, int] | None = None  # since when, and how much was pending then
-        self.quiet_since = 0  # the hub's tick at which something was written last
+        self.has_received = False
+        self.stalled: tuple[float, int] | None = None  # since when, and the pending bytes at that time
+        self.last_write_tick = 0  # the hub's tick of the last write
         self._counted = position
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
 
     @property
     def dialect(self) -> str:
-        """Its name."""
-        return type(self.view.dialect).__name__.lower()
+        """The name of its dialect."""
+        return self.buffer.dialect.name
 
-    def events(self) -> int:
-        """How many it has been given since this was last asked; of an attempt that was reset since then, none."""
+    def take_event_count(self) -> int:
+        """Return the number of events delivered since the last call; none of an attempt that was reset since then."""
         before, (attempt, seq) = self._counted, self.position
         self._counted = self.position
         if attempt == before.attempt:
             return max(0, seq - before.seq)
-        return seq + 1 + (1 - before.seq if before.attempt == 0 else 0)  # `created` stands before the first attempt
+        return seq + 1 + (1 - before.seq if before.attempt == 0 else 0)  # `created` precedes the first attempt
 
     @property
     def flowing(self) -> bool:
-        """Given something of this attempt, and neither stalled nor ended."""
-        return self.given and self.stalled is None and not self.ended.done()
+        """Whether it has received a part of this attempt and is neither stalled nor ended."""
+        return self.has_received and self.stalled is None and not self.ended.done()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: EndReason) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)

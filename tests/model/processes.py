@@ -22,7 +22,7 @@ from broker.broker import GapFound
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.events import CHUNK
 from broker.fanout.reader import LogReader
-from broker.fanout.reader_pool import FALLS_QUIET
+from broker.fanout.reader_pool import IDLE_AFTER
 from broker.ids import Cursor
 from broker.queue.tickets import Queue
 from broker.redis.client import Pool, Redis
@@ -282,9 +282,9 @@ class Gateway:
     async def check_quiet(self) -> None:
         """A heartbeat's time passes without news."""
         self.hub._tick += 1000
-        for _ in range(FALLS_QUIET):
-            self.hub._readers.sort()
-        await self.hub._check_quiet()
+        for _ in range(IDLE_AFTER):
+            self.hub._readers.rebalance()
+        await self.hub._check_idle()
 
 
 # --- workers ----------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""What happens to generations: each event under its name, with the generation as the list shows it.
+"""Frames of the activity stream: each event under its name, with the generation as the list shows it.
 
 id: 1763790000123
 event: completed
 data: {"id":"gen_…","object":"generation","status":"completed",…}
 
-The id is a time, ms by Redis's clock: everything that happened up to then has been told. Several events may share one.
+The id is a time in ms by Redis's clock: everything that happened up to it has been delivered. Several events may share
+one.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import msgspec
 
 from api.dialects.native.frames import NATIVE
 from broker.events import Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import Cursor
 
 
-class ActivityFrames:
+class ActivityFrames(Stateless):
+    name = "lifecycle"
     crosses_attempts = True
     heartbeat = NATIVE.heartbeat
 
@@ -26,17 +29,18 @@ class ActivityFrames:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
-    def farewell(self, reason: str) -> bytes:
-        return NATIVE.farewell(reason)
+    def end(self, reason: EndReason) -> bytes:
+        return NATIVE.end(reason)
 
 
 LIFECYCLE = ActivityFrames()
 
 
 def missed(requested: int, earliest: int, latest: int) -> bytes:
-    """What happened between the first two is not kept any more: list the generations again."""
+    """Return a `gap` event: what happened between `requested` and `earliest` is no longer recorded; list the
+    generations again."""
     data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
     return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)

@@ -1,4 +1,4 @@
-"""Our own server-sent events: every event of the log, under its own name and id (WHATWG HTML §9.2).
+"""Our own server-sent events: every event of the log with its name and id (WHATWG HTML §9.2).
 
 id: 1850812345678901-7
 event: chunk
@@ -11,14 +11,17 @@ import msgspec
 
 from api.streaming.reconnect import retry
 from broker.events import NAMES, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import START, Cursor
 
 _NAMES = {kind: name.encode() for kind, name in NAMES.items()}
 
 
-class Native:
-    """A reader may go from one attempt into the next: `reset` tells it to forget what it showed."""
+class Native(Stateless):
+    """The native dialect. A reader may continue from one attempt into the next: `reset` tells it to discard what it has
+    shown."""
 
+    name = "native"
     crosses_attempts = True
     heartbeat = b": hb\n\n"
 
@@ -31,12 +34,12 @@ class Native:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
         return b"event: gap\ndata: %b\n\n" % msgspec.json.encode(data)
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return unknown_cursor(1)
 
-    def farewell(self, reason: str) -> bytes:
-        """Come back, at a time of your own: no error, and nothing lost."""
-        if reason == "gone":
+    def end(self, reason: EndReason) -> bytes:
+        """Ask the reader to reconnect at a random time: no error, and nothing is lost."""
+        if reason is EndReason.GONE:
             return b"event: gone\ndata: {}\n\n"
         return retry(reason)
 
@@ -45,12 +48,12 @@ NATIVE = Native()
 
 
 def unknown_cursor(attempt: int) -> bytes:
-    """The cursor is not of this log: forget what you showed, all of it follows."""
+    """Return a `reset` event: the cursor is not of this log; discard what was shown, the whole log follows."""
     data = msgspec.json.encode({"attempt": attempt, "reason": "unknown_cursor"})
     return b"id: %b\nevent: reset\ndata: %b\n\n" % (str(START).encode(), data)
 
 
 def bookmark(cursor: Cursor) -> bytes:
-    """Sets an EventSource's last event id without an event, so that a reader that began at `latest` and lost
-    its connection before anything came loses nothing."""
+    """Set an EventSource's last event id without an event, so that a reader that began at `latest` and lost its
+    connection before the first event loses nothing."""
     return b"id: %b\n\n" % str(cursor).encode()

@@ -1,7 +1,8 @@
-"""`GET /v1/events`: many generations on one connection, for a page that shows ten and may open six.
+"""`GET /v1/events`: many generations on one connection, for a page that shows ten of them while a browser allows six
+connections.
 
-To the hub it is one subscriber for each generation, all of which write to one wire: what is pending there holds all of
-them back, so together they hold no more than one would.
+The hub has one subscriber per generation, and all write to one wire: what is pending there holds all of them back, so
+together they buffer no more than one would.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
 from api.streaming.cursors import resolve_cursor
-from api.streaming.response import HEADERS, Later, LiveResponse, later
+from api.streaming.response import HEADERS, LiveResponse, RetryLater, retry_later
 from broker.broker import Broker
 from broker.errors import (
     BrokerError,
@@ -35,22 +36,23 @@ from broker.errors import (
     StorageUnavailable,
 )
 from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor, parse_cursor
 
-MOST = 100  # generations on one connection
+MAX_GENERATIONS = 100  # generations per connection
 
 
 LATEST, UNKNOWN = Cursor(-1, 0), Cursor(-1, 1)
-"""Instead of a cursor: from now on; and one that cannot be of any log."""
+"""In place of a cursor: from now on; and a cursor that cannot be of any log."""
 
 
 @dataclass(slots=True)
 class StreamPosition:
-    """One generation on a stream: what it is told at once, and its feed, behind `cursor`, if more may follow. None as
-    cursor: `gone` is the last word on it."""
+    """One generation on a stream: its first frames, and its feed to be read after `cursor` if more may follow. A cursor
+    of None means that `gone` was the last event."""
 
     dialect: MultiplexedNative
     cursor: Cursor | None
@@ -63,10 +65,10 @@ class StreamPosition:
 class MultiplexRoutes:
     """The handler of `/v1/events?generation=ID[@CURSOR]&generation=…`, where CURSOR may be `latest`.
 
-    An id that is unknown, another tenant's, deleted or expired is told by one `gone` event and does not decide over the
-    others; only a first request that names nothing else is refused, 404 or 410. `Last-Event-ID` wins over all
-    `@CURSOR`; one that is not of this URL means `reset`, and all of it again. No id, more than 100, or a malformed
-    `@CURSOR`: 400. An id that is named twice counts once. Each is one of the subscribers that a tenant may have.
+    An id that is unknown, another tenant's, deleted or expired yields one `gone` event and does not affect the others;
+    only a first request that names no other id is refused with 404 or 410. `Last-Event-ID` overrides all `@CURSOR`; one
+    that does not belong to this URL causes a `reset` and the whole logs. No id, more than 100 ids, or a malformed
+    `@CURSOR`: 400. A repeated id counts once. Each generation counts as one of the tenant's subscribers.
     """
 
     def __init__(self, broker: Broker, access: Access) -> None:
@@ -83,11 +85,11 @@ class MultiplexRoutes:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         if self._broker.hub.draining:
-            return Later("draining", IS_DRAINING)
+            return RetryLater(EndReason.DRAINING, IS_DRAINING)
         try:
             return await self._stream(request, named)
         except (StorageUnavailable, LimitExceeded) as error:
-            return later(error)
+            return retry_later(error)
 
     async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
         gids, last = list(named), last_event_id_of(request)
@@ -96,14 +98,14 @@ class MultiplexRoutes:
             wanted = parse_vector_cursor(last, gids) or [UNKNOWN] * len(gids)
         async with AsyncExitStack() as stack:
             opening = (self._open(request, stack, *one) for one in zip(gids, wanted, strict=True))
-            opened = await asyncio.gather(*opening, return_exceptions=True)  # all, so that the stack knows all
-            places = [_raised(one) for one in opened]
-            refused = [place.missing for place in places if place.missing is not None]
-            if len(refused) == len(places) and not last:
+            opened = await asyncio.gather(*opening, return_exceptions=True)  # all, so that the stack closes each
+            positions = [_or_raise(one) for one in opened]
+            refused = [one.missing for one in positions if one.missing is not None]
+            if len(refused) == len(positions) and not last:
                 raise refused[0]
-            if not any(place.feed or place.preface for place in places):
+            if not any(one.feed or one.preface for one in positions):
                 return Response(status_code=HTTPStatus.NO_CONTENT)
-            return Multiplex(self._broker, stack.pop_all(), places, bookmark=LATEST in wanted)
+            return Multiplex(self._broker, stack.pop_all(), positions, bookmark=LATEST in wanted)
         raise AssertionError("unreachable")
 
     async def _open(self, request: Request, stack: AsyncExitStack, gid: str, wanted: Cursor | None) -> StreamPosition:
@@ -127,75 +129,78 @@ class MultiplexRoutes:
 
 
 def parse_generations(named: Sequence[str]) -> dict[str, Cursor]:
-    """Ids, and behind what each is wanted. InvalidRequest, InvalidCursor."""
+    """Return the ids and the cursor after which each is to be read. Raises InvalidRequest, InvalidCursor."""
     found: dict[str, Cursor] = {}
     for text in named:
         gid, _, cursor = text.partition("@")
         wanted = LATEST if cursor == "latest" else parse_cursor(cursor) if cursor else START
         found.setdefault(gid, wanted)
-    if not 1 <= len(found) <= MOST:
-        raise InvalidRequest(f"`generation` names from 1 to {MOST} generations, once each.", param="generation")
+    if not 1 <= len(found) <= MAX_GENERATIONS:
+        raise InvalidRequest(f"`generation` must name from 1 to {MAX_GENERATIONS} generations.", param="generation")
     return found
 
 
-def _raised(one: StreamPosition | BaseException) -> StreamPosition:
+def _or_raise(one: StreamPosition | BaseException) -> StreamPosition:
     if isinstance(one, BaseException):
         raise one
     return one
 
 
 class Multiplex(LiveResponse):
-    """The stream. `bookmark`: it begins with its `id:`, so that a reconnect before any other loses nothing."""
+    """The stream. `bookmark`: begin with an `id:`, so that a reconnect before the first event loses nothing."""
 
     def __init__(
-        self, broker: Broker, stack: AsyncExitStack, places: Sequence[StreamPosition], *, bookmark: bool
+        self, broker: Broker, stack: AsyncExitStack, positions: Sequence[StreamPosition], *, bookmark: bool
     ) -> None:
         super().__init__(stack, send_timeout=broker.settings.send_timeout)
         self._hub = broker.hub
-        self._places = places
-        self._vector = VectorCursor([place.dialect.gid for place in places], [place.cursor for place in places])
+        self._positions = positions
+        self._vector = VectorCursor([one.dialect.gid for one in positions], [one.cursor for one in positions])
         self._bookmark = bookmark
-        self._until = min((place.until for place in places if place.until is not None), default=None)
+        self._until = min((one.until for one in positions if one.until is not None), default=None)
 
-    async def write_to(self, wire: Wire) -> str:
-        preface = b"".join(place.preface for place in self._places)
+    async def write_to(self, wire: Wire) -> EndReason:
+        preface = b"".join(one.preface for one in self._positions)
         if preface or self._bookmark:
             wire.write(Slice(self._vector.sign(preface or b"\n"), FIRST))
         shared = SharedWire(wire)
         async with AsyncExitStack() as stack:
-            # On whose channel nothing comes: it is told of drain and time, and its dialect says them for all.
+            # A subscriber of an empty feed: the hub ends it on drain, and its dialect writes heartbeats and the end for
+            # the whole stream.
             watch = await stack.enter_async_context(
                 self._hub.subscribe(MemoryFeed("", self._vector), self._vector, WireShare(shared), FIRST)
             )
-            running: dict[asyncio.Future[str], int] = {}
-            for at, place in enumerate(self._places):
-                if place.feed is not None and place.cursor is not None:
-                    share = GenerationShare(shared, self._vector, at, place.feed)
+            running: dict[asyncio.Future[EndReason], int] = {}
+            for at, position in enumerate(self._positions):
+                if position.feed is not None and position.cursor is not None:
+                    share = GenerationShare(shared, self._vector, at, position.feed)
                     subscriber = await stack.enter_async_context(
-                        self._hub.subscribe(place.feed, place.dialect, share, place.cursor)
+                        self._hub.subscribe(position.feed, position.dialect, share, position.cursor)
                     )
                     running[subscriber.ended] = at
             return await self._until_all_ended(wire, watch, running)
 
     def _tell_gone(self, wire: Wire, at: int) -> None:
-        place, last = self._places[at], self._vector.cursors[at]
+        position, last = self._positions[at], self._vector.cursors[at]
         self._vector.cursors[at] = None
-        wire.write(Slice(self._vector.sign(place.dialect.gone(last or START)), FIRST))
+        wire.write(Slice(self._vector.sign(position.dialect.gone(last or START)), FIRST))
 
-    async def _until_all_ended(self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[str], int]) -> str:
+    async def _until_all_ended(
+        self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[EndReason], int]
+    ) -> EndReason:
         while running:
             left = None if self._until is None else max(0.0, self._until - time.time())
             done, _ = await asyncio.wait((*running, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                self._hub.farewell(watch, "expired")
+                self._hub.end(watch, EndReason.EXPIRED)
             for ended in done - {watch.ended}:
                 at, reason = running.pop(ended), ended.result()
-                if reason == "gone":
+                if reason is EndReason.GONE:
                     self._tell_gone(wire, at)
-                elif reason in ("left", "stalled"):
+                elif reason in (EndReason.LEFT, EndReason.STALLED):
                     watch.end(reason)
-                elif reason != "ended":
-                    self._hub.farewell(watch, reason)
+                elif reason is not EndReason.ENDED:
+                    self._hub.end(watch, reason)
             if watch.ended.done():
                 return watch.ended.result()
-        return "ended"
+        return EndReason.ENDED

@@ -1,10 +1,10 @@
-"""Native events of many generations on one stream: each says whose it is, and where in that one's log.
+"""Native events of many generations on one stream: each carries its generation and its cursor in that log.
 
 event: chunk
 data: {"generation":"gen_…","cursor":"1850812345678901-7","data":{"id":"…","choices":[…]}}
 
-These frames are shared by all streams that show the generation, so they have no `id:`. That is each stream's own, the
-cursors of all its generations, and stands on what is written for one stream only.
+These frames are shared by all streams that show the generation, so they have no `id:`. The id contains the cursors of
+all generations of one stream, and is written only with frames of that stream.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ import msgspec
 from api.streaming.reconnect import retry
 from broker.errors import InvalidCursor
 from broker.events import NAMES, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import START, Cursor, parse_cursor
 
 _NAMES = {kind: name.encode() for kind, name in NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class MultiplexedNative:
-    """The events of one generation."""
+class MultiplexedNative(Stateless):
+    """The events of one generation on a multiplexed stream."""
 
     gid: str
 
+    name = "wrapped"
     crosses_attempts = True
     heartbeat = b""
-    """The stream's, not each generation's."""
+    """None: the stream has its own, see VectorCursor."""
 
     def frame(self, event: Event) -> bytes:
         name = _NAMES.get(event.type) or event.name.encode()
@@ -42,23 +44,23 @@ class MultiplexedNative:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
         return self._wrap(b"gap", requested, msgspec.json.encode(data))
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return self.unknown_cursor(1)
 
-    def farewell(self, reason: str) -> bytes:
-        """The stream's, not each generation's."""
+    def end(self, reason: EndReason) -> bytes:
+        """None: the stream has its own, see VectorCursor."""
         return b""
 
     def unknown_cursor(self, attempt: int) -> bytes:
-        """The cursor is not of this log: forget what you showed, all of it follows."""
+        """Return a `reset` event: the cursor is not of this log; discard what was shown, the whole log follows."""
         return self._wrap(b"reset", START, msgspec.json.encode({"attempt": attempt, "reason": "unknown_cursor"}))
 
     def gone(self, position: Cursor) -> bytes:
-        """It is not there, or not any more, or not the caller's."""
+        """Return a `gone` event: the generation does not exist, does not exist any more, or is not the caller's."""
         return self._wrap(b"gone", position, b"{}")
 
     def _wrap(self, name: bytes, cursor: Cursor, data: bytes) -> bytes:
-        # Encoded: what is said to be gone may be any text that stood in a URL.
+        # Encoded: the id of a `gone` event may be any text from the URL.
         return b'event: %b\ndata: {"generation":%b,"cursor":"%d-%d","data":%b}\n\n' % (
             name,
             msgspec.json.encode(self.gid),
@@ -67,10 +69,11 @@ class MultiplexedNative:
         )
 
 
-class VectorCursor:
-    """How far a stream has told each of its generations; None where the last word on it was `gone`. Dialect of what is
-    the stream's own: heartbeats and the farewell, both with an `id:`."""
+class VectorCursor(Stateless):
+    """The cursor of a multiplexed stream: one cursor per generation, None if its last event was `gone`. Also the
+    dialect of the stream itself: heartbeats and the end, both with an `id:`."""
 
+    name = "vector"
     crosses_attempts = True
 
     def __init__(self, gids: Sequence[str], cursors: Sequence[Cursor | None]) -> None:
@@ -82,15 +85,15 @@ class VectorCursor:
         return urlsafe_b64encode(f"{self._check} {cursors}".encode()).rstrip(b"=")
 
     def sign(self, frames: bytes) -> bytes:
-        """Puts the `id:` on the last of these frames."""
+        """Add the `id:` to the last of these frames."""
         return b"%bid: %b\n\n" % (frames[:-1], bytes(self))
 
     @property
     def heartbeat(self) -> bytes:
-        """Also sets an EventSource's last event id, without an event."""
+        """It also sets an EventSource's last event id, without an event."""
         return self.sign(b": hb\n\n")
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         return self.sign(retry(reason))
 
     def frame(self, event: Event) -> bytes:
@@ -99,12 +102,12 @@ class VectorCursor:
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
 
 def parse_vector_cursor(text: str, gids: Sequence[str]) -> list[Cursor | None] | None:
-    """The cursors of a vector of these generations; None from any other text."""
+    """Return the cursors of a vector of these generations; None for any other text."""
     try:
         check, _, cursors = urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(" ")
         parsed = [None if cursor == "g" else parse_cursor(cursor) for cursor in cursors.split(",")]

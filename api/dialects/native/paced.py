@@ -1,8 +1,8 @@
-"""A generation as it happened, at X times the speed: `?speed=X`.
+"""Replay of a generation at X times its original speed: `?speed=X`.
 
-Paced by the `m` of each event, ms since its attempt began; what lies before an attempt is not waited for. Such a reader
-has a time of its own and shares no pass with others: it has a task, which holds one small page of the log. One that is
-not slower than life, and has caught up with it, becomes a subscriber like any other.
+The pace is given by the `m` of each event, ms since its attempt began; time between attempts is skipped. Such a reader
+runs on its own clock and shares no delivery with others: it has a task, which holds one small page of the log. A reader
+with at least the original speed that has caught up with a running generation becomes an ordinary subscriber.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import InvalidRequest, StorageUnavailable
 from broker.events import STARTED, Event, is_next
 from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.hub import HIGH_WATER
 from broker.fanout.memory_feed import FIRST, MemoryFeed
@@ -29,20 +30,21 @@ from broker.ids import START, Cursor
 SLOWEST, FASTEST = 0.01, 1000.0
 PAGE = 64  # events that one reader holds
 _SPEED = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
-_CAUGHT_UP = "caught up"
 
 
 def parse_speed(text: str) -> float:
-    """InvalidRequest unless it is a plain decimal number from 0.01 to 1000."""
+    """Parse a plain decimal number from 0.01 to 1000. Raises InvalidRequest."""
     speed = float(text) if _SPEED.fullmatch(text) else 0.0
     if not SLOWEST <= speed <= FASTEST:
-        raise InvalidRequest(f"`speed` is a number from {SLOWEST:g} to {FASTEST:g}, such as 2 or 0.5.", param="speed")
+        raise InvalidRequest(
+            f"`speed` must be a number from {SLOWEST:g} to {FASTEST:g}, such as 2 or 0.5.", param="speed"
+        )
     return speed
 
 
 class Replay(EventStream):
-    """As an EventStream of the native dialect. Drain, heartbeats, the peer's leaving and the send timeout are the
-    hub's business: it has the reader as a subscriber of a channel on which nothing comes."""
+    """An EventStream of the native dialect with its own pace. Drain, heartbeats, the peer's leaving and the send
+    timeout are left to the hub, where the reader is a subscriber of an empty feed."""
 
     def __init__(
         self,
@@ -69,15 +71,16 @@ class Replay(EventStream):
         self._store = broker.store
         self._speed = speed
 
-    async def write_to(self, wire: Wire) -> str:
+    async def write_to(self, wire: Wire) -> EndReason:
         outlet = Outlet(wire)
         if self._preface:
             outlet.write(Slice(self._preface, self._position))
             self._preface = b""
         reason = await self._replay(outlet)
-        return await super().write_to(outlet) if reason == _CAUGHT_UP else reason
+        return reason or await super().write_to(outlet)
 
-    async def _replay(self, outlet: Outlet) -> str:
+    async def _replay(self, outlet: Outlet) -> EndReason | None:
+        """Write the log at its pace; return None once the reader has caught up."""
         left = None if self._until is None else max(0.0, self._until - time.time())
         async with self._hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
             walking = asyncio.create_task(self._walk(outlet, watch))
@@ -85,24 +88,24 @@ class Replay(EventStream):
                 await asyncio.wait((walking, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if walking.done():
                     return walking.result()
-                self._hub.farewell(watch, "expired")
+                self._hub.end(watch, EndReason.EXPIRED)
                 return watch.ended.result()
             except StorageUnavailable:
-                self._hub.farewell(watch, "storage")
+                self._hub.end(watch, EndReason.STORAGE)
                 return watch.ended.result()
             finally:
                 await cancel_and_wait((walking,))
 
-    async def _walk(self, outlet: Outlet, watch: Subscriber) -> str:
+    async def _walk(self, outlet: Outlet, watch: Subscriber) -> EndReason | None:
         pace = Pace(self._speed, await self._reached())
         feed = self._feed
         while True:
             known = feed.tail
             events = await self._store.page(feed.gid, self._position, PAGE)
-            if not events and feed.tail <= max(known, self._position):  # and not just now come
+            if not events and feed.tail <= max(known, self._position):  # nothing arrived meanwhile
                 if self._speed >= 1 or feed.ended or known != self._position:
-                    return _CAUGHT_UP  # or the log is gone, or went back: the hub says what there is to say
-                await feed.beyond(self._position)
+                    return None  # or the log is gone or went back, which the hub handles
+                await feed.wait_beyond(self._position)
             due = bytearray()
             for event in events:
                 if (wait := pace.wait(event)) > 0:
@@ -113,10 +116,10 @@ class Replay(EventStream):
                 self._position = event.cursor
             await self._send(outlet, watch, due)
             if events and events[-1].terminal:
-                return "ended"
+                return EndReason.ENDED
 
     async def _reached(self) -> int:
-        """When, in its attempt, the event came behind which the reader begins; ms."""
+        """Return when the event at the reader's position occurred, in ms since its attempt began."""
         attempt, seq = self._position
         if self._position == START:
             return 0
@@ -124,26 +127,26 @@ class Replay(EventStream):
         return at[0].at_ms if at else 0
 
     def _before(self, event: Event) -> bytes:
-        """What is said of a place where the log does not just go on."""
+        """Return the notice for a position where the log is not contiguous."""
         if not is_next(event, self._position):
             return NATIVE.gap(self._position, event.cursor, max(event.cursor, self._feed.tail))
         if event.type == STARTED and self._position.attempt > 0:
-            return NATIVE.forget()
+            return NATIVE.reset()
         return b""
 
     async def _send(self, outlet: Outlet, watch: Subscriber, due: bytearray) -> None:
-        """All that is due, in one write, and then there is room for more."""
+        """Write everything that is due at once, then wait until there is room for more."""
         if due:
             outlet.write(Slice(bytes(due), self._position))
             due.clear()
         while outlet.pending > HIGH_WATER:
             outlet.room.clear()
-            self._hub.push(watch)  # which measures from now on whether the peer takes anything
+            self._hub.push(watch)  # which now measures whether the peer takes anything
             await outlet.room.wait()
 
 
 class Pace:
-    """When each event is due. Counts from where the reader began, and anew from the beginning of each attempt."""
+    """Computes when each event is due, from the reader's start, and anew from the start of each attempt."""
 
     def __init__(self, speed: float, at_ms: int) -> None:
         self._speed = speed
@@ -151,14 +154,14 @@ class Pace:
         self._at_ms = at_ms
 
     def wait(self, event: Event) -> float:
-        """Seconds until it is due; not above 0 if it is."""
+        """Return the seconds until the event is due; zero or less if it is."""
         if event.cursor.seq == 0:
             self._began, self._at_ms = time.monotonic(), event.at_ms
         return self._began + (event.at_ms - self._at_ms) / 1000 / self._speed - time.monotonic()
 
 
 class Outlet(Wire):
-    """A wire that is held by one after the other, and says when it has room again."""
+    """A wire that is used by several subscribers in succession, and signals when it has room again."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire

@@ -1,4 +1,4 @@
-"""The native routes: create, list, get, cancel, delete, and the events of one generation."""
+"""The native routes: create, list, get, cancel and delete generations, and follow the events of one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.requests import by_method, read_body, read_request, submit
 from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
-from api.streaming.response import HEADERS, EventStream, Later, later
+from api.streaming.response import HEADERS, EventStream, RetryLater, retry_later
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
+from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
@@ -71,8 +72,8 @@ class GenerationRoutes:
             return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:
-        """`include=request`: with what it was asked for. Only to who has a key: a token is given to readers of the
-        answer, and the prompt may be none of theirs."""
+        """Return one generation; with `include=request` also its request. That needs an API key: stream tokens are
+        given to readers of the answer, who may not be allowed to see the prompt."""
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
         async with reserve(request, tenant, partial(self._broker.store.size, gid)):
@@ -92,7 +93,8 @@ class GenerationRoutes:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def token(self, request: Request) -> Response:
-        """For who cannot send a key, to read this generation. `events_url` is relative to the gateway's origin."""
+        """Issue a stream token, for clients that cannot send a key, to read this generation. `events_url` is relative
+        to the gateway's origin."""
         tenant, gid = self._access.tenant(request), request.path_params["id"]
         body = await read_body(request, self._broker.settings.max_body)
         seconds = ttl_of(parse_json(body), LONGEST) if body else None
@@ -102,8 +104,8 @@ class GenerationRoutes:
         return JSONResponse({"token": token, "expires_at": expires_at, "events_url": events_url})
 
     async def events(self, request: Request) -> Response:
-        """A browser's stream is never refused with an error status for what is our trouble: EventSource would
-        not come back."""
+        """Stream the events, or return a page of them as JSON. Trouble of the gateway never gives a stream an error
+        status: EventSource would not reconnect."""
         gid = request.path_params["id"]
         if prefers_json(request.headers):
             return await self._page(request, gid)
@@ -114,7 +116,7 @@ class GenerationRoutes:
         try:
             return await self._stream(request, gid)
         except (StorageUnavailable, LimitExceeded) as error:
-            return later(error)
+            return retry_later(error)
 
     async def _stream(self, request: Request, gid: str) -> Response:
         hub = self._broker.hub
@@ -122,7 +124,7 @@ class GenerationRoutes:
         speed = text_of(request, "speed", empty=True)
         pace = None if speed is None else parse_speed(speed)
         if hub.draining:
-            return Later("draining", IS_DRAINING)
+            return RetryLater(EndReason.DRAINING, IS_DRAINING)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
             feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))
@@ -146,7 +148,7 @@ class GenerationRoutes:
         raise AssertionError("unreachable")
 
     async def _begin(self, request: Request, feed: Feed, generation: Generation) -> tuple[Cursor, bytes]:
-        """Where the reader wants to begin, and what it must be told first."""
+        """Return where the reader wants to begin, and the bytes to send first."""
         last, query = last_event_id_of(request), text_of(request, "after")
         if last:
             try:
@@ -169,7 +171,7 @@ class GenerationRoutes:
         limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
         async with reserve(request, reader.tenant):
             events, has_more = await self._broker.store.bounded_page(gid, after, limit)
-            # `data` is JSON already: it is set in as it is.
+            # `data` is JSON already and is inserted unchanged.
             rows = [
                 b'{"id":"%b","event":"%b","at":%d,"data":%b}'
                 % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)

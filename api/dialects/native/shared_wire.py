@@ -1,5 +1,5 @@
-"""One wire for many subscribers. What is pending on it is pending for each of them, so all lag behind together; and
-they take turns in being the first when it has room again."""
+"""One wire for many subscribers. What is pending on it is pending for each of them, so all fall behind together; they
+take turns being first when it has room again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broker.fanout.subscriber import Wire
 
 
 class SharedWire:
-    """To be attached to by its shares only."""
+    """The shared wire; only its shares attach to it."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -34,7 +34,7 @@ class SharedWire:
 
 
 class WireShare(Wire):
-    """One subscriber's hold on it."""
+    """One subscriber's use of the wire."""
 
     def __init__(self, shared: SharedWire) -> None:
         self._shared = shared
@@ -52,7 +52,7 @@ class WireShare(Wire):
         return self._wire.pending
 
     def write(self, part: Slice) -> None:
-        if part.data:  # an empty chunk would be the end of the response
+        if part.data:  # an empty chunk would end the response
             self._wire.write(part)
 
     def abort(self) -> None:
@@ -60,7 +60,7 @@ class WireShare(Wire):
 
 
 class GenerationShare(WireShare):
-    """Keeps one generation's place in the stream's vector, and puts the vector on its terminal event."""
+    """Keeps one generation's cursor in the stream's vector, and adds the vector to its terminal event."""
 
     def __init__(self, shared: SharedWire, vector: VectorCursor, place: int, feed: Feed) -> None:
         super().__init__(shared)
@@ -69,7 +69,7 @@ class GenerationShare(WireShare):
         self._feed = feed
 
     def write(self, part: Slice) -> None:
-        if part.end.seq >= 0:  # else it is only about to begin with an attempt
+        if part.end.seq >= 0:  # otherwise no event of the attempt has been written yet
             self._vector.cursors[self._place] = part.end
         if part.last:
             if self._feed.gone:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: the stock SDKs work with another `base_url` and key.
+"""OpenAI's chat completions: the stock SDKs need only another `base_url` and key.
 
 Start with `routes.py`; `frames.py` has the wire format.
 """

@@ -1,9 +1,9 @@
-"""OpenAI's chat.completions stream: the upstream's chunks as they came, then `[DONE]`.
+"""OpenAI's chat.completions stream: the upstream's chunks unchanged, then `[DONE]`.
 
-What the stock SDKs bear was run (openai-python 1.0 to 3.54, openai-node 7.57), and decides the details: no
-stand-alone `id:` or `retry:` block, no `event:`, and a heartbeat is a comment glued to the next frame, since after
-an `id:` a comment block of its own ends openai-python's stream with a JSONDecodeError. A clean end means success to
-them, so `[DONE]` follows `completed` alone and every other end is an error frame.
+What the stock SDKs accept was tested (openai-python 1.0 to 3.54, openai-node 7.57) and decides the details: no
+stand-alone `id:` or `retry:` block, no `event:`, and a heartbeat is a comment attached to the next frame, since after
+an `id:` a separate comment block ends openai-python's stream with a JSONDecodeError. The SDKs take a clean end for
+success, so `[DONE]` follows `completed` only and every other end is an error frame.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Any
 import msgspec
 
 from broker.events import CANCELLED, CHUNK, COMPLETED, FAILED, GONE, USAGE, Event
+from broker.fanout.dialect import EndReason, Stateless
 from broker.ids import Cursor
 
 
-class Chat:
-    """One attempt, with or without the usage chunk. A reader that was given text cannot take it back.
+class Chat(Stateless):
+    """The chat dialect: one attempt, with or without the usage chunk. A reader cannot take back text that it has
+    received.
 
-    `bare`: nothing but `data:` lines and the empty lines between them, as OpenAI itself sends, for clients that take a
-    stream apart line by line: no ids, so that it cannot be resumed, and no heartbeats.
+    `bare`: only `data:` lines and empty lines between them, as OpenAI itself sends, for clients that parse a stream
+    line by line: no ids, so it cannot be resumed, and no heartbeats.
     """
 
+    name = "chat"
     crosses_attempts = False
 
     def __init__(self, *, usage: bool, bare: bool = False) -> None:
@@ -40,7 +43,7 @@ class Chat:
         if event.type == CANCELLED:
             return self._frame(event.cursor, CANCELLED_ERROR)
         if event.type == GONE:
-            return self._frame(event.cursor, _error("gone"))
+            return self._frame(event.cursor, _error(EndReason.GONE))
         return b""
 
     def _frame(self, cursor: Cursor, data: bytes) -> bytes:
@@ -48,7 +51,7 @@ class Chat:
         return b"data: %b\n\n" % data if self._bare else b"id: %d-%d\ndata: %b\n\n" % (*cursor, data)
 
     def _counted(self, event: Event) -> bytes:
-        """The usage chunk that was asked for, where the upstream gave none and we counted."""
+        """Return the requested usage chunk if the upstream sent none and the worker counted."""
         if not self._usage or b'"estimated":true' not in event.data:
             return b""
         usage: Any = msgspec.json.decode(event.data)["usage"]
@@ -60,22 +63,22 @@ class Chat:
             "choices": [],
             "usage": usage,
         }
-        # The id of the event before: who goes on behind it gets this chunk and [DONE], which are one event.
+        # The id of the previous event: a reader that resumes after it gets this chunk and [DONE], which are one event.
         before = Cursor(event.cursor.attempt, event.cursor.seq - 1)
         return self._frame(before, msgspec.json.encode(chunk))
 
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         return b""
 
-    def forget(self) -> bytes:
+    def reset(self) -> bytes:
         return b""
 
-    def farewell(self, reason: str) -> bytes:
+    def end(self, reason: EndReason) -> bytes:
         return b"data: %b\n\n" % _error(reason)
 
 
-# Line breaks to `str.splitlines`, with which openai-python before 1.14 (and whoever reads lines through httpx) takes a
-# stream apart, but not to SSE. In JSON they stand in strings only, where an escape says the same.
+# Line breaks for `str.splitlines`, with which openai-python before 1.14 (and other readers through httpx) splits a
+# stream, but not for SSE. In JSON they occur only in strings, where an escape is equivalent.
 _BREAKS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
 
 
@@ -86,20 +89,29 @@ def _on_one_line(data: bytes) -> bytes:
     return data
 
 
-# Why a stream ends although its generation did not complete: (code, message).
-_ENDS = {
-    "reset": ("generation_reset", "The generation was started again after a part of it was sent; ask for it anew."),
-    "draining": ("server_draining", "The server is being restarted; the generation goes on and can be read again."),
-    "storage": ("storage_unavailable", "The log cannot be read at the moment; the generation can be read again."),
-    "gone": ("generation_gone", "The generation was deleted."),
+# Errors of streams that end although their generation did not complete: (code, message).
+_ENDS: dict[str, tuple[str, str]] = {
+    EndReason.RESET: (
+        "generation_reset",
+        "The generation restarted after a part of it was sent; request it again.",
+    ),
+    EndReason.DRAINING: (
+        "server_draining",
+        "The server restarts; the generation continues and can be read again.",
+    ),
+    EndReason.STORAGE: (
+        "storage_unavailable",
+        "The log cannot be read now; the generation can be read again later.",
+    ),
+    EndReason.GONE: ("generation_gone", "The generation was deleted."),
     "cancelled": ("generation_cancelled", "The generation was cancelled."),
-    "expired": ("token_expired", "The stream token has expired; the generation can be read on with another."),
+    EndReason.EXPIRED: ("token_expired", "The stream token has expired; reading can continue with a new one."),
 }
 
 
 def _error(reason: str) -> bytes:
     code, message = _ENDS[reason]
-    kind = "authentication_error" if reason == "expired" else "server_error"
+    kind = "authentication_error" if reason == EndReason.EXPIRED else "server_error"
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
@@ -110,7 +122,7 @@ _BARE, _BARE_WITH_USAGE = Chat(usage=False, bare=True), Chat(usage=True, bare=Tr
 
 
 def chat_dialect(*, usage: bool, bare: bool) -> Chat:
-    """Return the one dialect of its kind: what is framed in it is shared by all of its readers."""
+    """Return the shared instance of a variant: its frames are shared by all of its readers."""
     if bare:
         return _BARE_WITH_USAGE if usage else _BARE
     return CHAT_WITH_USAGE if usage else CHAT

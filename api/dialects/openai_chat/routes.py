@@ -1,4 +1,4 @@
-"""OpenAI's chat.completions on top of a generation: the stock SDKs need another `base_url` and key, nothing else."""
+"""OpenAI's chat.completions on top of a generation: the stock SDKs need only another `base_url` and key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from broker.completion.fold import finish_reason
 from broker.completion.merging import as_call
 from broker.completion.text import json_text
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
-from broker.fanout.buffer import Dialect
+from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
@@ -34,7 +34,7 @@ from broker.request import CompletionRequest
 Json = dict[str, Any]
 
 STATUS_WAIT = 10.0
-"""Seconds that the status line waits for the first chunk, so that a failure keeps a status of its own."""
+"""Seconds that the status line waits for the first chunk, so that a failure has its own status."""
 
 
 class ChatCompletionRoutes:
@@ -64,13 +64,13 @@ class ChatCompletionRoutes:
             headers["idempotent-replayed"] = "true"
         try:
             dialect = chat_dialect(usage=asked.include_usage, bare=bare)
-            return await self._answer(request, asked, created.id, tenant, headers, dialect)
+            return await self._reply(request, asked, created.id, tenant, headers, dialect)
         except BrokerError as error:
             response = await on_broker_error(request, error)
             response.headers.update({**headers, **NO_RETRY})
             return response
 
-    async def _answer(
+    async def _reply(
         self,
         request: Request,
         asked: CompletionRequest,
@@ -79,7 +79,7 @@ class ChatCompletionRoutes:
         headers: dict[str, str],
         dialect: Chat,
     ) -> Response:
-        """What becomes of a generation that was accepted, in the form that was asked for."""
+        """Return the response to an accepted generation, streamed or whole as requested."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._access.subscribers.one(tenant, gid))
             feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
@@ -101,7 +101,7 @@ class ChatCompletionRoutes:
         position: Cursor,
         headers: dict[str, str],
         *,
-        given: bool = False,
+        has_received: bool = False,
         until: float | None = None,
     ) -> EventStream:
         return EventStream(
@@ -110,26 +110,26 @@ class ChatCompletionRoutes:
             feed,
             dialect,
             position,
-            given=given,
+            has_received=has_received,
             until=until,
             headers=headers,
             send_timeout=self._broker.settings.send_timeout,
         )
 
     async def _refusal(self, feed: Feed, dialect: Chat, tenant: str) -> Response | None:
-        """The error answer of a generation that failed before it had anything to say."""
-        ended = await self._wait(feed, dialect, feed.begun(), STATUS_WAIT)
+        """Return the error of a generation that failed before its first chunk; None if it did not."""
+        ended = await self._wait(feed, dialect, feed.wait_first_chunk(), STATUS_WAIT)
         if ended is None or feed.has_chunk:
             return None
-        if ended == "draining":
+        if ended is EndReason.DRAINING:
             return draining_error(NO_RETRY)
         generation = await self._broker.store.state(feed.gid, tenant)
         return generation_error(generation) if generation.status in ("failed", "cancelled") else None
 
     async def _whole(self, request: Request, feed: Feed, tenant: str) -> Response:
-        """Waits for the end, as long as the caller does; the generation goes on without."""
+        """Wait for the end as long as the caller does; the generation continues without the caller."""
         ended = await self._wait(feed, SILENCE, _disconnected(request))
-        if ended == "draining" and not feed.ended:
+        if ended is EndReason.DRAINING and not feed.ended:
             return draining_error(NO_RETRY)
         async with reserve(request, tenant, partial(self._broker.store.size, feed.gid)):
             generation = await self._broker.get(feed.gid, tenant=tenant)
@@ -139,9 +139,9 @@ class ChatCompletionRoutes:
 
     async def _wait(
         self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
-    ) -> str | None:
-        """As a subscriber who is written nothing: until then, or the generation's end, or the hub's farewell. Why
-        there will be no more, if that was it."""
+    ) -> EndReason | None:
+        """Wait until `until` is done, the generation ends or the hub ends its streams; return the reason of the end, if
+        any."""
         moment = asyncio.ensure_future(until)
         async with self._broker.hub.subscribe(feed, dialect, SILENCE, feed.tail) as subscriber:
             try:
@@ -152,9 +152,9 @@ class ChatCompletionRoutes:
                 await asyncio.gather(moment, return_exceptions=True)
 
     async def _newest_attempt(self, generation: Generation) -> Cursor:
-        """Where a reader begins who must not see two attempts: right before the newest one."""
+        """Return where a reader begins that must see only one attempt: right before the newest one."""
         if generation.status == "queued":
-            return generation.cursor  # the next attempt begins behind it
+            return generation.cursor  # the next attempt begins after it
         if generation.attempt <= 1:
             return START
         if generation.cursor.seq > 0 or not generation.ended:
@@ -162,7 +162,7 @@ class ChatCompletionRoutes:
         return await self._broker.store.last_attempt(generation.id)
 
     async def get(self, request: Request) -> Response:
-        """The stored completion (partial while it runs), or with `?stream=true[&after=CURSOR]` its stream."""
+        """Return the stored completion (partial while it runs), or its stream with `?stream=true[&after=CURSOR]`."""
         gid = request.path_params["id"]
         reader = await self._access.reader(request, gid)
         stream, bare = flag_of(request, "stream"), flag_of(request, "bare")
@@ -176,16 +176,19 @@ class ChatCompletionRoutes:
             after = text_of(request, "after") or text_of(request, "starting_after")
             position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
             dialect = chat_dialect(usage=usage, bare=bare)
-            given = after is not None and position.attempt > 0 and position.seq > 0
+            has_received = after is not None and position.attempt > 0 and position.seq > 0
             headers = {"x-generation-id": gid}
-            return self._stream(stack.pop_all(), feed, dialect, position, headers, given=given, until=reader.until)
-        raise StorageUnavailable  # never: the stack suppresses nothing
+            return self._stream(
+                stack.pop_all(), feed, dialect, position, headers, has_received=has_received, until=reader.until
+            )
+        raise StorageUnavailable  # unreachable: the stack suppresses nothing
 
     async def _behind(self, after: str, generation: Generation) -> Cursor:
-        """Where a reader goes on. InvalidCursor behind one that is not of this log: nothing would ever come."""
+        """Return where a reader continues. Raises InvalidCursor for a cursor that is not of this log: nothing would
+        ever follow it."""
         position = parse_cursor(after)
         if generation.ended and position == generation.cursor:
-            return Cursor(position.attempt, position.seq - 1)  # the end, once more
+            return Cursor(position.attempt, position.seq - 1)  # the end again
         before = Cursor(position.attempt, position.seq - 1)
         if position != START and not await self._broker.store.page(generation.id, before, 1, until=position):
             raise InvalidCursor(f"The generation has no event {position}.")
@@ -204,7 +207,7 @@ def _completion_or_error(generation: Generation) -> JSONResponse:
 
 
 def completion(generation: Generation) -> Json:
-    """The ChatCompletion; `finish_reason` is null while it runs."""
+    """Return the ChatCompletion; `finish_reason` is null while it runs."""
     return {
         "id": generation.id,
         "object": "chat.completion",
@@ -216,10 +219,10 @@ def completion(generation: Generation) -> Json:
 
 
 def _choice(choice: Json, *, ended: bool) -> Json:
-    """A choice as OpenAI's types have it, whatever the upstream sent."""
+    """Return a choice as OpenAI's types define it, whatever the upstream sent."""
     message = _message(_object(choice.get("message")))
     reason = finish_reason(choice.get("finish_reason"))
-    if reason is None and ended:  # some upstreams say [DONE] and nothing else, but null means that it runs
+    if reason is None and ended:  # some upstreams send only [DONE], but null means that it runs
         reason = "tool_calls" if "tool_calls" in message else "stop"
     logprobs = _object(choice.get("logprobs")) or None
     return {**choice, "logprobs": logprobs, "message": message, "finish_reason": reason}
@@ -233,7 +236,7 @@ def _message(merged: Json) -> Json:
     if not isinstance(message["role"], str) or not message["role"]:
         message["role"] = "assistant"
     calls = [_call(call) for call in _objects(message.pop("tool_calls", None))]
-    if calls:  # a message without calls has no `tool_calls`: the SDKs' users ask whether it is there
+    if calls:  # a message without calls has no `tool_calls`: SDK users test for the key
         message["tool_calls"] = calls
     if "function_call" in message and not _object(message["function_call"]):
         del message["function_call"]
@@ -241,7 +244,7 @@ def _message(merged: Json) -> Json:
 
 
 def _call(call: Json) -> Json:
-    """A whole call. Has no `index`, which is how the pieces of a stream find each other."""
+    """Return a whole call, without `index`, which only assembles the pieces of a stream."""
     whole = {"id": "", **{key: value for key, value in as_call(call).items() if key != "index"}}
     whole["id"] = _string(whole["id"])
     kind, said = "function", "arguments"
@@ -265,6 +268,6 @@ def _object(value: object) -> Json:
 
 
 def _objects(value: object) -> list[Json]:
-    """The objects of a list, or one that stands without a list."""
+    """Return the objects of a list, or a single object without a list."""
     values = cast("list[object]", value) if isinstance(value, list) else [value]
     return [cast(Json, item) for item in values if isinstance(item, dict) and item]

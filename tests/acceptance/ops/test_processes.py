@@ -54,7 +54,7 @@ async def test_readers_are_spread_and_a_dead_process_is_replaced(redis: Embedded
         await follow(readers, writer)
         doomed, other = gateways(api.process.process.pid)
         os.kill(doomed, signal.SIGKILL)
-        await api.process.says("process . of 2 ended .SIGKILL. and is started again")
+        await api.process.says("process . of 2 ended .SIGKILL.; restarting it")
         await wait_until(lambda: len(re.findall("listening on", api.process.output)) == 3)
         assert other in gateways(api.process.process.pid)
         assert len(gateways(api.process.process.pid)) == 2
@@ -76,7 +76,7 @@ async def test_all_drain_and_the_port_is_free_again(redis: EmbeddedRedis, broker
         assert all(unchunked(end).split(b"\n\n")[-2].startswith(b"retry: ") for end in ends)
         assert await api.process.wait() == 0
         assert "Traceback" not in api.process.output
-        assert "started again" not in api.process.output
+        assert "restarting it" not in api.process.output
         where = urlsplit(api.url)
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -98,7 +98,7 @@ async def test_what_can_never_start_is_not_tried_again() -> None:
         service("api", "--processes", "2", PORT="0", REDIS_URL=evicting.url) as process,
     ):
         assert await process.wait() == 2
-        assert "started again" not in process.output
+        assert "restarting it" not in process.output
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two"])

@@ -64,7 +64,7 @@ class At:
     @property
     def reader(self) -> LogReader:
         feed = self._hub._feeds[self._writer.gid]  # pyright: ignore
-        reader = self._hub._readers._places[feed].reader  # pyright: ignore
+        reader = self._hub._readers._assignments[feed].reader  # pyright: ignore
         assert reader is not None
         return reader
 
@@ -82,12 +82,12 @@ async def all_have_one(hub: Hub, listeners: Sequence[Listener]) -> None:
     """By a pass or by a page; and the passes are over, and every reader waits for what comes behind it."""
 
     def waits(reader: LogReader) -> bool:
-        return reader._answer is not None and not reader._answer.done()  # pyright: ignore
+        return reader._reply is not None and not reader._reply.done()  # pyright: ignore
 
     def at_rest() -> bool:
         read = all(feed.tail.seq == 1 for feed in hub._feeds.values())  # pyright: ignore
         given = all("one " in listener.writes for listener in listeners)
-        return read and given and hub._turns._holder is None and all(map(waits, hub._readers))  # pyright: ignore
+        return read and given and hub._scheduler._holder is None and all(map(waits, hub._readers))  # pyright: ignore
 
     await wait_until(at_rest)
 
@@ -95,7 +95,7 @@ async def all_have_one(hub: Hub, listeners: Sequence[Listener]) -> None:
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one write each."""
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
 
 
 async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRedis, broker: Broker) -> None:
@@ -117,7 +117,7 @@ async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRe
 async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
     redis: EmbeddedRedis, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "SPEAKING", 1)
+    monkeypatch.setattr(readers, "ACTIVE_PER_READER", 1)
     first, second, third = [await generation(broker) for _ in range(3)]
     herd, other, last = [Listener() for _ in range(9)], Listener(), Listener()
     async with AsyncExitStack() as stack:
@@ -129,7 +129,7 @@ async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
         more = [At(redis.url, hub, writer, 3, "three ") for writer in (second, third)]
 
         def for_the_next_in_line() -> None:
-            line = hub._turns._line  # pyright: ignore
+            line = hub._scheduler._queue  # pyright: ignore
             for at in [at for at in more if line and line[0][1] is at.reader]:
                 more.remove(at)
                 at()

@@ -94,7 +94,7 @@ async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int
 
 def connections(speaking: int = 0, quiet: int = 0) -> int:
     """That so many followed logs take."""
-    return -(-speaking // readers.SPEAKING) + -(-quiet // readers.QUIET)
+    return -(-speaking // readers.ACTIVE_PER_READER) + -(-quiet // readers.IDLE_PER_READER)
 
 
 async def test_a_thousand_followed_streams(redis: EmbeddedRedis) -> None:
@@ -105,7 +105,7 @@ async def test_a_thousand_followed_streams(redis: EmbeddedRedis) -> None:
         feeds = [(await stack.enter_async_context(broker.hub.open(w.gid, "default")))[0] for w in writers]
         await wait_until(lambda: _count(broker.store.redis, "xread", connections(1000)))
         await gather(*(writer.append("word") for writer in writers))
-        await gather(*(feed.beyond(feed.tail) for feed in feeds if feed.tail.seq == 0))
+        await gather(*(feed.wait_beyond(feed.tail) for feed in feeds if feed.tail.seq == 0))
         assert {feed.tail.seq for feed in feeds} == {1}
         assert len(await clients(broker.store.redis, "xread")) == connections(1000)
 

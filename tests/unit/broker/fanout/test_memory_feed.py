@@ -46,12 +46,12 @@ def test_who_is_behind_the_window_goes_on_at_its_beginning() -> None:
 async def test_who_resumes_is_told_what_was_written_since_and_a_little_before() -> None:
     """By when it was written, not by the id under which it was told: that may be lower, while a server is behind."""
     history = History("", LIFECYCLE)
-    for second, all_told in ((10, 10), (20, 20), (30, 25), (28, 40), (40, 40)):
-        history.tell(Entry((second * 1000, 0), f"s{second}", "", b"created", b"{}"), all_told * 1000)
-    assert history.behind(0) == FIRST
-    assert history.behind(20_000 + OVERLAP) == Cursor(FIRST.attempt, 1)
-    assert history.behind(25_000 + OVERLAP) == Cursor(FIRST.attempt, 1), "both that were told late are told again"
-    assert history.behind(40_000 + OVERLAP) == Cursor(FIRST.attempt, 4) == history.tail
+    for second, read_up_to in ((10, 10), (20, 20), (30, 25), (28, 40), (40, 40)):
+        history.append(Entry((second * 1000, 0), f"s{second}", "", b"created", b"{}"), read_up_to * 1000)
+    assert history.position_after(0) == FIRST
+    assert history.position_after(20_000 + OVERLAP) == Cursor(FIRST.attempt, 1)
+    assert history.position_after(25_000 + OVERLAP) == Cursor(FIRST.attempt, 1), "both late ones again"
+    assert history.position_after(40_000 + OVERLAP) == Cursor(FIRST.attempt, 4) == history.tail
     ids = [int(line[4:]) for line in read(history, FIRST).decode().splitlines() if line.startswith("id: ")]
     assert ids == [10_000, 20_000, 25_000, 28_000, 40_000]
 
@@ -60,13 +60,13 @@ async def test_an_entry_that_the_history_held_is_not_told_again() -> None:
     history = History("", LIFECYCLE)
     history.loaded = {"10": (5000, 1)}
     for at, shard in (((5000, 0), "10"), ((5000, 1), "10"), ((5000, 2), "10"), ((4000, 0), "by")):
-        history.tell(Entry(at, shard, "", b"created", b"{}"), 6000)
+        history.append(Entry(at, shard, "", b"created", b"{}"), 6000)
     assert history.tail == Cursor(FIRST.attempt, 1)
 
 
 async def test_what_left_the_window_is_not_complete_any_more() -> None:
     history = History("", LIFECYCLE)
     for number in range(1, 3001):
-        history.tell(Entry((number, 0), "10", "", b"created", DATA % number), number)
+        history.append(Entry((number, 0), "10", "", b"created", DATA % number), number)
     assert history.complete_since == history.window.earliest.seq + 1 > 1
-    assert history.behind(0) == history.window.earliest
+    assert history.position_after(0) == history.window.earliest

@@ -20,7 +20,7 @@ class Spy:
         self.name = name
         self.said = said
 
-    def ahead(self) -> None:
+    def prefetch(self) -> None:
         self.said.append(f"{self.name} reads")
 
     def collect(self) -> None:
@@ -74,7 +74,7 @@ async def test_who_needs_another_turn_comes_behind_all_who_wait() -> None:
     async with turn(turns, one):
         other = asyncio.create_task(one_turn(turns, two))
         await settled()
-        await turns.more(one)
+        await turns.next_slice(one)
         assert said[-2:] == ["two begins", "one collects"]
     await other
 
@@ -83,10 +83,10 @@ async def test_who_needs_another_turn_and_is_alone_reads_on_meanwhile() -> None:
     said: list[str] = []
     turns, one = DeliveryScheduler(), Spy("one", said)
     async with turn(turns, one):
-        before = turns.until
-        await turns.more(one)
-        assert turns.until > before
-        await turns.more(one)
+        before = turns.slice_end
+        await turns.next_slice(one)
+        assert turns.slice_end > before
+        await turns.next_slice(one)
     assert said == ["one begins", "one collects", "one reads", "one collects", "one reads"]
 
 
@@ -120,7 +120,7 @@ async def test_who_is_cancelled_in_the_line_for_another_turn_takes_nobody_s() ->
         async with turn(turns, one):
             lined_up.set()
             await resume.wait()
-            await turns.more(one)
+            await turns.next_slice(one)
 
     lined_up, resume, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

@@ -104,29 +104,29 @@ def entry(attempt: int, seq: int, at_ms: int, kind: bytes = b"c") -> tuple[bytes
 def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
     attempt = NOW * 1024
     clock = Clock(NOW / 1000)
-    rhythm: Any = DeliveryTimings(clock)  # pyright: ignore[reportArgumentType]
+    timings: Any = DeliveryTimings(clock)  # pyright: ignore[reportArgumentType]
     feed = feed_of(0, 1)
     for at_ms, entries in ((0, [(0, b"st")]), (80, [(1, b"c")]), (100, [(2, b"c"), (3, b"c"), (4, b"c")])):
         feed.extend([entry(attempt, seq, at_ms, kind) for seq, kind in entries])
         clock.now = (NOW + at_ms + 3) / 1000
-        rhythm.beat(feed, feed.tail)
-        rhythm.passed(feed.tail, feed.newest)
-    gaps = rhythm.gaps()
+        timings.delivered(feed, feed.tail)
+        timings.delivery_ended(feed.tail, feed.newest)
+    gaps = timings.gaps()
     assert sum(gaps.counts) == 4  # to the first chunk, to the next, and two within a write
     assert gaps.counts[0] >= 2
-    assert sum(rhythm.first_tokens.counts) == 1
-    assert rhythm.first_tokens.sum == pytest.approx(0.083, abs=1e-4)
-    assert rhythm.delays.sum == pytest.approx(3 * 0.003, abs=1e-4)
-    rhythm.beat(feed, feed.tail)  # nothing new
-    assert sum(rhythm.gaps().counts) == 4
+    assert sum(timings.first_tokens.counts) == 1
+    assert timings.first_tokens.sum == pytest.approx(0.083, abs=1e-4)
+    assert timings.delays.sum == pytest.approx(3 * 0.003, abs=1e-4)
+    timings.delivered(feed, feed.tail)  # nothing new
+    assert sum(timings.gaps().counts) == 4
 
 
 def test_who_comes_late_sees_no_first_token() -> None:
-    rhythm = DeliveryTimings(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
+    timings = DeliveryTimings(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
     feed = feed_of(NOW * 1024, 7, first_token_at=1.0)
     feed.extend([entry(NOW * 1024, 8, 5)])
-    rhythm.beat(feed, feed.tail)
-    assert sum(rhythm.first_tokens.counts) == 0
+    timings.delivered(feed, feed.tail)
+    assert sum(timings.first_tokens.counts) == 0
 
 
 def test_processes_are_added_up(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from openai._streaming import SSEDecoder
 from api.dialects.native.frames import NATIVE
 from api.dialects.openai_chat.frames import CHAT, CHAT_WITH_USAGE
 from broker.events import COMPLETED, FAILED, Event
-from broker.fanout.buffer import Dialect
+from broker.fanout.dialect import Dialect
 from broker.ids import Cursor
 from worker.upstream.chunks import InvalidChunk, decode_payload
 
