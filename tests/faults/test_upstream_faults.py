@@ -15,6 +15,7 @@ import pytest
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.oracle import Said
 from tests.faults.subscriber import CompletionSubscriber, Subscriber, client
+from tests.servers.tcp import tcp_server
 from tests.support import (
     Gateway,
     Service,
@@ -205,9 +206,8 @@ async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with tcp_server(serve) as address:
+        yield f"http://{address}/v1"
 
 
 async def test_noise_from_an_upstream_is_a_failure_and_no_crash(own_redis: EmbeddedRedis) -> None:

@@ -20,6 +20,7 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.redis.client import Script
 from broker.store.store import lifecycle_keys
+from tests.servers.tcp import tcp_server
 from tests.support import DEADLINE, ROOT, Gateway, Writer, clean_environment, gather, request_body, service
 
 
@@ -350,9 +351,8 @@ async def script(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[s
         writer.write(waiting.pop(0))
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+    async with tcp_server(answer) as address:
+        yield f"http://{address}", requests
 
 
 def header(request: str, name: str) -> str | None:

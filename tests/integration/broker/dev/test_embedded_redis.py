@@ -127,7 +127,7 @@ async def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPat
 
 OWNER = """
 import asyncio
-from broker.embedded import EmbeddedRedis
+from broker.dev.embedded_redis import EmbeddedRedis
 
 async def main():
     async with EmbeddedRedis() as server:
