@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,8 @@ from hypothesis import settings
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
+from tests.servers.forked import ForkServers
+from tests.support import ENGINES, Gateway, Service, gateway, upstream_sim, worker
 
 # No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test
 # fails where it is changed, or never; `--hypothesis-profile=random` draws others.
@@ -23,6 +24,18 @@ settings.load_profile("tokencast")
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """Gateways, workers and simulators are forked from a process that has imported what they import."""
+    if not ForkServers.possible:
+        yield
+        return
+    Service.fork_servers = ForkServers()
+    yield
+    Service.fork_servers.close()
+    Service.fork_servers = None
 
 
 @pytest.fixture(
