@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,28 @@ from tests.support import ENGINES, Gateway, Service, gateway, upstream_sim, work
 settings.register_profile("random", deadline=None)
 settings.register_profile("tokencast", deadline=None, derandomize=True)
 settings.load_profile("tokencast")
+
+
+# --- how a run is spread over the machine -----------------------------------------------------------------------
+
+LONGEST_FIRST = ("model", "faults", "browser", "acceptance", "integration", "bench")
+"""Folders. A file runs in one process, so a long one that came last would run alone at the end; what is not named
+here is quick, and fills the gaps."""
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Two for each core with `-n auto`: half of the time a test waits, for a lease, a drain, a process."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
