@@ -13,7 +13,7 @@ from hypothesis import settings
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.servers.forked import ForkServers
-from tests.support import ENGINES, Gateway, Service, gateway, upstream_sim, worker
+from tests.support import ENGINES, Gateway, clean_environment, gateway, upstream_sim, worker
 
 # No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test
 # fails where it is changed, or never; `--hypothesis-profile=random` draws others.
@@ -51,14 +51,14 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts() -> Iterator[None]:
-    """Gateways, workers and simulators are forked from a process that has imported what they import."""
+    """Processes of ours are forked from one that has imported what they import."""
     if not ForkServers.possible:
         yield
         return
-    Service.fork_servers = ForkServers()
+    ForkServers.current = ForkServers(clean_environment())
     yield
-    Service.fork_servers.close()
-    Service.fork_servers = None
+    ForkServers.current.close()
+    ForkServers.current = None
 
 
 @pytest.fixture(

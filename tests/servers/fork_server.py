@@ -2,8 +2,8 @@
 
 Importing is most of what a start costs: half a second of processor time for a gateway, a whole one for a worker, and
 the tests start hundreds of both. Each message on the socket FD is a start: as JSON the arguments of `python -m`, the
-environment and the directory, and with it three descriptors, for stdout, stderr and the status. The child's process id
-and, once it has ended, its exit code go there, a line each.
+environment and the directory, and with it four descriptors, for stdin, stdout, stderr and the status. The child's
+process id and, once it has ended, its exit code go there, a line each.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
 import selectors
 import socket
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 def preload(modules: list[str]) -> None:
@@ -39,18 +40,18 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
                 selector.unregister(key.fd)
                 ended(key.fd, *key.data)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+            message, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 4)
             if not message:
                 return None
-            out, err, status = descriptors
+            *standard, status = descriptors
             child = os.fork()
             if child == 0:
                 selector.close()
                 channel.close()
-                redirect(out, err)
+                redirect(standard)
                 return json.loads(message)
-            os.close(out)
-            os.close(err)
+            for descriptor in standard:
+                os.close(descriptor)
             tell(status, child)
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, status))
 
@@ -67,12 +68,20 @@ def tell(status: int, number: int) -> None:
         os.write(status, b"%d\n" % number)
 
 
-def redirect(out: int, err: int) -> None:
+def redirect(standard: list[int]) -> None:
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, out, err)):
+    for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    # Python's own streams were made for what these numbers meant before.
+    sys.stdin = sys.__stdin__ = stream(0, "rb", -1, sys.stdin)
+    sys.stdout = sys.__stdout__ = stream(1, "wb", 0, sys.stdout)
+    sys.stderr = sys.__stderr__ = stream(2, "wb", 0, sys.stderr)
+
+
+def stream(descriptor: int, mode: str, buffering: int, like: TextIO) -> io.TextIOWrapper:
+    binary = open(descriptor, mode, buffering, closefd=False)  # noqa: SIM115 - the process ends with it
+    return io.TextIOWrapper(binary, like.encoding, like.errors, write_through=buffering == 0)
 
 
 def become(arguments: list[str], environment: dict[str, str], directory: str) -> None:

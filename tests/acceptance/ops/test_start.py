@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +18,9 @@ from broker.settings.settings import ClientSettings
 from tests.acceptance.cli.test_cli import Done, finish
 from tests.acceptance.cli.test_dev import dev
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context
+from tests.servers.forked import start_module
 from tests.servers.tcp import tcp_server
-from tests.support import ROOT, Gateway, clean_environment, gateway, gather, service, worker
+from tests.support import Gateway, clean_environment, gateway, gather, service, worker
 
 PROGRAMS = {
     "tokencast api": ("api",),
@@ -35,11 +34,7 @@ PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 async def client(*arguments: str, **variables: str) -> Done:
     """A client command, run to its end."""
     here = {name: value for name, value in clean_environment().items() if name.upper() not in PROXIES}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", *arguments, env={**here, **variables}, cwd=ROOT,
-        stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-    )  # fmt: skip
-    return await finish(process)
+    return await finish(await start_module("broker", *arguments, environment={**here, **variables}))
 
 
 async def refusal(program: str, variables: dict[str, str]) -> str:
