@@ -34,7 +34,7 @@ run: .venv/.run
 	@exec $(python) -m broker dev
 
 test: .venv/.dev .venv/.system
-	$(python) -m pytest -n auto --dist loadfile $(ARGS)
+	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
 	$(python) -m ruff format --check

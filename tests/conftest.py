@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.support import ENGINES, Gateway, gateway, upstream_sim, worker
+from tests.servers.forked import ForkServers
+from tests.support import ENGINES, Gateway, clean_environment, gateway, upstream_sim, worker
 
 # No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test
 # fails where it is changed, or never; `--hypothesis-profile=random` draws others.
@@ -20,9 +22,43 @@ settings.register_profile("tokencast", deadline=None, derandomize=True)
 settings.load_profile("tokencast")
 
 
+# --- how a run is spread over the machine -----------------------------------------------------------------------
+
+LONGEST_FIRST = ("model", "faults", "browser", "acceptance", "integration", "bench")
+"""Folders. A file runs in one process, so a long one that came last would run alone at the end; what is not named
+here is quick, and fills the gaps."""
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Two for each core with `-n auto`: half of the time a test waits, for a lease, a drain, a process."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """Processes of ours are forked from one that has imported what they import."""
+    if not ForkServers.possible:
+        yield
+        return
+    ForkServers.current = ForkServers(clean_environment())
+    yield
+    ForkServers.current.close()
+    ForkServers.current = None
 
 
 @pytest.fixture(

@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
 from broker.store import keys
 from broker.store.store import lifecycle_keys
+from tests.servers.forked import Process, start_module
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
@@ -58,7 +58,7 @@ async def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
 class Service:
     """A process of ours, its output kept line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.lines: list[str] = []
         self._more = asyncio.Event()
@@ -66,18 +66,7 @@ class Service:
 
     @classmethod
     async def start(cls, *arguments: str, environment: dict[str, str], cwd: Path | None = None) -> Service:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *arguments,
-            env=environment,
-            cwd=cwd or ROOT,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        return cls(process)
+        return cls(await start_module(*arguments, environment=environment, cwd=cwd or ROOT))
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():

@@ -76,6 +76,7 @@ class Point:
     calls: tuple[int, ...] = (1,)
     nth: int = 1
     upstream: str = ""
+    length: int = 40
     stopping: bool = False
     """Whether it was told to stop, and dies while it hands over."""
     lost: int | None = None
@@ -106,7 +107,7 @@ WORKER_POINTS = {
     "the ticket is removed": Point(transaction(b"ZREM"), "after", attempts=2, calls=(1, 2)),
     "before the first append": Point(script("append"), "before", **AGAIN),
     "it has appended for the first time": Point(script("append"), "after", **AGAIN),
-    "it has appended in the middle": Point(script("append"), "after", nth=9, **AGAIN),
+    "it has appended in the middle": Point(script("append"), "after", nth=3, length=200, **AGAIN),
     "it has renewed the lease": Point(script("touch"), "after", upstream=STALL, **AGAIN),
     "before the ending": Point(script("finish"), "before", **AGAIN),
     "it has written the ending": Point(script("finish"), "after"),
@@ -129,7 +130,7 @@ async def test_a_worker_dies(
     await worker.listens()
     trap = worker.wire.trap(point.matcher, point.when, lambda: doomed.send(point.by), nth=point.nth)
     async with client() as http:
-        said = await ask(quick, label, length=40, speed=200, more=point.upstream)
+        said = await ask(quick, label, length=point.length, speed=200, more=point.upstream)
         async with audience(http, lambda: quick.url, said) as people:
             if point.stopping:
                 await people.has_text()

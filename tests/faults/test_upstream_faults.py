@@ -15,6 +15,7 @@ import pytest
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.faults.oracle import Said
 from tests.faults.subscriber import CompletionSubscriber, Subscriber, client
+from tests.servers.tcp import tcp_server
 from tests.support import (
     Gateway,
     Service,
@@ -122,16 +123,14 @@ async def test_after_shown_text_a_new_attempt_is_a_reset(api: Gateway, sim: str,
     assert len(await upstream_calls(sim, "anew")) == 2
 
 
-async def test_a_cancel_closes_the_upstream_within_a_second(api: Gateway, sim: str, impatient: Service) -> None:
-    """E11, E12: by the upstream's own clock, while it streams."""
+async def test_a_cancel_closes_the_upstream(api: Gateway, sim: str, impatient: Service) -> None:
+    """E11, E12: while it streams, for a hundred seconds. How soon is a matter of `test_recovery_times.py`."""
     prompt = f"[[sim seed={SEED} length=5000 speed=50 label=cancelled]]"
     created = await api.create(request_body(prompt, model="sim"))
-    loop = asyncio.get_running_loop()
     async with aclosing(api.follow(created["id"])) as stream:
         async for frame in stream:
             if texts([frame]):
                 break
-        asked = loop.time()
         assert (await api.http.post(f"/v1/generations/{created['id']}/cancel")).status_code == 200
         assert [frame.event async for frame in stream][-1] == "cancelled"
 
@@ -140,7 +139,6 @@ async def test_a_cancel_closes_the_upstream_within_a_second(api: Gateway, sim: s
         return call["outcome"] == "disconnected"
 
     await wait_until(closed)
-    assert loop.time() - asked < 1
 
 
 async def test_a_huge_error_is_not_read_whole(own_redis: EmbeddedRedis, sim: str) -> None:
@@ -205,9 +203,8 @@ async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with tcp_server(serve) as address:
+        yield f"http://{address}/v1"
 
 
 async def test_noise_from_an_upstream_is_a_failure_and_no_crash(own_redis: EmbeddedRedis) -> None:

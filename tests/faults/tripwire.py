@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import hiredis
 
 from tests import support
+from tests.servers.tcp import TcpServer
 
 Command = list[bytes]
 Matcher = Callable[[Command], bool]
@@ -78,7 +79,7 @@ class Tripwire:
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        self._server: asyncio.Server | None = None
+        self._server = TcpServer(self._serve)
         self._connections: set[asyncio.Task[None]] = set()
         self._trap: Trap | None = None
         self.latency = (0.0, 0.0)
@@ -95,14 +96,11 @@ class Tripwire:
             connection.cancel()
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        self._server.open()
+        self.url = f"redis://{self._server.address}/0"
 
     async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+from tests.servers.tcp import TcpServer
+
 
 class RedisProxy:
     """`lose_reply_to` a word: the next command that holds it reaches Redis, its reply nobody; the connection breaks.
@@ -18,14 +20,17 @@ class RedisProxy:
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        self._server: asyncio.Server | None = None
+        self._server = TcpServer(self._serve)
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._connections: set[asyncio.Task[None]] = set()
         self._clients: dict[asyncio.StreamWriter, asyncio.Event] = {}  # to each, whether it is swallowed
         self.lose_reply_to: bytes | None = None
         self.lost = 0
-        self.port = 0
+
+    @property
+    def port(self) -> int:
+        """0 before it was opened."""
+        return self._server.port
 
     @property
     def url(self) -> str:
@@ -49,21 +54,13 @@ class RedisProxy:
         return len(self._clients)
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server.open()
 
     async def close(self) -> None:
         """Away: no connection stays, none is accepted until `open`."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         to_redis: asyncio.StreamWriter | None = None
         try:
             from_redis, to_redis = await asyncio.open_connection(*self._target)
@@ -82,7 +79,6 @@ class RedisProxy:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._connections.discard(task)
             self._clients.pop(writer, None)
             for stream in (writer, to_redis):
                 if stream is not None:

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import signal
-import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.redis.client import Script
 from broker.store.store import lifecycle_keys
-from tests.support import DEADLINE, ROOT, Gateway, Writer, clean_environment, gather, request_body, service
+from tests.servers.forked import Process, start_module
+from tests.servers.tcp import tcp_server
+from tests.support import DEADLINE, Gateway, Writer, clean_environment, gather, request_body, service
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,9 @@ class Done:
     err: str
 
 
-async def start(*arguments: str, url: str, **options: int) -> Process:
+async def start(*arguments: str, url: str, stdin: int = DEVNULL, stdout: int = PIPE) -> Process:
     environment = clean_environment(TOKENCAST_URL=url)
-    command = (sys.executable, "-m", "broker", *arguments)
-    given = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
-    return await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, **given)
+    return await start_module("broker", *arguments, environment=environment, stdin=stdin, stdout=stdout)
 
 
 async def finish(process: Process, given: bytes | None = None) -> Done:
@@ -350,9 +349,8 @@ async def script(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[s
         writer.write(waiting.pop(0))
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+    async with tcp_server(answer) as address:
+        yield f"http://{address}", requests
 
 
 def header(request: str, name: str) -> str | None:

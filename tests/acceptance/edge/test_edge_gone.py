@@ -42,8 +42,8 @@ def leave(client: Peer, how: str) -> None:
 
 
 async def freed(api: Gateway, port: int) -> None:
-    """At once: a quiet stream's next heartbeat would come after a quarter of a minute."""
-    async with asyncio.timeout(5):
+    """Before a quiet stream's next heartbeat, which would come after a quarter of a minute."""
+    async with asyncio.timeout(12):
         await wait_until(lambda: port not in connections(api))
 
 

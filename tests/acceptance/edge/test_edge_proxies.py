@@ -15,6 +15,7 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge.peer import listed
 from tests.acceptance.edge.proxies import PROXIES, Kind, proxy
+from tests.servers.tcp import tcp_server
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until
 
 pytestmark = pytest.mark.proxy
@@ -93,9 +94,8 @@ async def breaks_off() -> AsyncGenerator[tuple[str, list[bytes]], None]:
             heads.append(head)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+    async with tcp_server(serve) as address:
+        yield f"http://{address}", heads
 
 
 async def test_what_was_sent_is_not_sent_again(kind: Kind, redis: EmbeddedRedis, tmp_path: Path) -> None:

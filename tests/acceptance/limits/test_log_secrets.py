@@ -17,6 +17,7 @@ import pytest
 from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
+from tests.servers.tcp import tcp_server
 from tests.support import DEADLINE, Gateway, gateway, request_body, wait_until, worker
 
 KEY, UPSTREAM_KEY, SECRET, PASSWORD = (
@@ -57,9 +58,8 @@ async def indiscreet_upstream() -> AsyncGenerator[str, None]:
         writer.write(streams.get(model, error).encode())
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with tcp_server(serve) as address:
+        yield f"http://{address}/v1"
 
 
 async def raw(api: Gateway, request: str) -> bytes:

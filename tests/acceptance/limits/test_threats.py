@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import pickle
@@ -24,6 +23,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import new_id
 from broker.store import keys
 from broker.store.preflight import PATCHED
+from tests.servers.tcp import tcp_server
 from tests.support import ROOT, Gateway, Service, gateway, request_body, upstream_calls, wait_until, worker
 
 KEYS = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "anna2", "ben"))
@@ -48,9 +48,8 @@ async def set_trap() -> AsyncGenerator[Trap, None]:
         trap.visits.append(await reader.read(1000))
         writer.close()
 
-    server = await asyncio.start_server(visit, "127.0.0.1", 0)
-    async with server:
-        trap = Trap(server.sockets[0].getsockname()[1])
+    async with tcp_server(visit) as address:
+        trap = Trap(int(address.rpartition(":")[2]))
         yield trap
 
 

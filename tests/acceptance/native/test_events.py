@@ -10,7 +10,7 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
+from tests.support import DEADLINE, Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
 
 WORDS = [f"word{i} " for i in range(300)]
 
@@ -218,7 +218,7 @@ async def test_head_sends_headers_and_leaves_the_connection_usable(api: Gateway,
     sender.write(
         f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"200 OK" in head
         assert b"text/event-stream" in head
@@ -291,7 +291,7 @@ async def test_a_reader_that_lags_gets_everything_in_the_end(api: Gateway, broke
     await writer.finish()
     (frames,) = await gather(quick)
     assert len(texts(frames)) == 12_000_000
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE):
         received = b"".join([data async for data in _all_of(slow)])
     sender.close()
     head, _, body = received.partition(b"\r\n\r\n")

@@ -28,7 +28,7 @@ async def test_a_new_generation_is_read_while_another_is_waited_for(api: Gateway
                 began = asyncio.get_running_loop().time()
                 await writer.append("at once")
                 assert texts([await anext(stream)]) == "at once"
-                assert asyncio.get_running_loop().time() - began < 2
+                assert asyncio.get_running_loop().time() - began < 4.5
                 await writer.finish()
 
 

@@ -16,6 +16,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
 from broker.store.store import lifecycle_keys
 from tests.support import (
+    DEADLINE,
     Frame,
     Gateway,
     Writer,
@@ -227,7 +228,7 @@ async def test_a_stopping_gateway_takes_nothing_on(redis: EmbeddedRedis) -> None
         reader, sender = await asyncio.open_connection(host, int(port))
         head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
         sender.write(head.encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
             api.process.send(signal.SIGTERM)
             await api.process.says("stopping")

@@ -78,7 +78,7 @@ async def test_a_late_failure_is_an_error_frame(api: Gateway, broker: Broker) ->
         gid, waiting = await begun(api, sdk, "stream")
         writer = await Writer(broker.store.redis, gid).claim()
         await waiting.answered()
-        assert 9 < asyncio.get_running_loop().time() - started < 20
+        assert asyncio.get_running_loop().time() - started > 9
         await writer.finish("failed", b'{"error":{"message":"Late.","type":"server_error","code":"upstream_timeout"}}')
         result = await waiting.end()
     assert (result.error["class"], result.error["code"], result.error["status"]) == (

@@ -19,6 +19,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
 from broker.store.store import lifecycle_keys
 from tests.acceptance.openai.sdk import ALL, Call, Sdk, sdk_named
+from tests.servers.tcp import tcp_server
 from tests.support import Frame, Gateway, Writer, gateway, request_body, wait_until
 
 
@@ -45,7 +46,6 @@ class Tap:
 async def tapped(api: Gateway) -> AsyncGenerator[Tap, None]:
     host, port = api.url.removeprefix("http://").split(":")
     received = bytearray()
-    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, record: bytearray | None) -> None:
         with suppress(OSError):  # SDKs drop a connection whose stream they do not read to its end
@@ -56,21 +56,14 @@ async def tapped(api: Gateway) -> AsyncGenerator[Tap, None]:
         sink.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections[asyncio.current_task()] = writer
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(pass_on(reader, up_writer, None), pass_on(up_reader, writer, received))
-        for each in (writer, up_writer):
-            with suppress(OSError):
-                await each.wait_closed()
+        try:
+            await asyncio.gather(pass_on(reader, up_writer, None), pass_on(up_reader, writer, received))
+        finally:
+            up_writer.transport.abort()
 
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-        yield Tap(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received)
-        server.close()
-        for _ in range(10):
-            await asyncio.sleep(0)  # what was just accepted is known by then: it takes four turns of the loop
-        for writer in connections.values():  # SDKs keep them for a next call
-            writer.close()
-        await asyncio.gather(*connections)
+    async with tcp_server(connected) as address:
+        yield Tap(f"http://{address}", received)
 
 
 @dataclass

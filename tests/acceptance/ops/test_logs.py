@@ -42,7 +42,7 @@ async def test_a_gateway_whose_redis_hangs_says_that_it_is_not_ready(own_redis: 
         assert (await api.http.get("/readyz")).status_code == 200
         os.kill(own_redis.pid, signal.SIGSTOP)
         try:
-            answer = await api.http.get("/readyz", timeout=3)
+            answer = await api.http.get("/readyz", timeout=4.5)
         finally:
             os.kill(own_redis.pid, signal.SIGCONT)
         assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")

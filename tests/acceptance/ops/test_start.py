@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +18,9 @@ from broker.settings.settings import ClientSettings
 from tests.acceptance.cli.test_cli import Done, finish
 from tests.acceptance.cli.test_dev import dev
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context
-from tests.support import ROOT, Gateway, clean_environment, gateway, gather, service, worker
+from tests.servers.forked import start_module
+from tests.servers.tcp import tcp_server
+from tests.support import Gateway, clean_environment, gateway, gather, service, worker
 
 PROGRAMS = {
     "tokencast api": ("api",),
@@ -34,11 +34,7 @@ PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 async def client(*arguments: str, **variables: str) -> Done:
     """A client command, run to its end."""
     here = {name: value for name, value in clean_environment().items() if name.upper() not in PROXIES}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", *arguments, env={**here, **variables}, cwd=ROOT,
-        stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-    )  # fmt: skip
-    return await finish(process)
+    return await finish(await start_module("broker", *arguments, environment={**here, **variables}))
 
 
 async def refusal(program: str, variables: dict[str, str]) -> str:
@@ -148,8 +144,8 @@ async def proxy() -> AsyncGenerator[tuple[str, list[str]], None]:
         writer.write(body)
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", got
+    async with tcp_server(serve) as address:
+        yield address, got
 
 
 @pytest.fixture
@@ -209,9 +205,10 @@ async def test_a_failure_of_tls_is_called_one(api: Gateway, tmp_path: Path) -> N
         writer.write(await from_gateway.read())
         writer.close()
         to_gateway.close()
+        await to_gateway.wait_closed()
 
-    async with await asyncio.start_server(relay, "127.0.0.1", 0, ssl=server_context(tmp_path)) as server:
-        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with tcp_server(relay, tls=server_context(tmp_path)) as address:
+        url = f"https://{address}"
         strange, trusted, plain = await gather(
             client("ls", TOKENCAST_URL=url),
             client("ls", TOKENCAST_URL=url, SSL_CERT_FILE=str(authority)),
@@ -238,8 +235,8 @@ async def test_a_service_that_is_not_tokencast_is_named_in_one_line() -> None:
         writer.close()
 
     gid = "gen_" + "0" * 10 + "10" + "0" * 22
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with tcp_server(answer) as address:
+        url = f"http://{address}"
         for body in ODD:
             commands = (("ls",), ("models",), ("enqueue", "x"), ("show", gid), ("token", gid))
             answered = await gather(*(client(*command, TOKENCAST_URL=url) for command in commands))

@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
+from tests.servers.tcp import tcp_server
 from tests.support import ROOT, gateway, request_body, wait_until, worker
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -99,11 +100,8 @@ async def mute_collector() -> AsyncGenerator[tuple[str, asyncio.Event], None]:
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(take, "127.0.0.1", 0, limit=1 << 24)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
-    finally:
-        server.close()
+    async with tcp_server(take, limit=1 << 24) as address:
+        yield f"http://{address}", asked
 
 
 async def test_a_mute_collector_keeps_no_process_from_ending(own_redis: EmbeddedRedis, sim: str) -> None:

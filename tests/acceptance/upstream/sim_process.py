@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from tests.support import ROOT
+from tests.support import DEADLINE, ROOT
 
 
 @contextmanager
@@ -86,7 +86,7 @@ async def post(url: str, request: dict[str, Any], headers: dict[str, str] | None
     received = bytearray()
     error: Exception | None = None
     async with (
-        httpx2.AsyncClient(timeout=10) as client,
+        httpx2.AsyncClient(timeout=DEADLINE) as client,
         client.stream("POST", url + "/chat/completions", json=request, headers=headers) as response,
     ):
         try:
@@ -102,7 +102,7 @@ async def calls(url: str, label: str) -> list[Any]:
         return (await client.get(url.removesuffix("/v1") + "/sim/calls", params={"label": label})).json()
 
 
-async def call_of(url: str, label: str, *, ended: bool = True, seconds: float = 5.0) -> Any:
+async def call_of(url: str, label: str, *, ended: bool = True, seconds: float = DEADLINE) -> Any:
     """The only call of that label: as soon as it has ended, or else as soon as it is known."""
     deadline = time.monotonic() + seconds
     while not (found := await calls(url, label)) or (ended and found[0]["outcome"] is None):

@@ -17,7 +17,7 @@ from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub
 from broker.ids import START
 from broker.store.store import Store
-from tests.support import Frame, Writer, beside, gather, request_body, texts, wait_until
+from tests.support import DEADLINE, Frame, Writer, beside, gather, request_body, texts, wait_until
 
 
 @asynccontextmanager
@@ -171,7 +171,7 @@ async def test_a_peer_that_takes_nothing_is_dropped(broker: Broker) -> None:
         stalled.stuck = True
         async with hub.subscribe(feed, NATIVE, stalled, START) as subscriber:
             await writer.append(*["x" * 1000] * 100)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 assert await subscriber.ended == "stalled"
         assert stalled.closing
 
@@ -187,7 +187,7 @@ async def test_what_nobody_reads_is_forgotten_under_pressure(broker: Broker) -> 
             async with hub.open(writer.gid, "default") as (feed, _):
                 peer = Peer()
                 async with hub.subscribe(feed, NATIVE, peer, START) as subscriber:
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(DEADLINE):
                         await subscriber.ended
             assert len(peer.received) > 500_000
             assert hub.cache.bytes <= 1_500_000

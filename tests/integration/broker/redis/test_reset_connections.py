@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker.errors import StorageUnavailable
 from broker.redis.client import open_pool
+from tests.support import DEADLINE
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def resetting_server() -> Iterator[int]:
         thread.start()
         yield listening.getsockname()[1]
         listening.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=10)
+        thread.join(timeout=DEADLINE)
 
 
 async def refused(command: Callable[[], Awaitable[object]], trouble: type[Exception]) -> int:

@@ -17,6 +17,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
 from tests.acceptance.cli.test_dev import dev
+from tests.servers.tcp import tcp_server
 from tests.support import ROOT, Gateway, Service, clean_environment, gateway, request_body, service, wait_until, worker
 
 QUICK = {"TOKENCAST_LEASE": "0.5"}
@@ -115,10 +116,13 @@ async def called_old(target: str) -> AsyncGenerator[str, None]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_redis, to_redis = await asyncio.open_connection(parts.hostname, parts.port)
-        await asyncio.gather(relay(reader, to_redis), relay(from_redis, writer))
+        try:
+            await asyncio.gather(relay(reader, to_redis), relay(from_redis, writer))
+        finally:
+            to_redis.transport.abort()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    async with tcp_server(serve) as address:
+        yield f"redis://{address}/0"
 
 
 async def test_a_server_that_is_too_old_is_refused_in_one_line(redis: EmbeddedRedis) -> None:

@@ -21,6 +21,7 @@ from broker.generation import Generation
 from broker.runtime.http_tls import ssl_context
 from broker.settings.upstreams import default_upstream
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context
+from tests.servers.tcp import tcp_server
 from tests.support import Service, service, wait_until
 from worker.upstream.client import check_client
 
@@ -82,9 +83,8 @@ class Server:
 @asynccontextmanager
 async def serving(tls: ssl.SSLContext | None = None) -> AsyncGenerator[Server, None]:
     server = Server()
-    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls) as listening:
-        port = listening.sockets[0].getsockname()[1]
-        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+    async with tcp_server(server.serve, tls=tls) as address:
+        server.url = f"{'https' if tls else 'http'}://{address}"
         yield server
 
 
@@ -267,6 +267,7 @@ async def test_authorities_are_read_from_a_file_or_a_directory(
         monkeypatch.setenv(name, str(authority if name == "SSL_CERT_FILE" else authority.parent))
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ssl_context())
         writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
