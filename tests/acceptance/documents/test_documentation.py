@@ -115,7 +115,7 @@ def test_every_setting_and_metric_that_is_named_exists(page: Path) -> None:
     names = set(re.findall(r"\bTOKENCAST_[A-Z_]*[A-Z]\b", text))
     assert {name for name in names if name not in settings} == set()
     sources = "".join(
-        path.read_text("utf-8") for path in (*ROOT.glob("*/metrics.py"), ROOT / "broker/runtime/counters.py")
+        path.read_text("utf-8") for path in (*ROOT.glob("[aw]*/*/metrics.py"), ROOT / "broker/runtime/counters.py")
     )
     metrics = {name.removesuffix("_total") for name in re.findall(r"`(tokencast_\w+)", text)}
     assert {name for name in metrics if f'"{name}"' not in sources} == set()
@@ -140,7 +140,7 @@ def codes() -> Iterator[str]:
     yield from {each.code for each in below(errors.BrokerError)} - {"misconfigured", "gap"}  # of a start, of Python
     yield from tally.CODES
     yield from (code for code, _ in chat._ENDS.values())
-    yield from api_errors._UNASKED
+    yield from api_errors._MESSAGES
     yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
