@@ -102,7 +102,7 @@ def codes() -> Iterator[str]:
     yield from {each.code for each in below(errors.BrokerError)} - {"misconfigured", "gap"}  # of a start, of Python
     yield from tally.CODES
     yield from (code for code, _ in chat._ENDS.values())
-    yield from api_errors._UNASKED
+    yield from api_errors._MESSAGES
     yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
