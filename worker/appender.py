@@ -15,19 +15,17 @@ from typing import NamedTuple
 
 from broker.concurrency.backoff import Backoff
 from broker.ids import shard_of
-from broker.redis.client import Argument, Reply, Script, topology_of, without_password
+from broker.redis.client import Argument, Reply, topology_of, without_password
 from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
 from broker.redis.topology import Topology
 from broker.runtime.counters import ROUND_TRIPS, Buckets
 from broker.settings.settings import Settings
-from broker.store import keys
-from broker.store.store import lifecycle_keys, new_epoch
+from broker.store.commands import APPENDER_SCRIPTS, append_command, finish_command, restore_command, touch_command
+from broker.store.store import new_epoch
 from worker.attempt import CALL_BYTES, OURS, Attempt, Ending
 from worker.claims import Claim
 from worker.ended_attempts import EndedAttempts
 
-APPEND, FINISH = Script("store", "append"), Script("store", "finish")
-TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
@@ -226,7 +224,7 @@ class ShardAppender:
         self._appender.lost(why)
 
     async def _load_scripts(self, connection: RespConnection) -> None:
-        for script in (APPEND, FINISH, TOUCH, RESTORE):
+        for script in APPENDER_SCRIPTS:
             await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
 
     def _gather(self) -> list[Call]:
@@ -258,39 +256,49 @@ class ShardAppender:
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
-                live = () if attempt in self._apart else (keys.live(shard_of(gid)),)
-                keys_ = (keys.meta(gid), keys.log(gid), *live)
-                command = ("EVALSHA", TOUCH.sha, len(keys_), *keys_, gid, own, self._lease_ms)
+                command = touch_command(gid, own, self._lease_ms, with_live=attempt not in self._apart)
                 calls.append(Call(attempt, TOUCHING, command))
 
     def _append(self, attempt: Attempt, cut: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
         tokens = attempt.tokens_until(cut)
-        first_token = "1" if tokens and not attempt.tokens_until(acked) else "0"
-        return (
-            *("EVALSHA", APPEND.sha, 2, keys.meta(claim.gid), keys.log(claim.gid)),
-            *(claim.own, f"{claim.attempt}-", acked + 1, tokens, self._max_output, first_token),
-            *attempt.items[3 * acked : 3 * cut],
+        first_token = tokens > 0 and not attempt.tokens_until(acked)
+        items = attempt.items[3 * acked : 3 * cut]
+        return append_command(
+            claim.gid, claim.own, claim.attempt, acked + 1, tokens, self._max_output, first_token, items
         )
 
     def _finish(self, attempt: Attempt, cut: int, ending: Ending) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
-        return (
-            *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(claim.gid)),
-            *(claim.gid, claim.own, f"{claim.attempt}-", acked + 1, ending.status, ending.finish_reason),
-            *(ending.usage, ending.error, ending.choices, attempt.tokens_until(cut)),
-            *attempt.items[3 * acked : 3 * cut],
+        return finish_command(
+            claim.gid,
+            claim.own,
+            claim.attempt,
+            acked + 1,
+            status=ending.status,
+            finish_reason=ending.finish_reason,
+            usage=ending.usage,
+            error=ending.error,
+            choices=ending.choices,
+            tokens=attempt.tokens_until(cut),
+            items=attempt.items[3 * acked : 3 * cut],
         )
 
     def _restore(self, attempt: Attempt) -> tuple[Argument, ...]:
         """A server that had it on this very connection has not gone back: there it was deleted, or has expired."""
         claim = attempt.claim
         known_at = attempt.known_at if attempt.known_on != self._connection else 0
-        return (
-            *("EVALSHA", RESTORE.sha, 7, *claim.keys),
-            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms, known_at),
-            *(claim.created, *claim.first_event),
-            *(part for field in claim.meta.items() for part in field),
+        return restore_command(
+            claim.gid,
+            claim.own,
+            claim.attempt,
+            epoch=attempt.epoch,
+            new_epoch=new_epoch(),
+            lease_ms=self._lease_ms,
+            known_at_ms=known_at,
+            created_data=claim.created,
+            first_event=claim.first_event,
+            meta=claim.meta,
         )
 
     def _settle(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
