@@ -16,7 +16,8 @@ from typing import NamedTuple
 from broker.concurrency.backoff import Backoff
 from broker.ids import shard_of
 from broker.redis.client import Argument, Reply, topology_of, without_password
-from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError, describe_error, is_out_of_memory, is_temporary
 from broker.redis.topology import Topology
 from broker.runtime.counters import ROUND_TRIPS, Buckets
 from broker.settings.settings import Settings
@@ -31,10 +32,6 @@ REPLY_TIMEOUT = 5.0
 STORAGE_FULL = 30.0  # seconds of refusals after which an attempt fails instead of waiting; two leases at most
 MOVING = 0.05  # seconds
 FULL_PAUSE = 0.25  # seconds until a full Redis is asked again
-_REDIRECTING = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # a cluster's
-TRANSIENT = _REDIRECTING | {
-    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "NOAUTH")
-}
 log = logging.getLogger("tokencast.worker")
 
 
@@ -204,7 +201,7 @@ class ShardAppender:
                         self._well()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
-                elif _is_full(refusal):  # on this connection leases are kept and endings pass
+                elif is_out_of_memory(refusal):  # on this connection leases are kept and endings pass
                     self._unwell("it is full")
                     await asyncio.sleep(min(FULL_PAUSE, self._tick / 2))
                 elif refusal.kind == "TRYAGAIN":  # a shard on its way to another server of a cluster
@@ -372,12 +369,12 @@ class ShardAppender:
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
-        if _is_full(error):
+        if is_out_of_memory(error):
             attempt.refused_since = attempt.refused_since or now
             if now - attempt.refused_since > min(STORAGE_FULL, self._lease_ms / 500):
                 self._end(attempt, "FULL")
             return error
-        if kind in TRANSIENT or forbidden_command(error) is not None:
+        if is_temporary(error):
             return error
         log.error("%s: Redis refuses an append: %s", attempt.claim.gid, kind)
         self._end(attempt, "ERROR")
@@ -400,7 +397,3 @@ class ShardAppender:
         self._connection += 1
         self._lingering.connected()
         self._waiting.update(dict.fromkeys(self._lingering.take_all()))
-
-
-def _is_full(refusal: RespError) -> bool:
-    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps what a script meets

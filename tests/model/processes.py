@@ -26,7 +26,7 @@ from broker.fanout.reader_pool import FALLS_QUIET
 from broker.ids import Cursor
 from broker.queue.tickets import Queue
 from broker.redis.client import Pool, Redis
-from broker.redis.connection import RespError
+from broker.redis.errors import RespError
 from broker.settings.settings import Settings
 from broker.store.commands import APPENDER_SCRIPTS
 from tests.model.oracle import ChatReader, NativeReader
