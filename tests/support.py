@@ -25,7 +25,7 @@ from broker.ids import shard_of
 from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
 from broker.store import keys
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
 
 ROOT = Path(__file__).parent.parent

@@ -15,28 +15,23 @@ from typing import NamedTuple
 
 from broker.concurrency.backoff import Backoff
 from broker.ids import shard_of
-from broker.redis.client import Argument, Reply, Script, topology_of, without_password
-from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
+from broker.redis.client import Argument, Reply, topology_of, without_password
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError, describe_error, is_out_of_memory, is_temporary
 from broker.redis.topology import Topology
 from broker.runtime.counters import ROUND_TRIPS, Buckets
 from broker.settings.settings import Settings
-from broker.store import keys
-from broker.store.store import lifecycle_keys, new_epoch
+from broker.store.commands import APPENDER_SCRIPTS, append_command, finish_command, restore_command, touch_command
+from broker.store.store import new_epoch
 from worker.attempt import FAILING_REPLIES, MAX_CALL_BYTES, Attempt, Ending
 from worker.claims import Claim
 from worker.ended_attempts import EndedAttempts
 
-APPEND, FINISH = Script("store", "append"), Script("store", "finish")
-TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 PIPELINE_BYTES = 1 << 20
 REPLY_TIMEOUT = 5.0
 STORAGE_FULL_TIMEOUT = 30.0  # seconds of "out of memory" replies after which an attempt fails; two leases at most
 MOVING_PAUSE = 0.05  # seconds until the next try while a cluster moves a shard
 FULL_PAUSE = 0.25  # seconds until the next try if Redis is full
-_CLUSTER_ERRORS = frozenset({"TRYAGAIN", "MOVED", "ASK"})  # replies of a cluster
-TRANSIENT_ERRORS = _CLUSTER_ERRORS | {
-    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "NOAUTH")
-}
 log = logging.getLogger("tokencast.worker")
 
 
@@ -206,7 +201,7 @@ class ShardAppender:
                         self._report_connected()
                 elif refusal.kind == "NOSCRIPT":
                     await self._load_scripts(connection)
-                elif _is_full(refusal):  # keep the connection: touches and terminal events still pass
+                elif is_out_of_memory(refusal):  # keep the connection: touches and terminal events still pass
                     self._report_failure("out of memory")
                     await asyncio.sleep(min(FULL_PAUSE, self._tick / 2))
                 elif refusal.kind == "TRYAGAIN":  # a cluster is moving the shard to another server
@@ -226,7 +221,7 @@ class ShardAppender:
         self._appender.report_failure(reason)
 
     async def _load_scripts(self, connection: RespConnection) -> None:
-        for script in (APPEND, FINISH, TOUCH, RESTORE):
+        for script in APPENDER_SCRIPTS:
             await connection.call("SCRIPT", "LOAD", script.source, timeout=REPLY_TIMEOUT)
 
     def _collect_calls(self) -> list[Call]:
@@ -258,28 +253,32 @@ class ShardAppender:
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
-                live = () if attempt in self._migrating else (keys.live(shard_of(gid)),)
-                keys_ = (keys.meta(gid), keys.log(gid), *live)
-                command = ("EVALSHA", TOUCH.sha, len(keys_), *keys_, gid, own, self._lease_ms)
+                command = touch_command(gid, own, self._lease_ms, with_live=attempt not in self._migrating)
                 calls.append(Call(attempt, TOUCHING, command))
 
     def _append_command(self, attempt: Attempt, last: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
         tokens = attempt.tokens_until(last)
-        first_token = "1" if tokens and not attempt.tokens_until(acked) else "0"
-        return (
-            *("EVALSHA", APPEND.sha, 2, keys.meta(claim.gid), keys.log(claim.gid)),
-            *(claim.own, f"{claim.attempt}-", acked + 1, tokens, self._max_output, first_token),
-            *attempt.items[3 * acked : 3 * last],
+        first_token = tokens > 0 and not attempt.tokens_until(acked)
+        items = attempt.items[3 * acked : 3 * last]
+        return append_command(
+            claim.gid, claim.own, claim.attempt, acked + 1, tokens, self._max_output, first_token, items
         )
 
     def _finish_command(self, attempt: Attempt, last: int, ending: Ending) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked
-        return (
-            *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(claim.gid)),
-            *(claim.gid, claim.own, f"{claim.attempt}-", acked + 1, ending.status, ending.finish_reason),
-            *(ending.usage, ending.error, ending.choices, attempt.tokens_until(last)),
-            *attempt.items[3 * acked : 3 * last],
+        return finish_command(
+            claim.gid,
+            claim.own,
+            claim.attempt,
+            acked + 1,
+            status=ending.status,
+            finish_reason=ending.finish_reason,
+            usage=ending.usage,
+            error=ending.error,
+            choices=ending.choices,
+            tokens=attempt.tokens_until(last),
+            items=attempt.items[3 * acked : 3 * last],
         )
 
     def _restore_command(self, attempt: Attempt) -> tuple[Argument, ...]:
@@ -287,11 +286,17 @@ class ShardAppender:
         there the generation was deleted or has expired, and `known_at` is 0."""
         claim = attempt.claim
         known_at = attempt.known_at if attempt.known_on != self._connection else 0
-        return (
-            *("EVALSHA", RESTORE.sha, 7, *claim.keys),
-            *(claim.gid, claim.own, claim.attempt, attempt.epoch, new_epoch(), self._lease_ms, known_at),
-            *(claim.created, *claim.first_event),
-            *(part for field in claim.meta.items() for part in field),
+        return restore_command(
+            claim.gid,
+            claim.own,
+            claim.attempt,
+            epoch=attempt.epoch,
+            new_epoch=new_epoch(),
+            lease_ms=self._lease_ms,
+            known_at_ms=known_at,
+            created_data=claim.created,
+            first_event=claim.first_event,
+            meta=claim.meta,
         )
 
     def _process_replies(self, calls: list[Call], replies: list[Reply]) -> RespError | None:
@@ -365,12 +370,12 @@ class ShardAppender:
         kind = error.kind
         if kind == "NOSCRIPT":
             return error
-        if _is_full(error):
+        if is_out_of_memory(error):
             attempt.refused_since = attempt.refused_since or now
             if now - attempt.refused_since > min(STORAGE_FULL_TIMEOUT, self._lease_ms / 500):
                 self._end_attempt(attempt, "FULL")
             return error
-        if kind in TRANSIENT_ERRORS or forbidden_command(error) is not None:
+        if is_temporary(error):
             return error
         log.error("%s: Redis rejected an append: %s", attempt.claim.gid, kind)
         self._end_attempt(attempt, "ERROR")
@@ -393,7 +398,3 @@ class ShardAppender:
         self._connection += 1
         self._ended_attempts.start_contact()
         self._waiting.update(dict.fromkeys(self._ended_attempts.pop_all()))
-
-
-def _is_full(refusal: RespError) -> bool:
-    return refusal.kind == "OOM" or "-OOM " in str(refusal)  # Redis 6 wraps errors inside scripts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,11 @@ import msgspec
 from broker.concurrency.backoff import Backoff
 from broker.errors import StorageUnavailable
 from broker.events import RESET, STARTED
-from broker.ids import shard_of
-from broker.redis.client import Redis, Script
+from broker.redis.client import Redis
 from broker.settings.settings import Settings
-from broker.store import keys
-from broker.store.store import created_data, lifecycle_keys
+from broker.store import commands
+from broker.store.store import created_data
 
-CLAIM = Script("store", "claim")
-RELEASE = Script("store", "release")
-WAITING = Script("store", "waiting")
 CLAIM_TIMEOUT = 60.0  # seconds; default time for repeating a claim
 Json = dict[str, Any]
 
@@ -36,14 +32,8 @@ class Claim:
     """`<attempt>.<token>`: the owner that the scripts compare."""
     ordinal: int
     epoch: bytes
-    meta: dict[bytes, bytes]
+    meta: Mapping[bytes, bytes]
     """The generation's complete meta at the claim, from which it can be restored."""
-
-    @property
-    def keys(self) -> list[str]:
-        """Keys of restore.lua. The epoch key takes the position of the idempotency record if there is none."""
-        epoch = keys.epoch(shard_of(self.gid))
-        return [*lifecycle_keys(self.gid), epoch, self.meta[b"ik"].decode() or epoch]
 
     @property
     def created(self) -> bytes:
@@ -114,30 +104,27 @@ async def claim(
     `is_wanted` returns False.
     """
     token = secrets.token_hex(8)
-    arguments = [gid, token, secrets.randbelow(1024), int(settings.lease * 1000), own, settings.max_attempts]
+    lease_ms, most = int(settings.lease * 1000), settings.max_attempts
     backoff, deadline = Backoff(0.1, 1.0), time.monotonic() + timeout
     while True:
         try:
-            reply = await redis.run(CLAIM, [*lifecycle_keys(gid), keys.epoch(shard_of(gid))], arguments)
+            reply = await commands.claim(redis, gid, token, lease_ms=lease_ms, current_own=own, max_attempts=most)
             break
         except StorageUnavailable:
             await backoff.wait()
             if time.monotonic() > deadline or not is_wanted():
                 raise
-    outcome: str = reply[0].decode()
-    if outcome != "OK":
-        return outcome
-    attempt, meta = int(reply[1]), iter(reply[4])
-    return Claim(gid, attempt, f"{attempt}.{token}", int(reply[2]), reply[3], dict(zip(meta, meta, strict=True)))
+    if reply.outcome != "OK":
+        return reply.outcome
+    return Claim(gid, reply.attempt, f"{reply.attempt}.{token}", reply.ordinal, reply.epoch, reply.meta)
 
 
 async def release(redis: Redis, claim: Claim) -> int | None:
     """Release a running generation without using up an attempt. Return the number of its new ticket, None if the
     generation was not ours."""
-    reply = await redis.run(RELEASE, lifecycle_keys(claim.gid), [claim.gid, claim.own])
-    return int(reply[1]) if reply[0] == b"OK" else None
+    return await commands.release(redis, claim.gid, claim.own)
 
 
 async def announce_waiting(redis: Redis, claim: Claim) -> None:
     """Announce on the activity feed that the generation waits; its own readers see the event in its log."""
-    await redis.run(WAITING, lifecycle_keys(claim.gid), [claim.gid, claim.own])
+    await commands.announce_waiting(redis, claim.gid, claim.own)

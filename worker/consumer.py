@@ -22,7 +22,8 @@ from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue.tickets import JOB_NAME, deserialize, serialize
 from broker.redis.client import Redis, open_pool, topology_of, without_password
-from broker.redis.connection import RespConnection, RespError, describe_error, forbidden_command
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError, describe_error, forbidden_command
 from broker.settings.settings import Settings
 from broker.store import keys
 from worker.appender import Appender

@@ -26,7 +26,7 @@ import httpx2
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.redis.client import Redis, connect_redis, without_password
-from broker.redis.commands import configuration_error
+from broker.redis.errors import configuration_error
 from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import python_module

@@ -24,7 +24,8 @@ from broker.fanout.reader import BLOCK_MS, COUNT, SLACK, StreamEntries
 from broker.ids import SHARDS, Cursor
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
-from broker.redis.connection import RespConnection, RespError, describe_error
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError, describe_error
 from broker.store import keys
 
 logger = logging.getLogger("tokencast.activity")

@@ -16,7 +16,9 @@ from broker.events import RawEntry
 from broker.fanout.feed import Feed, OutOfOrder
 from broker.ids import Cursor
 from broker.redis.client import Redis, Script
-from broker.redis.connection import Reply, RespConnection, RespError, bulk, describe_error, raise_for_error
+from broker.redis.connection import RespConnection, bulk, raise_for_error
+from broker.redis.errors import RespError, describe_error
+from broker.redis.handshake import Reply
 from broker.store import keys
 
 logger = logging.getLogger("tokencast.reader")

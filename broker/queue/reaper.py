@@ -10,22 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections.abc import Sequence
 
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
 from broker.queue.tickets import Queue
-from broker.redis.client import Redis, RedisError, Script
+from broker.redis.client import Redis, RedisError
 from broker.redis.continuity import SLOW, Continuity
 from broker.settings.settings import Settings
-from broker.store import keys
+from broker.store import commands
 from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
-from broker.store.store import lifecycle_keys
 
-DUE = Script("store", "due")
-REAP = Script("store", "reap")
 AT_ONCE = 100  # generations per shard and sweep
 log = logging.getLogger("tokencast.reaper")
 
@@ -100,27 +96,31 @@ class Reaper:
         """Return the server's time (Unix seconds) and the generations to check. `ahead_ms`: include generations that
         are due only later than this, which means that the clock went back."""
         shards = [shard for shard in SHARDS if self._redis.topology.group(shard) == group]
-        ahead = "" if ahead_ms is None else ahead_ms
-        replies = await self._redis.run_many(DUE, [((keys.live(shard),), (AT_ONCE, ahead)) for shard in shards])
-        return int(replies[0][0]) / 1000, [gid.decode() for _, gids in replies for gid in gids]
+        now_ms, gids = await commands.due(self._redis, shards, AT_ONCE, ahead_ms)
+        return now_ms / 1000, gids
 
     async def _reap(self, gid: str, continuity: Continuity) -> bool:
         """Reap one generation and queue its ticket. Not pipelined, because one error would lose all replies of a
         pipeline, and the tickets with them. Return False if the command was executed too late."""
-        watched, latest = int(continuity.duration() * 1000), int(continuity.deadline() * 1000)
-        arguments = [gid, secrets.randbelow(1024), self._max_attempts, self._lease_ms, watched, latest]
         try:
-            verdict = await self._redis.run(REAP, lifecycle_keys(gid), arguments)
+            reply = await commands.reap(
+                self._redis,
+                gid,
+                max_attempts=self._max_attempts,
+                lease_ms=self._lease_ms,
+                observed_ms=int(continuity.duration() * 1000),
+                latest_ms=int(continuity.deadline() * 1000),
+            )
         except RedisError as error:
             log.error("%s: reaping failed: %s", gid, type(error).__name__)
             return True
-        if verdict[0] == b"LATE":
+        if reply.outcome == b"LATE":
             return False
         continuity.record_reply()
-        if verdict[0] == b"FAILED":
+        if reply.outcome == b"FAILED":
             self.note_exhausted(gid)
-        elif verdict[0] == b"REQUEUE":
-            await self._enqueue(gid, verdict[2].decode(), int(verdict[1]))
+        elif reply.outcome == b"REQUEUE":
+            await self._enqueue(gid, reply.tenant, reply.ticket)
         return True
 
     def note_exhausted(self, gid: str) -> None:

@@ -11,8 +11,9 @@ from redis.exceptions import RedisError
 
 from broker.errors import Misconfigured
 from broker.redis.cluster import Cluster, SlotMap
-from broker.redis.commands import Pool, Redis, Script, storage_errors
-from broker.redis.connection import Argument, Reply
+from broker.redis.commands import Pool, Redis, Script
+from broker.redis.errors import storage_errors
+from broker.redis.handshake import Argument, Reply
 from broker.redis.topology import SentinelTopology, SingleServer, Topology
 from broker.redis.url import parse_redis_url, without_password
 

@@ -24,16 +24,18 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker.ids import SHARDS
-from broker.redis.commands import Call, Command, Pool, Redis, Script, storage_errors
-from broker.redis.connection import (
-    Argument,
+from broker.redis.commands import Call, Command, Pool, Redis, Script
+from broker.redis.connection import RespConnection, raise_for_error
+from broker.redis.errors import (
     ConnectionRefused,
-    Reply,
-    RespConnection,
+    Redirection,
     RespError,
     UrlRefused,
-    raise_for_error,
+    host_or_queried,
+    redirection_of,
+    storage_errors,
 )
+from broker.redis.handshake import Argument, Reply
 from broker.redis.topology import SingleServer, Topology
 from broker.redis.url import Node, RedisUrl
 
@@ -91,8 +93,12 @@ class SlotMap(Topology):
         at = bisect_right(self._starts, slot) - 1
         return self._ranges[at][1] if at >= 0 and slot <= self._ranges[at][0] else None
 
-    def record_move(self, slot: int, node: Node) -> None:
-        self._moved[slot] = node
+    def redirect(self, slot: int, error: Exception, by: Node) -> Redirection | None:
+        """Return where to send a command instead, if the error of a node says so; record a slot that has moved."""
+        redirection = redirection_of(error, by)
+        if redirection is not None and redirection.kind == "MOVED":
+            self._moved[slot] = redirection.node
+        return redirection
 
     def mark_failed(self, node: Node) -> None:
         """Record that a master does not answer: another node may have replaced it."""
@@ -173,13 +179,12 @@ class SlotConnection(RespConnection):
         replies = await super().pipeline(commands, timeout=timeout)
         redirects: dict[Node, list[int]] = {}
         for at, reply in enumerate(replies):
-            if isinstance(reply, RespError) and (redirection := redirection_of(reply, self.node)):
-                kind, node = redirection
-                if kind == "MOVED":
-                    # The caller sees the error and opens another connection.
-                    self._topology.record_move(self._slot, node)
-                else:
-                    redirects.setdefault(node, []).append(at)
+            # After a MOVED the caller sees the error and opens another connection.
+            if not isinstance(reply, RespError):
+                continue
+            redirection = self._topology.redirect(self._slot, reply, self.node)
+            if redirection is not None and redirection.kind == "ASK":
+                redirects.setdefault(redirection.node, []).append(at)
         for node, positions in redirects.items():
             target = self._redirected.get(node)
             if target is None:
@@ -294,13 +299,9 @@ class Cluster(Redis):
         if source and isinstance(entry.reply, NoScriptError):
             entry.command = ("EVAL", source, *entry.command[2:])
             return True
-        redirection = redirection_of(entry.reply, entry.by)
-        if redirection is not None and entry.redirections < REDIRECTIONS:
-            kind, entry.to = redirection
+        if entry.redirections < REDIRECTIONS and (redirection := self._map.redirect(entry.slot, entry.reply, entry.by)):
+            entry.to, entry.asking = redirection.node, redirection.kind == "ASK"
             entry.redirections += 1
-            entry.asking = kind == "ASK"
-            if kind == "MOVED":
-                self._map.record_move(entry.slot, entry.to)
             return True
         if str(entry.reply).startswith("TRYAGAIN") and asyncio.get_running_loop().time() < until:
             entry.to, entry.asking, entry.pause, entry.redirections = None, False, True, 0
@@ -334,21 +335,6 @@ class _PendingCommand:
 def slot_of(shard_or_key: str) -> int:
     """Return the slot of a key, by its hash tag; a shard is a hash tag."""
     return key_slot(shard_or_key.encode())
-
-
-def redirection_of(error: Exception, by: Node) -> tuple[str, Node] | None:
-    """Return MOVED or ASK and the target node, from an error such as `MOVED 3999 127.0.0.1:6381`; None otherwise."""
-    kind, _, rest = str(error).partition(" ")
-    if kind not in ("MOVED", "ASK"):
-        return None
-    host, _, port = rest.rpartition(" ")[2].rpartition(":")
-    return kind, (host_or_queried(host, by), int(port))
-
-
-def host_or_queried(host: str, queried: Node) -> str:
-    """Return the host, or the host of the queried node if it is missing: a node that does not know its host, or is
-    configured not to announce it (`cluster-preferred-endpoint-type`), omits it or sends `?`."""
-    return host if host not in ("", "?") else queried[0]
 
 
 def _node_of(master: Sequence[Any], queried: Node) -> Node:

@@ -24,8 +24,6 @@ from redis.exceptions import (
     BusyLoadingError,
     NoPermissionError,
     NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -34,22 +32,24 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from broker.concurrency.backoff import Backoff
 from broker.errors import Misconfigured, StorageUnavailable
 from broker.redis import tls
-from broker.redis.connection import (
-    KEEPALIVE,
+from broker.redis.connection import raise_for_error
+from broker.redis.errors import (
     MANY_CLIENTS,
-    Argument,
     ClosedAtOnce,
     ConnectionRefused,
     LoginRefused,
-    Reply,
     RespError,
     TlsFailed,
-    UrlRefused,
+    configuration_error,
+    is_demoted,
+    storage_errors,
+)
+from broker.redis.handshake import (
+    KEEPALIVE,
+    Argument,
+    Reply,
     check_greeting,
-    describe_error,
-    forbidden_command,
     greeting,
-    raise_for_error,
     tls_arguments,
     tls_failures,
 )
@@ -306,8 +306,7 @@ class _MasterConnection(AbstractConnection):
         try:
             return await super().read_response(*args, **options)  # pyright: ignore
         except ResponseError as error:
-            # Demoted, or without contact to its replicas: the next connection may reach another master.
-            self._refused = isinstance(error, ReadOnlyError) or str(error).startswith(("NOREPLICAS", "MASTERDOWN"))
+            self._refused = is_demoted(error)
             raise
         except RedisTimeoutError:
             self._topology.mark_suspect()
@@ -329,55 +328,3 @@ class _TcpConnection(_MasterConnection, Connection):
 class _UnixConnection(_MasterConnection, UnixDomainSocketConnection):
     def __init__(self, *, topology: Topology, **options: Any) -> None:
         super().__init__(topology=topology, path=topology.address.path, **options)
-
-
-class storage_errors:  # noqa: N801 - used like a function: `with storage_errors():`
-    """Turn the library's exceptions into StorageUnavailable, except errors that a caller can handle. Record the
-    duration."""
-
-    def __init__(self, latency: Buckets | None = None) -> None:
-        self._latency = latency
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if self._latency is not None:
-            self._latency.observe(time.monotonic() - self._began)
-        if isinstance(error, AuthenticationError | LoginRefused):
-            raise StorageUnavailable("Redis rejects the user name or password.") from error
-        if isinstance(error, TlsFailed):
-            raise StorageUnavailable(f"No TLS connection to Redis: {error}.") from error
-        if isinstance(error, ClosedAtOnce) or (error is not None and isinstance(error.__cause__, ClosedAtOnce)):
-            raise StorageUnavailable(f"Redis does not answer: {error}.") from error
-        if isinstance(error, ConnectionRefused):
-            raise StorageUnavailable(f"Redis cannot be used: {error}") from error
-        if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)):
-            raise StorageUnavailable from error
-        if isinstance(error, _REFUSALS) or (isinstance(error, ResponseError) and _is_refusal(error)):
-            raise StorageUnavailable(f"Redis rejects the command: {error}") from error
-
-
-# Errors of the server's state or of our rights there, not of the command, which only its operator can resolve. The
-# library has classes for some and removes their first word; the others are recognised by it.
-_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
-_REFUSAL_PREFIXES = ("MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "DENIED", "TRYAGAIN", "MOVED", "ASK")
-
-
-def _is_refusal(error: ResponseError) -> bool:
-    return str(error).startswith(_REFUSAL_PREFIXES) or forbidden_command(error) is not None
-
-
-def is_forbidden(error: StorageUnavailable) -> bool:
-    """Return whether missing rights of the user are the reason."""
-    cause = error.__cause__
-    return isinstance(cause, NoPermissionError) or (cause is not None and forbidden_command(cause) is not None)
-
-
-def configuration_error(error: StorageUnavailable) -> str | None:
-    """Return what is wrong with the URL or its user if that is the reason, which only a restart can resolve. A rejected
-    login or certificate is not included: it may still be corrected on the server."""
-    cause = error.__cause__
-    if isinstance(cause, UrlRefused) or (cause is not None and is_forbidden(error)):
-        return describe_error(cause)
-    return None

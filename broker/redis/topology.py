@@ -13,7 +13,9 @@ from dataclasses import replace
 
 from broker.concurrency.backoff import LogThrottle
 from broker.ids import SHARDS
-from broker.redis.connection import ConnectionRefused, NotMaster, Reply, RespConnection, RespError
+from broker.redis.connection import RespConnection
+from broker.redis.errors import ConnectionRefused, NotMaster, RespError
+from broker.redis.handshake import Reply
 from broker.redis.url import Node, RedisUrl
 
 WATCH = 5.0  # seconds between two queries to the sentinels

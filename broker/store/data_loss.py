@@ -12,7 +12,7 @@ from broker.errors import StorageUnavailable
 from broker.ids import created_ms, shard_of
 from broker.redis.client import Redis, RedisError
 from broker.redis.clock import RedisClock
-from broker.store.preflight import is_forbidden
+from broker.redis.errors import is_forbidden
 
 OLDEST = 8 * 86_400.0  # seconds; every generation that has not ended is younger
 NAMED_BEFORE = 20.0  # seconds; maximum time between making an id and creating its generation

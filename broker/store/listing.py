@@ -13,12 +13,9 @@ from contextlib import suppress
 from broker.errors import StorageUnavailable
 from broker.events import STATUSES
 from broker.ids import SHARDS, created_ms, shard_of
-from broker.redis.client import Redis, Script
+from broker.redis.client import Redis
 from broker.redis.commands import Command
-from broker.store import keys
-
-PRUNE = Script("store", "prune")
-UNLIST = Script("store", "unlist")
+from broker.store import commands, keys
 
 LIST_BYTES = 512 * 1024
 """Maximum bytes of the rows of a page; a page that reaches it ends early."""
@@ -33,12 +30,6 @@ SHARDS_AT_ONCE = 8  # calls of prune.lua in one pipeline, which Redis runs witho
 
 Row = tuple[str, Sequence[bytes | None]]
 """A generation's id, and the requested fields of its meta."""
-
-
-def lifecycle_keys(gid: str) -> list[str]:
-    """Return the first five keys of every lifecycle script."""
-    shard = shard_of(gid)
-    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
 
 
 class Listing:
@@ -120,18 +111,14 @@ class Listing:
         """Remove unreadable generations from the indexes, among `count` members of each shard: those from `newest` on
         (ms; None: from the very newest), or random ones (-1). Return the number removed from each shard; 0 while Redis
         rejects writes, which must not prevent reads."""
-        suffix = f":{status}" if status else ""
         score = "+inf" if newest is None else newest if newest >= 0 else ""
         removed: list[int] = []
         for at in range(0, len(shards), SHARDS_AT_ONCE):
-            calls = [
-                (lifecycle_keys(gid), (gid, tenant, suffix, count, score))
-                for gid in map(_any_of, shards[at : at + SHARDS_AT_ONCE])
-            ]
+            some = shards[at : at + SHARDS_AT_ONCE]
             try:
-                removed += await self.redis.run_many(PRUNE, calls)
+                removed += await commands.prune(self.redis, some, tenant, status, count, score)
             except StorageUnavailable:
-                removed += [0] * len(calls)
+                removed += [0] * len(some)
         return removed
 
     # --- counts ---
@@ -155,12 +142,7 @@ class Listing:
         """Remove generations that expired before they ended, because no process ran for a week: they count as waiting
         or running."""
         with suppress(StorageUnavailable):  # a Redis that rejects writes must not prevent reads
-            await self.redis.run_many(UNLIST, [(lifecycle_keys(gid), (gid, tenant)) for gid in map(_any_of, SHARDS)])
-
-
-def _any_of(shard: str) -> str:
-    """Return an id of the shard that no generation has, for scripts that check other generations."""
-    return f"gen_{'0' * 10}{shard}{'0' * 22}"
+            await commands.unlist(self.redis, SHARDS, tenant)
 
 
 def _ranges(index: str, shard: str, after: str | None, count: int) -> list[Command]:

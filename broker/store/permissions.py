@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker.redis.client import Script
-from broker.redis.connection import Argument, RespConnection, RespError, forbidden_command
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError, forbidden_command
+from broker.redis.handshake import Argument
 from broker.store import keys
 
 WITHIN = 2.0  # seconds

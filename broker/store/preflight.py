@@ -20,7 +20,7 @@ from broker.errors import Misconfigured, StorageUnavailable
 from broker.ids import SHARDS
 from broker.redis.client import Redis, RedisError, without_password
 from broker.redis.clock import RedisClock
-from broker.redis.commands import configuration_error, is_forbidden, storage_errors
+from broker.redis.errors import configuration_error, is_forbidden, storage_errors
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.permissions import missing_rights

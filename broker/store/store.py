@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,12 +19,13 @@ from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflic
 from broker.events import Event, from_entry
 from broker.generation import FIELDS, Generation, from_fields
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
-from broker.redis.client import Argument, Redis, Script
+from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
 from broker.request import CompletionRequest
-from broker.store import keys
+from broker.store import commands, keys
+from broker.store.commands import CreateReply, EndReply, NewGeneration
 from broker.store.data_loss import DataLossDetector
-from broker.store.listing import FIRST_ROWS, Listing, lifecycle_keys
+from broker.store.listing import FIRST_ROWS, Listing
 from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
@@ -39,12 +40,6 @@ PATIENCE = 8.0  # seconds for a creation, including its repetition after a lost 
 EVENTS_BYTES = 1024 * 1024
 """Maximum bytes of a page of events; a page that reaches it ends early, but has at least one event."""
 EVENT_BYTES = 100  # bytes of an event without its data
-
-CREATE = Script("store", "create")
-CANCEL = Script("store", "cancel")
-DELETE = Script("store", "delete")
-KEEP_CHOICES = Script("store", "keep_choices")
-TRACE = Script("store", "trace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,72 +87,66 @@ class Store:
         the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
         lost the record of the key."""
         gid = gid or await self.make_id(tenant, idempotency_key)
-        now = created_ms(gid)
         shard = shard_of(gid)
-        record = keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else keys.epoch(shard)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
-        lifecycle = [*lifecycle_keys(gid), keys.epoch(shard), record]
-        fields: list[Argument] = [
+        new = NewGeneration(
             gid,
             tenant,
             request.model,
             request.upstream,
             msgspec.json.encode(request.metadata),
             request.on_upstream_error,
-            now,
             int(ttl * 1000),
-            record if idempotency_key else "",
+            keys.idempotency(shard, tenant, idempotency_key) if idempotency_key else "",
             request.fingerprint,
             request.prompt_tokens,
             new_epoch(),
-            created_data(request.model, now),
-        ]
-        reply = await self._create(shard, lifecycle, fields)
-        if reply[0] == b"OK":
-            self.data_loss.observe_epoch(shard, reply[1])
+            created_data(request.model, created_ms(gid)),
+        )
+        reply = await self._create(shard, new)
+        if reply.outcome == b"OK":
+            self.data_loss.observe_epoch(shard, reply.value)
             return Created(gid, replayed=False)
-        if reply[0] == b"REPLAY":
-            return Created(reply[1].decode(), replayed=True)
+        if reply.outcome == b"REPLAY":
+            return Created(reply.value.decode(), replayed=True)
         raise IdempotencyConflict
 
-    async def _create(self, shard: str, lifecycle: Sequence[str], fields: Sequence[Argument]) -> Sequence[bytes]:
+    async def _create(self, shard: str, new: NewGeneration) -> CreateReply:
         """Run create.lua with a deadline that Redis checks: a command in the buffer of a hanging server is not executed
         long after its caller got an error. With a key that has no record, create only if no record was lost."""
         epoch = self.data_loss.trusted_epoch(shard)
         try:
             async with asyncio.timeout(PATIENCE):
                 sent = time.monotonic()
-                while (reply := await self._create_in_time(lifecycle, fields, epoch))[0] == b"UNSURE":
-                    epoch = reply[1]
+                while (reply := await self._create_in_time(new, epoch)).outcome == b"UNSURE":
+                    epoch = reply.value
                     if await self.data_loss.record_may_be_lost(shard, epoch or None, sent):
                         raise StorageUnavailable(_RECORD_MAY_BE_LOST)
                     sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
-        if reply[0] == b"LATE":
+        if reply.outcome == b"LATE":
             raise StorageUnavailable
         return reply
 
-    async def _create_in_time(
-        self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes
-    ) -> Sequence[bytes]:
+    async def _create_in_time(self, new: NewGeneration, epoch: bytes) -> CreateReply:
         try:
-            reply = await self._create_once(lifecycle, fields, epoch)
+            reply = await self._create_once(new, epoch)
         except StorageUnavailable:
             # It may exist and only the reply be lost: a caller that gets an error and retries would pay for two.
-            reply = await self._create_once(lifecycle, fields, epoch)
-        if reply[0] == b"LATE":  # or Redis's clock was set since the last query
+            reply = await self._create_once(new, epoch)
+        if reply.outcome == b"LATE":  # or Redis's clock was set since the last query
             await self.clock.sync()
-            reply = await self._create_once(lifecycle, fields, epoch)
+            reply = await self._create_once(new, epoch)
         return reply
 
-    async def _create_once(self, lifecycle: Sequence[str], fields: Sequence[Argument], epoch: bytes) -> Sequence[bytes]:
-        latest = int((self.clock.estimate() + IN_TIME) * 1000)
-        return await self.redis.run(CREATE, lifecycle, [*fields, latest, epoch])
+    async def _create_once(self, new: NewGeneration, epoch: bytes) -> CreateReply:
+        latest_ms = int((self.clock.estimate() + IN_TIME) * 1000)
+        return await commands.create(self.redis, new, latest_ms=latest_ms, trusted_epoch=epoch)
 
     async def set_trace(self, gid: str, traceparent: str) -> None:
         """Attach a generation to a trace, which its later spans become part of."""
-        await self.redis.run(TRACE, [keys.meta(gid)], [traceparent])
+        await commands.set_trace(self.redis, gid, traceparent)
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """Return the generation without text and choices, in one round trip. GenerationNotFound if it is unknown or
@@ -193,9 +182,9 @@ class Store:
         choices = completion.choices
         if generation.ended:
             with suppress(StorageUnavailable):  # the server is full: the next reader folds again
-                kept = await self.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, msgspec.json.encode(choices)])
+                kept = await commands.keep_choices(self.redis, gid, msgspec.json.encode(choices))
                 self._partial.pop(gid, None)
-                if kept == b"GONE":
+                if not kept:
                     raise GenerationGone
         return generation.with_choices(choices)
 
@@ -293,25 +282,23 @@ class Store:
     async def cancel(self, gid: str, tenant: str) -> Withdrawn:
         """Cancel a generation that has not ended."""
         check_id(gid)
-        reply = await self.redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
-        return await self._outcome(gid, tenant, reply)
+        return await self._outcome(gid, tenant, await commands.cancel(self.redis, gid, tenant))
 
     async def delete(self, gid: str, tenant: str) -> Withdrawn:
         """Delete a generation in any status."""
         check_id(gid)
-        reply = await self.redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, secrets.randbelow(1024)])
-        return await self._outcome(gid, tenant, reply)
+        return await self._outcome(gid, tenant, await commands.delete(self.redis, gid, tenant))
 
-    async def _outcome(self, gid: str, tenant: str, reply: Sequence[bytes]) -> Withdrawn:
-        if reply[0] == b"NONE":
+    async def _outcome(self, gid: str, tenant: str, reply: EndReply) -> Withdrawn:
+        if reply.outcome == b"NONE":
             await self.state(gid, tenant)  # raises the precise error
             raise GenerationNotFound
-        if reply[0] == b"GONE":
+        if reply.outcome == b"GONE":
             raise GenerationGone
-        if reply[0] != b"OK":
-            return Withdrawn(reply[1].decode())
-        was, ticket, dropped, ttl_ms = reply[1:]
-        return Withdrawn(was.decode(), int(ticket), Stored(int(dropped), created_ms(gid) + int(ttl_ms)))
+        if reply.outcome != b"OK":
+            return Withdrawn(reply.status.decode())
+        dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
+        return Withdrawn(reply.status.decode(), int(reply.ticket), dropped)
 
 
 def new_epoch() -> str:

@@ -17,7 +17,7 @@ import hiredis
 from broker.ids import shard_of
 from broker.redis.client import Script
 from broker.store import keys
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 
 Call = tuple[bytes, int]
 

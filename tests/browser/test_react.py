@@ -13,7 +13,7 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
 from broker.store import keys
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_tokens import BEARER, keyed

@@ -16,13 +16,12 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS, idempotency_shard, shard_of
-from broker.queue.reaper import REAP
 from broker.redis.client import connect_redis
 from broker.redis.clock import RedisClock
 from broker.request import parse_request
 from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store import keys
-from broker.store.store import lifecycle_keys
+from broker.store.commands import CLAIM, REAP, lifecycle_keys
 from tests.faults.oracle import Said
 from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
@@ -39,7 +38,7 @@ from tests.support import (
 )
 from worker.appender import Appender
 from worker.attempt import Ending
-from worker.claims import CLAIM, Claim, claim
+from worker.claims import Claim, claim
 from worker.generate import GenerationRunner
 from worker.slots import Slots
 from worker.upstream.stream import Upstreams

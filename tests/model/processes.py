@@ -26,11 +26,11 @@ from broker.fanout.reader_pool import IDLE_AFTER
 from broker.ids import Cursor
 from broker.queue.tickets import Queue
 from broker.redis.client import Pool, Redis
-from broker.redis.connection import RespError
+from broker.redis.errors import RespError
 from broker.settings.settings import Settings
+from broker.store.commands import APPENDER_SCRIPTS
 from tests.model.oracle import ChatReader, NativeReader
 from tests.model.storage import Storage
-from worker import appender as appender_module
 from worker import claims
 from worker.appender import RESTORING, Appender, Call
 from worker.attempt import Attempt
@@ -348,8 +348,7 @@ class Sender:
 
 
 def load_scripts(storage: Storage) -> None:
-    module = appender_module
-    for script in (module.APPEND, module.FINISH, module.TOUCH, module.RESTORE):
+    for script in APPENDER_SCRIPTS:
         storage.call("SCRIPT", "LOAD", script.source)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 
 from broker.ids import shard_of
-from broker.redis.connection import RespError
+from broker.redis.errors import RespError
 from broker.store import keys
 
 STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")

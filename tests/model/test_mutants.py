@@ -15,10 +15,9 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import shard_of
-from broker.queue.reaper import REAP
 from broker.redis.client import Script
 from broker.store import keys
-from broker.store.store import CREATE, lifecycle_keys
+from broker.store.commands import CREATE, REAP, lifecycle_keys
 from tests.model.machine import LogMachine
 from tests.model.mutants import DIRECTED, SCHEDULED, Mutant, mutated
 from tests.model.oracle import Violation

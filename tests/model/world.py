@@ -34,6 +34,7 @@ from broker.redis.client import topology_of
 from broker.redis.continuity import Continuity
 from broker.settings.settings import Settings
 from broker.store import keys
+from broker.store.commands import RESTORE
 from broker.store.data_loss import ServerIdentity
 from tests.model.oracle import ChatReader, Violation
 from tests.model.processes import (
@@ -49,7 +50,7 @@ from tests.model.processes import (
 )
 from tests.model.storage import Snapshot, Storage
 from tests.model.truth import MAX_ATTEMPTS, Truth, check
-from worker.appender import RESTORE, Call
+from worker.appender import Call
 from worker.attempt import Attempt
 
 TENANT = "default"
@@ -135,7 +136,7 @@ def small_world() -> Iterator[None]:
             patch.setattr(module, "time", CLOCK)
         patch.setattr(broker.store.data_loss, "server_identity", SERVERS.of)
         patch.setattr(worker.attempt, "MAX_CALL_EVENTS", 3)
-        for module in (broker.ids, broker.queue.reaper, broker.store.store, worker.claims):
+        for module in (broker.ids, broker.store.commands, broker.store.store, worker.claims):
             patch.setattr(module, "secrets", CHANCE)
         for module in (broker.fanout.backfill, broker.broker, broker.store.store):
             patch.setattr(module, "PAGE", 3)

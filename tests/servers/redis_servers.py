@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from broker.dev.embedded_redis import free_port, server_binary
-from broker.redis.connection import RespConnection, RespError
+from broker.redis.connection import RespConnection
+from broker.redis.errors import RespError
 from broker.redis.url import RedisUrl
 from broker.runtime.child_process import die_with_parent
 from tests.support import wait_until

@@ -18,7 +18,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.redis.client import Script
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
 from tests.servers.tcp import tcp_server
 from tests.support import DEADLINE, Gateway, Writer, clean_environment, gather, request_body, service

@@ -20,7 +20,7 @@ from broker.queue.quotas import ADMIT
 from broker.queue.tickets import ENQUEUE
 from broker.redis.client import Script
 from broker.store import keys
-from broker.store.store import CREATE
+from broker.store.commands import CREATE
 from tests.faults.scene import QUICK
 from tests.support import (
     Frame,

@@ -18,9 +18,9 @@ from broker.ids import SHARDS, idempotency_shard, new_id, shard_of
 from broker.request import parse_request
 from broker.settings.settings import Settings
 from broker.store import keys
+from broker.store.commands import RESTORE, restore_command
 from broker.store.store import new_epoch
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
-from worker.appender import RESTORE
 from worker.claims import claim
 from worker.simulator.text import pieces
 
@@ -291,7 +291,17 @@ async def test_a_zombie_restores_nothing_over_a_newer_attempt(broker: Broker) ->
     assert not isinstance(zombie, str)
     await broker.store.redis.execute("HSET", keys.meta(generation.id), "st", "queued", "own", "")
     await Writer(broker.store.redis, generation.id).claim()
-    arguments = [zombie.gid, zombie.own, zombie.attempt, zombie.epoch, new_epoch(), 1000, 0, zombie.created]
-    meta = [part for field in zombie.meta.items() for part in field]
-    reply = await broker.store.redis.run(RESTORE, zombie.keys, [*arguments, *zombie.first_event, *meta])
+    restore = restore_command(
+        zombie.gid,
+        zombie.own,
+        zombie.attempt,
+        epoch=zombie.epoch,
+        new_epoch=new_epoch(),
+        lease_ms=1000,
+        known_at_ms=0,
+        created_data=zombie.created,
+        first_event=zombie.first_event,
+        meta=zombie.meta,
+    )
+    reply = await broker.store.redis.run(RESTORE, list(map(str, restore[3:10])), restore[10:])
     assert reply == [b"FENCED"]

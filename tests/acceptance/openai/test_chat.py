@@ -14,7 +14,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 from tests.support import (
     DEADLINE,
     Frame,

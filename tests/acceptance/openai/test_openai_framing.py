@@ -17,7 +17,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.redis.client import Script
-from broker.store.store import lifecycle_keys
+from broker.store.commands import lifecycle_keys
 from tests.acceptance.openai.sdk import ALL, Call, Sdk, sdk_named
 from tests.servers.tcp import tcp_server
 from tests.support import Frame, Gateway, Writer, gateway, request_body, wait_until

@@ -18,10 +18,11 @@ from broker.events import CHUNK, COMPLETED, FAILED
 from broker.ids import START
 from broker.settings.settings import Settings
 from broker.store import keys
+from broker.store.commands import APPEND, FINISH
 from tests.servers.redis_proxy import RedisProxy, redis_proxy
 from tests.support import DEADLINE, beside, request_body, wait_until
 from worker import appender as appender_module
-from worker.appender import APPEND, FINISH, Appender
+from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
 from worker.upstream.chunks import Chunk

@@ -14,7 +14,7 @@ import pytest
 
 from broker.ids import Cursor, entry_cursor
 from broker.redis.client import connect_redis
-from broker.redis.connection import NotMaster, RespError
+from broker.redis.errors import NotMaster, RespError
 from broker.store import keys
 from tests.servers.redis_servers import ENGINES, SERVICE, Server, Watched, watched
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker

@@ -19,15 +19,15 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
 from broker.queue.quotas import TenantLimits
-from broker.queue.reaper import REAP, log
+from broker.queue.reaper import log
 from broker.queue.tickets import Queue
 from broker.settings.settings import Settings
 from broker.store import keys
+from broker.store.commands import KEEP_CHOICES, REAP, RESTORE, TOUCH, lifecycle_keys, restore_command
 from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
-from broker.store.store import KEEP_CHOICES, lifecycle_keys, new_epoch
+from broker.store.store import new_epoch
 from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
-from worker.appender import RESTORE, TOUCH
 from worker.claims import Claim, claim, release
 
 RETENTION = 600
@@ -213,24 +213,24 @@ async def _losses(broker: Broker, seen: Seen) -> None:
         dumps = [await execute("DUMP", name) for name in names]
         lost = await claim(broker.store.redis, created.id, broker.settings)
         assert isinstance(lost, Claim)
-        if "empty" in step:
-            await execute("DEL", *lost.keys)
-        else:
-            for name, dump in zip(names, dumps, strict=True):
-                await execute("RESTORE", name, 60_000, dump, "REPLACE")
-        fields = [part for field in lost.meta.items() for part in field]
-        again = [
+        restore = restore_command(
             lost.gid,
             lost.own,
             lost.attempt,
-            lost.epoch,
-            new_epoch(),
-            60_000,
-            lost.attempt >> 10,
-            lost.created,
-            *lost.first_event,
-        ]
-        reply = await seen.after(step, broker.store.redis.run(RESTORE, lost.keys, [*again, *fields]))
+            epoch=lost.epoch,
+            new_epoch=new_epoch(),
+            lease_ms=60_000,
+            known_at_ms=lost.attempt >> 10,
+            created_data=lost.created,
+            first_event=lost.first_event,
+            meta=lost.meta,
+        )
+        if "empty" in step:
+            await execute("DEL", *map(str, restore[3:10]))
+        else:
+            for name, dump in zip(names, dumps, strict=True):
+                await execute("RESTORE", name, 60_000, dump, "REPLACE")
+        reply = await seen.after(step, broker.store.redis.run(RESTORE, list(map(str, restore[3:10])), restore[10:]))
         assert reply[0] == b"OK"
 
 

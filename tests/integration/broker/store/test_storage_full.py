@@ -12,12 +12,10 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
 from broker.ids import shard_of
-from broker.queue.reaper import REAP
 from broker.redis.client import Redis
 from broker.store import keys
-from broker.store.store import lifecycle_keys
+from broker.store.commands import REAP, TOUCH, lifecycle_keys
 from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
-from worker.appender import TOUCH
 from worker.simulator.text import pieces
 
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from broker.errors import Misconfigured
 from broker.ids import SHARDS
-from broker.redis.cluster import redirection_of, slot_of
+from broker.redis.cluster import slot_of
+from broker.redis.errors import redirection_of
 from broker.redis.url import RedisUrl, parse_redis_url, without_password
 from broker.settings.settings import Settings, load
 

@@ -1,0 +1,287 @@
+"""The Lua scripts of the store as typed functions: the only code that knows the order of their keys and arguments.
+
+A coroutine function runs its script and returns the reply with names. The appender sends its scripts in pipelines over
+a raw connection; for it `append_command`, `finish_command`, `touch_command` and `restore_command` return the command.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from broker.ids import created_ms, shard_of
+from broker.redis.client import Argument, Redis, Script
+from broker.store import keys
+
+CREATE = Script("store", "create")
+CANCEL, DELETE = Script("store", "cancel"), Script("store", "delete")
+KEEP_CHOICES, TRACE = Script("store", "keep_choices"), Script("store", "trace")
+PRUNE, UNLIST = Script("store", "prune"), Script("store", "unlist")
+DUE, REAP = Script("store", "due"), Script("store", "reap")
+CLAIM, RELEASE, WAITING = Script("store", "claim"), Script("store", "release"), Script("store", "waiting")
+APPEND, FINISH = Script("store", "append"), Script("store", "finish")
+TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
+APPENDER_SCRIPTS = (APPEND, FINISH, TOUCH, RESTORE)
+"""Scripts that the appender loads on each of its connections."""
+
+RawCommand = tuple[Argument, ...]
+
+
+def lifecycle_keys(gid: str) -> list[str]:
+    """Return the first five keys of every lifecycle script."""
+    shard = shard_of(gid)
+    return [keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard), keys.activity(shard)]
+
+
+def any_id(shard: str) -> str:
+    """Return an id of the shard that no generation has, for scripts that check other generations."""
+    return f"gen_{'0' * 10}{shard}{'0' * 22}"
+
+
+def _random() -> int:
+    """Return the random part of an attempt id."""
+    return secrets.randbelow(1024)
+
+
+# --- creating ---
+
+
+@dataclass(frozen=True, slots=True)
+class NewGeneration:
+    """A generation to create. `record`: key of its idempotency record, empty if it has no idempotency key."""
+
+    gid: str
+    tenant: str
+    model: str
+    request: bytes
+    metadata: bytes
+    policy: str
+    ttl_ms: int
+    record: str
+    fingerprint: str
+    prompt_tokens: int
+    new_epoch: str
+    created_data: bytes
+
+
+class CreateReply(NamedTuple):
+    """Outcome OK, REPLAY, CONFLICT, LATE or UNSURE. `value`: the shard's epoch (OK, UNSURE), or the id of the
+    generation that the idempotency key belongs to (REPLAY, CONFLICT)."""
+
+    outcome: bytes
+    value: bytes = b""
+
+
+async def create(redis: Redis, new: NewGeneration, *, latest_ms: int, trusted_epoch: bytes) -> CreateReply:
+    """Create a generation. `latest_ms`: time after which Redis must not execute it. `trusted_epoch`: epoch in which a
+    missing idempotency record was not lost recently."""
+    epoch = keys.epoch(shard_of(new.gid))
+    arguments: list[Argument] = [
+        *(new.gid, new.tenant, new.model, new.request, new.metadata, new.policy, created_ms(new.gid), new.ttl_ms),
+        *(new.record, new.fingerprint, new.prompt_tokens, new.new_epoch, new.created_data, latest_ms, trusted_epoch),
+    ]
+    return CreateReply(*await redis.run(CREATE, [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments))
+
+
+async def set_trace(redis: Redis, gid: str, traceparent: str) -> None:
+    """Store the trace of a generation if it still exists."""
+    await redis.run(TRACE, [keys.meta(gid)], [traceparent])
+
+
+# --- ending from outside, listing ---
+
+
+class EndReply(NamedTuple):
+    """Outcome NONE, GONE, CLOSED or OK. `status`: the current (CLOSED) or previous (OK) one. OK also returns the
+    ticket, the bytes of the request that are no longer stored, and the retention."""
+
+    outcome: bytes
+    status: bytes = b""
+    ticket: bytes | int = 0
+    dropped: int = 0
+    ttl_ms: bytes | int = 0
+
+
+async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
+    """End a generation as cancelled."""
+    return EndReply(*await redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, _random()]))
+
+
+async def delete(redis: Redis, gid: str, tenant: str) -> EndReply:
+    """Delete a generation. The outcome is never CLOSED."""
+    return EndReply(*await redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, _random()]))
+
+
+async def keep_choices(redis: Redis, gid: str, choices: bytes) -> bool:
+    """Store the merged choices of a generation that was ended from outside; return False if it is gone."""
+    return await redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, choices]) != b"GONE"
+
+
+async def prune(
+    redis: Redis, shards: Sequence[str], tenant: str, status: str | None, count: int, newest: int | str
+) -> list[int]:
+    """Remove unreadable members from one index of a tenant in each shard; return the number removed from each. Checks
+    `count` members: from the score `newest` down, or random ones if it is empty."""
+    suffix = f":{status}" if status else ""
+    calls = [(lifecycle_keys(gid), (gid, tenant, suffix, count, newest)) for gid in map(any_id, shards)]
+    return await redis.run_many(PRUNE, calls)
+
+
+async def unlist(redis: Redis, shards: Sequence[str], tenant: str) -> list[int]:
+    """Remove generations that expired before they ended from a tenant's indexes; return the number for each shard."""
+    return await redis.run_many(UNLIST, [(lifecycle_keys(gid), (gid, tenant)) for gid in map(any_id, shards)])
+
+
+# --- the reaper ---
+
+
+async def due(redis: Redis, shards: Sequence[str], limit: int, ahead_ms: int | None) -> tuple[int, list[str]]:
+    """Return the server's time (unix ms) and up to `limit` due generations of each shard. `ahead_ms`: include those due
+    only later than this."""
+    ahead = "" if ahead_ms is None else ahead_ms
+    replies = await redis.run_many(DUE, [((keys.live(shard),), (limit, ahead)) for shard in shards])
+    return int(replies[0][0]), [gid.decode() for _, gids in replies for gid in gids]
+
+
+class ReapReply(NamedTuple):
+    """Outcome NO, LATE, REQUEUE or FAILED, with the tenant for the last two and the new ticket for REQUEUE."""
+
+    outcome: bytes
+    ticket: int = 0
+    tenant: str = ""
+
+
+async def reap(
+    redis: Redis, gid: str, *, max_attempts: int, lease_ms: int, observed_ms: int, latest_ms: int
+) -> ReapReply:
+    """Requeue or end a generation if its lease has expired. `observed_ms`: time for which the caller has observed the
+    server without interruption. `latest_ms`: time after which Redis must not execute it."""
+    arguments = [gid, _random(), max_attempts, lease_ms, observed_ms, latest_ms]
+    outcome, *more = await redis.run(REAP, lifecycle_keys(gid), arguments)
+    ticket = int(more[0]) if outcome == b"REQUEUE" else 0
+    return ReapReply(outcome, ticket, more[-1].decode() if more else "")
+
+
+# --- the worker ---
+
+
+class ClaimReply(NamedTuple):
+    """Outcome NONE, GONE, CLOSED, RUNNING, EXHAUSTED or OK. OK also returns the attempt, its ordinal, the shard's epoch
+    and all of the generation's meta."""
+
+    outcome: str
+    attempt: int = 0
+    ordinal: int = 0
+    epoch: bytes = b""
+    meta: Mapping[bytes, bytes] = {}
+
+
+async def claim(
+    redis: Redis, gid: str, token: str, *, lease_ms: int, current_own: str, max_attempts: int
+) -> ClaimReply:
+    """Make the holder of `token` the owner of a new attempt. `current_own`: the owner after an upstream error; empty
+    for a queued generation. May be repeated with the same token."""
+    names = [*lifecycle_keys(gid), keys.epoch(shard_of(gid))]
+    reply = await redis.run(CLAIM, names, [gid, token, _random(), lease_ms, current_own, max_attempts])
+    outcome = reply[0].decode()
+    if outcome != "OK":
+        return ClaimReply(outcome)
+    fields = iter(reply[4])
+    return ClaimReply(outcome, int(reply[1]), int(reply[2]), reply[3], dict(zip(fields, fields, strict=True)))
+
+
+async def release(redis: Redis, gid: str, own: str) -> int | None:
+    """Return a running generation to the queue. Return its new ticket; None if `own` does not own it."""
+    reply = await redis.run(RELEASE, lifecycle_keys(gid), [gid, own])
+    return int(reply[1]) if reply[0] == b"OK" else None
+
+
+async def announce_waiting(redis: Redis, gid: str, own: str) -> None:
+    """Announce in the activity that a running generation waits for its upstream."""
+    await redis.run(WAITING, lifecycle_keys(gid), [gid, own])
+
+
+# --- the appender ---
+
+
+def append_command(
+    gid: str,
+    own: str,
+    attempt: int,
+    first_seq: int,
+    tokens: int,
+    max_output: int,
+    has_first_token: bool,
+    items: Sequence[Argument],
+) -> RawCommand:
+    """Append `items` (type, ms, data of each event) from `first_seq` on. `tokens`: number of completion chunks so
+    far."""
+    # One display instead of several: this is the hot path.
+    return (
+        "EVALSHA",
+        APPEND.sha,
+        2,
+        keys.meta(gid),
+        keys.log(gid),
+        own,
+        f"{attempt}-",
+        first_seq,
+        tokens,
+        max_output,
+        "1" if has_first_token else "0",
+        *items,
+    )
+
+
+def finish_command(
+    gid: str,
+    own: str,
+    attempt: int,
+    first_seq: int,
+    *,
+    status: str,
+    finish_reason: str,
+    usage: bytes | str,
+    error: bytes | str,
+    choices: bytes | str,
+    tokens: int,
+    items: Sequence[Argument],
+) -> RawCommand:
+    """Append the missing items, the last of which is the terminal event, and end the generation."""
+    return (
+        *("EVALSHA", FINISH.sha, 5, *lifecycle_keys(gid)),
+        *(gid, own, f"{attempt}-", first_seq, status, finish_reason, usage, error, choices, tokens),
+        *items,
+    )
+
+
+def touch_command(gid: str, own: str, lease_ms: int, *, with_live: bool) -> RawCommand:
+    """Renew the lease. `with_live`: False while a cluster has the live set on another server than meta and log."""
+    live = (keys.live(shard_of(gid)),) if with_live else ()
+    names = (keys.meta(gid), keys.log(gid), *live)
+    return ("EVALSHA", TOUCH.sha, len(names), *names, gid, own, lease_ms)
+
+
+def restore_command(
+    gid: str,
+    own: str,
+    attempt: int,
+    *,
+    epoch: bytes,
+    new_epoch: str,
+    lease_ms: int,
+    known_at_ms: int,
+    created_data: bytes,
+    first_event: tuple[bytes, bytes],
+    meta: Mapping[bytes, bytes],
+) -> RawCommand:
+    """Restore a running generation that Redis lost. `epoch`: the shard's at the claim. `known_at_ms`: time at which
+    Redis was last known to have it. `first_event`: type and data. `meta`: all fields at the claim."""
+    shard_epoch = keys.epoch(shard_of(gid))
+    return (
+        *("EVALSHA", RESTORE.sha, 7, *lifecycle_keys(gid), shard_epoch, meta[b"ik"].decode() or shard_epoch),
+        *(gid, own, attempt, epoch, new_epoch, lease_ms, known_at_ms, created_data, *first_event),
+        *(part for field in meta.items() for part in field),
+    )
