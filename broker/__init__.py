@@ -10,11 +10,47 @@
 Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). Start with `broker.py`.
 """
 
-from broker.broker import Broker, connect
-from broker.errors import BrokerError
+from broker.broker import Broker, GapFound, Page, connect
+from broker.errors import (
+    BodyTooLarge,
+    BrokerError,
+    GenerationGone,
+    GenerationNotFound,
+    IdempotencyConflict,
+    InvalidCursor,
+    InvalidRequest,
+    InvalidToken,
+    LimitExceeded,
+    Misconfigured,
+    ModelNotFound,
+    StorageUnavailable,
+    TokenExpired,
+)
 from broker.events import Event
 from broker.generation import Generation
 from broker.ids import Cursor
 from broker.version import __version__
 
-__all__ = ["Broker", "BrokerError", "Cursor", "Event", "Generation", "__version__", "connect"]
+__all__ = [
+    "BodyTooLarge",
+    "Broker",
+    "BrokerError",
+    "Cursor",
+    "Event",
+    "GapFound",
+    "Generation",
+    "GenerationGone",
+    "GenerationNotFound",
+    "IdempotencyConflict",
+    "InvalidCursor",
+    "InvalidRequest",
+    "InvalidToken",
+    "LimitExceeded",
+    "Misconfigured",
+    "ModelNotFound",
+    "Page",
+    "StorageUnavailable",
+    "TokenExpired",
+    "__version__",
+    "connect",
+]

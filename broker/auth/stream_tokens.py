@@ -14,7 +14,7 @@ with HS256, so any gateway can verify it and none has to store it.
 A backend that has TOKENCAST_SECRET can create tokens itself, without a request to the gateway. With PyJWT:
 
     claims = {"sub": "anna", "gen": gid, "scope": "read", "exp": time.time() + 600}
-    token = jwt.encode(claims, os.environ["TOKENCAST_SECRET"], "HS256")
+    token = jwt.encode(claims, TOKENCAST_SECRET, "HS256")
 
 The key is the secret's UTF-8 text; at least 32 bytes are recommended (RFC 7518 §3.2). `nbf` is honoured if present, a
 token with an `aud` is for another service and refused, and other claims are ignored.

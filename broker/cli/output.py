@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from broker.completion.fold import text_of_chunk
+from broker.chunks import text_of_chunk
 from broker.gateway_client.client import TERMINAL, Json, Received
 
 # What a model says can hold escape sequences; a terminal would carry them out.

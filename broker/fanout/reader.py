@@ -109,7 +109,7 @@ class LogReader:
             try:
                 connection = await self._redis.servers.open(self.group)
             except OSError as error:
-                troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}")
+                troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}", topic="connection")
             else:
                 try:
                     await self._read(connection)
@@ -117,7 +117,7 @@ class LogReader:
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
                         self._redis.servers.mark_suspect()
-                    troubles.tell(logger, f"lost Redis: {describe_error(error)}")
+                    troubles.tell(logger, f"lost Redis: {describe_error(error)}", topic="connection")
                 except Exception:  # one generation's trouble must not end the reading of the others
                     logger.exception("reader failed, starts again")
                 finally:
