@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from opentelemetry import trace
 
 import broker as package
 from broker import Broker, BrokerError, GenerationGone, GenerationNotFound, InvalidRequest, connect, errors
@@ -180,6 +181,15 @@ async def test_events_have_their_data_and_their_text(broker: Broker) -> None:
     assert events[1].json == {"attempt": 1}
     assert events[2].json["choices"][0]["delta"]["content"] == "Good "
     assert events[-1].json["finish_reason"] == "stop"
+
+
+async def test_a_generation_belongs_to_the_application_s_trace(broker: Broker) -> None:
+    """To that of the span around `enqueue`; outside of one it has none."""
+    context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        traced = await broker.enqueue(request_body())
+    assert (await broker.get(traced.id)).trace == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    assert (await broker.get((await broker.enqueue(request_body())).id)).trace == ""
 
 
 async def test_an_outage_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
