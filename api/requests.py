@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
@@ -17,17 +15,11 @@ from starlette.types import Receive, Scope, Send
 from api.middleware.crash import ACCEPTED
 from broker.broker import Broker
 from broker.errors import BodyTooLarge, InvalidRequest
-from broker.request import CompletionRequest, parse_json, parse_request
+from broker.request import CompletionRequest
 from broker.runtime.logging import REQUEST_ID
 from broker.store.store import Created
 
 logger = logging.getLogger("tokencast.api")
-
-QUICK = 64 * 1024
-"""Maximum size, in bytes, of a body that the event loop parses itself: 3 ms at most. A larger one would delay all
-streams."""
-_PARSER = ThreadPoolExecutor(1, "parser")
-"""A single thread: several would compete for the interpreter lock, and the event loop would wait for all of them."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -83,18 +75,8 @@ def _coding(request: Request, name: str, known: set[str]) -> str:
 
 
 async def read_request(request: Request, broker: Broker) -> CompletionRequest:
-    """Read and check a chat.completions body. ModelNotFound if no upstream serves its model."""
-    body = await read_body(request, broker.settings.max_body)
-    if len(body) <= QUICK:
-        asked = _parse(body)
-    else:
-        asked = await asyncio.get_running_loop().run_in_executor(_PARSER, _parse, body)
-    broker.settings.upstream_for(asked.model)
-    return asked
-
-
-def _parse(body: bytes) -> CompletionRequest:
-    return parse_request(parse_json(body))
+    """Read and validate a chat.completions body."""
+    return await broker.parse(await read_body(request, broker.settings.max_body))
 
 
 async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
@@ -102,11 +84,8 @@ async def submit(broker: Broker, request: Request, asked: CompletionRequest, ten
     given = set(request.headers.getlist("idempotency-key"))
     if len(given) > 1:
         raise InvalidRequest("`Idempotency-Key` is given more than once.", param="idempotency-key")
-    key = next(iter(given), None) or None
-    if key is not None and len(key) > 255:
-        raise InvalidRequest("`Idempotency-Key` must have at most 255 characters.", param="idempotency-key")
     request.scope[ACCEPTED] = ""
-    created = await broker.submit(asked, tenant, key, request.is_disconnected)
+    created = await broker.submit(asked, tenant, next(iter(given), None), request.is_disconnected)
     request.scope[ACCEPTED] = created.id
     logger.info("%s: %s (%s)", created.id, "requested again" if created.replayed else "accepted", REQUEST_ID.get())
     return created

@@ -10,7 +10,7 @@
 Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). Start with `broker.py`.
 """
 
-from broker.broker import Broker, GapFound, connect
+from broker.broker import Broker, GapFound, Page, connect
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
@@ -19,10 +19,12 @@ from broker.errors import (
     IdempotencyConflict,
     InvalidCursor,
     InvalidRequest,
+    InvalidToken,
     LimitExceeded,
     Misconfigured,
     ModelNotFound,
     StorageUnavailable,
+    TokenExpired,
 )
 from broker.events import Event
 from broker.generation import Generation
@@ -42,10 +44,13 @@ __all__ = [
     "IdempotencyConflict",
     "InvalidCursor",
     "InvalidRequest",
+    "InvalidToken",
     "LimitExceeded",
     "Misconfigured",
     "ModelNotFound",
+    "Page",
     "StorageUnavailable",
+    "TokenExpired",
     "__version__",
     "connect",
 ]

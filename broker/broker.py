@@ -1,12 +1,14 @@
-"""The broker as its users hold it: enqueue, follow, get, list, cancel, delete. The gateway is one of them."""
+"""The entry point to the broker, for applications and for the gateway: enqueue, follow, wait, get, list, cancel,
+delete."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import ValidationError
@@ -30,7 +32,7 @@ from broker.ids import START, Cursor, created_ms, parse_cursor
 from broker.queue.quotas import OPEN_TENANT, TenantLimits
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
-from broker.request import CompletionRequest, parse_json, parse_request
+from broker.request import CompletionRequest, check_idempotency_key, encode_body, parse_json, parse_request
 from broker.runtime.counters import Count
 from broker.runtime.tracing import traceparent
 from broker.settings.messages import format_errors
@@ -38,12 +40,25 @@ from broker.settings.settings import Settings
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
 
-_LISTED = 100  # generations in one page of a list
 logger = logging.getLogger("tokencast.broker")
+
+DEFAULT_LIMIT, LIST_LIMIT = 20, 100
+"""Generations in a page of a list: the default and the maximum."""
+QUICK = 64 * 1024
+"""Bytes of a body that is parsed in the event loop, in at most 3 ms. A larger one would delay all streams."""
+_PARSER = ThreadPoolExecutor(1, "parser")
+"""One thread: several would compete for the interpreter's lock, and delay the event loop."""
+
+
+class Page(NamedTuple):
+    """A page of a list, newest first. It can be shorter than requested although `has_more` is true."""
+
+    data: list[Generation]
+    has_more: bool
 
 
 class Broker:
-    """One process's hold on the broker. Build it with `connect`."""
+    """The entry point to the broker, for applications and for the gateway. Create it with `connect`."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
@@ -59,19 +74,37 @@ class Broker:
         )
         self.created = Count()
         self.ended = Count()
-        """From here, by upstream, model, status and code."""
+        """Generations that this process has ended, by upstream, model, status and code."""
 
     async def enqueue(
         self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
     ) -> Generation:
-        """Accepts a chat.completions body (`model`, `messages`, …, and our `metadata`, `on_upstream_error`,
-        `ttl_seconds`). InvalidRequest, BodyTooLarge, IdempotencyConflict, StorageUnavailable."""
-        encoded = msgspec.json.encode(body)
-        if len(encoded) > self.settings.max_body:
-            raise BodyTooLarge
-        request = parse_request(parse_json(encoded))
+        """Create a generation from a chat.completions body: `model`, `messages` and other parameters of the upstream,
+        and our `metadata`, `on_upstream_error` and `ttl_seconds`. With the same idempotency key and body, return the
+        same generation.
+
+        The checks are those of `POST /v1/generations`. Raises InvalidRequest, BodyTooLarge, ModelNotFound,
+        IdempotencyConflict, LimitExceeded or StorageUnavailable.
+        """
+        request = await self.parse(encode_body(body))
         created = await self.submit(request, tenant, idempotency_key)
         return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
+
+    async def parse(self, body: bytes) -> CompletionRequest:
+        """Validate a body in JSON. Raises InvalidRequest, BodyTooLarge, or ModelNotFound if no upstream serves its
+        model.
+
+        A large body is parsed in a thread, so that streams continue meanwhile.
+        """
+        if len(body) > self.settings.max_body:
+            raise BodyTooLarge
+        if len(body) <= QUICK:
+            request = parse_request(parse_json(body))
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(_PARSER, lambda: parse_request(parse_json(body)))
+        self.settings.upstream_for(request.model)
+        return request
 
     async def submit(
         self,
@@ -80,30 +113,37 @@ class Broker:
         idempotency_key: str | None,
         has_left: Callable[[], Awaitable[bool]] | None = None,
     ) -> Created:
-        """As `enqueue`, of a checked request. Once this returned, the generation will run: if its ticket could
-        not be written, the reaper writes one within ten seconds. `has_left`: whether the caller has disconnected;
-        nothing is created then."""
-        gid = await self.store.make_id(tenant, idempotency_key)
-        counted, stored = await self._admit(gid, tenant, idempotency_key, self._size(request, gid))
+        """Create a generation from a validated request. Once this has returned, the generation will run: if its ticket
+        could not be written, the reaper writes one within ten seconds.
+
+        `has_left` returns whether the client has disconnected; nothing is created then. Raises InvalidRequest for an
+        invalid key, and IdempotencyConflict, LimitExceeded or StorageUnavailable.
+        """
+        key = check_idempotency_key(idempotency_key)
+        gid = await self.store.make_id(tenant, key)
+        counted, stored = await self._admit(gid, tenant, key, self._size(request, gid))
         try:
             if has_left is not None and await has_left():
                 raise StorageUnavailable("The client disconnected before the generation was created.")
-            created = await self.store.create(request, tenant, idempotency_key, gid)
+            created = await self.store.create(request, tenant, key, gid)
         except BrokerError:
             await self._forgo(gid, tenant, counted, stored)
             raise
         if created.replayed:
             await self._forgo(gid, tenant, counted, stored)
         else:
-            self.created[self.settings.label_of(request.model)] += 1
-            if trace := traceparent():
-                with suppress(BrokerError):
-                    await self.store.set_trace(created.id, trace)  # before a worker can have it
-            try:
-                await self.queue.enqueue(created.id, tenant, 1)
-            except BrokerError as error:
-                logger.warning("ticket of %s not written yet: %s", created.id, error.code)
+            await self._write_ticket(created.id, tenant, request.model)
         return created
+
+    async def _write_ticket(self, gid: str, tenant: str, model: str) -> None:
+        self.created[self.settings.label_of(model)] += 1
+        if trace := traceparent():
+            with suppress(BrokerError):
+                await self.store.set_trace(gid, trace)  # before a worker can take the generation
+        try:
+            await self.queue.enqueue(gid, tenant, 1)
+        except BrokerError as error:
+            logger.warning("ticket of %s not written yet: %s", gid, error.code)
 
     def _size(self, request: CompletionRequest, gid: str) -> Stored:
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self.settings.retention
@@ -111,8 +151,8 @@ class Broker:
         return Stored(size, created_ms(gid) + int(ttl * 1000))
 
     async def _admit(self, gid: str, tenant: str, idempotency_key: str | None, stored: Stored) -> tuple[str, Stored]:
-        """The key that counted it, and the bytes that were counted. LimitExceeded, but not where the key stands for a
-        generation already: that costs nothing."""
+        """Reserve a place in the tenant's quotas; return the key that counted it, and the bytes. Raises LimitExceeded,
+        unless the idempotency key has a generation already: repeating it costs nothing."""
         try:
             return await self.queue.quotas.admit(tenant, gid, stored, self._share(tenant)), stored
         except LimitExceeded:
@@ -124,43 +164,59 @@ class Broker:
         return 0 if tenant == OPEN_TENANT else self.share.limit
 
     async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
-        with suppress(StorageUnavailable):  # the place ends by itself
+        with suppress(StorageUnavailable):  # the reservation expires by itself
             await self.queue.quotas.cancel_admission(tenant, gid, counted, stored, self._share(tenant))
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
-        """With its text so far. GenerationNotFound, GenerationGone, StorageUnavailable."""
+        """Return a generation with its text so far. Raises GenerationNotFound, GenerationGone or StorageUnavailable."""
         return await self.store.get(gid, tenant)
 
-    async def list(self, *, status: str | None = None, tenant: str = OPEN_TENANT) -> AsyncGenerator[Generation, None]:
-        """All generations, or those with this status, newest first and without their text; read page by page.
-        InvalidRequest, StorageUnavailable."""
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        after: str | None = None,
+        tenant: str = OPEN_TENANT,
+    ) -> Page:
+        """Return up to `limit` generations without their text, newest first, after the id of the previous page's last
+        one. Raises InvalidRequest, GenerationNotFound for a malformed `after`, or StorageUnavailable."""
         if status is not None and status not in STATUSES:
-            raise InvalidRequest(f"`status` is one of {', '.join(STATUSES)}.", param="status")
-        after, more = None, True
-        while more:
-            page, more = await self.store.list(tenant, status, _LISTED, after)
-            for generation in page:
-                yield generation
-                after = generation.id
+            raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
+        if not 1 <= limit <= LIST_LIMIT:
+            raise InvalidRequest(f"`limit` must be between 1 and {LIST_LIMIT}.", param="limit")
+        return Page(*await self.store.list(tenant, status, limit, after))
+
+    async def wait(self, gid: str, *, timeout: float | None = None, tenant: str = OPEN_TENANT) -> Generation:
+        """Wait until a generation has ended; return it with its text, whether it has completed, failed or been
+        cancelled.
+
+        Raises TimeoutError after `timeout` seconds, which does not cancel the generation; otherwise as `follow`.
+        """
+        async with asyncio.timeout(timeout):
+            while not (generation := await self.store.state(gid, tenant)).ended:
+                async for _ in self.follow(gid, generation.cursor, tenant=tenant):
+                    pass
+            return await self.store.get(gid, tenant)
 
     async def models(self) -> dict[str, str]:
-        """The models that can be asked for by name → their upstream: those the settings name, and where they give
-        patterns, those that the upstream told a worker."""
-        told = await self.queue.models()
+        """Return the models that can be requested by name → their upstream: those named in the settings and, for
+        patterns, those that the upstream reported to a worker."""
+        reported = await self.queue.models()
         models: dict[str, str] = {}
         for upstream in self.settings.all_upstreams():
-            for model in (*upstream.named, *told.get(upstream.name, ())):
+            for model in (*upstream.named, *reported.get(upstream.name, ())):
                 if upstream.serves(model):
                     models.setdefault(model, upstream.name)
         return models
 
     async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
-        """Ends it as cancelled, at once; one that has ended stays as it is."""
+        """Cancel a generation at once; one that has ended stays unchanged. Raises as `get`."""
         await self.end(gid, tenant)
         return await self.store.get(gid, tenant)
 
     async def end(self, gid: str, tenant: str) -> None:
-        """As `cancel`, for a caller who does not wait for the text."""
+        """Like `cancel`, without reading the text."""
         withdrawn = await self.store.cancel(gid, tenant)
         await self._withdraw(gid, tenant, withdrawn)
         if withdrawn.was in ("queued", "in_progress"):
@@ -168,24 +224,31 @@ class Broker:
             self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
-        """Forgets it; its followers get `gone`."""
+        """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""
         await self._withdraw(gid, tenant, await self.store.delete(gid, tenant))
 
     async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
-        with suppress(StorageUnavailable):  # it is counted until it would have expired
+        with suppress(StorageUnavailable):  # its bytes stay counted until its retention ends
             await self.queue.quotas.release_bytes(tenant, withdrawn.dropped, self._share(tenant))
         if withdrawn.was == "queued" and withdrawn.ticket:
             try:
                 await self.queue.withdraw(gid, tenant, withdrawn.ticket)
-            except BrokerError as error:  # a worker that takes it finds it ended
+            except BrokerError as error:  # a worker that takes the ticket finds the generation ended
                 logger.warning("ticket of %s not withdrawn: %s", gid, error.code)
 
     async def follow(
         self, gid: str, after: Cursor | str = START, *, tenant: str = OPEN_TENANT
     ) -> AsyncGenerator[Event, None]:
-        """The events behind `after`, from the log and then live, until the terminal one. Costs no Redis
-        connection of its own. A `reset` event means: forget what you showed. GenerationGone where events are
-        missing behind `after`; StorageUnavailable while Redis is away: go on behind the last event then."""
+        """Yield the events after a cursor, first from the log and then live, up to and including the terminal one.
+
+        Uses no Redis connection of its own: the process reads all followed logs together. If Redis becomes unavailable
+        while no event is due, this waits, with a warning in the log, and continues after the last event. A `reset`
+        event means that the text received so far is void.
+
+        Raises InvalidCursor; GenerationNotFound; GenerationGone if it was deleted or has expired (a deletion meanwhile
+        yields a `gone` event); GapFound if the events directly after the cursor were trimmed; StorageUnavailable if a
+        read from Redis fails: follow again after the last event then.
+        """
         position = parse_cursor(after) if isinstance(after, str) else after
         async with self.hub.open(gid, tenant) as (feed, _):
             while True:
@@ -206,7 +269,7 @@ class Broker:
                         return
                     await feed.wait_beyond(position)
                     continue
-                # The feed knows of more than there is, or of less: the log is gone, or went back, or one of us is late.
+                # Feed and log disagree: the log is gone or has lost events, or one of the two replies is older.
                 generation = await self.store.state(gid, tenant)
                 if generation.lacks(position):
                     position = START
@@ -217,12 +280,12 @@ class Broker:
                     await feed.wait_change()
 
 
-# The log went back, to before what was shown: what follows is not its continuation.
+# The log lost events that were delivered: the next events do not continue them.
 _FORGET = Event(START, RESET, 0, b'{"attempt":1,"reason":"unknown_cursor"}')
 
 
 class GapFound(BrokerError):
-    """The log has no event right behind the cursor: it was trimmed, or the cursor is not of this log."""
+    """The log has no event directly after the cursor: it was trimmed, or the cursor is from another log."""
 
     code = "gap"
 
@@ -251,12 +314,12 @@ def _settings_of(url: str | None) -> Settings:
 
 @asynccontextmanager
 async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
-    """A Broker on the Redis at `url`: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`, by default
-    `redis://127.0.0.1:6379/0`. It connects when it is first used.
+    """Return a context manager that yields a Broker on the Redis at `url`: `redis://`, `rediss://`, `unix://` or
+    `redis+sentinel://`, by default `redis://127.0.0.1:6379/0`. It connects on first use.
 
     The environment is not read: every other setting has its default. To use the settings of a gateway or a worker, such
-    as TOKENCAST_STREAMS_URL, read them with `broker.settings.load_for_process` and pass them as `settings`, without a
-    URL. Misconfigured if the URL is not valid.
+    as TOKENCAST_STREAMS_URL, read them with `broker.settings.settings.load_for_process` and pass them as `settings`,
+    without a URL. Raises Misconfigured for an invalid URL.
     """
     if url is not None and settings is not None:
         raise TypeError("connect() takes a URL or settings, not both")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from broker.chunks import Json, decode_chunk, text_of_chunk
 from broker.ids import Cursor, entry_cursor
 
 CREATED: Final = b"cr"
@@ -59,6 +60,16 @@ class Event(NamedTuple):
     def terminal(self) -> bool:
         """Whether this is the last event of its log."""
         return self.type in TERMINAL
+
+    @property
+    def json(self) -> Json:
+        """The data as an object. For a chunk, that is the upstream's chunk."""
+        return decode_chunk(self.data)
+
+    @property
+    def text(self) -> str:
+        """The text that this event adds to choice 0; "" for events other than chunks."""
+        return text_of_chunk(self.json) if self.type == CHUNK else ""
 
 
 # An entry in a raw reply of XRANGE or XREAD: the id and the list of fields.

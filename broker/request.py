@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +21,7 @@ Json = dict[str, Any]
 
 # Our own fields, which the upstream does not receive (its `stream` is always true).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
+MAX_IDEMPOTENCY_KEY = 255  # characters
 MAX_TTL_SECONDS = 30 * 86400  # the indexes are kept for 32 days
 
 
@@ -37,6 +40,32 @@ class CompletionRequest:
     fingerprint: str
     prompt_tokens: int
     """Estimate, a quarter of the characters, used if the upstream reports no usage."""
+
+
+def encode_body(body: Mapping[str, Any]) -> bytes:
+    """Encode a body as HTTP clients do. Raises InvalidRequest if it is not JSON: no NaN, only strings, numbers,
+    booleans, None, lists, tuples and dicts."""
+    try:
+        text = json.dumps(dict(body), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError as error:
+        raise InvalidRequest(_TOO_DEEP, code="invalid_json") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()  # lone surrogates: U+FFFD
+
+
+def check_idempotency_key(key: str | None) -> str | None:
+    """Return the key, None if it is empty. Raises InvalidRequest if it is too long or contains a lone surrogate."""
+    if not key:
+        return None
+    if len(key) > MAX_IDEMPOTENCY_KEY:
+        message = f"`Idempotency-Key` can have up to {MAX_IDEMPOTENCY_KEY} characters."
+        raise InvalidRequest(message, param="idempotency-key")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("`Idempotency-Key` is not valid Unicode.", param="idempotency-key") from None
+    return key
 
 
 def parse_json(body: bytes) -> Json:

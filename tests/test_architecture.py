@@ -43,6 +43,7 @@ def importers(library: str) -> set[str]:
 FLOORS = (
     "broker.version broker.errors",
     "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
+    "broker.chunks",
     "broker.events broker.request broker.runtime",
     "broker.completion broker.redis",
     "broker.generation broker.settings",

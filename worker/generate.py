@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from broker.completion.fold import Completion, decode_chunk
+from broker.chunks import decode_chunk
+from broker.completion.fold import Completion
 from broker.errors import StorageUnavailable
 from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
 from broker.generation import bounded_usage

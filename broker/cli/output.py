@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from broker.completion.fold import text_of_chunk
+from broker.chunks import text_of_chunk
 from broker.gateway_client.client import TERMINAL, Json, Received
 
 # The text of a model can contain escape sequences, which a terminal would execute.

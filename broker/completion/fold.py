@@ -6,16 +6,13 @@ any JSON in the log: reading a generation must not fail because of what an upstr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, cast
 
-import msgspec
-
-from broker.completion.merging import Items, index_of, merge
+from broker.chunks import decode_chunk, dicts_in, indexed_choices, text_of_content
+from broker.completion.merging import Items, merge
 from broker.completion.text import Text, rendered
 from broker.events import CHUNK, USAGE, Event
-from broker.json_depth import is_too_deep
 
 Json = dict[str, Any]
 
@@ -25,12 +22,6 @@ For other fields (a content filter's verdict, a stop reason) the newest value co
 
 _TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "refusal")
 """Fields of a message that become one string, unless they have parts other than plain text."""
-
-_TEXT_PARTS = (None, "text", "output_text")
-
-_DIGITS = 300
-"""Maximum digits of an integer, as in the largest float. Encoders and parsers refuse longer ones, each at a different
-length."""
 
 
 class Completion:
@@ -47,7 +38,7 @@ class Completion:
         usage = chunk.get("usage")
         if isinstance(usage, dict) and (not self.usage or any(cast(Json, usage).values())):  # zeros are ignored
             self.usage = rendered(usage) or self.usage
-        for index, choice in _indexed(chunk.get("choices")):
+        for index, choice in indexed_choices(chunk.get("choices")):
             self._add_choice(index, choice)
 
     def _add_choice(self, index: int, choice: Json) -> None:
@@ -117,37 +108,11 @@ NO_REASON = frozenset(
 
 def text_of(choices: object) -> str:
     """Return the text of choice 0 in merged choices; "" if there is none."""
-    for choice in _dicts(choices):
+    for choice in dicts_in(choices):
         if choice.get("index") == 0:
             message = choice.get("message")
             return text_of_content(cast(Json, message).get("content")) if isinstance(message, dict) else ""
     return ""
-
-
-def text_of_chunk(chunk: object) -> str:
-    """Return the text that a chunk adds to choice 0."""
-    text = ""
-    for index, choice in _indexed(cast(Json, chunk).get("choices")) if isinstance(chunk, dict) else ():
-        if index == 0:
-            source = choice.get("delta") or choice.get("message")
-            text += text_of_content(cast(Json, source).get("content")) if isinstance(source, dict) else ""
-    return text
-
-
-def text_of_content(content: object) -> str:
-    """Return the text of a `content`: a string or a list of typed parts. Reasoning and images are not text."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, int | float) and not isinstance(content, bool):
-        return json.dumps(content)
-    parts = cast("list[object]", content) if isinstance(content, list) else [content]  # some send no list
-    return "".join([_text_of_part(part) for part in parts])
-
-
-def _text_of_part(part: object) -> str:
-    if isinstance(part, dict) and cast(Json, part).get("type") in _TEXT_PARTS:
-        return text_of_content(cast(Json, part).get("text"))
-    return part if isinstance(part, str) else ""
 
 
 def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
@@ -157,32 +122,6 @@ def fold(events: Iterable[Event], into: Completion | None = None) -> Completion:
         if event.type in (CHUNK, USAGE):
             completion.add(decode_chunk(event.data))
     return completion
-
-
-def decode_chunk(data: bytes) -> Json:
-    """Return a chunk's JSON; {} if it is not an object, not JSON, or nested more deeply than the worker accepts.
-
-    msgspec is six times faster than json, but refuses a lone surrogate: some upstreams split surrogate pairs over two
-    chunks.
-    """
-    if is_too_deep(data):
-        return {}
-    try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError:
-        return _decode_with_json(data)
-
-
-def _decode_with_json(data: bytes) -> Json:
-    try:
-        chunk = json.loads(data, parse_int=_integer)
-    except ValueError:
-        return {}
-    return cast(Json, chunk) if isinstance(chunk, dict) else {}
-
-
-def _integer(digits: str) -> int | None:
-    return int(digits) if len(digits) <= _DIGITS else None
 
 
 def _rendered_choice(choice: Json) -> Json:
@@ -206,17 +145,3 @@ _PLAIN = frozenset({"type", "text", "index"})
 def _is_plain(part: object) -> bool:
     fields = cast(Json, part) if isinstance(part, dict) else {}
     return fields.get("type") == "text" and isinstance(fields.get("text"), Text) and fields.keys() <= _PLAIN
-
-
-def _indexed(choices: object) -> list[tuple[int, Json]]:
-    """Return the choices of a chunk with their indexes; without a valid index, a choice has its position."""
-    indexed: list[tuple[int, Json]] = []
-    for position, choice in enumerate(_dicts(choices)):
-        index = index_of(choice)
-        indexed.append((position if index is None else index, choice))
-    return indexed
-
-
-def _dicts(value: object) -> list[Json]:
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast(Json, item) for item in items if isinstance(item, dict)]

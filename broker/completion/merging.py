@@ -24,17 +24,12 @@ Each rule has test data in tests/integration/broker/completion/cases.json; the d
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
+from broker.chunks import as_index, index_of
 from broker.completion.text import Arguments, Growing, Name, Text, Url, is_empty_arguments, json_text, rendered
 
 Json = dict[str, Any]
-
-INDEXES = range(1 << 31)
-"""Valid values of an `index`."""
-
-_INDEX_TEXT = re.compile(r"[0-9]{1,10}(\.0)?")
 
 NAMING = frozenset(
     {"id", "type", "role", "format", "signature", "thought_signature", "object", "status", "channel", "recipient"}
@@ -317,20 +312,6 @@ def _listed(value: object) -> list[Any]:
     """Return the objects of a list, or a single object in place of a list."""
     values = cast("list[Any]", value) if isinstance(value, list) else [value]
     return [item for item in values if isinstance(item, dict) and item]
-
-
-def index_of(fields: Json) -> int | None:
-    """Return the `index` as an integer; None if it is absent or invalid."""
-    return as_index(fields.get("index"))
-
-
-def as_index(value: object) -> int | None:
-    """Return a value as an index; None if it is not a valid one."""
-    if isinstance(value, str) and _INDEX_TEXT.fullmatch(value):
-        value = float(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value in INDEXES else None
 
 
 def _id(fields: Json) -> str | float | None:

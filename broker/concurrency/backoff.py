@@ -38,11 +38,13 @@ class LogThrottle:
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
 
-    def tell(self, logger: logging.Logger, message: str, level: int = logging.WARNING) -> None:
-        """Log a message, unless it was logged within the last minute."""
+    def tell(
+        self, logger: logging.Logger, message: str, level: int = logging.WARNING, *, topic: str | None = None
+    ) -> None:
+        """Log a message, unless it, or one with the same topic, was logged within the last minute."""
         now = time.monotonic()
-        if now - self._said.get(message, float("-inf")) >= REPEATED:
-            self._said[message] = now
+        if now - self._said.get(topic or message, float("-inf")) >= REPEATED:
+            self._said[topic or message] = now
             logger.log(level, "%s", message)
 
     def over(self) -> None:

@@ -111,7 +111,7 @@ class LogReader:
             try:
                 connection = await self._redis.topology.open(self.group)
             except OSError as error:
-                troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}")
+                troubles.tell(logger, f"cannot reach Redis: {describe_error(error)}", topic="connection")
             else:
                 try:
                     await self._read(connection)
@@ -119,7 +119,7 @@ class LogReader:
                 except (OSError, RespError) as error:
                     if isinstance(error, TimeoutError):
                         self._redis.topology.mark_suspect()
-                    troubles.tell(logger, f"lost Redis: {describe_error(error)}")
+                    troubles.tell(logger, f"lost Redis: {describe_error(error)}", topic="connection")
                 except Exception:  # an error in one generation must not stop the others
                     logger.exception("log reader failed, restarting")
                 finally:

@@ -1,9 +1,10 @@
-"""Traces, where OpenTelemetry is installed (the extra `otel`) and told where to send them: by
-OTEL_EXPORTER_OTLP_ENDPOINT, and whatever else its SDK reads. The only file that knows it; without it nothing here does
-anything.
+"""Traces. The only module that uses OpenTelemetry, whose API does nothing until an SDK is configured.
 
-A generation's trace begins with the request that created it and stays with it, as `traceparent` in its meta: the wait
-in the queue, each attempt, and each response that follows it are its children, whichever process they are in.
+Gateways and workers configure one if it is installed (the extra `otel`) and OTEL_EXPORTER_OTLP_ENDPOINT is set; its
+other variables apply too. An application that uses `Broker` with an SDK of its own has our spans in its traces.
+
+A generation's trace begins with the request that created it, whose `traceparent` is stored in its meta hash: the wait
+in the queue, each attempt, and each response that follows it are its children, in any process.
 """
 
 from __future__ import annotations
@@ -15,28 +16,31 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from broker.runtime.environment import read_variable
 from broker.runtime.process import install_command
 from broker.version import __version__
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span, Tracer
 
 SEND_WITHIN = 3.0
-"""Seconds at a process's end for the spans that are left. The exporter by itself waits ten for a collector that takes
-connections and does not answer, and the SDK thirty."""
+"""Seconds at the end of a process for sending the remaining spans. The exporter alone waits ten for a collector that
+accepts connections and does not respond, and the SDK thirty."""
 log = logging.getLogger("tokencast.trace")
 Value = str | int | float
 
-
-class _Process:
-    tracer: Tracer | None = None
+_TRACER = trace.get_tracer("tokencast", __version__)
+_PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def configure_tracing(service: str) -> Callable[[], None]:
-    """Once per process. What it returns sends what is left, within SEND_WITHIN, and is called at the process's end."""
+    """Set up tracing, once per process. Call the returned function at the end of the process: it sends the remaining
+    spans within SEND_WITHIN."""
     if not (read_variable("OTEL_EXPORTER_OTLP_ENDPOINT") or read_variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return _nothing
     try:
@@ -49,10 +53,10 @@ def configure_tracing(service: str) -> Callable[[], None]:
             "tracing is off: an OTLP endpoint is set, but OpenTelemetry is not installed: %s", install_command("otel")
         )
         return _nothing
-    named = Resource.create({"service.name": service, "service.version": __version__})
-    provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that would wait without a bound, once more
+    resource = Resource.create({"service.name": service, "service.version": __version__})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # that would wait again, without a limit
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    _Process.tracer = provider.get_tracer("tokencast", __version__)
+    trace.set_tracer_provider(provider)
     return partial(_shut_down, provider)
 
 
@@ -69,44 +73,36 @@ def _nothing() -> None:
 
 
 def tracing() -> bool:
-    return _Process.tracer is not None
+    """Return whether spans are recorded."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 class Spanned:
-    """A span that may be none."""
+    """A span, with attributes as keyword arguments."""
 
-    def __init__(self, span: Span | None) -> None:
+    def __init__(self, span: Span) -> None:
         self._span = span
 
     def note(self, **attributes: Value | None) -> None:
-        """Names have `__` where a dot stands."""
-        if self._span is not None:
-            for name, value in attributes.items():
-                if value is not None:
-                    self._span.set_attribute(name.replace("__", "."), value)
+        """Set attributes that are not None. A `__` in a name stands for a dot."""
+        for name, value in attributes.items():
+            if value is not None:
+                self._span.set_attribute(name.replace("__", "."), value)
 
     def failed(self, why: str) -> None:
-        if self._span is not None:
-            from opentelemetry.trace import StatusCode
-
-            self._span.set_status(StatusCode.ERROR, why)
+        """Set the status to an error."""
+        self._span.set_status(StatusCode.ERROR, why)
 
     def rename(self, name: str) -> None:
-        if self._span is not None:
-            self._span.update_name(name)
+        """Set the name."""
+        self._span.update_name(name)
 
 
 @contextmanager
 def span(name: str, parent: str = "", *, server: bool = False, **attributes: Value) -> Generator[Spanned]:
-    """A span while the block runs, the child of a `traceparent`, or of the span around it if there is none."""
-    tracer = _Process.tracer
-    if tracer is None:
-        yield Spanned(None)
-        return
-    from opentelemetry.trace import SpanKind
-
+    """Record a span around a block, as a child of the `traceparent`, or of the current span without one."""
     kind = SpanKind.SERVER if server else SpanKind.INTERNAL
-    with tracer.start_as_current_span(
+    with _TRACER.start_as_current_span(
         name, _context(parent), kind=kind, record_exception=False, set_status_on_exception=False
     ) as started:
         spanned = Spanned(started)
@@ -115,35 +111,23 @@ def span(name: str, parent: str = "", *, server: bool = False, **attributes: Val
 
 
 def past_span(name: str, parent: str, began: float, ended: float, **attributes: Value) -> None:
-    """One that is over: from and to in unix seconds."""
-    if _Process.tracer is not None:
-        found = _Process.tracer.start_span(name, _context(parent), start_time=int(began * 1e9))
-        Spanned(found).note(**attributes)
-        found.end(int(max(began, ended) * 1e9))
+    """Record a span of the past, from and to in unix seconds."""
+    started = _TRACER.start_span(name, _context(parent), start_time=int(began * 1e9))
+    Spanned(started).note(**attributes)
+    started.end(int(max(began, ended) * 1e9))
 
 
 def mark(event: str) -> None:
-    """Notes a moment in the span that is around."""
-    if _Process.tracer is not None:
-        from opentelemetry.trace import get_current_span
-
-        get_current_span().add_event(event)
+    """Add an event to the current span."""
+    trace.get_current_span().add_event(event)
 
 
 def _context(parent: str) -> Context | None:
-    if not parent:
-        return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    return TraceContextTextMapPropagator().extract({"traceparent": parent})
+    return _PROPAGATOR.extract({"traceparent": parent}) if parent else None
 
 
 def traceparent() -> str:
-    """Of the span that is around; "" if none is, or nobody wants it."""
-    if _Process.tracer is None:
-        return ""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
+    """Return the `traceparent` of the current span; "" if there is none."""
     carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
+    _PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")

@@ -71,7 +71,7 @@ async def main(url: str) -> None:
                 text: str = (await broker.get(generation.id)).text
                 print(cancelled.status, cancelled.ended, text, cancelled.usage, cancelled.metadata)
                 await read(broker, generation.id)
-                async for listed in broker.list(status="cancelled"):
+                for listed in (await broker.list(status="cancelled")).data:
                     print(listed.id, listed.created_at, listed.cursor.seq)
                 models: dict[str, str] = await broker.models()
                 print(models, __version__)

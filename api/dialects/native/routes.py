@@ -21,7 +21,7 @@ from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
 from api.streaming.response import HEADERS, EventStream, RetryLater, retry_later
 from broker.auth.stream_tokens import LONGEST
-from broker.broker import Broker
+from broker.broker import DEFAULT_LIMIT, LIST_LIMIT, Broker
 from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
 from broker.events import STATUSES
 from broker.fanout.dialect import EndReason
@@ -30,7 +30,6 @@ from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
 from broker.request import parse_json, ttl_of
 
-LIST_LIMIT = 100
 EVENTS_LIMIT = 1000
 
 
@@ -66,9 +65,9 @@ class GenerationRoutes:
     async def list(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
         status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
-        limit = whole_of(request, "limit", 20, LIST_LIMIT)
+        limit = whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT)
         async with reserve(request, tenant):
-            page, more = await self._broker.store.list(tenant, status, limit, after)
+            page, more = await self._broker.list(status=status, limit=limit, after=after, tenant=tenant)
             return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
 
     async def get(self, request: Request) -> Response:

@@ -269,7 +269,7 @@ async def test_each_id_is_held_to_who_asks(redis: EmbeddedRedis, broker: Broker)
             assert [event for _, event, _ in page.seen[hers.gid]] == ["created", "started", "chunk", "completed"]
         assert (await api.http.get(path_of(hers.gid), headers=ben)).status_code == 404
         assert (await api.http.get(path)).status_code == 401
-        assert (await api.http.get(path + "&token=tct1_x.y")).status_code == 401
+        assert (await api.http.get(path + "&token=x.y.z")).status_code == 401
         short = {"ttl_seconds": 1}
         running = await claimed(api, broker, **anna)
         made = (await api.http.post(f"/v1/generations/{running.gid}/token", json=short, headers=anna)).json()

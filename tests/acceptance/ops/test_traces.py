@@ -124,8 +124,9 @@ async def test_nothing_is_kept_where_nobody_asked_for_it(own_redis: EmbeddedRedi
         assert await broker.store.redis.execute("HEXISTS", keys.meta(created["id"]), "tp") == 0
 
 
-async def test_without_the_package_it_is_said_and_all_else_goes_on(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
-    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not here')")
+async def test_without_the_sdk_it_is_said_and_all_else_goes_on(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry" / "sdk").mkdir(parents=True)
+    (tmp_path / "opentelemetry" / "sdk" / "__init__.py").write_text("raise ImportError('not here')")
     without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     async with gateway(own_redis.url, **without) as api:
         assert (await api.create())["status"] == "queued"

@@ -201,16 +201,6 @@ async def test_the_list_steps_over_what_has_expired(broker: Broker) -> None:
     assert not set(members) & set(dead)
 
 
-async def test_a_list_goes_on_to_the_last_page(own_redis: EmbeddedRedis) -> None:
-    async with connect(own_redis.url) as broker:
-        created = [(await broker.enqueue(request_body())).id for _ in range(101)]
-        await broker.cancel(created[3])
-        assert [one.id async for one in broker.list()] == sorted(created, reverse=True)
-        assert [(one.id, one.status) async for one in broker.list(status="cancelled")] == [(created[3], "cancelled")]
-        with pytest.raises(InvalidRequest):
-            await anext(broker.list(status="done"))
-
-
 async def test_connect_takes_only_what_it_is_given(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment belongs to the program: Kubernetes sets PORT for a service that is called so."""
     monkeypatch.setenv("PORT", "tcp://10.0.0.1:8000")

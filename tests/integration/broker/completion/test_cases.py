@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from api.dialects.openai_chat.routes import completion
+from broker.chunks import decode_chunk
 from broker.cli.output import Printer
-from broker.completion.fold import Completion, decode_chunk, text_of
+from broker.completion.fold import Completion, text_of
 from broker.gateway_client.client import Received
 from broker.generation import Generation
 from broker.ids import Cursor

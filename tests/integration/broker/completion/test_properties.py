@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.chunks import decode_chunk, text_of_chunk
 from broker.cli.output import Printer
-from broker.completion.fold import Completion, decode_chunk, fold, text_of, text_of_chunk
+from broker.completion.fold import Completion, fold, text_of
 from broker.events import CHUNK, Event
 from broker.gateway_client.client import Received
 from broker.ids import Cursor

@@ -1,31 +1,78 @@
-"""What a stream token says, and that nobody else can say it."""
+"""Stream tokens: their content, and that only the key's holder can make one."""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from typing import Any
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.auth.stream_tokens import VERSION, Token, verified
-from broker.errors import InvalidToken, Misconfigured
+from broker.auth.stream_tokens import LONGEST, Token, decode
+from broker.errors import InvalidToken, Misconfigured, TokenExpired
 from broker.settings.settings import Settings, load
 
-KEY = b"a key"
-TOKEN = Token("gen_01kbn2h8v010" + "0" * 22, "anna", 1763790000.123)
-TEXT = TOKEN.signed(KEY)
+KEY = b"a key of the length that RFC 7518 recommends"
+NOW = 1763790000.0
+TOKEN = Token("gen_01kbn2h8v010" + "0" * 22, "anna", NOW + 0.123)
+TEXT = TOKEN.encode(KEY)
+CLAIMS: dict[str, Any] = {"sub": "anna", "gen": TOKEN.gid, "scope": "read", "exp": NOW + 60}
 
 
-@given(st.text(min_size=1).filter(str.isalnum), st.integers(0, 10**13), st.binary(min_size=1))
-def test_it_says_what_it_was_given(tenant: str, expires_ms: int, key: bytes) -> None:
-    token = Token(TOKEN.gid, tenant, expires_ms / 1000)
-    assert verified(key, token.signed(key)) == token
+@given(st.text(min_size=1, max_size=300).filter(str.isalnum), st.integers(1, LONGEST * 1000), st.binary(min_size=1))
+def test_it_says_what_it_was_given(tenant: str, lifetime_ms: int, key: bytes) -> None:
+    token = Token(TOKEN.gid, tenant, (NOW * 1000 + lifetime_ms) / 1000)
+    assert decode(token.encode(key), key, NOW) == token
 
 
 def test_it_needs_no_escaping_in_a_url_and_is_short() -> None:
-    assert re.fullmatch(r"tct1_[\w.-]+", TEXT, re.ASCII)
-    assert len(TEXT) < 150
+    assert re.fullmatch(r"[\w.-]+", TEXT, re.ASCII)
+    assert len(TEXT) < 256
+
+
+def test_it_is_a_jwt_of_four_claims() -> None:
+    options = {"verify_exp": False}
+    assert jwt.get_unverified_header(TEXT) == {"alg": "HS256", "typ": "JWT"}
+    assert jwt.decode(TEXT, KEY, ["HS256"], options) == {**CLAIMS, "exp": TOKEN.expires_at}
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"iat": NOW + 9999, "iss": "a backend", "role": ["x"]}, {"nbf": NOW}, {"exp": int(NOW + LONGEST)}]
+)
+def test_a_backend_s_own_is_as_good(extra: dict[str, Any]) -> None:
+    claims = {**CLAIMS, **extra}
+    assert decode(jwt.encode(claims, KEY, "HS256"), KEY, NOW) == Token(TOKEN.gid, "anna", claims["exp"])
+
+
+WRONG: list[dict[str, Any]] = [
+    {"sub": None}, {"sub": 7}, {"gen": None}, {"gen": [TOKEN.gid]}, {"scope": None}, {"scope": "write"},
+    {"scope": "read write"}, {"exp": None}, {"exp": "1763790060"}, {"exp": True}, {"exp": NOW + 86400}, {"exp": 10**30},
+    {"nbf": NOW + 3600}, {"nbf": "now"}, {"aud": "another service"}, {"aud": ["another service"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_claim_that_is_missing_or_wrong_is_refused(wrong: dict[str, Any]) -> None:
+    claims = {name: value for name, value in {**CLAIMS, **wrong}.items() if value is not None}
+    with pytest.raises(InvalidToken) as refused:
+        decode(_signed(claims), KEY, NOW)
+    assert type(refused.value) is InvalidToken
+
+
+def _signed(claims: dict[str, Any]) -> str:
+    """Without PyJWT's own checks of what it encodes."""
+    return jwt.PyJWS().encode(json.dumps(claims).encode(), KEY, "HS256")
+
+
+def test_its_end_is_to_the_moment() -> None:
+    assert decode(TEXT, KEY, TOKEN.expires_at - 0.001) == TOKEN
+    for later in (0.0, 0.001, 86400.0):
+        with pytest.raises(TokenExpired):
+            decode(TEXT, KEY, TOKEN.expires_at + later)
 
 
 @pytest.mark.parametrize("at", range(len(TEXT)))
@@ -35,39 +82,44 @@ def test_no_character_can_be_another(at: int) -> None:
     for other in alphabet:
         if other != TEXT[at]:
             with pytest.raises(InvalidToken):
-                verified(KEY, TEXT[:at] + other + TEXT[at + 1 :])
+                decode(TEXT[:at] + other + TEXT[at + 1 :], KEY, NOW)
+
+
+def _base64(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", ".", "..", VERSION, TEXT[:-1], TEXT + "=", TEXT + "A", " " + TEXT, TEXT.swapcase(), TEXT.rpartition(".")[0],
-        TEXT.rpartition(".")[0] + ".", "." + TEXT.rpartition(".")[2], "ü" * 9, "\ud800.\ud800", "a." * 50_000,
-        "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm5hIn0.",
+        "", ".", "..", TEXT[:-1], TEXT + "=", TEXT + "A", " " + TEXT, TEXT + "\n", TEXT.swapcase(),
+        TEXT.rpartition(".")[0], TEXT.rpartition(".")[0] + ".", "." + TEXT.rpartition(".")[2], "ü" * 9,
+        "\ud800.\ud800.\ud800", "a." * 50_000, _base64("[" * 1400) + ".YQ.YQ", _base64("7" * 1400) + ".YQ.YQ",
+        _base64('{"alg":"none"}') + "." + TEXT.split(".")[1] + ".", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm5hIn0.",
+        jwt.encode(CLAIMS, KEY * 2, "HS512"), jwt.encode(CLAIMS, None, "none"),
+        jwt.PyJWS().encode(b"[]", KEY, "HS256"), jwt.PyJWS().encode(b"\xff", KEY, "HS256"),
     ],
 )  # fmt: skip
 def test_any_other_text_is_none(text: str) -> None:
     with pytest.raises(InvalidToken):
-        verified(KEY, text)
+        decode(text, KEY, NOW)
 
 
 @given(st.text())
 def test_whatever_is_written_is_none(text: str) -> None:
     with pytest.raises(InvalidToken):
-        verified(KEY, text)
+        decode(text, KEY, NOW)
 
 
 def test_another_key_s_is_none() -> None:
     with pytest.raises(InvalidToken):
-        verified(b"another", TEXT)
+        decode(TEXT, b"another", NOW)
 
 
-def test_another_version_s_is_none_although_it_is_signed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.auth.stream_tokens.VERSION", "tct2_")
-    later = TOKEN.signed(KEY)
-    monkeypatch.undo()
+def test_one_of_the_earlier_form_is_none() -> None:
+    old = "tct1_MTc2Mzc5MDYwMDEyMyBnZW5fMDFrYm4yaDh2MDEwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMCBhbm5h"
     with pytest.raises(InvalidToken):
-        verified(KEY, later)
+        decode(f"{old}.{'A' * 43}", KEY, NOW)
 
 
 def test_a_secret_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import threading
 import click
 import pytest
 
+from broker.chunks import text_of_chunk
 from broker.cli import commands, tables
 from broker.cli.output import LinePrinter, Printer, json_event
 from broker.cli.progress import ProgressLine
-from broker.completion.fold import text_of_chunk
 from broker.gateway_client.client import Client, Received
 from broker.settings.settings import ClientSettings
 

@@ -10,7 +10,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion.fold import Completion, decode_chunk, text_of
+from broker.chunks import decode_chunk
+from broker.completion.fold import Completion, text_of
 
 
 def merged(*chunks: Any) -> list[dict[str, Any]]:

@@ -51,3 +51,6 @@ def test_what_is_still_the_matter_is_logged_again_after_a_minute(
     troubles.over()
     troubles.tell(log, "away")
     assert caplog.messages == ["away", "full", "away", "away"]
+    troubles.tell(log, "lost", topic="connection")
+    troubles.tell(log, "refused", topic="connection")
+    assert caplog.messages[4:] == ["lost"]

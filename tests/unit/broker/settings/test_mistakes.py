@@ -149,7 +149,7 @@ ENTRIES = {
     "[0].headers: the value of X-A has": [{**GOOD, "headers": {"X-A": "Hunter2\r\nX-B: 1"}}],
     "[0].headers: the value of X-B has": [{**GOOD, "headers": {"X-B": "Hunter2é"}}],
     "[0].headers: the value of X-C has a ${…}": [{**GOOD, "headers": {"X-C": "${hunter2}"}}],
-    "[0].headers: holds a name": [{**GOOD, "headers": {"X A": "1"}}],
+    "[0].headers: contains an invalid header name": [{**GOOD, "headers": {"X A": "1"}}],
     "[0].headers: Content-Length cannot be set": [{**GOOD, "headers": {"Content-Length": "1"}}],
     "[0].headers: X-D is given twice": [{**GOOD, "headers": {"x-d": "1", "X-D": "2"}}],
     "[0]: has an Authorization header and a key": [{**GOOD, "headers": {"authorization": "Basic Hunter2"}}],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion.fold import decode_chunk
+from broker.chunks import decode_chunk
 from broker.events import CHUNK, USAGE
 from worker.upstream.chunks import Chunk, InvalidChunk, decode_payload
 from worker.upstream.sse import BOM, LineTooLong, SseEvent, SseSplitter

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.completion.fold import Completion, decode_chunk
+from broker.chunks import decode_chunk
+from broker.completion.fold import Completion
 from worker.simulator.replies import COUNTED, DONE, GOOD, MORNING, REPLIES, STOP, chunk, event
 from worker.upstream.chunks import Chunk
 from worker.upstream.reply import Reply
