@@ -149,7 +149,7 @@ def read_error(body: object) -> ErrorFields:
     # Fastify and Spring send a name or a flag as `error`, and the message next to it.
     message = _find_message(cast(object, error)) if isinstance(error, dict | list) else ""
     fields = _first_object(cast(object, error))
-    codes = [fields.get(name) for name in _CODE_NAMES]
+    codes: list[object] = [fields.get(name) for name in _CODE_NAMES]
     return ErrorFields(message or _find_message(body), fields.get("type"), fields.get("param"), codes)
 
 
