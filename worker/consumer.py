@@ -74,7 +74,7 @@ class TicketWorker(Worker):
                     await self._failed.wait()
 
     async def poll_now(self) -> None:
-        """Poll now."""
+        """Poll at once instead of after the delay; an error ends the loop."""
         try:
             await self._poll_iteration()
         except Exception as error:

@@ -15,10 +15,10 @@ class EndedAttempts:
     """Queue of ended attempts. The oldest are dropped after 15 seconds of contact with the server, or above 64 MiB.
     Only contact counts, because a server that was unreachable for any time may come back without the terminal event."""
 
-    def __init__(self, longest_gap: float) -> None:
-        """`longest_gap`: maximum seconds between two replies that count as contact; between them the server may have
+    def __init__(self, max_gap: float) -> None:
+        """`max_gap`: maximum seconds between two replies that count as contact; between them the server may have
         hung, or this machine may have been suspended."""
-        self._longest_gap = longest_gap
+        self._max_gap = max_gap
         self._kept: deque[tuple[float, Attempt]] = deque()
         self._bytes = 0
         self._contact = 0.0  # seconds
@@ -34,7 +34,7 @@ class EndedAttempts:
     def count_contact(self) -> None:
         """Count the time since the last reply as contact: the server replied."""
         now = time.monotonic()
-        self._contact += min(now - self._replied_at, self._longest_gap)
+        self._contact += min(now - self._replied_at, self._max_gap)
         self._replied_at = now
 
     def add(self, attempt: Attempt) -> None:

@@ -25,18 +25,18 @@ class Reply:
     cannot become complete."""
 
     __slots__ = (
-        "_body", "_choices", "_content_type", "_finished", "_has_choices", "_has_deltas", "_longest", "_secrets",
+        "_body", "_choices", "_content_type", "_finished", "_has_choices", "_has_deltas", "_max_bytes", "_secrets",
         "_splitter", "_typed", "_unknown", "done", "error", "has_chunks", "has_usage",
     )  # fmt: skip
 
-    def __init__(self, choices: int, secrets: Sequence[str], longest: int, content_type: str = EVENT_STREAM) -> None:
-        """`choices`: number of requested choices. `secrets`: texts that are removed from messages. `longest`: maximum
+    def __init__(self, choices: int, secrets: Sequence[str], max_bytes: int, content_type: str = EVENT_STREAM) -> None:
+        """`choices`: number of requested choices. `secrets`: texts that are removed from messages. `max_bytes`: maximum
         bytes of one event."""
         self._choices = choices
         self._secrets = secrets
-        self._longest = longest
+        self._max_bytes = max_bytes
         self._content_type = content_type
-        self._splitter = SseSplitter(longest)
+        self._splitter = SseSplitter(max_bytes)
         self._typed = False
         self._has_deltas = False
         self._has_choices = False  # whether a payload had a choice
@@ -67,13 +67,13 @@ class Reply:
         try:
             if self._body is not None:
                 self._body += read
-                if len(self._body) > self._longest:
-                    raise LineTooLong(self._longest)
+                if len(self._body) > self._max_bytes:
+                    raise LineTooLong(self._max_bytes)
                 return self._complete_body() if read.rstrip().endswith((b"}", b"]")) else []
             return self._process(self._splitter.feed(read))
         except LineTooLong:
             self._fail(
-                UpstreamError("output_too_large", f"The upstream sent an event larger than {self._longest} bytes.")
+                UpstreamError("output_too_large", f"The upstream sent an event larger than {self._max_bytes} bytes.")
             )
             return []
 

@@ -13,8 +13,8 @@ BOM = b"\xef\xbb\xbf"
 class LineTooLong(ValueError):
     """A line or an event exceeds the limit."""
 
-    def __init__(self, longest: int) -> None:
-        super().__init__(f"longer than {longest} bytes")
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"longer than {max_bytes} bytes")
 
 
 SseEvent = tuple[bytes, bytes]
@@ -25,11 +25,11 @@ class SseSplitter:
     """Incremental splitter; `feed` accepts reads of any size. Lines end with LF, CRLF or CR; a byte order mark at the
     beginning is skipped. An event is delivered only after its blank line."""
 
-    __slots__ = ("_after_cr", "_data", "_held", "_longest", "_name", "_parts", "_size", "_started")
+    __slots__ = ("_after_cr", "_data", "_held", "_max_bytes", "_name", "_parts", "_size", "_started")
 
-    def __init__(self, longest: int = MAX_EVENT_BYTES) -> None:
-        """`longest`: maximum bytes of a line and of an event; without a limit an upstream could fill the memory."""
-        self._longest = longest
+    def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
+        """`max_bytes`: maximum bytes of a line and of an event; without a limit an upstream could fill the memory."""
+        self._max_bytes = max_bytes
         self._parts: list[bytes] = []  # parts of an unfinished line; joined once, so that tiny reads stay cheap
         self._held = 0
         self._name = b""
@@ -59,8 +59,8 @@ class SseSplitter:
             if line.startswith(b"data:"):
                 data.append(line[6:] if line.startswith(b"data: ") else line[5:])
                 self._size += len(line)
-                if self._size > self._longest:
-                    raise LineTooLong(self._longest)
+                if self._size > self._max_bytes:
+                    raise LineTooLong(self._max_bytes)
             elif not line:
                 if data:
                     events.append((self._name, data[0] if len(data) == 1 else b"\n".join(data)))
@@ -108,5 +108,5 @@ class SseSplitter:
         if part:
             self._parts.append(part)
             self._held += len(part)
-            if self._held > self._longest:
-                raise LineTooLong(self._longest)
+            if self._held > self._max_bytes:
+                raise LineTooLong(self._max_bytes)
