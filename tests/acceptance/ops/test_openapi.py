@@ -57,8 +57,8 @@ async def test_every_route_is_described_and_no_other(broker: Broker) -> None:
 
 
 def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
-    sources = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "api").glob("*.py"))}
-    assert {name for name, source in sources.items() if "query_params" in source} == {"query.py"}
+    sources = {path: path.read_text("utf-8") for path in sorted((ROOT / "api").rglob("*.py"))}
+    assert {path.name for path, source in sources.items() if "query_params" in source} == {"query.py"}
     source = "".join(sources.values())
     read = set(re.findall(r"""(?:text|texts|whole|choice|flag)_of\(\w+, "([\w-]+)\"""", source))
     read |= set(re.findall(r"""(?:request|connection)\.headers\.get\("([\w-]+)\"""", source))
