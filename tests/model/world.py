@@ -22,6 +22,7 @@ import broker.fanout.buffer
 import broker.fanout.hub
 import broker.fanout.reader
 import broker.fanout.reader_pool
+import broker.fanout.scheduler
 import broker.ids
 import broker.queue.reaper
 import broker.store.data_loss
@@ -131,6 +132,8 @@ def small_world() -> Iterator[None]:
         patch.setattr(broker.fanout.reader_pool, "LogReader", SteppedReader)
         patch.setattr(broker.fanout.hub, "HIGH_WATER", 400)
         patch.setattr(broker.fanout.reader, "COUNT", 4)
+        # A delivery is whole, however long the machine takes for it: the schedule alone decides what happens.
+        patch.setattr(broker.fanout.scheduler, "TURN_SECONDS", 3600.0)
         patch.setattr(broker.fanout.buffer, "SEGMENT_BYTES", 300)
         for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
             patch.setattr(module, "time", CLOCK)
