@@ -6,10 +6,10 @@ process therefore comes from Redis: ids and `created_at`, token expiry, worker h
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import suppress
 
+from broker.concurrency.shared_call import SharedCall
 from broker.errors import StorageUnavailable
 from broker.redis.client import Redis
 
@@ -23,7 +23,7 @@ class RedisClock:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._offset = 0.0
-        self._syncing: asyncio.Task[None] | None = None
+        self._refresh = SharedCall(self._try_sync)
         self._stale_at = float("-inf")
 
     async def now(self) -> float:
@@ -31,12 +31,10 @@ class RedisClock:
         future. If Redis is unavailable, the last known offset is used. Concurrent calls share one query and its
         failure: none of them waits longer than one query takes."""
         if time.monotonic() > self._stale_at:
-            if self._syncing is None or self._syncing.done():
-                self._syncing = asyncio.create_task(self._refresh())
-            await asyncio.shield(self._syncing)
+            await self._refresh()
         return time.time() + self._offset
 
-    async def _refresh(self) -> None:
+    async def _try_sync(self) -> None:
         with suppress(StorageUnavailable):
             await self.sync()
             return

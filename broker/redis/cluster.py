@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from broker.concurrency.shared_call import SharedCall
 from broker.ids import SHARDS
 from broker.redis.commands import Call, Command, Pool, Redis, Script
 from broker.redis.connection import RespConnection, raise_for_error
@@ -58,7 +59,7 @@ class SlotMap(Topology):
         self._ranges: list[tuple[int, Node]] = []  # last slot of each range, and its master
         self._moved: dict[int, Node] = {}
         self._suspects: set[Node] = set()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refresh = SharedCall(self._fetch)
 
     def group(self, shard: str) -> str:
         return shard
@@ -123,13 +124,6 @@ class SlotMap(Topology):
 
     async def watch(self) -> None:
         """Nothing to query: Redis reports a moved slot in its reply."""
-
-    async def _refresh(self) -> None:
-        """Fetch the map; concurrent calls share one query."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._fetch())
-            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(self._refreshing)
 
     async def _fetch(self) -> None:
         nodes = list(dict.fromkeys((*self.masters, *self.address.nodes)))

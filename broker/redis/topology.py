@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from broker.concurrency.backoff import LogThrottle
+from broker.concurrency.shared_call import SharedCall
 from broker.ids import SHARDS
 from broker.redis.connection import RespConnection
 from broker.redis.errors import ConnectionRefused, NotMaster, RespError
@@ -104,15 +105,12 @@ class SentinelTopology(Topology):
             connect_timeout=min(SENTINEL_TIMEOUT, address.connect_timeout),
         )
         self._sentinels = list(address.nodes)
-        self._query: asyncio.Task[Node] | None = None
+        self._query = SharedCall(self._query_all)
         self._master: Node | None = None
 
     async def master(self) -> Node:
         """Concurrent calls share one query: after a failover every connection asks."""
-        if self._query is None or self._query.done():
-            self._query = asyncio.create_task(self._query_all())
-            self._query.add_done_callback(_retrieve_exception)
-        return await asyncio.shield(self._query)
+        return await self._query()
 
     async def _query_all(self) -> Node:
         """Query the sentinels one after another, starting with the one that answered last."""
@@ -158,9 +156,3 @@ class SentinelTopology(Topology):
             await asyncio.sleep(WATCH * random.uniform(0.8, 1))
             with suppress(OSError):  # without sentinels, the last known master stays in use
                 await self.master()
-
-
-def _retrieve_exception(task: asyncio.Task[Node]) -> None:
-    """Retrieve the exception: all callers may have been cancelled."""
-    if not task.cancelled():
-        task.exception()

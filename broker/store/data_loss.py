@@ -3,11 +3,11 @@ only until a worker has restored it."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import NamedTuple
 
+from broker.concurrency.shared_call import SharedCall
 from broker.errors import StorageUnavailable
 from broker.ids import created_ms, shard_of
 from broker.redis.client import Redis, RedisError
@@ -57,7 +57,7 @@ class DataLossDetector:
         self._missed_at: dict[str, float] = {}  # shard without a data set → when a generation was first found missing
         self._replaced_at: dict[str, float] = {}  # group → when a new server was detected
         self._reachable_since: dict[str, float] = {}  # group → when its server answered again, or inf
-        self._queries: dict[str, asyncio.Task[ServerIdentity]] = {}
+        self._queries: dict[str, SharedCall[ServerIdentity]] = {}
 
     def observe_epoch(self, shard: str, epoch: bytes | None, sent: float = math.inf) -> None:
         """Record the epoch of a shard. `sent`: when it was requested, by `time.monotonic`. A reply that a later one on
@@ -144,10 +144,9 @@ class DataLossDetector:
     async def _server(self, group: str) -> ServerIdentity:
         """Identify the server; concurrent calls share one query, since requests for unknown ids may come in bursts."""
         query = self._queries.get(group)
-        if query is None or query.done():
-            query = self._queries[group] = asyncio.create_task(server_identity(self._redis, group))
-            query.add_done_callback(_retrieved)
-        return await asyncio.shield(query)
+        if query is None:
+            query = self._queries[group] = SharedCall(lambda: server_identity(self._redis, group))
+        return await query()
 
     def _within(self, moment: float | None) -> bool:
         return moment is not None and time.monotonic() - moment < self._grace
@@ -156,9 +155,3 @@ class DataLossDetector:
 def _created_at(epoch: bytes) -> float:
     """Return the time at which a data set was created (Unix seconds, by Redis's clock)."""
     return int(epoch.partition(b".")[0]) / 1000
-
-
-def _retrieved(task: asyncio.Task[ServerIdentity]) -> None:
-    """Retrieve the exception: all callers may have been cancelled."""
-    if not task.cancelled():
-        task.exception()
