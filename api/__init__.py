@@ -1,4 +1,4 @@
-"""HTTP: routes, server-sent events, dialects, access, the dashboard.
+"""The gateway: HTTP routes, server-sent events, dialects, access control, the dashboard.
 
-The only package that knows starlette and uvicorn.
+The only package that imports starlette and uvicorn. Start with `app.py`.
 """

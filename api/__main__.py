@@ -1,4 +1,4 @@
-"""`tokencast api`: a gateway, from the environment; in one process or several."""
+"""`tokencast api`: run a gateway, configured by environment variables, in one process or several."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from broker.settings.origins import is_loopback
 from broker.settings.settings import Settings, load_for_process, unknown_variables
 from broker.store.preflight import Preflight
 
-FILES = 4096  # a subscriber is one
+FILES = 4096  # open files; each subscriber needs one
 logger = logging.getLogger("tokencast.api")
 
 
 async def serve(settings: Settings, sock: socket.socket) -> None:
-    """Until a signal: then the streams are ended over the drain window, and their readers come back elsewhere."""
+    """Serve until a signal. Then end the streams over the drain window; their readers reconnect to other gateways."""
     async with connect(settings=settings) as broker:
         watch = Preflight(broker.store.redis, broker.queue.redis, settings, logger)
         await watch.look()
@@ -55,41 +55,47 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
 
 
 async def _watch(watch: Preflight) -> None:
-    """Ends with Misconfigured where Redis was away at the start and is not one to use once it is there; the routes
-    answer 503 until it is."""
+    """Check Redis as soon as it is reachable and from then on; until then the routes answer 503.
+
+    Misconfigured if that Redis cannot be used.
+    """
     await watch.begin()
     await watch.run()
 
 
 def check_open(settings: Settings) -> None:
-    """Misconfigured where everybody on a network could read and spend."""
+    """Misconfigured if anyone on the network could use the gateway."""
     if settings.tenants or settings.allow_open:
         return
     if not is_loopback(settings.host):
         raise Misconfigured(
-            f"HOST={settings.host} would be open to everybody: set TOKENCAST_API_KEYS, or TOKENCAST_ALLOW_OPEN=1"
+            f"HOST={settings.host} would be open to anyone: set TOKENCAST_API_KEYS, or TOKENCAST_ALLOW_OPEN=1"
         )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tokencast api",
-        description="A gateway: HTTP and event streams. All settings are in the environment.",
+        description="Run a gateway (HTTP and event streams). All settings are environment variables.",
         epilog="Examples:\n  tokencast api\n  PORT=8123 tokencast api --processes 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--processes", type=int, help="how many share the port (default: TOKENCAST_PROCESSES, 1)")
-    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # one of several: the one it is to listen on
+    parser.add_argument(
+        "--processes", type=int, help="number of processes that share the port (default: TOKENCAST_PROCESSES, 1)"
+    )
+    parser.add_argument(
+        "--socket", type=int, help=argparse.SUPPRESS
+    )  # file descriptor, passed by the supervisor of several processes
     arguments = parser.parse_args()
     try:
         settings = load_for_process()
         configure_logging(settings.log)
-        for remark in unknown_variables().values():
-            logger.warning("%s", remark)
+        for warning in unknown_variables().values():
+            logger.warning("%s", warning)
         check_open(settings)
         count = settings.processes if arguments.processes is None else arguments.processes
         if count < 1:
-            parser.error("--processes is at least 1")
+            parser.error("--processes must be at least 1")
         if arguments.socket is None and count > 1:
             return uvloop.run(supervise(settings, count))
         sock = listen(settings) if arguments.socket is None else socket.socket(fileno=arguments.socket)

@@ -1,4 +1,4 @@
-"""Which of two forms a caller accepts more: `Accept` (RFC 9110 §12.5.1)."""
+"""Content negotiation between JSON and event streams by `Accept` (RFC 9110 §12.5.1)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ JSON, EVENT_STREAM = "application/json", "text/event-stream"
 
 
 def prefers_json(headers: Headers) -> bool:
-    """Return whether JSON is wanted rather than an event stream. The higher `q` wins; at the same, a type that is named
-    wins over a wildcard, and the event stream over JSON."""
+    """Return whether JSON is preferred to an event stream.
+
+    The higher `q` wins; at equal `q` a named type wins over a wildcard, and the event stream over JSON.
+    """
     return _weight(headers, JSON) > _weight(headers, EVENT_STREAM)
 
 
 def names_event_stream(headers: Headers) -> bool:
-    """Return whether event streams are accepted by their name."""
+    """Return whether event streams are accepted by name, not by a wildcard."""
     weight, named = _weight(headers, EVENT_STREAM)
     return weight > 0 and named == 2
 
 
 def _weight(headers: Headers, kind: str) -> tuple[float, int]:
-    """The `q` of the most specific range that a type is in, and how specific that is: 2 for the type itself, 1 for
+    """Return the `q` of the most specific range that includes a type, and its specificity: 2 for the type itself, 1 for
     `type/*`, 0 for `*/*`. Without the header everything is accepted."""
     ranges = ("*/*", f"{kind.partition('/')[0]}/*", kind)
     found = (0.0, -1)
@@ -32,7 +34,7 @@ def _weight(headers: Headers, kind: str) -> tuple[float, int]:
 
 
 def _quality(parameters: list[str]) -> float:
-    """`q`, from 0 to 1. One that is no number counts as absent."""
+    """Return `q`, from 0 to 1. A value that is not a number counts as absent."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":

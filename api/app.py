@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: what it serves first, then what runs beside it."""
+"""The gateway as an ASGI application: its routes, its middleware and its background tasks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Access
-from api.dialects.native.activity import ActivityRoutes
-from api.dialects.native.activity_frames import LIFECYCLE
-from api.dialects.native.multiplex import MultiplexRoutes
-from api.dialects.native.routes import GenerationRoutes
-from api.dialects.openai_chat.routes import ChatCompletionRoutes
-from api.errors import new_request_id, on_broker_error, on_http_error, on_left
+from api.dialects.native.dialect import NATIVE_API
+from api.dialects.openai_chat.dialect import OPENAI_CHAT_API
+from api.errors import new_request_id, on_broker_error, on_disconnect, on_http_error
 from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
@@ -33,11 +30,10 @@ from api.ops.health import HealthRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
-from api.ops.overview import Overview
+from api.ops.overview import OverviewRoutes
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
-from broker.fanout.activity import Activity
 from broker.queue.reaper import Reaper
 from broker.runtime.logging import REQUEST_ID
 from broker.runtime.tracing import span, tracing
@@ -45,63 +41,67 @@ from broker.settings.settings import Settings
 
 logger = logging.getLogger("tokencast.api")
 
+DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
+
 
 def create_app(broker: Broker) -> Starlette:
-    """Serves until its lifespan ends; the broker must be connected around it."""
+    """Create the application. The broker must be connected for as long as it serves."""
     access = Access(broker.settings, broker.tokens)
-    activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
+    mounted = [dialect.mount(broker, access) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.losses)
-    metrics = GatewayMetrics(broker, reaper)
+    metrics = GatewayMetrics(broker, reaper, [dialect.name for dialect in DIALECTS])
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        beside = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
+        background = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
         yield
-        await cancel_and_wait(beside)
-        await activity.close()
+        await cancel_and_wait(background)
+        for one in mounted:
+            if one.close is not None:
+                await one.close()
 
     app = Starlette(
         routes=[
-            *GenerationRoutes(broker, access).routes(),
-            *MultiplexRoutes(broker, access).routes(),
-            *ActivityRoutes(broker, access, activity).routes(),
-            *Overview(broker, access).routes(),
-            *ChatCompletionRoutes(broker, access).routes(),
+            *(route for one in mounted for route in one.routes),
+            *OverviewRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
-            *OpenApi().routes(),
+            *OpenApi(DIALECTS).routes(),
             *pages(),
         ],
         middleware=[Middleware(RequestLog, metrics.requests), *_middleware(broker.settings)],
         exception_handlers={
             BrokerError: on_broker_error,
             HTTPException: on_http_error,
-            ClientDisconnect: on_left,
+            ClientDisconnect: on_disconnect,
         },
         lifespan=lifespan,
     )
     app.state.metrics = metrics
     app.router.redirect_slashes = (
-        False  # a redirect would name the scheme and host that a proxy has hidden, and a token
+        False  # a redirect would reveal the scheme and host that a proxy hides, and repeat a token
     )
     return app
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    """What a request passes on its way to the routes, from the outside in."""
+    """Return the middleware between a request and the routes, outermost first."""
+    strict = tuple(dialect.strict_prefix for dialect in DIALECTS if dialect.strict_prefix)
     cors = [Middleware(Cors, settings.cors_origins)] if settings.cors_origins else []
     guard = [] if settings.tenants else [Middleware(Guard, Policy.of(settings))]
-    return [*cors, Middleware(LastResort), *guard, Middleware(Admission)]
+    return [*cors, Middleware(LastResort), *guard, Middleware(Admission, strict)]
 
 
-_BEYOND = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # what stands in none of our paths, and all behind it
+_NOT_IN_PATHS = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # a character of no path of ours, and the rest
 
 
 class RequestLog:
-    """`x-request-id` on every answer, and a line for every refusal: method, path, status, time. Never a query,
-    a header or a body, which hold tokens, keys and prompts; nor the rest of a path that holds a query's beginning,
-    however misspelled or escaped."""
+    """Adds `x-request-id` to every response and logs every refusal: method, path, status, time.
+
+    It never logs a query, a header or a body, since they contain tokens, keys and prompts. A path is cut off at the
+    first character that may begin a misspelled or escaped query.
+    """
 
     def __init__(self, app: ASGIApp, requests: Requests) -> None:
         self._app = app
@@ -119,15 +119,15 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers.setdefault("referrer-policy", "no-referrer")  # a URL may hold a token,
-                headers.setdefault("cache-control", "no-store")  # and an answer must not be there longer than it
+                headers.setdefault("referrer-policy", "no-referrer")  # a URL may contain a token,
+                headers.setdefault("cache-control", "no-store")  # and a cached response must not outlive it
                 took = time.perf_counter() - started
                 self._requests.note(scope["method"], _route(scope), message["status"], took)
                 if message["status"] >= 400:
                     self._log(scope, message["status"], request_id, took)
             await send(message)
 
-        if not tracing():  # nothing more on the stack of each subscriber than there must be
+        if not tracing():  # keep the stack of each subscriber small
             await self._app(scope, receive, send_with_id)
             return
         parent = Headers(scope=scope).get("traceparent", "")
@@ -136,7 +136,7 @@ class RequestLog:
             serving.rename(f"{scope['method']} {_route(scope)}")
 
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        path = _BEYOND.sub("…", scope["path"])[:200]
+        path = _NOT_IN_PATHS.sub("…", scope["path"])[:200]
         fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
         level = logging.ERROR if status >= 500 else logging.WARNING
         line = "%s %s → %d in %.1f ms (%s)"
@@ -144,6 +144,6 @@ class RequestLog:
 
 
 def _route(scope: Scope) -> str:
-    """The pattern of the route that matched, of which there are few; "" where none did."""
+    """Return the path pattern of the matched route, of which there are few; "" if none matched."""
     route: Route | None = scope.get("route")
     return route.path if route is not None else ""

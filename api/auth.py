@@ -1,7 +1,8 @@
-"""Who may do what: `Authorization: Bearer KEY` names a tenant, and a tenant sees its own generations only.
+"""Access control: `Authorization: Bearer KEY` identifies a tenant, and a tenant sees its own generations only.
 
-Keys are 256 random bits, so their plain SHA-256 is what is configured and kept (nothing to guess, nothing to steal).
-A `?token=` (`auth/stream_tokens.py`) opens one generation for reading, and no route that asks for a tenant takes it.
+Keys are 256 random bits, so their plain SHA-256 is configured and stored: keys cannot be guessed, and hashes are of no
+use to a thief. A `?token=` (`auth/stream_tokens.py`) allows reading one generation; routes that need a tenant do not
+accept it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from broker.settings.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ReadAccess:
-    """Who reads a generation, and when the right to do so ends (unix seconds, by this machine's clock)."""
+    """The tenant that reads a generation, and when its access expires (unix seconds, by this machine's clock)."""
 
     tenant: str
     until: float | None = None
 
 
 class Access:
-    """With no keys configured everybody is the same tenant."""
+    """Identifies tenants. If no keys are configured, all callers are the same tenant."""
 
     def __init__(self, settings: Settings, tokens: Tokens) -> None:
         self._tenants = settings.tenants
@@ -38,7 +39,7 @@ class Access:
         self.subscribers = SubscriberQuotas(settings)
 
     def tenant(self, connection: HTTPConnection) -> str:
-        """InvalidKey where keys are configured and the caller shows none of them."""
+        """Return the caller's tenant. InvalidKey if keys are configured and the caller presents none of them."""
         if not self._tenants:
             return OPEN_TENANT
         key = _bearer(connection)
@@ -49,21 +50,23 @@ class Access:
         raise InvalidKey
 
     async def reader(self, connection: HTTPConnection, gid: str) -> ReadAccess:
-        """By key, or by a token for this generation where no key is shown. A token is held to what it says even
-        where no keys are configured, so that a page meets its end there already. InvalidKey, InvalidToken;
-        GenerationNotFound with the token of another one, as if it were another tenant's."""
+        """Authorise reading a generation, by key, or by a token for this generation if no key is presented.
+
+        A token is checked even if no keys are configured, so that a page meets its expiry in development already.
+        InvalidKey, InvalidToken; GenerationNotFound with the token of another generation, as for another tenant's.
+        """
         text = text_of(connection, "token")
         if not text or _bearer(connection):
             return ReadAccess(self.tenant(connection))
         token = await self._tokens.check(text)
         if token.tenant not in self._names:
-            raise InvalidToken  # its tenant's keys were taken away
+            raise InvalidToken  # its tenant's keys were removed
         if token.gid != gid:
             raise GenerationNotFound
         return ReadAccess(token.tenant, self._tokens.clock.here(token.expires_at))
 
 
 def _bearer(connection: HTTPConnection) -> str:
-    """The key that is shown; empty where none is."""
+    """Return the presented key; "" if there is none."""
     scheme, _, key = connection.headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""

@@ -1,5 +1,7 @@
-"""Every error in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`. The one place that knows which
-status an error has."""
+"""Error responses in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
+
+The one place that maps errors to HTTP statuses.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,6 @@ from broker import errors
 from broker.generation import Generation
 
 logger = logging.getLogger("tokencast.api")
-Json = dict[str, Any]
 
 _STATUS: dict[type[errors.BrokerError], int] = {
     errors.InvalidRequest: 400,
@@ -36,16 +37,27 @@ _STATUS: dict[type[errors.BrokerError], int] = {
 }
 
 NO_RETRY = {"x-should-retry": "false"}
-"""On every error of a generation that was accepted: the SDKs repeat a POST on 409, 429 and 5xx by themselves, and
-each repetition would be another generation, and another bill."""
+"""Headers of every error of an accepted generation: the SDKs repeat a POST on 409, 429 and 5xx by themselves, and each
+repetition would be another generation, and another bill."""
 
 
-IS_FULL = "This gateway has as many connections as it can hold; try again in a moment."
-IS_DRAINING = "The server is being restarted; what was accepted goes on and can be read again."
+IS_FULL = "This gateway has reached its connection limit; try again in a moment."
+IS_DRAINING = "This gateway is being restarted; accepted generations continue and can be read again."
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str | None
+    param: str | None
+    code: str | None
+
+
+class Error(msgspec.Struct):
+    error: ErrorDetail
 
 
 class JSONResponse(Response):
-    """msgspec's JSON: a tenth of the standard library's time on a long answer."""
+    """JSON encoded by msgspec, which takes a tenth of the standard library's time for a long answer."""
 
     media_type = "application/json"
 
@@ -56,8 +68,7 @@ class JSONResponse(Response):
 def error_response(
     status: int, message: str, code: str | None, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    body = {"error": {"message": message, "type": _type(status), "param": param, "code": code}}
-    return JSONResponse(body, status, headers)
+    return JSONResponse(Error(ErrorDetail(message, _type(status), param, code)), status, headers)
 
 
 def _type(status: int) -> str:
@@ -79,21 +90,23 @@ async def on_broker_error(_: Request, error: Exception) -> Response:
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooLarge):
-        headers["connection"] = "close"  # the rest of it is not waited for
+        headers["connection"] = "close"  # the rest of the body is not read
     if isinstance(error, errors.IdempotencyConflict):
         headers |= NO_RETRY
     return error_response(status, error.message, error.code, error.param, headers)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown routes and wrong methods."""
+    """Answer the framework's own errors: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     status = error.status_code
     headers = dict(error.headers or {})
     if status == HTTPStatus.NOT_FOUND:
         return error_response(404, _unknown_url(request), "unknown_url", "path", headers)
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{request.method} is not allowed here; allowed: {headers.get('Allow', 'other methods')}."
+        message = (
+            f"Method {request.method} is not allowed for this path; allowed: {headers.get('Allow', 'other methods')}."
+        )
         return error_response(405, message, "method_not_allowed", "method", headers)
     return error_response(status, error.detail, HTTPStatus(status).phrase.lower().replace(" ", "_"), None, headers)
 
@@ -105,18 +118,18 @@ _OTHER_APIS = re.compile(
 
 
 def _unknown_url(request: Request) -> str:
-    """What a 404 says: the client's mistake is mostly a base URL, or an API that this gateway does not have."""
+    """Return the message of a 404. Most clients have a wrong base URL, or use an API that this gateway lacks."""
     path = request.url.path
-    message = f"There is no {path[:200]} here."
+    message = f"The path {path[:200]} does not exist."
     if request.method == "POST" or _OTHER_APIS.match(path):
-        message += " Completions are created by POST /v1/chat/completions or POST /v1/generations."
+        message += " Create completions with POST /v1/chat/completions or POST /v1/generations."
     elif path.endswith("/") and path != "/":
-        message += " Paths have no slash at their end."
+        message += " Paths do not end with a slash."
     return message
 
 
-async def on_left(_: Request, __: Exception) -> Response:
-    """A caller who left before the request was in. nginx's number for it: nobody reads the answer but the log."""
+async def on_disconnect(_: Request, __: Exception) -> Response:
+    """Answer a client that disconnected while it sent the request: nginx's status for it, which only the log shows."""
     return Response(status_code=499)
 
 
@@ -129,7 +142,7 @@ def draining_error(headers: dict[str, str]) -> JSONResponse:
     return error_response(HTTPStatus.SERVICE_UNAVAILABLE, IS_DRAINING, "server_draining", None, headers)
 
 
-# What the upstream says of the request is the caller's business, and passed on.
+# Statuses with which an upstream refuses the request itself: they are passed on to the caller.
 _PASSED_ON = frozenset({400, 403, 404, 413, 422})
 _BY_CODE = {
     "upstream_rate_limited": 429,
@@ -141,7 +154,7 @@ _BY_CODE = {
 
 
 def generation_error(generation: Generation) -> JSONResponse:
-    """The answer of a generation that failed or was cancelled, for a caller who waits for its completion."""
+    """Return the response for a generation that failed or was cancelled, to a caller that waits for its completion."""
     if generation.status == "cancelled":
         return error_response(409, "The generation was cancelled.", "generation_cancelled", None, dict(NO_RETRY))
     error = generation.error or {}
@@ -151,22 +164,22 @@ def generation_error(generation: Generation) -> JSONResponse:
     headers = dict(NO_RETRY)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         headers["retry-after"] = str(max(1, round(float(error.get("retry_after") or 1))))
-    body = {key: error.get(key) for key in ("message", "type", "param", "code")}
-    return JSONResponse({"error": body}, status, headers)
+    detail = ErrorDetail(error.get("message", ""), error.get("type"), error.get("param"), error.get("code"))
+    return JSONResponse(Error(detail), status, headers)
 
 
-_UNASKED = {
-    "headers_too_large": "The request's target and headers are longer than 32 KiB.",
-    "request_timeout": "The request did not come in time.",
-    "invalid_http": "This is no HTTP request.",
+_MESSAGES = {
+    "headers_too_large": "The request target and headers are longer than 32 KiB.",
+    "request_timeout": "The request was not received in time.",
+    "invalid_http": "The received data is not an HTTP request.",
 }
 
 
 def bare_error(status: int, code: str) -> bytes:
-    """A whole response, the connection's last, for who is refused before there is a request to answer."""
+    """Return a complete response, the last one of its connection, for data that never became a request."""
     request_id = new_request_id()
     logger.warning("refused: %d %s (%s)", status, code, request_id)
-    body = bytes(error_response(status, _UNASKED[code], code).body)
+    body = bytes(error_response(status, _MESSAGES[code], code).body)
     return (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"

@@ -1,7 +1,7 @@
-"""Query parameters: each is read once, and what is used is what was checked.
+"""Query parameters: each is read once, so that the value which is used is the value which was checked.
 
-An empty value counts as none. A parameter that is given twice is refused, since proxies and handlers differ in which of
-the two they take. Names that no route knows are ignored: browsers' caches, polyfills and trackers add their own.
+An empty value counts as absent. A parameter that is given twice is refused, since proxies and handlers differ in which
+of the two they take. Unknown names are ignored: browser caches, polyfills and trackers add their own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ _LAST_EVENT_ID = frozenset({"lastEventId", "lastEventID", "Last-Event-ID", "last
 
 
 def text_of(connection: HTTPConnection, name: str, *, empty: bool = False) -> str | None:
-    """Return the value; None where there is none, and for an empty one unless `empty`. InvalidRequest if there are
-    several."""
+    """Return the value; None if there is none, or if it is empty and `empty` is not set.
+
+    InvalidRequest if there are several.
+    """
     values = connection.query_params.getlist(name)
     if len(values) > 1:
         raise _repeated(name)
@@ -32,33 +34,35 @@ def texts_of(connection: HTTPConnection, name: str) -> Sequence[str]:
 
 
 def whole_of(connection: HTTPConnection, name: str, default: int, most: int) -> int:
-    """Return a whole number from 1 to `most`, in digits, without leading zeros. InvalidRequest for any other text."""
+    """Return an integer from 1 to `most`, in digits, without leading zeros. InvalidRequest for any other text."""
     text = text_of(connection, name)
     number = default if text is None else int(text) if _WHOLE.fullmatch(text) else 0
     if not 1 <= number <= most:
-        raise InvalidRequest(f"`{name}` is a whole number from 1 to {most}.", param=name)
+        raise InvalidRequest(f"`{name}` must be an integer from 1 to {most}.", param=name)
     return number
 
 
 def choice_of(connection: HTTPConnection, name: str, *choices: str, empty: bool = False) -> str | None:
-    """Return one of the choices; None where there is no value. InvalidRequest for any other text; for an empty one
-    if `empty`."""
+    """Return one of the choices; None if there is no value.
+
+    InvalidRequest for any other text, and with `empty` for an empty one.
+    """
     text = text_of(connection, name, empty=empty)
     if text is not None and text not in choices:
         allowed = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-        raise InvalidRequest(f"`{name}` is {allowed}.", param=name)
+        raise InvalidRequest(f"`{name}` must be {allowed}.", param=name)
     return text
 
 
 def flag_of(connection: HTTPConnection, name: str) -> bool:
-    """Return whether a parameter is `true`; without a value it is not. InvalidRequest for anything but `false`."""
+    """Return whether a parameter is `true`; False if it has no value. InvalidRequest for anything but `false`."""
     return choice_of(connection, name, "true", "false") == "true"
 
 
 def last_event_id_of(connection: HTTPConnection) -> str | None:
-    """Return the id of the last event that a reader has had: the header `Last-Event-ID`, or the query parameter
-    `lastEventId`, with which EventSource polyfills send it. The header wins, and both win over `after`: what reconnects
-    sends its first URL again."""
+    """Return the id of the last event that a client received: the header `Last-Event-ID`, or the query parameter
+    `lastEventId`, which EventSource polyfills use. The header takes precedence, and both take precedence over `after`,
+    since a client that reconnects repeats its first URL."""
     named = [value for name, value in connection.query_params.multi_items() if name in _LAST_EVENT_ID]
     if len(named) > 1:
         raise _repeated("lastEventId")

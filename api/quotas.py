@@ -1,4 +1,4 @@
-"""How many subscribers one tenant, and one generation, may have on this gateway."""
+"""Limits on the number of subscribers of a tenant, and of a generation, at this gateway."""
 
 from __future__ import annotations
 
@@ -8,61 +8,66 @@ from broker.errors import LimitExceeded
 from broker.queue.quotas import OPEN_TENANT
 from broker.settings.settings import Settings
 
-SOON = 5  # seconds after which somebody may have left
+SOON = 5  # seconds after which a subscriber may have left
 
 
 class SubscriberQuotas:
-    """Counts them where they are: they cost Redis nothing. Where no keys are set there is no limit."""
+    """Counts subscribers in this process, without a call to Redis. Without API keys there is no limit."""
 
     def __init__(self, settings: Settings) -> None:
         self._most = settings.tenant_subscribers
-        self._most_of_one = settings.generation_subscribers
+        self._most_of_generation = settings.generation_subscribers
         self._of_tenant: Counter[str] = Counter()
         self._of_generation: Counter[tuple[str, str]] = Counter()
 
     def check(self, tenant: str) -> None:
-        """LimitExceeded where the tenant has as many as it may."""
+        """LimitExceeded if the tenant has reached its limit."""
         if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
-            raise LimitExceeded(f"{self._most} streams are open, as many as may.", retry_after=SOON)
+            raise LimitExceeded(f"Subscriber limit reached: {self._most} streams are already open.", retry_after=SOON)
 
-    def of(self, tenant: str, most: int) -> dict[str, int]:
-        """The tenant's generations that are followed here, at most so many, those with the most subscribers first."""
+    def by_generation(self, tenant: str, most: int) -> dict[str, int]:
+        """Return the number of subscribers of the tenant's `most` most followed generations."""
         mine = Counter({gid: count for (name, gid), count in self._of_generation.items() if name == tenant and gid})
         return dict(mine.most_common(most))
 
     def total(self, tenant: str) -> int:
         return self._of_tenant[tenant]
 
-    def one(self, tenant: str, gid: str = "") -> Counted:
-        """One more, to be left as a context; of a generation, or of none in particular. LimitExceeded."""
+    def one(self, tenant: str, gid: str = "") -> SubscriberSlot:
+        """Count one more subscriber until the returned context manager exits; of a generation, or of none.
+
+        LimitExceeded if the tenant, or the generation, has reached its limit.
+        """
         self.check(tenant)
-        both = tenant, gid
-        if gid and tenant != OPEN_TENANT and 0 < self._most_of_one <= self._of_generation[both]:
-            message = f"{self._most_of_one} subscribers follow this generation, as many as may."
+        key = tenant, gid
+        if gid and tenant != OPEN_TENANT and 0 < self._most_of_generation <= self._of_generation[key]:
+            message = (
+                f"Subscriber limit reached: {self._most_of_generation} subscribers already follow this generation."
+            )
             raise LimitExceeded(message, retry_after=SOON)
         self._of_tenant[tenant] += 1
-        self._of_generation[both] += 1
-        return Counted(self, both)
+        self._of_generation[key] += 1
+        return SubscriberSlot(self, key)
 
-    def left(self, tenant: str, gid: str) -> None:
-        both = tenant, gid
+    def release(self, tenant: str, gid: str) -> None:
+        key = tenant, gid
         self._of_tenant[tenant] -= 1
-        self._of_generation[both] -= 1
-        if not self._of_generation[both]:
-            del self._of_generation[both]
+        self._of_generation[key] -= 1
+        if not self._of_generation[key]:
+            del self._of_generation[key]
 
 
-class Counted:
-    """One subscriber, until this is left. Not a generator, which would be half a kilobyte of each."""
+class SubscriberSlot:
+    """Counts one subscriber until it exits. Not a generator, which would cost half a kilobyte per subscriber."""
 
-    __slots__ = ("_both", "_subscribers")
+    __slots__ = ("_key", "_subscribers")
 
-    def __init__(self, subscribers: SubscriberQuotas, both: tuple[str, str]) -> None:
+    def __init__(self, subscribers: SubscriberQuotas, key: tuple[str, str]) -> None:
         self._subscribers = subscribers
-        self._both = both
+        self._key = key
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        self._subscribers.left(*self._both)
+        self._subscribers.release(*self._key)

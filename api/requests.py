@@ -1,4 +1,4 @@
-"""What the routes share: methods of a path, bodies, numbers, and accepting a generation."""
+"""Shared by the routes: the methods of a path, request bodies, and the submission of a generation."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from broker.store.store import Created
 logger = logging.getLogger("tokencast.api")
 
 QUICK = 64 * 1024
-"""Bytes of a body that the loop parses itself, in 3 ms at most. With a larger one all streams would wait for it."""
+"""Maximum size, in bytes, of a body that the event loop parses itself: 3 ms at most. A larger one would delay all
+streams."""
 _PARSER = ThreadPoolExecutor(1, "parser")
-"""One thread: several would take turns with each other, and the loop would wait for all of them."""
+"""A single thread: several would compete for the interpreter lock, and the event loop would wait for all of them."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def by_method(path: str, **handlers: Handler) -> Route:
-    """One route a path, so that a wrong method is told all the right ones. GET answers HEAD too."""
+    """Make one route per path, so that the answer to a wrong method lists all the right ones. GET answers HEAD too."""
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
 
@@ -40,8 +41,8 @@ def by_method(path: str, **handlers: Handler) -> Route:
 
 
 class _ByMethod:
-    """An application of its own, not a function, around which Starlette would put another guard: of the 22 KiB that a
-    subscriber took those were 2. Nor is the request kept for as long as the response lasts."""
+    """An ASGI application instead of a function, which Starlette would wrap in another exception handler: that took
+    2 of 22 KiB per subscriber. The request is also released before the response is sent."""
 
     def __init__(self, handlers: dict[str, Handler]) -> None:
         self._handlers = handlers
@@ -52,14 +53,16 @@ class _ByMethod:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """Read the body. BodyTooLarge as soon as it is known to be longer than `most` bytes; 415 for one that is
-    compressed: its length would say nothing of what it becomes; 501 for one that is compressed on its way (RFC 9112
-    §6.1)."""
+    """Read the body. BodyTooLarge as soon as it is known to be longer than `most` bytes.
+
+    415 for a compressed body, whose length says nothing about its decompressed size; 501 for a transfer encoding that
+    is not supported (RFC 9112 §6.1).
+    """
     if encoding := _coding(request, "content-encoding", {"identity"}):
-        message = f"`Content-Encoding: {encoding[:50]}` is not supported; send the body as it is."
+        message = f"`Content-Encoding: {encoding[:50]}` is not supported; send the body without it."
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, {"accept-encoding": "identity"})
     if encoding := _coding(request, "transfer-encoding", {"identity", "chunked"}):
-        message = f"`Transfer-Encoding: {encoding[:50]}` is not supported; send the body as it is."
+        message = f"`Transfer-Encoding: {encoding[:50]}` is not supported; send the body without it."
         raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, message)
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -73,14 +76,14 @@ async def read_body(request: Request, most: int) -> bytes:
 
 
 def _coding(request: Request, name: str, known: set[str]) -> str:
-    """All that the headers of this name list, where some of it is not known; else ""."""
+    """Return the codings that the headers of this name list if one of them is not known; else ""."""
     listed = ", ".join(request.headers.getlist(name))
     unknown = {coding.strip().lower() for coding in listed.split(",")} - known - {""}
     return listed if unknown else ""
 
 
 async def read_request(request: Request, broker: Broker) -> CompletionRequest:
-    """The checked chat.completions body, whose model an upstream serves."""
+    """Read and check a chat.completions body. ModelNotFound if no upstream serves its model."""
     body = await read_body(request, broker.settings.max_body)
     if len(body) <= QUICK:
         asked = _parse(body)
@@ -95,15 +98,15 @@ def _parse(body: bytes) -> CompletionRequest:
 
 
 async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
-    """Accepts a checked body, under its Idempotency-Key if it has one."""
+    """Submit a checked body, under the request's Idempotency-Key if it has one."""
     given = set(request.headers.getlist("idempotency-key"))
     if len(given) > 1:
-        raise InvalidRequest("There are several `Idempotency-Key` headers.", param="idempotency-key")
+        raise InvalidRequest("`Idempotency-Key` is given more than once.", param="idempotency-key")
     key = next(iter(given), None) or None
     if key is not None and len(key) > 255:
-        raise InvalidRequest("`Idempotency-Key` has at most 255 characters.", param="idempotency-key")
+        raise InvalidRequest("`Idempotency-Key` must have at most 255 characters.", param="idempotency-key")
     request.scope[ACCEPTED] = ""
     created = await broker.submit(asked, tenant, key, request.is_disconnected)
     request.scope[ACCEPTED] = created.id
-    logger.info("%s: %s (%s)", created.id, "asked for again" if created.replayed else "accepted", REQUEST_ID.get())
+    logger.info("%s: %s (%s)", created.id, "requested again" if created.replayed else "accepted", REQUEST_ID.get())
     return created

@@ -1,8 +1,10 @@
-"""The dashboard: files of `api/static`, as they are. Nothing is built, and nobody else is asked for anything."""
+"""The dashboard: the files of `api/static`, unchanged. There is no build step and no third-party request."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,10 +22,18 @@ _SECURITY = {
 
 
 def pages() -> list[Route]:
-    """The page at `/`, and every file beside it below `/static/`."""
-    names = sorted(file.name for file in _STATIC.iterdir() if file.name.rpartition(".")[2] in _TYPES)
-    paths = {"/" if name == "index.html" else f"/static/{name}": name for name in names}
+    """Return the routes: the page at `/`, all other files under `/static/`, by their path in the folder."""
+    paths = {"/" if name == "index.html" else f"/static/{name}": name for name in sorted(_names(_STATIC))}
     return [*(_route(*each) for each in paths.items()), Route("/favicon.ico", _no_icon)]
+
+
+def _names(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of the servable files, relative to the static folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.rpartition(".")[2] in _TYPES:
+            yield prefix + entry.name
 
 
 def _route(path: str, name: str) -> Route:
@@ -35,4 +45,4 @@ def _route(path: str, name: str) -> Route:
 
 
 async def _no_icon(_: Request) -> Response:
-    return Response(status_code=204)  # browsers ask on every page that is not ours
+    return Response(status_code=204)  # browsers request it for pages other than ours

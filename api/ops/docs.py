@@ -1,4 +1,4 @@
-"""`/docs`: the document of `/openapi.json` as a plain page. It asks nobody for anything but its style sheet."""
+"""`/docs`: the document of `/openapi.json` as a plain page, whose only other request is its style sheet."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def page(document: Json) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="/static/docs.css">'
+        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="/static/css/docs.css">'
         f"<main><h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>"
         f"{''.join(f'<p>{_text(part)}' for part in info['description'].split(chr(10) * 2))}"
         f'<p><a href="/openapi.json">openapi.json</a><ul class="contents">{contents}</ul>{sections}'
-        f"<h2>Shapes</h2>{schemas}</main></html>\n"
+        f"<h2>Schemas</h2>{schemas}</main></html>\n"
     )
 
 
@@ -55,7 +55,7 @@ def _operation(method: str, path: str, operation: Json, shared: list[Json]) -> I
         yield "</table>"
     if "requestBody" in operation:
         yield f"<p>Body: {_content(operation['requestBody']['content'])}"
-    yield "<table><caption>Answers</caption>"
+    yield "<table><caption>Responses</caption>"
     for status, answer in sorted(operation["responses"].items()):
         headers = ", ".join(f"<code>{escape(name)}</code>" for name in answer.get("headers", {}))
         described = _text(answer["description"]) + (f" Headers: {headers}." if headers else "")
@@ -86,7 +86,7 @@ def _content(content: Json) -> str:
 
 
 def _kind(schema: Json) -> str:
-    """In a few words, or as it is."""
+    """Describe a schema in a few words of HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#schema-{name}">{name}</a>'
@@ -105,5 +105,5 @@ def _kind(schema: Json) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped, with `code` as code."""
+    """Escape a text, and mark up its `code`."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -1,14 +1,15 @@
-"""`/metrics` of a gateway: what its readers see, what its callers get, and what the queue looks like.
+"""`/metrics` of a gateway: subscribers, requests, Redis and the queue.
 
-Open, as is usual, so nothing in it is secret or a tenant's: labels are names of routes, dialects, errors, and of models
-as the settings spell them. Whoever serves the public keeps it behind the proxy (docs/nginx.conf does).
+It needs no key, as is usual, so it contains nothing secret and nothing of a single tenant: labels are names of routes,
+dialects, errors, and of models as the settings spell them. A public gateway hides it at the proxy, as docs/nginx.conf
+does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,29 +22,30 @@ from broker.redis.commands import Redis
 from broker.runtime.counters import ENDED, REDIS, WAITS, Count, Histogram
 from broker.runtime.prometheus import Exposition, Families
 
-REDIS_WITHIN = 1.0  # seconds that a scrape waits for Redis
+REDIS_TIMEOUT = 1.0  # maximum seconds that a scrape waits for Redis
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 
 
 class Requests:
-    """What came in over HTTP, by route, and what was answered."""
+    """Counts HTTP requests by route and status, and measures their response times."""
 
     def __init__(self) -> None:
         self.answered = Count()
         self.waits = Histogram(WAITS)
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
-        """`seconds` to the answer's first byte."""
+        """Count a request; `seconds` passed until the first byte of its response."""
         self.answered[(method if method in _METHODS else "other", route, str(status))] += 1
         self.waits[(route,)].observe(seconds)
 
 
 class GatewayMetrics:
-    """The handler of `/metrics`; `run` beside it for ever."""
+    """The handler of `/metrics`; `run` must run in the background."""
 
-    def __init__(self, broker: Broker, reaper: Reaper) -> None:
+    def __init__(self, broker: Broker, reaper: Reaper, dialects: Sequence[str]) -> None:
         self._broker = broker
         self._reaper = reaper
+        self._dialects = dialects  # that are shown from the start
         self.requests = Requests()
         self.connections: Sized = ()
         self._exposition = Exposition(self._collect, broker.settings.metrics_dir)
@@ -67,10 +69,10 @@ class GatewayMetrics:
 
     def _collect_readers(self, families: Families) -> None:
         hub = self._broker.hub
-        everybody = hub.all_subscribers()
-        present = Count({("native",): 0, ("chat",): 0})
+        subscribers = hub.all_subscribers()
+        present = Count(dict.fromkeys(((name,) for name in self._dialects), 0))
         stalled = behind = most = 0
-        for subscriber in everybody:
+        for subscriber in subscribers:
             present[(subscriber.dialect,)] += 1
             hub.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
             stalled += subscriber.stalled is not None
@@ -78,44 +80,56 @@ class GatewayMetrics:
             lag = tail.seq - position.seq if tail.attempt == position.attempt else tail.seq + 1
             behind += lag > 0
             most = max(most, lag)
-        followed = len({subscriber.feed for subscriber in everybody})
+        followed = len({subscriber.feed for subscriber in subscribers})
         one, timings, dialect = (), hub.timings, ("dialect",)
-        families.gauge("tokencast_subscribers", "Open responses that follow a generation.", present, dialect)
-        families.gauge("tokencast_subscribers_stalled", "Those whose peer takes nothing at the moment.", {one: stalled})
-        families.gauge("tokencast_subscribers_behind", "Those that lack events which are in the log.", {one: behind})
-        families.gauge("tokencast_subscriber_lag_events", "How many the one furthest behind lacks.", {one: most})
+        families.gauge("tokencast_subscribers", "Open streams of generations.", present, dialect)
+        families.gauge("tokencast_subscribers_stalled", "Open streams whose peer does not read.", {one: stalled})
+        families.gauge("tokencast_subscribers_behind", "Open streams that are behind the log.", {one: behind})
+        families.gauge(
+            "tokencast_subscriber_lag_events", "Events that the most delayed stream is behind the log.", {one: most}
+        )
         families.counter(
             "tokencast_subscriptions_ended",
-            "Responses that ended, by why: ended is the generation's end, left the reader's, stalled took nothing.",
+            "Ended streams by reason: ended = the generation ended, left = the reader left, stalled = it did not read.",
             hub.ended,
             ("reason",),
         )
         families.counter(
-            "tokencast_events_delivered", "Events given to subscribers, each counted.", hub.delivered, dialect
+            "tokencast_events_delivered", "Events delivered, counted once per subscriber.", hub.delivered, dialect
         )
-        families.gauge("tokencast_generations_followed", "Generations that have a subscriber here.", {one: followed})
-        families.counter("tokencast_passes", "Times that readers were given what is new.", {one: timings.passes})
+        families.gauge(
+            "tokencast_generations_followed",
+            "Generations with at least one subscriber at this gateway.",
+            {one: followed},
+        )
+        families.counter(
+            "tokencast_passes",
+            "Delivery passes, each of which writes new events to subscribers.",
+            {one: timings.passes},
+        )
         families.histogram(
-            "tokencast_token_gap_seconds", "Between two events, as readers see it.", {one: timings.gaps()}
+            "tokencast_token_gap_seconds",
+            "Time between two events of a generation, as readers see it.",
+            {one: timings.gaps()},
         )
         families.histogram(
             "tokencast_first_token_seconds",
-            "From a generation's creation to its first chunk's being written to readers.",
+            "Time from the creation of a generation until its first chunk is written to readers.",
             {one: timings.first_tokens},
         )
         families.histogram(
             "tokencast_delivery_seconds",
-            "From an event's arrival at the worker to its being written to the last reader here.",
+            "Time from the arrival of an event at the worker until it is written to the last reader at this gateway.",
             {one: timings.delays},
         )
-        families.gauge("tokencast_cache_bytes", "Framed bytes of recently read logs.", {one: hub.cache.bytes})
-        families.gauge("tokencast_draining", "1 while streams are being ended.", {one: hub.draining})
+        families.gauge("tokencast_cache_bytes", "Size of the cache of framed events.", {one: hub.cache.bytes})
+        families.gauge("tokencast_draining", "1 while the gateway drains, else 0.", {one: hub.draining})
 
     def _collect_callers(self, families: Families) -> None:
         broker, route = self._broker, ("route",)
         families.counter(
             "tokencast_generations_created",
-            "Generations accepted, by upstream and model as configured.",
+            "Accepted generations, by configured upstream and model.",
             broker.created,
             ("upstream", "model"),
         )
@@ -123,12 +137,18 @@ class GatewayMetrics:
         families.counter("tokencast_generations_ended", ENDED, ended, ("upstream", "model", "status", "code"))
         requests = self.requests
         families.counter(
-            "tokencast_http_requests", "Requests answered.", requests.answered, ("method", *route, "status")
+            "tokencast_http_requests",
+            "HTTP requests, by method, route and status.",
+            requests.answered,
+            ("method", *route, "status"),
         )
         families.histogram(
-            "tokencast_http_response_seconds", "From a request's head to its answer's.", requests.waits, route
+            "tokencast_http_response_seconds",
+            "Time from the head of a request to the head of its response.",
+            requests.waits,
+            route,
         )
-        families.gauge("tokencast_http_connections", "Open connections.", {(): len(self.connections)})
+        families.gauge("tokencast_http_connections", "Open HTTP connections.", {(): len(self.connections)})
 
     def _collect_redis(self, families: Families) -> None:
         latencies = {(name,): redis.latency for name, redis in self._servers()}
@@ -138,40 +158,46 @@ class GatewayMetrics:
         return [("logs", self._broker.store.redis), ("queue", self._broker.queue.redis)]
 
     async def _collect_shared(self, families: Families) -> None:
-        """What every gateway says alike: of the fleet. Left out while Redis is away, but for that it is."""
+        """Collect metrics of the whole fleet, the same at every gateway. Without Redis, only that it is down."""
         pings = await asyncio.gather(*(_ping(redis) for _, redis in self._servers()))
         names = [(name,) for name, _ in self._servers()]
         families.gauge(
             "tokencast_redis_up",
-            "1 if it answered.",
+            "1 if Redis answered a PING, else 0.",
             dict(zip(names, map(float, map(bool, pings)), strict=True)),
             ("server",),
         )
         families.gauge(
             "tokencast_redis_ping_seconds",
-            "Just now.",
+            "Round-trip time of a PING during this scrape.",
             {name: ping for name, ping in zip(names, pings, strict=True) if ping},
             ("server",),
         )
         try:
-            async with asyncio.timeout(REDIS_WITHIN):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 waiting = await self._broker.queue.waiting()
                 fleet = await self._broker.queue.workers()
         except (StorageUnavailable, TimeoutError):
             return
-        families.gauge("tokencast_queue_depth", "Generations that wait for a worker.", {(): waiting.depth})
+        families.gauge("tokencast_queue_depth", "Generations that are waiting for a worker.", {(): waiting.depth})
         waited = waiting.seconds(self._broker.store.clock.last())
-        families.gauge("tokencast_queue_oldest_seconds", "How long the first in turn has waited.", {(): waited})
-        families.gauge("tokencast_workers", "Workers that are there.", {(): len(fleet)})
-        families.gauge("tokencast_slots", "Generations that all workers can run.", {(): sum(w.slots for w in fleet)})
-        families.gauge("tokencast_slots_busy", "Generations that they run.", {(): sum(w.running for w in fleet)})
+        families.gauge(
+            "tokencast_queue_oldest_seconds", "Waiting time of the first generation in the queue.", {(): waited}
+        )
+        families.gauge("tokencast_workers", "Live workers.", {(): len(fleet)})
+        families.gauge(
+            "tokencast_slots",
+            "Slots of all workers: generations that they can run at a time.",
+            {(): sum(w.slots for w in fleet)},
+        )
+        families.gauge("tokencast_slots_busy", "Busy slots of all workers.", {(): sum(w.running for w in fleet)})
 
 
 async def _ping(redis: Redis) -> float | None:
-    """Seconds; None where it does not answer."""
+    """Return the round-trip time in seconds; None if Redis does not answer."""
     began = time.monotonic()
     try:
-        async with asyncio.timeout(REDIS_WITHIN):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             return None if await redis.trouble() else time.monotonic() - began
     except TimeoutError:
         return None

@@ -1,9 +1,11 @@
-"""`/v1/models`: what may stand in a request's `model`."""
+"""`/v1/models`: the values that a request's `model` may have."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Literal
 
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +15,17 @@ from api.auth import Access
 from api.errors import JSONResponse
 from api.requests import by_method
 from broker.broker import Broker
+
+
+class Model(Struct):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct, tag_field="object", tag="list"):
+    data: list[Model]
 
 
 class ModelRoutes:
@@ -28,7 +41,7 @@ class ModelRoutes:
     async def list(self, request: Request) -> Response:
         self._access.tenant(request)
         models = (await self._broker.models()).items()
-        return JSONResponse({"object": "list", "data": [_model(*model) for model in models]})
+        return JSONResponse(ModelList([_model(*model) for model in models]))
 
     async def get(self, request: Request) -> Response:
         self._access.tenant(request)
@@ -38,5 +51,5 @@ class ModelRoutes:
         return JSONResponse(_model(model, self._broker.settings.upstream_for(model).name))
 
 
-def _model(name: str, upstream: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": upstream}
+def _model(name: str, upstream: str) -> Model:
+    return Model(name, "model", created=0, owned_by=upstream)

@@ -1,9 +1,11 @@
-"""`GET /v1/overview`: how it goes, in one small answer, for a dashboard that asks every other second."""
+"""`GET /v1/overview`: a status summary in one small response, for a dashboard that polls every two seconds."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,12 +15,51 @@ from api.errors import JSONResponse
 from api.requests import by_method
 from broker.broker import Broker
 
-MOST = 100  # generations whose subscribers are counted one by one
+MOST = 100  # maximum number of generations whose subscribers are listed
 
 
-class Overview:
-    """The caller's generations by status, and who follows them at this gateway; the queue and the workers, which
-    everybody shares and which `/metrics` tells too."""
+Count = Annotated[int, Meta(ge=0)]
+
+
+class GenerationCounts(Struct):
+    queued: Count
+    in_progress: Count
+    completed: Count
+    failed: Count
+    cancelled: Count
+
+
+class QueueStatus(Struct):
+    depth: Count
+    oldest_seconds: Annotated[float, Meta(description="Waiting time of the first generation in the queue.")]
+
+
+class WorkerStatus(Struct):
+    slots: Count
+    running: Count
+
+
+class SubscriberCounts(Struct):
+    total: Count
+    generations: Annotated[dict[str, Count], Meta(description="Of the most followed generations.")]
+
+
+class Overview(Struct, tag_field="object", tag="overview"):
+    """A status summary."""
+
+    at: Annotated[float, Meta(description="Unix seconds, by the clock of Redis.")]
+    generations: Annotated[GenerationCounts, Meta(description="The caller's generations by status.")]
+    queue: Annotated[QueueStatus, Meta(description="The queue of all tenants.")]
+    workers: list[WorkerStatus]
+    subscribers: Annotated[SubscriberCounts, Meta(description="The caller's open streams at this gateway.")]
+
+
+class OverviewRoutes:
+    """The handler of `/v1/overview`.
+
+    It reports the caller's generations by status and their subscribers at this gateway; and the queue and the workers,
+    which all tenants share and which `/metrics` reports too.
+    """
 
     def __init__(self, broker: Broker, access: Access) -> None:
         self._broker = broker
@@ -33,12 +74,11 @@ class Overview:
         now = await store.clock.now()
         subscribers = self._access.subscribers
         return JSONResponse(
-            {
-                "object": "overview",
-                "at": now,
-                "generations": counts,
-                "queue": {"depth": waiting.depth, "oldest_seconds": waiting.seconds(now)},
-                "workers": [{"slots": worker.slots, "running": worker.running} for worker in fleet],
-                "subscribers": {"total": subscribers.total(tenant), "generations": subscribers.of(tenant, MOST)},
-            }
+            Overview(
+                at=now,
+                generations=GenerationCounts(**counts),
+                queue=QueueStatus(waiting.depth, waiting.seconds(now)),
+                workers=[WorkerStatus(worker.slots, worker.running) for worker in fleet],
+                subscribers=SubscriberCounts(subscribers.total(tenant), subscribers.by_generation(tenant, MOST)),
+            )
         )

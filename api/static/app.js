@@ -1,24 +1,24 @@
-// The page: which view is shown, what runs beside it, and what is said when the gateway is away or wants a key.
+// The page: selects the view, starts and stops what runs in the background, shows connection errors and the key form.
 
-import { Detail } from "./detail.js";
-import { Follower } from "./follower.js";
-import { access, keep, key } from "./gateway.js";
-import { Generations } from "./generations.js";
-import { List } from "./list.js";
-import { Overview } from "./overview.js";
-import { byId, show, tell } from "./page.js";
-import { Prompt } from "./prompt.js";
-import { again } from "./snippets.js";
-import { Chosen, Wall } from "./wall.js";
+import { Follower } from "./data/follower.js";
+import { access, keep, key } from "./data/gateway.js";
+import { Generations } from "./data/generations.js";
+import { byId, show, tell } from "./ui/page.js";
+import { again } from "./ui/snippets.js";
+import { Detail } from "./views/detail.js";
+import { List } from "./views/list.js";
+import { Overview } from "./views/overview.js";
+import { Prompt } from "./views/prompt.js";
+import { Chosen, Wall } from "./views/wall.js";
 
 const follower = new Follower();
 const chosen = new Chosen();
 const generations = new Generations(
   (changed) => list.update(changed),
-  (state, message) => connected(state, message),
+  (state, message) => showConnection(state, message),
 );
 const overview = new Overview((trouble) => {
-  if (view !== "list") connected(trouble ? "reconnecting" : "live", trouble?.message); // where no stream says so
+  if (view !== "list") showConnection(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
   detail?.paint();
 });
 const list = new List(generations, chosen, overview);
@@ -55,7 +55,7 @@ function route() {
   run();
 }
 
-/** What is not looked at does not run: a page has one stream, of the list or of what it follows, a hidden one none. */
+/** Runs only what is visible: a page has one stream, of the list or of what it follows; a hidden page has none. */
 function run() {
   const on = !document.hidden && !denied;
   if (on) follower.resume();
@@ -69,11 +69,11 @@ function run() {
   if (on) prompt.load();
 }
 
-function connected(state, message = "") {
+function showConnection(state, message = "") {
   show(byId("connection"), state === "refused" ? "not connected" : state);
   byId("connection").dataset.state = state;
   const again = state === "reconnecting";
-  tell(byId("trouble"), again ? `${message || "The gateway does not answer."} Trying again…` : message);
+  tell(byId("trouble"), again ? `${message || "The gateway does not answer."} Retrying…` : message);
   if (state === "live") prompt.load();
 }
 
@@ -85,9 +85,9 @@ access.addEventListener("denied", () => {
   tell(byId("trouble"), "");
   document.body.dataset.denied = "yes";
   byId("key-form").hidden = false;
-  show(byId("key-state"), key() ? "This gateway does not know that API key." : "This gateway asks for an API key.");
+  show(byId("key-state"), key() ? "This API key is not valid for this gateway." : "This gateway requires an API key.");
   byId("key").focus();
-  connected("refused");
+  showConnection("refused");
 });
 
 function useKey(text) {

@@ -1,4 +1,4 @@
-"""The commands that ask a gateway one thing and print its answer."""
+"""Commands that send one request to a gateway and print the answer."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from broker.ids import check_id
     ),
 )
 @click.argument("prompt", required=False)
-@click.option("--model", shell_complete=models_to_complete, help="Default: the first that the gateway lists.")
-@click.option("--system", help="A system message before the prompt.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the generation; repeatable.")
-@click.option("--idempotency-key", help="The same key and prompt again give the same generation.")
-@click.option("--follow", "then_follow", is_flag=True, help="Print the text as it comes; the id goes to stderr.")
-@click.option("--json", "as_json", is_flag=True, help="Print the generation, or with --follow its events, as JSON.")
+@click.option("--model", shell_complete=models_to_complete, help="Model; default: the first that the gateway lists.")
+@click.option("--system", help="System message, placed before the prompt.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Metadata of the generation; repeatable.")
+@click.option("--idempotency-key", help="Key that makes a repeated request return the same generation.")
+@click.option("--follow", "then_follow", is_flag=True, help="Print the text as it arrives; the id goes to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print the generation as JSON; with --follow, its events.")
 def enqueue(
     prompt: str | None,
     model: str | None,
@@ -45,12 +45,12 @@ def enqueue(
     as_json: bool,
 ) -> None:
     """Enqueue PROMPT, or standard input, and print the generation's id."""
-    content = prompt_from(prompt)
+    content = read_prompt(prompt)
     messages = [{"role": "user", "content": content}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-    pairs = pairs_from(metadata)
+    pairs = parse_metadata(metadata)
     with open_client() as client:
         body: Json = {"model": model or client.default_model(), "messages": messages}
         if pairs:
@@ -70,9 +70,9 @@ def enqueue(
         '''tokencast ls --json | python3 -c "import json, sys; print(json.loads(next(sys.stdin))['id'])"''',
     )
 )
-@click.option("--status", type=click.Choice(STATUSES), help="Only those.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many, the newest.")
-@click.option("--json", "as_json", is_flag=True, help="One line per generation, as the gateway lists it: without text.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only generations with this status.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of generations.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per generation, without its text.")
 def ls(status: str | None, limit: int, as_json: bool) -> None:
     """List the newest generations."""
     with open_client() as client:
@@ -88,9 +88,9 @@ def ls(status: str | None, limit: int, as_json: bool) -> None:
 
 @click.command(short_help="Show a generation.", epilog=examples("tokencast show ID", "tokencast show ID --json"))
 @click.argument("id", shell_complete=ids_to_complete)
-@click.option("--json", "as_json", is_flag=True, help="The generation as the gateway gives it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the generation as JSON.")
 def show(id: str, as_json: bool) -> None:  # noqa: A002
-    """Show generation ID: what is known about it, then its text."""
+    """Show generation ID: its properties, then its text."""
     with open_client() as client:
         generation = client.get(f"/v1/generations/{check_id(id)}")
     if as_json:
@@ -104,23 +104,23 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002
 
 @click.command(short_help="Cancel a generation.", epilog=examples("tokencast cancel ID", "tokencast cancel ID --json"))
 @click.argument("id", shell_complete=ids_to_complete)
-@click.option("--json", "as_json", is_flag=True, help="The generation as the gateway gives it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the generation as JSON.")
 def cancel(id: str, as_json: bool) -> None:  # noqa: A002
-    """Cancel generation ID and print its status; one that has ended stays as it is."""
+    """Cancel generation ID and print its status. A generation that has ended does not change."""
     with open_client() as client:
         generation = client.post(f"/v1/generations/{check_id(id)}/cancel")
     click.echo(json_line(generation) if as_json else generation["status"])
 
 
 @click.command(
-    short_help="Forget a generation.", epilog=examples("tokencast delete ID", "tokencast delete ID ID --json")
+    short_help="Delete a generation.", epilog=examples("tokencast delete ID", "tokencast delete ID ID --json")
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=ids_to_complete)
-@click.option("--json", "as_json", is_flag=True, help='One line each: {"id", "deleted"}.')
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON per generation: {"id", "deleted"}.')
 def delete(ids: tuple[str, ...], as_json: bool) -> None:
-    """Forget generation ID, and print the id; one that runs is cancelled before. Its followers are told `gone`.
+    """Delete generation ID and print the id. A running generation is cancelled first; its followers receive `gone`.
 
-    Of several, the first that cannot be deleted ends the command.
+    With several IDs, the command stops at the first that cannot be deleted.
     """
     with open_client() as client:
         for gid in dict.fromkeys(map(check_id, ids)):
@@ -129,36 +129,37 @@ def delete(ids: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command(short_help="List the models.", epilog=examples("tokencast models", "tokencast models --json"))
-@click.option("--json", "as_json", is_flag=True, help="One line per model, as the gateway lists it.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per model.")
 def models(as_json: bool) -> None:
-    """List the models that a prompt can be sent to."""
+    """List the models that the gateway serves."""
     with open_client() as client:
         for model in client.models():
             click.echo(json_line(model) if as_json else one_line(model["id"]))
 
 
 @click.command(
-    short_help="Make a token that reads one generation.",
+    short_help="Create a token that reads one generation.",
     epilog=examples("tokencast token ID", "tokencast token ID --ttl 60 --json"),
 )
 @click.argument("id", shell_complete=ids_to_complete)
-@click.option("--ttl", type=click.IntRange(1, LONGEST), default=LONGEST, show_default=True, help="In seconds.")
-@click.option("--json", "as_json", is_flag=True, help='{"token", "expires_at", "events_url"}')
+@click.option("--ttl", type=click.IntRange(1, LONGEST), default=LONGEST, show_default=True, help="Lifetime in seconds.")
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON: {"token", "expires_at", "events_url"}.')
 def token(id: str, ttl: int, as_json: bool) -> None:  # noqa: A002
-    """Make a token with which a browser may read generation ID, and nothing else, for a while."""
+    """Create a token with which a browser can read generation ID, and nothing else, until the token expires."""
     with open_client() as client:
-        made = client.post(f"/v1/generations/{check_id(id)}/token", {"ttl_seconds": ttl})
-        url = client.url + made["events_url"]
-    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made["expires_at"]))
-    lines = [json_line(made)] if as_json else table([("token", made["token"]), ("expires", expires), ("url", url)])
+        created = client.post(f"/v1/generations/{check_id(id)}/token", {"ttl_seconds": ttl})
+        url = client.url + created["events_url"]
+    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created["expires_at"]))
+    columns = [("token", created["token"]), ("expires", expires), ("url", url)]
+    lines = [json_line(created)] if as_json else table(columns)
     for line in lines:
         click.echo(line)
 
 
-def prompt_from(argument: str | None) -> str:
-    """The argument, or standard input without the line break at its end."""
+def read_prompt(argument: str | None) -> str:
+    """Return the argument, or standard input without its trailing line break. UsageError if there is no valid text."""
     if argument in (None, "-") and sys.stdin.isatty():
-        raise click.UsageError("A PROMPT is needed, as an argument or on standard input.")
+        raise click.UsageError("PROMPT is required, as an argument or on standard input.")
     try:
         text = sys.stdin.buffer.read().decode().rstrip("\r\n") if argument in (None, "-") else str(argument)
         text.encode()
@@ -169,7 +170,8 @@ def prompt_from(argument: str | None) -> str:
     return text
 
 
-def pairs_from(metadata: Iterable[str]) -> dict[str, str]:
+def parse_metadata(metadata: Iterable[str]) -> dict[str, str]:
+    """Parse the values of `--metadata`."""
     pairs: dict[str, str] = {}
     for pair in metadata:
         key, equals, value = pair.partition("=")

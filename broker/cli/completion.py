@@ -1,5 +1,7 @@
-"""Shell completion: the scripts, and what the gateway knows to complete. On a key press nobody waits for long, and
-nobody reads an error."""
+"""Shell completion: the scripts, and the ids and models that the gateway offers.
+
+A key press must not wait for long, and no error may appear in the middle of a command line.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +17,38 @@ from broker.cli.tables import duration, one_line
 from broker.gateway_client.client import Client
 from broker.settings.settings import ClientSettings, load
 
-COMPLETE = "_TOKENCAST_COMPLETE"  # the variable by which a script asks
+COMPLETE = "_TOKENCAST_COMPLETE"  # environment variable with which a script requests completions
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
-_WITHIN = 1.0  # seconds
-_OFFERED = 50  # generations, the newest
+_TIMEOUT = 1.0  # seconds
+_OFFERED = 50  # newest generations
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
-_PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # a shell takes what is completed as it is
+_PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # shells insert a completion without quoting
 
 
 @click.command(
-    short_help="Print a shell's completion script.",
+    short_help="Print a shell completion script.",
     epilog=examples(
         'eval "$(tokencast completion bash)"                                      # in ~/.bashrc',
-        'eval "$(tokencast completion zsh)"                                       # in ~/.zshrc, behind compinit',
+        'eval "$(tokencast completion zsh)"                                       # in ~/.zshrc, after compinit',
         "tokencast completion fish > ~/.config/fish/completions/tokencast.fish    # once",
     ),
 )
 @click.argument("shell", type=click.Choice(list(_SHELLS)))
 def completion(shell: str) -> None:
-    """Print the script that lets SHELL complete commands, options, statuses, models and generation ids."""
+    """Print a script that makes SHELL complete commands, options, statuses, models and generation ids."""
     root = click.get_current_context().find_root().command
     click.echo(_SHELLS[shell](root, {}, "tokencast", COMPLETE).source(), nl=False)
 
 
 def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Completer:
-    """Of what the gateway knows, that which begins as what was typed."""
+    """Make a completer from a function that lists candidates; it offers those that start with the typed text."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         del context, parameter
         try:
-            with Client(load(ClientSettings), within=_WITHIN) as client:
+            with Client(load(ClientSettings), within=_TIMEOUT) as client:
                 return [item for item in find(client) if item.value.startswith(incomplete)]
-        except Exception:  # whatever is wrong, here is not the place to say so
+        except Exception:  # the command itself reports what is wrong
             return []
 
     return complete

@@ -1,4 +1,4 @@
-"""The commands that print a generation's text as it comes, or as it came."""
+"""Commands that print the text of generations: `follow` live, `replay` at recorded speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from broker.cli.completion import ids_to_complete
-from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, end_with_reader, examples, open_client
+from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, examples, exit_when_stdout_closes, open_client
 from broker.cli.output import LinePrinter, Printer, json_event
 from broker.cli.progress import ProgressLine
 from broker.gateway_client.client import Client
@@ -19,7 +19,7 @@ _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gon
 
 
 @click.command(
-    short_help="Print a text as it comes.",
+    short_help="Print a text as it is generated.",
     epilog=examples(
         "tokencast follow ID",
         "tokencast follow ID --after latest",
@@ -28,13 +28,14 @@ _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gon
     ),
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=ids_to_complete)
-@click.option("--after", metavar="CURSOR", help="Begin behind this event; `latest`: with what comes from now on.")
-@click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
+@click.option("--after", metavar="CURSOR", help="Start after this event; `latest`: only new events.")
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON per event: {"id", "event", "data"}.')
 def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
-    """Print the text of generation ID as it comes, from its beginning, until it ends.
+    """Print the text of generation ID from its beginning, as it is generated, until the generation ends.
 
-    Survives lost connections and restarts of the gateway. Several are printed line by line, each line behind the end of
-    its generation's id, or as JSON with a "generation"; the exit code is then 0 only if all of them completed.
+    Lost connections and restarts of the gateway are survived. Several generations are printed line by line, each line
+    prefixed with the end of its generation's id, or as JSON with a "generation" field. The exit code is then 0 only if
+    all of them completed.
     """
     gids = list(dict.fromkeys(map(check_id, ids)))
     if len(gids) > 1 and after not in (None, "latest"):
@@ -44,15 +45,15 @@ def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
 
 
 @click.command(
-    short_help="Print a text as it came.",
+    short_help="Replay a text at its recorded speed.",
     epilog=examples("tokencast replay ID", "tokencast replay ID --speed 10 --json"),
 )
 @click.argument("id", shell_complete=ids_to_complete)
-@click.option("--speed", type=float, default=1.0, show_default=True, help="So many times as fast; 0.01 to 1000.")
-@click.option("--after", metavar="CURSOR", help="Begin behind this event.")
-@click.option("--json", "as_json", is_flag=True, help='One line per event: {"id", "event", "data"}.')
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Speed factor, 0.01 to 1000.")
+@click.option("--after", metavar="CURSOR", help="Start after this event.")
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON per event: {"id", "event", "data"}.')
 def replay(id: str, speed: float, after: str | None, as_json: bool) -> None:  # noqa: A002
-    """Print the text of generation ID as it came, at the speed it came with, or another one."""
+    """Print the text of generation ID with its recorded timing, scaled by --speed."""
     with open_client() as client:
         print_events(client, [check_id(id)], after, as_json, speed)
 
@@ -60,26 +61,29 @@ def replay(id: str, speed: float, after: str | None, as_json: bool) -> None:  # 
 def print_events(
     client: Client, gids: Sequence[str], after: str | None, as_json: bool, speed: float | None = None
 ) -> NoReturn:
-    """The text of one, or of several line by line; the exit code is the worst one's."""
+    """Print the text of one generation, or of several line by line, and exit.
+
+    The exit code of several is 0 if all completed, otherwise the lowest code of those that did not.
+    """
     one = gids[0] if len(gids) == 1 else None
     printer = Printer() if one else LinePrinter()
-    patience = ProgressLine(client, one if one and after is None and speed is None else None)
+    progress = ProgressLine(client, one if one and after is None and speed is None else None)
 
     def notice(text: str) -> None:
-        patience.clear()
+        progress.clear()
         printer.note(text)
 
     if one:
         events = client.follow(one, after, speed=speed, notice=notice)
     else:
         events = client.follow_all([f"{gid}@{after}" if after else gid for gid in gids], notice=notice)
-    end_with_reader()
+    exit_when_stdout_closes()
     endings: dict[str, str] = {}
     cursor = after
     try:
-        with patience:
+        with progress:
             for received in events:
-                patience.heard(received)
+                progress.update(received)
                 cursor = received.id or cursor
                 if received.event in _EXIT_BY_EVENT:
                     endings[received.generation or gids[0]] = received.event
@@ -88,11 +92,11 @@ def print_events(
                 else:
                     printer.show(received)
     except KeyboardInterrupt:
-        behind = f" --after {cursor}" if cursor and one else ""
-        printer.note(f"it goes on; read on with: tokencast follow {' '.join(gids)}{behind}")
+        after_option = f" --after {cursor}" if cursor and one else ""
+        printer.note(f"the generation continues; to resume: tokencast follow {' '.join(gids)}{after_option}")
         sys.exit(INTERRUPTED)
     for gid in gids:
-        if gid not in endings:  # there was nothing behind the cursor
+        if gid not in endings:  # there were no events after the cursor
             endings[gid] = str(client.get(f"/v1/generations/{gid}")["status"])
     codes = {_EXIT_BY_EVENT.get(ending, FAILED) for ending in endings.values()} - {0}
     sys.exit(min(codes, default=0))

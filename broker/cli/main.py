@@ -1,6 +1,6 @@
-"""The `tokencast` command. Its client commands talk HTTP to a gateway, the others become or start the processes.
+"""The `tokencast` command: client commands speak HTTP to a gateway, process commands start a gateway or a worker.
 
-The one place that turns errors into exit codes.
+This is the one place that turns errors into exit codes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NoReturn
 import click
 from click.shell_completion import shell_complete
 
+from broker.cli.api_key import new_key
 from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
 from broker.cli.completion import COMPLETE, completion
 from broker.cli.follow import follow, replay
-from broker.cli.keys import new_key
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
 from broker.cli.tables import one_line
 from broker.cli.top import top
@@ -29,37 +29,37 @@ from broker.version import __version__
 
 _EPILOG = f"""\b
 Exit codes:
-  0  done; for `follow`: the generation completed
+  0  success; for `follow`: the generation completed
   {FAILED}  the generation failed
-  {USAGE}  wrong usage or settings, or no gateway, or one that refuses
+  {USAGE}  invalid usage or settings, no gateway, or a refused request
   {CANCELLED}  the generation was cancelled
-  {NOT_FOUND}  no such generation, or no longer
-  {INTERRUPTED}  Ctrl-C; the generation goes on ({TERMINATED}: SIGTERM)
-  141  whoever read the output has left, as in `tokencast ls | head`
+  {NOT_FOUND}  the generation does not exist, or no longer exists
+  {INTERRUPTED}  Ctrl-C; the generation continues ({TERMINATED}: SIGTERM)
+  141  the reader of the output closed it, as in `tokencast ls | head`
 
 \b
 In pipes:
-  stdout holds what was asked for and nothing else, with --json one object a
-  line. Errors and remarks are lines of text on stderr, with --json too: look
-  at the exit code. Control codes and progress go to terminals only.
+  stdout holds the result and nothing else; with --json, one object per line.
+  Errors and notices are lines of text on stderr, also with --json: check the
+  exit code. Control codes and progress are written to terminals only.
 
 \b
 Environment of the client commands:
-  TOKENCAST_URL      the gateway (http://127.0.0.1:8000)
-  TOKENCAST_API_KEY  the key to present
+  TOKENCAST_URL      URL of the gateway (http://127.0.0.1:8000)
+  TOKENCAST_API_KEY  API key
 """
 
 
 def main() -> NoReturn:
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by who started this, as with `>&-`
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by the parent process, as with `>&-`
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?` in its place
+            stream.reconfigure(errors="replace")  # print `?` for a character that the encoding lacks
     sys.exit(_run())
 
 
 def _run() -> int:
-    """The exit code."""
+    """Run the command and return its exit code."""
     try:
         code = _command()
         sys.stdout.flush()
@@ -71,15 +71,15 @@ def _run() -> int:
         return NOT_FOUND if isinstance(error, GenerationNotFound | GenerationGone) else USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:  # not from the gateway: the client has names of its own for that
-        _die_as_writers_do()
+    except BrokenPipeError:  # of stdout: the client raises errors of its own for a connection to the gateway
+        _die_of_sigpipe()
     return code
 
 
 def _command() -> int:
-    """Not `cli.main()`, which takes a reader that leaves for an exit code 1."""
-    if asked := read_variable(COMPLETE):
-        return shell_complete(cli, {}, "tokencast", COMPLETE, asked)
+    """Run without `cli.main()`, which turns a closed stdout into exit code 1."""
+    if instruction := read_variable(COMPLETE):
+        return shell_complete(cli, {}, "tokencast", COMPLETE, instruction)
     try:
         with cli.make_context("tokencast", sys.argv[1:]) as context:
             cli.invoke(context)
@@ -90,8 +90,8 @@ def _command() -> int:
     return 0
 
 
-def _die_as_writers_do() -> NoReturn:
-    """Of SIGPIPE, which Python ignores, so that a shell sees what it sees of `yes | head`."""
+def _die_of_sigpipe() -> NoReturn:
+    """Die of SIGPIPE, which Python ignores by default, so that a shell sees the same status as for `yes | head`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     raise AssertionError("unreachable")
@@ -107,23 +107,24 @@ def cli() -> None:
 
 
 @cli.command(
-    short_help="Start everything on this machine.", epilog=examples("tokencast dev", "PORT=8123 tokencast dev")
+    short_help="Start Redis, a worker and a gateway on this machine.",
+    epilog=examples("tokencast dev", "PORT=8123 tokencast dev"),
 )
 def dev() -> None:
-    """Everything on this machine until Ctrl-C: Redis, a worker, a gateway.
+    """Run Redis, a worker and a gateway on this machine until Ctrl-C.
 
-    With OPENAI_API_KEY or OPENAI_BASE_URL it asks that upstream, with neither a simulated one. REDIS_URL is used
-    instead of a Redis of its own. PORT (8000) is the gateway's.
+    The upstream is the one of OPENAI_API_KEY and OPENAI_BASE_URL; if neither is set, it is simulated. If REDIS_URL is
+    set, that Redis is used instead of an embedded one. PORT (8000) is the port of the gateway.
     """
     sys.exit(dev_run.run())
 
 
 def _becomes(name: str, module: str, summary: str) -> None:
-    """A command that turns into another program: signals and exit codes are its own."""
+    """Add a command that replaces this process by another program, which then handles signals and exit codes."""
 
     @cli.command(
         name,
-        help=f"{summary} `tokencast {name} --help` for its options.",
+        help=f"{summary} Options: `tokencast {name} --help`.",
         add_help_option=False,
         context_settings={"ignore_unknown_options": True},
     )
@@ -136,8 +137,8 @@ def _becomes(name: str, module: str, summary: str) -> None:
     del command
 
 
-_becomes("api", "api", "One gateway, from the environment.")
-_becomes("worker", "worker", "One worker, from the environment.")
-_becomes("upstream-sim", "worker.simulator", "The simulated OpenAI-compatible upstream.")
+_becomes("api", "api", "Run a gateway, configured by environment variables.")
+_becomes("worker", "worker", "Run a worker, configured by environment variables.")
+_becomes("upstream-sim", "worker.simulator", "Run the simulated OpenAI-compatible upstream.")
 for command in (enqueue, follow, replay, ls, top, show, cancel, delete, token, models, new_key, completion):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, the gateway they talk to, the examples in their help."""
+"""Shared by the commands: exit codes, the gateway client, JSON output and the examples in `--help`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 130, 
 
 
 def open_client() -> Client:
-    """Of TOKENCAST_URL and TOKENCAST_API_KEY; a context manager."""
+    """Return a client for the gateway of TOKENCAST_URL and TOKENCAST_API_KEY, as a context manager."""
     client = Client(load(ClientSettings))
     for remark in unknown_variables().values():
         click.echo(f"tokencast: {remark}", err=True)
@@ -31,13 +31,15 @@ def json_line(value: Any) -> str:
     return harmless(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def end_with_reader() -> None:
-    """For a command that may have nothing to write for a long time: ends it when nobody reads stdout any more, as GNU
-    tail does. Elsewhere the next write finds out."""
+def exit_when_stdout_closes() -> None:
+    """Exit as soon as the reader of stdout has closed it, as GNU tail does.
+
+    For commands that may write nothing for a long time; in others the next write fails.
+    """
     if sys.stdout.isatty():
         return
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # no event is asked for, so only that it is over is told
+    poll.register(sys.stdout.fileno(), 0)  # without an event mask poll reports hang-ups and errors only
 
     def wait() -> None:
         poll.poll()
@@ -47,5 +49,5 @@ def end_with_reader() -> None:
 
 
 def examples(*lines: str) -> str:
-    """An epilog for a command's help. ID in a line stands for a generation's."""
+    """Return the epilog of a command's help. `ID` in a line stands for a generation id."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""What the command line shows of events: text for people, one line of JSON each for programs."""
+"""Output of events: text for people, one line of JSON per event for programs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import click
 from broker.completion.fold import text_of_chunk
 from broker.gateway_client.client import TERMINAL, Json, Received
 
-# What a model says can hold escape sequences; a terminal would carry them out.
+# The text of a model can contain escape sequences, which a terminal would execute.
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def harmless(text: str) -> str:
+    """Replace control characters if stdout is a terminal."""
     return text.translate(CONTROL) if sys.stdout.isatty() else text
 
 
@@ -23,11 +24,11 @@ _PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *TERMINAL})
 
 
 class Printer:
-    """Shows events to a person: the text of choice 0 on stdout, everything else on stderr."""
+    """Prints events for people: the text of choice 0 on stdout, everything else on stderr."""
 
     def __init__(self) -> None:
         self._in_line = False
-        self._half: str = ""  # of a surrogate pair: some upstreams send its two escapes in two chunks
+        self._half: str = ""  # first half of a surrogate pair: some upstreams send its two escapes in two chunks
 
     def show(self, received: Received) -> None:
         if received.event not in _PRINTED:
@@ -39,9 +40,9 @@ class Printer:
             case "chunk":
                 self._write(text_of_chunk(data))
             case "reset":
-                self.note(f"started again ({data.get('reason')}), forget the text so far")
+                self.note(f"restarted ({data.get('reason')}); discard the text above")
             case "gap":
-                self.note("a part of the text is no longer kept")
+                self.note("part of the text is no longer stored")
             case "waiting":
                 self.note(f"waiting for the upstream ({data.get('reason')})")
             case "failed":
@@ -54,7 +55,10 @@ class Printer:
                 pass
 
     def note(self, text: str) -> None:
-        """On stderr. Never alters the text, which a file or a pipe may get: the line break is the terminal's."""
+        """Print a notice on stderr.
+
+        The text on stdout is not changed, since it may go to a file or a pipe: the line break is for a terminal only.
+        """
         before = "\n" if self._in_line and sys.stdout.isatty() else ""
         click.echo(f"{before}tokencast: {text.translate(CONTROL)}", err=True)
 
@@ -77,15 +81,17 @@ class Printer:
 
 
 def json_event(received: Received) -> str:
-    """One line; the data as it came."""
-    data = received.data.replace("\n", " ")  # raw line breaks in JSON are nothing but white space
+    """Return an event as one line of JSON, with its data unchanged."""
+    data = received.data.replace("\n", " ")  # a raw line break in JSON is white space
     whose = f'"generation":"{received.generation}",' if received.generation else ""
     return harmless(f'{{{whose}"id":{json.dumps(received.id)},"event":{json.dumps(received.event)},"data":{data}}}')
 
 
 class LinePrinter:
-    """Shows events of several generations: whole lines of text on stdout, each behind the end of its generation's id
-    (the part that differs most), everything else on stderr."""
+    """Prints events of several generations: whole lines of text on stdout, everything else on stderr.
+
+    Each line is prefixed with the end of its generation's id, the part that differs most.
+    """
 
     def __init__(self) -> None:
         self._printers: dict[str, _Buffer] = {}
@@ -104,7 +110,7 @@ class LinePrinter:
 
 
 class _Buffer(Printer):
-    """One of them: keeps the line that has not come to its end."""
+    """The printer of one generation: holds back its unfinished line."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a person at a terminal is told while there is nothing to read yet: one line on stderr, which goes away."""
+"""A progress line on stderr until the first text arrives, for terminals only."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ import click
 from broker.cli.tables import duration
 from broker.gateway_client.client import TERMINAL, Client, Received
 
-_EVERY = 1.0  # seconds
+_INTERVAL = 1.0  # seconds
 _CLEAR = "\r\x1b[K"
-_COUNTED = 100  # generations
+_COUNTED = 100  # maximum number of queued generations to count
 
 
 class ProgressLine:
-    """A context manager. Where stderr is no terminal, or `gid` None, it says nothing and asks nothing."""
+    """A context manager that shows the state of a generation.
+
+    If stderr is not a terminal, or `gid` is None, it prints nothing and sends no requests.
+    """
 
     def __init__(self, client: Client, gid: str | None) -> None:
         self._client = client
         self._gid = gid
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._writing = threading.Lock()
         self._shown = False
-        self._retry_at = 0.0  # when the upstream is asked again
+        self._retry_at = 0.0  # unix time of the next request to the upstream
 
     def __enter__(self) -> Self:
         if self._gid is not None and sys.stderr.isatty():
-            threading.Thread(target=self._tell, daemon=True).start()
+            threading.Thread(target=self._run, daemon=True).start()
         return self
 
     def __exit__(
@@ -40,8 +43,8 @@ class ProgressLine:
     ) -> None:
         self._end()
 
-    def heard(self, received: Received) -> None:
-        """Of an event, before it is printed."""
+    def update(self, received: Received) -> None:
+        """Process an event; to be called before it is printed."""
         if received.event == "chunk" or received.event in TERMINAL:
             self._end()
             return
@@ -50,32 +53,32 @@ class ProgressLine:
             self._retry_at = float(json.loads(received.data)["retry_at"])
 
     def _end(self) -> None:
-        if not self._over.is_set():
-            self._over.set()
+        if not self._ended.is_set():
+            self._ended.set()
             self.clear()
 
     def clear(self) -> None:
-        """Somebody else is about to write."""
+        """Erase the line, so that something else can be printed."""
         with self._writing:
             if self._shown:
                 click.echo(_CLEAR, nl=False, err=True)
             self._shown = False
 
-    def _tell(self) -> None:
-        while not self._over.wait(_EVERY):
+    def _run(self) -> None:
+        while not self._ended.wait(_INTERVAL):
             try:
                 text = self._state()
-            except Exception:  # noqa: S112 - who follows is told of what is wrong, if anything is
+            except Exception:  # noqa: S112 - the stream reports what is wrong, if anything is
                 continue
             with self._writing:
-                if text and not self._over.is_set():
+                if text and not self._ended.is_set():
                     self._shown = True
                     click.echo(f"{_CLEAR}tokencast: {text}", nl=False, err=True)
 
     def _state(self) -> str:
         now = time.time()
         if now < self._retry_at:
-            return f"the upstream is asked again in {duration(self._retry_at - now + 1)}"
+            return f"next request to the upstream in {duration(self._retry_at - now + 1)}"
         generation = self._client.get(f"/v1/generations/{self._gid}")
         if generation["status"] == "in_progress":
             return f"waiting for the first token, {duration(now - generation['started_at'])}"

@@ -1,4 +1,4 @@
-"""A terminal, lent: its other screen, its keys, its size; given back as it was, whatever ends the program."""
+"""Full-screen access to a terminal: alternate screen, keys, size. Its state is restored however the program ends."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from typing import Any, Self
 from broker.cli.options import TERMINATED
 from broker.runtime.environment import read_variable
 
-# The other screen, no cursor, no wrapping: a line that a terminal finds wider than we did then ends at its edge.
-_TAKE = "\x1b[?1049h\x1b[?25l\x1b[?7l"
-_GIVE_BACK = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
+# Alternate screen, no cursor, no wrapping: a line that the terminal measures wider than we did is cut at the edge.
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+_LEAVE = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 STYLES = {"head": "\x1b[7m", "faint": "\x1b[2m"}
 _KEY = re.compile(rb"\x1b[\[O][\d;]*[A-Za-z~]|.", re.DOTALL)
 _NAMED = {"A": "up", "B": "down", "H": "home", "5~": "page up", "6~": "page down"}
 
 
 def is_screen() -> bool:
-    """Whether stdout is a terminal that can be drawn on."""
+    """Return whether stdout is a terminal with cursor control."""
     return sys.stdout.isatty() and read_variable("TERM") not in (None, "dumb")
 
 
 class Screen:
-    """A context manager of the main thread. SIGTERM and SIGHUP leave it as SystemExit, Ctrl-C as KeyboardInterrupt;
-    Ctrl-Z gives the terminal back for as long as it takes."""
+    """A context manager for the main thread.
+
+    SIGTERM and SIGHUP end it as SystemExit, Ctrl-C as KeyboardInterrupt. Ctrl-Z restores the terminal until the
+    program continues.
+    """
 
     def __init__(self) -> None:
         self._keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None
@@ -51,24 +54,24 @@ class Screen:
                 signal.SIGWINCH: signal.signal(signal.SIGWINCH, _notice),
             }
             signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-            self._take()
+            self._enter()
         except BaseException:
-            self._end_it()
+            self._restore()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_it()
+        self._restore()
 
     def wake(self) -> None:
-        """From any thread: `wait` has waited long enough."""
-        with contextlib.suppress(BlockingIOError):  # full: it will wake
+        """Make `wait` return; may be called from any thread."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes it as well
             os.write(self._wake, b"\0")
 
     def wait(self, seconds: float) -> list[str]:
-        """The keys that were pressed, by name or character; none after so long, a wake or a change of size."""
+        """Return the pressed keys, by name or character; none after the time-out, a wake-up or a change of size."""
         files = [self._woken] if self._keys is None else [self._woken, self._keys]
         ready, _, _ = select.select(files, [], [], seconds)
         if self._woken in ready:
@@ -81,48 +84,48 @@ class Screen:
         return [_name(key) for key in _KEY.findall(pressed)]
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines; those of the smallest usual one where the terminal does not know."""
+        """Return columns and lines; 80 × 24 if the terminal does not know its size."""
         columns, lines = os.get_terminal_size(sys.stdout.fileno())
         return columns or 80, lines or 24
 
     def draw(self, lines: Sequence[tuple[str, str]]) -> None:
-        """Text and style of each, from the top, in one write."""
+        """Draw lines, each a text and a style, from the top of the screen, in one write."""
         shown = (f"{STYLES[style]}{text}\x1b[0m" if style else text for text, style in lines)
         sys.stdout.write("\x1b[H" + "\x1b[K\r\n".join(shown) + "\x1b[K\x1b[J")
         sys.stdout.flush()
 
-    def _take(self) -> None:
+    def _enter(self) -> None:
         if self._keys is not None:
             self._before = termios.tcgetattr(self._keys)
             tty.setcbreak(self._keys)
-        sys.stdout.write(_TAKE)
+        sys.stdout.write(_ENTER)
         sys.stdout.flush()
 
-    def _give_back(self) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone
-            sys.stdout.write(_GIVE_BACK)
+    def _leave(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal no longer exists
+            sys.stdout.write(_LEAVE)
             sys.stdout.flush()
         if self._keys is not None and self._before:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(self._keys, termios.TCSADRAIN, self._before)
 
-    def _end_it(self) -> None:
+    def _restore(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # a second one would come in between
-        self._give_back()
+            signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
+        self._leave()
         signal.set_wakeup_fd(-1)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _pause(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z, and what follows when it is over."""
+        """Handle Ctrl-Z: restore the terminal, stop, and take it again when the program continues."""
         del frame
-        self._give_back()
+        self._leave()
         signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # it stops here
+        os.kill(os.getpid(), number)  # the process stops here until SIGCONT
         signal.signal(number, self._pause)
-        self._take()
+        self._enter()
         self.wake()
 
 
@@ -132,7 +135,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _notice(number: int, frame: FrameType | None) -> None:
-    """Nothing: that there is a handler makes `wait` wake up."""
+    """Do nothing: the existence of a handler makes `wait` return."""
 
 
 def _name(key: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Generations as a person reads them: lines of `ls`, facts of `show`, columns."""
+"""Generations as text: the rows of `ls`, the facts of `show`, aligned columns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ HEADINGS = ("ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS")
 
 
 def row(generation: Json, now: float) -> tuple[str, ...]:
-    """A line of `ls`."""
+    """Return a row of `ls`."""
     age, attempt = duration(now - generation["created_at"]), str(generation["attempt"] or "-")
     return generation["id"], generation["status"], generation["model"], age, attempt, tokens(generation["usage"])
 
 
 def facts(generation: Json, now: float) -> Iterator[tuple[str, str]]:
-    """The lines of `show`."""
+    """Yield the lines of `show`."""
     for name in ("id", "status", "model"):
         yield name, generation[name]
     yield "age", duration(now - generation["created_at"])
@@ -35,7 +35,7 @@ def facts(generation: Json, now: float) -> Iterator[tuple[str, str]]:
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """The rows as lines, in columns."""
+    """Yield the rows as lines with aligned columns."""
     clean = [[one_line(cell) for cell in cells] for cells in rows]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     for cells in clean:
@@ -43,12 +43,12 @@ def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def one_line(text: str) -> str:
-    """Nothing in it moves a cursor, begins a line or turns the direction of writing."""
+    """Replace characters that would move the cursor, start a line or change the direction of writing."""
     return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
 
 
 def duration(seconds: float) -> str:
-    """Short: 0s, 59s, 3m, 2h, 5d."""
+    """Format a duration with one unit: 0s, 59s, 3m, 2h, 5d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def tokens(usage: Json | None) -> str:
-    """Of the answer; `~` where they were counted and not reported."""
+    """Format the number of tokens of the answer; `~` marks an estimate of ours, where the upstream reported none."""
     if not usage or usage.get("completion_tokens") is None:
         return "-"
     return f"{'~' if usage.get('estimated') else ''}{usage['completion_tokens']}"

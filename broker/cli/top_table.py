@@ -1,4 +1,4 @@
-"""What `top` knows and how it looks: generations as they were last told of, in lines that fit a terminal."""
+"""The table of `top`: the latest known state of each generation, rendered as lines that fit a terminal."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from broker.events import FINAL_STATUSES, STATUSES
 from broker.gateway_client.client import Json
 from broker.ids import parse_cursor
 
-KEPT = 1000  # ended generations
-WIDE = 110  # columns, from which on ids are shown whole
-_SHORT = 8  # the end of an id, which differs most
+KEPT = 1000  # maximum number of ended generations
+WIDE = 110  # minimum width, in columns, at which whole ids are shown
+_SHORT = 8  # characters of a shortened id: its end, which differs most
 _ORDER = {"in_progress": 0, "queued": 1}
 
 
 class Line(NamedTuple):
     text: str
-    style: str = ""  # "head", "faint" or none
+    style: str = ""  # "head", "faint" or ""
 
 
 class TopTable:
-    """Takes summaries in any order, also twice, and overviews."""
+    """Holds generation summaries, which may arrive in any order and more than once, and the latest overview."""
 
     def __init__(self) -> None:
         self.overview: Json | None = None
         self._known: dict[str, Json] = {}
 
-    def take(self, generation: Json) -> None:
-        """What a generation is like; an older word than the last is of no interest."""
+    def update(self, generation: Json) -> None:
+        """Store a summary unless a newer one is known."""
         known = self._known.get(generation["id"])
         if known is not None and parse_cursor(generation["cursor"]) < parse_cursor(known["cursor"]):
             return
@@ -41,25 +41,25 @@ class TopTable:
             for one in ended[KEPT:]:
                 del self._known[one["id"]]
 
-    def forget(self, gid: str) -> None:
+    def remove(self, gid: str) -> None:
         self._known.pop(gid, None)
 
     def clear(self) -> None:
         self._known.clear()
 
     def counts(self) -> Json:
-        """By status: all of the caller's where the gateway counts them, else those known here."""
+        """Return the number of generations by status: the gateway's count if there is one, else of those known here."""
         if self.overview is not None:
             return self.overview["generations"]
         return Counter(one["status"] for one in self._known.values())
 
     def rows(self, status: str | None) -> list[Json]:
-        """What runs, what waits, what has ended; of each, the newest first."""
+        """Return the running, queued and ended generations, in this order, each group newest first."""
         chosen = (one for one in self._known.values() if status in (None, one["status"]))
         return sorted(chosen, key=lambda one: (_ORDER.get(one["status"], 2), -(one["ended_at"] or one["created_at"])))
 
     def summary(self) -> str:
-        """The counters, and where the gateway tells them the queue and the workers."""
+        """Return one line: the counters and, if there is an overview, the queue and the workers."""
         counts = self.counts()
         parts = [f"{counts.get(status, 0)} {status}" for status in STATUSES]
         if self.overview is not None:
@@ -71,8 +71,8 @@ class TopTable:
             parts.append(f"{len(workers)} worker{'s' * (len(workers) != 1)}, {busy}/{slots} slots")
         return "  ".join(parts)
 
-    def table(self, generations: Iterable[Json], now: float, width: int) -> Iterator[Line]:
-        """The heading, and a line for each, of exactly that width; where it is 0, as wide as they are."""
+    def lines(self, generations: Iterable[Json], now: float, width: int) -> Iterator[Line]:
+        """Yield the heading and one line per generation, each exactly `width` columns wide; 0: no fixed width."""
         whole = not 0 < width < WIDE
         cells = [(one["status"] in FINAL_STATUSES, _cells(one, now, whole)) for one in generations]
         heading = ("ID", "STATUS", "MODEL", "AGE", "FIRST", "TOKENS", "TOK/S", "ATTEMPT")
@@ -92,7 +92,7 @@ def _cells(one: Json, now: float, whole: bool) -> tuple[str, ...]:
     first, until = one["first_token_at"], one["ended_at"] or now
     length, rate = tokens(one["usage"]), "-"
     if one["status"] == "in_progress":
-        length = str(max(0, parse_cursor(one["cursor"]).seq))  # chunks so far; nobody has counted tokens yet
+        length = str(max(0, parse_cursor(one["cursor"]).seq))  # chunks so far: token counts come at the end
     if first is not None and length != "-" and until - first > 0:
         rate = f"{int(length.removeprefix('~')) / (until - first):.1f}"
     return (
@@ -108,12 +108,12 @@ def _cells(one: Json, now: float, whole: bool) -> tuple[str, ...]:
 
 
 def cells_wide(text: str) -> int:
-    """Columns that a terminal takes for it."""
+    """Return the number of terminal columns of a text."""
     return sum(map(_cell, text))
 
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
-    """As wide as that: filled up, or cut off with an ellipsis."""
+    """Pad a text to a width, or cut it off with an ellipsis."""
     missing = width - cells_wide(text)
     if missing >= 0:
         return " " * missing + text if right else text + " " * missing

@@ -123,7 +123,7 @@ async def test_missing_history_is_said_and_never_papered_over(api: Gateway, brok
     await broker.store.redis.execute("XTRIM", f"tc:{{{writer.gid[14:16]}}}:l:{writer.gid}", "MAXLEN", 5)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await expect(field(page, "gap")).to_have_text(
-        f"History is missing: the log was trimmed, and goes on at {writer.attempt}-16."
+        f"History is missing: the log was trimmed and continues at {writer.attempt}-16."
     )
     await says(part(page, "Answer"), "16 17 18 19 20 ")
     await expect(field(page, "status")).to_have_text("in progress")
@@ -222,7 +222,7 @@ async def test_a_gateway_that_restarts_costs_nothing(
         await first.process.wait()
     await writer.append("three ")
     await expect(field(page, "connection")).to_have_text("reconnecting")
-    await expect(page.get_by_role("alert").first).to_have_text("The gateway does not answer. Trying again…")
+    await expect(page.get_by_role("alert").first).to_have_text("The gateway does not answer. Retrying…")
     await says(part(page, "Answer"), "one two ")
     async with gateway(redis.url, PORT=str(port)):
         await says(part(page, "Answer"), "one two three ")

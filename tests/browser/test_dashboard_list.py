@@ -50,7 +50,7 @@ async def test_a_gateway_without_generations_says_so_and_takes_any_model(visit: 
     async with EmbeddedRedis() as redis, gateway(redis.url, TOKENCAST_MODELS="*") as api:
         page = (await visit(api)).page
         await expect(page.get_by_role("heading", name="No generations yet")).to_be_visible()
-        await expect(page.get_by_label("A command to try")).to_contain_text(f"'{api.url}/v1/generations'")
+        await expect(page.get_by_label("Example command")).to_contain_text(f"'{api.url}/v1/generations'")
         await expect(page.locator("#workers-text")).to_have_text("none")
         await page.get_by_role("textbox", name="Model").fill("any-model")
         await page.get_by_role("textbox", name="Prompt").fill("Hello?")
@@ -61,7 +61,7 @@ async def test_a_gateway_without_generations_says_so_and_takes_any_model(visit: 
         await expect(page.get_by_text("No generations yet")).to_be_hidden()
         await expect(page.locator("#count-queued")).to_have_text("1")
         await expect(page.locator("#queue")).to_have_text("1")
-        await expect(page.locator("#queue-oldest")).to_have_text(re.compile(r"^the first for [\d.]+ m?s$"))
+        await expect(page.locator("#queue-oldest")).to_have_text(re.compile(r"^oldest: [\d.]+ m?s$"))
         await page.close()
 
 
@@ -124,7 +124,7 @@ async def test_it_is_filtered_and_searched(api: Gateway, broker: Broker, visit: 
         await search.fill(text)
         await shows(page, [found])
     await search.fill("nothing like it")
-    await expect(page.get_by_text("None of those that are loaded.")).to_be_visible()
+    await expect(page.get_by_text("No match among the loaded generations.")).to_be_visible()
     await search.fill("")
     await page.get_by_label("Status", exact=True).select_option("in_progress")
     await expect(row(page, writer.gid)).to_be_visible()
@@ -308,7 +308,7 @@ async def test_it_goes_on_after_a_gateway_s_restart(
         first.process.send(signal.SIGKILL)
         await first.process.wait()
     await expect(page.locator("#connection")).to_have_text("reconnecting")
-    await expect(page.get_by_role("alert")).to_have_text("The gateway does not answer. Trying again…")
+    await expect(page.get_by_role("alert")).to_have_text("The gateway does not answer. Retrying…")
     await writer.finish()
     async with gateway(redis.url, PORT=str(port)) as second:
         await expect(row(page, writer.gid)).to_contain_text("completed")
@@ -331,13 +331,13 @@ async def test_a_gateway_with_keys_is_given_one(redis: EmbeddedRedis, visit: Ope
         visitor = await visit(api, f"/#/{gid}")
         visitor.forgives = "status of 401"
         page = visitor.page
-        await expect(page.get_by_text("This gateway asks for an API key.")).to_be_visible()
+        await expect(page.get_by_text("This gateway requires an API key.")).to_be_visible()
         await expect(page.locator("#key")).to_be_focused()
         await page.keyboard.type("wrong-key")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("This gateway does not know that API key.")).to_be_visible()
+        await expect(page.get_by_text("This API key is not valid for this gateway.")).to_be_visible()
         await page.locator("#key").fill(key)
-        await page.get_by_role("button", name="Use it").click()
+        await page.get_by_role("button", name="Use this key").click()
         await expect(field(page, "status")).to_have_text("queued")
         await expect(field(page, "connection")).to_have_text("live")
         await page.reload()
@@ -345,8 +345,8 @@ async def test_a_gateway_with_keys_is_given_one(redis: EmbeddedRedis, visit: Ope
         await page.get_by_role("link", name="Generations").click()
         await expect(row(page, gid)).to_contain_text("queued")
         assert key not in "".join(request.url for request in visitor.requests)
-        await page.get_by_role("button", name="Forget the key").click()
-        await expect(page.get_by_text("This gateway asks for an API key.")).to_be_visible()
+        await page.get_by_role("button", name="Remove the key").click()
+        await expect(page.get_by_text("This gateway requires an API key.")).to_be_visible()
         assert await page.evaluate("sessionStorage.length") == 0
         await page.close()
 
@@ -365,7 +365,7 @@ async def test_at_a_limit_of_streams_it_says_so_and_shows_what_it_can(
         for frames in others:
             await anext(frames)
         page = (await visit(api, key="right-key")).page
-        said = "2 streams are open, as many as may. Trying again…"
+        said = "Subscriber limit reached: 2 streams are already open. Retrying…"
         await expect(page.get_by_role("alert")).to_have_text(said)
         await expect(row(page, gid)).to_contain_text("in progress")
         await page.goto(f"{api.url}/#/{gid}")

@@ -251,7 +251,7 @@ async def test_it_is_deleted_at_the_second_click(api: Gateway, broker: Broker, v
     await page.get_by_role("region", name="Output").click()
     await page.get_by_role("button", name="Delete", exact=True).click()
     assert (await api.get(writer.gid))["status"] == "completed"
-    await page.get_by_role("button", name="Delete for good?").click()
+    await page.get_by_role("button", name="Delete permanently?").click()
     await expect(field(page, "error")).to_have_text("This generation was deleted.")
     assert (await api.http.get(f"/v1/generations/{writer.gid}")).status_code == 410
 

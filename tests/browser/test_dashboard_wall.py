@@ -58,7 +58,7 @@ async def test_what_is_chosen_in_the_list_is_on_the_wall(api: Gateway, broker: B
     await page.get_by_role("link", name="Generations").click()
     await row(page, writers[2].gid).get_by_role("checkbox").check()
     await page.get_by_role("link", name="Wall (3)").click()
-    await page.get_by_role("button", name=f"Take {writers[2].gid} off the wall").click()
+    await page.get_by_role("button", name=f"Remove {writers[2].gid} from the wall").click()
     await expect(page.locator(".tile")).to_have_count(2)
     await expect(page.get_by_role("link", name="Wall (2)")).to_be_visible()
     await tile(page, writers[0].gid).get_by_role("link").click()
@@ -73,13 +73,13 @@ async def test_by_itself_it_shows_what_runs(visit: Open, own_redis: EmbeddedRedi
     """Those that begin take free places, and then those of the ones that ended first."""
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         page = (await visit(api, "/#/wall")).page
-        await expect(page.get_by_text("Nothing runs.")).to_be_visible()
+        await expect(page.get_by_text("No generation is running.")).to_be_visible()
         writers: list[Writer] = []
         for number in range(6):
             writers.append(await started(api, broker))
             await writers[-1].append(f"{number}")
             await says(answer(page, writers[-1].gid), f"{number}")
-        await expect(page.get_by_text("Nothing runs.")).to_be_hidden()
+        await expect(page.get_by_text("No generation is running.")).to_be_hidden()
         await writers[2].finish()
         await expect(tile(page, writers[2].gid).locator(".status")).to_have_text("completed")
         seventh = await started(api, broker)

@@ -20,12 +20,12 @@ from tests.support import Gateway, gateway, wait_until
 pytestmark = pytest.mark.browser
 
 PARSE = """async (pieces) => {
-    const { Parser } = await import("/static/sse.js");
+    const { Parser } = await import("/static/data/sse.js");
     const parser = new Parser();
     return [pieces.flatMap((piece) => parser.push(piece)), parser.id, parser.retry];
 }"""
 READ = """async (path) => {
-    const { EventStream } = await import("/static/sse.js");
+    const { EventStream } = await import("/static/data/sse.js");
     window.told = [];
     window.states = [];
     window.stream = new EventStream({

@@ -6,7 +6,7 @@
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-const { Recording } = await import(pathToFileURL(`${process.argv[2]}/recording.js`));
+const { Recording } = await import(pathToFileURL(`${process.argv[2]}/data/recording.js`));
 
 function sections(chunks) {
   const recording = new Recording();

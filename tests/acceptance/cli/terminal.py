@@ -1,4 +1,4 @@
-"""A terminal with somebody before it: the command in a real pty, and what its screen shows."""
+"""A terminal for tests: runs a command in a real pty and interprets what it writes to the screen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENCAST = (sys.executable, "-m", "broker")
 
 
 def installed(directory: Path) -> str:
-    """A PATH with `tokencast` on it."""
+    """Return a PATH with `tokencast` on it."""
     program = directory / "tokencast"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(TOKENCAST)} "$@"\n')
     program.chmod(0o755)
@@ -42,7 +42,7 @@ class Terminal:
         self.process: asyncio.subprocess.Process
 
     async def start(self, *command: str, url: str, **variables: str) -> None:
-        """For which this is the controlling terminal."""
+        """Start a command with this as its controlling terminal."""
         asyncio.get_running_loop().add_reader(self._here, self._read)
         self.process = await asyncio.create_subprocess_exec(
             *command,
@@ -62,15 +62,15 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen, without the spaces at the end of each line."""
+        """The lines of the screen, without trailing spaces."""
         return [line.rstrip() for line in self.screen.display]
 
     def row(self, gid: str) -> list[str]:
-        """The words of the line of that generation; none where there is none."""
+        """Return the words of a generation's line; [] if it is not shown."""
         return next((line.split() for line in self.lines if line.startswith((gid, f"{gid[-8:]} "))), [])
 
     async def shows(self, what: str | Callable[[], Any]) -> None:
-        """Waits for it."""
+        """Wait until a text is shown, or a condition holds."""
         try:
             await wait_until((lambda: what in "\n".join(self.lines)) if isinstance(what, str) else what)
         except TimeoutError:
@@ -87,7 +87,7 @@ class Terminal:
         fcntl.ioctl(self._here, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     async def end(self) -> int:
-        """The exit code, when all it has written is here."""
+        """Wait for the end of the command and its output, and return the exit code."""
         async with asyncio.timeout(DEADLINE):
             code = await self.process.wait()
         size = -1
@@ -97,7 +97,7 @@ class Terminal:
         return code
 
     def restored(self) -> bool:
-        """Whether it is as it was: its own screen, a cursor, lines that wrap, keys that echo."""
+        """Return whether the state is as before: main screen, visible cursor, wrapping lines, echoing keys."""
         on = [self.raw.rfind(b"\x1b[?" + mode) for mode in (b"1049h", b"25l", b"7l")]
         off = [self.raw.rfind(b"\x1b[?" + mode) for mode in (b"1049l", b"25h", b"7h")]
         return all(a < b for a, b in zip(on, off, strict=True)) and termios.tcgetattr(self.tty) == self.modes
@@ -112,7 +112,7 @@ class Terminal:
 async def terminal(
     *command: str, url: str, columns: int = 120, lines: int = 16, **variables: str
 ) -> AsyncGenerator[Terminal, None]:
-    """A terminal in which the command runs; killed at the end if it still does."""
+    """Run a command in a terminal; it is killed at the end if it is still running."""
     started = Terminal(columns, lines)
     await started.start(*command, url=url, **variables)
     try:

@@ -1,4 +1,4 @@
-"""The `tokencast` command as a user has it: a process, its output and its exit code, against a real gateway."""
+"""The `tokencast` command as a process: its output and its exit code, against a real gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def finish(process: Process, given: bytes | None = None) -> Done:
 
 
 async def tokencast(*arguments: str, url: str, given: bytes | None = None) -> Done:
-    """Runs it to its end."""
+    """Run the command to its end."""
     return await finish(await start(*arguments, url=url, stdin=DEVNULL if given is None else PIPE), given)
 
 
@@ -90,7 +90,7 @@ async def test_the_same_idempotency_key_gives_the_same_generation(api: Gateway) 
 
 
 async def test_the_text_comes_while_it_is_made(api: Gateway, broker: Broker) -> None:
-    """Every piece is out before the next one is written, and the exit code says how it ended."""
+    """Each piece is printed before the next one is written; the exit code reports the outcome."""
     writer = await claimed(api, broker)
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
@@ -239,7 +239,7 @@ async def test_a_reader_that_leaves_is_no_error(api: Gateway, broker: Broker) ->
 
 
 async def test_a_replay_takes_its_time(api: Gateway, broker: Broker) -> None:
-    """A fifth of it here; what is not due yet does not come."""
+    """At a fifth of the speed; what is not due yet is not printed."""
     writer = await claimed(api, broker)
     await writer.append("Hello ", at=0)
     await writer.append("wörld", at=1500)
@@ -260,7 +260,7 @@ async def test_a_replay_takes_its_time(api: Gateway, broker: Broker) -> None:
 
 
 async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Over a crash of the gateway, no event twice; the exit code is 0 only if all completed."""
+    """Across a crash of the gateway, without repeated events; the exit code is 0 only if all completed."""
     port = str(free_port())
     variables = {"REDIS_URL": redis.url, "PORT": port}
     writers = [await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim() for _ in range(3)]
@@ -318,7 +318,7 @@ async def test_ctrl_c_leaves_the_generation_alone_and_says_how_to_read_on(api: G
 
 
 async def test_a_follower_survives_a_crash_of_the_gateway(redis: EmbeddedRedis, broker: Broker) -> None:
-    """It comes back to the next one, to the very event, without being told to."""
+    """The client reconnects by itself and continues at the exact event."""
     port = str(free_port())
     variables = {"REDIS_URL": redis.url, "PORT": port}
     writer = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
@@ -341,7 +341,7 @@ async def test_a_follower_survives_a_crash_of_the_gateway(redis: EmbeddedRedis, 
 
 @asynccontextmanager
 async def script(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[str]]]:
-    """A server that answers one connection after the other with these bytes; gives its URL and the requests it had."""
+    """Serve these bytes, one item per connection; yields the URL and the received requests."""
     waiting = list(responses)
     requests: list[str] = []
 
@@ -361,7 +361,7 @@ def header(request: str, name: str) -> str | None:
 
 
 async def test_a_lost_connection_is_resumed_behind_the_last_whole_event() -> None:
-    """Cut off in the middle of an event, ended cleanly before the end, refused for load: it goes on."""
+    """A stream cut off within an event, closed before the end, refused because of load: the client continues."""
     stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     cut = stream + b"content-length: 9999\r\n\r\n"
 
@@ -421,7 +421,7 @@ async def test_the_help_names_every_command_and_exit_code() -> None:
 
 
 async def test_a_process_command_becomes_that_process() -> None:
-    """Its signals and its exit code are those of the process that was started."""
+    """Signals and the exit code are those of the started process."""
     process = await start("upstream-sim", "--port", "0", url="")
     assert process.stdout is not None
     assert b"ready" in await asyncio.wait_for(process.stdout.readline(), DEADLINE)

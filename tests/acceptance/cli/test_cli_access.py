@@ -1,4 +1,4 @@
-"""`tokencast key`: what it prints lets its tenant in, and is kept nowhere."""
+"""`tokencast key`: the printed key admits its tenant and is not stored anywhere."""
 
 from __future__ import annotations
 

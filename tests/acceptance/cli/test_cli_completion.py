@@ -1,4 +1,4 @@
-"""Shell completion, in the shells themselves."""
+"""Shell completion, in real shells."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """With `tokencast` on it."""
+    """A PATH with `tokencast` on it."""
     return installed(tmp_path_factory.mktemp("bin"))
 
 
 async def offered(words: str, path: str, url: str, begun: str = "''") -> list[str]:
-    """What bash offers behind these words, for a last one that has begun so."""
+    """Return the completions of bash after these words, for this beginning of the last one."""
     return await lines("bash", "--norc", "-c", BASH.format(words=words, begun=begun), path=path, url=url)
 
 
@@ -65,7 +65,7 @@ async def test_bash_is_told_what_there_is(api: Gateway, path: str) -> None:
 
 
 async def test_where_nobody_answers_nothing_is_said(path: str) -> None:
-    """No gateway; one that says nothing, for which nobody waits long; something else; no address."""
+    """No gateway; a silent one, with a short time-out; another server; an invalid address."""
     page = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
     async with script([page, page]) as (other, _):
         with socket.create_server(("127.0.0.1", 0)) as silent:

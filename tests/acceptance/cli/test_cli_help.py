@@ -1,4 +1,4 @@
-"""What `--help` says of each command is so: its examples run, and `--json` is JSON."""
+"""The `--help` of each command is true: its examples run, and `--json` prints JSON."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tests.acceptance.cli.test_cli import tokencast
 from tests.support import DEADLINE, Gateway, clean_environment, gather, request_body
 
 PROCESSES = {"api": "listening on", "worker": "ready", "upstream-sim": "ready", "dev": "Tokencast is ready"}
-"""What each says when it is."""
+"""The output of each process when it is ready."""
 COMMANDS = sorted(cli.commands.keys() - PROCESSES.keys())
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """With `tokencast` on it."""
+    """A PATH with `tokencast` on it."""
     return installed(tmp_path_factory.mktemp("bin"))
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Somebody's, to run examples in."""
+    """A home directory to run examples in."""
     (tmp_path / ".config/fish/completions").mkdir(parents=True)
     (tmp_path / "README.md").write_text("Read this.\n")
     return tmp_path
@@ -48,7 +48,7 @@ async def examples(command: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def shell(line: str, path: str, home: Path, **variables: str) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """Runs it in a bash of its own, or what it is for; what still runs at the end is told to stop."""
+    """Run a line in a new bash, or in zsh for its completion; processes still running at the end are terminated."""
     command = ("bash", "--norc", "-o", "pipefail", "-c", line)
     if "completion zsh" in line:
         command = ("zsh", "-fc", f"autoload -U compinit; compinit -u; {line}")
@@ -79,7 +79,7 @@ async def ended(api: Gateway) -> str:
 async def test_the_examples_of_a_command_run(running: Gateway, command: str, path: str, home: Path) -> None:
     lines = await examples(command)
     assert lines, "it has examples"
-    if shutil.which("zsh") is None:  # the completion's own tests say so
+    if shutil.which("zsh") is None:  # the tests of the completion report it
         lines = [line for line in lines if "completion zsh" not in line]
 
     async def run(line: str) -> None:
@@ -105,7 +105,7 @@ async def test_the_examples_of_a_process_start_it(
     upstream = {} if command == "dev" else {"REDIS_URL": redis.url, "OPENAI_BASE_URL": sim, "OPENAI_API_KEY": "key"}
     for line in lines:
         if "--check" in line:
-            continue  # of a worker that runs, and none does here
+            continue  # checks a running worker, and there is none here
         elsewhere = re.sub(r"8\d{3}", "0", line) if re.search(r"8\d{3}", line) else f"PORT=0 {line}"
         if command == "upstream-sim" and "--port" not in line:
             elsewhere = f"{line} --port 0"
@@ -119,7 +119,7 @@ async def test_the_examples_of_a_process_start_it(
 
 
 async def test_json_is_one_object_a_line_everywhere(running: Gateway) -> None:
-    """And an error is a line of text on stderr, with it too."""
+    """An error is a line of text on stderr, also with `--json`."""
     gids = [await ended(running) for _ in range(3)]
     shapes: list[tuple[tuple[str, ...], set[str]]] = [
         (("enqueue", "hi", "--model", "sim"), {"id", "status", "cursor", "text"}),
@@ -164,7 +164,7 @@ async def test_of_many_deletions_the_first_that_fails_ends_it(running: Gateway) 
 
 
 async def test_a_list_whose_reader_leaves_ends_like_any_tool(running: Gateway, path: str, home: Path) -> None:
-    """Of SIGPIPE, and without a word; `true` reads nothing. With no stdout at all, nothing is wrong."""
+    """It dies of SIGPIPE, silently; `true` reads nothing. Without any stdout it succeeds."""
     await ended(running)
     line = "tokencast ls | true; echo ${PIPESTATUS[0]}; tokencast --help | true; echo ${PIPESTATUS[0]}"
     line += "; tokencast models >&-; echo $?"

@@ -1,4 +1,4 @@
-"""What somebody at a terminal sees while there is nothing to read yet; a pipe gets none of it."""
+"""The progress line that a terminal shows until the first text arrives; pipes do not get it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import Gateway, Writer, gateway
 
 
 async def test_a_terminal_is_told_what_is_waited_for(own_redis: EmbeddedRedis) -> None:
-    """On one line, which is gone when the text comes."""
+    """On one line, which is erased when the text arrives."""
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         first, second, gid = [(await api.create())["id"] for _ in range(3)]
         async with terminal(*TOKENCAST, "follow", gid, url=api.url) as shown:
@@ -35,7 +35,7 @@ async def test_a_busy_upstream_is_said_with_the_time_of_the_next_try(api: Gatewa
     waiting = {"reason": "upstream_rate_limited", "retry_at": time.time() + 50}
     await writer.append_raw(json.dumps(waiting).encode(), kind="w")
     async with terminal(*TOKENCAST, "follow", writer.gid, url=api.url) as shown:
-        await shown.shows("the upstream is asked again in ")
+        await shown.shows("next request to the upstream in ")
         assert shown.lines[0] == "tokencast: waiting for the upstream (upstream_rate_limited)"
         await writer.append("Hello")
         await shown.shows(lambda: shown.lines[1:3] == ["Hello", ""])

@@ -1,4 +1,4 @@
-"""`tokencast dev`, which is what `make run` runs: one command starts everything, and its end ends everything."""
+"""`tokencast dev`, which `make run` uses: one command starts all processes, and its end ends them all."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes i
 
 
 class Dev(Service):
-    """A `tokencast dev` with a directory for temporary files of its own, by which its processes are known too."""
+    """A `tokencast dev` with its own directory for temporary files, which also identifies its processes."""
 
     directory: Path
     url: str
 
     def others(self) -> list[tuple[int, str]]:
-        """Pid and command of every process that was started by it, whoever is its parent by now."""
+        """Return pid and command of every process that it started, whatever their parent is now."""
         found: list[tuple[int, str]] = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -48,11 +48,11 @@ class Dev(Service):
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     found.append((int(process.name), command))
             except OSError:
-                pass  # it has ended meanwhile, or was not waited for, or is somebody else's
+                pass  # it has ended, is a zombie, or belongs to another user
         return found
 
     def _started(self, process: Path) -> bool:
-        """By the environment, or, since Redis writes its title over that, by the directory it runs in."""
+        """Identify by the environment or, since Redis overwrites that with its title, by the working directory."""
         mark = f"TMPDIR={self.directory}\0".encode()
         return mark in (process / "environ").read_bytes() or os.readlink(process / "cwd").startswith(
             f"{self.directory}/"
@@ -69,7 +69,7 @@ class Dev(Service):
 
 @asynccontextmanager
 async def dev(directory: Path, **variables: str) -> AsyncGenerator[Dev, None]:
-    """One that has just been started."""
+    """A `tokencast dev` that has just been started."""
     port = variables.setdefault("PORT", str(free_port()))
     environment = clean_environment(TMPDIR=str(directory), **variables)
     started = await Dev.start("broker", "dev", environment=environment)
@@ -131,7 +131,7 @@ async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
         await running.says("Ctrl-C stops everything")
         gateway = running.pid_of("-m api ")
         for pid in (gateway, running.pid_of("-m worker ")):
-            os.kill(pid, signal.SIGSTOP)  # it will not listen
+            os.kill(pid, signal.SIGSTOP)  # it cannot react
         running.send(signal.SIGINT)
         await wait_until(lambda: asked_to_stop(gateway))
         running.send(signal.SIGINT)
@@ -140,7 +140,7 @@ async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
 
 
 async def test_ctrl_c_may_be_pressed_until_it_has_ended(tmp_path: Path) -> None:
-    """Also in the last moment, when everything has stopped and only this process is still to go."""
+    """Also in the last moment, when only this process is left."""
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         ended = asyncio.create_task(running.wait())
@@ -153,7 +153,7 @@ async def test_ctrl_c_may_be_pressed_until_it_has_ended(tmp_path: Path) -> None:
 
 
 def asked_to_stop(pid: int) -> bool:
-    """Whether a signal is pending for the process, which is suspended, or has ended it."""
+    """Return whether a signal is pending for the suspended process, or has ended it."""
     try:
         return not re.search(r"^ShdPnd:\s+0+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     except OSError:

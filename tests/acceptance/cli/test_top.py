@@ -21,14 +21,14 @@ TOP = (*TOKENCAST, "top")
 
 
 async def left(shown: Terminal) -> None:
-    """By `q`, with everything as it was."""
+    """Quit with `q`; the terminal must be restored."""
     shown.press("q")
     assert await shown.end() == 0
     assert shown.restored()
 
 
 async def test_every_generation_is_shown_as_it_is(own_redis: EmbeddedRedis) -> None:
-    """What was there before, what begins, how far it is, how it ends, and that it is gone."""
+    """Earlier and new generations, their progress, their end and their deletion."""
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         before = await finished(api, broker)
         async with terminal(*TOP, url=api.url) as shown:
@@ -50,7 +50,7 @@ async def test_every_generation_is_shown_as_it_is(own_redis: EmbeddedRedis) -> N
 
 
 async def test_it_outlives_the_gateway(redis: EmbeddedRedis, broker: Broker) -> None:
-    """It says that there is none, and then shows what happened meanwhile."""
+    """It reports the missing gateway, then shows what it missed."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with gateway(redis.url, PORT=str(port)) as first, terminal(*TOP, url=url) as shown:
@@ -115,7 +115,7 @@ async def test_a_signal_leaves_the_terminal_as_it_was(api: Gateway, number: sign
 
 
 async def test_ctrl_z_lends_the_terminal_back(api: Gateway) -> None:
-    """To the shell, until that continues it."""
+    """The shell gets the terminal back until it continues the program."""
     shell = ("bash", "--norc", "-mc", '"$@"; stty -a; read; fg', "shell", *TOP)
     async with terminal(*shell, url=api.url, lines=30) as shown:
         await shown.shows("q quit")
@@ -156,7 +156,7 @@ async def test_without_a_terminal_it_is_one_table_or_json(api: Gateway, broker: 
 
 
 async def change(process: Process, event: str, gid: str) -> dict[str, Any]:
-    """The next line about it."""
+    """Return the next line with this event of this generation."""
     assert process.stdout is not None
     async with asyncio.timeout(DEADLINE):
         while True:
@@ -166,7 +166,7 @@ async def change(process: Process, event: str, gid: str) -> dict[str, Any]:
 
 
 async def test_a_line_of_json_for_each_change(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Over a crash of the gateway; a program that has read a line can go on behind it."""
+    """Across a crash of the gateway; a program can continue after a line that it has read."""
     port = str(free_port())
     async with gateway(redis.url, PORT=port) as api:
         process = await start("top", "--json", url=api.url)

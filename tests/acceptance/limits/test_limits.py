@@ -318,7 +318,7 @@ async def test_subscribers(redis: EmbeddedRedis, broker: Broker, limits: dict[st
         for frames in (first, second):
             assert (await anext(frames)).event == "created"
         [told] = [frame async for frame in api.stream("GET", events, headers=ANNA)]
-        assert re.fullmatch(rb"retry: \d+\n: 2 .*, as many as may\.", told.raw)
+        assert re.fullmatch(rb"retry: \d+\n: Subscriber limit reached: 2 .*\.", told.raw)
         refused(await api.http.get(f"/v1/chat/completions/{writer.gid}?stream=true", headers=ANNA), 5)
         assert (await api.http.get(events, headers={**ANNA, "accept": "application/json"})).status_code == 200
         assert (await api.http.head(events, headers=ANNA)).status_code == 200

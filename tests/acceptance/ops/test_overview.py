@@ -1,4 +1,4 @@
-"""What a dashboard asks beside the streams: how it goes, and with what a generation was asked for."""
+"""Requests of a dashboard besides its streams: the status summary, and the request of a generation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_tenant_sees_its_own_counts_and_subscribers_only(own_redis: Embe
 
 
 async def test_a_generation_tells_its_request_to_who_has_the_key(own_redis: EmbeddedRedis) -> None:
-    """Not to who has a token, which readers of the answer are given: the prompt may be none of theirs."""
+    """Not with a token, which readers of the answer have: they may not be allowed to see the prompt."""
     async with gateway(own_redis.url, **KEYED) as api:
         asked = request_body(temperature=0.5, metadata={"order": "17"}, on_upstream_error="restart")
         gid = (await api.create(asked, **key_of("acme")))["id"]

@@ -19,8 +19,7 @@ def sections(chunks: dict[str, list[Any]], folder: Path) -> dict[str, list[list[
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node.js is not installed")
-    for file in (ROOT / "api/static").glob("*.js"):
-        shutil.copy(file, folder)
+    shutil.copytree(ROOT / "api/static/data", folder / "data")
     (folder / "package.json").write_text('{"type": "module"}')
     done = subprocess.run(
         [node, str(ROOT / "tests/node/sections.mjs"), str(folder)],

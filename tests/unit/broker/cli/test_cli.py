@@ -1,4 +1,4 @@
-"""What the command line makes of what it is given and what it prints."""
+"""Parsing of arguments and formatting of output."""
 
 from __future__ import annotations
 
@@ -121,13 +121,13 @@ def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pyte
         printer.show(received)
     out, err = capsys.readouterr()
     assert out == "Hel\nHello\n"
-    assert err == "tokencast: started again (worker_lost), forget the text so far\n"
+    assert err == "tokencast: restarted (worker_lost); discard the text above\n"
 
 
 @pytest.mark.parametrize(
     ("event", "data", "said"),
     [
-        ("gap", "{}", "a part of the text is no longer kept"),
+        ("gap", "{}", "part of the text is no longer stored"),
         ("waiting", '{"reason": "rate limited"}', "waiting for the upstream (rate limited)"),
         ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
         ("cancelled", "{}", "cancelled"),
@@ -143,22 +143,22 @@ def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys
 
 
 def test_a_prompt_must_be_text() -> None:
-    assert commands.prompt_from("hi\n") == "hi\n"
+    assert commands.read_prompt("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
-        commands.prompt_from("\udcff")
+        commands.read_prompt("\udcff")
     with pytest.raises(click.UsageError, match="empty"):
-        commands.prompt_from("")
+        commands.read_prompt("")
 
 
 def test_metadata_is_key_and_value() -> None:
-    assert commands.pairs_from(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    assert commands.parse_metadata(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
-            commands.pairs_from([wrong])
+            commands.parse_metadata([wrong])
 
 
 def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line is printed when it is whole, or with its generation's end; what is not text goes beside it."""
+    """A line is printed when it is complete, or at the end of its generation; notices go to stderr."""
     one, other = "gen_" + "0" * 33 + "1", "gen_" + "0" * 33 + "2"
     lines = LinePrinter()
     for gid, content in ((one, "Hel"), (other, "a\nb"), (one, "lo\n2nd "), (one, "half")):
@@ -173,9 +173,9 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    """And nobody is asked: there is no thread for it."""
+    """No requests are sent: there is no thread for it."""
     before = threading.active_count()
-    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as patience:
+    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as progress:
         assert threading.active_count() == before
-        patience.heard(Received("0-1", "created", "{}"))
+        progress.update(Received("0-1", "created", "{}"))
     assert capsys.readouterr() == ("", "")

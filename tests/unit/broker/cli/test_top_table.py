@@ -1,4 +1,4 @@
-"""What `top` makes of what it is told, and that nothing of it leaves its place on the screen."""
+"""The table of `top`: its content, and that no text leaves its place on the screen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ids(shown: TopTable, status: str | None = None) -> list[int]:
 def test_what_runs_comes_first_and_then_the_newest() -> None:
     shown = TopTable()
     for number, status in enumerate(("completed", "queued", "in_progress", "failed", "in_progress")):
-        shown.take(generation(number, status, created_at=float(number)))
+        shown.update(generation(number, status, created_at=float(number)))
     assert ids(shown) == [4, 2, 1, 3, 0]
     assert ids(shown, "in_progress") == [4, 2]
 
@@ -38,22 +38,22 @@ def test_what_runs_comes_first_and_then_the_newest() -> None:
 def test_an_old_word_changes_nothing() -> None:
     shown = TopTable()
     for status, cursor in (("in_progress", "7-3"), ("completed", "7-12"), ("in_progress", "7-9"), ("queued", "0-1")):
-        shown.take(generation(1, status, cursor))
+        shown.update(generation(1, status, cursor))
     assert [one["status"] for one in shown.rows(None)] == ["completed"]
 
 
 def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "KEPT", 3)
     shown = TopTable()
-    shown.take(generation(0, "in_progress"))
+    shown.update(generation(0, "in_progress"))
     for number in range(1, 7):
-        shown.take(generation(number))
+        shown.update(generation(number))
     assert ids(shown) == [0, 6, 5, 4]
 
 
 def test_the_gateways_counters_are_better_than_ours() -> None:
     shown = TopTable()
-    shown.take(generation(1))
+    shown.update(generation(1))
     assert shown.summary() == "0 queued  0 in_progress  1 completed  0 failed  0 cancelled"
     shown.overview = {
         "generations": {"queued": 7, "in_progress": 2, "completed": 50, "failed": 0, "cancelled": 1},
@@ -69,7 +69,7 @@ def test_a_line_says_how_far_and_how_fast() -> None:
     running = generation(1, "in_progress", "7-30")
     ended = generation(2, usage={"completion_tokens": 21, "estimated": True})
     waiting = generation(3, "queued", "0-1", attempt=0, started_at=None, first_token_at=None)
-    _, *lines = [line.text.split()[1:] for line in shown.table([running, ended, waiting], 1001.5, 0)]
+    _, *lines = [line.text.split()[1:] for line in shown.lines([running, ended, waiting], 1001.5, 0)]
     assert lines == [
         ["in_progress", "m", "11s", "1.50s", "30", "3.0", "1"],
         ["completed", "m", "11s", "1.50s", "~21", "2.0", "1"],
@@ -80,7 +80,7 @@ def test_a_line_says_how_far_and_how_fast() -> None:
 @pytest.mark.parametrize("width", [1, 9, 40, 72, 120, 300])
 @pytest.mark.parametrize("model", ["a\x1b[2J\nb\x07\u202eevil\u2028", "模型" * 40, "e\u0301" * 90])
 def test_nothing_leaves_its_line(model: str, width: int) -> None:
-    lines = list(TopTable().table([generation(1, model=model)], 1001.0, width))
+    lines = list(TopTable().lines([generation(1, model=model)], 1001.0, width))
     assert len(lines) == 2
     for line in lines:
         assert cells_wide(line.text) == width

@@ -52,5 +52,5 @@ def test_a_gateway_without_keys_listens_on_this_machine(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "::ffff:10.0.0.1", "gateway.example"])
 def test_a_gateway_without_keys_listens_nowhere_else(host: str) -> None:
-    with pytest.raises(Misconfigured, match="open to everybody"):
+    with pytest.raises(Misconfigured, match="open to anyone"):
         check_open(Settings(HOST=host))  # type: ignore[call-arg]

@@ -1,9 +1,11 @@
-// The live list. A row is made once and changed in place, so focus, selection and scroll position stay; rows out of
-// sight are neither laid out nor painted (`content-visibility`), and only those in sight are kept up to the second.
+// The live list. Rows are changed in place, so that focus, selection and scroll position are kept. Rows out of sight
+// are neither laid out nor painted (`content-visibility`), and only visible rows are updated every second.
 
-import { now } from "./gateway.js";
-import { age, byId, clone, duration, fieldsOf, moment, parts, rate, show, showStatus, tell, tokens } from "./page.js";
-import { Rates, sparkline } from "./rates.js";
+import { parts } from "../data/cursors.js";
+import { now } from "../data/gateway.js";
+import { Rates } from "../data/rates.js";
+import { age, byId, clone, duration, fieldsOf, moment, rate, show, showStatus, tell, tokens } from "../ui/page.js";
+import { sparkline } from "../ui/sparkline.js";
 
 const COUNTERS = document.querySelectorAll("[data-filter]");
 const labelsOf = (metadata) => Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
@@ -11,15 +13,15 @@ const ID = /^gen_[0-9a-z]{34}$/;
 
 export class List {
   #rows = new Map(); // id → { node, fields }
-  #shown = []; // ids, as they stand in the page
+  #shown = []; // ids, in the order of the page
   #visible = new Set();
   #timer = 0;
-  #current = ""; // the one row that Tab comes to
+  #current = ""; // id of the row in the tab order
   #loading = false;
   #awaited = "";
 
   /**
-   * @param {import("./generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
+   * @param {import("../data/generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
    * @param {import("./overview.js").Overview} overview
    */
   constructor(generations, chosen, overview) {
@@ -28,7 +30,7 @@ export class List {
     this.filters = Object.fromEntries(["status", "model", "search"].map((name) => [name, byId(`filter-${name}`)]));
     this.rates = new Rates(() => this.#running(), (told) => told.forEach((one) => generations.upsert(one)));
     this.seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "100px" });
-    // A busy browser tells of several frames at once: the last is how it is.
+    // A busy browser reports several frames at once: the last one counts.
     const atEnd = (entries) => entries.at(-1).isIntersecting && this.more();
     this.end = new IntersectionObserver(atEnd, { rootMargin: "600px" });
     this.end.observe(byId("more"));
@@ -55,7 +57,7 @@ export class List {
     this.#timer = 0;
   }
 
-  // --- which ---
+  // --- filters ---
 
   #matches({ id, status, model, metadata, error }) {
     const { status: wanted, model: of, search } = this.filters;
@@ -66,7 +68,7 @@ export class List {
     return words.every((word) => all.includes(word));
   }
 
-  /** Those of a status, or all again. */
+  /** Filters by a status, or removes that filter. */
   #only(status) {
     const { status: menu } = this.filters;
     menu.value = menu.value === status ? "" : status;
@@ -80,7 +82,7 @@ export class List {
     if (!this.generations.loaded(this.filters.status.value)) this.more();
   }
 
-  /** What has changed: filled in where it stands, unless rows come, go or change their match. */
+  /** Shows changes: in place, unless rows appear, disappear or change their match. */
   update(changed) {
     const { known } = this.generations;
     let same = true;
@@ -120,7 +122,7 @@ export class List {
     const status = this.filters.status.value;
     const filtered = Object.values(this.filters).some(({ value }) => value);
     const loading = !generations.loaded(status);
-    const none = loading ? "Loading…" : filtered ? "None of those that are loaded." : "";
+    const none = loading ? "Loading…" : filtered ? "No match among the loaded generations." : "";
     tell(byId("list-state"), this.#shown.length ? "" : none);
     byId("welcome").hidden = Boolean(this.#shown.length || none);
     for (const counter of COUNTERS) counter.ariaPressed = String(counter.dataset.filter === status);
@@ -128,7 +130,7 @@ export class List {
     show(byId("list-count"), `${this.#shown.length}${filtered ? ` of ${generations.order.length}` : ""} shown`);
   }
 
-  /** Every model that is known of, and those that were used. */
+  /** Adds every model of the known generations to the menu. */
   #models() {
     const menu = this.filters.model;
     const there = new Set(Array.from(menu.options, ({ value }) => value));
@@ -143,12 +145,12 @@ export class List {
     if (this.#loading) return;
     this.#loading = true;
     const told = this.generations.more(this.filters.status.value);
-    // The connection says what is wrong, if something is; then it is tried again in a second.
+    // The connection status shows what is wrong; retry in a second.
     await told.catch(() => new Promise((resolve) => setTimeout(resolve, 1000)));
     this.#loading = false;
     this.refilter();
-    if (this.filters.search.value) return; // which may match none of all there are
-    this.end.unobserve(byId("more")); // so that it is looked at anew: the end may still be in sight
+    if (this.filters.search.value) return; // a search without a match would load all pages
+    this.end.unobserve(byId("more")); // check again: the end may still be in sight
     this.end.observe(byId("more"));
   }
 
@@ -220,7 +222,7 @@ export class List {
     return { ids, after: first > 0 ? this.generations.order[first - 1] : "" };
   }
 
-  // --- the keyboard: one row is in the tab order, the arrows move among them ---
+  // --- keyboard: one row is in the tab order, the arrow keys move between rows ---
 
   #makeCurrent(id) {
     const set = (row, index) => row && [row.fields.link, row.fields.choose].forEach((node) => (node.tabIndex = index));
@@ -229,7 +231,7 @@ export class List {
     this.#current = id ?? "";
   }
 
-  /** A row that is not there yet is given the focus when it comes, unless something else has it by then. */
+  /** Focuses a row; one that is not loaded yet is focused when it appears, unless something else has the focus. */
   focus(id = this.#current) {
     this.#awaited = this.#rows.has(id) ? "" : id;
     this.#rows.get(id)?.fields.link.focus();
@@ -248,7 +250,7 @@ export class List {
     this.focus(this.#shown[Math.min(last, Math.max(0, to))]);
   }
 
-  /** Enter opens what was searched for by its whole id, loaded or not, and otherwise goes to the first row. */
+  /** Enter opens a generation whose whole id was entered, loaded or not; otherwise it moves to the first row. */
   #jump(event) {
     if (event.key !== "Enter") return;
     const text = event.target.value.trim();
@@ -256,7 +258,7 @@ export class List {
     else this.focus(this.#shown[0]);
   }
 
-  /** Marks what was chosen for the wall elsewhere. */
+  /** Updates the check boxes after a choice made elsewhere. */
   mark() {
     for (const [id, { fields }] of this.#rows) fields.choose.checked = this.chosen.has(id);
   }

@@ -1,17 +1,18 @@
-// Several generations side by side, live, over one connection.
+// The wall: several generations side by side, live, over one connection.
 
-import { ENDINGS, ask, now } from "./gateway.js";
-import { Output } from "./output.js";
-import { byId, clone, fieldsOf, painter, rate, show, showStatus, tell } from "./page.js";
-import { Recording } from "./recording.js";
+import { oncePerFrame } from "../data/frames.js";
+import { ENDINGS, ask, now } from "../data/gateway.js";
+import { Recording } from "../data/recording.js";
+import { Output } from "../ui/output.js";
+import { byId, clone, fieldsOf, rate, show, showStatus, tell } from "../ui/page.js";
 
-const MOST = 100; // what one connection carries
-const BY_ITSELF = 6; // tiles, where nobody has chosen
-const PERIOD = 1000; // ms between two looks at what runs
-const LATELY = 3000; // ms over which a rate is told
+const MOST = 100; // maximum number of generations on one connection
+const BY_ITSELF = 6; // tiles if no generations were selected
+const PERIOD = 1000; // ms between two polls of the running generations
+const LATELY = 3000; // ms over which a rate is measured
 const KEY = "tokencast-wall";
 
-/** What was chosen for the wall, for as long as the tab lives. */
+/** The generations selected for the wall; stored until the tab is closed. */
 export class Chosen extends EventTarget {
   #ids = new Set(JSON.parse(sessionStorage.getItem(KEY) ?? "[]"));
 
@@ -30,7 +31,7 @@ export class Chosen extends EventTarget {
     return this.#ids.size;
   }
 
-  /** Where these are shown; without any, the newest that run. */
+  /** The address of the wall with these generations; without any, with the newest running ones. */
   get hash() {
     return `#/wall${this.size ? `/${[...this.#ids].slice(0, MOST).join(",")}` : ""}`;
   }
@@ -39,10 +40,10 @@ export class Chosen extends EventTarget {
 class Tile {
   recording = new Recording();
   connection = "connecting";
-  #live = Infinity; // since when, ms
-  over = 0; // when it ended, of those that stand on the wall
+  #live = Infinity; // time of the connection, ms
+  over = 0; // time of its end, ms
 
-  /** @param {?() => void} drop  takes it off the wall, where it was put there by hand */
+  /** @param {?() => void} drop  removes it from the wall, if it was selected */
   constructor(id, drop) {
     this.id = id;
     this.root = clone("tile");
@@ -52,10 +53,10 @@ class Tile {
     this.fields.link.title = id;
     this.fields.output.ariaLabel = `Output of ${id}`;
     this.fields.drop.hidden = !drop;
-    this.fields.drop.ariaLabel = `Take ${id} off the wall`;
+    this.fields.drop.ariaLabel = `Remove ${id} from the wall`;
     this.fields.drop.addEventListener("click", drop);
     this.output = new Output(this.fields.output);
-    this.paint = painter(() => this.#paint());
+    this.paint = oncePerFrame(() => this.#paint());
   }
 
   take(event) {
@@ -77,7 +78,7 @@ class Tile {
     const { status, model, error, reset, waiting, gap } = recording.facts();
     showStatus(fields.status, status);
     show(fields.model, model ?? "");
-    const running = status === "in_progress" && Date.now() - this.#live > 2 * LATELY; // what was before comes at once
+    const running = status === "in_progress" && Date.now() - this.#live > 2 * LATELY; // stored events come all at once
     const lately = running ? recording.length - recording.countAt(now() - LATELY) : NaN;
     const told = [recording.chunks && `≈ ${recording.chunks} tokens`, rate(lately / (LATELY / 1000))];
     show(fields.length, told.filter(Boolean).join(" · "));
@@ -98,7 +99,7 @@ export class Wall {
     this.root = byId("wall");
   }
 
-  /** @param {string[]} ids  none: the newest that run, whichever they are */
+  /** @param {string[]} ids  none: the newest running ones */
   open(ids) {
     this.#stop();
     const wanted = new Set(ids.slice(0, MOST));
@@ -122,7 +123,7 @@ export class Wall {
   }
 
   #tick(byItself) {
-    for (const tile of this.#tiles.values()) tile.paint(); // whose rate sinks while nothing comes
+    for (const tile of this.#tiles.values()) tile.paint(); // its rate decreases while no events come
     if (byItself) this.#look();
   }
 
@@ -132,14 +133,14 @@ export class Wall {
     tell(byId("wall-state"), "");
   }
 
-  /** Where nobody has chosen, those that begin take free places, and then those of the ones that ended first. */
+  /** Without a selection, new generations take free tiles, then those of the generations that ended first. */
   async #look() {
     if (document.hidden) return;
     const timer = this.#timer;
     const told = await ask(`/v1/generations?status=in_progress&limit=${BY_ITSELF}`).catch(() => null);
     if (!told || timer !== this.#timer) return;
     for (const { id } of told.data) if (!this.#tiles.has(id) && this.#makeRoom()) this.#put(id);
-    const none = "Nothing runs. What begins is shown here; choose others in the list.";
+    const none = "No generation is running. New ones appear here; select others in the list.";
     tell(byId("wall-state"), this.#tiles.size ? "" : none);
   }
 
@@ -166,7 +167,7 @@ export class Wall {
     this.#arrange();
   }
 
-  /** As many beside each other as below each other, where there is room. */
+  /** Arranges the tiles in a square, at most four per row. */
   #arrange() {
     this.root.style.setProperty("--columns", Math.min(4, Math.ceil(Math.sqrt(this.#tiles.size))));
   }

@@ -1,20 +1,20 @@
-// Small things that every part of the page needs. What a model or a caller wrote gets into the page as text
-// (textContent, Text nodes), never as markup.
+// Helpers for all parts of the page. Text of a model or a caller enters the page as text (textContent, Text nodes),
+// never as markup.
 
 export const byId = (id) => document.getElementById(id);
 export const clone = (template) => byId(template).content.firstElementChild.cloneNode(true);
 
-/** The elements of a cloned template, by their data-field. */
+/** Returns the elements of a cloned template by their data-field. */
 export function fieldsOf(root) {
   return Object.fromEntries(Array.from(root.querySelectorAll("[data-field]"), (node) => [node.dataset.field, node]));
 }
 
-/** Sets a text; touches nothing that stays as it is. */
+/** Sets a text, unless it is the same. */
 export function show(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** The same for a message that is hidden while it is empty. */
+/** Sets a message, which is hidden while it is empty. */
 export function tell(node, text) {
   show(node, text);
   node.hidden = !text;
@@ -31,21 +31,10 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Calls `paint` once in the next frame, however often it is asked to. */
-export function painter(paint) {
-  let frame = 0;
-  return () => {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      paint();
-    });
-  };
-}
-
-/** Read aloud, when the voice comes to it. */
+/** Announces a text to screen readers. */
 export const announce = (text) => show(byId("announcement"), text);
 
-/** To the clipboard; a page that came over plain HTTP from another machine has none, then false. */
+/** Copies to the clipboard. False if there is none, as for a page from another machine over plain HTTP. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -64,7 +53,7 @@ export function age(seconds) {
   return `${Math.max(0, Math.floor(seconds / size))} ${unit}`;
 }
 
-/** How long something took, or goes on. */
+/** Formats a duration. */
 export function duration(ms) {
   if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
   const seconds = ms / 1000;
@@ -75,12 +64,3 @@ export function duration(ms) {
 
 export const tokens = (usage, kind) => `${usage.estimated ? "≈ " : ""}${usage[`${kind}_tokens`] ?? 0}`;
 export const rate = (perSecond) => (Number.isFinite(perSecond) ? `${perSecond.toFixed(perSecond < 10 ? 1 : 0)}/s` : "");
-
-/** `<attempt>-<seq>` as numbers: an attempt has 51 bits. */
-export const parts = (cursor) => cursor.split("-").map(Number);
-
-/** Whether cursor `a` is behind `b` or the same. */
-export function notAfter(a, b) {
-  const [[attempt, seq], [other, last]] = [parts(a), parts(b)];
-  return attempt < other || (attempt === other && seq <= last);
-}

@@ -1,7 +1,7 @@
-// The box from which a generation is enqueued.
+// The form that enqueues a generation.
 
-import { ask, enqueue, newKey } from "./gateway.js";
-import { byId, tell } from "./page.js";
+import { ask, enqueue, newKey } from "../data/gateway.js";
+import { byId, tell } from "../ui/page.js";
 
 export class Prompt {
   #models = null;
@@ -17,7 +17,7 @@ export class Prompt {
     });
   }
 
-  /** Asked for again until it is known. A gateway that serves patterns only names no model; then it is typed in. */
+  /** Loads the models, once. A gateway whose settings have patterns only lists none; then the name is typed in. */
   async load() {
     if (this.#models) return;
     const told = await ask("/v1/models").catch(() => null);
@@ -33,7 +33,7 @@ export class Prompt {
     const model = byId("model").value || byId("model-name").value;
     const request = { model, messages: [{ role: "user", content: byId("prompt").value }] };
     const text = JSON.stringify(request);
-    // Sent again after an answer that never came, it is still the same generation.
+    // With the same key, a repetition after a lost response returns the same generation.
     if (this.#draft.text !== text) this.#draft = { text, key: newKey() };
     byId("send").disabled = true;
     try {

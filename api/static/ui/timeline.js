@@ -1,15 +1,15 @@
-// What happened when, as a strip and in words; and the player that goes to any moment of it.
+// The timeline of a recording, as a strip and as a list of marks; and the player that moves through it.
 
 import { duration, make, show } from "./page.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const MOST = 60; // marks that are listed
-const HEIGHT = 44; // of the strip,
-const BAND = 8; // and of its phases, at its foot
-const STEPS = 200; // in which its rate is drawn
+const MOST = 60; // maximum number of listed marks
+const HEIGHT = 44; // of the strip
+const BAND = 8; // height of the phases, at the bottom of the strip
+const STEPS = 200; // resolution of the rate
 const ENDS = new Set(["completed", "failed", "cancelled", "gone"]);
 
-/** What follows on each kind of mark. */
+/** The phase that starts with each kind of mark. */
 const PHASES = { created: "queued", started: "thinking", reset: "thinking", waiting: "busy", chunk: "streaming" };
 const WORDS = {
   created: () => "queued",
@@ -19,14 +19,14 @@ const WORDS = {
   chunk: () => "first token",
 };
 
-/** The moments of a recording at which something else began. */
+/** The events of a recording that start a phase or end it. */
 export class Marks {
-  /** @type {{time: number, number: number, kind: string, text: string}[]} `number`: of the event */
+  /** @type {{time: number, number: number, kind: string, text: string}[]} `number`: number of the event */
   all = [];
   #read = 0;
   #epoch = 0;
 
-  /** Looks at the events that are new. */
+  /** Processes the new events. */
   update(recording) {
     if (recording.epoch !== this.#epoch) this.all.length = this.#read = 0;
     this.#epoch = recording.epoch;
@@ -48,9 +48,9 @@ export class Marks {
   }
 }
 
-/** Draws the marks of a recording; `onpick(number)` when the one of that event is chosen. */
+/** Draws the marks of a recording; calls `onpick(number)` when the mark of that event is clicked. */
 export class Timeline {
-  #drawn = 0; // events
+  #drawn = 0; // number of events that were drawn
 
   constructor(strip, list, onpick) {
     Object.assign(this, { strip, list, onpick });
@@ -60,7 +60,7 @@ export class Timeline {
     this.cursor.setAttribute("class", "cursor");
   }
 
-  /** @param {import("./recording.js").Recording} recording  @param {number} position  unix ms */
+  /** @param {import("../data/recording.js").Recording} recording  @param {number} position  unix ms */
   paint(marks, recording, position) {
     const { from, until } = recording;
     const scale = 1000 / Math.max(1, until - from);
@@ -78,7 +78,7 @@ export class Timeline {
     this.#words(marks.slice(0, MOST), from);
   }
 
-  /** How fast it came, over the phases. */
+  /** Draws the rate of events above the phases. */
   #flow(recording) {
     const { from, until, length } = recording;
     if (length === this.#drawn) return;
@@ -108,15 +108,15 @@ function place(bar, x, width, y, height) {
   for (const [name, value] of Object.entries(box)) bar.setAttribute(name, value);
 }
 
-/** Where in a recording the reader is: at its end, whatever comes, or at a moment of it, standing or moving. */
+/** The position in a recording: at its end, following new events, or at a point in time, paused or playing. */
 export class Player {
   /** @type {?number} unix ms; null: at the end */
   position = null;
-  #exact = 0; // events, where one of several at the same moment was meant
+  #exact = 0; // number of events, to select one of several at the same time
   #frame = 0;
   #last = 0;
 
-  /** @param {import("./recording.js").Recording} recording  @param {() => void} onmove */
+  /** @param {import("../data/recording.js").Recording} recording  @param {() => void} onmove */
   constructor(recording, onmove) {
     Object.assign(this, { recording, onmove, speed: 1 });
   }
@@ -125,7 +125,7 @@ export class Player {
     return this.#frame !== 0;
   }
 
-  /** How many events there are at this moment. */
+  /** The number of events up to the position. */
   get count() {
     if (this.position === null) return this.recording.length;
     return this.#exact || this.recording.countAt(this.position);
@@ -142,7 +142,7 @@ export class Player {
     this.onmove();
   }
 
-  /** Right behind an event. */
+  /** Moves to right after an event. */
   seekTo(number) {
     this.#halt();
     this.position = this.recording.times[number];
@@ -155,7 +155,7 @@ export class Player {
     this.#frame = this.#exact = 0;
   }
 
-  /** From where it stands; from the first attempt's beginning where it stands at the end. */
+  /** Plays from the position; from the start of the first attempt if the position is the end. */
   play() {
     const first = this.recording.find("started");
     if (this.speed === Infinity) return this.end();
@@ -172,7 +172,7 @@ export class Player {
     this.onmove();
   }
 
-  /** To the end, and along with it. */
+  /** Moves to the end and follows new events. */
   end() {
     this.#halt();
     this.position = null;

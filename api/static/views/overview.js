@@ -1,17 +1,17 @@
-// How it goes: generations by status, the queue, the workers and their slots.
+// The status summary: generations by status, the queue, the workers and their slots.
 
-import { ask } from "./gateway.js";
-import { byId, duration, make, show } from "./page.js";
+import { ask } from "../data/gateway.js";
+import { byId, duration, make, show } from "../ui/page.js";
 
 const PERIOD = 2000; // ms
 
 export class Overview {
-  /** Of the most followed generations, at the gateway that answered. @type {Record<string, number>} */
+  /** Subscribers of the most followed generations at the gateway that answered. @type {Record<string, number>} */
   subscribers = {};
   #timer = 0;
   #asking = false;
 
-  /** @param {(trouble: ?Error) => void} ontold  after each time, what was wrong and may pass */
+  /** @param {(trouble: ?Error) => void} ontold  called after each request, with the error if it is temporary */
   constructor(ontold) {
     this.ontold = ontold;
   }
@@ -39,7 +39,7 @@ export class Overview {
     }
     const { depth, oldest_seconds } = told.queue;
     show(byId("queue"), depth ? String(depth) : "empty");
-    show(byId("queue-oldest"), depth ? `the first for ${duration(oldest_seconds * 1000)}` : "");
+    show(byId("queue-oldest"), depth ? `oldest: ${duration(oldest_seconds * 1000)}` : "");
     show(byId("subscribers"), String(told.subscribers.total));
     this.#workers(told.workers);
     this.ontold(null);
@@ -56,7 +56,7 @@ export class Overview {
     }
     const [busy, slots] = ["running", "slots"].map((name) => workers.reduce((sum, worker) => sum + worker[name], 0));
     show(byId("workers-text"), workers.length ? String(workers.length) : "none");
-    show(byId("slots"), workers.length ? `${busy} of ${slots} slots busy` : "What is sent waits for one.");
+    show(byId("slots"), workers.length ? `${busy} of ${slots} slots busy` : "Generations wait until a worker starts.");
     byId("workers-text").classList.toggle("error", !workers.length);
   }
 }

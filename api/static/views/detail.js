@@ -1,25 +1,26 @@
-// One generation: followed while it runs, and replayed as it happened whenever somebody wants to see it again.
+// The details of one generation: followed live, and replayed with its recorded timing.
 
-import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "./gateway.js";
-import { GrowingText, Output } from "./output.js";
-import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "./page.js";
-import { painter, rate, show, showStatus, tell, tokens } from "./page.js";
-import { Recording } from "./recording.js";
-import { again, follow } from "./snippets.js";
-import { Marks, Player, Timeline } from "./timeline.js";
+import { oncePerFrame } from "../data/frames.js";
+import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "../data/gateway.js";
+import { Recording } from "../data/recording.js";
+import { GrowingText, Output } from "../ui/output.js";
+import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "../ui/page.js";
+import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
+import { again, follow } from "../ui/snippets.js";
+import { Marks, Player, Timeline } from "../ui/timeline.js";
 
 const PAGE = 1000; // events
 
 export class Detail {
   recording = new Recording();
   connection = "connecting";
-  #trouble = ""; // what the gateway refused, beside what the events say
-  #excuse = ""; // why there is no stream at the moment, where the gateway says it
+  #trouble = ""; // the gateway's refusal, in addition to errors in the events
+  #excuse = ""; // why there is no stream at the moment, if the gateway gave a reason
   #request = null;
-  #model = "–"; // where the event that says it was trimmed
-  #said = "";
-  #raw = 0; // events in the list of raw ones,
-  #epoch = 0; // and of which epoch of the recording
+  #model = "–"; // used if the event with the model was trimmed
+  #announced = "";
+  #raw = 0; // number of events in the list of raw events,
+  #epoch = 0; // and the epoch of the recording they belong to
   #abort = new AbortController();
   #marks = new Marks();
   #newKey = newKey();
@@ -28,8 +29,8 @@ export class Detail {
     Object.assign(this, { id, follower, chosen, overview });
     this.root = clone("detail");
     this.fields = fieldsOf(this.root);
-    this.player = new Player(this.recording, () => this.#moved());
-    this.paint = painter(() => this.#paint());
+    this.player = new Player(this.recording, () => this.#onMove());
+    this.paint = oncePerFrame(() => this.#paint());
     this.output = new Output(this.fields.output);
     this.rawText = new GrowingText(this.fields.raw);
     this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));
@@ -49,9 +50,9 @@ export class Detail {
     const { fields, player } = this;
     const on = (name, act, event = "click") => fields[name].addEventListener(event, act);
     const cancel = () => ask(`${pathOf(this.id)}/cancel`, { method: "POST" });
-    on("cancel", () => this.#act("cancel", "Not cancelled", cancel));
+    on("cancel", () => this.#act("cancel", "Cancelling failed", cancel));
     on("delete", () => this.#delete());
-    on("retry", () => this.#act("retry", "Not enqueued", () => this.#retry()));
+    on("retry", () => this.#act("retry", "Retrying failed", () => this.#retry()));
     on("choose", () => this.chosen.set(this.id, !this.chosen.has(this.id)));
     for (const language of Object.keys(follow)) {
       on(`copy-${language}`, () => this.#copy(`copy-${language}`, follow[language](this.id)));
@@ -67,14 +68,14 @@ export class Detail {
     on("events", () => this.#paintRaw(), "toggle");
   }
 
-  // --- what there is, and what comes ---
+  // --- stored and live events ---
 
   async #load() {
     const { signal } = this.#abort;
     const away = ({ message }) => this.state("reconnecting", message);
     const known = await insist(`${pathOf(this.id)}?include=request`, signal, away);
     this.#showRequest(known);
-    this.output.following = !ENDINGS.has(known.status); // who comes later reads from the beginning
+    this.output.following = !ENDINGS.has(known.status); // show an ended one from its beginning
     let after = "";
     for (let more = true; more; ) {
       const page = await insist(`${pathOf(this.id)}/events?limit=${PAGE}${after && `&after=${after}`}`, signal, away);
@@ -109,34 +110,34 @@ export class Detail {
 
   state(state, message = "") {
     this.connection = state === "refused" ? "ended" : state;
-    if (state === "reconnecting") this.#excuse = message && `${message} Trying again…`;
+    if (state === "reconnecting") this.#excuse = message && `${message} Retrying…`;
     else [this.#excuse, this.#trouble] = ["", message || this.#trouble];
     this.paint();
   }
 
-  // --- what is done with it ---
+  // --- actions ---
 
   async #act(name, otherwise, act) {
     this.fields[name].disabled = true;
     this.#trouble = "";
-    await act().catch((error) => (this.#trouble = `${otherwise}: ${error.message}`)); // the stream tells the rest
+    await act().catch((error) => (this.#trouble = `${otherwise}: ${error.message}`)); // the stream reports success
     this.fields[name].disabled = false;
     this.paint();
   }
 
-  /** At the second click. */
+  /** Deletes at the second click. */
   #delete() {
     const { delete: button } = this.fields;
     if (!button.dataset.sure) {
       button.dataset.sure = "yes";
-      show(button, "Delete for good?");
+      show(button, "Delete permanently?");
       button.addEventListener("blur", () => this.#unsure(), { once: true });
       return;
     }
     this.#unsure();
-    this.#act("delete", "Not deleted", async () => {
+    this.#act("delete", "Deleting failed", async () => {
       await ask(pathOf(this.id), { method: "DELETE" });
-      if (this.connection !== "ended") return; // the stream tells it
+      if (this.connection !== "ended") return; // the stream reports it
       this.take({ id: this.recording.events.at(-1)?.id ?? "0-1", event: "gone", data: {} });
     });
   }
@@ -162,18 +163,18 @@ export class Detail {
     announce("Copied");
   }
 
-  /** Told by the player: what is shown is the moment it stands at, at the end of what had come by then. */
-  #moved() {
+  /** Called by the player when its position changes: shows the output up to then, scrolled to its end. */
+  #onMove() {
     if (this.player.position !== null) this.output.following = true;
     this.paint();
   }
 
-  // --- how it looks ---
+  // --- rendering ---
 
   #showRequest({ request, metadata, model }) {
     const { fields } = this;
     this.#model = model;
-    if (!request) return; // of one that was cancelled, a long request is not kept
+    if (!request) return; // a long request of a cancelled generation is not kept
     const { messages, metadata: labels, ...others } = request;
     this.#request = request;
     for (const { role, content, ...more } of messages) {
@@ -215,13 +216,13 @@ export class Detail {
     if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : status.replace("_", " "));
     document.title = `${status.replace("_", " ")} · ${this.id}`;
     this.#paintTimes(count);
-    this.output.show(recording, count); // when it has the room that all above leave it
+    this.output.show(recording, count); // last, when the layout above it is settled
     this.#paintRaw();
   }
 
   #announce(text) {
-    if (text !== this.#said) announce(text);
-    this.#said = text;
+    if (text !== this.#announced) announce(text);
+    this.#announced = text;
   }
 
   #paintTimes(count) {
@@ -246,7 +247,7 @@ export class Detail {
     fields.end.disabled = player.position === null;
   }
 
-  /** Only where it is looked at: a long one is megabytes. */
+  /** Renders the raw events only if they are visible: a long generation has megabytes of them. */
   #paintRaw() {
     const { fields, recording } = this;
     if (!fields.events.open) return;
@@ -262,7 +263,7 @@ export class Detail {
     this.#raw = recording.length;
   }
 
-  /** Space, where no control has the focus. */
+  /** Plays or pauses: the Space key while no control has the focus. */
   toggle() {
     if (!this.fields.player.hidden) this.fields.play.click();
   }

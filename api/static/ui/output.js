@@ -1,12 +1,12 @@
-// The text of a generation, in the page: it grows without being laid out anew, and goes back when a replay does.
+// The text of a generation in the page: grows without a new layout, and shrinks when a replay goes back.
 
 import { clone, show } from "./page.js";
 
 const BLOCK = 8192; // characters
 
 /**
- * A text that only grows. It is broken into blocks at line ends: a browser lays out the whole block to which something
- * is added, so with one block each frame of a long answer would cost more than the one before.
+ * A text that only grows, divided into blocks at line ends: a browser lays out the whole block to which text is added,
+ * so with a single block each frame of a long answer would cost more than the one before.
  */
 export class GrowingText {
   #node = null;
@@ -36,11 +36,11 @@ export class GrowingText {
   }
 }
 
-/** The parts of a recording's output, each under its heading, in their order. */
+/** The parts of a recording's output, in order, each with its heading. */
 export class Output {
-  /** Whether its end is kept in sight: until somebody reads further up. */
+  /** Whether the end is kept in view: until the reader scrolls up. */
   following = true;
-  #place = 0; // scrolled to
+  #place = 0; // scroll position
   #segment = null;
   #shown = new Map(); // key of a part → { section, text, start, size }
 
@@ -55,7 +55,7 @@ export class Output {
     this.#place = scrollTop;
   }
 
-  /** As it was after the first `count` events. Costs what has changed since it was last shown. */
+  /** Shows the output after the first `count` events, at the cost of the difference from what was shown last. */
   show(recording, count = recording.length) {
     const segment = recording.segment(count);
     if (segment !== this.#segment) this.#clear();
@@ -93,7 +93,7 @@ export class Output {
     section.dataset.key = key;
     section.classList.toggle("answer", key % 1e6 === 1);
     const isLater = (other) => Number(other.dataset.key) > key;
-    const last = this.root.lastElementChild; // what begins is nearly always the newest
+    const last = this.root.lastElementChild; // a new part is nearly always the last
     const next = last && isLater(last) ? Array.from(this.root.children).find(isLater) : null;
     this.root.insertBefore(section, next);
     const shown = { section, text: new GrowingText(section.lastElementChild), start: 0, size: 0 };

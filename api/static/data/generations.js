@@ -1,11 +1,12 @@
-// What the page knows of all generations: pages of the list, and what has happened since.
+// The generations that the page knows: pages of the list, and the changes since.
 
+import { notAfter } from "./cursors.js";
+import { oncePerFrame } from "./frames.js";
 import { ENDINGS, UNAUTHORISED, ask, authorization, deny } from "./gateway.js";
-import { notAfter, painter } from "./page.js";
 import { EventStream } from "./sse.js";
 
 const PAGE = 100;
-const MOST = 2000; // that a page left alone keeps; whoever loads older ones keeps more
+const MOST = 2000; // generations kept by default; loading older pages raises it
 
 /** @typedef {{id: string, status: string, model: string, created_at: number, started_at: ?number,
  *   first_token_at: ?number, ended_at: ?number, attempt: number, cursor: string, usage: ?object, error: ?object,
@@ -14,9 +15,9 @@ const MOST = 2000; // that a page left alone keeps; whoever loads older ones kee
 export class Generations {
   /** @type {Map<string, Summary>} */
   known = new Map();
-  /** @type {string[]} the newest first, as their ids sort */
+  /** @type {string[]} newest first, in the order of their ids */
   order = [];
-  /** Status, "" for any → whether there are older ones, and behind which they come. */
+  /** Status, "" for any → whether there are older generations, and the id after which they follow. */
   #frontiers = new Map();
   #gone = new Set();
   #stream = null;
@@ -29,7 +30,7 @@ export class Generations {
    */
   constructor(onchange, onstate) {
     this.onstate = onstate;
-    this.#notify = painter(() => {
+    this.#notify = oncePerFrame(() => {
       const changed = this.#changed;
       this.#changed = new Set();
       onchange(changed);
@@ -38,7 +39,7 @@ export class Generations {
 
   #notify;
 
-  /** Whether what is known is all there is, of that status. */
+  /** Whether all generations of that status are loaded. */
   complete(status) {
     return this.#frontiers.get(status)?.more === false;
   }
@@ -47,7 +48,7 @@ export class Generations {
     return this.#frontiers.has(status);
   }
 
-  // --- what happens ---
+  // --- live changes ---
 
   watch() {
     this.#stream ??= new EventStream({
@@ -55,7 +56,7 @@ export class Generations {
       headers: authorization,
       onmessage: ({ type, data }) => this.#take(type, JSON.parse(data)),
       onstate: (state, refusal) => {
-        // The list shows what came before the stream did, and what comes while the gateway has no stream for us.
+        // The list has what happened before the stream started, and while the gateway refuses a stream.
         if (state === "live" || (state === "reconnecting" && refusal)) this.refresh();
         if (refusal?.status === UNAUTHORISED) deny();
         this.onstate(state, refusal?.message);
@@ -74,7 +75,7 @@ export class Generations {
     else this.upsert(told, event === "queued");
   }
 
-  /** Keeps what is newer: a list may have been read before what the stream has told meanwhile. */
+  /** Stores a summary unless a newer one is known: a page may have been read before a change came by the stream. */
   upsert(told, handedBack = false) {
     const { id } = told;
     const before = this.known.get(id);
@@ -87,7 +88,7 @@ export class Generations {
     if (this.order.length > this.#most) this.#trim();
   }
 
-  /** It was deleted. */
+  /** Removes a generation that was deleted. */
   remove(id) {
     this.#gone.add(id);
     this.#drop(id);
@@ -100,7 +101,7 @@ export class Generations {
     this.#notify();
   }
 
-  /** Where an id belongs in the order. */
+  /** Returns the position of an id in the order. */
   #place(id) {
     let [low, high] = [0, this.order.length];
     while (low < high) {
@@ -121,7 +122,7 @@ export class Generations {
 
   // --- pages ---
 
-  /** The next page of older ones. Throws a Refusal. */
+  /** Loads the next page of older generations. Throws a Refusal. */
   async more(status = "") {
     const { after = "" } = this.#frontiers.get(status) ?? {};
     const { data, has_more } = await this.#page(status, after);
@@ -131,7 +132,7 @@ export class Generations {
     this.#notify();
   }
 
-  /** Reads again what is shown, for what has changed unseen, and what is gone. */
+  /** Reloads what is shown, to find changes and deletions that were missed. */
   async refresh() {
     const oldest = this.#frontiers.get("")?.after;
     let after = "";
@@ -148,12 +149,12 @@ export class Generations {
         this.#frontiers.set("", { more: has_more, after: last || data.at(-1)?.id || "" });
       } while (oldest && after > oldest);
     } catch {
-      return; // the stream says that the gateway is away, and when it is back this is asked again
+      return; // the stream reports that the gateway is away, and reloads when it is back
     }
     this.#notify();
   }
 
-  /** It may have been made while the list was read. */
+  /** Whether it may have been created while the list was read. */
   #fresh(id) {
     return Date.now() / 1000 - this.known.get(id).created_at < 10;
   }

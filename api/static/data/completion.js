@@ -1,11 +1,11 @@
-// Merges the chunks of one attempt into what the page shows of it. Pure: touches no document.
+// Merges the chunks of one attempt into what the page shows of it. Does not touch the document.
 //
-// The rules are those of broker/completion/merging.py, of which this needs the part that is shown: reasoning, answer, refusal and
-// tool calls. Both are held to tests/integration/broker/completion/cases.json.
+// The rules are those of broker/completion/merging.py, reduced to what is shown: reasoning, answer, refusal and tool
+// calls. Both are tested with tests/integration/broker/completion/cases.json.
 
 /**
- * What a chunk adds to one section of the output. `place`: 0 reasoning, 1 answer, 2 refusal, from 3 on the tool calls in
- * the order in which they began. `name` and `text` continue the section's; with `anew`, `text` takes the place of all
+ * What a chunk adds to one section of the output. `place`: 0 reasoning, 1 answer, 2 refusal, from 3 on the tool calls
+ * in the order in which they began. `name` and `text` continue those of the section; with `anew`, `text` replaces all
  * text before it.
  * @typedef {{choice: number, place: number, name: string, text: string, anew: boolean}} Addition
  */
@@ -37,7 +37,7 @@ const NO_REASON = new Set(
   ),
 );
 
-/** Why a choice is finished; "" if it is not. Some upstreams say "", "null", "unfinished" or the like for null. */
+/** Returns the finish reason of a choice; "" if there is none. Some upstreams send "", "null", … for null. */
 export const finishReason = ({ finish_reason: reason }) =>
   typeof reason === "string" && !NO_REASON.has(reason.trim().toLowerCase()) ? reason : "";
 
@@ -59,7 +59,7 @@ export class Completion {
   }
 }
 
-/** What a message says that the delta of the same choice does not: some upstreams send each piece as both. */
+/** Returns the part of a message that the delta of the same choice lacks: some upstreams send each piece as both. */
 function unsaid(message, delta) {
   if (!isObject(delta)) return message;
   const isSaid = ([key, value]) => Object.hasOwn(delta, key) && JSON.stringify(delta[key]) === JSON.stringify(value);
@@ -70,7 +70,7 @@ class Choice {
   #texts = ["", "", ""]; // by place
   #calls = new Calls();
 
-  /** `whole`: a message as a whole, which may repeat what came in pieces before. */
+  /** `whole`: a complete message, which may repeat pieces that came before. */
   add(message, whole, added) {
     const content = { thoughts: "", text: "", refusal: "" };
     read(message.content, content);
@@ -92,7 +92,7 @@ class Choice {
   }
 }
 
-/** What a piece adds to a text. A whole text that begins with the known one repeats it. */
+/** Returns what a piece adds to a text. A whole text that begins with the known one repeats it. */
 function more(known, piece, whole) {
   return whole && piece.startsWith(known) ? piece.slice(known.length) : piece;
 }
@@ -109,17 +109,17 @@ function read(content, into) {
   }
 }
 
-/** All text in a string, in a part, or in a list of either. */
+/** Returns all text of a string, a part, or a list of either. */
 function plain(value) {
   if (isText(value)) return String(value);
   if (Array.isArray(value)) return value.map(plain).join("");
   return isObject(value) ? plain(value.text ?? value.thinking ?? value.summary ?? value.reasoning ?? "") : "";
 }
 
-/** The reasoning of upstreams that tell it in no other field. */
+/** Returns the reasoning of upstreams that send it in no other field. */
 const details = (message) => plain(message.reasoning_details ?? message.thinking_blocks ?? "");
 
-/** The tool calls of one choice: which piece continues which. The rules of `Items` in broker/completion/merging.py. */
+/** The tool calls of one choice: assigns pieces to calls, by the rules of `Items` in broker/completion/merging.py. */
 class Calls {
   #all = [];
   #places = new Map(); // index and type → the newest call there
@@ -164,7 +164,7 @@ class Calls {
   }
 }
 
-/** A call whose name and arguments are in an object of their own, as OpenAI has it. */
+/** Returns a call with its name and arguments in an object of their own, as in OpenAI's format. */
 function asCall(piece) {
   if (isObject(piece.function) || isObject(piece.custom)) return piece;
   const [kind, said] = piece.type === "custom" ? ["custom", "input"] : ["function", "arguments"];
@@ -203,14 +203,14 @@ class Call {
     return { text };
   }
 
-  /** Whether the arguments are not whole, and the piece has nothing but arguments. */
+  /** Returns whether the arguments are incomplete and the piece has nothing but arguments. */
   lacks(piece) {
     const { name, arguments: value } = isObject(piece.function) ? piece.function : {};
     const isBare = (name === undefined || name === null || name === "") && typeof value === "string" && value !== "";
     return this.#isFunction && isBare && !this.#arguments.areWhole;
   }
 
-  /** Whether a piece that would continue this call begins another: by its name, or by its arguments. */
+  /** Returns whether a piece that would continue this call starts another one, judged by its name or its arguments. */
   isLeftBy(piece, whole) {
     const { name, arguments: value } = isObject(piece.function) ? piece.function : {};
     if (!this.#isFunction || typeof name !== "string" || !name) return false;
@@ -222,7 +222,7 @@ class Call {
     return this.#arguments.areLeftBy(value) && !this.#isOf(piece, value);
   }
 
-  /** Whether a piece with the name and another whole object is of this call all the same: see `_is_of` in merging.py. */
+  /** Returns whether a piece with the name and another object still belongs to this call: see `_is_of` in merging.py. */
   #isOf(piece, value) {
     const isSame = idOf(piece) !== null && idOf(piece) === this.id;
     const isPlaced = indexOf(piece) !== null;
@@ -233,17 +233,17 @@ class Call {
   }
 }
 
-/** The arguments of a call. The rules of `Arguments` in broker/completion/text.py. */
+/** The arguments of a call, by the rules of `Arguments` in broker/completion/text.py. */
 class Arguments {
   #text = ""; // in pieces
-  #fields = null; // an object, where one came decoded or after another
-  #isFilled = false; // whether that has any key
-  #last = ""; // character of the text that is no white space
-  #parses = 8; // in vain: `}` and `{` may stand in a string, and each reads all of the text
-  #read = null; // the object that the text is
+  #fields = null; // an object, if one came decoded or after another one
+  #isFilled = false; // whether that object has any key
+  #last = ""; // last character of the text that is not white space
+  #parses = 8; // failed attempts left: `}` and `{` can be part of a string, and each attempt reads the whole text
+  #read = null; // the object that the text encodes
   #unread = false;
 
-  /** Returns what is added to the text that is shown, or, with `anew`, what takes its place. */
+  /** Returns what is added to the displayed text, or, with `anew`, what replaces it. */
   add(value, whole) {
     if (value === null || value === undefined || value === "" || typeof value === "boolean") return { text: "" };
     const isEmptyList = Array.isArray(value) && !value.length; // PHP writes an empty object as []
@@ -300,7 +300,7 @@ class Arguments {
     return this.#object !== null;
   }
 
-  /** Whether they are `{}` or `null`: some upstreams begin a call so, and send its arguments afterwards. */
+  /** Whether they are `{}` or `null`: some upstreams start a call with these and send its arguments afterwards. */
   get sayNothing() {
     if (this.#isObject) return !this.#isFilled;
     return this.#text.length < 16 && isNothing(this.#text);
@@ -310,12 +310,12 @@ class Arguments {
     return !this.#isFilled && piece.startsWith(this.#text);
   }
 
-  /** Whether they are a whole object, and `value` is the beginning of another. */
+  /** Returns whether they are a whole object and `value` is the beginning of another one. */
   areLeftBy(value) {
     return (isObject(value) || (typeof value === "string" && opens(value))) && this.areWhole;
   }
 
-  /** Whether both are whole objects that contradict each other in no key. `wholly`: `value` has all keys. */
+  /** Returns whether both are whole objects without a contradiction. `wholly`: `value` must have all keys. */
   agreeWith(value, wholly) {
     const [known, fields] = [this.#object, objectOf(value)];
     if (!known || !fields) return false;
@@ -326,7 +326,7 @@ class Arguments {
     return this.#isFilled || (this.#fields !== null && !this.#text);
   }
 
-  /** The object that they are; null if they are none. */
+  /** The object that they form; null if there is none. */
   get #object() {
     if (this.#isObject) return this.#fields;
     if (this.#unread && this.#last === "}" && this.#parses) {
@@ -338,7 +338,7 @@ class Arguments {
   }
 }
 
-/** An object, or the one whose JSON text is given; null for anything else. */
+/** Returns an object, or the one whose JSON text is given; null for anything else. */
 function objectOf(value) {
   if (isObject(value)) return value;
   if (typeof value !== "string" || !opens(value)) return null;
@@ -349,7 +349,7 @@ function objectOf(value) {
   }
 }
 
-/** Merges by key, without a change to what is in `fields`. */
+/** Merges by key, without changing `fields`. */
 function grow(known, fields) {
   for (const [key, value] of Object.entries(fields)) {
     known[key] = isObject(value) ? grow(isObject(known[key]) ? known[key] : Object.create(null), value) : value;

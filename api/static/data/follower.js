@@ -1,18 +1,18 @@
-// All generations that the page follows, on one connection: `GET /v1/events`.
+// Follows all generations of the page over one connection: `GET /v1/events`.
 
+import { notAfter } from "./cursors.js";
 import { ENDINGS, UNAUTHORISED, authorization, deny } from "./gateway.js";
-import { notAfter } from "./page.js";
 import { EventStream } from "./sse.js";
 
-/** @typedef {{id: string, event: string, data: any}} Told one event of one generation; `id` is its cursor */
+/** @typedef {{id: string, event: string, data: any}} Told an event of a generation; `id` is its cursor */
 /** @typedef {{take(event: Told): void, state(state: string, message?: string): void}} Reader */
 
-/** Told again, or of no place in the log: to be passed on whatever the cursor. */
+/** Events without a position in the log, or sent again: passed on regardless of the cursor. */
 const ALWAYS = new Set(["gap", "gone"]);
 
 /**
- * Whoever is followed anew, or no more, costs the connection another beginning, at the cursors that all others have:
- * its URL holds them, and so it needs no other way to resume.
+ * Adding or removing a generation reconnects, at the cursors of all others: the URL contains them, so no other way to
+ * resume is needed.
  */
 export class Follower {
   /** @type {Map<string, {cursor: string, reader: Reader}>} */
@@ -21,7 +21,7 @@ export class Follower {
   #paused = false;
   #due = 0;
 
-  /** From behind `after`, or from the start. @param {string} id @param {Reader} reader */
+  /** Follows a generation after the cursor `after`, or from its start. @param {string} id @param {Reader} reader */
   follow(id, reader, after = "") {
     this.#followed.set(id, { cursor: after, reader });
     this.#restart();
@@ -31,7 +31,7 @@ export class Follower {
     if (this.#followed.delete(id)) this.#restart();
   }
 
-  /** A browser has six connections to a gateway, for all its tabs: a tab that is hidden gives its own back. */
+  /** Closes the connection: a browser has six per gateway, for all its tabs, so a hidden tab must not keep one. */
   pause() {
     this.#paused = true;
     this.#stream?.stop();
@@ -44,7 +44,7 @@ export class Follower {
     this.#restart();
   }
 
-  /** Once for all that came and went in this turn. */
+  /** Reconnects once for all changes in the same turn of the event loop. */
   #restart() {
     this.#due ||= setTimeout(() => {
       this.#due = 0;
@@ -66,13 +66,13 @@ export class Follower {
     const told = JSON.parse(data);
     const place = this.#followed.get(told.generation);
     if (!place) return;
-    const anew = type === "reset" && told.cursor === "0-0"; // the log is another one, all of it follows
+    const anew = type === "reset" && told.cursor === "0-0"; // the log was replaced; all of it follows
     if (!anew && !ALWAYS.has(type)) {
       if (place.cursor && notAfter(told.cursor, place.cursor)) return;
       place.cursor = told.cursor;
     }
     if (anew) place.cursor = "";
-    if (ENDINGS.has(type)) this.#followed.delete(told.generation); // nothing more comes, and nothing is asked for
+    if (ENDINGS.has(type)) this.#followed.delete(told.generation); // no more events: leave it out of the next request
     place.reader.take({ id: told.cursor, event: type, data: told.data });
     if (ENDINGS.has(type)) place.reader.state("ended");
     if (!this.#followed.size) this.#restart();

@@ -1,10 +1,10 @@
-// Tokens per second of the generations that are looked at.
+// Tokens per second of the visible generations.
 //
-// A summary's cursor counts the events of the attempt, so one page of the list a second tells the rate of a hundred
-// generations: 40 KB and two round trips to Redis, however fast they write. Following them would send every token.
+// The cursor of a summary counts the events of the attempt, so one page of the list per second gives the rates of a
+// hundred generations: 40 KB and two round trips to Redis, at any speed. Following them would transfer every token.
 
 import { ask } from "./gateway.js";
-import { parts } from "./page.js";
+import { parts } from "./cursors.js";
 
 const KEPT = 30; // samples: half a minute
 const PERIOD = 1000; // ms
@@ -15,7 +15,7 @@ export class Rates {
   #asked = 0;
 
   /**
-   * @param {() => {ids: string[], after: string}} wanted  running ones that can be seen, and the id before the first
+   * @param {() => {ids: string[], after: string}} wanted  visible running generations, and the id before the first
    * @param {(summaries: object[]) => void} ontold
    */
   constructor(wanted, ontold) {
@@ -31,7 +31,7 @@ export class Rates {
     this.#timer = 0;
   }
 
-  /** The last half minute, the newest last. */
+  /** Returns the rates of the last half minute, newest last. */
   of(id) {
     return this.#samples.get(id)?.rates ?? [];
   }
@@ -43,10 +43,10 @@ export class Rates {
     this.#asked++;
     const sent = performance.now();
     const query = new URLSearchParams({ status: "in_progress", limit: 100, ...(after && { after }) });
-    const page = await ask(`/v1/generations?${query}`).catch(() => null); // there is another second
+    const page = await ask(`/v1/generations?${query}`).catch(() => null); // the next second tries again
     this.#asked--;
     if (!page) return;
-    const at = (sent + performance.now()) / 2; // when it was counted, as near as can be known
+    const at = (sent + performance.now()) / 2; // best estimate of the time of the count
     for (const { id, cursor } of page.data) if (ids.includes(id)) this.#sample(id, ...parts(cursor), at);
     this.ontold(page.data);
   }
@@ -54,19 +54,9 @@ export class Rates {
   #sample(id, attempt, seq, at) {
     const before = this.#samples.get(id);
     if (before?.attempt !== attempt) return this.#samples.set(id, { attempt, seq, at, rates: [] });
-    if (at - before.at < PERIOD / 2) return; // answers that came late, and then two: the next one tells for both
+    if (at - before.at < PERIOD / 2) return; // a late response, then two at once: the next one covers both
     before.rates.push(Math.max(0, (seq - before.seq) / ((at - before.at) / 1000)));
     if (before.rates.length > KEPT) before.rates.shift();
     Object.assign(before, { seq, at });
   }
-}
-
-/** Draws samples into a picture of 60 × 18, an area (`<polygon>`) under a line (`<polyline>`); the newest at its right. */
-export function sparkline(picture, rates) {
-  const most = Math.max(1, ...rates);
-  const left = 60 - (rates.length - 1) * 2;
-  const points = rates.map((rate, number) => `${left + number * 2},${(17 - (15 * rate) / most).toFixed(1)}`).join(" ");
-  const [area, line] = picture.children;
-  line.setAttribute("points", points);
-  area.setAttribute("points", `${left},18 ${points} 60,18`);
 }

@@ -1,6 +1,6 @@
-// Commands to copy: to follow a generation, or to ask for the same again.
+// Code to copy: to follow a generation, or to repeat its request.
 
-import { key, pathOf } from "./gateway.js";
+import { key, pathOf } from "../data/gateway.js";
 
 const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const origin = () => location.origin;
@@ -63,7 +63,7 @@ console.log(generation);
 `,
 };
 
-/** JSON as Python spells it: its strings are the same, its words are not. */
+/** Returns a JSON value as Python code: strings are spelled alike; null, true and false are not. */
 function literal(value, depth) {
   const indent = "    ".repeat(depth);
   const lines = (items) => items.map((item) => `${indent}    ${item},\n`).join("");

@@ -1,29 +1,29 @@
-// One generation as it happened: its events, and what was known and written after any number of them.
+// The recording of a generation: its events, and the facts and the output after any number of them.
 
 import { CALLS, Completion, finishReason, isObject, objectsOf } from "./completion.js";
-import { moment, parts } from "./page.js";
+import { parts } from "./cursors.js";
 
 const TITLES = ["Reasoning", "Answer", "Refusal"];
 
-/** What each event tells, beside the text. */
+/** The facts that each event adds, apart from text. */
 const FACTS = {
   created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
   started: ({ attempt }) => ({ status: "in_progress", attempt }),
   reset: ({ attempt, reason }) => ({
     ...{ status: "in_progress", attempt, gap: "", waiting: "", finish: "", usage: null },
-    reset: `Begun again as attempt ${attempt} (${reason}). What was shown before is void.`,
+    reset: `Restarted as attempt ${attempt} (${reason}). The previous output was discarded.`,
   }),
   waiting: ({ reason, retry_at }) => ({
-    waiting: `Waiting for the upstream (${reason}) until ${moment(retry_at).toLocaleTimeString()}.`,
+    waiting: `Waiting for the upstream (${reason}) until ${new Date(retry_at * 1000).toLocaleTimeString()}.`,
   }),
   completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
   failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),
   cancelled: ({ usage }) => ({ status: "cancelled", waiting: "", usage }),
-  gap: ({ earliest }) => ({ gap: `History is missing: the log was trimmed, and goes on at ${earliest}.` }),
+  gap: ({ earliest }) => ({ gap: `History is missing: the log was trimmed and continues at ${earliest}.` }),
   gone: () => ({ status: "gone", waiting: "", error: "This generation was deleted." }),
 };
 
-/** How many of these sorted numbers are not above `value`. */
+/** Returns how many of these sorted numbers are at most `value`. */
 function upTo(numbers, value) {
   let [low, high] = [0, numbers.length];
   while (low < high) {
@@ -34,12 +34,12 @@ function upTo(numbers, value) {
   return low;
 }
 
-/** A piece of the output that has a heading of its own: which events added what. */
+/** A part of the output with its own heading: the pieces of text, and the events that added them. */
 class Part {
   pieces = [];
   numbers = []; // of the event that added the piece
   names = [];
-  #starts = []; // numbers of the pieces that take the place of all before them
+  #starts = []; // numbers of the pieces that replace all before them
 
   constructor(key, title) {
     this.key = key;
@@ -56,12 +56,12 @@ class Part {
     this.names.push({ number, text });
   }
 
-  /** How many of its pieces the first `count` events brought. */
+  /** Returns how many of its pieces the first `count` events added. */
   size(count) {
     return upTo(this.numbers, count - 1);
   }
 
-  /** From which piece on its text is valid, when it has `size` of them. */
+  /** Returns the first valid piece when it has `size` pieces. */
   start(size) {
     return this.#starts[upTo(this.#starts, size - 1) - 1] ?? 0;
   }
@@ -91,7 +91,7 @@ export class Recording {
   events = [];
   times = []; // unix ms, never backwards
   chunks = 0;
-  /** Counts how often all was forgotten. */
+  /** How often the recording was started over. */
   epoch = 0;
   #counts = []; // chunks up to each event
   #facts = []; // after each event; the same object where nothing changed
@@ -103,8 +103,8 @@ export class Recording {
   }
 
   /**
-   * @param {{id: string, event: string, data: any, at?: number}} event  `at`: ms since its attempt began
-   * @param {number} now  when it came, unix ms, where nobody says
+   * @param {{id: string, event: string, data: any, at?: number}} event  `at`: ms since the start of its attempt
+   * @param {number} now  its time of arrival, unix ms, used if the event has no time
    */
   push(event, now) {
     if (event.id === "0-0") this.#forget();
@@ -121,7 +121,7 @@ export class Recording {
     this.#counts.push(this.chunks);
   }
 
-  /** The log is another one: all of it comes again. */
+  /** Starts over: the log was replaced, and all of it comes again. */
   #forget() {
     this.events.length = this.times.length = this.#facts.length = this.#counts.length = this.chunks = 0;
     this.#segments = [new Segment(0)];
@@ -139,22 +139,22 @@ export class Recording {
     return same ? before : { ...before, status: "in_progress", waiting: "", finish, ...usage };
   }
 
-  /** How many chunks are among the first `count` events, of all attempts. */
+  /** Returns the number of chunks among the first `count` events, over all attempts. */
   chunksIn(count) {
     return this.#counts[count - 1] ?? 0;
   }
 
-  /** What is known after the first `count` events. */
+  /** Returns the facts after the first `count` events. */
   facts(count = this.length) {
     return this.#facts[count - 1] ?? { status: "" };
   }
 
-  /** The output after the first `count` events: that of the attempt which ran then. */
+  /** Returns the output after the first `count` events: that of the attempt which was running then. */
   segment(count = this.length) {
     return this.#segments.findLast(({ from }) => from < count) ?? this.#segments[0];
   }
 
-  /** How many events had come at `time`. */
+  /** Returns the number of events up to `time`. */
   countAt(time) {
     return upTo(this.times, time);
   }
@@ -167,13 +167,13 @@ export class Recording {
     return this.times.at(-1) ?? 0;
   }
 
-  /** Number of the first event of that name at or behind a number; -1. */
+  /** Returns the number of the first event of that name, from a number on; -1 if there is none. */
   find(name, from = 0) {
     return this.events.findIndex(({ event }, number) => number >= from && event === name);
   }
 }
 
-/** An attempt's number holds the time at which it began, in ms × 1024. */
+/** Returns the time of an event. The number of an attempt contains its start time, in ms × 1024. */
 function timeOf({ id, event, data, at }) {
   if (event === "created") return data.created_at * 1000;
   return at === undefined ? undefined : Math.floor(parts(id)[0] / 1024) + at;
@@ -187,7 +187,7 @@ function add(segment, { choice, place, name, text, anew }, number) {
   if (text || place >= CALLS) part.add(number, text, anew);
 }
 
-/** Facts with what an event adds; the same where it adds nothing. An event we do not know is kept, and says nothing. */
+/** Returns the facts after an event; the same object if it adds nothing, as an unknown event does. */
 function learn(before, { event, data }) {
   return FACTS[event] ? { ...before, ...FACTS[event](data) } : before;
 }

@@ -1,24 +1,24 @@
-// Server-sent events over fetch: as an EventSource reads them, but with headers, and with a say in what an error means.
+// Server-sent events over fetch: like EventSource, but with request headers and access to errors.
 
 /** @typedef {{type: string, data: string, id: string}} Message */
 /** @typedef {"connecting" | "live" | "reconnecting" | "ended" | "refused"} State */
 
-const FINAL = new Set([400, 401, 403, 404, 410]); // asking again would be told the same
-const SILENCE = 60_000; // ms: four heartbeats that did not come; the connection is dead, whatever TCP thinks
-const SLOWEST = 5_000; // ms between two attempts
+const FINAL = new Set([400, 401, 403, 404, 410]); // a retry would get the same response
+const SILENCE = 60_000; // ms: four missing heartbeats; the connection is dead, whatever the state of TCP
+const SLOWEST = 5_000; // maximum ms between two attempts
 
 /** Splits a stream of text into messages (WHATWG HTML §9.2.6). */
 export class Parser {
-  id = ""; // to come back with
-  retry = 0; // ms to wait before that, where the server said so
-  comment = ""; // the last one
+  id = ""; // to send when reconnecting
+  retry = 0; // ms to wait before reconnecting, if the server sent it
+  comment = ""; // the last comment
   #rest = "";
   #afterReturn = false;
   #type = "";
   #data = [];
   #newId = "";
 
-  /** @param {string} text @returns {Message[]} what is complete with it */
+  /** @param {string} text @returns {Message[]} the messages that it completes */
   push(text) {
     const messages = [];
     if (this.#afterReturn && text.startsWith("\n")) text = text.slice(1);
@@ -54,23 +54,23 @@ export class Parser {
 }
 
 /**
- * One stream over as many connections as it needs. It comes back by itself, with Last-Event-ID, after whatever ends a
- * connection; it ends for good with 204, with a refusal that would be repeated, or with `stop`.
+ * A stream over as many connections as necessary. It reconnects by itself, with Last-Event-ID, whatever ends a
+ * connection. It ends with 204, with a permanent refusal, or with `stop`.
  */
 export class EventStream {
   #abort = new AbortController();
   #id = "";
   #retry = 0;
   #failures = 0;
-  #excuse; // why it was sent away, where the gateway said it
+  #excuse; // why the gateway ended the connection, if it gave a reason
 
   /**
    * @param {object} options
-   * @param {() => string} options.url  asked for at each connection
+   * @param {() => string} options.url  called for each connection
    * @param {() => Record<string, string>} [options.headers]
    * @param {(message: Message) => void} options.onmessage
-   * @param {(state: State, refusal?: {status: number, message: string}) => void} options.onstate  with what the
-   *   gateway said, also where it says that it may be tried again
+   * @param {(state: State, refusal?: {status: number, message: string}) => void} options.onstate  with the
+   *   gateway's refusal, also a temporary one
    */
   constructor({ url, headers = () => ({}), onmessage, onstate }) {
     Object.assign(this, { url, headers, onmessage });
@@ -83,7 +83,7 @@ export class EventStream {
   }
 
   async #run(signal) {
-    await null; // whoever makes a stream has it before it is told anything
+    await null; // the caller has the stream before its first state
     if (!signal.aborted) this.onstate("connecting");
     while (!signal.aborted) {
       this.#excuse = undefined;
@@ -95,7 +95,7 @@ export class EventStream {
     }
   }
 
-  /** True where it is over. Throws, or false, where a new connection is to be tried. */
+  /** Returns true if the stream is over. Throws, or returns false, if it must reconnect. */
   async #connect(signal) {
     const dead = new AbortController();
     let heard = Date.now();
@@ -111,7 +111,7 @@ export class EventStream {
         this.#excuse = await refusal(response);
         return false;
       }
-      const brief = response.headers.has("content-length"); // then all it says is "come back", and why
+      const brief = response.headers.has("content-length"); // then it contains nothing but "reconnect", and why
       if (!brief) {
         this.#retry = 0;
         this.onstate("live");
@@ -128,7 +128,7 @@ export class EventStream {
           try {
             this.onmessage(message);
           } catch (error) {
-            reportError(error); // the page's own trouble is none of the connection's
+            reportError(error); // an error of the page must not end the connection
           }
           if (signal.aborted) return true;
         }
@@ -147,18 +147,18 @@ export class EventStream {
 
   #delay() {
     const longest = Math.min((this.#retry || 500) * 2 ** Math.min(this.#failures, 6), Math.max(SLOWEST, this.#retry));
-    return longest * (0.5 + Math.random() / 2); // so that not everybody comes back at once
+    return longest * (0.5 + Math.random() / 2); // so that clients do not reconnect all at once
   }
 }
 
 const isEvents = ({ headers }) => headers.get("content-type")?.startsWith("text/event-stream");
 
 async function refusal(response) {
-  const body = await response.json().catch(() => null); // a proxy's own error page is no JSON
+  const body = await response.json().catch(() => null); // the error page of a proxy is not JSON
   return { status: response.status, message: body?.error?.message ?? `The gateway answered ${response.status}.` };
 }
 
-/** So long, or until the network is back, or until it does not matter any more. */
+/** Waits for `ms`, until the network is back, or until `signal` is aborted. */
 function pause(ms, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(end, ms);

@@ -1,0 +1,28 @@
+"""The `key` command. It needs no gateway: the operator adds the printed entry to the gateway's settings."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+import click
+
+from broker.cli.options import examples, json_line
+from broker.settings.api_keys import is_tenant
+
+
+@click.command(
+    "key", short_help="Create an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json")
+)
+@click.argument("tenant")
+@click.option("--json", "as_json", is_flag=True, help='One line of JSON: {"key", "entry"}.')
+def new_key(tenant: str, as_json: bool) -> None:
+    """Create an API key for TENANT and print it, with the entry for the gateway's TOKENCAST_API_KEYS.
+
+    The key is shown only once. The entry holds its SHA-256 hash and is not secret.
+    """
+    if not is_tenant(tenant):
+        raise click.BadParameter("a tenant name consists of letters and digits.", param_hint="TENANT")
+    key = "tck_" + secrets.token_urlsafe(32)  # 256 random bits cannot be guessed, so a plain hash is enough
+    entry = f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"
+    click.echo(json_line({"key": key, "entry": entry}) if as_json else f"key    {key}\nentry  {entry}")

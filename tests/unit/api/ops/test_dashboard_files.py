@@ -1,0 +1,34 @@
+"""The dashboard's folders: small, importing in one direction, and served as they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+import pytest
+
+from api.ops.dashboard import pages
+from tests.support import ROOT
+
+STATIC = ROOT / "api/static"
+MAY_IMPORT = {"data": {"data"}, "ui": {"data", "ui"}, "views": {"data", "ui", "views"}}
+MODULES = sorted(path for folder in MAY_IMPORT for path in (STATIC / folder).iterdir())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_module_imports_downwards_and_what_exists(path: PurePosixPath) -> None:
+    text = (STATIC / path).read_text()
+    for target in re.findall(r'^import .+ from "(\..+)";$', text, re.MULTILINE):
+        imported = (STATIC / path.parent / target).resolve()
+        assert imported.is_file(), target
+        assert imported.parent.name in MAY_IMPORT[path.parent.name], target
+
+
+def test_a_folder_has_at_most_a_dozen_files() -> None:
+    for folder in [STATIC, *(entry for entry in STATIC.iterdir() if entry.is_dir())]:
+        assert sum(entry.is_file() for entry in folder.iterdir()) <= 12, folder
+
+
+def test_every_file_has_a_route() -> None:
+    files = {f"/static/{path.relative_to(STATIC)}" for path in STATIC.rglob("*") if path.is_file()}
+    assert {route.path for route in pages()} == files - {"/static/index.html"} | {"/", "/favicon.ico"}
