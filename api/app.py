@@ -18,11 +18,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Access
-from api.dialects.native.activity import ActivityRoutes
-from api.dialects.native.activity_frames import LIFECYCLE
-from api.dialects.native.multiplex import MultiplexRoutes
-from api.dialects.native.routes import GenerationRoutes
-from api.dialects.openai_chat.routes import ChatCompletionRoutes
+from api.dialects.native.dialect import NATIVE_API
+from api.dialects.openai_chat.dialect import OPENAI_CHAT_API
 from api.errors import new_request_id, on_broker_error, on_disconnect, on_http_error
 from api.middleware.admission import Admission
 from api.middleware.cors import Cors
@@ -37,7 +34,6 @@ from api.ops.overview import OverviewRoutes
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
-from broker.fanout.activity import Activity
 from broker.queue.reaper import Reaper
 from broker.runtime.logging import REQUEST_ID
 from broker.runtime.tracing import span, tracing
@@ -45,32 +41,33 @@ from broker.settings.settings import Settings
 
 logger = logging.getLogger("tokencast.api")
 
+DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
+
 
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
     access = Access(broker.settings, broker.tokens)
-    activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
+    mounted = [dialect.mount(broker, access) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
-    metrics = GatewayMetrics(broker, reaper)
+    metrics = GatewayMetrics(broker, reaper, [dialect.name for dialect in DIALECTS])
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         background = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
         yield
         await cancel_and_wait(background)
-        await activity.close()
+        for one in mounted:
+            if one.close is not None:
+                await one.close()
 
     app = Starlette(
         routes=[
-            *GenerationRoutes(broker, access).routes(),
-            *MultiplexRoutes(broker, access).routes(),
-            *ActivityRoutes(broker, access, activity).routes(),
+            *(route for one in mounted for route in one.routes),
             *OverviewRoutes(broker, access).routes(),
-            *ChatCompletionRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
-            *OpenApi().routes(),
+            *OpenApi(DIALECTS).routes(),
             *pages(),
         ],
         middleware=[Middleware(RequestLog, metrics.requests), *_middleware(broker.settings)],
@@ -90,9 +87,10 @@ def create_app(broker: Broker) -> Starlette:
 
 def _middleware(settings: Settings) -> list[Middleware]:
     """Return the middleware between a request and the routes, outermost first."""
+    strict = tuple(dialect.strict_prefix for dialect in DIALECTS if dialect.strict_prefix)
     cors = [Middleware(Cors, settings.cors_origins)] if settings.cors_origins else []
     guard = [] if settings.tenants else [Middleware(Guard, Policy.of(settings))]
-    return [*cors, Middleware(LastResort), *guard, Middleware(Admission)]
+    return [*cors, Middleware(LastResort), *guard, Middleware(Admission, strict)]
 
 
 _NOT_IN_PATHS = re.compile(r"[^\w./:@+-].*", re.ASCII | re.DOTALL)  # a character of no path of ours, and the rest

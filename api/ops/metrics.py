@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,9 +42,10 @@ class Requests:
 class GatewayMetrics:
     """The handler of `/metrics`; `run` must run in the background."""
 
-    def __init__(self, broker: Broker, reaper: Reaper) -> None:
+    def __init__(self, broker: Broker, reaper: Reaper, dialects: Sequence[str]) -> None:
         self._broker = broker
         self._reaper = reaper
+        self._dialects = dialects  # that are shown from the start
         self.requests = Requests()
         self.connections: Sized = ()
         self._exposition = Exposition(self._collect, broker.settings.metrics_dir)
@@ -69,7 +70,7 @@ class GatewayMetrics:
     def _collect_readers(self, families: Families) -> None:
         hub = self._broker.hub
         subscribers = hub.all_subscribers()
-        present = Count({("native",): 0, ("chat",): 0})
+        present = Count(dict.fromkeys(((name,) for name in self._dialects), 0))
         stalled = behind = most = 0
         for subscriber in subscribers:
             present[(subscriber.dialect,)] += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from api.app import create_app
+from api.app import DIALECTS, create_app
 from api.errors import _STATUS
 from api.ops.openapi import document
 from broker import Broker
@@ -38,9 +38,10 @@ include-operation-id = ["followGeneration", "followSeveral", "getChatCompletion"
 checks.negative_data_rejection.enabled = false
 """
 
+DOCUMENT = document(DIALECTS)
 OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     (method, path): {**operation, "parameters": [*item.get("parameters", []), *operation.get("parameters", [])]}
-    for path, item in document()["paths"].items()
+    for path, item in DOCUMENT["paths"].items()
     for method, operation in item.items()
     if method != "parameters"
 }
@@ -70,7 +71,7 @@ def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
     known = {name.lower() if name[0].isupper() else name for name in named}
     of_http = {"accept", "authorization", "content-encoding", "content-length"}
     assert read - {*of_http, "token"} == known
-    schemes = document()["components"]["securitySchemes"]
+    schemes = DOCUMENT["components"]["securitySchemes"]
     assert schemes["token"]["name"] in read
 
 
@@ -83,9 +84,9 @@ def test_every_error_has_its_status_somewhere() -> None:
 
 
 def test_every_shape_that_is_named_is_there_and_used() -> None:
-    text = str(document())
+    text = str(DOCUMENT)
     named = set(re.findall(r"#/components/schemas/(\w+)", text))
-    assert named == set(document()["components"]["schemas"])
+    assert named == set(DOCUMENT["components"]["schemas"])
     identities = [operation["operationId"] for operation in OPERATIONS.values()]
     assert len(set(identities)) == len(identities)
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
+from api.requests import read_request
 from broker import connect
 from broker import json_pieces as pieces
-from broker.broker import QUICK, read_request
+from broker.broker import QUICK
 from broker.errors import InvalidRequest
 from broker.request import CompletionRequest
 from broker.settings.settings import Settings

@@ -1,20 +1,10 @@
-"""The schemas in `/openapi.json`, in JSON Schema: requests and responses; and the descriptions of its errors.
-
-Responses that are msgspec structs are described by their own schema.
-"""
+"""Building blocks of `/openapi.json`, with which dialects and other routes describe themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from msgspec.json import schema_components
-
-from api.errors import Error
-from api.ops.health import Status
-from api.ops.models import ModelList
-from api.ops.overview import Overview
-from broker.auth.stream_tokens import LONGEST
-from broker.events import NAMES, STATUSES
+from broker.events import NAMES
 from broker.request import MAX_TTL_SECONDS
 
 Json = dict[str, Any]
@@ -68,7 +58,79 @@ def listed(name: str) -> Json:
     )
 
 
-_METADATA: Json = {
+# --- operations ----------------------------------------------------------------------------------------------
+
+
+def operation(
+    name: str, summary: str, *parameters: Json, body: str = "", optional_body: bool = False, **more: Json
+) -> Json:
+    """Return an operation. `more`: its responses, `_200` and so on."""
+    found: Json = {"operationId": name, "summary": summary}
+    more |= errors("403", "415") if body else errors("403")
+    if parameters:
+        found["parameters"] = list(parameters)
+    if body:
+        found["requestBody"] = {"required": not optional_body, "content": json_of(body)}
+    found["responses"] = {status.removeprefix("_"): answer for status, answer in sorted(more.items())}
+    return found
+
+
+def with_token(operation: Json) -> Json:
+    """Return an operation that also accepts a stream token."""
+    return {**operation, "security": [{"key": []}, {"token": []}, {}]}
+
+
+def public(operation: Json) -> Json:
+    """Return an operation that needs no key."""
+    return {**operation, "security": []}
+
+
+def json_of(schema: str) -> Json:
+    return {"application/json": {"schema": ref(schema)}}
+
+
+def answer(description: str, content: Json | None = None, *headers: str) -> Json:
+    found: Json = {"description": description}
+    if headers:
+        found["headers"] = {name: {"schema": STRING} for name in headers}
+    if content is not None:
+        found["content"] = content
+    return found
+
+
+def errors(*statuses: str) -> Json:
+    return {f"_{status}": answer(ERRORS[status], json_of("Error")) for status in sorted(statuses)}
+
+
+def errors_with_key(*statuses: str) -> Json:
+    """Return the errors of an operation that may need a key: these statuses, 401 and 503."""
+    return errors("401", "503", *statuses)
+
+
+def query(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def header(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "header", "schema": schema, "description": description}
+
+
+# --- shared by dialects --------------------------------------------------------------------------------------
+
+UPSTREAM_ERRORS = ("409", "413", "422", "429", "500", "502", "504")
+"""Statuses of an operation that waits for the upstream."""
+EVENT_STREAM: Json = {"text/event-stream": {"schema": ref("StreamEvent")}}
+LAST_EVENT_ID = (
+    header("Last-Event-ID", STRING, "The last received `id:`. Takes precedence over `after`."),
+    query("lastEventId", STRING, "The same, as sent by EventSource polyfills. The header takes precedence."),
+)
+IDEMPOTENCY_KEY = header(
+    "Idempotency-Key",
+    {"type": "string", "maxLength": 255},
+    "A request with the same key and body returns the same generation.",
+)
+
+METADATA: Json = {
     "type": "object",
     "maxProperties": 16,
     "propertyNames": {"maxLength": 64},
@@ -81,71 +143,25 @@ _MESSAGE = record(
     },
     optional=("content",),
 )
-_COMPLETION_REQUEST: Json = {
+COMPLETION_REQUEST: Json = {
     "model": {"type": "string", "minLength": 1, "maxLength": 256},
     "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
     "n": orelse_null(whole(1, 128, 1)),
     "stream_options": orelse_null(
         record({"include_usage": orelse_null({"type": "boolean"})}, optional=("include_usage",))
     ),
-    "metadata": orelse_null(_METADATA),
+    "metadata": orelse_null(METADATA),
     "on_upstream_error": {
         "enum": ["fail", "restart", None],
         "description": "Upstream errors after the first token: fail the generation, or restart it with a `reset`.",
     },
     "ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": MAX_TTL_SECONDS}),
 }
-_OPTIONAL = tuple(name for name in _COMPLETION_REQUEST if name not in ("model", "messages"))
-_EVERYTHING_ELSE = "All other chat.completions parameters are passed on to the upstream unchanged."
+OPTIONAL = tuple(name for name in COMPLETION_REQUEST if name not in ("model", "messages"))
+OTHER_PARAMETERS = "All other chat.completions parameters are passed on to the upstream unchanged."
+CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
 
-_SUMMARY: Json = {
-    "id": ID,
-    "object": {"const": "generation"},
-    "status": {"enum": list(STATUSES)},
-    "model": STRING,
-    "created_at": {"type": "number", "description": "Unix seconds, as all times in this API."},
-    "started_at": orelse_null(NUMBER),
-    "first_token_at": orelse_null(NUMBER),
-    "ended_at": orelse_null(NUMBER),
-    "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt, from 1; 0 before the first."},
-    "cursor": {**CURSOR, "description": "Cursor of the newest event."},
-    "usage": orelse_null(OBJECT),
-    "error": orelse_null(OBJECT),
-    "metadata": _METADATA,
-}
-_CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
-
-SCHEMAS: Json = {
-    "GenerationRequest": record(_COMPLETION_REQUEST, optional=_OPTIONAL, description=_EVERYTHING_ELSE),
-    "ChatCompletionRequest": record(
-        {**_COMPLETION_REQUEST, "stream": orelse_null({"type": "boolean"})},
-        optional=(*_OPTIONAL, "stream"),
-        description=_EVERYTHING_ELSE,
-    ),
-    "GenerationSummary": record(_SUMMARY),
-    "Generation": record(
-        {
-            **_SUMMARY,
-            "text": {"type": "string", "description": "The content of choice 0 so far."},
-            "choices": {"type": "array", "items": _CHOICE, "description": "The merged messages so far."},
-            "request": {
-                **orelse_null({"type": "object"}),
-                "description": "The request body, if `include` names it; null for a cancelled generation whose "
-                "request was too long to be kept.",
-            },
-        },
-        optional=("request",),
-    ),
-    "GenerationList": listed("GenerationSummary"),
-    "Event": record(
-        {
-            "id": CURSOR,
-            "event": {"type": "string", "examples": sorted(set(NAMES.values()))},
-            "at": {"type": "integer", "description": "Milliseconds since the start of the attempt."},
-            "data": {},
-        }
-    ),
-    "EventPage": listed("Event"),
+SHARED_SCHEMAS: Json = {
     "StreamEvent": record(
         {
             "id": {"type": "string", "description": "The cursor to send as `Last-Event-ID` when reconnecting."},
@@ -156,19 +172,4 @@ SCHEMAS: Json = {
         optional=("id", "event", "data", "retry"),
         description="One event of a stream (WHATWG HTML §9.2).",
     ),
-    "TokenRequest": record(
-        {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
-    ),
-    "Token": record({"token": STRING, "expires_at": NUMBER, "events_url": STRING}),
-    "ChatCompletion": record(
-        {
-            "id": ID,
-            "object": {"const": "chat.completion"},
-            "created": {"type": "integer"},
-            "model": STRING,
-            "choices": {"type": "array", "items": _CHOICE},
-            "usage": orelse_null(OBJECT),
-        }
-    ),
-    **schema_components([Error, ModelList, Overview, Status], ref_template="#/components/schemas/{name}")[1],
-}  # fmt: skip
+}

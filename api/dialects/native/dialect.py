@@ -1,0 +1,27 @@
+"""The native dialect as `api/app.py` mounts it."""
+
+from __future__ import annotations
+
+from api.auth import Access
+from api.dialects.base import DialectApi, Mounted
+from api.dialects.native import openapi
+from api.dialects.native.activity import ActivityRoutes
+from api.dialects.native.activity_frames import LIFECYCLE
+from api.dialects.native.frames import NATIVE
+from api.dialects.native.multiplex import MultiplexRoutes
+from api.dialects.native.routes import GenerationRoutes
+from broker.broker import Broker
+from broker.fanout.activity import Activity
+
+
+def mount(broker: Broker, access: Access) -> Mounted:
+    activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
+    routes = [
+        *GenerationRoutes(broker, access).routes(),
+        *MultiplexRoutes(broker, access).routes(),
+        *ActivityRoutes(broker, access, activity).routes(),
+    ]
+    return Mounted(routes, activity.close)
+
+
+NATIVE_API = DialectApi(NATIVE.name, mount, openapi.paths, openapi.SCHEMAS)

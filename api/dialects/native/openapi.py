@@ -1,0 +1,225 @@
+"""The native dialect's part of `/openapi.json`."""
+
+from __future__ import annotations
+
+from api.dialects.native.multiplex import MAX_GENERATIONS
+from api.dialects.native.paced import FASTEST, SLOWEST
+from api.openapi_parts import (
+    CHOICE,
+    COMPLETION_REQUEST,
+    CURSOR,
+    EVENT_STREAM,
+    ID,
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    METADATA,
+    NUMBER,
+    OBJECT,
+    OPTIONAL,
+    OTHER_PARAMETERS,
+    STRING,
+    Json,
+    answer,
+    errors_with_key,
+    json_of,
+    listed,
+    operation,
+    orelse_null,
+    query,
+    record,
+    whole,
+    with_token,
+)
+from broker.auth.stream_tokens import LONGEST
+from broker.events import NAMES, STATUSES
+
+PAGE = (
+    "A page of generations. It can hold fewer than `limit`, or none, while `has_more` is true: continue with the last "
+    "id of the page, or repeat the request if it is empty."
+)
+LINKS: Json = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("getGeneration", "followGeneration", "cancelGeneration", "createToken", "getChatCompletion")
+}
+
+
+def paths() -> Json:
+    return {**_generations(), **_generation(), **_events(), **_several()}
+
+
+def _generations() -> Json:
+    one = json_of("Generation")
+    accepted = answer("The accepted generation.", one, "Location", "x-generation-id")
+    return {
+        "/v1/generations": {
+            "post": operation(
+                "createGeneration",
+                "Enqueue a generation",
+                IDEMPOTENCY_KEY,
+                body="GenerationRequest",
+                _200=answer(
+                    "The generation that an earlier request with this Idempotency-Key created.",
+                    one,
+                    "Location",
+                    "idempotent-replayed",
+                ),
+                _202={**accepted, "links": LINKS},
+                **errors_with_key("400", "404", "413", "422", "429"),
+            ),
+            "get": operation(
+                "listGenerations",
+                "List the caller's generations, newest first, without texts",
+                query("status", {"enum": list(STATUSES)}, "Only generations with this status."),
+                query("limit", whole(1, 100, 20), "Page size."),
+                query("after", {"anyOf": [ID, {"const": ""}]}, "The last id of the previous page."),
+                _200=answer(PAGE, json_of("GenerationList")),
+                **errors_with_key("400", "404", "429"),
+            ),
+        },
+    }
+
+
+def _generation() -> Json:
+    one = json_of("Generation")
+    return {
+        "/v1/generations/{id}": {
+            "get": with_token(
+                operation(
+                    "getGeneration",
+                    "Get a generation, with its text so far",
+                    query("include", {"enum": ["request"]}, "Include the request body; not allowed with a token."),
+                    _200=answer("The generation.", one),
+                    **errors_with_key("400", "404", "410", "429"),
+                )
+            ),
+            "delete": operation(
+                "deleteGeneration",
+                "Delete a generation; a running one is cancelled first, and its followers receive `gone`",
+                _204=answer("The generation was deleted."),
+                **errors_with_key("404", "410"),
+            ),
+        },
+        "/v1/generations/{id}/cancel": {
+            "post": operation(
+                "cancelGeneration",
+                "Cancel a generation at once; one that has ended does not change",
+                _200=answer("The generation after the cancellation.", one),
+                **errors_with_key("404", "410", "429"),
+            )
+        },
+        "/v1/generations/{id}/token": {
+            "post": operation(
+                "createToken",
+                "Create a token that reads this generation only, for EventSource",
+                body="TokenRequest",
+                optional_body=True,
+                _200=answer("The token, and the URL of the event stream with it.", json_of("Token")),
+                **errors_with_key("400", "404", "410", "413"),
+            )
+        },
+    }
+
+
+def _events() -> Json:
+    after = {"anyOf": [CURSOR, {"const": "latest"}]}
+    speed = {"type": "number", "minimum": SLOWEST, "maximum": FASTEST}
+    return {
+        "/v1/generations/{id}/events": {
+            "get": with_token(
+                operation(
+                    "followGeneration",
+                    "Follow a generation: its events from the log, then live",
+                    query("after", after, "Start after this cursor; default: the first event. `latest`: streams only."),
+                    query("limit", whole(1, 1000, 100), "Page size."),
+                    query("speed", speed, "Replay with the recorded timing, sped up by this factor."),
+                    *LAST_EVENT_ID,
+                    _200=answer(
+                        "Server-sent events, or a page of them with `Accept: application/json`. A gateway that is full "
+                        "or stopping sends `retry:` and ends the stream: reconnect.",
+                        {**EVENT_STREAM, **json_of("EventPage")},
+                    ),
+                    _204=answer("The generation has ended, and there are no events after the cursor."),
+                    **errors_with_key("400", "404", "410", "429"),
+                )
+            )
+        }
+    }
+
+
+def _several() -> Json:
+    start = {"type": "string", "pattern": f"{ID['pattern'].rstrip('$')}(@({CURSOR['pattern'].strip('^$')}|latest))?$"}
+    starts = {"type": "array", "items": start, "minItems": 1, "maxItems": MAX_GENERATIONS}
+    return {
+        "/v1/events": {
+            "get": with_token(
+                operation(
+                    "followSeveral",
+                    "Follow several generations in one stream; each event names its generation and cursor",
+                    {**query("generation", starts, "An id, or `id@cursor` to start after that."), "required": True},
+                    *LAST_EVENT_ID,
+                    _200=answer("Server-sent events, until all generations have ended.", EVENT_STREAM),
+                    _204=answer("All generations have ended, and there are no events after the cursors."),
+                    **errors_with_key("400", "404", "410"),
+                )
+            )
+        },
+        "/v1/activity": {
+            "get": operation(
+                "watchActivity",
+                "Follow the status changes of all the caller's generations, without texts",
+                query("after", {"anyOf": [whole(0, 10**16 - 1, 0), {"const": "latest"}]}, "Start after this id."),
+                *LAST_EVENT_ID,
+                _200=answer("Server-sent events with generation summaries. The stream does not end.", EVENT_STREAM),
+                **errors_with_key("400"),
+            )
+        },
+    }
+
+
+_SUMMARY: Json = {
+    "id": ID,
+    "object": {"const": "generation"},
+    "status": {"enum": list(STATUSES)},
+    "model": STRING,
+    "created_at": {"type": "number", "description": "Unix seconds, as all times in this API."},
+    "started_at": orelse_null(NUMBER),
+    "first_token_at": orelse_null(NUMBER),
+    "ended_at": orelse_null(NUMBER),
+    "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt, from 1; 0 before the first."},
+    "cursor": {**CURSOR, "description": "Cursor of the newest event."},
+    "usage": orelse_null(OBJECT),
+    "error": orelse_null(OBJECT),
+    "metadata": METADATA,
+}
+
+SCHEMAS: Json = {
+    "GenerationRequest": record(COMPLETION_REQUEST, optional=OPTIONAL, description=OTHER_PARAMETERS),
+    "GenerationSummary": record(_SUMMARY),
+    "Generation": record(
+        {
+            **_SUMMARY,
+            "text": {"type": "string", "description": "The content of choice 0 so far."},
+            "choices": {"type": "array", "items": CHOICE, "description": "The merged messages so far."},
+            "request": {
+                **orelse_null({"type": "object"}),
+                "description": "The request body, if `include` names it; null for a cancelled generation whose "
+                "request was too long to be kept.",
+            },
+        },
+        optional=("request",),
+    ),
+    "GenerationList": listed("GenerationSummary"),
+    "Event": record(
+        {
+            "id": CURSOR,
+            "event": {"type": "string", "examples": sorted(set(NAMES.values()))},
+            "at": {"type": "integer", "description": "Milliseconds since the start of the attempt."},
+            "data": {},
+        }
+    ),
+    "EventPage": listed("Event"),
+    "TokenRequest": record(
+        {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
+    ),
+    "Token": record({"token": STRING, "expires_at": NUMBER, "events_url": STRING}),
+}
