@@ -14,6 +14,7 @@ import uvloop
 from api.app import create_app
 from api.server.server import Server, config_for, listen
 from api.server.supervisor import supervise
+from api.streaming.connections import Connections
 from broker.broker import connect
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured
@@ -36,11 +37,13 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         watch = Preflight(broker.store.redis, broker.queue.redis, settings, logger)
         await watch.check()
 
-        async def drain() -> None:
-            logger.info("stopping: %d streams to end", broker.hub.subscribers)
-            await broker.hub.drain(settings.drain)
-
         app = create_app(broker)
+        connections: Connections = app.state.connections
+
+        async def drain() -> None:
+            logger.info("stopping: %d streams to end", len(connections))
+            await connections.drain(settings.drain)
+
         server = Server(config_for(app, settings), drain)
         app.state.metrics.connections = server.server_state.connections
         host, port = sock.getsockname()[:2]

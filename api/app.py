@@ -31,6 +31,8 @@ from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
+from api.streaming.connections import Connections
+from api.streaming.follow import Follow
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
@@ -47,13 +49,16 @@ DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
     access = Access(broker.settings, broker.tokens)
-    mounted = [dialect.mount(broker, access) for dialect in DIALECTS]
+    settings = broker.settings
+    connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
+    follow = Follow(broker.hub, access, connections)
+    mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
     metrics = GatewayMetrics(broker, reaper, [dialect.name for dialect in DIALECTS])
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        background = [asyncio.create_task(part) for part in (reaper.run(), metrics.run())]
+        background = [asyncio.create_task(part) for part in (reaper.run(), metrics.run(), connections.run())]
         yield
         await cancel_and_wait(background)
         for one in mounted:
@@ -79,6 +84,7 @@ def create_app(broker: Broker) -> Starlette:
         lifespan=lifespan,
     )
     app.state.metrics = metrics
+    app.state.connections = connections
     app.router.redirect_slashes = (
         False  # a redirect would reveal the scheme and host that a proxy hides, and repeat a token
     )

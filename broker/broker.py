@@ -69,7 +69,6 @@ class Broker:
         self.hub = Hub(
             self.store,
             heartbeat=settings.heartbeat,
-            send_timeout=settings.send_timeout,
             cache_bytes=settings.cache_bytes,
         )
         self.created = Count()

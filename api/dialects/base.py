@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from api.auth import Access
+from api.streaming.follow import Follow
 from broker.broker import Broker
 
 
@@ -26,7 +26,7 @@ class DialectApi:
 
     name: str
     """The value of the metrics' label `dialect`."""
-    mount: Callable[[Broker, Access], Mounted]
+    mount: Callable[[Broker, Follow], Mounted]
     paths: Callable[[], dict[str, Any]]
     schemas: dict[str, Any]
     strict_prefix: str | None = None

@@ -1,4 +1,6 @@
-"""Event streams as HTTP responses, for every dialect: cursors, the response itself, the `retry:` field.
+"""Event streams as HTTP responses, for every dialect: opening them, their cursors, the upkeep of open connections, the
+`retry:` field.
 
-Imports `server` and the rooms below it. Start with `response.py`.
+Imports `server` and the rooms below it. Start with `follow.py`, which opens every stream; `connections.py` looks after
+open ones.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,12 +11,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.server.wire import wire_for
+from api.streaming.connections import Connections
 from api.streaming.reconnect import LIMIT, retry
 from broker.errors import LimitExceeded, StorageUnavailable
 from broker.fanout.buffer import Slice
 from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
-from broker.fanout.hub import Hub
 from broker.fanout.subscriber import Wire
 from broker.ids import Cursor
 from broker.runtime.tracing import span, tracing
@@ -93,7 +92,7 @@ class EventStream(LiveResponse):
 
     def __init__(
         self,
-        hub: Hub,
+        connections: Connections,
         stack: AsyncExitStack,
         feed: Feed,
         dialect: Dialect,
@@ -103,10 +102,9 @@ class EventStream(LiveResponse):
         has_received: bool = False,
         until: float | None = None,
         headers: dict[str, str] | None = None,
-        send_timeout: float,
     ) -> None:
-        super().__init__(stack, followed=feed, headers=headers, send_timeout=send_timeout)
-        self._hub = hub
+        super().__init__(stack, followed=feed, headers=headers, send_timeout=connections.send_timeout)
+        self._connections = connections
         self._feed = feed
         self._dialect: Dialect = dialect
         self._position = position
@@ -117,13 +115,15 @@ class EventStream(LiveResponse):
     async def write_to(self, wire: Wire) -> EndReason:
         if self._preface:
             wire.write(Slice(self._preface, self._position))
-        async with self._hub.subscribe(
+        async with self._connections.hub.subscribe(
             self._feed, self._dialect, wire, self._position, has_received=self._has_received
         ) as subscriber:
-            if self._until is not None:
-                await asyncio.wait((subscriber.ended,), timeout=max(0.0, self._until - time.time()))
-                self._hub.end(subscriber, EndReason.EXPIRED)
-            return await subscriber.ended
+            expiry = self._connections.expire(subscriber, self._until) if self._until is not None else None
+            try:
+                return await subscriber.ended
+            finally:
+                if expiry is not None:
+                    expiry.cancel()
 
 
 class RetryLater(Response):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
@@ -27,7 +26,7 @@ from broker.fanout.buffer import FrameCache, Slice
 from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.fanout.reader_pool import ReaderPool
-from broker.fanout.scheduler import SLICE_SECONDS, DeliveryScheduler, FixedSource, Source
+from broker.fanout.scheduler import DeliveryScheduler, FixedSource, Source
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.fanout.timing import DeliveryTimings
 from broker.generation import Generation
@@ -38,20 +37,20 @@ from broker.store.store import Store
 logger = logging.getLogger("tokencast.hub")
 
 HIGH_WATER = 64 * 1024  # bytes that wait in a subscriber's transport; the rest waits in the shared buffer
+TICKS = 15  # per heartbeat: the resolution at which idle and stalled connections are measured
 
 
 class Hub:
     """The fan-out of one process. `run()` must be running while anything is followed."""
 
-    def __init__(self, store: Store, *, heartbeat: float, send_timeout: float, cache_bytes: int) -> None:
+    def __init__(self, store: Store, *, heartbeat: float, cache_bytes: int) -> None:
         self._store = store
         self._states = SingleFlight(store.state)
         self._heartbeat = heartbeat
-        self._send_timeout = send_timeout
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeds: dict[str, Feed] = {}
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
-        self._stalled: dict[Subscriber, None] = {}
+        self.stalled: dict[Subscriber, None] = {}
         self._scheduler = DeliveryScheduler()
         self._readers = ReaderPool(store.redis, secrets.token_hex(6), self._spawn, self._deliver, self._resync)
         self._backfill = Backfill(store, self._spawn, self._on_page)
@@ -59,8 +58,8 @@ class Hub:
         self.timings = DeliveryTimings(store.clock)
         self.ended = Count()  # responses that ended, by reason
         self.delivered = Count()  # events delivered, by dialect
-        self._tick = 0
-        self.draining = False
+        self.tick = 0  # counts TICKS per heartbeat
+        self.draining = False  # new subscribers are ended at once
 
     # --- feeds --------------------------------------------------------------------------------------------
 
@@ -81,7 +80,7 @@ class Hub:
             if feed.users == 0 or went_back:
                 feed.refresh(generation)
         feed.users += 1
-        feed.checked = self._tick
+        feed.checked = self.tick
         try:
             if not feed.ended and feed not in self._readers:
                 await self._readers.follow(feed)
@@ -126,9 +125,9 @@ class Hub:
     async def _check_idle(self) -> None:
         """Check the feeds without news: a blocked read does not notice that its stream was deleted or went back."""
         for feed in list(self._feeds.values()):
-            idle = self._tick - feed.checked >= _TICKS
+            idle = self.tick - feed.checked >= TICKS
             if feed.users and not feed.ended and (idle or feed.suspect):
-                feed.checked = self._tick
+                feed.checked = self.tick
                 await self._resync(feed)
                 await self.deliver((feed,))
 
@@ -142,7 +141,7 @@ class Hub:
         received a part of this attempt before."""
         subscriber = Subscriber(feed, feed.buffer(dialect), wire, position)
         subscriber.has_received = has_received
-        subscriber.last_write_tick = self._tick
+        subscriber.last_write_tick = self.tick
         wire.attach(partial(self.resume, subscriber), partial(subscriber.end, EndReason.LEFT))
         self._subscribers.setdefault(feed, {})[subscriber] = None
         if self.draining:
@@ -158,7 +157,7 @@ class Hub:
         subscriber.end(EndReason.LEFT)
         self.ended[(subscriber.ended.result().value,)] += 1
         self.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
-        self._stalled.pop(subscriber, None)
+        self.stalled.pop(subscriber, None)
         members = self._subscribers.get(subscriber.feed)
         if members is not None:
             members.pop(subscriber, None)
@@ -186,7 +185,7 @@ class Hub:
             await turns.begin(source)
             while due:
                 del due[feed := next(iter(due))]
-                feed.checked = self._tick
+                feed.checked = self.tick
                 tail, newest, feed.newest = feed.tail, feed.newest, None
                 members = tuple(self._subscribers.get(feed, ()))
                 start = buffer = part = None
@@ -201,7 +200,7 @@ class Hub:
                             self.push(subscriber)
                         else:
                             subscriber.position = part.end
-                            subscriber.last_write_tick = self._tick
+                            subscriber.last_write_tick = self.tick
                     except Exception:  # as in `push`
                         subscriber.end(EndReason.LEFT)
                     if time.monotonic() > turns.slice_end:
@@ -232,7 +231,7 @@ class Hub:
             if wire.closing:
                 return subscriber.end(EndReason.LEFT)
             if (pending := wire.pending) > HIGH_WATER:
-                return self._stall(subscriber, pending)
+                return self.stall(subscriber, pending)
             part = buffer.slice(subscriber.position)
             if part is None:
                 return self._wait_for_events(subscriber)
@@ -246,7 +245,7 @@ class Hub:
             if part.data:
                 wire.write(part)
                 subscriber.has_received = True
-                subscriber.last_write_tick = self._tick
+                subscriber.last_write_tick = self.tick
             position = subscriber.position = part.end
             if part.last:
                 return subscriber.end(EndReason.ENDED)
@@ -265,15 +264,16 @@ class Hub:
         elif position.attempt != feed.tail.attempt:
             feed.suspect = True
 
-    def _stall(self, subscriber: Subscriber, pending: int) -> None:
+    def stall(self, subscriber: Subscriber, pending: int) -> None:
+        """Write nothing more to a subscriber until `resume`; `pending`: bytes that its peer has not taken."""
         subscriber.stalled = (time.monotonic(), pending)
-        self._stalled[subscriber] = None
+        self.stalled[subscriber] = None
 
     def resume(self, subscriber: Subscriber) -> None:
         """Continue writing to a subscriber whose wire can take more."""
         if subscriber.stalled is not None:
             subscriber.stalled = None
-            self._stalled.pop(subscriber, None)
+            self.stalled.pop(subscriber, None)
             self.push(subscriber)
 
     def end(self, subscriber: Subscriber, reason: EndReason) -> None:
@@ -319,67 +319,17 @@ class Hub:
     # --- time ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Send heartbeats, drop stalled peers, check idle logs and free unused feeds, until cancelled."""
+        """Check idle logs and free unused feeds, until cancelled."""
         checking: asyncio.Task[None] | None = None
         self._spawn(self._store.redis.topology.watch())
         while True:
-            await asyncio.sleep(self._heartbeat / _TICKS)
-            self._tick += 1
-            self._drop_stalled()
+            await asyncio.sleep(self._heartbeat / TICKS)
+            self.tick += 1
             self._readers.rebalance()
             for feed in list(self._feeds.values()):
                 self._drop_if_empty(feed)
             if checking is None or checking.done():
                 checking = self._spawn(self._check_idle())
-            await self._send_heartbeats()
-
-    async def _send_heartbeats(self) -> None:
-        """Send a heartbeat to each subscriber without a write for one interval, in slices as in delivery."""
-        until = time.monotonic() + SLICE_SECONDS
-        for members in list(self._subscribers.values()):
-            for subscriber in tuple(members):
-                if self._tick - subscriber.last_write_tick >= _TICKS:
-                    self._send_heartbeat(subscriber)
-                if time.monotonic() > until:
-                    await asyncio.sleep(0)
-                    until = time.monotonic() + SLICE_SECONDS
-
-    def _send_heartbeat(self, subscriber: Subscriber) -> None:
-        wire = subscriber.wire
-        subscriber.last_write_tick = self._tick
-        try:
-            if wire.closing or subscriber.ended.done():
-                return
-            if wire.pending:
-                self._stall(subscriber, wire.pending)
-            else:
-                wire.write(Slice(subscriber.buffer.dialect.heartbeat, subscriber.position))
-        except Exception:
-            subscriber.end(EndReason.LEFT)
-
-    def _drop_stalled(self) -> None:
-        now = time.monotonic()
-        for subscriber in tuple(self._stalled):
-            since, pending = subscriber.stalled or (now, 0)
-            if not subscriber.wire.pending:
-                self.resume(subscriber)
-            elif subscriber.wire.pending < pending:
-                subscriber.stalled = (now, subscriber.wire.pending)
-            elif now - since > self._send_timeout:
-                subscriber.wire.abort()
-                subscriber.end(EndReason.STALLED)
-
-    async def drain(self, window: float) -> None:
-        """End all responses, spread over the window, so that their readers do not reconnect all at once."""
-        self.draining = True
-        subscribers = self.all_subscribers()
-        random.shuffle(subscribers)
-        started = time.monotonic()
-        for number, subscriber in enumerate(subscribers, start=1):
-            self.end(subscriber, EndReason.DRAINING)
-            # Measured against the clock: timers have millisecond resolution, so thousands of pauses would be zero or
-            # too long.
-            await asyncio.sleep(started + window * number / len(subscribers) - time.monotonic())
 
     async def close(self) -> None:
         await cancel_and_wait(self._tasks)
@@ -389,9 +339,6 @@ class Hub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-_TICKS = 15  # per heartbeat: the resolution at which idle and stalled connections are measured
 
 
 def _plain(feed: Feed, part: Slice | None) -> Slice | None:

@@ -281,7 +281,7 @@ class Gateway:
 
     async def check_quiet(self) -> None:
         """A heartbeat's time passes without news."""
-        self.hub._tick += 1000
+        self.hub.tick += 1000
         for _ in range(IDLE_AFTER):
             self.hub._readers.rebalance()
         await self.hub._check_idle()

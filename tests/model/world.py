@@ -133,7 +133,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(broker.fanout.hub, "HIGH_WATER", 400)
         patch.setattr(broker.fanout.reader, "COUNT", 4)
         # A delivery is whole, however long the machine takes for it: the schedule alone decides what happens.
-        patch.setattr(broker.fanout.scheduler, "TURN_SECONDS", 3600.0)
+        patch.setattr(broker.fanout.scheduler, "SLICE_SECONDS", 3600.0)
         patch.setattr(broker.fanout.buffer, "SEGMENT_BYTES", 300)
         for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
             patch.setattr(module, "time", CLOCK)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.auth import Access
+from api.auth import ReadAccess
 from api.dialects.native.activity_frames import LIFECYCLE, missed
-from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of
 from api.requests import by_method
-from api.streaming.response import HEADERS, EventStream, RetryLater, retry_later
-from broker.broker import Broker
-from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
+from api.streaming.follow import Follow, Start, or_retry_later
+from api.streaming.response import HEADERS
+from broker.errors import InvalidCursor
 from broker.fanout.activity import Activity, History
-from broker.fanout.dialect import EndReason
 from broker.fanout.memory_feed import FIRST
 from broker.ids import Cursor
 
@@ -33,41 +30,27 @@ class ActivityRoutes:
     before an id are repeated; each event is complete, so it may be processed twice.
     """
 
-    def __init__(self, broker: Broker, access: Access, activity: Activity) -> None:
-        self._broker = broker
-        self._access = access
+    def __init__(self, follow: Follow, activity: Activity) -> None:
+        self._follow = follow
         self._activity = activity
 
     def routes(self) -> list[Route]:
         return [by_method("/v1/activity", GET=self.watch)]
 
     async def watch(self, request: Request) -> Response:
-        tenant, hub = self._access.tenant(request), self._broker.hub
+        access = ReadAccess(self._follow.access.tenant(request))
         last, query = last_event_id_of(request), text_of(request, "after")
         if not last and query and query != "latest" and not _ID.fullmatch(query):
             raise InvalidCursor("`after` must be an id of this stream, or `latest`.")
         if request.method == "HEAD":
             return Response(headers=HEADERS)
-        if hub.draining:
-            return RetryLater(EndReason.DRAINING, IS_DRAINING)
-        try:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(self._access.subscribers.one(tenant))
-                wanted = last or query or ""
-                channel = await stack.enter_async_context(self._activity.open(tenant, history=wanted != "latest"))
-                position, preface = _begin(channel, wanted)
-                return EventStream(
-                    hub,
-                    stack.pop_all(),
-                    channel,
-                    LIFECYCLE,
-                    position,
-                    preface=preface,
-                    send_timeout=self._broker.settings.send_timeout,
-                )
-        except (StorageUnavailable, LimitExceeded) as error:
-            return retry_later(error)
-        raise AssertionError("unreachable")
+        wanted = last or query or ""
+
+        async def begin(channel: History) -> Start:
+            return Start(channel, LIFECYCLE, *_begin(channel, wanted))
+
+        source = self._activity.open(access.tenant, history=wanted != "latest")
+        return self._follow.draining or await or_retry_later(self._follow.source(access, "", source, begin))
 
 
 def _begin(channel: History, wanted: str) -> tuple[Cursor, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from api.auth import Access
 from api.dialects.base import DialectApi, Mounted
 from api.dialects.native import openapi
 from api.dialects.native.activity import ActivityRoutes
@@ -10,16 +9,17 @@ from api.dialects.native.activity_frames import LIFECYCLE
 from api.dialects.native.frames import NATIVE
 from api.dialects.native.multiplex import MultiplexRoutes
 from api.dialects.native.routes import GenerationRoutes
+from api.streaming.follow import Follow
 from broker.broker import Broker
 from broker.fanout.activity import Activity
 
 
-def mount(broker: Broker, access: Access) -> Mounted:
+def mount(broker: Broker, follow: Follow) -> Mounted:
     activity = Activity(broker.store.redis, broker.hub, LIFECYCLE)
     routes = [
-        *GenerationRoutes(broker, access).routes(),
-        *MultiplexRoutes(broker, access).routes(),
-        *ActivityRoutes(broker, access, activity).routes(),
+        *GenerationRoutes(broker, follow).routes(),
+        *MultiplexRoutes(broker, follow).routes(),
+        *ActivityRoutes(follow, activity).routes(),
     ]
     return Mounted(routes, activity.close)
 

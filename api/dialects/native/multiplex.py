@@ -8,7 +8,6 @@ together they buffer no more than one would.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,22 +17,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.auth import Access
 from api.dialects.native.multiplex_frames import MultiplexedNative, VectorCursor, parse_vector_cursor
 from api.dialects.native.shared_wire import GenerationShare, SharedWire, WireShare
-from api.errors import IS_DRAINING
 from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
+from api.streaming.connections import Connections
 from api.streaming.cursors import resolve_cursor
-from api.streaming.response import HEADERS, LiveResponse, RetryLater, retry_later
+from api.streaming.follow import Follow, or_retry_later
+from api.streaming.response import HEADERS, LiveResponse
 from broker.broker import Broker
 from broker.errors import (
     BrokerError,
     GenerationGone,
     GenerationNotFound,
     InvalidRequest,
-    LimitExceeded,
-    StorageUnavailable,
 )
 from broker.fanout.buffer import Slice
 from broker.fanout.dialect import EndReason
@@ -71,25 +68,20 @@ class MultiplexRoutes:
     `@CURSOR`: 400. A repeated id counts once. Each generation counts as one of the tenant's subscribers.
     """
 
-    def __init__(self, broker: Broker, access: Access) -> None:
+    def __init__(self, broker: Broker, follow: Follow) -> None:
         self._broker = broker
-        self._access = access
+        self._follow = follow
 
     def routes(self) -> list[Route]:
         return [by_method("/v1/events", GET=self.events)]
 
     async def events(self, request: Request) -> Response:
         if not text_of(request, "token"):
-            self._access.tenant(request)
+            self._follow.access.tenant(request)
         named = parse_generations(texts_of(request, "generation"))
         if request.method == "HEAD":
             return Response(headers=HEADERS)
-        if self._broker.hub.draining:
-            return RetryLater(EndReason.DRAINING, IS_DRAINING)
-        try:
-            return await self._stream(request, named)
-        except (StorageUnavailable, LimitExceeded) as error:
-            return retry_later(error)
+        return self._follow.draining or await or_retry_later(self._stream(request, named))
 
     async def _stream(self, request: Request, named: dict[str, Cursor]) -> Response:
         gids, last = list(named), last_event_id_of(request)
@@ -105,7 +97,7 @@ class MultiplexRoutes:
                 raise refused[0]
             if not any(one.feed or one.preface for one in positions):
                 return Response(status_code=HTTPStatus.NO_CONTENT)
-            return Multiplex(self._broker, stack.pop_all(), positions, bookmark=LATEST in wanted)
+            return Multiplex(self._follow.connections, stack.pop_all(), positions, bookmark=LATEST in wanted)
         raise AssertionError("unreachable")
 
     async def _open(self, request: Request, stack: AsyncExitStack, gid: str, wanted: Cursor | None) -> StreamPosition:
@@ -113,9 +105,8 @@ class MultiplexRoutes:
         if wanted is None:
             return StreamPosition(dialect, None)
         try:
-            reader = await self._access.reader(request, gid)
-            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
-            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
+            access = await self._follow.reader(request, gid)
+            feed, generation = await self._follow.enter(stack, access, gid)
         except (GenerationNotFound, GenerationGone) as error:
             return StreamPosition(dialect, None, preface=dialect.gone(max(wanted, START)), missing=error)
         position = feed.tail if wanted == LATEST else None
@@ -123,9 +114,9 @@ class MultiplexRoutes:
             position = await resolve_cursor(self._broker.store, wanted, generation)
         if position is None:
             preface = dialect.unknown_cursor(generation.attempt)
-            return StreamPosition(dialect, START, feed, preface, until=reader.until)
+            return StreamPosition(dialect, START, feed, preface, until=access.until)
         over = generation.ended and position >= generation.cursor
-        return StreamPosition(dialect, position, None if over else feed, until=reader.until)
+        return StreamPosition(dialect, position, None if over else feed, until=access.until)
 
 
 def parse_generations(named: Sequence[str]) -> dict[str, Cursor]:
@@ -150,10 +141,11 @@ class Multiplex(LiveResponse):
     """The stream. `bookmark`: begin with an `id:`, so that a reconnect before the first event loses nothing."""
 
     def __init__(
-        self, broker: Broker, stack: AsyncExitStack, positions: Sequence[StreamPosition], *, bookmark: bool
+        self, connections: Connections, stack: AsyncExitStack, positions: Sequence[StreamPosition], *, bookmark: bool
     ) -> None:
-        super().__init__(stack, send_timeout=broker.settings.send_timeout)
-        self._hub = broker.hub
+        super().__init__(stack, send_timeout=connections.send_timeout)
+        self._connections = connections
+        self._hub = connections.hub
         self._positions = positions
         self._vector = VectorCursor([one.dialect.gid for one in positions], [one.cursor for one in positions])
         self._bookmark = bookmark
@@ -165,8 +157,8 @@ class Multiplex(LiveResponse):
             wire.write(Slice(self._vector.sign(preface or b"\n"), FIRST))
         shared = SharedWire(wire)
         async with AsyncExitStack() as stack:
-            # A subscriber of an empty feed: the hub ends it on drain, and its dialect writes heartbeats and the end for
-            # the whole stream.
+            # A subscriber of an empty feed: `Connections` ends it on drain, and its dialect writes heartbeats and the
+            # end for the whole stream.
             watch = await stack.enter_async_context(
                 self._hub.subscribe(MemoryFeed("", self._vector), self._vector, WireShare(shared), FIRST)
             )
@@ -178,7 +170,12 @@ class Multiplex(LiveResponse):
                         self._hub.subscribe(position.feed, position.dialect, share, position.cursor)
                     )
                     running[subscriber.ended] = at
-            return await self._until_all_ended(wire, watch, running)
+            expiry = self._connections.expire(watch, self._until) if self._until is not None else None
+            try:
+                return await self._until_all_ended(wire, watch, running)
+            finally:
+                if expiry is not None:
+                    expiry.cancel()
 
     def _tell_gone(self, wire: Wire, at: int) -> None:
         position, last = self._positions[at], self._vector.cursors[at]
@@ -189,10 +186,7 @@ class Multiplex(LiveResponse):
         self, wire: Wire, watch: Subscriber, running: dict[asyncio.Future[EndReason], int]
     ) -> EndReason:
         while running:
-            left = None if self._until is None else max(0.0, self._until - time.time())
-            done, _ = await asyncio.wait((*running, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                self._hub.end(watch, EndReason.EXPIRED)
+            done, _ = await asyncio.wait((*running, watch.ended), return_when=asyncio.FIRST_COMPLETED)
             for ended in done - {watch.ended}:
                 at, reason = running.pop(ended), ended.result()
                 if reason is EndReason.GONE:

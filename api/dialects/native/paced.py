@@ -14,18 +14,19 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from api.dialects.native.frames import NATIVE
+from api.streaming.connections import Connections
+from api.streaming.follow import Start
 from api.streaming.response import EventStream
-from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import InvalidRequest, StorageUnavailable
 from broker.events import STARTED, Event, is_next
 from broker.fanout.buffer import Slice
 from broker.fanout.dialect import EndReason
-from broker.fanout.feed import Feed
 from broker.fanout.hub import HIGH_WATER
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.subscriber import Subscriber, Wire
 from broker.ids import START, Cursor
+from broker.store.store import Store
 
 SLOWEST, FASTEST = 0.01, 1000.0
 PAGE = 64  # events that one reader holds
@@ -48,27 +49,25 @@ class Replay(EventStream):
 
     def __init__(
         self,
-        broker: Broker,
+        connections: Connections,
+        store: Store,
         stack: AsyncExitStack,
-        feed: Feed,
-        position: Cursor,
+        start: Start,
         speed: float,
         *,
-        preface: bytes = b"",
         until: float | None = None,
     ) -> None:
         super().__init__(
-            broker.hub,
+            connections,
             stack,
-            feed,
+            start.feed,
             NATIVE,
-            position,
-            preface=preface,
+            start.position,
+            preface=start.preface,
             until=until,
-            headers={"x-generation-id": feed.gid},
-            send_timeout=broker.settings.send_timeout,
+            headers={"x-generation-id": start.feed.gid},
         )
-        self._store = broker.store
+        self._store = store
         self._speed = speed
 
     async def write_to(self, wire: Wire) -> EndReason:
@@ -81,19 +80,19 @@ class Replay(EventStream):
 
     async def _replay(self, outlet: Outlet) -> EndReason | None:
         """Write the log at its pace; return None once the reader has caught up."""
-        left = None if self._until is None else max(0.0, self._until - time.time())
-        async with self._hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
+        hub = self._connections.hub
+        async with hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
+            expiry = self._connections.expire(watch, self._until) if self._until is not None else None
             walking = asyncio.create_task(self._walk(outlet, watch))
             try:
-                await asyncio.wait((walking, watch.ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if walking.done():
-                    return walking.result()
-                self._hub.end(watch, EndReason.EXPIRED)
-                return watch.ended.result()
+                await asyncio.wait((walking, watch.ended), return_when=asyncio.FIRST_COMPLETED)
+                return walking.result() if walking.done() else watch.ended.result()
             except StorageUnavailable:
-                self._hub.end(watch, EndReason.STORAGE)
+                hub.end(watch, EndReason.STORAGE)
                 return watch.ended.result()
             finally:
+                if expiry is not None:
+                    expiry.cancel()
                 await cancel_and_wait((walking,))
 
     async def _walk(self, outlet: Outlet, watch: Subscriber) -> EndReason | None:
@@ -141,7 +140,7 @@ class Replay(EventStream):
             due.clear()
         while outlet.pending > HIGH_WATER:
             outlet.room.clear()
-            self._hub.push(watch)  # which now measures whether the peer takes anything
+            self._connections.hub.push(watch)  # which now measures whether the peer takes anything
             await outlet.room.wait()
 
 

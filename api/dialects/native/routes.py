@@ -11,20 +11,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.accept import prefers_json
-from api.auth import Access
+from api.auth import ReadAccess
 from api.dialects.native.frames import NATIVE, bookmark, unknown_cursor
 from api.dialects.native.paced import Replay, parse_speed
-from api.errors import IS_DRAINING, JSONResponse
+from api.errors import JSONResponse
 from api.query import choice_of, last_event_id_of, text_of, whole_of
 from api.requests import by_method, read_body, read_request, submit
 from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
-from api.streaming.response import HEADERS, EventStream, RetryLater, retry_later
+from api.streaming.follow import Follow, Respond, Start, or_retry_later
+from api.streaming.response import HEADERS
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import DEFAULT_LIMIT, LIST_LIMIT, Broker
-from broker.errors import InvalidCursor, LimitExceeded, StorageUnavailable
+from broker.errors import InvalidCursor
 from broker.events import STATUSES
-from broker.fanout.dialect import EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
@@ -36,9 +36,10 @@ EVENTS_LIMIT = 1000
 class GenerationRoutes:
     """The handlers of `/v1/generations…`."""
 
-    def __init__(self, broker: Broker, access: Access) -> None:
+    def __init__(self, broker: Broker, follow: Follow) -> None:
         self._broker = broker
-        self._access = access
+        self._follow = follow
+        self._access = follow.access
 
     def routes(self) -> list[Route]:
         one = "/v1/generations/{id}"
@@ -112,39 +113,24 @@ class GenerationRoutes:
             reader = await self._access.reader(request, gid)
             await self._broker.store.state(gid, reader.tenant)
             return Response(headers=HEADERS)
-        try:
-            return await self._stream(request, gid)
-        except (StorageUnavailable, LimitExceeded) as error:
-            return retry_later(error)
+        return await or_retry_later(self._stream(request, gid))
 
     async def _stream(self, request: Request, gid: str) -> Response:
-        hub = self._broker.hub
-        reader = await self._access.reader(request, gid)
-        speed = text_of(request, "speed", empty=True)
-        pace = None if speed is None else parse_speed(speed)
-        if hub.draining:
-            return RetryLater(EndReason.DRAINING, IS_DRAINING)
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
-            feed, generation = await stack.enter_async_context(hub.open(gid, reader.tenant))
+        access = await self._follow.reader(request, gid)
+        text = text_of(request, "speed", empty=True)
+        speed = None if text is None else parse_speed(text)
+
+        async def begin(feed: Feed, generation: Generation) -> Start | Respond | Response:
             position, preface = await self._begin(request, feed, generation)
             if generation.ended and position >= generation.cursor:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
-            if pace is not None:
-                opened = stack.pop_all()
-                return Replay(self._broker, opened, feed, position, pace, preface=preface, until=reader.until)
-            return EventStream(
-                hub,
-                stack.pop_all(),
-                feed,
-                NATIVE,
-                position,
-                preface=preface,
-                until=reader.until,
-                headers={"x-generation-id": gid},
-                send_timeout=self._broker.settings.send_timeout,
-            )
-        raise AssertionError("unreachable")
+            start = Start(feed, NATIVE, position, preface)
+            return start if speed is None else partial(self._replay, start, speed)
+
+        return self._follow.draining or await self._follow.generation(access, gid, begin, {"x-generation-id": gid})
+
+    def _replay(self, start: Start, speed: float, stack: AsyncExitStack, access: ReadAccess) -> Response:
+        return Replay(self._follow.connections, self._broker.store, stack, start, speed, until=access.until)
 
     async def _begin(self, request: Request, feed: Feed, generation: Generation) -> tuple[Cursor, bytes]:
         """Return where the reader wants to begin, and the bytes to send first."""

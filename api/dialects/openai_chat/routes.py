@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -12,20 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.auth import Access
+from api.auth import ReadAccess
 from api.dialects.openai_chat.frames import Chat, chat_dialect
 from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error, on_broker_error
 from api.query import flag_of, text_of
 from api.requests import by_method, read_request, submit
 from api.server.memory import reserve
-from api.streaming.null_wire import SILENCE
-from api.streaming.response import EventStream
+from api.streaming.follow import Follow, Start
 from broker.broker import Broker
 from broker.completion.fold import finish_reason
 from broker.completion.merging import as_call
 from broker.completion.text import json_text
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
-from broker.fanout.dialect import Dialect, EndReason
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
@@ -40,9 +35,11 @@ STATUS_WAIT = 10.0
 class ChatCompletionRoutes:
     """The handlers of `/v1/chat/completions`."""
 
-    def __init__(self, broker: Broker, access: Access) -> None:
+    def __init__(self, broker: Broker, follow: Follow) -> None:
         self._broker = broker
-        self._access = access
+        self._follow = follow
+        self._access = follow.access
+        self._connections = follow.connections
 
     def routes(self) -> list[Route]:
         path = "/v1/chat/completions"
@@ -55,7 +52,7 @@ class ChatCompletionRoutes:
         tenant = self._access.tenant(request)
         bare = flag_of(request, "bare")
         asked = await read_request(request, self._broker)
-        if self._broker.hub.draining:
+        if self._connections.draining:
             return draining_error({"retry-after": "1"})  # another gateway takes it
         self._access.subscribers.check(tenant)
         created = await submit(self._broker, request, asked, tenant)
@@ -80,76 +77,39 @@ class ChatCompletionRoutes:
         dialect: Chat,
     ) -> Response:
         """Return the response to an accepted generation, streamed or whole as requested."""
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._access.subscribers.one(tenant, gid))
-            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, tenant))
+
+        async def begin(feed: Feed, generation: Generation) -> Start | Response:
             if not asked.stream:
-                response = await self._whole(request, feed, tenant)
-            elif (refused := await self._refusal(feed, dialect, tenant)) is not None:
-                response = refused
-            else:
-                position = await self._newest_attempt(generation)
-                return self._stream(stack.pop_all(), feed, dialect, position, headers)
+                return await self._whole(request, feed, tenant)
+            refused = await self._refusal(feed, tenant)
+            return refused or Start(feed, dialect, await self._newest_attempt(generation))
+
+        response = await self._follow.generation(ReadAccess(tenant), gid, begin)
         response.headers.update(headers)
         return response
 
-    def _stream(
-        self,
-        stack: AsyncExitStack,
-        feed: Feed,
-        dialect: Chat,
-        position: Cursor,
-        headers: dict[str, str],
-        *,
-        has_received: bool = False,
-        until: float | None = None,
-    ) -> EventStream:
-        return EventStream(
-            self._broker.hub,
-            stack,
-            feed,
-            dialect,
-            position,
-            has_received=has_received,
-            until=until,
-            headers=headers,
-            send_timeout=self._broker.settings.send_timeout,
-        )
-
-    async def _refusal(self, feed: Feed, dialect: Chat, tenant: str) -> Response | None:
+    async def _refusal(self, feed: Feed, tenant: str) -> Response | None:
         """Return the error of a generation that failed before its first chunk; None if it did not."""
-        ended = await self._wait(feed, dialect, feed.wait_first_chunk(), STATUS_WAIT)
-        if ended is None or feed.has_chunk:
+        drained = await self._connections.wait(feed.wait_first_chunk(), timeout=STATUS_WAIT)
+        if feed.has_chunk:
             return None
-        if ended is EndReason.DRAINING:
+        if drained:
             return draining_error(NO_RETRY)
+        if not feed.ended:
+            return None
         generation = await self._broker.store.state(feed.gid, tenant)
         return generation_error(generation) if generation.status in ("failed", "cancelled") else None
 
     async def _whole(self, request: Request, feed: Feed, tenant: str) -> Response:
         """Wait for the end as long as the caller does; the generation continues without the caller."""
-        ended = await self._wait(feed, SILENCE, _disconnected(request))
-        if ended is EndReason.DRAINING and not feed.ended:
+        drained = await self._connections.wait(_disconnected(request), feed.wait_ended())
+        if drained and not feed.ended:
             return draining_error(NO_RETRY)
         async with reserve(request, tenant, partial(self._broker.store.size, feed.gid)):
             generation = await self._broker.get(feed.gid, tenant=tenant)
-            if ended is not None and not generation.ended:
+            if feed.ended and not generation.ended:
                 raise StorageUnavailable
             return _completion_or_error(generation)
-
-    async def _wait(
-        self, feed: Feed, dialect: Dialect, until: Coroutine[Any, Any, None], timeout: float | None = None
-    ) -> EndReason | None:
-        """Wait until `until` is done, the generation ends or the hub ends its streams; return the reason of the end, if
-        any."""
-        moment = asyncio.ensure_future(until)
-        async with self._broker.hub.subscribe(feed, dialect, SILENCE, feed.tail) as subscriber:
-            try:
-                await asyncio.wait((moment, subscriber.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                return subscriber.ended.result() if subscriber.ended.done() else None
-            finally:
-                moment.cancel()
-                await asyncio.gather(moment, return_exceptions=True)
 
     async def _newest_attempt(self, generation: Generation) -> Cursor:
         """Return where a reader begins that must see only one attempt: right before the newest one."""
@@ -170,20 +130,18 @@ class ChatCompletionRoutes:
         if not stream or request.method == "HEAD":
             async with reserve(request, reader.tenant, partial(self._broker.store.size, gid)):
                 return _completion_or_error(await self._broker.get(gid, tenant=reader.tenant))
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._access.subscribers.one(reader.tenant, gid))
-            feed, generation = await stack.enter_async_context(self._broker.hub.open(gid, reader.tenant))
-            after = text_of(request, "after") or text_of(request, "starting_after")
-            position = await self._behind(after, generation) if after else await self._newest_attempt(generation)
-            dialect = chat_dialect(usage=usage, bare=bare)
-            has_received = after is not None and position.attempt > 0 and position.seq > 0
-            headers = {"x-generation-id": gid}
-            return self._stream(
-                stack.pop_all(), feed, dialect, position, headers, has_received=has_received, until=reader.until
-            )
-        raise StorageUnavailable  # unreachable: the stack suppresses nothing
 
-    async def _behind(self, after: str, generation: Generation) -> Cursor:
+        async def begin(feed: Feed, generation: Generation) -> Start:
+            after = text_of(request, "after") or text_of(request, "starting_after")
+            resume = self._resume_position(after, generation) if after else self._newest_attempt(generation)
+            position = await resume
+            has_received = after is not None and position.attempt > 0 and position.seq > 0
+            dialect = chat_dialect(usage=usage, bare=bare)
+            return Start(feed, dialect, position, has_received=has_received)
+
+        return await self._follow.generation(reader, gid, begin, {"x-generation-id": gid})
+
+    async def _resume_position(self, after: str, generation: Generation) -> Cursor:
         """Return where a reader continues. Raises InvalidCursor for a cursor that is not of this log: nothing would
         ever follow it."""
         position = parse_cursor(after)

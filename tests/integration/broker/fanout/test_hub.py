@@ -12,6 +12,7 @@ import uvicorn
 
 from api.app import create_app
 from api.dialects.native.frames import NATIVE
+from api.streaming.connections import Connections
 from broker import Broker
 from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub
@@ -100,9 +101,10 @@ class Peer:
 
 @asynccontextmanager
 async def hub_of(broker: Broker, *, send_timeout: float = 60, heartbeat: float = 15, cache: int = 1 << 28):
-    hub = Hub(Store(broker.store.redis, 100), heartbeat=heartbeat, send_timeout=send_timeout, cache_bytes=cache)
+    hub = Hub(Store(broker.store.redis, 100), heartbeat=heartbeat, cache_bytes=cache)
+    connections = Connections(hub, heartbeat=heartbeat, send_timeout=send_timeout)
     try:
-        async with beside(hub.run()):
+        async with beside(hub.run()), beside(connections.run()):
             yield hub
     finally:
         await hub.close()

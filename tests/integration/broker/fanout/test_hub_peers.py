@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from api.dialects.native.frames import NATIVE
+from api.streaming.connections import Connections
 from broker import Broker
 from broker.fanout.buffer import Slice
 from broker.ids import START
@@ -100,7 +101,7 @@ async def test_a_peer_that_breaks_at_its_farewell_harms_nobody(broker: Broker) -
             for peer in peers[::3]:
                 peer.broken = True
             if ending == "draining":
-                await hub.drain(0.05)
+                await Connections(hub, heartbeat=15, send_timeout=60).drain(0.05)
             else:
                 await broker.store.redis.execute("DEL", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}")
             async with asyncio.timeout(20):
@@ -124,7 +125,7 @@ async def test_a_drain_takes_its_window_however_many_there_are(broker: Broker) -
         for peer in peers:
             await stack.enter_async_context(hub.subscribe(feed, NATIVE, peer, START))
         started = time.monotonic()
-        await hub.drain(2)
+        await Connections(hub, heartbeat=15, send_timeout=60).drain(2)
         sent = sorted(peer.last_written - started for peer in peers)
     assert sent[len(sent) // 2] > 0.9
     assert 1.9 < sent[-1] < 10

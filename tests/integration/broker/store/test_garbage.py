@@ -54,10 +54,12 @@ async def serving(broker: Broker, settings: Settings) -> AsyncGenerator[str]:
     """A gateway in this process; its address."""
     sock = listen(settings)
 
-    async def drain() -> None:
-        await broker.hub.drain(0)
+    app = create_app(broker)
 
-    server = Server(config_for(create_app(broker), settings), drain)
+    async def drain() -> None:
+        await app.state.connections.drain(0)
+
+    server = Server(config_for(app, settings), drain)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     await wait_until(lambda: server.started)
     try:

@@ -1,0 +1,120 @@
+"""Upkeep of the open responses of a hub: heartbeats, stalled peers, expired tokens, drain.
+
+The hub writes what is in the logs; here is what depends on time. A response that sends no events yet but must end with
+the gateway (a completion that is sent as a whole) is a wait, not a subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from broker.concurrency.cancellation import cancel_and_wait
+from broker.fanout.buffer import Slice
+from broker.fanout.dialect import EndReason
+from broker.fanout.hub import TICKS, Hub
+from broker.fanout.scheduler import SLICE_SECONDS
+from broker.fanout.subscriber import Subscriber
+
+
+class Connections:
+    """The open responses of one gateway. `run()` must be running while there are any."""
+
+    def __init__(self, hub: Hub, *, heartbeat: float, send_timeout: float) -> None:
+        self.hub = hub
+        self.send_timeout = send_timeout
+        self._heartbeat = heartbeat
+        self._waits: set[asyncio.Future[None]] = set()
+
+    def __len__(self) -> int:
+        return self.hub.subscribers + len(self._waits)
+
+    @property
+    def draining(self) -> bool:
+        return self.hub.draining
+
+    async def run(self) -> None:
+        """Send heartbeats and drop stalled peers, until cancelled."""
+        while True:
+            await asyncio.sleep(self._heartbeat / TICKS)
+            self._drop_stalled()
+            await self._send_heartbeats()
+
+    def expire(self, subscriber: Subscriber, at: float) -> asyncio.TimerHandle:
+        """End a response at a time (unix seconds), when its reader's token expires."""
+        delay = max(0.0, at - time.time())
+        return asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
+
+    async def wait(self, *until: Coroutine[Any, Any, None], timeout: float | None = None) -> bool:
+        """Wait until one of `until` is done, for at most `timeout` seconds. Return True if it was the drain that ended
+        the wait."""
+        drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.draining:
+            drained.set_result(None)
+        tasks = [asyncio.ensure_future(one) for one in until]
+        self._waits.add(drained)
+        try:
+            await asyncio.wait((*tasks, drained), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return drained.done()
+        finally:
+            self._waits.discard(drained)
+            await cancel_and_wait(tasks)
+
+    async def drain(self, window: float) -> None:
+        """End all responses, spread over the window, so that their readers do not reconnect all at once."""
+        self.hub.draining = True
+        ends: list[Callable[[], None]] = [
+            partial(self.hub.end, subscriber, EndReason.DRAINING) for subscriber in self.hub.all_subscribers()
+        ]
+        ends += (partial(_resolve, wait) for wait in self._waits)
+        random.shuffle(ends)
+        started = time.monotonic()
+        for number, end in enumerate(ends, start=1):
+            end()
+            # Measured against the clock: timers have millisecond resolution, so thousands of pauses would be zero or
+            # too long.
+            await asyncio.sleep(started + window * number / len(ends) - time.monotonic())
+
+    async def _send_heartbeats(self) -> None:
+        """Send a heartbeat to each subscriber without a write for one interval, in slices as in delivery."""
+        until = time.monotonic() + SLICE_SECONDS
+        for subscriber in self.hub.all_subscribers():
+            if self.hub.tick - subscriber.last_write_tick >= TICKS:
+                self._send_heartbeat(subscriber)
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + SLICE_SECONDS
+
+    def _send_heartbeat(self, subscriber: Subscriber) -> None:
+        wire = subscriber.wire
+        subscriber.last_write_tick = self.hub.tick
+        try:
+            if wire.closing or subscriber.ended.done():
+                return
+            if wire.pending:
+                self.hub.stall(subscriber, wire.pending)
+            else:
+                wire.write(Slice(subscriber.buffer.dialect.heartbeat, subscriber.position))
+        except Exception:
+            subscriber.end(EndReason.LEFT)
+
+    def _drop_stalled(self) -> None:
+        now = time.monotonic()
+        for subscriber in tuple(self.hub.stalled):
+            since, pending = subscriber.stalled or (now, 0)
+            if not subscriber.wire.pending:
+                self.hub.resume(subscriber)
+            elif subscriber.wire.pending < pending:
+                subscriber.stalled = (now, subscriber.wire.pending)
+            elif now - since > self.send_timeout:
+                subscriber.wire.abort()
+                subscriber.end(EndReason.STALLED)
+
+
+def _resolve(wait: asyncio.Future[None]) -> None:
+    if not wait.done():
+        wait.set_result(None)
