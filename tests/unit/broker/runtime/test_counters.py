@@ -74,7 +74,7 @@ class Clock:
     def __init__(self, now: float) -> None:
         self.now = now
 
-    def last(self) -> float:
+    def estimate(self) -> float:
         return self.now
 
 
