@@ -23,7 +23,7 @@ async def record(stage: Stage, rec: Recorder) -> None:
         await rec.ask("none", api, "GET", path)
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/overview", "/"):
         await rec.ask("another method", api, "POST", path)
-    for path in ("/", "/docs", "/openapi.json", "/static/docs.css"):
+    for path in ("/", "/docs", "/openapi.json", "/static/css/docs.css"):
         await rec.ask("a page", api, "GET", path, show_body=False)
     await _overview(stage, rec)
     document = (await api.http.get("/openapi.json")).json()
