@@ -86,7 +86,7 @@ async def test_beyond_its_limit_everybody_is_refused_in_their_own_way(redis: Emb
             assert later.status == 200
             assert later.headers["content-type"].startswith("text/event-stream")
             assert later.headers["access-control-allow-origin"] == ORIGIN
-            assert re.fullmatch(rb"retry: \d{4,5}\n: This gateway has as many.*\n\n", later.body)
+            assert re.fullmatch(rb"retry: \d{4,5}\n: This gateway has reached its connection limit.*\n\n", later.body)
 
         assert (await asked(api, "GET", "/healthz")).status == 200
         assert (await asked(api, "GET", "/readyz")).status == 200
