@@ -56,9 +56,7 @@ class RedisClock:
         seconds, micros = await self._redis.execute("TIME")
         now = int(seconds) + int(micros) / 1e6
         least, most = now - time.time(), now - sent
-        if (
-            not least <= self._offset <= most
-        ):  # otherwise keep the known offset: it is as accurate, and preserves the order of ids
+        if not least <= self._offset <= most:  # otherwise the known one is as accurate, and preserves the order of ids
             self._offset = least
         self._stale_at = time.monotonic() + FRESH
         return least, most

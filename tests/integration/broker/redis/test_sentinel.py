@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from broker.ids import Cursor, entry_cursor
+from broker.ids import START, Cursor, entry_cursor
 from broker.redis.client import connect_redis
 from broker.redis.errors import NotMaster, RespError
 from broker.store import keys
@@ -154,8 +154,9 @@ async def generations(api: Gateway, label: str, count: int, length: int, speed: 
 
 
 async def newest(server: Server, gid: str) -> Cursor:
-    (entry,) = await server.ask("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 1)
-    return entry_cursor(entry[0])
+    """Of the log; START if the server does not have it yet."""
+    entries = await server.ask("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 1)
+    return entry_cursor(entries[0][0]) if entries else START
 
 
 async def nobody_reads(server: Server) -> bool:

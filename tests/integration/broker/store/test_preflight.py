@@ -296,7 +296,7 @@ async def test_few_files_are_said(redis: EmbeddedRedis, kind: str) -> None:
         await asyncio.create_subprocess_exec(*limited, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe)
     )
     try:
-        await process.says(r"WARNING.* only 512 files .*ulimit -n")
+        await process.says(r"WARNING.*ulimit -n\) is 512")
         await process.says(READY[kind])
     finally:
         await process.stop()
