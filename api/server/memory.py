@@ -42,12 +42,12 @@ def reserve(request: Request, tenant: str, size: Size | None = None) -> Abstract
     cycle = found() if found is not None else None
     if cycle is None:
         return nullcontext()
-    protocol: Connection = cycle.transport.protocol
+    protocol: TenantConnection = cycle.transport.protocol
     protocol.tenant = tenant
     return protocol.unread.reserve(tenant, size)
 
 
-class Connection(Protocol):
+class TenantConnection(Protocol):
     """The part of `api/server/protocol.py` that this module uses."""
 
     tenant: str

@@ -33,7 +33,7 @@ def ignore() -> None:
     """The callback that does nothing."""
 
 
-class Connection(Protocol):
+class StreamConnection(Protocol):
     """The part of `api/server/protocol.py` that a wire uses."""
 
     transport: Any
@@ -49,7 +49,7 @@ class TransportWire:
     __slots__ = ("_chunked", "_cycle", "_protocol", "_socket", "_transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        protocol: Connection = cast("Any", cycle.transport).protocol
+        protocol: StreamConnection = cast("Any", cycle.transport).protocol
         self._protocol = protocol
         self._cycle = cycle
         self._transport = transport = protocol.transport

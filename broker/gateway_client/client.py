@@ -14,7 +14,7 @@ import httpx2
 
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.gateway_client.connection import Unreachable, open_http, unreachable
-from broker.gateway_client.shapes import check_answer
+from broker.gateway_client.responses import check_answer
 from broker.settings.settings import ClientSettings
 
 Json = dict[str, Any]

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 
 
-class Failure(msgspec.Struct):
+class FailureResponse(msgspec.Struct):
     """The error of a failed generation."""
 
     message: str
 
 
-class Generation(msgspec.Struct):
+class GenerationResponse(msgspec.Struct):
     """A generation as in lists: without text."""
 
     id: str
@@ -26,30 +26,30 @@ class Generation(msgspec.Struct):
     attempt: int
     cursor: str
     usage: dict[str, Any] | None
-    error: Failure | None
+    error: FailureResponse | None
     metadata: dict[str, str]
 
 
-class Page(msgspec.Struct):
+class PageResponse(msgspec.Struct):
     """A page of a list."""
 
-    data: list[Generation]
+    data: list[GenerationResponse]
     has_more: bool
 
 
-class Model(msgspec.Struct):
+class ModelResponse(msgspec.Struct):
     """A model."""
 
     id: str
 
 
-class Models(msgspec.Struct):
+class ModelListResponse(msgspec.Struct):
     """The list of models."""
 
-    data: list[Model]
+    data: list[ModelResponse]
 
 
-class Token(msgspec.Struct):
+class TokenResponse(msgspec.Struct):
     """A stream token."""
 
     token: str
@@ -65,9 +65,9 @@ def check_answer(method: str, path: str, answer: Any) -> dict[str, Any]:
 
 def _kind(method: str, path: str) -> Any:
     if path == "/v1/models":
-        return Models
+        return ModelListResponse
     if not path.startswith("/v1/generations"):
         return dict[str, Any]
     if path.endswith("/token"):
-        return Token
-    return Page if (method, path) == ("GET", "/v1/generations") else Generation
+        return TokenResponse
+    return PageResponse if (method, path) == ("GET", "/v1/generations") else GenerationResponse
