@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
@@ -25,11 +26,26 @@ ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server") or s
 """The second one where it is installed."""
 
 
+def reserve_port() -> socket.socket:
+    """A socket that holds a free port until it is closed. It does not listen, so a server can listen on the port;
+    `free_port`, here and in other processes, does not return it."""
+    while True:
+        held = socket.socket()
+        with contextlib.suppress(OSError):
+            held.bind(("127.0.0.1", free_port()))
+            held.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # after `bind`: it must not share the port itself
+            return held
+        held.close()
+
+
 class Server:
     """One process. Its port stays the same over `kill` and `start`."""
 
     def __init__(self, binary: str, directory: Path, *options: str, sentinel: bool = False, password: str = "") -> None:
-        self.port = free_port()
+        self._held = [reserve_port()]
+        self.port: int = self._held[0].getsockname()[1]
         self._binary = binary
         self.options = options
         self._sentinel = sentinel
@@ -87,6 +103,18 @@ class Server:
             return (await self.ask("ROLE"))[0].decode()
         return ""
 
+    def with_cluster_port(self) -> Server:
+        """Also reserve a port for the cluster bus."""
+        self._held.append(reserve_port())
+        self.options = (*self.options, f"cluster-port {self._held[1].getsockname()[1]}")
+        return self
+
+    def close(self) -> None:
+        """Kill the process and give its ports back."""
+        self.kill()
+        for held in self._held:
+            held.close()
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -102,7 +130,7 @@ async def directory_of_servers() -> AsyncGenerator[tuple[Path, list[Server]], No
         yield directory, servers
     finally:
         for server in servers:
-            server.kill()
+            server.close()
         shutil.rmtree(directory)
 
 
@@ -236,7 +264,7 @@ async def clustered(binary: str, *, replicas: bool = True) -> AsyncGenerator[Clu
         )
 
         def server() -> Server:
-            return Server(binary, directory, *options, f"cluster-port {free_port()}")
+            return Server(binary, directory, *options).with_cluster_port()
 
         masters, copies = [server() for _ in range(3)], [server() for _ in range(3 if replicas else 0)]
         all_of_them.extend((*masters, *copies))
