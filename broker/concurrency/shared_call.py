@@ -22,11 +22,11 @@ class SharedCall(Generic[T]):
     async def __call__(self) -> T:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._call())
-            self._task.add_done_callback(_retrieve_exception)
+            self._task.add_done_callback(retrieve_exception)
         return await asyncio.shield(self._task)
 
 
-def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """All callers may have been cancelled: then the exception would be reported as never retrieved."""
+def retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Mark a failure as retrieved. All callers may have been cancelled: asyncio would report it as never retrieved."""
     if not task.cancelled():
         task.exception()

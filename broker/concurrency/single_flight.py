@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from broker.concurrency.shared_call import retrieve_exception
+
 T = TypeVar("T")
 
 
@@ -25,7 +27,7 @@ class SingleFlight(Generic[T]):
         task = self._next.get(arguments)
         if task is None:
             task = self._next[arguments] = asyncio.get_running_loop().create_task(self._execute(arguments))
-            task.add_done_callback(_consume_exception)
+            task.add_done_callback(retrieve_exception)
         try:
             return await asyncio.shield(task)
         finally:
@@ -42,9 +44,3 @@ class SingleFlight(Generic[T]):
             if self._running.get(arguments) is own:
                 del self._running[arguments]
             del previous, own  # as above
-
-
-def _consume_exception(task: asyncio.Task[Any]) -> None:
-    """Mark a failure as retrieved: all callers may have been cancelled."""
-    if not task.cancelled():
-        task.exception()
