@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import hiredis
 
 from tests import support
-from tests.servers.tcp import TcpServer
+from tests.servers.tcp import TcpServer, relay
 
 Command = list[bytes]
 Matcher = Callable[[Command], bool]
@@ -111,16 +111,7 @@ class Tripwire:
             from_redis, to_redis = await asyncio.open_connection(*self._target)
             streams.append(to_redis)
             awaited: deque[Command] = deque()
-            pumps = [
-                asyncio.create_task(self._forward(reader, to_redis, awaited)),
-                asyncio.create_task(self._back(from_redis, writer, awaited)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await relay(self._forward(reader, to_redis, awaited), self._back(from_redis, writer, awaited))
         except (OSError, asyncio.CancelledError):
             pass
         finally:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from tests.servers.tcp import TcpServer
+from tests.servers.tcp import TcpServer, relay
 
 
 class RedisProxy:
@@ -66,16 +66,10 @@ class RedisProxy:
             from_redis, to_redis = await asyncio.open_connection(*self._target)
             losing = asyncio.Event()
             swallowed = self._clients[writer] = asyncio.Event()
-            pumps = [
-                asyncio.create_task(self._forward(reader, _Hole(to_redis, swallowed), losing)),
-                asyncio.create_task(self._back(from_redis, _Hole(writer, swallowed), losing)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await relay(
+                self._forward(reader, _Hole(to_redis, swallowed), losing),
+                self._back(from_redis, _Hole(writer, swallowed), losing),
+            )
         except (OSError, asyncio.CancelledError):
             pass
         finally:

@@ -10,10 +10,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from broker.concurrency.cancellation import cancel_and_wait
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def relay(*directions: Coroutine[Any, Any, None]) -> None:
+    """Run both directions of a proxied connection until one of them ends, in whatever way; then end the other."""
+    pumps = [asyncio.create_task(direction) for direction in directions]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel_and_wait(pumps)
 
 
 class TcpServer:

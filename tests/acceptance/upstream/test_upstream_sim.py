@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -21,17 +20,6 @@ from worker.simulator.directives import MODELS
 from worker.simulator.text import pieces, tool_calls
 
 WHOLE = "".join(pieces(7, 60))
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with simulator() as (base_url, _):
-        yield base_url
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 # --- the plain answer

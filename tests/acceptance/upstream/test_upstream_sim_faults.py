@@ -4,29 +4,17 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx2
 import openai
 import pytest
 
-from tests.acceptance.upstream.sim_process import ask, body, call_of, calls, post, simulator, socket_to
+from tests.acceptance.upstream.sim_process import ask, body, call_of, calls, post, socket_to
 from worker.simulator.text import pieces, tool_calls
 
 CUT = "".join(pieces(7, 60)[:5])
 WHOLE = "".join(pieces(7, 60))
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with simulator() as (base_url, _):
-        yield base_url
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 # --- faults of the stream
