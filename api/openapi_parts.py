@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.json import schema, schema_components
+
+from broker import records
 from broker.events import NAMES
 from broker.request import MAX_TTL_SECONDS
 
@@ -12,8 +15,8 @@ Json = dict[str, Any]
 STRING: Json = {"type": "string"}
 NUMBER: Json = {"type": "number"}
 OBJECT: Json = {"type": "object"}
-CURSOR: Json = {"type": "string", "pattern": r"^[0-9]{1,16}-[0-9]{1,10}$", "examples": ["1850812345678901-7"]}
-ID: Json = {"type": "string", "pattern": "^gen_[0-9a-z]{34}$"}
+CURSOR: Json = schema(records.CursorText)
+ID: Json = schema(records.GenerationId)
 
 ERRORS = {
     "400": "The request is invalid; `param` names the invalid part.",
@@ -52,10 +55,9 @@ def record(properties: Json, *, optional: tuple[str, ...] = (), **more: Any) -> 
     return {"type": "object", "properties": properties, **({"required": required} if required else {}), **more}
 
 
-def listed(name: str) -> Json:
-    return record(
-        {"object": {"const": "list"}, "data": {"type": "array", "items": ref(name)}, "has_more": {"type": "boolean"}}
-    )
+def schemas_of(*records: Any) -> Json:
+    """Return the schemas of records, by the names of their classes."""
+    return schema_components(records, ref_template="#/components/schemas/{name}")[1]
 
 
 # --- operations ----------------------------------------------------------------------------------------------
@@ -130,12 +132,6 @@ IDEMPOTENCY_KEY = header(
     "A request with the same key and body returns the same generation.",
 )
 
-METADATA: Json = {
-    "type": "object",
-    "maxProperties": 16,
-    "propertyNames": {"maxLength": 64},
-    "additionalProperties": {"type": "string", "maxLength": 512},
-}
 _MESSAGE = record(
     {
         "role": {"type": "string", "minLength": 1, "examples": ["system", "user", "assistant", "tool"]},
@@ -150,7 +146,7 @@ COMPLETION_REQUEST: Json = {
     "stream_options": orelse_null(
         record({"include_usage": orelse_null({"type": "boolean"})}, optional=("include_usage",))
     ),
-    "metadata": orelse_null(METADATA),
+    "metadata": schema(records.Metadata | None),
     "on_upstream_error": {
         "enum": ["fail", "restart", None],
         "description": "Upstream errors after the first token: fail the generation, or restart it with a `reset`.",
@@ -159,9 +155,9 @@ COMPLETION_REQUEST: Json = {
 }
 OPTIONAL = tuple(name for name in COMPLETION_REQUEST if name not in ("model", "messages"))
 OTHER_PARAMETERS = "All other chat.completions parameters are passed on to the upstream unchanged."
-CHOICE = record({"index": {"type": "integer"}, "message": OBJECT, "finish_reason": orelse_null(STRING)})
 
 SHARED_SCHEMAS: Json = {
+    **schemas_of(records.Choice),
     "StreamEvent": record(
         {
             "id": {"type": "string", "description": "The cursor to send as `Last-Event-ID` when reconnecting."},

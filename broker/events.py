@@ -8,7 +8,7 @@ unchanged, so an old gateway works with a new worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from broker.chunks import Json, decode_chunk, text_of_chunk
 from broker.ids import Cursor, entry_cursor
@@ -40,7 +40,8 @@ NAMES: Final = {
 }
 
 FINAL_STATUSES: Final = frozenset({"completed", "failed", "cancelled"})
-STATUSES: Final = ("queued", "in_progress", "completed", "failed", "cancelled")
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+STATUSES: Final = get_args(Status)
 
 
 class Event(NamedTuple):

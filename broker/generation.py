@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import msgspec
+from msgspec import UNSET, UnsetType, to_builtins
+from msgspec.json import decode
 
+from broker import records
 from broker.completion.fold import text_of
 from broker.events import FINAL_STATUSES
 from broker.ids import Cursor, created_ms
@@ -18,6 +20,7 @@ Json = dict[str, Any]
 USAGE_BYTES = 4096
 """Maximum size of a `usage` object in bytes; a larger one is reduced to its totals."""
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_SAME = tuple(name for name in records.GenerationSummary.__struct_fields__ if name not in ("object", "cursor"))
 FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
@@ -56,27 +59,22 @@ class Generation:
             return False
         return self.ended or (self.status == "in_progress" and position.attempt != self.cursor.attempt)
 
-    def summary(self) -> Json:
-        """Return the JSON form without text and choices, as in lists."""
-        return {
-            "id": self.id,
-            "object": "generation",
-            "status": self.status,
-            "model": self.model,
-            "created_at": self.created_at,
-            "started_at": self.started_at,
-            "first_token_at": self.first_token_at,
-            "ended_at": self.ended_at,
-            "attempt": self.attempt,
-            "cursor": str(self.cursor),
-            "usage": self.usage,
-            "error": self.error,
-            "metadata": self.metadata,
-        }
+    def summary(self) -> records.GenerationSummary:
+        """Return the record without text and choices."""
+        return records.GenerationSummary(**self._public())
+
+    def record(self, request: Json | UnsetType | None = UNSET) -> records.Generation:
+        """Return the whole record, with a request body if one is given."""
+        choices = cast(list[records.Choice], list(self.choices))
+        return records.Generation(**self._public(), text=self.text, choices=choices, request=request)
 
     def to_json(self) -> Json:
-        """Return the whole JSON form."""
-        return {**self.summary(), "text": self.text, "choices": list(self.choices)}
+        """Return the whole record as a dictionary."""
+        return to_builtins(self.record())
+
+    def _public(self) -> Json:
+        public = {name: getattr(self, name) for name in _SAME}
+        return {**public, "object": "generation", "cursor": str(self.cursor)}
 
     def with_choices(self, choices: Sequence[Json]) -> Generation:
         """Return a copy with these merged choices, and the text of choice 0."""
@@ -129,4 +127,4 @@ def _seconds(ms: bytes | None) -> float | None:
 
 
 def _json(text: bytes | None) -> Any:
-    return msgspec.json.decode(text) if text else None
+    return decode(text) if text else None

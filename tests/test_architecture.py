@@ -46,6 +46,7 @@ FLOORS = (
     "broker.chunks",
     "broker.events broker.request broker.runtime",
     "broker.completion broker.redis",
+    "broker.records",
     "broker.generation broker.settings",
     "broker.store",
     "broker.auth broker.queue broker.fanout",

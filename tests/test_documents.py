@@ -12,7 +12,7 @@ import yaml
 
 from api.app import DIALECTS
 from api.ops.openapi import document
-from broker import events
+from broker import events, records
 from broker.cli.main import cli
 from tests.acceptance.documents.pages import anchors, blocks, targets
 
@@ -54,6 +54,12 @@ def test_pictures_and_fragments_have_their_pages() -> None:
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_fields_of_a_generation_are_documented_in_their_order() -> None:
+    table = REFERENCE.read_text("utf-8").partition("### The generation\n")[2].partition("###")[0]
+    named = [name for row in re.findall(r"^\| (`.+?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert named == list(records.Generation.__struct_fields__)
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)

@@ -9,22 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from msgspec.json import schema_components
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.dialects.base import DialectApi
 from api.errors import Error, JSONResponse
-from api.openapi_parts import ID, SHARED_SCHEMAS, STRING, Json, answer, errors_with_key, json_of, operation, public
+from api.openapi_parts import (
+    ID,
+    SHARED_SCHEMAS,
+    STRING,
+    Json,
+    answer,
+    errors_with_key,
+    json_of,
+    operation,
+    public,
+    schemas_of,
+)
 from api.ops.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview
 from broker.version import __version__
 
-_SCHEMAS: Json = schema_components([Error, ModelList, Overview, Status], ref_template="#/components/schemas/{name}")[1]
-"""Responses that are msgspec structs are described by their own schema."""
+_SCHEMAS = schemas_of(Error, ModelList, Overview, Status)
 
 
 class OpenApi:

@@ -5,33 +5,29 @@ from __future__ import annotations
 from api.dialects.native.multiplex import MAX_GENERATIONS
 from api.dialects.native.paced import FASTEST, SLOWEST
 from api.openapi_parts import (
-    CHOICE,
     COMPLETION_REQUEST,
     CURSOR,
     EVENT_STREAM,
     ID,
     IDEMPOTENCY_KEY,
     LAST_EVENT_ID,
-    METADATA,
-    NUMBER,
-    OBJECT,
     OPTIONAL,
     OTHER_PARAMETERS,
-    STRING,
     Json,
     answer,
     errors_with_key,
     json_of,
-    listed,
     operation,
     orelse_null,
     query,
     record,
+    schemas_of,
     whole,
     with_token,
 )
+from broker import records
 from broker.auth.stream_tokens import LONGEST
-from broker.events import NAMES, STATUSES
+from broker.events import STATUSES
 
 PAGE = (
     "A page of generations. It can hold fewer than `limit`, or none, while `has_more` is true: continue with the last "
@@ -176,50 +172,10 @@ def _several() -> Json:
     }
 
 
-_SUMMARY: Json = {
-    "id": ID,
-    "object": {"const": "generation"},
-    "status": {"enum": list(STATUSES)},
-    "model": STRING,
-    "created_at": {"type": "number", "description": "Unix seconds, as all times in this API."},
-    "started_at": orelse_null(NUMBER),
-    "first_token_at": orelse_null(NUMBER),
-    "ended_at": orelse_null(NUMBER),
-    "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt, from 1; 0 before the first."},
-    "cursor": {**CURSOR, "description": "Cursor of the newest event."},
-    "usage": orelse_null(OBJECT),
-    "error": orelse_null(OBJECT),
-    "metadata": METADATA,
-}
-
 SCHEMAS: Json = {
     "GenerationRequest": record(COMPLETION_REQUEST, optional=OPTIONAL, description=OTHER_PARAMETERS),
-    "GenerationSummary": record(_SUMMARY),
-    "Generation": record(
-        {
-            **_SUMMARY,
-            "text": {"type": "string", "description": "The content of choice 0 so far."},
-            "choices": {"type": "array", "items": CHOICE, "description": "The merged messages so far."},
-            "request": {
-                **orelse_null({"type": "object"}),
-                "description": "The request body, if `include` names it; null for a cancelled generation whose "
-                "request was too long to be kept.",
-            },
-        },
-        optional=("request",),
-    ),
-    "GenerationList": listed("GenerationSummary"),
-    "Event": record(
-        {
-            "id": CURSOR,
-            "event": {"type": "string", "examples": sorted(set(NAMES.values()))},
-            "at": {"type": "integer", "description": "Milliseconds since the start of the attempt."},
-            "data": {},
-        }
-    ),
-    "EventPage": listed("Event"),
     "TokenRequest": record(
         {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
     ),
-    "Token": record({"token": STRING, "expires_at": NUMBER, "events_url": STRING}),
+    **schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token),
 }

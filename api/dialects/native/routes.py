@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from http import HTTPStatus
 
+from msgspec import UNSET, Raw
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,6 +22,7 @@ from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
 from api.streaming.follow import Follow, Respond, Start, or_retry_later
 from api.streaming.response import HEADERS
+from broker import records
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import DEFAULT_LIMIT, LIST_LIMIT, Broker
 from broker.errors import InvalidCursor
@@ -60,8 +62,8 @@ class GenerationRoutes:
             headers["idempotent-replayed"] = "true"
             async with reserve(request, tenant, partial(self._broker.store.size, created.id)):
                 generation = await self._broker.get(created.id, tenant)
-                return JSONResponse(generation.to_json(), HTTPStatus.OK, headers)
-        return JSONResponse(queued(created.id, asked).to_json(), HTTPStatus.ACCEPTED, headers)
+                return JSONResponse(generation.record(), HTTPStatus.OK, headers)
+        return JSONResponse(queued(created.id, asked).record(), HTTPStatus.ACCEPTED, headers)
 
     async def list(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
@@ -69,7 +71,7 @@ class GenerationRoutes:
         limit = whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT)
         async with reserve(request, tenant):
             page, more = await self._broker.list(status=status, limit=limit, after=after, tenant=tenant)
-            return JSONResponse({"object": "list", "data": [one.summary() for one in page], "has_more": more})
+            return JSONResponse(records.GenerationList([one.summary() for one in page], more))
 
     async def get(self, request: Request) -> Response:
         """Return one generation; with `include=request` also its request. That needs an API key: stream tokens are
@@ -77,16 +79,14 @@ class GenerationRoutes:
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
         async with reserve(request, tenant, partial(self._broker.store.size, gid)):
-            found = (await self._broker.get(gid, tenant=tenant)).to_json()
-            if include:
-                found["request"] = await self._broker.store.request(gid)
-            return JSONResponse(found)
+            generation = await self._broker.get(gid, tenant=tenant)
+            return JSONResponse(generation.record(await self._broker.store.request(gid) if include else UNSET))
 
     async def cancel(self, request: Request) -> Response:
         tenant, gid = self._access.tenant(request), request.path_params["id"]
         await self._broker.end(gid, tenant)
         async with reserve(request, tenant, partial(self._broker.store.size, gid)):
-            return JSONResponse((await self._broker.get(gid, tenant)).to_json())
+            return JSONResponse((await self._broker.get(gid, tenant)).record())
 
     async def delete(self, request: Request) -> Response:
         await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
@@ -101,7 +101,7 @@ class GenerationRoutes:
         await self._broker.store.state(gid, tenant)
         token, expires_at = await self._broker.tokens.issue(gid, tenant, seconds or LONGEST)
         events_url = f"/v1/generations/{gid}/events?token={token}"
-        return JSONResponse({"token": token, "expires_at": expires_at, "events_url": events_url})
+        return JSONResponse(records.Token(token, expires_at, events_url))
 
     async def events(self, request: Request) -> Response:
         """Stream the events, or return a page of them as JSON. Trouble of the gateway never gives a stream an error
@@ -156,12 +156,5 @@ class GenerationRoutes:
         limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
         async with reserve(request, reader.tenant):
             events, has_more = await self._broker.store.bounded_page(gid, after, limit)
-            # `data` is JSON already and is inserted unchanged.
-            rows = [
-                b'{"id":"%b","event":"%b","at":%d,"data":%b}'
-                % (str(event.cursor).encode(), event.name.encode(), event.at_ms, event.data)
-                for event in events
-            ]
-            more = b"true" if has_more else b"false"
-            body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(rows), more)
-            return Response(body, media_type="application/json")
+            rows = [records.Event(str(one.cursor), one.name, one.at_ms, Raw(one.data)) for one in events]
+            return JSONResponse(records.EventPage(rows, has_more))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from api.openapi_parts import (
-    CHOICE,
     COMPLETION_REQUEST,
     CURSOR,
     EVENT_STREAM,
@@ -22,6 +21,7 @@ from api.openapi_parts import (
     orelse_null,
     query,
     record,
+    ref,
     with_token,
 )
 
@@ -74,7 +74,7 @@ SCHEMAS: Json = {
             "object": {"const": "chat.completion"},
             "created": {"type": "integer"},
             "model": STRING,
-            "choices": {"type": "array", "items": CHOICE},
+            "choices": {"type": "array", "items": ref("Choice")},
             "usage": orelse_null(OBJECT),
         }
     ),
