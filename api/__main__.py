@@ -23,8 +23,9 @@ from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.sockets import shown
 from broker.runtime.tracing import configure_tracing
+from broker.settings.loading import load_for_process, unknown_variables
 from broker.settings.origins import is_loopback
-from broker.settings.settings import Settings, load_for_process, unknown_variables
+from broker.settings.settings import Settings
 from broker.store.preflight import Preflight
 
 FILES = 4096  # open files; each subscriber needs one

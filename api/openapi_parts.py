@@ -8,7 +8,7 @@ from msgspec.json import schema, schema_components
 
 from broker import records
 from broker.events import NAMES
-from broker.request import MAX_TTL_SECONDS
+from broker.request.body import MAX_TTL_SECONDS
 
 Json = dict[str, Any]
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from api.middleware.crash import ACCEPTED
 from broker.broker import Broker
 from broker.errors import BodyTooLarge, InvalidRequest
-from broker.request import CompletionRequest
+from broker.request.body import CompletionRequest
 from broker.runtime.logging import REQUEST_ID
 from broker.store.store import Created
 

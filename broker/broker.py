@@ -32,7 +32,7 @@ from broker.ids import START, Cursor, created_ms, parse_cursor
 from broker.queue.quotas import OPEN_TENANT, TenantLimits
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
-from broker.request import CompletionRequest, check_idempotency_key, encode_body, parse_json, parse_request
+from broker.request.body import CompletionRequest, check_idempotency_key, encode_body, parse_json, parse_request
 from broker.runtime.counters import Count
 from broker.runtime.tracing import traceparent
 from broker.settings.messages import format_errors
@@ -86,7 +86,7 @@ class Broker:
         IdempotencyConflict, LimitExceeded or StorageUnavailable.
         """
         request = await self.parse(encode_body(body))
-        created = await self.submit(request, tenant, idempotency_key)
+        created = await self.submit(request, tenant, idempotency_key, queue_timeout=self.settings.queue_timeout)
         return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
 
     async def parse(self, body: bytes) -> CompletionRequest:
@@ -111,11 +111,16 @@ class Broker:
         tenant: str,
         idempotency_key: str | None,
         has_left: Callable[[], Awaitable[bool]] | None = None,
+        *,
+        queue_timeout: float | None = None,
+        retry_of: str = "",
     ) -> Created:
         """Create a generation from a validated request. Once this has returned, the generation will run: if its ticket
         could not be written, the reaper writes one within ten seconds.
 
-        `has_left` returns whether the client has disconnected; nothing is created then. Raises InvalidRequest for an
+        `has_left` returns whether the client has disconnected; nothing is created then. `queue_timeout`: seconds for
+        which the generation may wait if the request does not say; None for any time. `retry_of`: the generation that
+        it repeats. Raises InvalidRequest for an
         invalid key, and IdempotencyConflict, LimitExceeded or StorageUnavailable.
         """
         key = check_idempotency_key(idempotency_key)
@@ -124,7 +129,12 @@ class Broker:
         try:
             if has_left is not None and await has_left():
                 raise StorageUnavailable("The client disconnected before the generation was created.")
-            created = await self.store.create(request, tenant, key, gid)
+            created = await self.store.create(
+                *(request, tenant, key, gid),
+                lane=self.settings.lane_of(request.model),
+                queue_timeout=queue_timeout,
+                retry_of=retry_of,
+            )
         except BrokerError:
             await self._forgo(gid, tenant, counted, stored)
             raise
@@ -317,7 +327,7 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
     `redis+sentinel://`, by default `redis://127.0.0.1:6379/0`. It connects on first use.
 
     The environment is not read: every other setting has its default. To use the settings of a gateway or a worker, such
-    as TOKENCAST_STREAMS_URL, read them with `broker.settings.settings.load_for_process` and pass them as `settings`,
+    as TOKENCAST_STREAMS_URL, read them with `broker.settings.loading.load_for_process` and pass them as `settings`,
     without a URL. Raises Misconfigured for an invalid URL.
     """
     if url is not None and settings is not None:

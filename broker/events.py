@@ -41,6 +41,11 @@ NAMES: Final = {
 
 FINAL_STATUSES: Final = frozenset({"completed", "failed", "cancelled"})
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+WaitingReason = Literal[
+    "queued", "upstream_limit", "upstream_busy", "upstream_down", "tenant_limit", "paused", "scheduled"
+]
+"""Reasons why a generation waits: all workers are busy; the upstream has as many calls as it takes, refused one (429,
+503), or is down (its circuit is open); the tenant is at its limit; an operator paused it; it is scheduled for later."""
 STATUSES: Final = get_args(Status)
 
 

@@ -11,9 +11,10 @@ from msgspec.json import decode
 
 from broker import records
 from broker.completion.fold import text_of
-from broker.events import FINAL_STATUSES
+from broker.events import FINAL_STATUSES, WaitingReason
 from broker.ids import Cursor, created_ms
-from broker.request import CompletionRequest
+from broker.request.body import CompletionRequest
+from broker.request.options import DEFAULT_PRIORITY
 
 Json = dict[str, Any]
 
@@ -21,7 +22,10 @@ USAGE_BYTES = 4096
 """Maximum size of a `usage` object in bytes; a larger one is reduced to its totals."""
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _SAME = tuple(name for name in records.GenerationSummary.__struct_fields__ if name not in ("object", "cursor"))
-FIELDS = ("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp")
+FIELDS = (
+    *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
+    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd"),
+)
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
 
@@ -41,6 +45,16 @@ class Generation:
     usage: Json | None
     error: Json | None
     metadata: dict[str, str]
+    priority: int = DEFAULT_PRIORITY
+    run_at: float | None = None
+    group: str | None = None
+    retry_of: str | None = None
+    upstream: str | None = None
+    queue: records.QueueState | None = None
+    lane: str = ""
+    """The upstreams that serve its model, in the queue's notation."""
+    deadline: float | None = None
+    """End of its waiting."""
     finish_reason: str | None = None
     text: str = ""
     choices: Sequence[Json] = ()
@@ -83,14 +97,40 @@ class Generation:
 
 def queued(gid: str, request: CompletionRequest) -> Generation:
     """Return the record of a generation that has just been created."""
-    created = created_ms(gid) / 1000
-    cursor = Cursor(0, 1)
-    return Generation(gid, "queued", request.model, created, None, None, None, 0, cursor, None, None, request.metadata)
+    created, options = created_ms(gid), request.options
+    run_at = options.run_at_ms(created)
+    return Generation(
+        id=gid,
+        status="queued",
+        model=request.model,
+        created_at=created / 1000,
+        started_at=None,
+        first_token_at=None,
+        ended_at=None,
+        attempt=0,
+        cursor=Cursor(0, 1),
+        usage=None,
+        error=None,
+        metadata=request.metadata,
+        priority=options.level,
+        run_at=None if run_at is None else run_at / 1000,
+        group=options.group,
+        queue=_queue_state(None, run_at, None),
+    )
+
+
+def _queue_state(reason: str | None, run_at_ms: int | None, retry_at_ms: int | None) -> records.QueueState:
+    """Return why a generation waits, as far as its own record tells."""
+    if reason is None:
+        reason = "queued" if run_at_ms is None else "scheduled"
+    at = run_at_ms if reason == "scheduled" else retry_at_ms
+    return records.QueueState(None, cast(WaitingReason, reason), None if at is None else at / 1000)
 
 
 def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
     """Build a generation from the values of FIELDS; its `status` is empty if the meta hash does not exist."""
     m = dict(zip(FIELDS, fields, strict=True))
+    waits = m["st"] == b"queued" and not m["own"]
     return Generation(
         id=gid,
         status=(m["st"] or b"").decode(),
@@ -104,6 +144,14 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         usage=_usage(m["us"]),
         error=_json(m["er"]),
         metadata=_json(m["mt"]) or {},
+        priority=int(m["pr"] or DEFAULT_PRIORITY),
+        run_at=_seconds(m["ra"]),
+        group=_text(m["gr"]),
+        retry_of=_text(m["ro"]),
+        upstream=_text(m["up"]),
+        queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
+        lane=_text(m["ln"]) or "",
+        deadline=_seconds(m["qd"]),
         finish_reason=(m["fr"] or b"").decode() or None,
         trace=(m["tp"] or b"").decode(),
     )
@@ -120,6 +168,14 @@ def bounded_usage(usage: Json, size: int) -> Json:
     if size <= USAGE_BYTES:
         return usage
     return {name: usage[name] for name in TOTALS if isinstance(usage.get(name), int)}
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode() if value else None
+
+
+def _ms(value: bytes | None) -> int | None:
+    return int(value) if value else None
 
 
 def _seconds(ms: bytes | None) -> float | None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from broker.events import NAMES, Status
+from broker.events import NAMES, Status, WaitingReason
+from broker.request.options import Priority
 
 Json = dict[str, Any]
 
@@ -20,6 +21,16 @@ Metadata = Annotated[
     dict[str, Annotated[str, Meta(max_length=512)]],
     Meta(extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}}),
 ]
+
+
+class QueueState(Struct, frozen=True):
+    """Why a queued generation waits."""
+
+    position: Annotated[
+        int | None, Meta(description="From 1, for the reasons `queued` and `upstream_limit`; otherwise null.")
+    ]
+    reason: WaitingReason
+    retry_at: Annotated[float | None, Meta(description="Unix seconds of the next try, if it is known.")]
 
 
 class GenerationSummary(Struct, frozen=True, kw_only=True):
@@ -38,6 +49,12 @@ class GenerationSummary(Struct, frozen=True, kw_only=True):
     usage: Json | None
     error: Json | None
     metadata: Metadata
+    priority: Priority
+    run_at: float | None
+    group: str | None
+    retry_of: Annotated[str | None, Meta(description="The generation that this one repeats.")]
+    upstream: Annotated[str | None, Meta(description="The upstream that has it or had it last.")]
+    queue: Annotated[QueueState | None, Meta(description="Only while it waits in the queue.")]
 
 
 class Choice(TypedDict):

@@ -11,7 +11,8 @@ from broker.redis.client import connect_redis
 from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.tracing import configure_tracing
-from broker.settings.settings import Settings, load_for_process, unknown_variables
+from broker.settings.loading import load_for_process, unknown_variables
+from broker.settings.settings import Settings
 from worker.monitoring.heartbeat import has_live_worker
 
 

@@ -22,7 +22,8 @@ from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import MISCONFIGURED, python_module
 from broker.runtime.sockets import shown
-from broker.settings.settings import Settings, unknown_variables
+from broker.settings.loading import unknown_variables
+from broker.settings.settings import Settings
 
 STABLE_AFTER = 10.0  # seconds: a process that ran longer is restarted at once
 MAX_PAUSE = 10.0

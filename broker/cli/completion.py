@@ -15,7 +15,8 @@ from click.shell_completion import BashComplete, CompletionItem, FishComplete, Z
 from broker.cli.options import examples
 from broker.cli.tables import duration, one_line
 from broker.gateway_client.client import Client
-from broker.settings.settings import ClientSettings, load
+from broker.settings.client_settings import ClientSettings
+from broker.settings.loading import load
 
 COMPLETE = "_TOKENCAST_COMPLETE"  # environment variable with which a script requests completions
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}

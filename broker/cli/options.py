@@ -14,7 +14,8 @@ import click
 
 from broker.cli.output import harmless
 from broker.gateway_client.client import Client
-from broker.settings.settings import ClientSettings, load, unknown_variables
+from broker.settings.client_settings import ClientSettings
+from broker.settings.loading import load, unknown_variables
 
 FAILED, USAGE, CANCELLED, NOT_FOUND, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 130, 143
 

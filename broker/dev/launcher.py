@@ -30,7 +30,9 @@ from broker.redis.errors import configuration_error
 from broker.runtime.child_process import die_with_parent
 from broker.runtime.environment import environment
 from broker.runtime.process import python_module
-from broker.settings.settings import SIMULATED_KEY, ClientSettings, Settings, load, load_for_process, unknown_variables
+from broker.settings.client_settings import ClientSettings
+from broker.settings.loading import load, load_for_process, unknown_variables
+from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store import keys
 from broker.store.preflight import mark_embedded
 

@@ -15,7 +15,7 @@ import httpx2
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.gateway_client.connection import Unreachable, open_http, unreachable
 from broker.gateway_client.responses import check_answer
-from broker.settings.settings import ClientSettings
+from broker.settings.client_settings import ClientSettings
 
 Json = dict[str, Any]
 Params = tuple[tuple[str, str], ...]

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker.errors import Misconfigured, ModelNotFound
 from broker.redis.url import parse_redis_url
-from broker.request import MAX_TTL_SECONDS
-from broker.runtime.environment import find_unread, is_utf8
+from broker.request.options import MAX_DELAY, MAX_TTL_SECONDS
+from broker.runtime.environment import is_utf8
 from broker.settings.api_keys import tenants_of
-from broker.settings.messages import format_errors
 from broker.settings.origins import normalize_host, normalize_origin
-from broker.settings.secret_files import SECRETS, SecretFiles, variable_of
+from broker.settings.secret_files import SecretFiles
 from broker.settings.upstreams import (
     Upstream,
     UpstreamSettings,
@@ -33,8 +31,9 @@ from broker.settings.upstreams import (
     default_upstream,
     upstream_of,
 )
-from broker.settings.urls import check_http_url
 
+NO_LANE = "-"
+"""Lane of models that no upstream of this process serves."""
 SIMULATED_KEY = "simulated"
 """API key of the simulated upstream, by which a worker recognizes it."""
 _MOST = 2.0**53
@@ -123,6 +122,9 @@ class Settings(BaseSettings):
         description="Time during which a call that the upstream refuses (429, 5xx) is retried, before the first token",
     )
     # Less than the 10 s for which the chat route delays its status line: a refusal still gets its own HTTP status.
+    queue_timeout: float = Field(
+        3600, ge=0, le=MAX_DELAY, description="Time for which a generation may wait for its upstream; then it fails"
+    )
     max_duration: float = Field(900, gt=0, description="Maximum run time of a generation")
     retention: float = Field(
         86400, ge=1, le=MAX_TTL_SECONDS, description="Time for which an ended generation stays readable"
@@ -297,6 +299,14 @@ class Settings(BaseSettings):
                 return upstream
         raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
 
+    def route(self, model: str) -> tuple[Upstream, ...]:
+        """Return the upstreams that serve a model, in the order in which they are asked."""
+        return tuple(upstream for upstream in self.all_upstreams() if upstream.serves(model))
+
+    def lane_of(self, model: str) -> str:
+        """Return the lane of a model: the names of the resources that serve it, for the queue."""
+        return ",".join(upstream.resource for upstream in self.route(model)) or NO_LANE
+
     def label_of(self, model: str) -> tuple[str, str]:
         """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
         can invent model names, so these are not used as labels."""
@@ -316,78 +326,3 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, SecretFiles(settings_cls)
-
-
-class ClientSettings(BaseSettings):
-    """Settings of the command line's client commands."""
-
-    model_config = SettingsConfigDict(env_prefix="TOKENCAST_", frozen=True, extra="ignore", env_ignore_empty=True)
-
-    url: str = Field("http://127.0.0.1:8000", description="URL of the gateway that the client commands use")
-    api_key: str | None = Field(None, repr=False, description="API key that the client commands send")
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        try:
-            url = check_http_url(value, example="http://127.0.0.1:8000")
-            if url.rstrip("/").endswith("/v1"):
-                raise ValueError("must not end with `/v1`: the client commands append it")
-            return url
-        except ValueError as error:
-            hint = "; a password is not accepted, percent-encoded or not: put the key into TOKENCAST_API_KEY"
-            hint = hint if "@" in value else ""
-            raise ValueError(f"{error}{hint}") from None
-
-    @field_validator("api_key")
-    @classmethod
-    def _check_key(cls, value: str | None) -> str | None:
-        return None if value is None else check_key(value)
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return Settings.settings_customise_sources(settings_cls, *sources, **named)
-
-
-AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
-
-
-def load(kind: type[AnySettings]) -> AnySettings:
-    """Read the environment. Raises Misconfigured with the names of invalid variables, in one line, without their
-    values."""
-    try:
-        return kind()  # pyright: ignore[reportCallIssue]
-    except ValidationError as error:
-        fields = kind.model_fields
-        names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
-        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
-
-
-def load_for_process() -> Settings:
-    """Return the settings of a gateway or a worker, with the parts checked that are otherwise read on first use."""
-    settings = load(Settings)
-    _ = settings.tenants, settings.all_upstreams()
-    return settings
-
-
-def unknown_variables() -> dict[str, str]:
-    """Return variables with Tokencast's prefix that are not read: name → a message of one line."""
-    return find_unread([name for name, _, _ in variables()], SECRETS)
-
-
-def variables() -> Iterator[tuple[str, str, str]]:
-    """Yield (name, default, description) of every variable. A test compares them with the table in the
-    documentation."""
-    for kind in (Settings, ClientSettings):
-        for name, field in kind.model_fields.items():
-            yield variable_of(name, field), _shown(field.default), field.description or ""
-
-
-def _shown(default: object) -> str:
-    if default is None or default == ():
-        return ""
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return str(int(default) if isinstance(default, bool) else default)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -152,6 +152,12 @@ class Upstream:
     """Strings that are removed from messages: the upstream may quote the request."""
     missing: tuple[str, ...] = ()
     """Required variables that are not set."""
+
+    @property
+    def resource(self) -> str:
+        """Name in the queue: limits, refusals and the circuit hang on it. Percent-encoded, because the queue's keys
+        join names with `,`, `:` and spaces."""
+        return quote(self.name, safe="")
 
     @property
     def usable(self) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from broker.ids import created_ms, shard_of
 from broker.redis.client import Argument, Redis, Script
+from broker.request.options import DEFAULT_PRIORITY
 from broker.store import keys
 
 CREATE = Script("store", "create")
@@ -40,6 +41,10 @@ def any_id(shard: str) -> str:
     return f"gen_{'0' * 10}{shard}{'0' * 22}"
 
 
+def _or_empty(number: int | None) -> int | str:
+    return "" if number is None else number
+
+
 def _random() -> int:
     """Return the random part of an attempt id."""
     return secrets.randbelow(1024)
@@ -50,7 +55,8 @@ def _random() -> int:
 
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
-    """A generation to create. `record`: key of its idempotency record, empty if it has no idempotency key."""
+    """A generation to create. `record`: key of its idempotency record, empty if it has no idempotency key. `lane`: the
+    upstreams that serve its model. `deadline_ms`: end of its waiting."""
 
     gid: str
     tenant: str
@@ -64,6 +70,13 @@ class NewGeneration:
     prompt_tokens: int
     new_epoch: str
     created_data: bytes
+    priority: int = DEFAULT_PRIORITY
+    lane: str = ""
+    deadline_ms: int | None = None
+    run_at_ms: int | None = None
+    group: str = ""
+    webhook: bytes = b""
+    retry_of: str = ""
 
 
 class CreateReply(NamedTuple):
@@ -81,6 +94,8 @@ async def create(redis: Redis, new: NewGeneration, *, latest_ms: int, trusted_ep
     arguments: list[Argument] = [
         *(new.gid, new.tenant, new.model, new.request, new.metadata, new.policy, created_ms(new.gid), new.ttl_ms),
         *(new.record, new.fingerprint, new.prompt_tokens, new.new_epoch, new.created_data, latest_ms, trusted_epoch),
+        *(new.priority, new.lane, _or_empty(new.deadline_ms), _or_empty(new.run_at_ms)),
+        *(new.group, new.webhook, new.retry_of),
     ]
     return CreateReply(*await redis.run(CREATE, [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments))
 

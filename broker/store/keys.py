@@ -27,6 +27,12 @@ def meta(gid: str) -> str:
     ms · xa expires ms · by bytes in the log · ct completion chunks · pt prompt tokens, estimated · fr finish reason ·
     us usage JSON · er error JSON · res merged choices JSON · tp traceparent, if tracing is on
 
+    Of the queue ("" = none): pr priority · ln lane, the upstreams that serve the model · qd ms at which the waiting
+    ends · ra ms before which it must not run · gr group · wh webhook JSON · ro generation that this one repeats ·
+    up upstream that has it · wr newest reason of its waiting · rt ms of the next try · we error JSON of the last
+    refusal · nb upstream errors before the first token · fb ms of the first of these · na newest attempt id, also of a
+    claim whose attempt has not begun
+
     A deleted generation keeps only st, tn, ca and xa; so does an expired one, once a script has found it
     (lua/expired.lua).
     """

@@ -21,7 +21,8 @@ from broker.generation import FIELDS, Generation, from_fields
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
-from broker.request import CompletionRequest
+from broker.request.body import CompletionRequest
+from broker.request.options import check_run_at
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, EndReply, NewGeneration
 from broker.store.data_loss import DataLossDetector
@@ -81,14 +82,28 @@ class Store:
         return bool(await self.redis.execute("EXISTS", keys.idempotency(shard, tenant, idempotency_key)))
 
     async def create(
-        self, request: CompletionRequest, tenant: str, idempotency_key: str | None, gid: str | None = None
+        self,
+        request: CompletionRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        gid: str | None = None,
+        *,
+        lane: str = "",
+        queue_timeout: float | None = None,
+        retry_of: str = "",
     ) -> Created:
-        """Create a generation. `gid`: an id made by `make_id`. May be repeated with the same id. IdempotencyConflict if
+        """Create a generation. `gid`: an id made by `make_id`. `lane`: the upstreams that serve its model.
+        `queue_timeout`: seconds for which it may wait if the request does not say. `retry_of`: the generation that it
+        repeats. May be repeated with the same id. IdempotencyConflict if
         the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
         lost the record of the key."""
         gid = gid or await self.make_id(tenant, idempotency_key)
         shard = shard_of(gid)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
+        options, created = request.options, created_ms(gid)
+        run_at = options.run_at_ms(created)
+        check_run_at(run_at, created)
+        wait = queue_timeout if options.queue_timeout is None else options.queue_timeout
         new = NewGeneration(
             gid,
             tenant,
@@ -101,7 +116,14 @@ class Store:
             request.fingerprint,
             request.prompt_tokens,
             new_epoch(),
-            created_data(request.model, created_ms(gid)),
+            created_data(request.model, created),
+            priority=options.level,
+            lane=lane,
+            deadline_ms=None if wait is None else (run_at or created) + int(wait * 1000),
+            run_at_ms=run_at,
+            group=options.group or "",
+            webhook=msgspec.json.encode(options.webhook) if options.webhook else b"",
+            retry_of=retry_of,
         )
         reply = await self._create(shard, new)
         if reply.outcome == b"OK":

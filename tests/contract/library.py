@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from broker.settings.settings import SECRETS, ClientSettings, Settings
+from broker.settings.client_settings import ClientSettings
+from broker.settings.settings import SECRETS, Settings
 from tests.contract.layout import laid_out
 from tests.contract.recorder import Recorder
 from tests.contract.stage import Stage, prompt

@@ -13,7 +13,7 @@ from broker import Broker, connect
 from broker.broker import OPEN_TENANT
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.queue.tickets import ENQUEUE, JOB_NAME
-from broker.request import parse_request
+from broker.request.body import parse_request
 from broker.store import keys
 from tests.faults.oracle import Said
 from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, prompt, queue_is_empty, stored

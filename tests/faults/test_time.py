@@ -18,7 +18,7 @@ from broker.errors import StorageUnavailable
 from broker.ids import SHARDS, idempotency_shard, shard_of
 from broker.redis.client import connect_redis
 from broker.redis.clock import RedisClock
-from broker.request import parse_request
+from broker.request.body import parse_request
 from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store import keys
 from broker.store.commands import CLAIM, REAP, lifecycle_keys

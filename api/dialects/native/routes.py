@@ -30,7 +30,7 @@ from broker.events import STATUSES
 from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
-from broker.request import parse_json, ttl_of
+from broker.request.body import parse_json, ttl_of
 
 EVENTS_LIMIT = 1000
 

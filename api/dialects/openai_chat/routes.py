@@ -24,7 +24,7 @@ from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.fanout.feed import Feed
 from broker.generation import Generation
 from broker.ids import START, Cursor, parse_cursor
-from broker.request import CompletionRequest
+from broker.request.body import CompletionRequest
 
 Json = dict[str, Any]
 

@@ -49,6 +49,7 @@ local function due(at)
 end
 
 local function text(value) return cjson.encode(value or '') end
+local function text_or_null(value) return value and value ~= '' and cjson.encode(value) or 'null' end
 local function seconds(ms) return ms and ms ~= '' and string.format('%.3f', tonumber(ms) / 1000) or 'null' end
 local function json(value) return value and value ~= '' and value or 'null' end
 
@@ -66,11 +67,20 @@ end
 
 -- Returns the generation without its text, as the list and /v1/activity show it.
 local function summary()
-  local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt')
+  local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt',
+    'pr', 'ra', 'gr', 'ro', 'up', 'wr', 'own', 'rt')
+  local queue = 'null'
+  if m[1] == 'queued' and m[19] == '' then
+    local reason = m[18] and m[18] ~= '' and m[18] or m[14] and m[14] ~= '' and 'scheduled' or 'queued'
+    local at = reason == 'scheduled' and m[14] or m[20]
+    queue = '{"position":null,"reason":' .. text(reason) .. ',"retry_at":' .. seconds(at) .. '}'
+  end
   return '{"id":' .. text(GID) .. ',"object":"generation","status":' .. text(m[1]) .. ',"model":' .. text(m[2])
     .. ',"created_at":' .. seconds(m[3]) .. ',"started_at":' .. seconds(m[4]) .. ',"first_token_at":' .. seconds(m[5])
     .. ',"ended_at":' .. seconds(m[6]) .. ',"attempt":' .. (m[7] or '0') .. ',"cursor":' .. text((m[8] or '0') .. '-' .. (m[9] or '0'))
-    .. ',"usage":' .. brief(m[10], 2048, 'null') .. ',"error":' .. brief_error(m[11]) .. ',"metadata":' .. brief(m[12], 2048, '{}') .. '}'
+    .. ',"usage":' .. brief(m[10], 2048, 'null') .. ',"error":' .. brief_error(m[11]) .. ',"metadata":' .. brief(m[12], 2048, '{}')
+    .. ',"priority":' .. (m[13] or '3') .. ',"run_at":' .. seconds(m[14]) .. ',"group":' .. text_or_null(m[15])
+    .. ',"retry_of":' .. text_or_null(m[16]) .. ',"upstream":' .. text_or_null(m[17]) .. ',"queue":' .. queue .. '}'
 end
 
 local function announce(tenant, event)

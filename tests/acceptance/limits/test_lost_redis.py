@@ -15,7 +15,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone, GenerationNotFound, StorageUnavailable
 from broker.ids import SHARDS, idempotency_shard, new_id, shard_of
-from broker.request import parse_request
+from broker.request.body import parse_request
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import RESTORE, restore_command

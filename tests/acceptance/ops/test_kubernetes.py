@@ -22,7 +22,8 @@ from api.app import create_app
 from broker import connect
 from broker.cli import cli
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
-from broker.settings.settings import SECRETS, Settings, variables
+from broker.settings.loading import variables
+from broker.settings.settings import SECRETS, Settings
 from tests.support import DEADLINE, ENGINES, ROOT, Service, service, upstream_sim, wait_until
 
 HERE = ROOT / "docs/kubernetes"

@@ -14,7 +14,7 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.gateway_client.client import Client, Json, Unreachable
-from broker.settings.settings import ClientSettings
+from broker.settings.client_settings import ClientSettings
 from tests.acceptance.cli.test_cli import Done, finish
 from tests.acceptance.cli.test_dev import dev
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context

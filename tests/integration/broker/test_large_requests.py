@@ -14,7 +14,7 @@ from broker import connect
 from broker import json_pieces as pieces
 from broker.broker import QUICK
 from broker.errors import InvalidRequest
-from broker.request import CompletionRequest
+from broker.request.body import CompletionRequest
 from broker.settings.settings import Settings
 from tests.support import gather, request_body
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker.errors import InvalidRequest
 from broker.json_depth import MAX_DEPTH
-from broker.request import parse_json, parse_request
+from broker.request.body import parse_json, parse_request
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 BODY: dict[str, Any] = {"model": "m", "messages": MESSAGES}

@@ -10,7 +10,7 @@ import pytest
 
 from broker import Broker
 from broker.ids import SHARDS, new_id, shard_of
-from broker.request import parse_request
+from broker.request.body import parse_request
 from broker.store import keys
 from broker.store import listing as lists
 from tests.support import request_body

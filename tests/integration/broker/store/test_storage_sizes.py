@@ -10,8 +10,9 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import BodyTooLarge, InvalidRequest, Misconfigured
 from broker.ids import shard_of
-from broker.request import MAX_TTL_SECONDS
-from broker.settings.settings import Settings, load
+from broker.request.body import MAX_TTL_SECONDS
+from broker.settings.loading import load
+from broker.settings.settings import Settings
 from broker.store import keys
 from tests.support import Writer, gateway, request_body, worker
 from worker.appender import PIPELINE_BYTES

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from broker.auth.stream_tokens import LONGEST, Token, decode
 from broker.errors import InvalidToken, Misconfigured, TokenExpired
-from broker.settings.settings import Settings, load
+from broker.settings.loading import load
+from broker.settings.settings import Settings
 
 KEY = b"a key of the length that RFC 7518 recommends"
 NOW = 1763790000.0

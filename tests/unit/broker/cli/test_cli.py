@@ -13,7 +13,7 @@ from broker.cli import commands, tables
 from broker.cli.output import LinePrinter, Printer, json_event
 from broker.cli.progress import ProgressLine
 from broker.gateway_client.client import Client, Received
-from broker.settings.settings import ClientSettings
+from broker.settings.client_settings import ClientSettings
 
 ID = "gen_01kbn2h8v010" + "0" * 22
 GENERATION = {

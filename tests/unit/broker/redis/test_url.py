@@ -13,7 +13,8 @@ from broker.ids import SHARDS
 from broker.redis.cluster import slot_of
 from broker.redis.errors import redirection_of
 from broker.redis.url import RedisUrl, parse_redis_url, without_password
-from broker.settings.settings import Settings, load
+from broker.settings.loading import load
+from broker.settings.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,10 @@ import pytest
 
 from broker.errors import Misconfigured
 from broker.runtime.environment import environment
-from broker.settings.settings import (
-    SECRETS,
-    ClientSettings,
-    Settings,
-    load,
-    load_for_process,
-    unknown_variables,
-    variables,
-)
+from broker.settings.client_settings import ClientSettings
+from broker.settings.loading import load, load_for_process, unknown_variables, variables
+from broker.settings.secret_files import SECRETS
+from broker.settings.settings import Settings
 
 WRONG_NUMBERS = ("", "many", "-1", "1e400", "inf", "nan", "1e300", "9" * 30, "0x10", "1,5")
 WRONG = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import Misconfigured
+from broker.settings.loading import load
 from broker.settings.origins import normalize_host, normalize_origin
-from broker.settings.settings import Settings, load
+from broker.settings.settings import Settings
 
 
 @pytest.mark.parametrize(

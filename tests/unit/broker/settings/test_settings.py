@@ -8,7 +8,10 @@ import pytest
 
 from broker.errors import Misconfigured, ModelNotFound
 from broker.runtime.environment import environment
-from broker.settings.settings import SECRETS, ClientSettings, Settings, load, variables
+from broker.settings.client_settings import ClientSettings
+from broker.settings.loading import load, variables
+from broker.settings.secret_files import SECRETS
+from broker.settings.settings import Settings
 from tests.support import ROOT
 
 

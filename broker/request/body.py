@@ -16,13 +16,13 @@ import msgspec
 from broker import json_pieces as pieces
 from broker.errors import InvalidRequest
 from broker.json_depth import MAX_DEPTH, is_nested_too_deeply
+from broker.request.options import MAX_TTL_SECONDS, Options, parse_options
 
 Json = dict[str, Any]
 
 # Our own fields, which the upstream does not receive (its `stream` is always true).
-_OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
+_OURS = ("metadata", "on_upstream_error", "ttl_seconds", "tokencast", "stream")
 MAX_IDEMPOTENCY_KEY = 255  # characters
-MAX_TTL_SECONDS = 30 * 86400  # the indexes are kept for 32 days
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class CompletionRequest:
     fingerprint: str
     prompt_tokens: int
     """Estimate, a quarter of the characters, used if the upstream reports no usage."""
+    options: Options
 
 
 def encode_body(body: Mapping[str, Any]) -> bytes:
@@ -116,6 +117,8 @@ def parse_request(body: Json) -> CompletionRequest:
     if not 1 <= n <= 128:
         raise InvalidRequest("`n` must be between 1 and 128.", param="n")
     stream_options = cast(Json, _optional(body, "stream_options", dict, {}))
+    options = parse_options(body.get("tokencast"))
+    body = _merged(body, options)
     upstream = msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS})
     return CompletionRequest(
         model=model,
@@ -126,9 +129,23 @@ def parse_request(body: Json) -> CompletionRequest:
         metadata=_metadata(body),
         on_upstream_error=_policy(body),
         ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
-        fingerprint=_fingerprint(body, large=len(upstream) > pieces.PIECE),
+        fingerprint=_fingerprint({**body, **options.same_request()}, large=len(upstream) > pieces.PIECE),
         prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
+        options=options,
     )
+
+
+def _merged(body: Json, options: Options) -> Json:
+    """Return a body with the options that can also be given at its top. Raises InvalidRequest if one is given twice."""
+    merged = dict(body)
+    for name in ("metadata", "on_upstream_error", "ttl_seconds"):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if body.get(name) is not None:
+            raise InvalidRequest(f"`{name}` is given twice: also in `tokencast`.", param=f"tokencast.{name}")
+        merged[name] = value
+    return merged
 
 
 def _require(body: Json, name: str, kind: type[Any]) -> Any:
@@ -206,7 +223,7 @@ def ttl_of(body: Json, most: int) -> float | None:
 
 def _fingerprint(body: Json, *, large: bool) -> str:
     """Hash the body without `stream` and `stream_options`, so a repeated POST can request the other response form."""
-    same = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
+    same = {key: value for key, value in body.items() if key not in ("stream", "stream_options", "tokencast")}
     digest = hashlib.sha256()
     for piece in pieces.dump(same) if large else (pieces.dump_whole(same),):
         digest.update(piece.encode())

@@ -1,0 +1,60 @@
+"""Reads the settings from the environment, and names every variable.
+
+Well-known variables keep their names (REDIS_URL, OPENAI_API_KEY, PORT …); all others have the prefix TOKENCAST_. A
+secret can also be in a file, whose path is in `<NAME>_FILE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from broker.errors import Misconfigured
+from broker.runtime.environment import find_unread
+from broker.settings.client_settings import ClientSettings
+from broker.settings.messages import format_errors
+from broker.settings.secret_files import SECRETS, variable_of
+from broker.settings.settings import Settings
+
+AnySettings = TypeVar("AnySettings", Settings, ClientSettings)
+
+
+def load(kind: type[AnySettings]) -> AnySettings:
+    """Read the environment. Raises Misconfigured with the names of invalid variables, in one line, without their
+    values."""
+    try:
+        return kind()  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        fields = kind.model_fields
+        names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
+        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
+
+
+def load_for_process() -> Settings:
+    """Return the settings of a gateway or a worker, with the parts checked that are otherwise read on first use."""
+    settings = load(Settings)
+    _ = settings.tenants, settings.all_upstreams()
+    return settings
+
+
+def unknown_variables() -> dict[str, str]:
+    """Return variables with Tokencast's prefix that are not read: name → a message of one line."""
+    return find_unread([name for name, _, _ in variables()], SECRETS)
+
+
+def variables() -> Iterator[tuple[str, str, str]]:
+    """Yield (name, default, description) of every variable. A test compares them with the table in the
+    documentation."""
+    for kind in (Settings, ClientSettings):
+        for name, field in kind.model_fields.items():
+            yield variable_of(name, field), _shown(field.default), field.description or ""
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return ""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return str(int(default) if isinstance(default, bool) else default)
