@@ -29,6 +29,7 @@ from broker.events import RESET, STARTED, STATUSES, Event, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, created_ms, parse_cursor
+from broker.queue.commands import Ticket
 from broker.queue.quotas import OPEN_TENANT, TenantLimits
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
@@ -63,7 +64,7 @@ class Broker:
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
-        self.queue = Queue(queue, settings.retention, TenantLimits.of(settings))
+        self.queue = Queue(queue, TenantLimits.of(settings))
         self.share = StorageShare(streams, settings.tenant_bytes)
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
@@ -141,18 +142,24 @@ class Broker:
         if created.replayed:
             await self._forgo(gid, tenant, counted, stored)
         else:
-            await self._write_ticket(created.id, tenant, request.model)
+            await self._write_ticket(created.id, tenant, request)
         return created
 
-    async def _write_ticket(self, gid: str, tenant: str, model: str) -> None:
-        self.created[self.settings.label_of(model)] += 1
+    async def _write_ticket(self, gid: str, tenant: str, request: CompletionRequest) -> None:
+        self.created[self.settings.label_of(request.model)] += 1
         if trace := traceparent():
             with suppress(BrokerError):
                 await self.store.set_trace(gid, trace)  # before a worker can take the generation
         try:
-            await self.queue.enqueue(gid, tenant, 1)
+            await self.queue.offer(self._ticket(gid, tenant, request))
         except BrokerError as error:
             logger.warning("ticket of %s not written yet: %s", gid, error.code)
+
+    def _ticket(self, gid: str, tenant: str, request: CompletionRequest) -> Ticket:
+        created, options = created_ms(gid), request.options
+        run_at = options.run_at_ms(created) or 0
+        lane = self.settings.lane_of(request.model)
+        return Ticket(gid, tenant, 1, lane, options.level, request.reserved_tokens, run_at or created, run_at)
 
     def _size(self, request: CompletionRequest, gid: str) -> Stored:
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self.settings.retention
@@ -232,6 +239,11 @@ class Broker:
             model = (await self.store.state(gid, tenant)).model
             self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
+    async def expire(self, gid: str) -> None:
+        """End a generation whose waiting has lasted too long; one that runs, or may wait longer, stays unchanged."""
+        if await self.store.expire(gid):
+            logger.info("%s: waited too long", gid)
+
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""
         await self._withdraw(gid, tenant, await self.store.delete(gid, tenant))
@@ -240,8 +252,9 @@ class Broker:
         with suppress(StorageUnavailable):  # its bytes stay counted until its retention ends
             await self.queue.quotas.release_bytes(tenant, withdrawn.dropped, self._share(tenant))
         if withdrawn.was == "queued" and withdrawn.ticket:
+            _, _, number, lane, priority, tokens, order = withdrawn
             try:
-                await self.queue.withdraw(gid, tenant, withdrawn.ticket)
+                await self.queue.withdraw(Ticket(gid, tenant, number, lane, priority, tokens, order))
             except BrokerError as error:  # a worker that takes the ticket finds the generation ended
                 logger.warning("ticket of %s not withdrawn: %s", gid, error.code)
 

@@ -253,7 +253,9 @@ class ShardAppender:
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
                 gid, own = attempt.claim.gid, attempt.claim.own
-                command = touch_command(gid, own, self._lease_ms, with_live=attempt not in self._migrating)
+                command = touch_command(
+                    gid, own, self._lease_ms, with_live=attempt not in self._migrating, begun=attempt.begun
+                )
                 calls.append(Call(attempt, TOUCHING, command))
 
     def _append_command(self, attempt: Attempt, last: int) -> tuple[Argument, ...]:

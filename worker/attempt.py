@@ -52,7 +52,7 @@ class Ending:
 
 class Attempt:
     """Events of one attempt, between the producer (`push`, `finish`) and the appender (the rest). Seq 0 is the event
-    that the claim wrote, so the first pushed event has seq 1, and `acked` is both the last seq that Redis has and the
+    with which it begins, so the first pushed event has seq 1, and `acked` is both the last seq that Redis has and the
     number of events."""
 
     __slots__ = (
@@ -65,6 +65,8 @@ class Attempt:
         "_sizes",
         "_token_counts",
         "acked",
+        "beginning",
+        "begun",
         "claim",
         "ended",
         "ending",
@@ -82,6 +84,10 @@ class Attempt:
 
     def __init__(self, claim: Claim, notify: Callable[[Attempt], None], connection: int = 0) -> None:
         self.claim = claim
+        self.begun = False
+        """Whether the log has the attempt's first event, or will have it with the first append."""
+        self.beginning: asyncio.Future[None] | None = None
+        """The write of the first event, once it has been sent."""
         self.epoch = claim.epoch
         self.known_at = claim.attempt >> 10
         """Last time at which Redis is known to have had the generation, in ms of Redis's clock."""
@@ -122,12 +128,6 @@ class Attempt:
             counts.append(count)
         self.published = True
         self._notify(self)
-
-    def push_event(self, kind: bytes, data: bytes) -> None:
-        """Add an event that is not a chunk."""
-        if self.ended is None:
-            self._add(kind, data)
-            self._notify(self)
 
     @property
     def congested(self) -> bool:

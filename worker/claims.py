@@ -1,4 +1,4 @@
-"""Claims a generation for this worker, and releases it again."""
+"""Claims a generation for this worker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from broker.concurrency.backoff import Backoff
 from broker.errors import StorageUnavailable
 from broker.events import RESET, STARTED
 from broker.redis.client import Redis
+from broker.request.options import DEFAULT_PRIORITY
 from broker.settings.settings import Settings
 from broker.store import commands
 from broker.store.store import created_data
@@ -33,7 +34,11 @@ class Claim:
     ordinal: int
     epoch: bytes
     meta: Mapping[bytes, bytes]
-    """The generation's complete meta at the claim, from which it can be restored."""
+    """The generation's complete meta, as it is once the attempt has begun: it can be restored from this."""
+    resource: str
+    """The upstream to call, as the queue names it."""
+    upstream: str
+    """Its name in the settings."""
 
     @property
     def created(self) -> bytes:
@@ -42,11 +47,11 @@ class Claim:
 
     @property
     def first_event(self) -> tuple[bytes, bytes]:
-        """Type and data of the attempt's first event, as claim.lua wrote it."""
+        """Type and data of the attempt's first event, as begin.lua writes it."""
         if self.ordinal == 1:
-            return STARTED, b'{"attempt":1}'
-        reason = self.meta.get(b"why") or b"worker_lost"
-        return RESET, msgspec.json.encode({"attempt": self.ordinal, "reason": reason.decode()})
+            return STARTED, msgspec.json.encode({"attempt": 1, "upstream": self.upstream})
+        reason = (self.meta.get(b"why") or b"worker_lost").decode()
+        return RESET, msgspec.json.encode({"attempt": self.ordinal, "reason": reason, "upstream": self.upstream})
 
     @property
     def tenant(self) -> str:
@@ -76,6 +81,40 @@ class Claim:
         return int(self.meta[b"ca"]) / 1000
 
     @property
+    def lane(self) -> str:
+        """The upstreams that serve its model, in the order in which they are asked."""
+        return self.meta.get(b"ln", b"").decode() or self.resource
+
+    @property
+    def priority(self) -> int:
+        return int(self.meta.get(b"pr") or DEFAULT_PRIORITY)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that a call reserves of the upstream's rate."""
+        return int(self.meta.get(b"es") or 0)
+
+    @property
+    def order_ms(self) -> int:
+        """Time by which it is ordered among those of its tenant, in unix ms."""
+        return int(self.meta.get(b"ra") or self.meta[b"ca"])
+
+    @property
+    def deadline(self) -> float | None:
+        """End of its waiting, in unix seconds."""
+        return int(self.meta[b"qd"]) / 1000 if self.meta.get(b"qd") else None
+
+    @property
+    def failures(self) -> int:
+        """Number of its calls that failed before the first token."""
+        return int(self.meta.get(b"nb") or 0)
+
+    @property
+    def first_failure_ms(self) -> int:
+        """Time of the first of these, in unix ms; 0 if there is none."""
+        return int(self.meta.get(b"fb") or 0)
+
+    @property
     def restarts_on_error(self) -> bool:
         """Whether an upstream error after the first token starts another attempt."""
         return self.meta[b"pol"] == b"restart"
@@ -90,19 +129,20 @@ async def claim(
     redis: Redis,
     gid: str,
     settings: Settings,
+    resource: str,
     own: str = "",
     *,
     timeout: float = CLAIM_TIMEOUT,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> Claim | str:
     """Claim a new attempt of a queued generation, or, with `own`, of a generation that the caller is running.
+    `resource`: the upstream to call.
 
-    Return the claim, or the reason for its refusal: NONE, GONE, CLOSED, RUNNING (another worker has it), EXHAUSTED (its
-    attempts are used up; the generation has ended, unless the caller is running it). The call is repeated with the same
-    token until Redis responds: a server that hung may execute the claim long after its connection was closed, and the
-    attempt would not run until its lease expires. Raises StorageUnavailable after `timeout` seconds, or as soon as
-    `is_wanted` returns False.
-    """
+    Return the claim, or the reason for its refusal: NONE, GONE, CLOSED, RUNNING (another worker has it), LATE (its
+    waiting has ended), EXHAUSTED (its attempts are used up; the generation has ended, unless the caller is running it).
+    The call is repeated with the same token until Redis responds: a server that hung may execute the claim long after
+    its connection was closed, and the attempt would not run until its lease expires. Raises StorageUnavailable after
+    `timeout` seconds, or as soon as `is_wanted` returns False."""
     token = secrets.token_hex(8)
     lease_ms, most = int(settings.lease * 1000), settings.max_attempts
     backoff, deadline = Backoff(0.1, 1.0), time.monotonic() + timeout
@@ -116,15 +156,16 @@ async def claim(
                 raise
     if reply.outcome != "OK":
         return reply.outcome
-    return Claim(gid, reply.attempt, f"{reply.attempt}.{token}", reply.ordinal, reply.epoch, reply.meta)
+    own = f"{reply.attempt}.{token}"
+    upstream = settings.name_of(resource)
+    meta = {**reply.meta, **_begun_fields(reply.attempt, reply.ordinal, own, upstream)}
+    if reply.ordinal == 1:
+        meta[b"sa"] = b"%d" % (reply.attempt >> 10)
+    return Claim(gid, reply.attempt, own, reply.ordinal, reply.epoch, meta, resource, upstream)
 
 
-async def release(redis: Redis, claim: Claim) -> int | None:
-    """Release a running generation without using up an attempt. Return the number of its new ticket, None if the
-    generation was not ours."""
-    return await commands.release(redis, claim.gid, claim.own)
-
-
-async def announce_waiting(redis: Redis, claim: Claim) -> None:
-    """Announce on the activity feed that the generation waits; its own readers see the event in its log."""
-    await commands.announce_waiting(redis, claim.gid, claim.own)
+def _begun_fields(attempt: int, ordinal: int, own: str, upstream: str) -> dict[bytes, bytes]:
+    """Return the fields that begin.lua sets."""
+    fields = {"st": "in_progress", "own": own, "a": attempt, "n": 0, "k": ordinal, "by": 0, "ct": 0, "fa": ""}
+    fields |= {"up": upstream, "wr": "", "rt": ""}
+    return {name.encode(): str(value).encode() for name, value in fields.items()}

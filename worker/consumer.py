@@ -1,7 +1,8 @@
-"""Takes tickets from arq's queue. The only module of the worker that imports arq.
+"""Pulls the tickets that can run now, and runs them as arq jobs. The only module of the worker that imports arq.
 
-The arq job claims the generation, starts a task of the worker and returns at once. arq then removes the ticket within
-milliseconds: its queue holds only waiting tickets, and its handling of jobs that run for minutes never applies.
+A pull moves tickets from the waiting ones to arq's queue, together with the places that their calls need. The arq job
+claims the generation, starts a task of the worker and returns at once: arq's queue holds only granted tickets, and its
+handling of jobs that run for minutes never applies. A granted ticket whose worker died is found by the next poll.
 `tests/integration/broker/queue/test_arq_contract.py` has a test for each behaviour of arq that this module relies on.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,19 +21,23 @@ from arq.worker import Worker, func
 
 from broker.concurrency.backoff import Backoff, LogThrottle
 from broker.errors import GenerationNotFound, StorageUnavailable
-from broker.ids import check_id
-from broker.queue.tickets import JOB_NAME, deserialize, serialize
+from broker.ids import check_id, created_ms
+from broker.queue import commands
+from broker.queue.commands import Pulled, Ticket
+from broker.queue.tickets import JOB_NAME, Queue, deserialize, serialize, upstream_limits
 from broker.redis.client import Redis, open_pool, topology_of, without_password
 from broker.redis.connection import RespConnection
 from broker.redis.errors import RespError, describe_error, forbidden_command
 from broker.settings.settings import Settings
+from broker.store import commands as store_commands
 from broker.store import keys
 from worker.appender import Appender
 from worker.claims import CLAIM_TIMEOUT, Claim, claim
 from worker.slots import Slots
 
 JOB_TIMEOUT = 10.0 + CLAIM_TIMEOUT  # seconds; Redis may execute an aborted claim, and then nothing runs the generation
-BELL_BLOCK = 5  # seconds
+BELL_BLOCK = 5.0  # seconds
+MOST_PULLED = 8  # tickets of one pull, which blocks Redis for up to a millisecond
 BELL_TIMEOUT = 10.0  # seconds; socket timeout, above the block
 STOP_TIMEOUT = 3.0  # seconds, if Redis is unreachable
 log = logging.getLogger("tokencast.worker")
@@ -43,14 +49,14 @@ class TicketWorker(Worker):
     def __init__(self, consumer: Consumer, pool: ArqRedis, settings: Settings) -> None:
         super().__init__(
             [func(consumer.run_job, name=JOB_NAME)],
-            queue_name=keys.QUEUE,
+            queue_name=keys.READY,
             redis_pool=pool,
             handle_signals=False,
             max_jobs=settings.slots,
             job_timeout=JOB_TIMEOUT,
             keep_result=0,
             max_tries=1000,  # attempts are limited by claim.lua instead
-            poll_delay=1,  # seconds; the bell announces new tickets sooner
+            poll_delay=1,  # seconds; the bell announces sooner what can run
             health_check_key=keys.WORKER_HEALTH,
             job_serializer=serialize,
             job_deserializer=deserialize,
@@ -73,13 +79,16 @@ class TicketWorker(Worker):
                 async with asyncio.timeout(self.poll_delay_s):
                     await self._failed.wait()
 
-    async def poll_now(self) -> None:
-        """Poll at once instead of after the delay; an error ends the loop."""
+    async def pull_now(self) -> float | None:
+        """Pull at once instead of after the delay. Return the seconds until something may change; an error ends the
+        loop."""
         try:
-            await self._poll_iteration()
+            async with self._lock:
+                return await self._pull()
         except Exception as error:
             self._consumer.report_failure(error)
             self._failed.set()
+            return None
 
     async def _poll_iteration(self) -> None:
         async with self._lock:
@@ -87,8 +96,19 @@ class TicketWorker(Worker):
             self.allow_pick_jobs = free > 0
             self.queue_read_limit = max(free, 1)
             await super()._poll_iteration()
+            await self._pull()
         if free > 0:
             self._consumer.report_success()
+
+    async def _pull(self) -> float | None:
+        wait: float | None = None
+        while (most := min(self._consumer.free_slots(self), MOST_PULLED)) > 0:
+            pulled = await self._consumer.pull(most)
+            await self.start_jobs(list(pulled.tickets))
+            if len(pulled.tickets) < most:
+                wait = None if pulled.wait_ms is None else pulled.wait_ms / 1000
+                break
+        return wait
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Remove tickets whose names are not ASCII, then start the jobs. Such a name would end arq's loop and remain
@@ -121,6 +141,7 @@ class Consumer:
     def __init__(
         self,
         store: Redis,
+        queue: Queue,
         slots: Slots,
         appender: Appender,
         settings: Settings,
@@ -128,6 +149,9 @@ class Consumer:
     ) -> None:
         """`on_exhausted`: called with the id of a generation that a claim ended because its attempts are used up."""
         self._store = store
+        self._queue = queue
+        self._upstreams = upstream_limits(settings)
+        self._granted: set[str] = set()  # tickets that this process has pulled and not started
         self._on_exhausted = on_exhausted
         self._slots = slots
         self._appender = appender
@@ -154,32 +178,67 @@ class Consumer:
             return 0
         return self._slots.free(worker.starting)
 
-    async def run_job(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
-        """The arq job: reserve a place within the tenant's limit, claim the generation, start its task."""
-        reservations = self._slots.reservations
+    async def pull(self, most: int) -> Pulled:
+        """Pull up to `most` tickets. Raises StorageUnavailable."""
+        places, settings = self._slots.places, self._settings
+        pulled = await commands.pull(
+            self._queue.redis,
+            most,
+            lease_ms=int(settings.lease * 1000),
+            born=places.born,
+            tenant_running=settings.tenant_running,
+            other_tenants=b"",
+            ageing_ms=int(settings.queue_ageing * 1000),
+            upstreams=[one for one in self._upstreams if not places.is_paused(one.resource)],
+        )
+        places.note_born(pulled.born)
+        self._granted.update(ticket.decode() for ticket in pulled.tickets)
+        return pulled
+
+    async def run_job(
+        self, ctx: dict[str, Any], gid: str, tenant: str, resource: str, lane: str, priority: int, tokens: int
+    ) -> None:
+        """The arq job of a granted ticket: claim the generation and start its task."""
+        places, ticket = self._slots.places, ctx["job_id"]
+        just_granted = ticket in self._granted
+        self._granted.discard(ticket)
         try:
-            if not await reservations.acquire(check_id(gid), tenant):
-                ctx["parked"] = gid, tenant
+            if not just_granted and not await places.is_held(check_id(gid), resource):
+                number = int(ticket.rpartition(".")[2])
+                ctx["returned"] = Ticket(gid, tenant, number, lane, priority, tokens, created_ms(gid))
                 return
-            outcome = await claim(self._store, gid, self._settings, is_wanted=lambda: not self._stopping)
+            known = places.of(gid)
+            if known is None:
+                places.add(gid, tenant, resource, tokens)
+            outcome = await claim(self._store, gid, self._settings, resource, is_wanted=lambda: not self._stopping)
         except GenerationNotFound:
             return
         except StorageUnavailable:
-            raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's fair tag
+            places.forget(gid)
+            raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's score
         if isinstance(outcome, Claim):
-            self._slots.start(ctx["job_id"], outcome)
-        elif outcome != "RUNNING":  # a running attempt keeps the reservation
-            reservations.release(gid, tenant)
-            if outcome == "EXHAUSTED":
-                self._on_exhausted(gid)
-            elif outcome == "NONE":
-                log.warning("%s: not in the logs' Redis; gateways and workers must use the same one", gid)
+            self._slots.start(ticket, outcome)
+        elif outcome == "RUNNING":  # a running attempt has a place of its own
+            if known is None:
+                places.forget(gid)
+        else:
+            places.end_soon(gid, "none")
+            await self._note_refused(gid, outcome)
+
+    async def _note_refused(self, gid: str, outcome: str) -> None:
+        if outcome == "EXHAUSTED":
+            self._on_exhausted(gid)
+        elif outcome == "NONE":
+            log.warning("%s: not in the logs' Redis; gateways and workers must use the same one", gid)
+        elif outcome == "LATE":
+            with suppress(StorageUnavailable):  # the reaper does it too
+                await store_commands.expire(self._store, gid)
 
     async def after_job(self, ctx: dict[str, Any]) -> None:
-        """Called by arq after it removed the ticket: park the generation if its tenant is at the limit."""
-        if "parked" in ctx:
-            gid, tenant = ctx["parked"]
-            await self._slots.reservations.park(gid, tenant, ctx["job_id"])
+        """Called by arq after it removed the ticket: return it to the waiting ones if its place had ended."""
+        if "returned" in ctx:
+            with suppress(StorageUnavailable):  # the reaper recovers it
+                await self._queue.offer(ctx["returned"])
 
     async def run(self) -> None:
         """Run until cancelled or stopped."""
@@ -240,19 +299,19 @@ class Consumer:
                 await backoff.wait()
 
     async def _listen(self, connection: RespConnection, backoff: Backoff) -> None:
-        """Poll at each ring of the bell. The bell tells that the queue has tickets; their fair tags decide which ones
-        are next. Without a free slot the bell is not read, and the first slot that becomes free causes a poll."""
-        full = True
+        """Pull at each ring of the bell, which tells that something may run; the pull decides what. Without a free slot
+        the bell is not read, and the first slot that becomes free causes a pull."""
+        wait: float | None = 0.0  # seconds; pull at once
         while not self._stopping:
             worker = self._worker
             if worker is None or self.free_slots(worker) <= 0:
-                full = True
                 await self._slots.wait_changed(timeout=1.0)
-            elif full:
-                full = False
-                await worker.poll_now()
+                wait = 0.0
+            elif wait is not None and wait <= 0:
+                wait = await worker.pull_now()
             else:
-                rung = await connection.call("BLPOP", keys.BELL, BELL_BLOCK, timeout=BELL_TIMEOUT)
+                block = BELL_BLOCK if wait is None else min(BELL_BLOCK, wait + random.uniform(0, 0.05))
+                rung = await connection.call("BLPOP", keys.BELL, f"{block:.3f}", timeout=BELL_TIMEOUT)
                 backoff.success()
-                if rung:
-                    await worker.poll_now()
+                if rung or wait is not None:
+                    wait = 0.0

@@ -1,40 +1,45 @@
 """Runs one generation, from its claim to its terminal event. Start with `GenerationRunner.run`.
 
-claim → attempt: call the upstream, push each chunk → finish. Before the first token, a retryable call is repeated
-within the attempt. After it, the generation fails, or starts again as a new attempt if its policy is `restart`.
-"""
+claim → call the upstream → begin the attempt, push each chunk → finish. A call that is refused before the first token
+hands the generation back to the queue (`hand_back.py`). After it, the generation fails, or starts again as a new
+attempt if its policy is `restart`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import random
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from broker.chunks import decode_chunk
 from broker.completion.fold import Completion
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
-from broker.events import CHUNK, COMPLETED, FAILED, USAGE, WAITING
+from broker.events import CHUNK, COMPLETED, FAILED, USAGE
 from broker.generation import bounded_usage
 from broker.redis.client import Redis
-from broker.redis.clock import RedisClock
 from broker.runtime.tracing import Spanned, mark, past_span, span
 from broker.settings.settings import Settings
+from broker.store import commands
 from worker.appender import Appender
 from worker.attempt import FAILING_REPLIES, Attempt, AttemptEnded, Ending
-from worker.claims import Claim, announce_waiting, claim
+from worker.claims import Claim, claim
 from worker.counters import WorkerCounters
+from worker.hand_back import HandBack
+from worker.places import Places
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
 
-FIRST_RETRY, MAX_RETRY = 0.5, 8.0
+BEGIN_WAIT = 1.0
+"""Seconds after an upstream's response headers at which an attempt begins without a token. An error that follows the
+headers at once hands the generation back without a trace in its log."""
 MAX_HELD_CHUNKS = 64  # maximum number of chunks without a token that wait for the first token
 MAX_REASON = 100  # characters of a finish reason
 FOLD_SLICE = 200  # chunks per slice, 1 ms: the event loop is shared
@@ -45,9 +50,18 @@ Json = dict[str, Any]
 class GenerationRunner:
     """Runs claimed generations; one per process."""
 
-    def __init__(self, store: Redis, appender: Appender, upstreams: Upstreams, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Redis,
+        appender: Appender,
+        upstreams: Upstreams,
+        places: Places,
+        hand_back: HandBack,
+        settings: Settings,
+    ) -> None:
         self._store = store
-        self._clock = RedisClock(store)
+        self._places = places
+        self._hand_back = hand_back
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
@@ -83,10 +97,13 @@ class GenerationRunner:
         self.counters.started(attempt)
         try:
             failure = await self._produce(attempt, deadline)
-            if failure is not None and failure.restartable and attempt.published and claim.restarts_on_error:
+            if failure is not None and attempt.published and failure.restartable and claim.restarts_on_error:
                 again = await self._claim_again(claim)
                 if again is not None:
                     return again
+            if failure is not None and not attempt.published and await self._is_handed_back(attempt, failure):
+                return None
+            await self._begin(attempt)
             failure = await self._finish(attempt, failure)
             if failure is not None:
                 spanned.failed(failure.code or "")
@@ -99,12 +116,43 @@ class GenerationRunner:
             spanned.note(chunks=attempt.token_count, bytes=attempt.size)
         return None
 
+    async def _is_handed_back(self, attempt: Attempt, failure: UpstreamError) -> bool:
+        """Return a generation to the queue whose call failed before the first token, if it may succeed later."""
+        if attempt.ended is not None:
+            return False
+        try:
+            handed_back = await self._hand_back.refuse(attempt, failure)
+        except StorageUnavailable:  # of the logs' Redis; the lease ends, and the reaper returns it
+            return True
+        if handed_back:
+            self.counters.retried(attempt, failure)
+            log.info("%s: %s, waits", attempt.claim.gid, failure.code)
+        return handed_back
+
+    async def _begin(self, attempt: Attempt) -> None:
+        """Begin the attempt in the log, once. Raises AttemptEnded."""
+        if attempt.beginning is None:
+            attempt.beginning = asyncio.ensure_future(self._write_beginning(attempt))
+        await asyncio.shield(attempt.beginning)
+
+    async def _write_beginning(self, attempt: Attempt) -> None:
+        """If Redis does not respond, or has lost the claim, the first append begins the attempt: the appender restores
+        attempts that Redis does not have."""
+        claim = attempt.claim
+        try:
+            outcome = await commands.begin(self._store, claim.gid, claim.own, claim.upstream)
+        except StorageUnavailable:
+            outcome = "LOST"
+        attempt.begun = True
+        if outcome in ("GONE", "CLOSED", "FENCED"):
+            raise AttemptEnded(outcome)
+
     async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
         """Return the error that ended the completion, None if it is complete. Raises AttemptEnded if the attempt is not
         ours any more."""
         try:
             async with attempt.run_until(deadline):
-                await self._call_with_retries(attempt)
+                await self._call(attempt)
         except UpstreamError as error:
             return error
         except AttemptEnded as end:
@@ -119,29 +167,14 @@ class GenerationRunner:
             return _internal_error(attempt, error)
         return None
 
-    async def _call_with_retries(self, attempt: Attempt) -> None:
-        retries = Retries(self._settings.retry_budget)
-        while True:
-            try:
-                return await self._call(attempt)
-            except UpstreamError as error:
-                delay = None if attempt.published or not error.retryable else retries.next_delay(error.retry_after)
-                if delay is None:
-                    raise
-                self.counters.retried(attempt, error)
-                log.info("%s: %s, retrying in %.1f s", attempt.claim.gid, error.code, delay)
-                waiting = {"reason": error.code, "retry_at": round(await self._clock.now() + delay, 3)}
-            attempt.push_event(WAITING, msgspec.json.encode(waiting))
-            with suppress(StorageUnavailable):
-                await announce_waiting(self._store, attempt.claim)
-            await asyncio.sleep(delay)
-
     async def _call(self, attempt: Attempt) -> None:
-        """Make one upstream call. Chunks without a token (a role, a content filter result) are held until the first
+        """Make the upstream call. Chunks without a token (a role, a content filter result) are held until the first
         token: until then a failed call can be repeated without a trace in the log."""
         held: list[Chunk] = []
-        called = time.monotonic()
-        async with self._upstreams.open(attempt.claim.model, attempt.claim.body) as stream:
+        called, claim = time.monotonic(), attempt.claim
+        self._places.sent(claim.gid)
+        async with self._upstreams.open(claim.model, claim.body, claim.resource) as stream, self._begin_late(attempt):
+            self._places.accept(claim.gid)
             async for chunks in stream:
                 attempt.reply_finished = stream.finished
                 if attempt.published:
@@ -149,17 +182,34 @@ class GenerationRunner:
                 else:
                     held += chunks
                     if len(held) > MAX_HELD_CHUNKS or any(chunk.tokens for chunk in chunks):
+                        await self._begin(attempt)
                         attempt.push(held)
                         self.counters.first_token(attempt, called)
                         mark("first token")
                 if attempt.congested:
                     await attempt.drain()
         if held and not attempt.published:
+            await self._begin(attempt)
             attempt.push(held)
+
+    @asynccontextmanager
+    async def _begin_late(self, attempt: Attempt) -> AsyncGenerator[None]:
+        """Begin the attempt while the block runs, if the upstream keeps its first token for long."""
+
+        async def begin() -> None:
+            await asyncio.sleep(BEGIN_WAIT)
+            with suppress(AttemptEnded):  # the appender notices it too
+                await self._begin(attempt)
+
+        task = asyncio.create_task(begin())
+        try:
+            yield
+        finally:
+            await cancel_and_wait((task,))
 
     async def _claim_again(self, ours: Claim) -> Claim | None:
         """Claim another attempt in the same slot. None if the attempts are used up; the current one is still ours."""
-        outcome = await claim(self._store, ours.gid, self._settings, ours.own, timeout=math.inf)
+        outcome = await claim(self._store, ours.gid, self._settings, ours.resource, ours.own, timeout=math.inf)
         if isinstance(outcome, Claim):
             return outcome
         if outcome == "EXHAUSTED":
@@ -173,25 +223,10 @@ class GenerationRunner:
             if end.reason not in FAILING_REPLIES:
                 raise
             failure = await _write_ending(attempt, _own_failure(attempt, end.reason))
+        self._places.end_soon(attempt.claim.gid, "ok" if failure is None else "none", _used_tokens(attempt))
         self.counters.finished(attempt, failure)
         log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
         return failure
-
-
-class Retries:
-    """Delays between calls: exponential with jitter, at least the upstream's `Retry-After`."""
-
-    def __init__(self, budget: float) -> None:
-        self._until = time.monotonic() + budget
-        self._step = FIRST_RETRY
-
-    def next_delay(self, retry_after: float | None) -> float | None:
-        """Return the seconds until the next call, None if that exceeds the budget."""
-        delay = self._step * random.uniform(0.5, 1)
-        self._step = min(2 * self._step, MAX_RETRY)
-        if retry_after is not None:
-            delay = max(delay, retry_after * random.uniform(1, 1.1))
-        return delay if time.monotonic() + delay <= self._until else None
 
 
 def _own_failure(attempt: Attempt, reason: str) -> UpstreamError:
@@ -254,3 +289,10 @@ def _estimated_usage(attempt: Attempt) -> Json:
         "total_tokens": prompt + completion,
         "estimated": True,
     }
+
+
+def _used_tokens(attempt: Attempt) -> int | None:
+    """Return the tokens of an ended call, by its usage."""
+    usage: Json = msgspec.json.decode(attempt.ending.usage) if attempt.ending else {}
+    total = usage.get("total_tokens")
+    return total if isinstance(total, int) and total >= 0 else None

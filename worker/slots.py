@@ -8,11 +8,10 @@ from contextlib import suppress
 
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
-from broker.queue.tickets import Queue
-from broker.redis.client import Redis
-from worker.claims import Claim, release
+from worker.claims import Claim
 from worker.generate import GenerationRunner
-from worker.reservations import Reservations
+from worker.hand_back import HandBack
+from worker.places import HeldPlace, Places
 
 HAND_OVER_TIMEOUT = 5.0  # seconds; the reaper recovers generations that could not be handed over
 log = logging.getLogger("tokencast.worker")
@@ -21,15 +20,14 @@ log = logging.getLogger("tokencast.worker")
 class Slots:
     """Runs each generation in a task of its own, one per slot."""
 
-    def __init__(self, runner: GenerationRunner, store: Redis, queue: Queue, capacity: int) -> None:
+    def __init__(self, runner: GenerationRunner, places: Places, hand_back: HandBack, capacity: int) -> None:
         self._runner = runner
-        self._store = store
-        self._queue = queue
+        self._hand_back = hand_back
         # Ticket of each task. Two tasks have the same one if Redis lost the claim of a generation that still runs here.
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
         self.capacity = capacity
-        self.reservations = Reservations(queue, runner.claims)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -41,15 +39,16 @@ class Slots:
     def start(self, ticket: str, claim: Claim) -> None:
         task = asyncio.create_task(self._runner.run(claim), name=claim.gid)
         self._tasks[task] = ticket
-        task.add_done_callback(lambda task: self._on_done(claim, task))
+        place = self.places.of(claim.gid)
+        task.add_done_callback(lambda task: self._on_done(claim, place, task))
 
-    def _on_done(self, claim: Claim, task: asyncio.Task[None]) -> None:
+    def _on_done(self, claim: Claim, place: HeldPlace | None, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._changed.set()
-        if task.cancelled():  # it is handed over and keeps its reservation
+        if task.cancelled():  # it is handed over
             return
-        if claim.gid not in self._runner.claims:  # otherwise the newer attempt keeps the reservation
-            self.reservations.release(claim.gid, claim.tenant)
+        if place is not None and self.places.of(claim.gid) is place:  # otherwise a newer call has one of its own
+            self.places.end_soon(claim.gid, "none")
         if (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), type(error).__name__)
 
@@ -71,15 +70,14 @@ class Slots:
         await cancel_and_wait(tasks)
         try:
             async with asyncio.timeout(HAND_OVER_TIMEOUT):
-                await asyncio.gather(self.reservations.wait_released(), *map(self._hand_over, claims))
+                await asyncio.gather(*map(self._hand_over, claims))
+                await self.places.wait_ended()
         except TimeoutError:
             log.warning("some generations could not be handed over in time")
 
     async def _hand_over(self, claim: Claim) -> None:
         try:
-            number = await release(self._store, claim)
-            if number is not None:
-                await self._queue.enqueue(claim.gid, claim.tenant, number)
+            if await self._hand_back.stop(claim):
                 log.info("%s: handed over", claim.gid)
         except StorageUnavailable as error:
             log.warning("%s: not handed over: %s", claim.gid, error)

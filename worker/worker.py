@@ -20,8 +20,10 @@ from broker.store.preflight import Preflight
 from worker.appender import Appender
 from worker.consumer import Consumer
 from worker.generate import GenerationRunner
-from worker.monitoring.heartbeat import Heartbeat
+from worker.hand_back import HandBack
+from worker.monitoring.heartbeat import Heartbeat, worker_id
 from worker.monitoring.metrics import WorkerMetrics
+from worker.places import Places
 from worker.slots import Slots
 from worker.upstream.client import check_client
 from worker.upstream.models import ModelLists
@@ -96,13 +98,16 @@ class Worker:
         self._settings = settings
         self._signals = signals
         self._preflight = preflight
-        tickets = Queue(queue, settings.retention, TenantLimits.of(settings))
+        limits, name = TenantLimits.of(settings), worker_id()
+        tickets = Queue(queue, limits)
         self._appender = Appender(settings, logs.topology)
-        runner = GenerationRunner(logs, self._appender, upstreams, settings)
-        self._slots = Slots(runner, logs, tickets, settings.slots)
+        places = Places(queue, limits, name)
+        hand_back = HandBack(logs, tickets, places)
+        runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings)
+        self._slots = Slots(runner, places, hand_back, settings.slots)
         self._reaper = Reaper(logs, tickets, settings)
-        self._consumer = Consumer(logs, self._slots, self._appender, settings, self._reaper.note_exhausted)
-        self._heartbeat = Heartbeat(queue, self._slots)
+        self._consumer = Consumer(logs, tickets, self._slots, self._appender, settings, self._reaper.note_exhausted)
+        self._heartbeat = Heartbeat(queue, self._slots, name)
         self._model_lists = ModelLists(queue, upstreams)
         servers = {"logs": logs, "queue": queue}
         self._metrics = WorkerMetrics(
@@ -128,7 +133,7 @@ class Worker:
         return [
             self._appender.run(),
             self._heartbeat.run(),
-            self._slots.reservations.run(),
+            self._slots.places.run(),
             self._reaper.run(),
             self._model_lists.run(),
             self._consumer.run(),

@@ -1,14 +1,12 @@
-"""Quotas of a tenant: running generations, waiting generations, creations per minute, and bytes of stored requests.
+"""Quotas of a tenant: waiting generations, creations per minute, and bytes of stored requests.
 
-All of it is in the queue's Redis and may be lost as a whole. A *reservation* has an end: one among the running
-generations lasts a lease, and the worker renews it; one among the waiting lasts for several sweeps of the reaper, each
-of which renews it. A ticket that reaches the head while its tenant is at the limit is *parked* until a reservation is
-free, so that the other tickets pass it. Without API keys all generations belong to `OPEN_TENANT`, which has no limits.
+All of it is in the queue's Redis and may be lost as a whole. A creation under way has a *reservation* among the waiting
+ones, until its ticket counts. The limit of running generations is kept by pull.lua. Without API keys all generations
+belong to `OPEN_TENANT`, which has no limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from broker.errors import LimitExceeded
@@ -18,13 +16,10 @@ from broker.store import keys
 from broker.store.storage_share import NOTHING, Stored
 
 ADMIT = Script("queue", "quota_admit")
-ACQUIRE = Script("queue", "quota_acquire")
-RELEASE = Script("queue", "quota_release")
-RENEW = Script("queue", "quota_renew")
 OPEN_TENANT = "default"
 """The tenant of all generations if no API keys are set."""
 WAITING_MS = 120_000
-"""Lifetime of a reservation among the waiting; the reaper renews it every 30 s."""
+"""Lifetime of a reservation for a creation under way."""
 LATER = 60  # seconds; Retry-After if the tenant's stored bytes are at the limit
 SOON = 5  # seconds; Retry-After if the tenant's queue is full
 
@@ -47,8 +42,8 @@ class TenantLimits:
         return tenant != OPEN_TENANT and bool(self.queued or self.per_minute)
 
     def is_counted(self, tenant: str) -> bool:
-        """Return whether this tenant's running and waiting generations are counted."""
-        return tenant != OPEN_TENANT and bool(self.running or self.queued)
+        """Return whether the number of this tenant's running generations is limited."""
+        return tenant != OPEN_TENANT and self.running > 0
 
 
 class Quotas:
@@ -68,8 +63,8 @@ class Quotas:
             return ""
         reply = await self._redis.run(
             ADMIT,
-            [keys.queued(tenant), keys.creations(tenant), keys.stored(tenant)],
-            [gid, limits.queued, limits.per_minute, WAITING_MS, share, stored.size, stored.hour],
+            [keys.queued(tenant), keys.creations(tenant), keys.stored(tenant), keys.WAITING_COUNTS],
+            [gid, limits.queued, limits.per_minute, WAITING_MS, share, stored.size, stored.hour, tenant],
         )
         if reply[0] == b"QUEUED":
             message = f"Queue limit reached: {limits.queued} generations are already waiting."
@@ -104,34 +99,3 @@ class Quotas:
                     ("EXPIRE", name, 32 * 86400),
                 ]
             )
-
-    async def acquire(self, tenant: str, gid: str) -> bool:
-        """Move a generation from the waiting to the running ones; return whether there was a free reservation."""
-        if not self.limits.is_counted(tenant):
-            return True
-        names = [keys.running(tenant), keys.queued(tenant)]
-        return bool(await self._redis.run(ACQUIRE, names, [gid, self.limits.running, self._lease_ms]))
-
-    async def release(self, tenant: str, gid: str) -> list[str]:
-        """Release a running generation's reservation. Return the parked tickets that got one and must be queued
-        again."""
-        names = [keys.running(tenant), keys.parked(tenant)]
-        reply = await self._redis.run(RELEASE, names, [gid, self.limits.running, self._lease_ms])
-        return [ticket.decode() for ticket in reply]
-
-    async def renew(self, running: Mapping[str, Collection[str]]) -> None:
-        """Renew the reservations of running generations. `running`: tenant → generations."""
-        calls = [((keys.running(tenant),), (self._lease_ms, *gids)) for tenant, gids in running.items()]
-        await self._redis.run_many(RENEW, calls)
-
-    def enqueue_keys(self, tenant: str) -> list[str]:
-        """Return the last keys of enqueue.lua."""
-        if not self.limits.is_counted(tenant):
-            return []
-        return [keys.running(tenant), keys.queued(tenant), keys.parked(tenant)]
-
-    def enqueue_arguments(self, tenant: str, gid: str, *, park: bool) -> list[str | int]:
-        """Return the last arguments of enqueue.lua."""
-        if not self.limits.is_counted(tenant):
-            return []
-        return [gid, self.limits.running, self._lease_ms, WAITING_MS, int(park)]

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
+from broker.queue.commands import Ticket
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, RedisError
 from broker.redis.continuity import SLOW, Continuity
+from broker.request.options import DEFAULT_PRIORITY
 from broker.settings.settings import Settings
 from broker.store import commands
 from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
@@ -37,6 +39,7 @@ class Reaper:
         self._redis = redis
         self._queue = queue
         self._data_loss = data_loss
+        self._settings = settings
         self._lease_ms = int(settings.lease * 1000)
         self._max_attempts = settings.max_attempts
         self._period = 2.0 * min(1.0, settings.lease / 15)
@@ -46,6 +49,8 @@ class Reaper:
         """Observations of the server of each group of shards."""
         self.failed = 0
         """Number of generations ended as `attempts_exhausted`."""
+        self.expired = 0
+        """Number of generations whose waiting lasted too long."""
 
     async def run(self) -> None:
         """Sweep until cancelled; survives every error."""
@@ -119,8 +124,11 @@ class Reaper:
         continuity.record_reply()
         if reply.outcome == b"FAILED":
             self.note_exhausted(gid)
+        elif reply.outcome == b"EXPIRED":
+            self.expired += 1
+            log.info("%s: waited too long", gid)
         elif reply.outcome == b"REQUEUE":
-            await self._enqueue(gid, reply.tenant, reply.ticket)
+            await self._offer(self._ticket(gid, reply.tenant, reply.ticket, reply.waiting))
         return True
 
     def note_exhausted(self, gid: str) -> None:
@@ -128,9 +136,24 @@ class Reaper:
         self.failed += 1
         log.warning("%s: failed (attempts_exhausted)", gid)
 
-    async def _enqueue(self, gid: str, tenant: str, number: int) -> None:
+    def _ticket(self, gid: str, tenant: str, number: int, fields: Sequence[bytes | None]) -> Ticket:
+        """Return the ticket of a generation. `fields`: model, lane, priority, tokens, created ms, scheduled ms and ms
+        before which it must not run again. A lane whose upstreams are unknown here is replaced."""
+        model, lane, priority, tokens, created, run_at, not_before = fields
+        return Ticket(
+            gid,
+            tenant,
+            number,
+            self._settings.current_lane((lane or b"").decode(), (model or b"").decode()),
+            int(priority or DEFAULT_PRIORITY),
+            int(tokens or 0),
+            int(run_at or created or 0),
+            max(int(run_at or 0), int(not_before or 0)),
+        )
+
+    async def _offer(self, ticket: Ticket) -> None:
         try:
-            if await self._queue.enqueue(gid, tenant, number):
-                log.info("%s: queued again", gid)
-        except StorageUnavailable as error:  # of the queue's Redis; the generation is due again in five seconds
-            log.warning("%s: ticket not written yet: %s", gid, error.code)
+            if await self._queue.offer(ticket):
+                log.info("%s: queued again", ticket.gid)
+        except StorageUnavailable as error:  # of the queue's Redis, whose loss is noticed when it is back
+            log.warning("%s: ticket not written yet: %s", ticket.gid, error.code)

@@ -1,27 +1,31 @@
-"""The seam to arq: adds tickets to its queue, signals them, and removes them. With `worker/consumer.py` the only code
-that uses arq, which only gets security fixes and was designed for short jobs.
+"""The queue: waiting tickets, and the places of calls at their upstreams. The policy is in the Lua scripts.
 
-A ticket is `<generation>.<number>`; its job contains only generation and tenant. All of it can be lost: the reaper
-rebuilds it from the logs' Redis.
-"""
+A ticket waits where it was put; a worker with a free slot pulls the ones that can run now, and only these become jobs
+of arq, which only gets security fixes and was designed for short jobs. With `worker/consumer.py` this is the only code
+that uses it. All of the queue can be lost: reapers rebuild it from the logs' Redis."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from arq.jobs import serialize_job
 
-from broker.ids import created_ms
+from broker.queue import commands
+from broker.queue.commands import Ticket, UpstreamLimits
 from broker.queue.quotas import Quotas, TenantLimits
-from broker.redis.client import Redis, Script
+from broker.redis.client import Redis
+from broker.settings.settings import Settings
 from broker.store import keys
 
-ENQUEUE = Script("queue", "enqueue")
 JOB_NAME = "generate"
+"""Name of the arq job, which pull.lua writes."""
 NO_LIMITS = TenantLimits()
-SHORTEST = 7 * 86_400  # seconds; minimum lifetime of a ticket: that of a generation that is not renewed
+
+
+def upstream_limits(settings: Settings) -> list[UpstreamLimits]:
+    """Return the usable upstreams of a worker, with their limits."""
+    return [UpstreamLimits(upstream.resource) for upstream in settings.all_upstreams() if upstream.usable]
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -33,10 +37,6 @@ def deserialize(data: bytes) -> dict[str, Any]:
     return msgspec.json.decode(data)
 
 
-FRONT = 200  # tickets at the head that are checked for the longest wait
-TICKET = 38 + len(".1")  # length of a generation's first ticket
-
-
 class WorkerPresence(NamedTuple):
     """A worker, according to its last heartbeat."""
 
@@ -45,8 +45,8 @@ class WorkerPresence(NamedTuple):
 
 
 class QueueDepth(NamedTuple):
-    """Number of waiting generations, and the time (unix ms) since which the longest of those at the head has waited; 0
-    if none waits, or all of them ran before."""
+    """Number of waiting generations, and the time (unix ms) since which the oldest of those whose turn is next waits;
+    0 if none waits."""
 
     depth: int
     since_ms: int
@@ -57,52 +57,43 @@ class QueueDepth(NamedTuple):
 
 
 class Queue:
-    """The tickets of generations that wait for a worker."""
+    """The waiting generations."""
 
-    def __init__(self, redis: Redis, retention: float, limits: TenantLimits = NO_LIMITS) -> None:
+    def __init__(self, redis: Redis, limits: TenantLimits = NO_LIMITS) -> None:
         self.redis = redis
         self.quotas = Quotas(redis, limits)
-        self._keep_ms = int(max(retention, SHORTEST) * 1000)
 
-    async def enqueue(self, gid: str, tenant: str, number: int, *, park: bool = False) -> bool:
-        """Add a ticket; return whether it is new. May be repeated. `park`: its turn came, but no reservation was
-        free."""
-        ticket = f"{gid}.{number}"
-        job = serialize_job(JOB_NAME, (gid, tenant), {}, None, time.time_ns() // 1_000_000, serializer=serialize)
-        added = await self.redis.run(
-            ENQUEUE,
-            [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR, *self.quotas.enqueue_keys(tenant)],
-            [ticket, job, self._keep_ms, tenant, *self.quotas.enqueue_arguments(tenant, gid, park=park)],
-        )
-        return bool(added)
+    async def offer(self, ticket: Ticket) -> bool:
+        """Add a ticket; return whether it is new. May be repeated."""
+        return await commands.offer(self.redis, ticket)
 
-    async def release(self, gid: str, tenant: str) -> None:
-        """Release a generation that no longer runs: its reservation goes to the oldest parked ticket."""
-        for ticket in await self.quotas.release(tenant, gid):
-            other, _, number = ticket.rpartition(".")
-            await self.enqueue(other, tenant, int(number))
+    async def offer_many(self, tickets: Sequence[Ticket]) -> None:
+        """Add tickets in one round trip."""
+        await self.redis.run_many(commands.OFFER, [((), commands.offer_arguments(ticket)) for ticket in tickets])
 
-    async def withdraw(self, gid: str, tenant: str, number: int) -> None:
+    async def withdraw(self, ticket: Ticket) -> None:
         """Remove a ticket. A worker that already has it finds the generation ended."""
-        ticket = f"{gid}.{number}"
-        await self.redis.pipeline(
-            [
-                ("ZREM", keys.QUEUE, ticket),
-                ("DEL", keys.arq_job(ticket)),
-                ("ZREM", keys.queued(tenant), gid),
-                ("ZREM", keys.parked(tenant), ticket),
-            ]
-        )
-        if self.quotas.limits.is_counted(tenant):  # it may have been next, with a reservation
-            await self.release(gid, tenant)
+        await commands.withdraw(self.redis, ticket)
+
+    async def position(self, ticket: Ticket) -> int | None:
+        """Return the position in its lane, from 1; None if it does not wait there or cannot be told cheaply."""
+        return await commands.position(self.redis, ticket)
 
     async def depth(self) -> int:
-        return int(await self.redis.execute("ZCARD", keys.QUEUE))
+        return (await self.queue_depth()).depth
 
     async def queue_depth(self) -> QueueDepth:
-        depth, tickets = await self.redis.pipeline([("ZCARD", keys.QUEUE), ("ZRANGE", keys.QUEUE, 0, FRONT - 1)])
-        fresh = [ticket[:-2].decode() for ticket in tickets if ticket.endswith(b".1") and len(ticket) == TICKET]
-        return QueueDepth(int(depth), min(map(created_ms, fresh), default=0))
+        counts, since = await self.redis.pipeline([("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER)])
+        levels = {level.decode(): int(count) for level, count in zip(counts[::2], counts[1::2], strict=True)}
+        return QueueDepth(sum(levels.values()) + int(since), await self._oldest(levels))
+
+    async def _oldest(self, levels: dict[str, int]) -> int:
+        """Return the time of the oldest generation among those whose tenants are next, in unix ms; 0 if none waits."""
+        found = list(levels)
+        tenants = await self.redis.pipeline([("ZRANGE", keys.turns(level), 0, 0) for level in found])
+        names = [keys.waiting(level, one[0].decode()) for level, one in zip(found, tenants, strict=True) if one]
+        heads = await self.redis.pipeline([("ZRANGE", name, 0, 0, "WITHSCORES") for name in names])
+        return int(min((float(head[1]) for head in heads if head), default=0))
 
     async def workers(self) -> list[WorkerPresence]:
         """Return the running workers."""

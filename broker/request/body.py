@@ -22,6 +22,9 @@ Json = dict[str, Any]
 
 # Our own fields, which the upstream does not receive (its `stream` is always true).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "tokencast", "stream")
+ASSUMED_TOKENS = 512
+"""Tokens of an answer without `max_tokens`, for an upstream's rate; the end of the call corrects it."""
+MOST_TOKENS = 10_000_000
 MAX_IDEMPOTENCY_KEY = 255  # characters
 
 
@@ -40,6 +43,8 @@ class CompletionRequest:
     fingerprint: str
     prompt_tokens: int
     """Estimate, a quarter of the characters, used if the upstream reports no usage."""
+    reserved_tokens: int
+    """Tokens that a call reserves of an upstream's rate: those of the prompt, and the most that it may answer."""
     options: Options
 
 
@@ -117,6 +122,7 @@ def parse_request(body: Json) -> CompletionRequest:
     if not 1 <= n <= 128:
         raise InvalidRequest("`n` must be between 1 and 128.", param="n")
     stream_options = cast(Json, _optional(body, "stream_options", dict, {}))
+    prompt_tokens = (sum(map(_characters, messages)) + 3) // 4
     options = parse_options(body.get("tokencast"))
     body = _merged(body, options)
     upstream = msgspec.json.encode({key: value for key, value in body.items() if key not in _OURS})
@@ -130,9 +136,19 @@ def parse_request(body: Json) -> CompletionRequest:
         on_upstream_error=_policy(body),
         ttl_seconds=ttl_of(body, MAX_TTL_SECONDS),
         fingerprint=_fingerprint({**body, **options.same_request()}, large=len(upstream) > pieces.PIECE),
-        prompt_tokens=(sum(map(_characters, messages)) + 3) // 4,
+        prompt_tokens=prompt_tokens,
+        reserved_tokens=prompt_tokens + n * _most_tokens(body),
         options=options,
     )
+
+
+def _most_tokens(body: Json) -> int:
+    """Return the most tokens of one choice; ASSUMED_TOKENS if the request does not say."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return min(value, MOST_TOKENS)
+    return ASSUMED_TOKENS
 
 
 def _merged(body: Json, options: Options) -> Json:

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     queue_timeout: float = Field(
         3600, ge=0, le=MAX_DELAY, description="Time for which a generation may wait for its upstream; then it fails"
     )
+    queue_ageing: float = Field(
+        60, gt=0, description="Time after which a priority that waits has its turn, whatever goes before it"
+    )
     max_duration: float = Field(900, gt=0, description="Maximum run time of a generation")
     retention: float = Field(
         86400, ge=1, le=MAX_TTL_SECONDS, description="Time for which an ended generation stays readable"
@@ -306,6 +309,15 @@ class Settings(BaseSettings):
     def lane_of(self, model: str) -> str:
         """Return the lane of a model: the names of the resources that serve it, for the queue."""
         return ",".join(upstream.resource for upstream in self.route(model)) or NO_LANE
+
+    def name_of(self, resource: str) -> str:
+        """Return the name of an upstream that the queue calls `resource`."""
+        return next((one.name for one in self.all_upstreams() if one.resource == resource), unquote(resource))
+
+    def current_lane(self, lane: str, model: str) -> str:
+        """Return a lane unchanged; that of the model if this process knows none of its upstreams."""
+        known = {upstream.resource for upstream in self.all_upstreams()}
+        return lane if known.intersection(lane.split(",")) else self.lane_of(model)
 
     def label_of(self, model: str) -> tuple[str, str]:
         """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers

@@ -21,7 +21,9 @@ CANCEL, DELETE = Script("store", "cancel"), Script("store", "delete")
 KEEP_CHOICES, TRACE = Script("store", "keep_choices"), Script("store", "trace")
 PRUNE, UNLIST = Script("store", "prune"), Script("store", "unlist")
 DUE, REAP = Script("store", "due"), Script("store", "reap")
-CLAIM, RELEASE, WAITING = Script("store", "claim"), Script("store", "release"), Script("store", "waiting")
+CLAIM, BEGIN = Script("store", "claim"), Script("store", "begin")
+DEFER, RELEASE = Script("store", "defer"), Script("store", "release")
+EXPIRE, NOTE = Script("store", "expire"), Script("store", "note")
 APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 APPENDER_SCRIPTS = (APPEND, FINISH, TOUCH, RESTORE)
@@ -56,7 +58,7 @@ def _random() -> int:
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
     """A generation to create. `record`: key of its idempotency record, empty if it has no idempotency key. `lane`: the
-    upstreams that serve its model. `deadline_ms`: end of its waiting."""
+    upstreams that serve its model. `deadline_ms`: end of its waiting. `tokens`: tokens that a call reserves."""
 
     gid: str
     tenant: str
@@ -77,6 +79,7 @@ class NewGeneration:
     group: str = ""
     webhook: bytes = b""
     retry_of: str = ""
+    tokens: int = 0
 
 
 class CreateReply(NamedTuple):
@@ -95,7 +98,7 @@ async def create(redis: Redis, new: NewGeneration, *, latest_ms: int, trusted_ep
         *(new.gid, new.tenant, new.model, new.request, new.metadata, new.policy, created_ms(new.gid), new.ttl_ms),
         *(new.record, new.fingerprint, new.prompt_tokens, new.new_epoch, new.created_data, latest_ms, trusted_epoch),
         *(new.priority, new.lane, _or_empty(new.deadline_ms), _or_empty(new.run_at_ms)),
-        *(new.group, new.webhook, new.retry_of),
+        *(new.group, new.webhook, new.retry_of, new.tokens),
     ]
     return CreateReply(*await redis.run(CREATE, [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments))
 
@@ -110,13 +113,15 @@ async def set_trace(redis: Redis, gid: str, traceparent: str) -> None:
 
 class EndReply(NamedTuple):
     """Outcome NONE, GONE, CLOSED or OK. `status`: the current (CLOSED) or previous (OK) one. OK also returns the
-    ticket, the bytes of the request that are no longer stored, and the retention."""
+    ticket, the bytes of the request that are no longer stored, the retention, and the fields that the ticket needs:
+    lane, priority, tokens, created ms and scheduled ms."""
 
     outcome: bytes
     status: bytes = b""
     ticket: bytes | int = 0
     dropped: int = 0
     ttl_ms: bytes | int = 0
+    waiting: Sequence[bytes] = ()
 
 
 async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
@@ -161,11 +166,14 @@ async def due(redis: Redis, shards: Sequence[str], limit: int, ahead_ms: int | N
 
 
 class ReapReply(NamedTuple):
-    """Outcome NO, LATE, REQUEUE or FAILED, with the tenant for the last two and the new ticket for REQUEUE."""
+    """Outcome NO, LATE, REQUEUE, FAILED or EXPIRED, with the tenant for the last three. REQUEUE also returns the
+    ticket's number and the fields that it needs: model, lane, priority, tokens, created ms, scheduled ms and ms before
+    which it must not run again."""
 
     outcome: bytes
     ticket: int = 0
     tenant: str = ""
+    waiting: Sequence[bytes | None] = ()
 
 
 async def reap(
@@ -175,16 +183,17 @@ async def reap(
     server without interruption. `latest_ms`: time after which Redis must not execute it."""
     arguments = [gid, _random(), max_attempts, lease_ms, observed_ms, latest_ms]
     outcome, *more = await redis.run(REAP, lifecycle_keys(gid), arguments)
-    ticket = int(more[0]) if outcome == b"REQUEUE" else 0
-    return ReapReply(outcome, ticket, more[-1].decode() if more else "")
+    if outcome == b"REQUEUE":
+        return ReapReply(outcome, int(more[0]), more[1].decode(), more[2])
+    return ReapReply(outcome, tenant=more[0].decode() if more else "")
 
 
 # --- the worker ---
 
 
 class ClaimReply(NamedTuple):
-    """Outcome NONE, GONE, CLOSED, RUNNING, EXHAUSTED or OK. OK also returns the attempt, its ordinal, the shard's epoch
-    and all of the generation's meta."""
+    """Outcome NONE, GONE, CLOSED, RUNNING, LATE, EXHAUSTED or OK. OK also returns the attempt, its ordinal, the shard's
+    epoch and all of the generation's meta."""
 
     outcome: str
     attempt: int = 0
@@ -207,15 +216,49 @@ async def claim(
     return ClaimReply(outcome, int(reply[1]), int(reply[2]), reply[3], dict(zip(fields, fields, strict=True)))
 
 
-async def release(redis: Redis, gid: str, own: str) -> int | None:
-    """Return a running generation to the queue. Return its new ticket; None if `own` does not own it."""
-    reply = await redis.run(RELEASE, lifecycle_keys(gid), [gid, own])
+async def begin(redis: Redis, gid: str, own: str, upstream: str) -> str:
+    """Begin a claimed attempt. Return OK (also if it has begun), or LOST, GONE, CLOSED, FENCED. May be repeated."""
+    reply = await redis.run(BEGIN, lifecycle_keys(gid), [gid, own, upstream])
+    return reply[0].decode()
+
+
+async def defer(
+    redis: Redis,
+    gid: str,
+    own: str,
+    *,
+    reason: str = "",
+    retry_at_ms: int = 0,
+    data: bytes = b"",
+    error: bytes = b"",
+    failed: bool = False,
+    not_before_ms: int = 0,
+    lane: str = "",
+) -> int | None:
+    """Return a claimed generation whose attempt has not begun to the queue. `reason`: "" if the worker stops. Return
+    its new ticket; None if `own` does not own it, or it has begun."""
+    arguments: list[Argument] = [gid, own, reason, retry_at_ms, data, error, int(failed), not_before_ms, lane]
+    reply = await redis.run(DEFER, lifecycle_keys(gid), arguments)
     return int(reply[1]) if reply[0] == b"OK" else None
 
 
-async def announce_waiting(redis: Redis, gid: str, own: str) -> None:
-    """Announce in the activity that a running generation waits for its upstream."""
-    await redis.run(WAITING, lifecycle_keys(gid), [gid, own])
+async def release(redis: Redis, gid: str, own: str, reason: str) -> int | None:
+    """Return a generation whose attempt has begun to the queue. Return its new ticket; None if `own` does not own
+    it."""
+    reply = await redis.run(RELEASE, lifecycle_keys(gid), [gid, own, reason])
+    return int(reply[1]) if reply[0] == b"OK" else None
+
+
+async def expire(redis: Redis, gid: str) -> bool:
+    """End a generation whose waiting has lasted too long; return whether it has."""
+    reply = await redis.run(EXPIRE, lifecycle_keys(gid), [gid, _random()])
+    return reply[0] == b"FAILED"
+
+
+async def note(redis: Redis, gid: str, reason: str, retry_at_ms: int | None, data: bytes) -> bool:
+    """Tell the readers of a waiting generation that the reason changed; return whether it has."""
+    reply = await redis.run(NOTE, lifecycle_keys(gid), [gid, reason, _or_empty(retry_at_ms), data])
+    return reply[0] == b"OK"
 
 
 # --- the appender ---
@@ -272,11 +315,12 @@ def finish_command(
     )
 
 
-def touch_command(gid: str, own: str, lease_ms: int, *, with_live: bool) -> RawCommand:
-    """Renew the lease. `with_live`: False while a cluster has the live set on another server than meta and log."""
+def touch_command(gid: str, own: str, lease_ms: int, *, with_live: bool, begun: bool) -> RawCommand:
+    """Renew the lease. `begun`: whether the attempt has begun. `with_live`: False while a cluster has the live set on
+    another server than meta and log."""
     live = (keys.live(shard_of(gid)),) if with_live else ()
     names = (keys.meta(gid), keys.log(gid), *live)
-    return ("EVALSHA", TOUCH.sha, len(names), *names, gid, own, lease_ms)
+    return ("EVALSHA", TOUCH.sha, len(names), *names, gid, own, lease_ms, int(begun))
 
 
 def restore_command(

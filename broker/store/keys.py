@@ -28,10 +28,11 @@ def meta(gid: str) -> str:
     us usage JSON · er error JSON · res merged choices JSON · tp traceparent, if tracing is on
 
     Of the queue ("" = none): pr priority · ln lane, the upstreams that serve the model · qd ms at which the waiting
-    ends · ra ms before which it must not run · gr group · wh webhook JSON · ro generation that this one repeats ·
-    up upstream that has it · wr newest reason of its waiting · rt ms of the next try · we error JSON of the last
-    refusal · nb upstream errors before the first token · fb ms of the first of these · na newest attempt id, also of a
-    claim whose attempt has not begun
+    ends · ra ms before which it must not run · gr group · wh webhook JSON · ro generation that this one repeats · up
+    upstream that has it · wr newest reason of its waiting · rt ms of the next try · we error JSON of the last refusal ·
+    qt ms for which it may wait · es tokens that a call reserves · an ms of its newest announcement as waiting · nt ms
+    before which it must not run again · nb upstream errors before the first token · fb ms of the first of these · na
+    newest attempt id, also of a claim whose attempt has not begun
 
     A deleted generation keeps only st, tn, ca and xa; so does an expired one, once a script has found it
     (lua/expired.lua).
@@ -84,32 +85,101 @@ def rights(shard: str) -> str:
 
 # --- queue's Redis -------------------------------------------------------------------------------------
 
-QUEUE = "tc:queue"
-"""zset (arq's) · ticket `<generation>.<number>` → fair tag · 7 d · enqueue.lua; arq removes"""
-
-BELL = "tc:bell"
-"""list · empty strings, at most 1,000; each signals a ticket in the queue · 60 s · enqueue.lua"""
-
-FAIR = "tc:fair"
-"""hash · tenant → its newest fair tag · 7 d · enqueue.lua"""
+# The scripts in broker/queue/lua derive their keys themselves: the queue is never on a cluster. A *level* is
+# `<lane>:<priority>`; a lane is the names of the upstreams that serve a model, joined by commas.
 
 
-def queued(tenant: str) -> str:
-    """zset · waiting generation → ms at which its reservation ends · 1 d · quota_admit, quota_acquire; enqueue renews
-    it"""
-    return f"tc:q:{tenant}"
+def waiting(level: str, tenant: str) -> str:
+    """zset · waiting ticket `<generation>.<number>.<tokens>` → created ms, or scheduled ms · 7 d · offer; pull and
+    withdraw remove"""
+    return f"tc:w:{level}:{tenant}"
+
+
+def turns(level: str) -> str:
+    """zset · tenant that waits in this level and is not at its limit → fair tag · 7 d · offer, pull, done"""
+    return f"tc:turn:{level}"
+
+
+def tags(priority: int) -> str:
+    """hash · tenant → its newest fair tag, "" → that of the newest turn · 7 d · offer, pull"""
+    return f"tc:tag:{priority}"
+
+
+DEPTH = "tc:depth"
+"""hash · level → number of waiting tickets · 7 d · offer, pull, withdraw"""
+
+LEVEL_TIMES = "tc:at"
+"""hash · level → ms of its newest grant, or since when it waits · 7 d · offer, pull"""
+
+WAITING_COUNTS = "tc:qn"
+"""hash · tenant → number of its waiting and scheduled tickets · 7 d · offer, pull, withdraw"""
+
+LATER = "tc:later"
+"""zset · `<lane> <priority> <tenant> <order> <ticket>` that must not run yet → ms · 14 d · offer; pull moves"""
+
+
+def full(tenant: str) -> str:
+    """set · levels in which a tenant at its limit waits · 7 d · pull; done and pull end it"""
+    return f"tc:full:{tenant}"
+
+
+FULL = "tc:fullz"
+"""zset · tenant at its limit → ms at which the first of its places ends · 7 d · pull, done"""
 
 
 def running(tenant: str) -> str:
-    """zset · running generation → ms at which its reservation ends · 1 d · quota_acquire, quota_release, enqueue,
-    quota_renew"""
+    """zset · running generation of a tenant with a limit → ms at which its place ends · 7 d · pull, hold, done"""
     return f"tc:r:{tenant}"
 
 
-def parked(tenant: str) -> str:
-    """zset · ticket whose turn came while its tenant was at the limit → 0, so sorted by the generations' times ·
-    retention, at least 7 d · enqueue, quota_release"""
-    return f"tc:park:{tenant}"
+def upstream(resource: str) -> str:
+    """hash · state of an upstream: max rpm tpm limits as configured (and maxat rpmat tpmat: since when) · omax orpm
+    otpm an operator's limits · L learned limit · ceil its known ceiling · need, held rounds until it is tried higher ·
+    cut ms of the newest cut · busy ms until which nobody calls · ramp 1: begin with what runs · rt tt theoretical
+    arrival times of the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms of the newest accepted
+    call · refused number of refused calls · 7 d · pull, begun, done"""
+    return f"tc:u:{resource}"
+
+
+def places(resource: str) -> str:
+    """zset · generation with a call at this upstream → ms at which its place ends · 7 d · pull, hold, done"""
+    return f"tc:ur:{resource}"
+
+
+def accepted(resource: str) -> str:
+    """set · generation whose call this upstream accepted · 1 d · begun, hold, done"""
+    return f"tc:ub:{resource}"
+
+
+def failed(resource: str) -> str:
+    """zset · `<generation> <worker>` of a failed call → ms · 5 min · done; begun ends it"""
+    return f"tc:fg:{resource}"
+
+
+READY = "tc:ready"
+"""zset (arq's) · granted ticket `<generation>.<number>` → 1 · 7 d · pull; arq removes"""
+
+BELL = "tc:bell"
+"""list · empty strings, at most 64; each signals that something may run · 60 s · offer, begun, done"""
+
+BORN = "tc:born"
+"""string · ms since which the places can be trusted · 7 d · pull, hold"""
+
+TICK = "tc:tick"
+"""string · ms of the newest pull or hold · 7 d · pull, hold"""
+
+PAUSED = "tc:paused"
+"""hash · `all`, `u:<upstream>` or `t:<tenant>` → ms since when it is paused · stays · operators"""
+
+
+def refill(shard: str) -> str:
+    """string · marks that a process puts the waiting generations of a shard back into the queue · 60 s · reapers"""
+    return f"tc:refill:{shard}"
+
+
+def queued(tenant: str) -> str:
+    """zset · generation that is being created → ms at which its reservation ends · 1 d · quota_admit; offer removes"""
+    return f"tc:q:{tenant}"
 
 
 def creations(tenant: str, minute: int | None = None) -> str:

@@ -22,7 +22,7 @@ from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempo
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
 from broker.request.body import CompletionRequest
-from broker.request.options import check_run_at
+from broker.request.options import DEFAULT_PRIORITY, check_run_at
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, EndReply, NewGeneration
 from broker.store.data_loss import DataLossDetector
@@ -52,12 +52,16 @@ class Created:
 
 
 class Withdrawn(NamedTuple):
-    """Result of `cancel` and `delete`: the previous status, the ticket (0 if there is none to remove), and the bytes of
-    the request that are no longer stored."""
+    """Result of `cancel` and `delete`: the previous status, the bytes of the request that are no longer stored, the
+    ticket's number (0 if there is none to remove), and its fields: lane, priority, tokens and order."""
 
     was: str
-    ticket: int = 0
     dropped: Stored = NOTHING
+    ticket: int = 0
+    lane: str = ""
+    priority: int = DEFAULT_PRIORITY
+    tokens: int = 0
+    order_ms: int = 0
 
 
 class Store:
@@ -124,6 +128,7 @@ class Store:
             group=options.group or "",
             webhook=msgspec.json.encode(options.webhook) if options.webhook else b"",
             retry_of=retry_of,
+            tokens=request.reserved_tokens,
         )
         reply = await self._create(shard, new)
         if reply.outcome == b"OK":
@@ -306,6 +311,10 @@ class Store:
         check_id(gid)
         return await self._outcome(gid, tenant, await commands.cancel(self.redis, gid, tenant))
 
+    async def expire(self, gid: str) -> bool:
+        """End a generation whose waiting has lasted too long; return whether it has."""
+        return await commands.expire(self.redis, gid)
+
     async def delete(self, gid: str, tenant: str) -> Withdrawn:
         """Delete a generation in any status."""
         check_id(gid)
@@ -320,7 +329,16 @@ class Store:
         if reply.outcome != b"OK":
             return Withdrawn(reply.status.decode())
         dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
-        return Withdrawn(reply.status.decode(), int(reply.ticket), dropped)
+        lane, priority, tokens, created, run_at = reply.waiting
+        return Withdrawn(
+            reply.status.decode(),
+            dropped,
+            int(reply.ticket),
+            (lane or b"").decode(),
+            int(priority or DEFAULT_PRIORITY),
+            int(tokens or 0),
+            int(run_at or created),
+        )
 
 
 def new_epoch() -> str:

@@ -24,16 +24,22 @@ REFRESH_INTERVAL = 5.0
 log = logging.getLogger("tokencast.worker")
 
 
+def worker_id() -> str:
+    """Make the id of this worker."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
 class Heartbeat:
     """Refreshes the worker's record; `unregister` deletes it at the end. `registered` is set by the first refresh."""
 
-    def __init__(self, redis: Redis, slots: Slots) -> None:
+    def __init__(self, redis: Redis, slots: Slots, worker: str) -> None:
+        """`worker`: id of this worker."""
         self._redis = redis
         self._clock = RedisClock(redis)
         self._slots = slots
         self._host = socket.gethostname()
         self.registered = asyncio.Event()
-        self.id = f"{self._host}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.id = worker
 
     async def run(self) -> None:
         while True:

@@ -56,10 +56,10 @@ class Upstreams:
             await client.close()
 
     @asynccontextmanager
-    async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
-        """Call the upstream that serves `model` and yield its response stream, which is closed on exit. The call and
-        the iteration raise UpstreamError."""
-        upstream = self._upstream(model)
+    async def open(self, model: str, body: Json, resource: str = "") -> AsyncGenerator[UpstreamStream]:
+        """Call an upstream that serves `model` and yield its response stream, which is closed on exit. `resource`: its
+        name in the queue; by default the first one. The call and the iteration raise UpstreamError."""
+        upstream = self._upstream(model, resource)
         watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
         try:
             async with watchdog:
@@ -86,9 +86,9 @@ class Upstreams:
         """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
         return await read_models(self._clients[upstream.name])
 
-    def _upstream(self, model: str) -> Upstream:
+    def _upstream(self, model: str, resource: str) -> Upstream:
         for upstream in self._upstreams:
-            if upstream.serves(model):
+            if upstream.serves(model) and resource in ("", upstream.resource):
                 if upstream.usable:
                     return upstream
                 raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")

@@ -1,7 +1,8 @@
 -- Admits a new generation: reserves a place among the tenant's waiting ones, and counts a creation and its bytes.
--- KEYS: [1] queued, [2] base of the creations, from which `<base>:<minute>` is derived, [3] stored bytes
+-- KEYS: [1] creations under way, [2] base of the creations, from which `<base>:<minute>` is derived, [3] stored bytes,
+--       [4] number of waiting generations by tenant
 -- ARGV: gid, most queued, most a minute, ms that a place lasts, most bytes (0 = any, in all three), bytes of this
---       request, hour since the epoch in which it will have expired
+--       request, hour since the epoch in which it will have expired, tenant
 -- Returns OK, and the key that counted it | QUEUED | RATE seconds until the next minute | STORED
 local t = redis.call('TIME')
 local second, now = tonumber(t[1]), t[1] * 1000 + math.floor(t[2] / 1000)
@@ -29,7 +30,8 @@ end
 
 if queued > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-  if redis.call('ZCARD', KEYS[1]) >= queued then return {'QUEUED'} end
+  local waits = redis.call('ZCARD', KEYS[1]) + tonumber(redis.call('HGET', KEYS[4], ARGV[8]) or 0)
+  if waits >= queued then return {'QUEUED'} end
 end
 if rate > 0 and tonumber(redis.call('GET', minute) or 0) >= rate then return {'RATE', 60 - second % 60} end
 if bytes > 0 and stored() >= bytes then return {'STORED'} end

@@ -4,9 +4,9 @@
 -- KEYS: [1] meta, [2] log   ARGV: own, "<attempt>-", first seq, completion chunks so far, byte cap, 1 = holds the
 -- first token, then triples type, ms, data
 -- Returns LOST | GONE | CLOSED status | FENCED | GAP n | TOOBIG | OK n
-local m = redis.call('HMGET', KEYS[1], 'st', 'own', 'n', 'by')
+local m = redis.call('HMGET', KEYS[1], 'st', 'own', 'n', 'by', 'a')
 local first = tonumber(ARGV[3])
-local no = refusal(m, ARGV[1], first)
+local no = refusal(m, ARGV[1], first, m[5])
 if no then return no end
 local by = tonumber(m[4])
 if by > tonumber(ARGV[5]) then return {'TOOBIG'} end

@@ -25,6 +25,11 @@ local function fresh_attempt(now, previous, random)
   return int(math.max(now * 1024 + tonumber(random), tonumber(previous) + 1))
 end
 
+-- Returns the newest attempt id: that of the log, or that of a claim whose attempt has not begun.
+local function newest_attempt(begun, claimed)
+  return claimed and claimed ~= '' and tonumber(claimed) > tonumber(begun) and claimed or begun
+end
+
 -- Log, tombstone and idempotency record expire together. A script that begins with this may write even above maxmemory
 -- (reproduced on Redis 7.0 and Valkey 9.1), so only scripts that free memory or keep existing data may do so.
 local function expire(xa)
@@ -111,8 +116,8 @@ end
 -- attempt id, so that it cannot collide with the owner's events. At `<a>-<n+1>` a rollback made readers hang. A missing
 -- log is not created (such a generation can no longer be read): it would lack its beginning and a lifetime.
 local function end_from_outside(now, random, status, type, data, usage, err)
-  local m = redis.call('HMGET', META, 'a', 'st')
-  local attempt = fresh_attempt(now, m[1], random)
+  local m = redis.call('HMGET', META, 'a', 'st', 'na')
+  local attempt = fresh_attempt(now, newest_attempt(m[1], m[3]), random)
   local xa = expire_ended(now)
   redis.call('XADD', LOG, 'NOMKSTREAM', attempt .. '-0', 't', type, 'm', 0, 'd', data)
   redis.call('HSET', META, 'st', status, 'own', '', 'a', attempt, 'n', 0, 'le', 0, 'ea', int(now), 'xa', xa, 'us', usage, 'er', err)
@@ -132,4 +137,16 @@ local function end_exhausted(now, random, x)
   local err = '{"message":"The worker of this generation was lost ' .. x .. ' times.","type":"server_error","code":"attempts_exhausted"}'
   end_from_outside(now, random, 'failed', 'f', '{"error":' .. err .. '}', counted_usage(), err)
   redis.call('HSET', META, 'x', x)
+end
+
+-- A generation that has begun before may wait for at least another hour: it has been paid for.
+local function extend_wait(now)
+  local wait = redis.call('HGET', META, 'qt')
+  if wait and wait ~= '' then redis.call('HSET', META, 'qd', int(now + math.max(tonumber(wait), HOUR))) end
+end
+
+-- Ends a generation that waited for too long; `err` is the error of what it last waited for.
+local function end_waiting(now, random, err)
+  if not err or err == '' then err = '{"message":"The generation waited for longer than its queue_timeout.","type":"server_error","code":"queue_timeout"}' end
+  end_from_outside(now, random, 'failed', 'f', '{"error":' .. err .. '}', 'null', err)
 end

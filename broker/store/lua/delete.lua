@@ -3,14 +3,15 @@
 -- Deletes a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and for an hour a tombstone answers
 -- "deleted".
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
--- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl')
+-- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms, {fields that the ticket needs}
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'na')
+local ticket_fields = redis.call('HMGET', META, 'ln', 'pr', 'es', 'ca', 'ra')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 local index = INDEX .. ':' .. m[1]
 if m[2] == 'deleted' or forget_expired(index, GID) then return {'GONE'} end
 local now, dropped = now_ms(), redis.call('HSTRLEN', META, 'rq') + redis.call('HSTRLEN', META, 'mt')
 redis.call('PEXPIRE', LOG, 60000)
-redis.call('XADD', LOG, fresh_attempt(now, m[3], ARGV[3]) .. '-0', 't', 'g', 'm', 0, 'd', '{}')
+redis.call('XADD', LOG, fresh_attempt(now, newest_attempt(m[3], m[7]), ARGV[3]) .. '-0', 't', 'g', 'm', 0, 'd', '{}')
 redis.call('XTRIM', LOG, 'MAXLEN', 1)
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
@@ -18,4 +19,4 @@ if m[4] ~= '' then redis.call('DEL', m[4]) end
 unlist(index, GID)
 bury(GID, 'deleted', HOUR)
 announce(m[1], 'gone')
-return {'OK', m[2], m[5], dropped, m[6]}
+return {'OK', m[2], m[5], dropped, m[6], ticket_fields}

@@ -5,9 +5,9 @@
 -- ARGV: gid, own, "<attempt>-", first seq, completed|failed, finish reason, usage JSON, error JSON ('' = none),
 --       merged choices JSON, completion chunks, then triples type, ms, data
 -- Returns LOST | GONE | CLOSED status | FENCED | GAP n | OK n
-local m = redis.call('HMGET', META, 'st', 'own', 'n', 'fa')
+local m = redis.call('HMGET', META, 'st', 'own', 'n', 'fa', 'a')
 local first = tonumber(ARGV[4])
-local no = refusal(m, ARGV[2], first)
+local no = refusal(m, ARGV[2], first, m[5])
 if no then return no end
 local now = now_ms()
 local xa = expire_ended(now)

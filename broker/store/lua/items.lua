@@ -11,12 +11,14 @@ local function append_items(log, prefix, n, first, at)
   return n, bytes
 end
 
--- Returns nil if `own` may write, otherwise the reply that says why not.
-local function refusal(m, own, first)
+-- Returns nil if `own` may write, otherwise the reply that says why not. m: st, own, n, and a, unless the attempt need
+-- not have begun: a server that lost the beginning must not get what follows.
+local function refusal(m, own, first, a)
   if not m[1] then return {'LOST'} end
   if m[1] == 'deleted' then return {'GONE'} end
   if m[1] == 'completed' or m[1] == 'failed' or m[1] == 'cancelled' then return {'CLOSED', m[1]} end
   if m[2] ~= own then return {'FENCED'} end
+  if a and a ~= string.match(own, '^(%d+)') then return {'LOST'} end
   if first > tonumber(m[3]) + 1 then return {'GAP', tonumber(m[3])} end
   return nil
 end

@@ -5,8 +5,13 @@
 -- KEYS: the five of common.lua
 -- ARGV: gid, random 0..1023, max attempts, lease ms of the caller, ms for which it has watched, latest ms at which this
 --       may run
--- Returns NO | LATE | REQUEUE ticket tenant (queued without a ticket, or its worker is gone) | FAILED tenant
-local m = redis.call('HMGET', META, 'st', 'le', 'x', 'tk', 'tn', 'ls')
+-- Returns NO | LATE | REQUEUE ticket tenant model {…} (queued without a ticket, or its worker is gone; the rest: HMGET of
+--         the fields that the ticket needs) | FAILED tenant | EXPIRED tenant (it waited for too long)
+local LOOK = 600000
+local m = redis.call('HMGET', META, 'st', 'le', 'x', 'tk', 'tn', 'ls', 'own', 'qd', 'we', 'ra')
+local function requeue(ticket)
+  return {'REQUEUE', ticket, m[5], redis.call('HMGET', META, 'md', 'ln', 'pr', 'es', 'ca', 'ra', 'nt')}
+end
 if not m[1] or m[1] == 'deleted' or TERMINAL[m[1]] then
   redis.call('ZREM', LIVE, GID)
   return {'NO'}
@@ -18,7 +23,8 @@ if at and tonumber(at) > now then return {'NO'} end
 
 local lease = tonumber(m[6] or ARGV[4])
 local watched = tonumber(ARGV[5]) >= math.max(lease, tonumber(ARGV[4]))
-if m[1] == 'in_progress' then
+local owned = m[1] == 'in_progress' or m[7] ~= ''
+if owned then
   local till = tonumber(m[2])
   if till > now + lease then -- the clock went back: the lease begins now
     till = now + lease
@@ -35,10 +41,16 @@ if redis.call('EXISTS', LOG) == 0 then -- it has expired, or its log was removed
   end_from_outside(now, ARGV[2], 'failed', 'f', '', counted_usage(), err)
   return {'NO'}
 end
-if m[1] == 'queued' then
+if not owned then
+  local deadline = tonumber(m[8] or '')
+  if deadline and deadline <= now then
+    end_waiting(now, ARGV[2], m[9])
+    return {'EXPIRED', m[5]}
+  end
   expire_live(now)
-  due(now + 30000)
-  return {'REQUEUE', tonumber(m[4]), m[5]}
+  -- Nothing is due before its deadline: the ticket is in the queue, and a queue that loses its data is refilled.
+  due(math.min(deadline or now + LOOK, now + LOOK))
+  return requeue(tonumber(m[4]))
 end
 local x = tonumber(m[3]) + 1
 if x >= tonumber(ARGV[3]) then
@@ -49,5 +61,8 @@ local ticket = tonumber(m[4]) + 1
 redis.call('HSET', META, 'st', 'queued', 'own', '', 'le', 0, 'x', x, 'tk', ticket, 'why', 'worker_lost')
 expire_live(now)
 due(now + 5000)
-transition('in_progress', 'queued', 'queued')
-return {'REQUEUE', ticket, m[5]}
+if m[1] ~= 'queued' then
+  extend_wait(now)
+  transition('in_progress', 'queued', 'queued')
+end
+return requeue(ticket)

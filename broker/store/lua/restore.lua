@@ -9,13 +9,13 @@
 --       be there, data of `created`, type and data of the attempt's first event, then meta at the claim as field, value, …
 -- Returns GONE | CLOSED status | FENCED | OK n epoch
 local own, attempt = ARGV[2], ARGV[3]
-local m = redis.call('HMGET', META, 'st', 'own', 'n', 'a')
+local m = redis.call('HMGET', META, 'st', 'own', 'n', 'a', 'na')
 if m[1] == 'deleted' then return {'GONE'} end
 if TERMINAL[m[1]] then return {'CLOSED', m[1]} end
 local epoch = redis.call('GET', KEYS[6])
 local has_log = redis.call('EXISTS', LOG) == 1
-if m[1] and m[2] == own and has_log then return {'OK', tonumber(m[3]), epoch or ''} end
-if m[1] and m[2] ~= own and tonumber(m[4]) >= tonumber(attempt) then return {'FENCED'} end
+if m[1] and m[2] == own and m[4] == attempt and has_log then return {'OK', tonumber(m[3]), epoch or ''} end
+if m[1] and m[2] ~= own and tonumber(newest_attempt(m[4], m[5])) >= tonumber(attempt) then return {'FENCED'} end
 
 local now = now_ms()
 if not m[1] then

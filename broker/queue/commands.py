@@ -1,0 +1,155 @@
+"""The Lua scripts of the queue as typed functions: the only code that knows the order of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from broker.redis.client import Argument, Redis, Script
+from broker.store import keys
+
+OFFER, PULL, WITHDRAW = Script("queue", "offer"), Script("queue", "pull"), Script("queue", "withdraw")
+BEGUN, DONE, HOLD = Script("queue", "begun"), Script("queue", "done"), Script("queue", "hold")
+POSITION = Script("queue", "position")
+
+Outcome = Literal["ok", "none", "busy", "fail", "denied"]
+"""Outcome of a call for its upstream: complete; ended for another reason; refused for now; failed; key refused."""
+
+
+class Ticket(NamedTuple):
+    """A generation that waits for a worker. `number` counts its returns to the queue. `tokens`: the tokens that a call
+    reserves. Times in unix ms; `not_before_ms`: 0 if it can run at once."""
+
+    gid: str
+    tenant: str
+    number: int
+    lane: str
+    priority: int
+    tokens: int
+    order_ms: int
+    not_before_ms: int = 0
+
+
+class UpstreamLimits(NamedTuple):
+    """Limits of an upstream as this process is configured; 0 = no limit. `weight`: 0 = upstreams in their order."""
+
+    resource: str
+    concurrency: int = 0
+    per_minute: int = 0
+    tokens_per_minute: int = 0
+    adaptive: bool = True
+    weight: float = 0
+
+
+class Pulled(NamedTuple):
+    """`tickets`: names for arq. `wait_ms`: time until something may change; None if unknown. `born`: see pull.lua."""
+
+    tickets: Sequence[bytes]
+    wait_ms: int | None
+    born: int
+
+
+class Place(NamedTuple):
+    """The place of a call: at its upstream, and among the running ones of its tenant ("" = not limited)."""
+
+    gid: str
+    resource: str
+    tenant: str
+    accepted: bool
+
+
+async def offer(redis: Redis, ticket: Ticket) -> bool:
+    """Add a ticket; return whether it is new. May be repeated."""
+    return bool(await redis.run(OFFER, [], offer_arguments(ticket)))
+
+
+def offer_arguments(ticket: Ticket) -> list[Argument]:
+    """Return the arguments of offer.lua."""
+    gid, tenant, number, lane, priority, tokens, order_ms, not_before_ms = ticket
+    return [gid, number, tokens, lane, priority, tenant, order_ms, not_before_ms]
+
+
+async def pull(
+    redis: Redis,
+    most: int,
+    *,
+    lease_ms: int,
+    born: str,
+    tenant_running: int,
+    other_tenants: bytes,
+    ageing_ms: int,
+    upstreams: Sequence[UpstreamLimits],
+) -> Pulled:
+    """Take up to `most` tickets that can run now. `born`: the value of the last call, "" for the first one.
+    `other_tenants`: JSON of the tenants with limits of their own."""
+    parts: list[Argument] = [most, lease_ms, born, tenant_running, other_tenants, ageing_ms]
+    for one in upstreams:
+        parts += (one.resource, one.concurrency, one.per_minute, one.tokens_per_minute, int(one.adaptive), one.weight)
+    tickets, wait, since = await redis.run(PULL, [], parts)
+    return Pulled(tickets, int(wait) if int(wait) >= 0 else None, int(since))
+
+
+async def begun(redis: Redis, gid: str, resource: str) -> None:
+    """Record that the upstream accepted the call."""
+    await redis.run(BEGUN, [], [gid, resource])
+
+
+class Done(NamedTuple):
+    """Times in unix ms of the queue's Redis; `accepted_ms`: of the last accepted call of this upstream, 0 if none."""
+
+    accepted_ms: int
+    now_ms: int
+    circuit_open: bool
+
+
+async def done(
+    redis: Redis,
+    gid: str,
+    tenant: str,
+    resource: str,
+    outcome: Outcome,
+    *,
+    worker: str,
+    retry_ms: int = -1,
+    age_ms: int = 0,
+    reserved: int = 0,
+    used: int | None = None,
+) -> Done:
+    """Free the places of a call. `retry_ms`: when the upstream can be called again (-1 = not said). `age_ms`: time
+    since the call was sent. `reserved`, `used`: tokens."""
+    arguments: list[Argument] = [gid, tenant, resource, outcome, retry_ms, age_ms, reserved]
+    accepted, now, is_open = await redis.run(DONE, [], [*arguments, "" if used is None else used, worker])
+    return Done(int(accepted), int(now), bool(is_open))
+
+
+async def hold(redis: Redis, places: Sequence[Place], *, lease_ms: int, born: str) -> int:
+    """Renew places, and recreate lost ones; return `born`."""
+    parts: list[Argument] = [lease_ms, born]
+    for place in places:
+        parts += (place.gid, place.resource, place.tenant, int(place.accepted))
+    return int(await redis.run(HOLD, [], parts))
+
+
+async def free(redis: Redis, place: Place) -> None:
+    """Free a place that was renewed after its call had ended."""
+    await redis.pipeline(
+        [("ZREM", keys.places(place.resource), place.gid), ("ZREM", keys.running(place.tenant), place.gid)]
+    )
+
+
+async def has_place(redis: Redis, gid: str, resource: str) -> bool:
+    """Return whether a generation has a place at an upstream."""
+    return await redis.execute("ZSCORE", keys.places(resource), gid) is not None
+
+
+async def withdraw(redis: Redis, ticket: Ticket) -> bool:
+    """Remove a ticket; return whether it was there."""
+    gid, tenant, number, lane, priority, tokens, order_ms, _ = ticket
+    return bool(await redis.run(WITHDRAW, [], [gid, number, tokens, lane, priority, tenant, order_ms]))
+
+
+async def position(redis: Redis, ticket: Ticket) -> int | None:
+    """Return the position in its lane, from 1; None if it does not wait there or cannot be told cheaply."""
+    gid, tenant, number, lane, priority, tokens, *_ = ticket
+    found = int(await redis.run(POSITION, [], [gid, number, tokens, lane, priority, tenant]))
+    return found if found > 0 else None

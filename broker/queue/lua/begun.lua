@@ -1,0 +1,36 @@
+--#include common
+--#include resources
+-- Records that an upstream has accepted a call: its circuit closes, and its learned limit may grow.
+-- With no known ceiling the limit grows by one with each accepted call while it is used up. At a ceiling it is tried one
+-- higher after `need` rounds of accepted calls; two rounds above it without a refusal end the ceiling.
+-- ARGV: generation, upstream
+-- Returns OK
+local gid, resource = ARGV[1], ARGV[2]
+local key, now = state(resource), now_ms()
+local h = load(resource)
+redis.call('HSET', key, 'okat', int(now))
+redis.call('EXPIRE', key, WEEK)
+redis.call('DEL', 'tc:fg:' .. resource)
+if redis.call('ZSCORE', places(resource), gid) then
+  redis.call('SADD', begun(resource), gid)
+  redis.call('EXPIRE', begun(resource), 86400)
+end
+if h.circuit == 'open' then
+  redis.call('HDEL', key, 'circuit', 'since', 'wait', 'probe', 'probeat', 'probed')
+  redis.call('HSET', key, 'L', 1, 'ceil', '', 'need', 2, 'held', 0)
+  ring()
+  return 'OK'
+end
+local limit = tonumber(h.L or limit_of(h, tonumber(h.max or 0), true))
+if redis.call('ZCARD', places(resource)) < limit or redis.call('EXISTS', 'tc:depth') == 0 then return 'OK' end
+local ceil, held, need = tonumber(h.ceil or ''), tonumber(h.held or 0) + 1, tonumber(h.need or 2)
+if not ceil then
+  limit = limit + 1
+elseif limit <= ceil and held >= need * limit then
+  limit, held = ceil + 1, 0
+elseif limit > ceil and held >= 2 * limit then
+  ceil, held, need = nil, 0, 2
+end
+redis.call('HSET', key, 'L', limit, 'ceil', ceil or '', 'held', held, 'need', need)
+ring()
+return 'OK'

@@ -1,0 +1,275 @@
+--#include common
+--#include resources
+-- Takes the tickets that can run now: with a place at an upstream, within its rates, and a place of the tenant. They
+-- move to arq's queue. Nothing else is moved, so a full upstream or tenant costs one look, whatever waits for it.
+-- ARGV: most tickets, lease ms, `born` as seen before ('' = never), most running of a tenant (0 = any), JSON of the
+--       tenants with others ({tenant: [running, weight]}; '' = none), ms after which a priority is next, then for each
+--       upstream that the caller can use: name, most at once, per minute, tokens per minute (0 = any), 1 = learns its
+--       limit, weight (0 = in order)
+-- Returns tickets, ms until something may change (-1 = unknown), born
+local most, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local tenant_limit, others = tonumber(ARGV[4]), ARGV[5] ~= '' and cjson.decode(ARGV[5]) or {}
+local ageing = tonumber(ARGV[6])
+local now = now_ms()
+local LOOKS = 200
+
+local next_at
+local function look_again(at)
+  if at > now and (not next_at or at < next_at) then next_at = at end
+end
+
+local born = trusted_since(now, lease, ARGV[3])
+if now - born < GRACE then return {{}, int(born + GRACE - now), int(born)} end
+
+local paused, flat = {}, redis.call('HGETALL', 'tc:paused')
+for i = 1, #flat, 2 do paused[flat[i]] = true end
+
+-- What was scheduled, and tenants one of whose places has ended.
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'tc:later', '-inf', int(now), 'LIMIT', 0, 100)) do
+  local lane, p, tenant, order, member = string.match(entry, '^(%S+) (%d) (%S+) (%S+) (%S+)$')
+  redis.call('ZREM', 'tc:later', entry)
+  if not add_waiting(lane .. ':' .. p, tenant, member, order, now) then count('tc:qn', tenant, -1) end
+end
+local first = redis.call('ZRANGE', 'tc:later', 0, 0, 'WITHSCORES')
+if first[2] then look_again(math.max(tonumber(first[2]), now + 1)) end
+for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'tc:fullz', '-inf', int(now), 'LIMIT', 0, 20)) do readmit(tenant) end
+local ends = redis.call('ZRANGE', 'tc:fullz', 0, 0, 'WITHSCORES')
+if ends[2] then look_again(tonumber(ends[2])) end
+if paused.all then return {{}, -1, int(born)} end
+
+local known, used = {}, {}
+for i = 7, #ARGV, 6 do
+  known[ARGV[i]] = {max = tonumber(ARGV[i + 1]), rpm = tonumber(ARGV[i + 2]), tpm = tonumber(ARGV[i + 3]),
+    adaptive = ARGV[i + 4] == '1', weight = tonumber(ARGV[i + 5])}
+end
+
+-- Returns an upstream as it is at this call, read once.
+local function read(name)
+  local u = used[name]
+  if u then return u end
+  local key, given = state(name), known[name]
+  local h = load(name)
+  prune(places(name), now, lease)
+  u = {name = name, key = key, weight = given.weight, inflight = redis.call('ZCARD', places(name)), closed = false}
+  u.max = governing(h, 'max', given.max, now, key)
+  u.rpm, u.tpm = governing(h, 'rpm', given.rpm, now, key), governing(h, 'tpm', given.tpm, now, key)
+  u.rt, u.tt = tonumber(h.rt or 0), tonumber(h.tt or 0)
+  local busy = tonumber(h.busy or 0)
+  if h.ramp == '1' and busy <= now then -- after a long wait it begins with what runs, not with what ran before
+    h.L = math.max(1, u.inflight)
+    redis.call('HSET', key, 'L', h.L, 'ceil', '', 'ramp', '', 'need', 2, 'held', 0)
+  end
+  u.limit = limit_of(h, u.max, given.adaptive)
+  if paused['u:' .. name] then u.closed = true end
+  if busy > now and busy <= now + 3600000 then
+    u.closed = true
+    look_again(busy)
+  end
+  if h.circuit == 'open' then
+    local at = tonumber(h.since) + tonumber(h.wait)
+    if at > now and at <= now + MINUTE + 1000 then
+      u.closed = true
+      look_again(at)
+    elseif h.probe and h.probe ~= '' and tonumber(h.probeat) > now and tonumber(h.probeat) <= now + 2 * lease then
+      u.closed = true
+      look_again(tonumber(h.probeat))
+    else
+      u.half, u.probed = true, h.probed
+      u.limit = 1 + u.inflight
+    end
+  end
+  used[name] = u
+  return u
+end
+
+-- Returns whether an upstream has room for another call; the tokens are only known with the ticket.
+local function open(u)
+  if u.closed or u.inflight >= u.limit then return false end
+  if u.rpm > 0 then
+    local wait = rate_wait(u.rt, u.rpm, 1, now)
+    if wait > 0 then
+      u.closed = true
+      look_again(now + wait)
+      return false
+    end
+  end
+  return true
+end
+
+-- Returns the upstream of a lane that takes the next call: the first that is open, or by weight.
+local function upstream_of(lane)
+  local best, share
+  for _, name in ipairs(lane) do
+    local u = read(name)
+    if open(u) then
+      if u.weight == 0 then return u end
+      local of_this = (u.inflight + 1) / u.weight
+      if not best or of_this < share then best, share = u, of_this end
+    end
+  end
+  return best
+end
+
+local lanes, depth = {}, {}
+local starved = {}
+flat = redis.call('HGETALL', 'tc:depth')
+for i = 1, #flat, 2 do
+  local level, n = flat[i], tonumber(flat[i + 1])
+  local text, p = string.match(level, '^(.*):(%d)$')
+  depth[level] = n
+  if n > 0 then
+    local lane = lanes[text]
+    if not lane then
+      lane = {levels = {}}
+      for name in string.gmatch(text, '[^,]+') do
+        if known[name] then lane[#lane + 1] = name end
+      end
+      lanes[text] = lane
+    end
+    if lane[1] then
+      lane.levels[#lane.levels + 1] = {key = level, p = tonumber(p)}
+      local at = tonumber(redis.call('HGET', 'tc:at', level) or now)
+      if at > now then redis.call('HSET', 'tc:at', level, int(now)) end
+      starved[level] = now - at > ageing
+    end
+  end
+end
+
+local heads = {}
+local function head(level)
+  if heads[level] == nil then
+    local found = redis.call('ZRANGE', turns(level), 0, 0, 'WITHSCORES')
+    heads[level] = found[1] and {found[1], tonumber(found[2])} or false
+  end
+  return heads[level]
+end
+
+-- Returns the next turn: the lowest priority, then the lowest tag. A priority without a run for long is first.
+local function next_turn()
+  local best
+  for _, lane in pairs(lanes) do
+    local u = lane[1] and upstream_of(lane)
+    if u then
+      for _, level in ipairs(lane.levels) do
+        local turn = depth[level.key] > 0 and head(level.key)
+        local p = starved[level.key] and 0 or level.p
+        if turn and (not best or p < best.p or (p == best.p and turn[2] < best.tag)) then
+          best = {level = level.key, p = p, tenant = turn[1], tag = turn[2], u = u}
+        end
+      end
+    end
+  end
+  return best
+end
+
+local function limit_for(tenant)
+  local own = others[tenant]
+  return own and own[1] or (tenant == 'default' and 0 or tenant_limit)
+end
+
+local function is_full(tenant)
+  if paused['t:' .. tenant] then return true end
+  local limit = limit_for(tenant)
+  if limit == 0 then return false end
+  prune(running(tenant), now, lease)
+  if redis.call('ZCARD', running(tenant)) < limit then return false end
+  local till = redis.call('ZRANGE', running(tenant), 0, 0, 'WITHSCORES')[2]
+  redis.call('ZADD', 'tc:fullz', till, tenant)
+  redis.call('EXPIRE', 'tc:fullz', WEEK)
+  look_again(tonumber(till))
+  return true
+end
+
+-- Returns the member to run: the oldest, but not a generation that failed the last probe while there is another.
+local function member_of(turn)
+  local found = redis.call('ZRANGE', waiting(turn.level, turn.tenant), 0, turn.u.half and 1 or 0)
+  if found[2] and string.match(found[1], '^[^.]+') == turn.u.probed then return found[2] end
+  return found[1]
+end
+
+local function grant(turn, member)
+  local u, tenant, level = turn.u, turn.tenant, turn.level
+  local gid, number, tokens = string.match(member, '^([^.]+)%.(%d+)%.(%d+)$')
+  local rt, tt = u.rt, u.tt
+  if u.tpm > 0 then
+    local wait, after = rate_wait(u.tt, u.tpm, tonumber(tokens), now)
+    if wait > 0 then
+      u.closed = true
+      look_again(now + wait)
+      return nil
+    end
+    u.tt = after
+  end
+  if u.rpm > 0 then
+    local _, after = rate_wait(u.rt, u.rpm, 1, now)
+    u.rt = after
+  end
+  if rt ~= u.rt or tt ~= u.tt then
+    redis.call('HSET', u.key, 'rt', string.format('%.3f', u.rt), 'tt', string.format('%.3f', u.tt))
+  end
+  local till = int(now + lease)
+  if u.half then
+    redis.call('HSET', u.key, 'probe', gid, 'probeat', int(now + math.min(lease, 30000)))
+    u.closed = true
+  end
+  redis.call('EXPIRE', u.key, WEEK)
+  redis.call('ZREM', waiting(level, tenant), member)
+  redis.call('ZADD', places(u.name), till, gid)
+  redis.call('EXPIRE', places(u.name), WEEK)
+  u.inflight = u.inflight + 1
+  if limit_for(tenant) > 0 then
+    redis.call('ZADD', running(tenant), till, gid)
+    redis.call('EXPIRE', running(tenant), WEEK)
+  end
+  local ticket = gid .. '.' .. number
+  local p = priority_of(level)
+  redis.call('SET', 'arq:job:' .. ticket, cjson.encode({t = cjson.null, f = 'generate', k = {}, et = now,
+    a = {gid, tenant, u.name, string.sub(level, 1, -3), tonumber(p), tonumber(tokens)}}), 'PX', 7200000)
+  redis.call('ZADD', 'tc:ready', 1, ticket)
+  redis.call('EXPIRE', 'tc:ready', WEEK)
+  count('tc:depth', level, -1)
+  count('tc:qn', tenant, -1)
+  depth[level] = depth[level] - 1
+  redis.call('HSET', 'tc:at', level, int(now))
+  starved[level] = false
+  local weight = others[tenant] and others[tenant][2] or 1
+  local tag = turn.tag + 1 / weight
+  redis.call('HSET', 'tc:tag:' .. p, tenant, string.format('%.6f', tag), '', string.format('%.6f', turn.tag))
+  redis.call('EXPIRE', 'tc:tag:' .. p, WEEK)
+  if redis.call('EXISTS', waiting(level, tenant)) == 1 then
+    redis.call('ZADD', turns(level), tag, tenant)
+  else
+    redis.call('ZREM', turns(level), tenant)
+  end
+  return ticket
+end
+
+local tickets, looks = {}, 0
+while #tickets < most and looks < LOOKS do
+  looks = looks + 1
+  local turn = next_turn()
+  if not turn then break end
+  local newest = tonumber(redis.call('HGET', 'tc:tag:' .. priority_of(turn.level), turn.tenant) or 0)
+  if newest > turn.tag then -- it was served in another lane
+    redis.call('ZADD', turns(turn.level), newest, turn.tenant)
+    heads[turn.level] = nil
+  elseif is_full(turn.tenant) then
+    redis.call('ZREM', turns(turn.level), turn.tenant)
+    redis.call('SADD', full(turn.tenant), turn.level)
+    redis.call('EXPIRE', full(turn.tenant), WEEK)
+    heads[turn.level] = nil
+  else
+    local member = member_of(turn)
+    if not member then
+      redis.call('ZREM', turns(turn.level), turn.tenant)
+      heads[turn.level] = nil
+    else
+      local ticket = grant(turn, member)
+      if ticket then
+        tickets[#tickets + 1] = ticket
+        heads[turn.level] = nil
+      end
+    end
+  end
+end
+return {tickets, next_at and int(next_at - now) or -1, int(born)}
