@@ -7,6 +7,7 @@ each time, because the request itself may be the cause.
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +106,8 @@ class HandBack:
         return number is not None
 
     async def _offer(self, claim: Claim, number: int, lane: str, not_before_ms: int) -> None:
-        try:
+        with suppress(StorageUnavailable):  # the reaper does it in five seconds
             await self._queue.offer(_ticket(claim, number, lane, not_before_ms))
-        except StorageUnavailable:  # the reaper does it in five seconds
-            pass
 
 
 def _ticket(claim: Claim, number: int, lane: str, not_before_ms: int) -> Ticket:

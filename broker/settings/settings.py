@@ -10,6 +10,7 @@ import fnmatch
 import os
 from functools import cached_property
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
