@@ -321,9 +321,7 @@ async def test_a_long_answer_is_appended_without_rewriting_it(api: Gateway, brok
     )
 
 
-async def test_new_output_does_not_scroll_a_reader_who_has_scrolled_up(
-    api: Gateway, broker: Broker, visit: Open
-) -> None:
+async def test_new_output_keeps_the_scroll_position(api: Gateway, broker: Broker, visit: Open) -> None:
     writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await writer.append(*["line\n" for _ in range(200)])

@@ -119,7 +119,7 @@ class Shown:
     def _append(self, chunk: dict[str, Any]) -> None:
         # The simulated upstream gives the chunks of each call an id of their own, because two calls with one seed
         # generate the same text.
-        call = chunk.get("id") or self._call  # Azure's first chunk has an empty one
+        call = chunk.get("id") or self._call  # Azure's first chunk has an empty id
         if self._call is not None and call != self._call:
             self.complain("mixed", f"chunks of two upstream calls, {self._call} and {call}")
         self._call = call
