@@ -14,7 +14,7 @@ from broker.ids import SHARDS, idempotency_shard, shard_of
 from broker.redis.client import connect_redis
 from broker.redis.cluster import slot_of
 from broker.store import keys
-from tests.servers.redis_servers import ENGINES, Clustered, Server, clustered
+from tests.servers.redis_servers import ENGINES, ClusterGroup, Server, cluster_group
 from tests.support import (
     Frame,
     Gateway,
@@ -33,8 +33,8 @@ LEASE = {"TOKENCAST_LEASE": "3"}
 
 
 @pytest.fixture(scope="module")
-async def cluster() -> AsyncGenerator[Clustered, None]:
-    async with clustered(ENGINES["redis"]) as started:
+async def cluster() -> AsyncGenerator[ClusterGroup, None]:
+    async with cluster_group(ENGINES["redis"]) as started:
         yield started
         for server in started.servers:
             if await server.role() == "master":
@@ -43,7 +43,7 @@ async def cluster() -> AsyncGenerator[Clustered, None]:
 
 
 @pytest.fixture(scope="module")
-def logs(cluster: Clustered) -> dict[str, str]:
+def logs(cluster: ClusterGroup) -> dict[str, str]:
     """The settings for the logs."""
     return {"TOKENCAST_STREAMS_URL": cluster.url, **LEASE}
 
@@ -98,7 +98,7 @@ def check_text(frames: list[Any], seed: int, length: int, resets: int = 0) -> No
 
 
 async def test_generations_of_all_shards_are_created_followed_and_listed(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:
     """64 generations, two in each shard, are followed live, read afterwards, listed and repeated."""
     prompt = "[[sim seed={n} length=30 speed=60 label=way]]"
@@ -181,7 +181,7 @@ class Move:
         self._ids = ids
 
     @classmethod
-    async def of(cls, cluster: Clustered, shard: str) -> Move:
+    async def of(cls, cluster: ClusterGroup, shard: str) -> Move:
         slot = slot_of(shard)
         source = await cluster.owner(slot)
         target = next(server for server in cluster.masters if server is not source)
@@ -206,7 +206,7 @@ class Move:
 
 
 async def test_a_shard_moves_under_running_generations(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:
     """While its keys are split between two masters, scripts and reads get ASK or TRYAGAIN, and later MOVED. Readers
     notice nothing; creations in the shard wait."""
@@ -240,7 +240,7 @@ async def test_a_shard_moves_under_running_generations(
 
 @pytest.mark.parametrize(("alone", "number"), [("record", 500), ("live", 501)])
 async def test_a_key_that_moves_alone_does_not_end_a_lease(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered, alone: str, number: int
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup, alone: str, number: int
 ) -> None:
     """Leases are renewed and events appended while another key that a renewal writes is on the other master."""
     shard = SHARDS[20]
@@ -274,7 +274,7 @@ async def lease_end(server: Server, gid: str) -> int:
 
 @pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
 async def test_a_cluster_with_replies_without_a_host(
-    redis: EmbeddedRedis, logs: dict[str, str], sim: str, cluster: Clustered, endpoint: str
+    redis: EmbeddedRedis, logs: dict[str, str], sim: str, cluster: ClusterGroup, endpoint: str
 ) -> None:
     """CLUSTER SLOTS, MOVED and ASK then refer to the host that sent the reply."""
     for server in cluster.servers:
@@ -327,7 +327,7 @@ async def answered(sim: str, label: str) -> bool:
 
 
 async def test_a_killed_master_stalls_only_its_shards(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:
     """Its generations pause until a replica has taken over, and events that the replica lacks are sent again. Readers
     of other shards notice nothing."""
@@ -358,7 +358,7 @@ async def is_replica(server: Server) -> bool:
     return await server.role() == "slave"
 
 
-async def test_permissions_are_checked_on_each_master(cluster: Clustered, redis: EmbeddedRedis) -> None:
+async def test_permissions_are_checked_on_each_master(cluster: ClusterGroup, redis: EmbeddedRedis) -> None:
     rights = ("on", ">pw", "~*", "&*", "+@all")
     for master in cluster.masters:
         await master.ask("ACL", "SETUSER", "weak", *rights)
@@ -369,7 +369,7 @@ async def test_permissions_are_checked_on_each_master(cluster: Clustered, redis:
             pass
 
 
-async def test_cluster_urls_that_cannot_work_are_refused(cluster: Clustered, redis: EmbeddedRedis) -> None:
+async def test_cluster_urls_that_cannot_work_are_refused(cluster: ClusterGroup, redis: EmbeddedRedis) -> None:
     """A queue on a cluster is refused in one line, and a server without cluster support is reported as such."""
     with pytest.raises(
         AssertionError, match=r"^ended.*\ntokencast worker: REDIS_URL: the queue cannot be on a Redis Cluster[^\n]*$"

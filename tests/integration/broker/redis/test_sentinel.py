@@ -16,7 +16,7 @@ from broker.ids import START, Cursor, entry_cursor
 from broker.redis.client import connect_redis
 from broker.redis.errors import NotMaster, RespError
 from broker.store import keys
-from tests.servers.redis_servers import ENGINES, SERVICE, Server, Watched, watched
+from tests.servers.redis_servers import ENGINES, SERVICE, SentinelGroup, Server, sentinel_group
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
 from worker.simulator.text import pieces
 
@@ -24,8 +24,8 @@ LEASE = {"TOKENCAST_LEASE": "5"}
 
 
 @asynccontextmanager
-async def redis_or_valkey(engine: str, **options: Any) -> AsyncGenerator[Watched, None]:
-    async with watched(ENGINES[engine], **options) as started:
+async def redis_or_valkey(engine: str, **options: Any) -> AsyncGenerator[SentinelGroup, None]:
+    async with sentinel_group(ENGINES[engine], **options) as started:
         yield started
 
 
