@@ -21,7 +21,7 @@ GENERATIONS, CHAT = "/v1/generations", "/v1/chat/completions"
 async def record(stage: Stage, rec: Recorder) -> None:
     await _tenant(stage, rec)
     await _heartbeats(stage, rec)
-    await _no_http(stage.keyed, rec)
+    await _invalid_http(stage.keyed, rec)
     gid = await running(rec, stage.of("edge"), "followed")
     await _creations(stage.edge, rec)
     async with _following(stage.edge, f"{GENERATIONS}/{gid}/events?after=latest") as (reader, begun):
@@ -87,7 +87,7 @@ async def _heartbeats(stage: Stage, rec: Recorder) -> None:
     await api.http.post(f"{GENERATIONS}/{gid}/cancel")
 
 
-async def _no_http(api: Gateway, rec: Recorder) -> None:
+async def _invalid_http(api: Gateway, rec: Recorder) -> None:
     await rec.raw("invalid HTTP", api, b"HELLO\r\n\r\n", "HELLO")
     await rec.raw("a long head", api, b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", "GET /xxx…")
     await rec.raw("HTTP/1.0", api, b"GET /healthz HTTP/1.0\r\n\r\n", "GET /healthz HTTP/1.0")

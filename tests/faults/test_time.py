@@ -27,11 +27,11 @@ from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
 from tests.servers.redis_proxy import redis_proxy
 from tests.support import (
-    WATCHFUL,
+    REAPER_OBSERVATION,
     Gateway,
-    beside,
     gateway,
     gather,
+    in_background,
     request_body,
     wait_until,
     worker,
@@ -227,7 +227,7 @@ async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.Mo
     async with dumping() as redis, connect(redis.url) as broker:
         settings = Settings(REDIS_URL=redis.url)  # pyright: ignore[reportCallIssue]
         appender = Appender(settings)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             generation = await broker.enqueue(request_body())
             ours = await claim(broker.store.redis, generation.id, settings)
@@ -350,7 +350,7 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
         appender = Appender(settings.model_copy(update={"redis_url": proxy.url}))
         generator = GenerationRunner(redis, appender, upstreams, settings)
         running = Slots(generator, redis, broker.queue, 10)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             body = request_body("[[sim length=4000 speed=20]]", model="sim")
             gids = [(await broker.enqueue(body)).id for _ in range(3)]
@@ -360,7 +360,7 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
             for gid in gids:
                 await redis.execute("HSET", keys.meta(gid), "le", 1)
                 await redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
-                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *WATCHFUL])
+                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *REAPER_OBSERVATION])
                 await _begin(broker, running, gid, 1)  # under the same ticket, if Redis forgot the reaper's
             proxy.resume()
             await wait_until(lambda: len(running) == 3)

@@ -20,7 +20,7 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import APPEND, FINISH
 from tests.servers.redis_proxy import RedisProxy, redis_proxy
-from tests.support import DEADLINE, beside, request_body, wait_until
+from tests.support import DEADLINE, in_background, request_body, wait_until
 from worker import appender as appender_module
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
@@ -48,7 +48,7 @@ def ending(status: str = "completed", data: bytes = b'{"finish_reason":"stop","u
 @asynccontextmanager
 async def appending(url: str, **more: Any) -> AsyncGenerator[Appender, None]:
     appender = Appender(settings(url, **more))
-    async with beside(appender.run()):
+    async with in_background(appender.run()):
         await appender.ready()
         yield appender
 

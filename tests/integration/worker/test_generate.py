@@ -53,13 +53,13 @@ class Run:
         return [json.loads(event.data) for event in self.events if event.name == "chunk"]
 
 
-def asking(directive: str, **more: Any) -> dict[str, Any]:
+def request_with(directive: str, **more: Any) -> dict[str, Any]:
     content = f"Say something. [[sim seed=7 length=20 speed=0 {directive}]]"
     return {"model": "sim", **more, "messages": [{"role": "user", "content": content}]}
 
 
 async def run(broker: Broker, directive: str = "", **more: Any) -> Run:
-    created = await broker.enqueue(asking(directive, **more))
+    created = await broker.enqueue(request_with(directive, **more))
     events = [event async for event in broker.follow(created.id)]
     return Run(await broker.get(created.id), events)
 
@@ -240,7 +240,7 @@ async def test_every_choice_must_finish(broker: Broker, process: Service) -> Non
 
 
 async def test_a_cancel_closes_a_silent_upstream(broker: Broker, process: Service, sim: str) -> None:
-    created = await broker.enqueue(asking("delay=60 label=cancel"))
+    created = await broker.enqueue(request_with("delay=60 label=cancel"))
     await wait_until(lambda: calls(sim, "cancel"))
     cancelled = await broker.cancel(created.id)
     assert cancelled.status == "cancelled"
@@ -255,7 +255,7 @@ async def test_a_cancel_closes_a_silent_upstream(broker: Broker, process: Servic
 
 
 async def test_a_deleted_generation_closes_its_upstream(broker: Broker, process: Service, sim: str) -> None:
-    created = await broker.enqueue(asking("speed=20 length=1000 label=delete"))
+    created = await broker.enqueue(request_with("speed=20 length=1000 label=delete"))
     await wait_until(lambda: calls(sim, "delete"))
     await broker.delete(created.id)
 

@@ -25,12 +25,12 @@ async def sim() -> AsyncGenerator[str, None]:
         yield url
 
 
-def asking(directive: str) -> dict[str, Any]:
+def request_with(directive: str) -> dict[str, Any]:
     return {"model": "sim", "messages": [{"role": "user", "content": f"Go on. [[sim seed=7 {directive}]]"}]}
 
 
 async def run(broker: Broker, directive: str) -> list[str]:
-    created = await broker.enqueue(asking(directive))
+    created = await broker.enqueue(request_with(directive))
     return [event.name async for event in broker.follow(created.id)]
 
 
@@ -128,11 +128,11 @@ async def test_a_stopping_worker_completes_its_generations_and_takes_no_new_ones
     redis: EmbeddedRedis, broker: Broker, sim: str
 ) -> None:
     async with worker(redis.url, sim) as process:
-        created = await broker.enqueue(asking("length=40 speed=40"))
+        created = await broker.enqueue(request_with("length=40 speed=40"))
         await wait_until(lambda: in_progress(broker, created.id))
         process.send(signal.SIGTERM)
         await process.says("stopping")
-        late = await broker.enqueue(asking("length=3 speed=0"))
+        late = await broker.enqueue(request_with("length=3 speed=0"))
         assert await process.wait() == 0
     assert (await broker.get(created.id)).status == "completed"
     assert (await broker.get(late.id)).status == "queued"
@@ -149,7 +149,7 @@ async def test_generations_running_after_the_drain_are_handed_over(
     label = f"handed-{signals}"
     drain = {1: "0.2", 2: "300"}[signals]
     async with worker(redis.url, sim, TOKENCAST_WORKER_DRAIN=drain) as process:
-        created = await broker.enqueue(asking(f"length=30 speed=20 label={label}"))
+        created = await broker.enqueue(request_with(f"length=30 speed=20 label={label}"))
         await wait_until(lambda: in_progress(broker, created.id))
         process.send(signal.SIGINT)
         await process.says("stopping")
@@ -174,7 +174,7 @@ async def test_generations_running_after_the_drain_are_handed_over(
 async def test_a_stop_while_redis_is_unreachable_does_not_hang(sim: str) -> None:
     async with EmbeddedRedis() as redis, worker(redis.url, sim) as process:
         async with connect(redis.url) as broker:
-            created = await broker.enqueue(asking("length=1000 speed=100"))
+            created = await broker.enqueue(request_with("length=1000 speed=100"))
             await wait_until(lambda: in_progress(broker, created.id))
         redis.kill()
         await process.says("events wait")
@@ -187,7 +187,7 @@ async def test_a_stop_while_redis_is_unreachable_does_not_hang(sim: str) -> None
 async def test_a_restart_of_redis_is_only_a_pause(sim: str) -> None:
     async with EmbeddedRedis(appendonly=True) as redis, worker(redis.url, sim) as process:
         async with connect(redis.url) as broker:
-            created = await broker.enqueue(asking("length=60 speed=40"))
+            created = await broker.enqueue(request_with("length=60 speed=40"))
             await wait_until(lambda: in_progress(broker, created.id))
         redis.kill()
         await process.says("events wait")
@@ -214,7 +214,7 @@ async def test_the_generation_of_a_killed_worker_restarts(sim: str) -> None:
     ):
         other.send(signal.SIGSTOP)  # so that the other worker takes the tickets
         async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
-            created = await broker.enqueue(asking("length=40 speed=40 label=killed"))
+            created = await broker.enqueue(request_with("length=40 speed=40 label=killed"))
             await wait_until(lambda: in_progress(broker, created.id))
             other.send(signal.SIGCONT)
             process.send(signal.SIGKILL)
@@ -229,7 +229,7 @@ async def test_the_generation_of_a_killed_worker_restarts(sim: str) -> None:
 async def test_a_generation_that_kills_its_workers_fails(sim: str) -> None:
     lease = {"TOKENCAST_LEASE": "0.5", "TOKENCAST_MAX_ATTEMPTS": "2"}
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        created = await broker.enqueue(asking("length=1000 speed=100"))
+        created = await broker.enqueue(request_with("length=1000 speed=100"))
         for attempt in (1, 2):
             async with worker(redis.url, sim, **lease) as process:
                 await wait_until(partial(in_progress, broker, created.id, attempt))
@@ -248,7 +248,7 @@ async def test_a_paused_worker_cannot_write_after_it_resumes(sim: str) -> None:
         connect(redis.url) as broker,
         worker(redis.url, sim, TOKENCAST_LEASE="1") as ghost,
     ):
-        created = await broker.enqueue(asking("length=200 speed=100"))
+        created = await broker.enqueue(request_with("length=200 speed=100"))
         await wait_until(lambda: in_progress(broker, created.id))
         ghost.send(signal.SIGSTOP)
         async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
@@ -264,7 +264,7 @@ async def test_a_paused_worker_cannot_write_after_it_resumes(sim: str) -> None:
 
 async def test_a_lost_ticket_is_written_again(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        created = await broker.enqueue(asking("length=3 speed=0"))
+        created = await broker.enqueue(request_with("length=3 speed=0"))
         await broker.queue.withdraw(created.id, "default", 1)
         await broker.store.redis.execute("ZADD", keys.live(created.id[14:16]), 1, created.id)  # due now
         async with worker(redis.url, sim, TOKENCAST_LEASE="0.5"):
@@ -275,7 +275,7 @@ async def test_a_generation_starts_while_more_than_a_hundred_run(sim: str) -> No
     """arq alone would never see the new ticket: its poll reads the first hundred tickets, which belong to running
     jobs."""
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="130"):
-        await asyncio.gather(*(broker.enqueue(asking("delay=600 label=many")) for _ in range(120)))
+        await asyncio.gather(*(broker.enqueue(request_with("delay=600 label=many")) for _ in range(120)))
 
         async def all_run() -> bool:
             running, _ = await broker.store.list("default", "in_progress", 300)
@@ -297,17 +297,17 @@ async def test_the_bell_is_read_only_while_a_slot_is_free(redis: EmbeddedRedis, 
     async with worker(redis.url, sim, TOKENCAST_SLOTS="1"):
         assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
 
-        async def unheard() -> int:
+        async def bell_entries() -> int:
             return await broker.queue.redis.execute("LLEN", keys.BELL)
 
-        async def heard() -> bool:
-            return await unheard() == 0  # a poll takes tickets, but no bell entries
+        async def bell_is_empty() -> bool:
+            return await bell_entries() == 0  # a poll takes tickets, but no bell entries
 
-        await wait_until(heard)
-        busy = await broker.enqueue(asking("delay=600"))
+        await wait_until(bell_is_empty)
+        busy = await broker.enqueue(request_with("delay=600"))
         await wait_until(partial(has_status, broker, busy.id, "in_progress"))
-        waiting = await broker.enqueue(asking("length=3 speed=0"))
-        assert await unheard() >= 1
+        waiting = await broker.enqueue(request_with("length=3 speed=0"))
+        assert await bell_entries() >= 1
         assert (await broker.get(waiting.id)).status == "queued"
         await broker.cancel(busy.id)
         assert [event.name async for event in broker.follow(waiting.id)][-1] == "completed"
@@ -319,7 +319,7 @@ async def has_status(broker: Broker, gid: str, status: str) -> bool:
 
 async def test_a_worker_runs_at_most_one_generation_per_slot(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="3"):
-        created = [await broker.enqueue(asking("length=8 speed=40")) for _ in range(12)]
+        created = [await broker.enqueue(request_with("length=8 speed=40")) for _ in range(12)]
         most = 0
         completed = 0
         while completed < len(created):

@@ -18,7 +18,7 @@ from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub
 from broker.ids import START
 from broker.store.store import Store
-from tests.support import DEADLINE, Frame, Writer, beside, gather, request_body, texts, wait_until
+from tests.support import DEADLINE, Frame, Writer, gather, in_background, request_body, texts, wait_until
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def hub_of(broker: Broker, *, send_timeout: float = 60, heartbeat: float =
     hub = Hub(Store(broker.store.redis, 100), heartbeat=heartbeat, cache_bytes=cache)
     connections = Connections(hub, heartbeat=heartbeat, send_timeout=send_timeout)
     try:
-        async with beside(hub.run()), beside(connections.run()):
+        async with in_background(hub.run()), in_background(connections.run()):
             yield hub
     finally:
         await hub.close()

@@ -85,12 +85,12 @@ async def all_idle_after_one(hub: Hub, listeners: Sequence[Listener]) -> None:
     def waits(reader: LogReader) -> bool:
         return reader._reply is not None and not reader._reply.done()  # pyright: ignore
 
-    def at_rest() -> bool:
+    def all_idle() -> bool:
         read = all(feed.tail.seq == 1 for feed in hub._feeds.values())  # pyright: ignore
         given = all("one " in listener.writes for listener in listeners)
         return read and given and hub._scheduler._holder is None and all(map(waits, hub._readers))  # pyright: ignore
 
-    await wait_until(at_rest)
+    await wait_until(all_idle)
 
 
 @pytest.fixture(autouse=True)
@@ -131,14 +131,14 @@ async def test_a_reader_waiting_for_its_turn_delivers_events_that_arrived_meanwh
         await all_idle_after_one(hub, [*crowd, other, last])
         more = [BlockingAppend(redis.url, hub, writer, 3, "three ") for writer in (second, third)]
 
-        def for_the_next_in_line() -> None:
+        def append_for_next_reader() -> None:
             line = hub._scheduler._queue  # pyright: ignore
             for at in [at for at in more if line and line[0][1] is at.reader]:
                 more.remove(at)
                 at()
 
         for listener in (*crowd, other, last):
-            listener.at[b"two "] = for_the_next_in_line
+            listener.at[b"two "] = append_for_next_reader
         wake = [BlockingAppend(redis.url, hub, writer, 2, "two ") for writer in (second, third)]
         crowd[0].at[b"two "] = lambda: [at() for at in wake]
         await first.append("two ")

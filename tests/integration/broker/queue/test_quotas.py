@@ -41,7 +41,7 @@ async def park(queue: Queue, *gids: str) -> None:
         assert not await queue.enqueue(gid, ANNA, 1, park=True)
 
 
-async def test_a_released_slot_goes_to_the_oldest_parked_ticket(queue: Queue) -> None:
+async def test_a_released_reservation_goes_to_the_oldest_parked_ticket(queue: Queue) -> None:
     """It already had its turn: tickets queued in the meantime come after it."""
     running, first, second, third = named(4)
     assert await queue.quotas.acquire(ANNA, running)
@@ -55,7 +55,7 @@ async def test_a_released_slot_goes_to_the_oldest_parked_ticket(queue: Queue) ->
     assert not await queue.quotas.acquire(ANNA, second)
 
 
-async def test_a_parked_ticket_is_not_rewritten_before_a_slot_is_free(queue: Queue) -> None:
+async def test_a_parked_ticket_is_not_rewritten_before_the_quota_has_room(queue: Queue) -> None:
     """By the reaper, which finds waiting generations without a ticket."""
     running, waiting = named(2)
     assert await queue.quotas.acquire(ANNA, running)
@@ -68,8 +68,8 @@ async def test_a_parked_ticket_is_not_rewritten_before_a_slot_is_free(queue: Que
     assert not await queue.enqueue(waiting, ANNA, 1)
 
 
-async def test_a_ticket_is_not_parked_if_a_slot_was_released_meanwhile(queue: Queue) -> None:
-    """The slot was released between the two calls, so no later release would unpark the ticket."""
+async def test_a_ticket_is_not_parked_if_a_reservation_was_released_meanwhile(queue: Queue) -> None:
+    """The reservation was released between the two calls, so no later release would unpark the ticket."""
     running, waiting = named(2)
     assert await queue.quotas.acquire(ANNA, running)
     assert not await queue.quotas.acquire(ANNA, waiting)
@@ -78,7 +78,7 @@ async def test_a_ticket_is_not_parked_if_a_slot_was_released_meanwhile(queue: Qu
     assert await tickets(queue) == [waiting]
 
 
-async def test_the_slot_of_a_withdrawn_ticket_goes_to_the_next(queue: Queue) -> None:
+async def test_the_reservation_of_a_withdrawn_ticket_goes_to_the_next(queue: Queue) -> None:
     running, first, second = named(3)
     assert await queue.quotas.acquire(ANNA, running)
     await park(queue, first, second)

@@ -15,7 +15,7 @@ from broker.redis.client import connect_redis
 from broker.settings.settings import Settings
 from broker.store import keys
 from tests.servers.redis_proxy import redis_proxy
-from tests.support import beside, request_body, wait_until
+from tests.support import in_background, request_body, wait_until
 from worker.appender import Appender
 from worker.claims import Claim, claim
 
@@ -29,7 +29,7 @@ async def reaping(url: str, **more: Any) -> AsyncGenerator[Reaper, None]:
     own = settings(url, **more)
     async with connect_redis(url, socket_timeout=1.0) as redis:
         reaper = Reaper(redis, Queue(redis, own.retention), own)
-        async with beside(reaper.run()):
+        async with in_background(reaper.run()):
             yield reaper
 
 
@@ -49,7 +49,7 @@ async def test_an_outage_longer_than_the_lease_restarts_nothing() -> None:
     """All leases expire while they cannot be renewed. Afterwards the owners get the time to reconnect."""
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, redis_proxy(redis.url) as proxy:
         appender = Appender(settings(proxy.url, lease=1))
-        async with beside(appender.run()), reaping(proxy.url, lease=1):
+        async with in_background(appender.run()), reaping(proxy.url, lease=1):
             await appender.ready()
             attempt = appender.open(await claimed(broker, 1))
             await proxy.close()

@@ -53,7 +53,7 @@ async def test_readers_see_a_killed_master_as_a_pause(sim: str) -> None:
     ):
         made = await generations(api, "killed", 8, 250)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
+        await api.wait_for_subscribers(len(readers))
         await wait_until(lambda: has_first_token(api, made[-1]))
         old = await servers.master()
         old.kill()
@@ -77,7 +77,7 @@ async def test_events_accepted_by_a_demoted_master_are_sent_again(sim: str) -> N
     ):
         made = await generations(api, "demoted", 4, 160, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
+        await api.wait_for_subscribers(len(readers))
         await wait_until(lambda: has_first_token(api, made[-1]))
         old, new = servers.servers
         await servers.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
@@ -115,7 +115,7 @@ async def test_an_isolated_master_is_left_and_its_events_are_sent_again(sim: str
     ):
         made = await generations(api, "partition", 4, 120, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
+        await api.wait_for_subscribers(len(readers))
         await wait_until(lambda: has_first_token(api, made[-1]))
         old = await servers.master()
         for user in ("watcher", "copy"):

@@ -20,7 +20,7 @@ from broker.concurrency.single_flight import SingleFlight
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationNotFound
 from broker.settings.settings import SIMULATED_KEY, Settings
-from tests.support import Writer, beside, gather, request_body, wait_until
+from tests.support import Writer, gather, in_background, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
@@ -138,7 +138,7 @@ async def test_an_ended_generation_is_freed_immediately(
         max_output=100_000,
     )
     appender = Appender(settings)
-    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, beside(appender.run()):
+    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, in_background(appender.run()):
         await appender.ready()
         generator = GenerationRunner(broker.store.redis, appender, upstreams, settings)
         with no_collector():

@@ -28,7 +28,7 @@ from broker.store.commands import KEEP_CHOICES, REAP, RESTORE, TOUCH, lifecycle_
 from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
 from broker.store.store import new_epoch
-from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
+from tests.support import REAPER_OBSERVATION, Writer, clients_by_last_command, gateway, request_body, wait_until, worker
 from worker.claims import Claim, claim, release
 
 RETENTION = 600
@@ -174,10 +174,10 @@ async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
         lost = await claimed(broker)
         await redis.execute("HSET", keys.meta(lost.gid), "le", 1)
         await redis.execute("ZADD", keys.live(shard_of(lost.gid)), 1, lost.gid)
-        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *WATCHFUL]))
+        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *REAPER_OBSERVATION]))
     left = await claimable(broker)
     await redis.execute("ZADD", keys.live(shard_of(left.gid)), 1, left.gid)
-    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *WATCHFUL]))
+    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *REAPER_OBSERVATION]))
     await after("the list", broker.store.list("default"))
 
 
@@ -246,7 +246,7 @@ async def _processes(broker: Broker, seen: KeyLifetimes, sim: str) -> None:
             async for frame in stream:
                 if frame.event == "chunk":
                     break
-            await wait_until(lambda: last_asking(broker.store.redis, "xread"))
+            await wait_until(lambda: clients_by_last_command(broker.store.redis, "xread"))
             await anext(other)
             await api.http.post(f"/v1/generations/{busy}/token")
 

@@ -15,7 +15,7 @@ from broker.ids import shard_of
 from broker.redis.client import Redis
 from broker.store import keys
 from broker.store.commands import REAP, TOUCH, lifecycle_keys
-from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
+from tests.support import REAPER_OBSERVATION, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.simulator.text import pieces
 
 
@@ -51,7 +51,7 @@ async def test_every_ending_is_written_to_a_full_redis(broker: Broker) -> None:
         assert await finished.finish() == b"OK"
         assert (await broker.cancel(cancelled.gid)).status == "cancelled"
         await broker.delete(deleted.gid)
-        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3, *WATCHFUL])
+        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3, *REAPER_OBSERVATION])
         assert verdict[0] == b"FAILED"
         for writer, status in ((finished, "completed"), (cancelled, "cancelled"), (exhausted, "failed")):
             generation = await broker.get(writer.gid)

@@ -54,7 +54,7 @@ class Server:
         self.chat: dict[str, bytes] = {}
         self.url = ""
 
-    def asked(self, entry: str, path: str = "") -> list[str]:
+    def requests(self, entry: str, path: str = "") -> list[str]:
         return [head for head in self.heads if f"/{entry}/v1{path}" in head.partition("\r\n")[0]]
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
@@ -105,7 +105,7 @@ HEADERS = {"X-Team": "canary-team", "Authorization": "Basic ${A_LOGIN}", "User-A
 
 
 @dataclass(frozen=True)
-class Setup:
+class Deployment:
     """A worker and its upstream servers."""
 
     plain: Server
@@ -114,7 +114,9 @@ class Setup:
 
 
 @pytest.fixture(scope="module")
-async def setup(redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Setup, None]:
+async def deployment(
+    redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Deployment, None]:
     ours, other, untrusted = (tmp_path_factory.mktemp(name) for name in ("ours", "other", "untrusted"))
     authority = make_authority(ours)
     make_certificate(ours, authority)
@@ -148,7 +150,7 @@ async def setup(redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) 
         }
         async with service("worker", REDIS_URL=redis.url, **variables) as process:
             await process.says("ready: ")
-            yield Setup(plain, trusted, process)
+            yield Deployment(plain, trusted, process)
 
 
 async def run(broker: Broker, model: str) -> Generation:
@@ -164,78 +166,82 @@ def value_of(head: str, name: str) -> str | None:
     return found[1] if found else None
 
 
-async def test_cookies_of_a_response_are_not_sent_with_the_next_call(setup: Setup, broker: Broker) -> None:
-    setup.plain.chat["cookies"] = stream(b"Set-Cookie: backend=one; Path=/", b"Set-Cookie: session=first; Path=/")
+async def test_cookies_of_a_response_are_not_sent_with_the_next_call(deployment: Deployment, broker: Broker) -> None:
+    deployment.plain.chat["cookies"] = stream(b"Set-Cookie: backend=one; Path=/", b"Set-Cookie: session=first; Path=/")
     for _ in range(3):
         assert (await run(broker, "cookies-1")).text == "Good morning"
-    asked = setup.plain.asked("cookies", "/chat/completions")
-    assert [value_of(head, "cookie") for head in asked] == [None] * 3
+    requests = deployment.plain.requests("cookies", "/chat/completions")
+    assert [value_of(head, "cookie") for head in requests] == [None] * 3
 
 
 @pytest.mark.parametrize(("size", "error"), [(16, None), (60, None), (100, "bad_upstream_response")])
 async def test_a_large_header_is_accepted_or_refused_after_one_call(
-    setup: Setup, broker: Broker, size: int, error: str | None
+    deployment: Deployment, broker: Broker, size: int, error: str | None
 ) -> None:
-    before = len(setup.plain.asked("large", "/chat/completions"))
-    setup.plain.chat["large"] = stream(b"X-Trace: " + b"t" * (size * 1024))
+    before = len(deployment.plain.requests("large", "/chat/completions"))
+    deployment.plain.chat["large"] = stream(b"X-Trace: " + b"t" * (size * 1024))
     ended = await run(broker, "large-1")
     assert (ended.error or {}).get("code") == error
-    assert len(setup.plain.asked("large", "/chat/completions")) == before + 1
+    assert len(deployment.plain.requests("large", "/chat/completions")) == before + 1
 
 
-async def test_a_configured_private_authority_is_trusted(setup: Setup, broker: Broker) -> None:
+async def test_a_configured_private_authority_is_trusted(deployment: Deployment, broker: Broker) -> None:
     assert (await run(broker, "trusted-1")).text == "Good morning"
 
 
 @pytest.mark.parametrize("name", ["misnamed", "stranger"])
-async def test_an_untrusted_certificate_is_reported(setup: Setup, broker: Broker, name: str) -> None:
+async def test_an_untrusted_certificate_is_reported(deployment: Deployment, broker: Broker, name: str) -> None:
     error = (await run(broker, f"{name}-1")).error or {}
     assert error["code"] == "upstream_unreachable"
     assert error["message"].startswith("The upstream's certificate is not trusted: ")
-    await setup.worker.says(f"no list of models from upstream {name} .* certificate is not trusted")
+    await deployment.worker.says(f"no list of models from upstream {name} .* certificate is not trusted")
 
 
-async def test_a_server_without_tls_is_reported(setup: Setup, broker: Broker) -> None:
+async def test_a_server_without_tls_is_reported(deployment: Deployment, broker: Broker) -> None:
     error = (await run(broker, "no-tls-1")).error or {}
     assert error["code"] == "upstream_unreachable"
     assert error["message"] == "The upstream does not speak TLS (https://)."
 
 
-async def test_an_upstream_without_a_key_does_not_stop_the_others(setup: Setup, broker: Broker) -> None:
-    await setup.worker.says("upstream without-its-key cannot be used: B_KEY is not set")
+async def test_an_upstream_without_a_key_does_not_stop_the_others(deployment: Deployment, broker: Broker) -> None:
+    await deployment.worker.says("upstream without-its-key cannot be used: B_KEY is not set")
     error = (await run(broker, "without-its-key-1")).error or {}
     assert (error["code"], error["message"]) == ("upstream_auth", "B_KEY is not set on the worker.")
-    assert setup.plain.asked("without-its-key") == []
+    assert deployment.plain.requests("without-its-key") == []
 
 
-async def test_headers_of_an_entry_are_sent_with_each_call_and_not_logged(setup: Setup, broker: Broker) -> None:
+async def test_headers_of_an_entry_are_sent_with_each_call_and_not_logged(
+    deployment: Deployment, broker: Broker
+) -> None:
     assert (await run(broker, "headers-1")).text == "Good morning"
-    await setup.worker.says("no list of models from upstream headers .*: status 403$")
-    asked = setup.plain.asked("headers")
-    assert len(asked) == 2
-    for head in asked:
+    await deployment.worker.says("no list of models from upstream headers .*: status 403$")
+    requests = deployment.plain.requests("headers")
+    assert len(requests) == 2
+    for head in requests:
         assert value_of(head, "authorization") == "Basic canary-login"
         assert value_of(head, "x-team") == "canary-team"
         assert value_of(head, "user-agent") == "tokencast"
-    assert "canary" not in setup.worker.output
+    assert "canary" not in deployment.worker.output
 
 
-async def test_an_unavailable_list_of_models_is_only_a_warning(setup: Setup, broker: Broker) -> None:
+async def test_an_unavailable_list_of_models_is_only_a_warning(deployment: Deployment, broker: Broker) -> None:
     for name, (why, _) in LISTS.items():
-        await setup.worker.says(f"WARNING.* no list of models from upstream {name} at {setup.plain.url}/.*: {why}$")
-        [asked] = setup.plain.asked(name, "/models") or [""]
-        assert value_of(asked, "accept") == "application/json"
+        await deployment.worker.says(
+            f"WARNING.* no list of models from upstream {name} at {deployment.plain.url}/.*: {why}$"
+        )
+        [request] = deployment.plain.requests(name, "/models") or [""]
+        assert value_of(request, "accept") == "application/json"
     assert (await run(broker, "list-half-1")).text == "Good morning"
-    [asked] = setup.plain.asked("list-half", "/chat/completions")
-    assert value_of(asked, "accept") == "text/event-stream"
-    assert "canary" not in setup.worker.output
+    [request] = deployment.plain.requests("list-half", "/chat/completions")
+    assert value_of(request, "accept") == "text/event-stream"
+    assert "canary" not in deployment.worker.output
 
 
-async def test_an_upstream_without_a_configured_key_gets_none(setup: Setup, broker: Broker) -> None:
+async def test_an_upstream_without_a_configured_key_gets_none(deployment: Deployment, broker: Broker) -> None:
     assert (await run(broker, "keyless-1")).text == "Good morning"
-    await wait_until(lambda: setup.plain.asked("keyless", "/models"))
-    asked = setup.plain.asked("keyless")
-    assert [value_of(head, "authorization") for head in asked] == [None, None]
+    await wait_until(lambda: deployment.plain.requests("keyless", "/models"))
+    requests = deployment.plain.requests("keyless")
+    assert [value_of(head, "authorization") for head in requests] == [None, None]
 
 
 async def test_a_self_hosted_server_needs_no_key(broker: Broker, own_redis: EmbeddedRedis) -> None:

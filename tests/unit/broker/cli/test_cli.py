@@ -132,7 +132,7 @@ def test_a_reset_is_announced_on_stderr_and_text_begins_on_a_new_line(capsys: py
         ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
         ("cancelled", "{}", "cancelled"),
         ("gone", "{}", "deleted"),
-        ("of tomorrow", "not even JSON", ""),
+        ("unknown", "not even JSON", ""),
     ],
 )
 def test_events_without_text_go_to_stderr(

@@ -50,7 +50,7 @@ async def test_a_resuming_reader_gets_the_events_since_its_position_and_an_overl
         history.append(Entry((second * 1000, 0), f"s{second}", "", b"created", b"{}"), read_up_to * 1000)
     assert history.position_after(0) == FIRST
     assert history.position_after(20_000 + OVERLAP) == Cursor(FIRST.attempt, 1)
-    assert history.position_after(25_000 + OVERLAP) == Cursor(FIRST.attempt, 1), "both late events are sent again"
+    assert history.position_after(25_000 + OVERLAP) == Cursor(FIRST.attempt, 1), "late events are missing"
     assert history.position_after(40_000 + OVERLAP) == Cursor(FIRST.attempt, 4) == history.tail
     ids = [int(line[4:]) for line in read(history, FIRST).decode().splitlines() if line.startswith("id: ")]
     assert ids == [10_000, 20_000, 25_000, 28_000, 40_000]

@@ -1,4 +1,4 @@
-"""The delivery scheduler: the order of scheduler, and when a waiting source prefetches and collects."""
+"""The delivery scheduler: the order of turns, and when a waiting source prefetches and collects."""
 
 from __future__ import annotations
 
