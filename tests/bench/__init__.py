@@ -1,9 +1,9 @@
 """Benchmarks and their tools.
 
-The package itself is `make bench`: its loads are in `reading`, `working` and `memory`, its table in `table`. Further
-programs: the cost of stalled readers (`stalled`), recovery times after failures (`recovery`), and growth over time
-(`soak`). They use these tools, each in its own process, so that Python's event loop is not on either side of the
-measurement:
+The package itself is `make bench`: its loads are in `subscriber_loads`, `worker_loads` and `memory`, its table in
+`table`. Further programs: the cost of stalled readers (`stalled`), recovery times after failures (`recovery`), and
+growth over time (`soak`). They use these tools, each in its own process, so that Python's event loop is not on either
+side of the measurement:
 
 - `native`: the load client, which counts every event of every subscriber, and the physical limit, a server in C that
   sends the same bytes without a backend. Both are compiled on first use into `.cache/bench`.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.bench.memory import memory
 from tests.bench.native import NoCompiler
-from tests.bench.reading import flood, idle, live, many_generations, mostly_idle, replay, single
+from tests.bench.subscriber_loads import flood, idle, live, many_generations, mostly_idle, replay, single
 from tests.bench.table import Row, markdown
-from tests.bench.working import create_requests, end_to_end, ingest
+from tests.bench.worker_loads import create_requests, end_to_end, ingest
 
 LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
     "W1": live,

@@ -90,7 +90,7 @@ async def test_a_single_source_that_needs_another_slice_prefetches_in_between() 
     assert calls == ["one begins", "one collects", "one reads", "one collects", "one reads"]
 
 
-@pytest.mark.parametrize("granted", [False, True], ids=["waits", "was just granted"])
+@pytest.mark.parametrize("granted", [False, True], ids=["waiting", "just granted"])
 async def test_the_turn_of_a_cancelled_source_passes_to_the_next(granted: bool) -> None:
     calls: list[str] = []
     scheduler = DeliveryScheduler()
