@@ -19,7 +19,7 @@ from broker.settings.settings import SIMULATED_KEY
 from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import Matcher, Tripwire, When, command, script, transaction, tripwire
-from tests.support import Gateway, Service, gateway, last_asking, service, wait_until
+from tests.support import Gateway, Service, clients_by_last_command, gateway, service, wait_until
 
 
 class Worker:
@@ -48,7 +48,7 @@ class Worker:
     async def wait_for_bell(self) -> None:
         """Wait until the worker blocks on the bell."""
         async with connect(self._redis_url) as broker:
-            await wait_until(lambda: last_asking(broker.queue.redis, "blpop"))
+            await wait_until(lambda: clients_by_last_command(broker.queue.redis, "blpop"))
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -19,7 +19,7 @@ from tests.faults.oracle import Said
 from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, prompt, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import command, tripwire
-from tests.support import Gateway, Service, gateway, gather, last_asking, upstream_calls, wait_until, worker
+from tests.support import Gateway, Service, clients_by_last_command, gateway, gather, upstream_calls, wait_until, worker
 
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 
@@ -123,7 +123,7 @@ async def test_an_interrupted_poll_costs_no_slot(own_redis: EmbeddedRedis, sim: 
         worker(wire.url, sim, **QUICK, TOKENCAST_SLOTS="1"),
     ):
         for number in range(2):
-            await wait_until(lambda: last_asking(broker.queue.redis, "blpop"))
+            await wait_until(lambda: clients_by_last_command(broker.queue.redis, "blpop"))
             broken = wire.trap(command(b"WATCH"), "before")
             await completes(api, await ask(api, f"broken-poll-{number}", length=5))
             assert broken.sprung.is_set()

@@ -28,11 +28,11 @@ from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
 from tests.servers.redis_proxy import redis_proxy
 from tests.support import (
-    WATCHFUL,
+    REAPER_OBSERVATION,
     Gateway,
-    beside,
     gateway,
     gather,
+    in_background,
     request_body,
     wait_until,
     worker,
@@ -229,7 +229,7 @@ async def test_an_ending_survives_an_outage_of_any_length(monkeypatch: pytest.Mo
     async with redis_with_snapshots() as redis, connect(redis.url) as broker:
         settings = Settings(REDIS_URL=redis.url)  # pyright: ignore[reportCallIssue]
         appender = Appender(settings)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             generation = await broker.enqueue(request_body())
             ours = await claim(broker.store.redis, generation.id, settings)
@@ -353,7 +353,7 @@ async def test_a_worker_with_two_attempts_of_a_generation_hands_it_over(
         appender = Appender(settings.model_copy(update={"redis_url": proxy.url}))
         generator = GenerationRunner(redis, appender, upstreams, settings)
         running = Slots(generator, redis, broker.queue, 10)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             body = request_body("[[sim length=4000 speed=20]]", model="sim")
             gids = [(await broker.enqueue(body)).id for _ in range(3)]
@@ -363,7 +363,7 @@ async def test_a_worker_with_two_attempts_of_a_generation_hands_it_over(
             for gid in gids:
                 await redis.execute("HSET", keys.meta(gid), "le", 1)
                 await redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
-                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *WATCHFUL])
+                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *REAPER_OBSERVATION])
                 await _begin(broker, running, gid, 1)  # with the same ticket, if Redis lost the reaper's
             proxy.resume()
             await wait_until(lambda: len(running) == 3)

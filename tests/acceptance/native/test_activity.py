@@ -13,7 +13,7 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS
 from tests.acceptance.edge.peer import connections, linux, peer
-from tests.support import Frame, Gateway, Writer, gateway, gather, last_asking, wait_until, worker
+from tests.support import Frame, Gateway, Writer, clients_by_last_command, gateway, gather, wait_until, worker
 
 PATH = "/v1/activity"
 
@@ -186,7 +186,7 @@ async def test_subscribers_of_the_activity_share_one_connection_to_redis(redis: 
     async with gateway(redis.url) as api:
 
         async def xread_count() -> int:
-            return len(await last_asking(broker.store.redis, "xread"))
+            return len(await clients_by_last_command(broker.store.redis, "xread"))
 
         before = await xread_count()
         async with AsyncExitStack() as stack:

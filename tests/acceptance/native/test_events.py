@@ -10,7 +10,7 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.support import DEADLINE, Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
+from tests.support import DEADLINE, Frame, Gateway, Writer, clients_by_last_command, gateway, gather, texts, wait_until
 
 WORDS = [f"word{i} " for i in range(300)]
 
@@ -254,14 +254,14 @@ async def test_cors_is_an_allow_list(redis: EmbeddedRedis) -> None:
 async def test_subscribers_share_one_connection_to_redis(redis: EmbeddedRedis, broker: Broker) -> None:
     """One connection serves fifty subscribers of a generation; the pool serves the other commands."""
     async with gateway(redis.url) as api:
-        before = len(await last_asking(broker.store.redis, "xread"))
+        before = len(await clients_by_last_command(broker.store.redis, "xread"))
         writer = await start_generation(api, broker)
         await writer.append("a ")
         async with AsyncExitStack() as stack:
             readers = [await stack.enter_async_context(aclosing(api.follow(writer.gid))) for _ in range(50)]
             for reader in readers:
                 assert [(await anext(reader)).event for _ in range(3)] == ["created", "started", "chunk"]
-            assert len(await last_asking(broker.store.redis, "xread")) - before == 1
+            assert len(await clients_by_last_command(broker.store.redis, "xread")) - before == 1
             await writer.finish()
             for reader in readers:
                 assert [frame.event async for frame in reader] == ["completed"]
@@ -310,7 +310,7 @@ async def test_a_stopping_gateway_ends_streams_with_a_reconnection_time(redis: E
         writer = await start_generation(api, broker)
         await writer.append("a ")
         readers = [asyncio.create_task(api.events(writer.gid)) for _ in range(10)]
-        await wait_until(lambda: last_asking(broker.store.redis, "xread"))
+        await wait_until(lambda: clients_by_last_command(broker.store.redis, "xread"))
         # All ten have all events, so only the drain can end them.
         async with aclosing(api.follow(writer.gid)) as stream:
             for _ in range(3):
