@@ -29,7 +29,7 @@ def retry_of(stream: bytes) -> int:
 
 async def test_streams_end_cleanly_at_different_times(redis: EmbeddedRedis, broker: Broker) -> None:
     """150 streams: no protocol error, within the drain, spread over it, each with a reconnection time of its own."""
-    window = 2.0
+    window = 5.0  # seconds; this process may be late by one or two of them
     async with gateway(redis.url, TOKENCAST_DRAIN=str(window)) as api, peers(api, 150) as readers:
         writer = await start_generation(api, broker)
         await writer.append("word")
