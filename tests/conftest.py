@@ -1,4 +1,4 @@
-"""Fixtures every test may use. Servers listen on loopback, on free ports, and end with the test."""
+"""Fixtures for all tests. Servers listen on loopback, on free ports, and end with the test."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from tests.servers.forked import ForkServers
 from tests.support import ENGINES, Gateway, clean_environment, gateway, upstream_sim, worker
 
-# No deadline of an example: how long one takes depends on the machine. The same examples in every run, so that a test
-# fails where it is changed, or never; `--hypothesis-profile=random` draws others.
+# No deadline per example, since the duration depends on the machine. Every run has the same examples, so that a test
+# fails only after a change; `--hypothesis-profile=random` draws others.
 settings.register_profile("random", deadline=None)
 settings.register_profile("tokencast", deadline=None, derandomize=True)
 settings.load_profile("tokencast")
 
 
-# --- how a run is spread over the machine -----------------------------------------------------------------------
+# --- parallel runs ----------------------------------------------------------------------------------------------
 
 LONGEST_FIRST = ("model", "faults", "browser", "acceptance", "integration", "bench")
-"""Folders. A file runs in one process, so a long one that came last would run alone at the end; what is not named
-here is quick, and fills the gaps."""
+"""Folders. A file runs in one process, so a long one at the end would run alone. Folders not listed here are quick and
+run last."""
 
 
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Two for each core with `-n auto`: half of the time a test waits, for a lease, a drain, a process."""
+    """Two per core with `-n auto`: half of the time a test waits for a lease, a drain or a process."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def turn(item: pytest.Item) -> int:
+    def position(item: pytest.Item) -> int:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
-    items.sort(key=turn)
+    items.sort(key=position)
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_starts() -> Iterator[None]:
-    """Processes of ours are forked from one that has imported what they import."""
+def fork_servers() -> Iterator[None]:
+    """Start our processes as forks of a process that has already imported their modules."""
     if not ForkServers.possible:
         yield
         return
@@ -65,23 +65,23 @@ def quick_starts() -> Iterator[None]:
     params=[pytest.param("valkey"), pytest.param("redis", marks=pytest.mark.engine)],
 )
 def engine(request: pytest.FixtureRequest) -> str:
-    """A server program: first the one that everything else here runs on, then the other one."""
+    """A server program: first the engine of all other tests, then the second engine."""
     binary = ENGINES[request.param]
     if binary is None:
-        pytest.skip(f"not run: there is no {request.param}-server")
+        pytest.skip(f"{request.param}-server is not installed")
     return binary
 
 
 @pytest.fixture(scope="module")
 async def redis() -> AsyncGenerator[EmbeddedRedis, None]:
-    """A server for the tests of a module; every key that they leave in it must have a lifetime."""
+    """A server for the tests of a module. Every key that they leave in it must have a lifetime."""
     async with checked_redis() as server:
         yield server
 
 
 @pytest.fixture
 async def own_redis() -> AsyncGenerator[EmbeddedRedis, None]:
-    """A server for one test alone, for those that bring workers of their own."""
+    """A server for a single test, for tests with their own workers."""
     async with checked_redis() as server:
         yield server
 
@@ -110,7 +110,7 @@ async def broker(redis: EmbeddedRedis) -> AsyncGenerator[Broker, None]:
 
 @pytest.fixture(scope="module")
 async def api(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
-    """A gateway process on it."""
+    """A gateway process on the module's Redis."""
     async with gateway(redis.url) as started:
         yield started
 
@@ -124,12 +124,12 @@ async def sim() -> AsyncGenerator[str, None]:
 
 @pytest.fixture(scope="module")
 async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it."""
+    """A gateway and a worker."""
     async with worker(redis.url, sim):
         yield api
 
 
-# --- what could not be run ------------------------------------------------------------------------------------
+# --- tests that were skipped ----------------------------------------------------------------------------------
 
 OUTSIDE = {
     "browser": "a browser (Chromium)",
@@ -137,12 +137,12 @@ OUTSIDE = {
     "compose": "a container engine with compose",
     "engine": "a second engine (redis-server)",
     "compiler": "a C compiler (cc)",
-    "clock": "clocks that are wrong (libfaketime)",
+    "clock": "wrong clocks (libfaketime)",
     "proxy": "reverse proxies (nginx, Caddy)",
-    "prometheus": "Prometheus's checker of rules (promtool)",
+    "prometheus": "Prometheus's rule checker (promtool)",
     "shells": "other shells than bash (zsh, fish)",
 }
-"""Markers of tests that need something no Python package brings."""
+"""Markers of tests that need a program that is not in a Python package."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -152,7 +152,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """On a machine that checks others' work, a test that was not run has not passed."""
+    """Fail a CI run with skipped tests."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and os.environ.get("CI") == "true" and not_run(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

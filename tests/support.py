@@ -1,4 +1,4 @@
-"""What the tests start and read with: real processes, a scripted worker on the real scripts, raw event streams."""
+"""Tools of the tests: real processes, a stepped worker on the real scripts, and raw event streams."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tests.servers.forked import Process, start_module
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
-"""Programs of the two engines that this is made for."""
-DEADLINE = 60.0  # seconds; far above what anything here takes on a busy machine, so it only ever ends what hangs
+"""Server programs of the two supported engines."""
+DEADLINE = 60.0  # seconds; far above the duration of any step on a busy machine, so it only ends a hanging test
 
-# Settings of the machine, or of whoever runs the tests, must not reach the processes under test.
+# Settings of the machine or the user must not reach the processes under test.
 _FOREIGN = ("TOKENCAST_", "OPENAI_", "REDIS_URL", "HOST", "PORT", "GABFORGE_", "PYTEST_")
 
 
@@ -43,7 +43,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 
 async def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
-    """Asks again and again until the answer is true; the condition may be a coroutine function."""
+    """Poll a condition until it is true, and return its value. It may be a coroutine function."""
     async with asyncio.timeout(DEADLINE):
         while True:
             answer = condition()
@@ -56,7 +56,7 @@ async def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
 
 
 class Service:
-    """A process of ours, its output kept line by line."""
+    """A process under test. Its output is kept line by line."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -79,7 +79,7 @@ class Service:
         return "\n".join(self.lines)
 
     async def says(self, pattern: str) -> re.Match[str]:
-        """Waits until a line matches; fails with the output where the process ends before."""
+        """Wait for a line that matches. Fails with the output if the process ends first."""
         seen = 0
         async with asyncio.timeout(DEADLINE):
             while True:
@@ -88,12 +88,12 @@ class Service:
                         return match
                 seen = len(self.lines)
                 if all(reader.done() for reader in self._readers):
-                    raise AssertionError(f"ended before saying {pattern!r}:\n{self.output}")
+                    raise AssertionError(f"ended without a line that matches {pattern!r}:\n{self.output}")
                 self._more.clear()
                 await self._more.wait()
 
     def send(self, sig: signal.Signals) -> None:
-        """Not by the process object: it first asks whether the process has ended, and takes the exit status with it."""
+        """Send a signal without the process object, which would poll the process first and so take its exit status."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, sig)
@@ -105,8 +105,8 @@ class Service:
         return code
 
     async def stop(self) -> int:
-        """Asked, and asked again, as somebody in a hurry would; killed if that is not enough. Two signals at once
-        would be one: they do not queue."""
+        """Send SIGTERM repeatedly, and SIGKILL if that is not enough. The pauses are needed, since simultaneous signals
+        are merged."""
         for _ in range(50):
             if self.process.returncode is not None:
                 break
@@ -130,7 +130,7 @@ async def service(*arguments: str, **variables: str) -> AsyncGenerator[Service, 
 
 @asynccontextmanager
 async def gateway(redis_url: str, **variables: str) -> AsyncGenerator[Gateway, None]:
-    """A gateway process, ready; on a free port unless PORT says which."""
+    """A gateway process that is ready, on a free port unless PORT is given."""
     models = "gabforge-coder,sim,sim-*,m"
     settings = {"PORT": "0", "TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": models, **variables}
     async with service("api", REDIS_URL=redis_url, **settings) as process:
@@ -160,16 +160,17 @@ class Gateway:
 
         return await wait_until(look)
 
-    async def followed_by(self, readers: int) -> None:
-        """Until so many follow something here: a task that was made to read may not have asked yet."""
+    async def wait_for_subscribers(self, readers: int) -> None:
+        """Wait until the gateway has this many subscribers: a task created to read may not have sent its request
+        yet."""
 
-        async def all_here() -> bool:
+        async def all_connected() -> bool:
             found = re.findall(
                 r"^tokencast_subscribers\{.*\} (\d+)", (await self.http.get("/metrics")).text, re.MULTILINE
             )
             return sum(map(int, found)) == readers
 
-        await wait_until(all_here)
+        await wait_until(all_connected)
 
     async def events(self, gid: str, query: str = "", **headers: str | bytes) -> list[Frame]:
         """All frames until the response ends."""
@@ -236,7 +237,7 @@ async def until_text(stream: AsyncIterator[Frame]) -> list[Frame]:
 
 
 def script(name: str) -> Script:
-    """A Lua script by its file's name, whichever room it is in."""
+    """A Lua script by the name of its file, in any package."""
     (path,) = (ROOT / "broker").glob(f"*/lua/{name}.lua")
     return Script(path.parts[-3], name)
 
@@ -245,14 +246,14 @@ def request_body(prompt: str = "Explain the GIL in CPython.", model: str = "m", 
     return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
 
 
-WATCHFUL = (15_000, 10**9, 10**14)
-"""Of a reaper, for its script: its lease, how long it has seen Redis without a break, and that it may run late."""
+REAPER_OBSERVATION = (15_000, 10**9, 10**14)
+"""Arguments of a reaper for its script: its lease, its uninterrupted observation of Redis, and no deadline."""
 
 CLAIM, APPEND, FINISH = Script("store", "claim"), Script("store", "append"), Script("store", "finish")
 
 
 class Writer:
-    """A worker whose every step the test decides: one attempt on the real scripts."""
+    """A worker that is stepped by the test: one attempt on the real scripts."""
 
     def __init__(self, redis: Redis, gid: str) -> None:
         self.redis = redis
@@ -276,7 +277,7 @@ class Writer:
         return self
 
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
-        """Chunks that arrived `at` ms after the attempt's beginning; by itself one that nobody looks at."""
+        """Append chunks that arrived `at` ms after the beginning of the attempt; by default an arbitrary time."""
         chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
         outcome = await self.append_raw(*chunks, kind=kind, at=at)
         if outcome == b"OK":
@@ -310,20 +311,20 @@ class Writer:
 
 @asynccontextmanager
 async def upstream_sim(*arguments: str) -> AsyncGenerator[str, None]:
-    """The simulated upstream; gives its base URL."""
+    """The simulated upstream. Yields its base URL."""
     async with service("worker.simulator", "--port", "0", *arguments) as process:
         yield (await process.says(r"upstream-sim ready on (\S+)"))[1]
 
 
 async def upstream_calls(upstream_url: str, label: str = "") -> list[dict[str, Any]]:
-    """What the simulated upstream was asked, of one label or of all."""
+    """The calls of the simulated upstream, of one label or all."""
     async with httpx2.AsyncClient() as http:
         return (await http.get(f"{upstream_url.removesuffix('/v1')}/sim/calls", params={"label": label})).json()
 
 
 @asynccontextmanager
 async def worker(redis_url: str, upstream_url: str, **variables: str) -> AsyncGenerator[Service, None]:
-    """A worker process, ready."""
+    """A worker process that is ready."""
     settings = {"OPENAI_BASE_URL": upstream_url, "OPENAI_API_KEY": SIMULATED_KEY, **variables}
     async with service("worker", REDIS_URL=redis_url, **settings) as process:
         await process.says(r"ready")
@@ -331,9 +332,9 @@ async def worker(redis_url: str, upstream_url: str, **variables: str) -> AsyncGe
 
 
 @asynccontextmanager
-async def beside(*forever: Any) -> AsyncGenerator[None, None]:
-    """Works of which none ends by itself, for as long as the block."""
-    tasks = [asyncio.create_task(work) for work in forever]
+async def in_background(*coroutines: Any) -> AsyncGenerator[None, None]:
+    """Run coroutines during the block. None of them may end by itself."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         yield
         assert not any(task.done() for task in tasks)
@@ -341,13 +342,13 @@ async def beside(*forever: Any) -> AsyncGenerator[None, None]:
         await cancel_and_wait(tasks)
 
 
-async def last_asking(redis: Redis, command: str) -> list[str]:
-    """Redis's connections whose newest command is this one; a blocking one waits, unless it has just been answered."""
+async def clients_by_last_command(redis: Redis, command: str) -> list[str]:
+    """Redis's connections whose last command is this one. A blocking command waits, unless it was just answered."""
     listed: bytes = await redis.execute("CLIENT", "LIST")
     return [line for line in listed.decode().splitlines() if f"cmd={command}" in line]
 
 
 async def gather(*work: Awaitable[Any]) -> list[Any]:
-    """Like asyncio.gather, but ends with the deadline of everything else here."""
+    """Like asyncio.gather, with the deadline of all other waits."""
     async with asyncio.timeout(DEADLINE):
         return list(await asyncio.gather(*work))

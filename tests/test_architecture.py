@@ -1,4 +1,4 @@
-"""The shape of the house, kept by a walk over the imports."""
+"""The architecture, checked on the imports: layers, sizes of packages, files and functions, and single definitions."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def importers(library: str) -> set[str]:
     }
 
 
-# From the lowest floor to the highest. A room imports itself and the floors below its own; rooms of one floor do not
-# import each other. A name is a room, or a module that stands on another floor than the rest of its folder.
-FLOORS = (
+# From the lowest layer to the highest. A package imports itself and lower layers; packages of one layer do not import
+# each other. A name is a package, or a module in another layer than the rest of its package.
+LAYERS = (
     "broker.version broker.errors",
     "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
     "broker.chunks",
@@ -72,12 +72,12 @@ FLOORS = (
     "api.app",
     "api.__main__",
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 MODULES = {name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in SOURCES}
 
 
 def ours(path: Path) -> Iterator[str]:
-    """The modules of the project that a file imports, also for annotations only."""
+    """The modules of the project that a file imports, including imports for annotations only."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
@@ -86,30 +86,30 @@ def ours(path: Path) -> Iterator[str]:
             yield from names & set(MODULES) or {node.module}
 
 
-def floor_of(module: str) -> str:
-    """The entry of FLOORS that a module belongs to: its own, or the nearest room's around it."""
+def layer_of(module: str) -> str:
+    """The entry of LAYERS for a module: its own, or that of the nearest parent package."""
     name = module
-    while name not in FLOOR:
+    while name not in LAYER:
         name = name.rpartition(".")[0]
     return name
 
 
-def test_rooms_import_downwards() -> None:
+def test_packages_import_only_lower_layers() -> None:
     wrong = [
         f"{module} imports {other}"
         for module, path in MODULES.items()
         for other in ours(path)
-        if (here := floor_of(module)) != (there := floor_of(other)) and FLOOR[there] >= FLOOR[here]
+        if (here := layer_of(module)) != (there := layer_of(other)) and LAYER[there] >= LAYER[here]
     ]
     assert wrong == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Not under TYPE_CHECKING either."""
+def test_imports_have_no_cycles() -> None:
+    """Including imports under TYPE_CHECKING."""
     graphlib.TopologicalSorter({module: set(ours(path)) - {module} for module, path in MODULES.items()}).prepare()
 
 
-def test_rooms_are_small_and_say_what_they_do() -> None:
+def test_packages_are_small_and_documented() -> None:
     for package in (path for path in SOURCES if path.name == "__init__.py"):
         assert len(list(package.parent.glob("*.py"))) <= 13, name_of(package)
         assert ast.get_docstring(ast.parse(package.read_text("utf-8"))), name_of(package)
@@ -118,14 +118,14 @@ def test_rooms_are_small_and_say_what_they_do() -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"), [("broker", "broker"), ("worker", "broker worker"), ("api", "broker api")]
 )
-def test_packages_look_one_way(package: str, allowed: str) -> None:
-    """api → broker ← worker, nothing else."""
+def test_api_and_worker_import_only_broker(package: str, allowed: str) -> None:
+    """api → broker ← worker."""
     for name, modules in IMPORTS.items():
         if name.startswith(package + "/"):
             assert {m.partition(".")[0] for m in modules} & set(PACKAGES) <= set(allowed.split()), name
 
 
-def test_each_library_has_its_place() -> None:
+def test_each_library_is_imported_only_in_its_modules() -> None:
     assert importers("openai") == {"worker/upstream/stream.py", "worker/upstream/client.py"}
     assert importers("arq") == {"broker/queue/tickets.py", "worker/consumer.py"}
     assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
@@ -134,7 +134,7 @@ def test_each_library_has_its_place() -> None:
         assert {name for name in importers(library) if not name.startswith(("api/", SIMULATOR))} == set()
 
 
-def test_the_simulator_stands_alone() -> None:
+def test_the_simulator_is_independent() -> None:
     for name, modules in IMPORTS.items():
         inside = name.startswith(SIMULATOR)
         ours = {m for m in modules if m.partition(".")[0] in PACKAGES}
@@ -142,7 +142,7 @@ def test_the_simulator_stands_alone() -> None:
         assert inside or not any(m.startswith("worker.simulator") for m in ours), name
 
 
-def test_keys_are_spelled_in_one_file() -> None:
+def test_redis_keys_are_defined_in_one_file() -> None:
     literal = re.compile(r"""["']f?(tc:|arq:)""")
     spelled = {name_of(path) for path in SOURCES if literal.search(path.read_text("utf-8"))}
     spelled |= {name_of(path) for path in SOURCES if re.search(r'f"tc:', path.read_text("utf-8"))}
@@ -156,12 +156,12 @@ def test_the_environment_is_read_in_one_file() -> None:
     assert readers == {"broker/runtime/environment.py"}
 
 
-def test_files_can_be_read_in_one_sitting() -> None:
+def test_files_have_at_most_400_lines() -> None:
     long = {name_of(path): n for path in SOURCES if (n := len(path.read_text("utf-8").splitlines())) > 400}
     assert long == {}
 
 
-def test_functions_fit_on_a_screen() -> None:
+def test_functions_have_at_most_60_lines() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -169,14 +169,14 @@ def test_functions_fit_on_a_screen() -> None:
                 assert lines <= 60, f"{name_of(path)}: {node.name} has {lines} lines"
 
 
-def test_every_script_says_what_it_takes_and_gives() -> None:
+def test_every_script_documents_its_arguments() -> None:
     for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
         if script.stem not in ("common", "expired", "items"):
             assert "KEYS" in text.split("\nlocal", 1)[0], script.name
 
 
-def test_locks_have_hashes_and_no_addresses() -> None:
+def test_lock_files_have_hashes_and_no_urls() -> None:
     for name in (*(path.name for path in ROOT.glob("requirements*.lock")), "tests/sdk/oldest.txt"):
         text = (ROOT / name).read_text("utf-8")
         assert "--hash=sha256:" in text

@@ -1,4 +1,4 @@
-"""README, docs/ and the changelog without running anything: links, names, tables, and the site's pages."""
+"""Static checks of README, docs/ and the changelog: links, names, tables, and the site's pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "tests/FAULTS.md", *EXTRA, *DOCS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in targets(page):
         if re.match(r"[a-z]+:", target):
             continue
@@ -35,7 +35,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
-def test_the_readme_leads_to_every_page() -> None:
+def test_the_readme_links_to_every_page() -> None:
     linked = {(ROOT / target.partition("#")[0]).resolve() for target in targets(README)}
     assert [page.name for page in DOCS if page not in linked] == []
 
@@ -44,9 +44,9 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
-def test_pictures_and_fragments_have_their_pages() -> None:
-    """A block without a language is a picture or an excerpt; the one fragment of a page's script, in browsers.md, is
-    run by tests/browser/test_eventsource.py."""
+def test_blocks_without_a_language_are_only_on_two_pages() -> None:
+    """A block without a language is a diagram or an excerpt. The only script fragment, in browsers.md, is run by
+    tests/browser/test_eventsource.py."""
     for page in DOCS:
         plain = [str(block) for block in blocks(page) if not block.language]
         assert plain == [] or page in (ARCHITECTURE, REFERENCE)
@@ -63,7 +63,7 @@ def test_the_fields_of_a_generation_are_documented_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
-def test_every_setting_and_metric_that_is_named_exists(page: Path) -> None:
+def test_every_named_setting_and_metric_exists(page: Path) -> None:
     text = page.read_text("utf-8")
     settings = REFERENCE.read_text("utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
     names = {name for name in re.findall(r"\bTOKENCAST_[A-Z_]*[A-Z]\b", text) if f"{name}_…" not in text}
@@ -102,7 +102,7 @@ def first_cells(text: str) -> list[str]:
     return re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
 
 
-def test_the_readme_s_figures_are_those_of_the_benchmarks() -> None:
+def test_the_figures_of_the_readme_are_in_the_benchmarks() -> None:
     def rows(page: Path) -> set[tuple[str, ...]]:
         lines = re.findall(r"^\| W\d+ .*", page.read_text("utf-8"), re.MULTILINE)
         return {tuple(cell.strip() for cell in line.split("|")[1:7]) for line in lines}
@@ -111,13 +111,13 @@ def test_the_readme_s_figures_are_those_of_the_benchmarks() -> None:
     assert rows(README) <= rows(BENCHMARKS)
 
 
-def test_the_files_that_the_architecture_names_exist() -> None:
+def test_files_named_in_the_architecture_exist() -> None:
     named = set(re.findall(r"`((?:api|broker|worker)/[\w/.]*)`", ARCHITECTURE.read_text("utf-8")))
     assert {name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()} == set()
 
 
-def test_every_heading_of_the_changelog_is_a_release_with_its_date() -> None:
-    """In the form of https://keepachangelog.com."""
+def test_every_changelog_heading_is_a_dated_release() -> None:
+    """In the format of https://keepachangelog.com."""
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     releases, kinds = re.findall(r"^## (.*)", text, re.MULTILINE), re.findall(r"^### (.*)", text, re.MULTILINE)
     assert releases[0] == "[Unreleased]"

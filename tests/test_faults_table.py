@@ -1,4 +1,4 @@
-"""Every row of FAULTS.md and every promise of the README names a test that exists."""
+"""Every row of FAULTS.md and every promise of the README names an existing test."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_every_fault_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(("row", "shown_by"), FOUND, ids=[row for row, _ in FOUND])
-def test_every_row_is_shown_by_a_test(row: str, shown_by: str) -> None:
+def test_every_row_names_an_existing_test(row: str, shown_by: str) -> None:
     named = re.findall(r"`([\w/]+\.py::test_\w+)`", shown_by)
     assert named, row
     assert missing(named) == []
 
 
-def test_the_promises_name_tests_that_exist() -> None:
-    """Each of the README's promises links to the file of the test that shows it."""
+def test_the_promises_name_existing_tests() -> None:
+    """Each promise of the README links to the file of its test."""
     promises = re.findall(r"^\| P(\d) \|.*", README, re.MULTILINE)
     assert promises == list("123456789")
     for line in re.findall(r"^\| P\d \|.*", README, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""`make bench`: the product, the physical limit and its peers under the same loads, in turns, as one table."""
+"""`make bench`: the product, the physical limit and other servers under the same loads, alternating, as one table."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from pathlib import Path
 
 from tests.bench.memory import memory
 from tests.bench.native import NoCompiler
-from tests.bench.reading import alone, flood, idle, live, many, quiet, replay
+from tests.bench.subscriber_loads import flood, idle, live, many_generations, mostly_idle, replay, single
 from tests.bench.table import Row, markdown
-from tests.bench.working import ingest, requests, whole_way
+from tests.bench.worker_loads import create_requests, end_to_end, ingest
 
 LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
     "W1": live,
     "W2": flood,
-    "W3": many,
+    "W3": many_generations,
     "W4": replay,
     "W5": idle,
-    "W6": alone,
+    "W6": single,
     "W7": ingest,
-    "W8": whole_way,
-    "W9": requests,
-    "W10": quiet,
+    "W8": end_to_end,
+    "W9": create_requests,
+    "W10": mostly_idle,
     "memory": memory,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("loads", nargs="*", metavar="W1 … W10 memory", help="only these (W7's idle rows are with W8)")
+    parser.add_argument(
+        "loads", nargs="*", metavar="W1 … W10 memory", help="only these loads (the latency rows of W7 belong to W8)"
+    )
     parser.add_argument("--quick", action="store_true", help="one run of smaller loads, within three minutes")
     parser.add_argument("--runs", type=int, help="default: 3, and 1 with --quick")
-    parser.add_argument("--json", metavar="FILE", help="every figure of every run, too; - is standard output, alone")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write every figure of every run; - writes only this, to standard output"
+    )
     given = parser.parse_args()
     unknown = set(given.loads) - LOADS.keys()
     if unknown:
@@ -51,7 +55,7 @@ def main() -> None:
     if given.json != "-":
         print(f"{machine()}, medians of {runs}\n\n{markdown(rows)}")
         if any(row.remarks for row in rows):
-            print("\n`*`: not every subscriber got every event in the time it was given.")
+            print("\n`*`: not every subscriber received every event within the time limit.")
     if given.json:
         text = json.dumps({"machine": machine(), "runs": runs, "rows": [row.to_json() for row in rows]}, indent=1)
         print(text) if given.json == "-" else Path(given.json).write_text(text + "\n")

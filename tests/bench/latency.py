@@ -1,5 +1,5 @@
-"""How long a chunk takes from the upstream to a reader, and a POST to its first chunk: over raw sockets, so that the
-client's own time hardly counts."""
+"""Latencies from the upstream to a reader, and from a POST to its first chunk, measured over raw sockets to keep the
+client's own time small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAMP = re.compile(rb'"sim_ns":(\d+)')
 
 
 async def post(url: str, path: str, body: dict[str, object]) -> AsyncIterator[tuple[int, bytes]]:
-    """(ns of arrival, bytes) of each read of the answer, headers first."""
+    """`(arrival in ns, bytes)` of each read of the response, beginning with the headers."""
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     payload = json.dumps(body).encode()
@@ -30,7 +30,7 @@ async def post(url: str, path: str, body: dict[str, object]) -> AsyncIterator[tu
 
 
 async def stream_lags(url: str, prompt: str) -> list[float]:
-    """ms from each chunk's stamp to its arrival."""
+    """Milliseconds from each chunk's timestamp to its arrival."""
     lags: list[float] = []
     rest = b""
     async for at, data in post(url, "/v1/chat/completions", request_body(prompt, model="sim", stream=True)):
@@ -41,7 +41,7 @@ async def stream_lags(url: str, prompt: str) -> list[float]:
 
 
 async def first_chunk(url: str, prompt: str) -> float:
-    """ms from before the connection to the first chunk's bytes."""
+    """Milliseconds from the start of the connection to the first chunk."""
     started = time.time_ns()
     async for at, data in post(url, "/v1/chat/completions", request_body(prompt, model="sim", stream=True)):
         if b"data: " in data:

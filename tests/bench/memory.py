@@ -1,4 +1,4 @@
-"""What a gateway holds, and for whom: of a subscriber, of a followed generation, of a finished one in the cache."""
+"""The memory of a gateway: for each subscriber, followed generation, and finished generation in the cache."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tests.bench.systems import Tokencast, memory_kib, tokencast
 from tests.bench.table import Row
 
 CHUNKS = 200
-SETTLE = 1.0  # seconds for what is freed to be freed
+SETTLE = 1.0  # seconds until unused memory is freed
 
 
 async def memory(quick: bool, runs: int) -> list[Row]:
-    """Differences of the process's memory, divided. A frame of the log is about 300 bytes."""
-    del runs  # memory does not vary as time does
+    """Differences of the process's memory per generation. A frame of the log has about 300 bytes."""
+    del runs  # memory varies little between runs
     count = 300 if quick else 1000
     followed = Row(f"memory · {count:,} followed, a subscriber and {CHUNKS} chunks each", "KiB per generation")
     cached = Row(f"memory · {count:,} finished, {CHUNKS} chunks each, read once", "KiB per generation")
-    frames = Row(cached.load, "KiB of frames in it")
-    bounded = Row(f"{cached.load}, TOKENCAST_CACHE_BYTES=16 MiB", "MiB in all")
+    frames = Row(cached.load, "KiB of frames per generation")
+    bounded = Row(f"{cached.load}, TOKENCAST_CACHE_BYTES=16 MiB", "MiB in total")
     async with tokencast() as system:
         before = memory_kib(system.pid)
         names = await system.begin(count)
@@ -49,7 +49,7 @@ def _following(system: Tokencast, names: list[str]) -> Subscribers:
 
 
 async def _fill(system: Tokencast, names: list[str], *, end: bool) -> None:
-    """The producer ends a generation behind its last chunk: with more events announced than come, it does not."""
+    """Write the chunks. With `end=False` more events are announced than written, so that the generations do not end."""
     events = CHUNKS if end else CHUNKS * 1000
     async with Producer("append", system.redis.port, names, events=events, rate=0 if end else 50) as producer:
         await producer.ready()

@@ -1,5 +1,5 @@
-"""The two tools that Python would be too slow for, compiled when they are needed: the load client and the physical
-limit. What they do stands at the head of their sources."""
+"""The two tools in C, compiled on demand: the load client and the physical limit. Python would be too slow for them.
+They are documented at the top of their sources."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COMPILED = ROOT / ".cache" / "bench"
 
 
 class NoCompiler(Exception):
-    """There is no `cc`, or it does not compile them here; the message says which."""
+    """There is no `cc`, or it fails to compile the tools; see the message."""
 
 
 async def compiled(name: str) -> Path:
-    """The program of `native/<name>.c`, made when there is none or an older one. NoCompiler if that cannot be."""
+    """The program of `native/<name>.c`, compiled if it is missing or outdated. Raises NoCompiler if that fails."""
     source, program = SOURCES / f"{name}.c", COMPILED / name
     changed = max(file.stat().st_mtime for file in (source, *SOURCES.glob("*.h")))
     if program.exists() and program.stat().st_mtime > changed:
@@ -35,20 +35,20 @@ async def compiled(name: str) -> Path:
             "The bench needs a C compiler, and there is no `cc` (on Debian and Ubuntu: apt-get install gcc)."
         )
     COMPILED.mkdir(parents=True, exist_ok=True)
-    unfinished = program.with_suffix(f".{os.getpid()}")  # others may compile, or run it, at this very moment
+    unfinished = program.with_suffix(f".{os.getpid()}")  # another process may compile or run it at the same time
     process = await asyncio.create_subprocess_exec(
         *(compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(unfinished), str(source)),
         stderr=asyncio.subprocess.PIPE,
     )
     _, complaints = await process.communicate()
     if process.returncode != 0:
-        raise NoCompiler(f"{compiler} does not compile {source}:\n{complaints.decode(errors='replace')}")
+        raise NoCompiler(f"{compiler} failed to compile {source}:\n{complaints.decode(errors='replace')}")
     unfinished.rename(program)
     return program
 
 
 class Latencies(msgspec.Struct):
-    """Microseconds from an event's emission to its arrival at a subscriber, at most 1.6 % too low but for `max`."""
+    """Microseconds from an event's emission to its arrival at a subscriber, at most 1.6 % too low, `max` is exact."""
 
     p50: int
     p90: int
@@ -64,21 +64,21 @@ class Spread(msgspec.Struct):
 
 
 class Received(msgspec.Struct):
-    """What became of the connections. Each is in one of `complete`, `eof_early`, `http_err`, `conn_err` and `timeouts`;
-    an idle one that was still there at the end is in none."""
+    """The outcomes of the connections. Each is counted in one of `complete`, `eof_early`, `http_err`, `conn_err` and
+    `timeouts`, except an idle one that was still open at the end."""
 
     conns: int
-    connected: int  # were answered with 200
-    connect_s: float  # from the first connect until all were ready; -1 if they never were
+    connected: int  # received a 200 response
+    connect_s: float  # from the first connect until all were ready; -1 if never
     complete: int
     eof_early: int
     http_err: int
     conn_err: int
     timeouts: int
     events: int
-    gaps: int  # events that did not come though a later one did
-    dups: int  # events that came again, or late
-    first_last_s: float  # from the first event anybody got to the last
+    gaps: int  # events missing before a later one
+    dups: int  # events received again or late
+    first_last_s: float  # from the first event of any subscriber to the last
     ev_s: float
     mb_s: float
     bytes: int
@@ -94,13 +94,13 @@ class Received(msgspec.Struct):
 
     @property
     def whole(self) -> bool:
-        """Every subscriber got every event, once and in order."""
+        """Whether every subscriber received every event, once and in order."""
         return self.complete == self.conns and self.gaps == self.dups == 0
 
 
 class Subscribers(Tool[Received]):
-    """So many connections, the i-th to `paths[i % len(paths)]`. Complete with `events` events, else when their stream
-    ends; with `idle` they only stay so many seconds. They begin by themselves, at once."""
+    """`connections` subscribers, the i-th with `paths[i % len(paths)]`. Each is complete after `events` events, or when
+    its stream ends; with `idle` they only stay connected for that many seconds. They start immediately."""
 
     figures = Received
 
@@ -119,8 +119,8 @@ class Subscribers(Tool[Received]):
         arriving: int = 64,
         keep: bool = False,
     ) -> None:
-        """`first`: the seq they begin with; `arriving`: connections that are being made at a time; `keep`: none leaves
-        before all are complete."""
+        """`first`: the first seq; `arriving`: concurrent connection attempts; `keep`: keep connections open until all
+        are complete."""
         super().__init__()
         self._paths = paths
         when = {"answered": "h", "asked": "c", "now": "n"}[ready_when]
@@ -135,8 +135,8 @@ class Subscribers(Tool[Received]):
 
 
 class Sent(msgspec.Struct):
-    """What the physical limit did, from `go` (or the first connection of a replay) until the last byte was the
-    kernel's."""
+    """The work of the physical limit, from `go` (or the first connection of a replay) until the kernel has accepted the
+    last byte."""
 
     seconds: float
     deliveries: int
@@ -147,9 +147,9 @@ class Sent(msgspec.Struct):
 
 
 class Fanout(Tool[Sent]):
-    """A server of `events` events for so many connections, on `port` once it is entered. Paced at `rate` events a
-    second, as a flood of `together` at a time where that is 0, or as a `replay`. Ready when all are connected; then
-    told to go, which a replay need not be."""
+    """A server that sends `events` events to a number of connections, on `port` after `__aenter__`. With `rate` 0 it
+    sends a flood with `together` events at a time, otherwise `rate` events per second; or a `replay`. It is ready when
+    all are connected, and starts with `go`, a replay immediately."""
 
     figures = Sent
 

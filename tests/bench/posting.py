@@ -1,7 +1,7 @@
-"""POSTs generations as fast as they are accepted, over connections that are kept: `python -m tests.bench.posting`.
+"""Create generations as fast as they are accepted, over persistent connections: `python -m tests.bench.posting`.
 
-Each connection has one request under way. Says READY, waits for a line of standard input, and gives its figures as one
-line of JSON.
+Each connection has one request in flight. Prints READY, waits for a line of standard input, and prints its figures as
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Posted(msgspec.Struct):
 
 
 class Poster(Tool[Posted]):
-    """`requests` in all, over so many connections."""
+    """`requests` requests in total, over `connections` connections."""
 
     figures = Posted
 

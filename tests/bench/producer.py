@@ -1,11 +1,11 @@
-"""Emits the events that the subscribers count, as a process of its own: `python -m tests.bench.producer append …`.
+"""Emit the events that the subscribers count, in its own process: `python -m tests.bench.producer append …`.
 
-Paced, to a schedule that does not move: chunk i of generation g is due at i/rate + g/(rate × generations), and whatever
-is due at once leaves in one write, one call for each generation. With rate 0 a flood: calls of up to 100 chunks, in
-turns of the generations, a few under way at a time. A generation is ended right behind its last chunk. Sockets and
-loops only, since its time is taken from what is measured.
+Paced by a fixed schedule: chunk i of generation g is due at i/rate + g/(rate × generations). Chunks that are due at the
+same time are sent in one write, with one call per generation. With rate 0 it sends a flood: calls of up to 100 chunks,
+alternating between the generations, a few in flight. A generation ends directly after its last chunk. The code uses
+only sockets and loops, since its processor time is taken from the measured system.
 
-Says READY, waits for a line (or the end) of standard input, and gives its figures as one line of JSON.
+Prints READY, waits for a line (or the end) of standard input, and prints its figures as one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pathlib import Path
 from tests.bench.targets import TARGETS, Refused, Target, bulk
 
 TOGETHER = 100  # chunks in a call of a flood
-UNDER_WAY = 4  # calls
+IN_FLIGHT = 4  # calls
 READ = 1 << 18
-GRAIN = 0.001  # seconds between two writes at least: each is a wake-up of the server, which has one core with us
+GRAIN = 0.001  # minimum seconds between two writes: each wakes up the server, which shares the cores with us
 
 
 class Emitter:
-    """Writes calls, and takes in their replies while it has nothing better to do."""
+    """Writes calls, and reads their replies between writes."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -40,16 +40,16 @@ class Emitter:
         self._began = time.monotonic()
 
     def begin(self) -> float:
-        """By time.monotonic, as all moments here."""
+        """Start the clock. Returns time.monotonic(), like all times here."""
         self._began = time.monotonic()
         return self._began
 
     def stamps(self) -> tuple[bytes, bytes]:
-        """Of this moment, for a marker and for the log."""
+        """The current time, for a marker and for the log."""
         return b"%016d" % (time.time_ns() // 1000), bulk(int((time.monotonic() - self._began) * 1000))
 
     def write(self, data: bytes, replies: int) -> None:
-        """Waits for room, and takes in replies meanwhile: a server whose replies nobody reads may read no requests."""
+        """Write to the socket, and read replies while it is full: otherwise the server may stop reading requests."""
         self.unanswered += replies
         left = memoryview(data)
         while left:
@@ -57,21 +57,21 @@ class Emitter:
                 left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 select.select([self._socket], [self._socket], [])
-                self.take_what_is_there()
+                self.read_available()
 
-    def take_what_is_there(self) -> None:
-        """Without waiting."""
+    def read_available(self) -> None:
+        """Read replies without waiting."""
         with contextlib.suppress(BlockingIOError):
-            while self.unanswered and self._take(socket.MSG_DONTWAIT):
+            while self.unanswered and self._read(socket.MSG_DONTWAIT):
                 pass
 
     def wait_until(self, unanswered: int) -> None:
-        """No more than so many replies are missing."""
+        """Wait until at most `unanswered` replies are missing."""
         while self.unanswered > unanswered:
-            self._take()
+            self._read()
 
-    def _take(self, flags: int = 0) -> bool:
-        """Whether there may be more."""
+    def _read(self, flags: int = 0) -> bool:
+        """Read replies. Returns whether more may be available."""
         data = self._socket.recv(READ, flags)
         if not data:
             raise Refused("the server closed the connection")
@@ -80,7 +80,7 @@ class Emitter:
 
 
 def paced(target: Target, emitter: Emitter, rate: float) -> array[float]:
-    """How late each chunk was, in seconds."""
+    """Emit by the schedule. Returns the delay of each chunk in seconds."""
     generations = len(target.names)
     per_second, total = rate * generations, target.events * generations
     lateness = array("d")
@@ -95,7 +95,7 @@ def paced(target: Target, emitter: Emitter, rate: float) -> array[float]:
             emitter.write(b"".join([data for data, _ in calls]), sum([replies for _, replies in calls]))
             lateness.extend([now - began - n / per_second for n in range(sent, due)])
             sent = due
-        emitter.take_what_is_there()
+        emitter.read_available()
         pause = max(began + sent / per_second, now + GRAIN) - time.monotonic()
         if pause > 0:
             time.sleep(pause)
@@ -103,7 +103,7 @@ def paced(target: Target, emitter: Emitter, rate: float) -> array[float]:
 
 
 def calls_for(target: Target, sent: int, due: int, micros: bytes, at_ms: bytes) -> list[tuple[bytes, int]]:
-    """For the chunks from `sent` to before `due`, counted over all generations in the order of the schedule."""
+    """The calls for the chunks from `sent` up to `due`, counted over all generations in the order of the schedule."""
     generations, last = len(target.names), target.events - 1
     calls: list[tuple[bytes, int]] = []
     for n in range(sent, min(due, sent + generations)):
@@ -126,18 +126,18 @@ def flood(target: Target, emitter: Emitter) -> None:
         for generation in range(len(target.names)):
             data, replies = target.many(generation, seq, count, *emitter.stamps())
             emitter.write(data, replies)
-            emitter.wait_until((UNDER_WAY - 1) * replies)
+            emitter.wait_until((IN_FLIGHT - 1) * replies)
             if seq + count == target.events:
                 emitter.write(*target.end(generation))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Emits the events that the subscribers count.")
+    parser = argparse.ArgumentParser(description="Emit the events that the subscribers count.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--names", type=Path, required=True, help="file of generations, keys or paths, one a line")
-    parser.add_argument("--events", type=int, required=True, help="for each of them")
-    parser.add_argument("--rate", type=float, required=True, help="events a second for each of them; 0: a flood")
+    parser.add_argument("--names", type=Path, required=True, help="file of generations, keys or paths, one per line")
+    parser.add_argument("--events", type=int, required=True, help="events per name")
+    parser.add_argument("--rate", type=float, required=True, help="events per second and name; 0: a flood")
     arguments = parser.parse_args()
     try:
         target = TARGETS[arguments.target](arguments.port, arguments.names.read_text().split(), arguments.events)

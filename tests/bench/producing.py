@@ -1,4 +1,4 @@
-"""The producer, as the bench starts it."""
+"""The producer as a tool of the benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bench.tool import Tool
 
 
 class Produced(msgspec.Struct):
-    """`seconds` from `go` until the last reply; the lateness against the schedule is 0 in a flood."""
+    """`seconds`: from `go` to the last reply. The lateness against the schedule is 0 in a flood."""
 
     events: int
     seconds: float
@@ -22,11 +22,11 @@ class Produced(msgspec.Struct):
 
 
 class Producer(Tool[Produced]):
-    """`events` events to each of `names`, at `rate` a second or as a flood where that is 0. Ready once it has claimed
-    (append) and connected; begins when it is told to go.
+    """Writes `events` events to each of `names`, at `rate` per second, or as a flood if it is 0. Ready when it has
+    claimed (append) and connected; starts with `go`.
 
-    `append`: the product's scripts, names are generations that were created and that nobody works on. `xadd`: Redis
-    streams, names are keys. `post`: HTTP, names are paths. The first two want Redis's port.
+    `append`: the product's scripts; names are created generations without a worker. `xadd`: Redis streams; names are
+    keys. `post`: HTTP; names are paths. The first two need Redis's port.
     """
 
     figures = Produced

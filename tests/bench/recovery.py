@@ -1,7 +1,7 @@
-"""How long it is felt that something failed: `make recovery`.
+"""Recovery times after failures: `make recovery`.
 
-Real processes at their default settings; what counts is what a subscriber sees. The first line is TOKENCAST_LEASE
-and the reaper's pause, chosen so; the others are what the machine takes.
+Real processes with default settings, measured at a subscriber. The first row is determined by TOKENCAST_LEASE and the
+reaper's interval, the others by the machine.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from tests.faults.scene import ask
 from tests.faults.subscriber import Subscriber, client
 from tests.support import Frame, Gateway, Service, gateway, upstream_calls, upstream_sim, wait_until, worker
 
-PATIENCE = 60.0  # seconds for one answer
+TIMEOUT = 60.0  # seconds for one event
 Seconds = list[float]
 
 
-class Watcher(Subscriber):
-    """Remembers when what came; by the clock that the simulated upstream's journal has."""
+class TimedSubscriber(Subscriber):
+    """Records the time of each event, by the clock of the simulated upstream's journal."""
 
     def __init__(self, http: aiohttp.ClientSession, gateways: Callable[[], str], said: Said) -> None:
         super().__init__(http, gateways, said)
         self._seen: list[tuple[float, str, int]] = []
-        self._news = asyncio.Event()
+        self._received = asyncio.Event()
 
     def _take(self, frame: Frame) -> None:
         super()._take(frame)
         if frame.event:
             self._seen.append((time.time(), frame.event, self.connections))
-            self._news.set()
+            self._received.set()
 
-    async def sees(self, event: str, after: float, connection: int = 1) -> float:
-        """When the first one came after that moment, over that connection or a later one; waits for it."""
+    async def time_of(self, event: str, after: float, connection: int = 1) -> float:
+        """Wait for the first event after that time, on that connection or a later one. Returns its time."""
 
         def found() -> float | None:
-            rightly = (at for at, kind, over in self._seen if kind == event and at > after and over >= connection)
-            return next(rightly, None)
+            matching = (at for at, kind, over in self._seen if kind == event and at > after and over >= connection)
+            return next(matching, None)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while (at := found()) is None:
-                self._news.clear()
-                await self._news.wait()
+                self._received.clear()
+                await self._received.wait()
         return at
 
 
 @asynccontextmanager
-async def watching(gateways: Callable[[], str], *generations: Said) -> AsyncGenerator[list[Watcher], None]:
-    """A subscriber for each, who has some of its text."""
+async def watching(gateways: Callable[[], str], *generations: Said) -> AsyncGenerator[list[TimedSubscriber], None]:
+    """One subscriber for each generation, which has received some of its text."""
     async with client() as http:
-        watchers = [Watcher(http, gateways, said) for said in generations]
+        watchers = [TimedSubscriber(http, gateways, said) for said in generations]
         tasks = [asyncio.create_task(watcher.run()) for watcher in watchers]
         try:
             for watcher in watchers:
-                await watcher.sees("chunk", after=0)
+                await watcher.time_of("chunk", after=0)
             yield watchers
         finally:
             for task in tasks:
@@ -74,68 +74,68 @@ def runs(process: Service, said: Said) -> bool:
     return f"{said.gid}: attempt" in process.output
 
 
-async def long_ones(api: Gateway, amount: int, label: str, more: str = "") -> list[Said]:
+async def long_generations(api: Gateway, amount: int, label: str, more: str = "") -> list[Said]:
     return [await ask(api, label, seed=seed, length=100_000, speed=50, more=more) for seed in range(amount)]
 
 
 async def killed_worker(doomed: int = 4, after: tuple[float, float] = (5, 10)) -> Seconds:
-    """kill -9 of a worker → `reset` at the readers of what it ran. `after` so many seconds, least and most: from the
-    fifth on its lease is as old as it may be."""
+    """kill -9 of a worker → `reset` at the readers of its generations. `after`: minimum and maximum seconds before the
+    kill; after five seconds its lease is as old as it can be."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(EmbeddedRedis())
         upstream = await stack.enter_async_context(upstream_sim())
         api = await stack.enter_async_context(gateway(redis.url))
 
-        async def dies(process: Service) -> Seconds:
+        async def kill(process: Service) -> Seconds:
             await asyncio.sleep(random.uniform(*after))
             mine = [watcher for watcher in watchers if runs(process, watcher.shown.said)]
             process.send(signal.SIGKILL)
             killed = time.time()
-            return [await watcher.sees("reset", killed) - killed for watcher in mine]
+            return [await watcher.time_of("reset", killed) - killed for watcher in mine]
 
         two = {"TOKENCAST_SLOTS": "2"}
         workers = [await stack.enter_async_context(worker(redis.url, upstream, **two)) for _ in range(doomed)]
-        generations = await long_ones(api, 2 * doomed, "killed")
+        generations = await long_generations(api, 2 * doomed, "killed")
         watchers = await stack.enter_async_context(watching(lambda: api.url, *generations))
         await stack.enter_async_context(worker(redis.url, upstream))
-        return [seconds for found in await asyncio.gather(*map(dies, workers)) for seconds in found]
+        return [seconds for found in await asyncio.gather(*map(kill, workers)) for seconds in found]
 
 
 async def stopped_worker() -> Seconds:
-    """SIGTERM to a worker that waits for nothing → `reset` at the readers of what it hands over."""
+    """SIGTERM to a worker without a drain → `reset` at the readers of the generations that it hands over."""
     async with (
         EmbeddedRedis() as redis,
         upstream_sim() as upstream,
         gateway(redis.url) as api,
         worker(redis.url, upstream, TOKENCAST_WORKER_DRAIN="0") as stopping,
     ):
-        generations = await long_ones(api, 10, "stopped")
+        generations = await long_generations(api, 10, "stopped")
         async with watching(lambda: api.url, *generations) as watchers, worker(redis.url, upstream):
             stopping.send(signal.SIGTERM)
-            told = time.time()
-            return [await watcher.sees("reset", told) - told for watcher in watchers]
+            stopped = time.time()
+            return [await watcher.time_of("reset", stopped) - stopped for watcher in watchers]
 
 
 async def cancelled(*, silent: bool, times: int = 10) -> tuple[Seconds, Seconds]:
-    """A cancel → its upstream call is let go; → its reader has `cancelled`."""
+    """A cancel → its upstream call is closed; → its reader has `cancelled`."""
     async with (
         EmbeddedRedis() as redis,
         upstream_sim() as upstream,
         gateway(redis.url) as api,
         worker(redis.url, upstream),
     ):
-        let_go: Seconds = []
-        told: Seconds = []
+        closed: Seconds = []
+        received: Seconds = []
         for number in range(times):
             label = f"cancelled-{number}"
-            generations = await long_ones(api, 1, label, "fault=stall at=3" if silent else "")
+            generations = await long_generations(api, 1, label, "fault=stall at=3" if silent else "")
             async with watching(lambda: api.url, *generations) as (watcher,):
-                await asyncio.sleep(random.uniform(0.2, 0.7))  # any moment of the lease's renewal
+                await asyncio.sleep(random.uniform(0.2, 0.7))  # a random moment between two renewals of the lease
                 asked = time.time()
                 await api.http.post(f"/v1/generations/{watcher.shown.said.gid}/cancel")
-                told.append(await watcher.sees("cancelled", asked) - asked)
-                let_go.append(await ended_at(upstream, label) - asked)
-        return let_go, told
+                received.append(await watcher.time_of("cancelled", asked) - asked)
+                closed.append(await ended_at(upstream, label) - asked)
+        return closed, received
 
 
 async def ended_at(upstream: str, label: str) -> float:
@@ -147,13 +147,13 @@ async def ended_at(upstream: str, label: str) -> float:
 
 
 async def cancelled_without_a_worker() -> Seconds:
-    """A cancel of what a dead worker ran → its reader has `cancelled`."""
+    """A cancel of a dead worker's generation → its reader has `cancelled`."""
     async with (
         EmbeddedRedis() as redis,
         upstream_sim() as upstream,
         gateway(redis.url) as api,
         worker(redis.url, upstream) as dead,
-        watching(lambda: api.url, *await long_ones(api, 10, "orphan")) as watchers,
+        watching(lambda: api.url, *await long_generations(api, 10, "orphan")) as watchers,
     ):
         dead.send(signal.SIGKILL)
         await dead.wait()
@@ -161,12 +161,12 @@ async def cancelled_without_a_worker() -> Seconds:
         for watcher in watchers:
             asked = time.time()
             await api.http.post(f"/v1/generations/{watcher.shown.said.gid}/cancel")
-            found.append(await watcher.sees("cancelled", asked) - asked)
+            found.append(await watcher.time_of("cancelled", asked) - asked)
         return found
 
 
 async def killed_gateway() -> Seconds:
-    """kill -9 of a gateway → its subscribers have the next chunk from another one. They try again after 0.1 s."""
+    """kill -9 of a gateway → its subscribers have the next chunk from another one. They reconnect after 0.1 s."""
     async with (
         EmbeddedRedis() as redis,
         upstream_sim() as upstream,
@@ -175,49 +175,49 @@ async def killed_gateway() -> Seconds:
         gateway(redis.url) as other,
         watching(
             lambda: (dying if dying.process.process.returncode is None else other).url,
-            *await long_ones(other, 10, "gateway"),
+            *await long_generations(other, 10, "gateway"),
         ) as watchers,
     ):
         dying.process.send(signal.SIGKILL)
         killed = time.time()
-        return [await watcher.sees("chunk", killed, connection=2) - killed for watcher in watchers]
+        return [await watcher.time_of("chunk", killed, connection=2) - killed for watcher in watchers]
 
 
-async def killed_redis(*, keeps: bool) -> Seconds:
-    """kill -9 of Redis, and at once its start → the next chunk."""
+async def killed_redis(*, persistent: bool) -> Seconds:
+    """kill -9 of Redis, and its immediate restart → the next chunk."""
     async with (
-        EmbeddedRedis(appendonly=keeps) as redis,
+        EmbeddedRedis(appendonly=persistent) as redis,
         upstream_sim() as upstream,
         gateway(redis.url) as api,
         worker(redis.url, upstream),
-        watching(lambda: api.url, *await long_ones(api, 10, "redis")) as watchers,
+        watching(lambda: api.url, *await long_generations(api, 10, "redis")) as watchers,
     ):
         killed = time.time()
         await redis.restart()
         back = time.time()
-        return [await watcher.sees("chunk", back) - killed for watcher in watchers]
+        return [await watcher.time_of("chunk", back) - killed for watcher in watchers]
 
 
 async def measure(runs: int) -> Rows:
     found: dict[str, Seconds] = {}
 
-    async def answer(name: str, question: Awaitable[Seconds]) -> None:
-        found.setdefault(name, []).extend(await question)
+    async def record(name: str, measurement: Awaitable[Seconds]) -> None:
+        found.setdefault(name, []).extend(await measurement)
 
     for _ in range(runs):
-        await answer("worker killed: reset seen, ms", killed_worker())
-        await answer("worker stopped, hands over: reset seen, ms", stopped_worker())
+        await record("worker killed: reset received, ms", killed_worker())
+        await record("worker stopped, hand-over: reset received, ms", stopped_worker())
         for silent in (False, True):
-            let_go, told = await cancelled(silent=silent)
+            closed, received = await cancelled(silent=silent)
             upstream = "silent" if silent else "streaming"
-            found.setdefault(f"cancel: {upstream} upstream let go, ms", []).extend(let_go)
-            found.setdefault("cancel: cancelled seen, ms", []).extend(told)
-        await answer("cancel, no worker: cancelled seen, ms", cancelled_without_a_worker())
-        await answer("gateway killed: goes on at another, ms", killed_gateway())
-        await answer("Redis killed, back with its file: goes on, ms", killed_redis(keeps=True))
-        await answer("Redis killed, back empty: goes on, ms", killed_redis(keeps=False))
+            found.setdefault(f"cancel: {upstream} upstream closed, ms", []).extend(closed)
+            found.setdefault("cancel: cancelled received, ms", []).extend(received)
+        await record("cancel, no worker: cancelled received, ms", cancelled_without_a_worker())
+        await record("gateway killed: continues at another, ms", killed_gateway())
+        await record("Redis killed, back with its data: continues, ms", killed_redis(persistent=True))
+        await record("Redis killed, back empty: continues, ms", killed_redis(persistent=False))
     return {name: row([1000 * one for one in seconds], (50, 90, 99)) for name, seconds in found.items()}
 
 
 if __name__ == "__main__":
-    report(measure, "How long it is felt that something failed.")
+    report(measure, "Recovery times after failures.")

@@ -1,4 +1,4 @@
-"""How the measurements are asked for, summed up and shown: a table, or with `--json` the same as one object."""
+"""Command line, summary and output of the measurements: a table, or one object with `--json`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Rows = dict[str, dict[str, float]]
 
 
 def row(values: list[float], percentiles: Sequence[int] = (50, 99)) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=100, method="inclusive")  # else a p99 of few may be above their maximum
+    cuts = statistics.quantiles(values, n=100, method="inclusive")  # otherwise a p99 of few can exceed their maximum
     figures = {f"p{percent}": round(cuts[percent - 1], 2) for percent in percentiles}
     return {"n": len(values), **figures, "max": round(max(values), 2)}
 
 
 def report(measure: Callable[[int], Awaitable[Rows]], description: str) -> None:
-    """Runs `measure(runs)`, as the command line asks."""
+    """Run `measure(runs)` with the options of the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true")

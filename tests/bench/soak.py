@@ -1,8 +1,8 @@
-"""Hours of coming and going, shortened: does anything grow that should not? `python -m tests.bench.soak --minutes 30`.
+"""A soak test that detects growth over time: `python -m tests.bench.soak --minutes 30`.
 
-Generations run all the time, subscribers connect, follow for a while, leave, and come back where they were; half of
-them leave without a word. What a gateway and a worker hold is looked at every ten seconds: before, meanwhile, and after
-everybody has gone. Retention and cache are small, so that what they bound has come to its bound long before the end.
+Generations run continuously. Subscribers connect, follow for a while, disconnect and resume; half of them disconnect
+abruptly. The resources of a gateway and a worker are recorded before, every ten seconds during, and after the load.
+Retention and cache are small, so that they reach their limits long before the end.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tests.support import Gateway, gateway, request_body, upstream_sim, wait_unt
 RETENTION = 20  # seconds
 VARIABLES = {"TOKENCAST_CACHE_BYTES": str(4 << 20), "TOKENCAST_HEARTBEAT": "2"}
 READERS = 200
-NEW_EACH = 0.1  # seconds
-LOOK_EACH = 10.0
+CREATE_INTERVAL = 0.1  # seconds
+SAMPLE_INTERVAL = 10.0
 WARM_UP = 60.0
-COOL_DOWN = 30.0  # what has ended is forgotten by then
+COOL_DOWN = 30.0  # ended generations have expired by then
 
 
 @dataclass
-class Look:
-    """What is held at one moment; memory in MiB."""
+class Sample:
+    """The resources at one moment; memory in MiB."""
 
     gateway: float
     worker: float
@@ -63,12 +63,12 @@ class Soak:
         self._ids: list[str] = []
         self.created = self.connections = self.events = 0
 
-    async def look(self) -> Look:
+    async def sample(self) -> Sample:
         gateway_pid = self._api.process.process.pid
         redis = self._broker.store.redis
         clients = (await redis.info("clients", "")).decode()
         used = (await redis.info("memory", "")).decode()
-        return Look(
+        return Sample(
             memory_kib(gateway_pid, part="Pss_Anon") / 1024,
             memory_kib(self._worker_pid, part="Pss_Anon") / 1024,
             len(os.listdir(f"/proc/{gateway_pid}/fd")),
@@ -77,19 +77,19 @@ class Soak:
             _number("used_memory", used) / (1 << 20),
         )
 
-    async def churn(self, seconds: float) -> list[Look]:
-        """Looks at what is held meanwhile."""
+    async def churn(self, seconds: float) -> list[Sample]:
+        """Run the load. Returns samples of the resources."""
         until = time.monotonic() + seconds
         work = [
             asyncio.create_task(part) for part in (self._enqueue(until), *(self._read(until) for _ in range(READERS)))
         ]
-        looks: list[Look] = []
+        samples: list[Sample] = []
         while time.monotonic() < until:
-            await asyncio.sleep(min(LOOK_EACH, max(0.0, until - time.monotonic())))
-            looks.append(await self.look())
-            print(looks[-1].row(f"{(until - time.monotonic()) / 60:.1f} min left"), file=sys.stderr, flush=True)
+            await asyncio.sleep(min(SAMPLE_INTERVAL, max(0.0, until - time.monotonic())))
+            samples.append(await self.sample())
+            print(samples[-1].row(f"{(until - time.monotonic()) / 60:.1f} min left"), file=sys.stderr, flush=True)
         await asyncio.gather(*work)
-        return looks
+        return samples
 
     async def _enqueue(self, until: float) -> None:
         while time.monotonic() < until:
@@ -103,19 +103,19 @@ class Soak:
             if random.random() < 0.1:
                 with suppress(BrokerError):
                     await self._broker.cancel(random.choice(self._ids))
-            await asyncio.sleep(NEW_EACH)
+            await asyncio.sleep(CREATE_INTERVAL)
 
     async def _read(self, until: float) -> None:
         while time.monotonic() < until:
             if not self._ids:
-                await asyncio.sleep(NEW_EACH)
+                await asyncio.sleep(CREATE_INTERVAL)
                 continue
             gid, cursor = random.choice(self._ids), ""
             for _ in range(random.randint(1, 3)):
                 cursor = await self._connection(gid, cursor, random.uniform(0.1, 3.0))
 
     async def _connection(self, gid: str, cursor: str, stay: float) -> str:
-        """For so many seconds at most; gives the cursor it came to."""
+        """Follow a generation for at most `stay` seconds. Returns the last cursor."""
         where = urlsplit(self._api.url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         self.connections += 1
@@ -152,25 +152,25 @@ async def soak(minutes: float) -> None:
     ):
         soaking = Soak(broker, api, process.process.pid)
         await soaking.churn(min(WARM_UP, minutes * 15))  # imports, arenas, connection pools, a full cache
-        await _quiet(soaking)
-        first = await soaking.look()
-        looks = await soaking.churn(minutes * 60)
-        await _quiet(soaking)
-        last = await soaking.look()
-    peak = Look(*(max(values) for values in zip(*(vars(look).values() for look in looks), strict=True)))
+        await _wait_until_idle(soaking)
+        first = await soaking.sample()
+        samples = await soaking.churn(minutes * 60)
+        await _wait_until_idle(soaking)
+        last = await soaking.sample()
+    peak = Sample(*(max(values) for values in zip(*(vars(sample).values() for sample in samples), strict=True)))
     print(f"{soaking.created:,} generations, {soaking.connections:,} connections, {soaking.events:,} events\n\n{HEAD}")
-    for name, look in (("before", first), ("at most", peak), ("after", last)):
-        print(look.row(name))
+    for name, sample in (("before", first), ("maximum", peak), ("after", last)):
+        print(sample.row(name))
 
 
-async def _quiet(soaking: Soak) -> None:
-    """Everybody has gone, all has ended, and is forgotten."""
+async def _wait_until_idle(soaking: Soak) -> None:
+    """Wait until all subscribers have disconnected and all generations have expired."""
     await asyncio.sleep(COOL_DOWN)
 
-    async def nobody() -> bool:
-        return (await soaking.look()).gateway_files < READERS
+    async def disconnected() -> bool:
+        return (await soaking.sample()).gateway_files < READERS
 
-    await wait_until(nobody)
+    await wait_until(disconnected)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What readers who do not read cost those who do: the second half of `make bench`.
+"""The cost of stalled readers for the others.
 
-Two hundred readers of one stream, in turns alone and beside two hundred who take nothing and are not dropped: how long
-from before a chunk's append to its arrival at each of them. Gateway and Redis are real, the worker is a script in this
-process, and so are all the readers: their own time is in the figures, the same in both lines.
+Two hundred readers of one stream, alternately alone and next to two hundred that read nothing and are not dropped. The
+figure is the time from just before a chunk's append to its arrival at each reader. Gateway and Redis are real. The
+worker is a script in this process, and so are the readers: their own time is part of both rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.bench.report import Rows, report, row
 from tests.support import Gateway, Writer, gateway, wait_until
 
 READERS = 200
-CHUNKS, PAUSE = 150, 0.02  # of one run: three seconds at 50 a second
-FLOOD = 2000  # chunks of 1 KB that come first: far more than the kernel takes for who does not read
+CHUNKS, PAUSE = 150, 0.02  # of one run: three seconds at 50 per second
+FLOOD = 2000  # chunks of 1 KB sent first: far more than the kernel buffers for a stalled reader
 STAMP = re.compile(rb'"sent_ns":(\d+)')
 
 
 class Reader(asyncio.Protocol):
-    """Notes how old each stamped chunk is when it comes."""
+    """Records the age of each timestamped chunk at its arrival."""
 
     def __init__(self) -> None:
         self.lags: list[float] = []
@@ -58,10 +58,10 @@ async def open_socket(url: str, gid: str, receive_buffer: int | None = None) -> 
 
 
 async def one_run(api: Gateway, redis: Redis, stalled: int) -> list[float]:
-    """The lags of all readers, in ms."""
+    """The delays of all readers in ms."""
     writer = await Writer(redis, (await api.create())["id"]).claim()
     loop = asyncio.get_running_loop()
-    deaf = [await open_socket(api.url, writer.gid, 4096) for _ in range(stalled)]
+    stalled_sockets = [await open_socket(api.url, writer.gid, 4096) for _ in range(stalled)]
     readers: list[Reader] = []
     for _ in range(READERS):
         sock = await open_socket(api.url, writer.gid)
@@ -76,14 +76,14 @@ async def one_run(api: Gateway, redis: Redis, stalled: int) -> list[float]:
     await wait_until(lambda: all(reader.seen == FLOOD + CHUNKS for reader in readers))
     for reader in readers:
         reader.transport.abort()
-    for sock in deaf:
+    for sock in stalled_sockets:
         sock.close()
     return [lag for reader in readers for lag in reader.lags]
 
 
 async def measure(runs: int) -> Rows:
-    alone, beside = f"{READERS} readers, ms", f"{READERS} readers beside {READERS} stalled, ms"
-    lags: dict[str, list[float]] = {alone: [], beside: []}
+    alone, with_stalled = f"{READERS} readers, ms", f"{READERS} readers next to {READERS} stalled, ms"
+    lags: dict[str, list[float]] = {alone: [], with_stalled: []}
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
@@ -91,12 +91,12 @@ async def measure(runs: int) -> Rows:
     ):
         await one_run(api, broker.store.redis, 0)  # connections, imports, caches
         for _ in range(runs):
-            for name, stalled in ((alone, 0), (beside, READERS)):
+            for name, stalled in ((alone, 0), (with_stalled, READERS)):
                 lags[name] += await one_run(api, broker.store.redis, stalled)
     table = {name: row(values) for name, values in lags.items()}
-    ratios = {figure: round(table[beside][figure] / table[alone][figure], 2) for figure in ("p50", "p99", "max")}
-    return {**table, "with the stalled ones / without": {"n": runs, **ratios}}
+    ratios = {figure: round(table[with_stalled][figure] / table[alone][figure], 2) for figure in ("p50", "p99", "max")}
+    return {**table, "with stalled readers / without": {"n": runs, **ratios}}
 
 
 if __name__ == "__main__":
-    report(measure, "What readers who do not read cost those who do.")
+    report(measure, "The cost of stalled readers for the others.")

@@ -1,4 +1,4 @@
-"""What is measured side by side: the same load on the product, on the physical limit and on the peers."""
+"""The measured systems: the same load on the product, on the physical limit and on the peers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.bench.peers.usual import usual_gateway
 from tests.bench.producing import Producer
 from tests.support import request_body, service
 
-FLOOD = 200  # events that the limit sends together: what is found to be the most that it gains from
+FLOOD = 200  # events that the limit sends at once: more give no further gain
 _fresh = itertools.count()
 
 
 @dataclass(frozen=True)
 class Load:
-    """Each of `generations` has `events` events and `subscribers` readers. `rate`: events a second of each, 0 for a
-    flood. A replay begins when all events are there."""
+    """Each of `generations` has `events` events and `subscribers` readers. `rate`: events per second of each, 0 for a
+    flood. A replay begins when all events exist."""
 
     generations: int
     subscribers: int
@@ -39,14 +39,14 @@ class Load:
 
 
 class System(Protocol):
-    async def carry(self, load: Load) -> Received: ...
+    async def run(self, load: Load) -> Received: ...
 
 
 class Limit:
-    """Raw sockets in C, with nothing behind them: one generation, for as many subscribers as all of the load's have."""
+    """Raw sockets in C without a backend: one generation, with the number of subscribers of the whole load."""
 
-    async def carry(self, load: Load) -> Received:
-        await at_rest()
+    async def run(self, load: Load) -> Received:
+        await wait_until_machine_is_idle()
         together, connections = 1 if load.rate else FLOOD, load.generations * load.subscribers
         async with (
             Fanout(connections, load.events, rate=load.rate, together=together, replay=load.replay) as fanout,
@@ -67,26 +67,26 @@ class Limit:
 
 
 class Served:
-    """A server that a producer writes into while the subscribers read."""
+    """A server to which a producer writes while the subscribers read."""
 
     port: int
 
     async def begin(self, count: int) -> list[str]:
-        """The names of so many new generations, as the producer wants them."""
+        """Create generations. Returns their names for the producer."""
         raise NotImplementedError
 
     def path(self, name: str) -> str:
-        """Where a name is read."""
+        """The path under which a name is read."""
         raise NotImplementedError
 
     def producer(self, names: Sequence[str], load: Load) -> Producer:
         raise NotImplementedError
 
     async def forget(self, names: Sequence[str]) -> None:
-        """What it holds of them."""
+        """Delete the generations."""
 
-    async def carry(self, load: Load) -> Received:
-        await at_rest()
+    async def run(self, load: Load) -> Received:
+        await wait_until_machine_is_idle()
         names = await self.begin(load.generations)
         try:
             async with self.producer(names, load) as producer:
@@ -111,7 +111,7 @@ class Served:
 
 
 class Tokencast(Served):
-    """Redis, and a gateway as it is by default."""
+    """Redis and a gateway with default settings."""
 
     def __init__(self, broker: Broker, redis: EmbeddedRedis, port: int, pid: int) -> None:
         self.broker = broker
@@ -181,7 +181,7 @@ async def tokencast(processes: int = 1, **variables: str) -> AsyncGenerator[Toke
 
 @asynccontextmanager
 async def systems(*names: Name, messages: int = 5000) -> AsyncGenerator[dict[str, System], None]:
-    """Those of them that can be had here, each running. `messages`: the longest generation."""
+    """Run these systems. `messages`: the length of the longest generation."""
     async with AsyncExitStack() as stack:
         running: dict[str, System] = {}
         for name in names:
@@ -198,9 +198,9 @@ async def systems(*names: Name, messages: int = 5000) -> AsyncGenerator[dict[str
         yield running
 
 
-async def at_rest() -> None:
-    """Until this machine does next to nothing, 15 seconds at most: a server that could not keep up goes on for a while
-    after its subscribers have left, and would be measured with the next one."""
+async def wait_until_machine_is_idle() -> None:
+    """Wait until the machine is nearly idle, at most 15 seconds: an overloaded server continues for a while after its
+    subscribers have disconnected, and would distort the next measurement."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         before = _busy_ticks()
@@ -210,13 +210,13 @@ async def at_rest() -> None:
 
 
 def _busy_ticks() -> int:
-    """Of all processors; proc_stat(5)."""
+    """The busy ticks of all processors; see proc_stat(5)."""
     user, nice, system, _idle, _iowait, irq, softirq, *_ = Path("/proc/stat").read_text().split(maxsplit=8)[1:8]
     return sum(map(int, (user, nice, system, irq, softirq)))
 
 
 def cpu_seconds(*pids: int) -> float:
-    """User and system time that the processes have used."""
+    """User and system time of the processes."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -225,8 +225,8 @@ def cpu_seconds(*pids: int) -> float:
 
 
 def memory_kib(*pids: int, part: str = "Pss") -> int:
-    """Their proportional set size: user space only, as the kernel's buffers are nobody's. `part`: "Pss_Anon" leaves out
-    what is mapped from files, whose share grows when another process that maps them too has ended."""
+    """Their proportional set size: user space only, since kernel buffers belong to no process. `part`: "Pss_Anon" omits
+    memory mapped from files, whose share grows when another process with the same mapping ends."""
     total = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()

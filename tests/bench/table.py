@@ -1,4 +1,4 @@
-"""Figures as a table: of each what the product has, what its peers have in the same run, and what it must reach."""
+"""The figures as a table: the product, its peers in the same run, and the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TITLES = {"limit": "sockets in C", "usual": "usual gateway", "direct": "upstream
 
 @dataclass(frozen=True)
 class Target:
-    """At least `bound`, or at most; `than` a peer's figure, or as it is."""
+    """A minimum, or a maximum with `most`; absolute, or relative to the figure of the peer `than`."""
 
     bound: float
     most: bool = False
@@ -24,7 +24,7 @@ class Target:
         return f"{'≤' if self.most else '≥'} {self.bound:,g}{than}"
 
     def met(self, medians: dict[str, float]) -> bool | None:
-        """None where the peer was not measured."""
+        """Whether the target is met; None if the peer was not measured."""
         against = medians.get(self.than) if self.than else 1.0
         if against is None:
             return None
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass
 class Row:
-    """One figure of one load, of every run on every system."""
+    """One figure of one load, with the values of every run on every system."""
 
     load: str
     figure: str
@@ -68,9 +68,9 @@ class Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Medians; of a peer's also how many times its figure the product's is."""
+    """The medians, and for each peer the ratio of the product's figure to the peer's."""
     systems = [name for name in COLUMNS if any(name in row.values for row in rows)]
-    head = ["load", "figure", *(TITLES.get(name, name) for name in systems), "to reach", ""]
+    head = ["load", "figure", *(TITLES.get(name, name) for name in systems), "target", ""]
     lines = [head, ["---", "---", *["--:"] * len(systems), "---", "---"]]
     for row in rows:
         medians = row.medians
@@ -97,7 +97,7 @@ def _cell(row: Row, name: str, medians: dict[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count; thousands and millions as such."""
+    """Format with three significant digits, and k or M for thousands and millions."""
     for unit, size in (("M", 1e6), ("k", 1e4)):
         if value >= size:
             return f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}"

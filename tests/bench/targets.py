@@ -1,7 +1,6 @@
-"""What the producer writes events into, and in which bytes: templates are made once, only the markers change.
+"""Targets of the producer and their wire formats: templates are built once, only the markers change.
 
-A target turns chunks of one generation, to be emitted together, into one call: the bytes, and how many replies they
-will have.
+A target converts chunks of one generation that are emitted together into one call: its bytes and its number of replies.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from broker.store.commands import lifecycle_keys
 
 Call = tuple[bytes, int]
 
-# What the load client looks for in each event stands between these two; the same bytes as in the physical limit.
+# The load client's marker in each event is between these two; the physical limit sends the same bytes.
 HEAD = b'{"id":"chatcmpl-S'
 TAIL = (
     b'","object":"chat.completion.chunk","created":1741569952,"model":"gpt-4o-2024-08-06",'
@@ -29,12 +28,12 @@ TAIL = (
 )
 SIZE = len(HEAD) + 7 + 1 + 16 + len(TAIL)
 DONE = b"[DONE]"
-LEASE = 3_600_000  # ms: nobody renews it
+LEASE = 3_600_000  # ms; it is not renewed
 TOKEN = "bench"
 
 
 class Refused(Exception):
-    """An answer that is not the expected one; the message holds it."""
+    """An unexpected reply, contained in the message."""
 
 
 def chunk(seq: int, micros: bytes) -> bytes:
@@ -42,7 +41,7 @@ def chunk(seq: int, micros: bytes) -> bytes:
 
 
 def bulk(value: Any) -> bytes:
-    """As one argument of a Redis command."""
+    """Encode one argument of a Redis command."""
     data = value if isinstance(value, bytes) else str(value).encode()
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
@@ -52,7 +51,7 @@ def command(*arguments: Any) -> bytes:
 
 
 class Target(ABC):
-    """One connection, to a server on loopback. `names` are its generations."""
+    """One connection to a server on loopback. `names` are its generations."""
 
     def __init__(self, port: int, names: list[str], events: int) -> None:
         self.names = names
@@ -62,19 +61,19 @@ class Target(ABC):
 
     @abstractmethod
     def one(self, generation: int, seq: int, micros: bytes, at_ms: bytes) -> Call:
-        """A single chunk. `micros` is the time of emission for the marker, `at_ms` that since the start."""
+        """The call for a single chunk. `micros`: the time of emission for the marker. `at_ms`: ms since the start."""
 
     @abstractmethod
     def many(self, generation: int, seq: int, count: int, micros: bytes, at_ms: bytes) -> Call:
-        """So many, from this one on."""
+        """The call for `count` chunks, beginning with `seq`."""
 
     @abstractmethod
     def end(self, generation: int) -> Call:
-        """What comes behind the last chunk."""
+        """The call that ends a generation after its last chunk."""
 
     @abstractmethod
     def replies(self, data: bytes) -> int:
-        """How many are complete with these bytes. Refused at the first that is not as it should be."""
+        """The number of replies completed by these bytes. Raises Refused at the first unexpected one."""
 
 
 class RedisTarget(Target):
@@ -84,7 +83,7 @@ class RedisTarget(Target):
         self._numbers = [bulk(n) for n in range(events + 2)]
 
     def ask(self, *arguments: Any) -> Any:
-        """Its reply, waited for."""
+        """Send a command and wait for its reply."""
         self.socket.sendall(command(*arguments))
         while (reply := self.parser.gets()) is False:
             data = self.socket.recv(1 << 16)
@@ -108,7 +107,7 @@ class RedisTarget(Target):
 
 
 class Append(RedisTarget):
-    """The product's worker, as far as Redis can tell: its claim, append and finish, on created generations."""
+    """The product's worker from Redis's point of view: its claim, append and finish, on created generations."""
 
     def __init__(self, port: int, names: list[str], events: int) -> None:
         super().__init__(port, names, events)
@@ -141,8 +140,8 @@ class Append(RedisTarget):
         head = b"*%d\r\n%b%b%b$10\r\n1073741824\r\n$1\r\n%d\r\n" % (
             *(11 + 3 * count, self._heads[generation], self._numbers[seq + 1], self._numbers[seq + count], seq == 0),
         )
-        before, behind = b"$1\r\nc\r\n%b$%d\r\n%b" % (at_ms, SIZE, HEAD), b"T%b%b\r\n" % (micros, TAIL)
-        return head + b"".join([b"%b%07d%b" % (before, n, behind) for n in range(seq, seq + count)]), 1
+        before, after = b"$1\r\nc\r\n%b$%d\r\n%b" % (at_ms, SIZE, HEAD), b"T%b%b\r\n" % (micros, TAIL)
+        return head + b"".join([b"%b%07d%b" % (before, n, after) for n in range(seq, seq + count)]), 1
 
     def end(self, generation: int) -> Call:
         gid, attempt, count = self.names[generation], self._attempts[generation], self.events
@@ -158,7 +157,7 @@ class Append(RedisTarget):
 
 
 class Xadd(RedisTarget):
-    """The streams of the usual gateway: one XADD for each event."""
+    """The streams of the usual gateway: one XADD per event."""
 
     def __init__(self, port: int, names: list[str], events: int) -> None:
         super().__init__(port, names, events)
@@ -179,7 +178,7 @@ class Xadd(RedisTarget):
 
 
 class Post(Target):
-    """One HTTP request for each event, on one connection that stays: what nchan takes. `names` are paths."""
+    """One HTTP request per event on a persistent connection, for nchan. `names` are paths."""
 
     _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""The bench's tools: a client that misses nothing, and says so when something is missed."""
+"""The tools of the benchmark: the load client counts every event and reports missing ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support import Gateway
 @pytest.fixture(autouse=True)
 def _compiler() -> None:
     if shutil.which("cc") is None:
-        pytest.skip("not run: there is no C compiler")
+        pytest.skip("there is no C compiler")
 
 
 pytestmark = pytest.mark.compiler
 
 
 @pytest.mark.parametrize("how", [{"rate": 1000}, {"rate": 0, "together": 7}, {"replay": True, "together": 200}])
-async def test_everybody_gets_everything(how: dict[str, Any]) -> None:
+async def test_every_subscriber_receives_every_event(how: dict[str, Any]) -> None:
     now = "now" if how.get("replay") else "answered"
     async with (
         Fanout(20, 200, **how) as fanout,
@@ -45,7 +45,7 @@ async def test_everybody_gets_everything(how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rate", [0, 200, 50_000], ids=["flood", "paced", "late"])
-async def test_the_producer_is_a_worker_to_the_gateway(redis: EmbeddedRedis, api: Gateway, rate: int) -> None:
+async def test_the_producer_appends_like_a_worker(redis: EmbeddedRedis, api: Gateway, rate: int) -> None:
     gids = [(await api.create())["id"] for _ in range(3)]
     paths = [f"/v1/generations/{gid}/events" for gid in gids]
     async with (
@@ -80,11 +80,12 @@ def answer(header: bytes, body: bytes, status: bytes = b"200 OK") -> bytes:
 
 @asynccontextmanager
 async def serving(*parts: bytes) -> AsyncGenerator[int, None]:
-    """A server that gives every request these parts, each in a segment of its own, and hangs up. Gives its port."""
+    """A server that responds to every request with these parts, each in its own segment, and closes. Yields its
+    port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        with suppress(ConnectionError):  # a client with all that it wants leaves
+        with suppress(ConnectionError):  # a client that is complete disconnects
             for part in parts:
                 writer.write(part)
                 await writer.drain()
@@ -114,14 +115,14 @@ FRAMINGS = {
 @pytest.mark.parametrize("events", [None, 5])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_an_answer_may_come_in_any_pieces(framing: str, size: int, events: int | None) -> None:
+async def test_a_response_can_arrive_in_any_pieces(framing: str, size: int, events: int | None) -> None:
     whole = FRAMINGS[framing]
     figures = await received(*(whole[at : at + size] for at in range(0, len(whole), size)), events=events)
     assert figures.whole
     assert (figures.events, figures.complete) == (15, 3)
 
 
-async def test_what_is_missing_or_doubled_is_counted() -> None:
+async def test_missing_and_duplicate_events_are_counted() -> None:
     figures = await received(answer(b"Transfer-Encoding: chunked\r\n", chunked(FAULTY)), events=5)
     assert (figures.gaps, figures.dups, figures.complete) == (3, 3, 3)
     assert not figures.whole
@@ -134,12 +135,12 @@ async def test_a_stream_that_ends_early_is_not_complete() -> None:
     assert (await received(cut_off)).eof_early == 3
 
 
-async def test_another_status_is_an_error() -> None:
+async def test_a_status_other_than_200_is_an_error() -> None:
     figures = await received(answer(b"", b"", status=b"503 Service Unavailable"))
     assert (figures.http_err, figures.connected, figures.complete) == (3, 0, 0)
 
 
-async def test_a_tool_that_fails_says_why() -> None:
+async def test_a_failing_tool_reports_its_error() -> None:
     subscribers = Subscribers(1, ["/"], 1, headers={"x": "y" * 9000})
     async with subscribers:
         with pytest.raises(ToolFailed, match="too long"):

@@ -1,4 +1,4 @@
-"""A measuring program beside the bench: says READY, is told to go, and gives its figures as one line of JSON."""
+"""A measuring program of the benchmark: it prints READY, waits for `go`, and prints its figures as one line of JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FiguresT = TypeVar("FiguresT")
 
 
 class ToolFailed(Exception):
-    """The program ended without figures; the message is what it said instead."""
+    """The program ended without figures; the message has its output."""
 
 
 class Tool(ABC, Generic[FiguresT]):
-    """`async with` starts it, and ends it whatever it is doing. `ready`, `go` and `result` in this order; a program
-    that waits for nobody is not told to go."""
+    """`async with` starts the program and ends it in any state. Call `ready`, `go` and `result` in this order; `go` is
+    not needed for a program that does not wait."""
 
     figures: type[FiguresT]
 
@@ -37,7 +37,7 @@ class Tool(ABC, Generic[FiguresT]):
         """The program and its arguments."""
 
     async def started(self) -> None:
-        """What is to be heard from it before anybody can use it."""
+        """Wait for output that is needed before the program can be used."""
 
     async def __aenter__(self) -> Self:
         command = await self.command()
@@ -83,23 +83,23 @@ class Tool(ABC, Generic[FiguresT]):
         self._process.stdin.write(b"go\n")
 
     async def result(self) -> FiguresT:
-        """When it has ended by itself. Its exit status is not looked at: what is wrong stands in the figures."""
+        """Wait for its end and return its figures. The exit status is ignored, since errors are part of the figures."""
         line = await self.says("{")
         await self._process.wait()
         return msgspec.json.decode(line, type=self.figures)
 
     async def says(self, beginning: str) -> str:
-        """The next line of its output that begins so; ToolFailed if there is none."""
+        """The next line of output with this beginning. Raises ToolFailed if there is none."""
         stdout = self._stream(self._process.stdout)
         while line := await stdout.readline():
             if (text := line.decode()).startswith(beginning):
                 return text.rstrip()
         await self._process.wait()
         complaints = (await self._complaints).decode(errors="replace").strip()
-        raise ToolFailed(f"{type(self).__name__} ended without saying {beginning}. {complaints}")
+        raise ToolFailed(f"{type(self).__name__} ended without {beginning}. {complaints}")
 
     def lines_in_a_file(self, lines: Iterable[str]) -> str:
-        """Arguments that may be thousands; gone with the program."""
+        """Write up to thousands of arguments to a file that is removed with the program."""
         with tempfile.NamedTemporaryFile("w", prefix="tokencast-bench-", delete=False) as file:
             file.writelines(f"{line}\n" for line in lines)
         self._files.append(Path(file.name))

@@ -1,5 +1,5 @@
-"""A browser, and pages that must stay clean: no console error, no uncaught exception, no CSP violation, no request
-to anybody but the gateway and the page's own site."""
+"""A browser, and pages that a test watches: no console error, no uncaught exception, no CSP violation, and no request
+to an origin other than the gateway and the page's own site."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ async def browser() -> AsyncGenerator[Browser, None]:
 
 
 class Watched:
-    """A page, and what it did that it should not have done. `forgives` matches what a test provokes."""
+    """A page and its unexpected errors and requests. `allowed_errors` matches the errors that a test provokes."""
 
     def __init__(self, page: Page, *origins: str) -> None:
         self.page = page
-        self.forgives = r"(?!)"  # nothing
+        self.allowed_errors = r"(?!)"  # none
         self._allowed = ("data:", *(f"{origin}/" for origin in origins))
         self.requests: list[Request] = []
         self._complaints: list[str] = []
@@ -64,12 +64,12 @@ class Watched:
         self.requests.append(request)
 
     def check(self) -> None:
-        assert [what for what in self._complaints if not re.search(self.forgives, what)] == []
+        assert [what for what in self._complaints if not re.search(self.allowed_errors, what)] == []
         urls = {request.url for request in self.requests}
         assert [url for url in urls if not url.startswith(self._allowed)] == []
 
     def streams(self, gid: str) -> list[Request]:
-        """What was asked for the events of a generation as they come, from the first on."""
+        """The requests for event streams of a generation, in their order."""
         ways = (f"/{gid}/events", f"generation={gid}")
         streams = [request for request in self.requests if request.headers.get("accept") != "application/json"]
         return [request for request in streams if any(way in request.url for way in ways)]
@@ -80,8 +80,8 @@ Open = Callable[..., Awaitable[Watched]]
 
 @pytest.fixture
 async def visit(browser: Browser) -> AsyncGenerator[Open, None]:
-    """`await visit(gateway, "/#gen_…", color_scheme="dark")`: a page in a browser profile of its own. With a `site`, it
-    is a page of that origin."""
+    """`await visit(gateway, "/#gen_…", color_scheme="dark")`: open a page in a browser profile of its own. With a
+    `site`, it is a page of that origin."""
     watched: list[Watched] = []
     async with AsyncExitStack() as stack:
 
@@ -105,7 +105,7 @@ async def visit(browser: Browser) -> AsyncGenerator[Open, None]:
 
 @pytest.fixture
 def port() -> int:
-    """A port that stays free while nobody listens on it: outgoing connections are given ports from 32768 on."""
+    """A port that stays free while no process listens on it: outgoing connections get ports from 32768 on."""
     while True:
         with socket.socket() as sock:
             try:

@@ -1,4 +1,4 @@
-"""What the tests of the dashboard look for in it, and what they have a generation do."""
+"""Locators of the dashboard's elements, and helpers that write generations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HOSTILE = (
 )
 
 
-async def started(api: Gateway, broker: Broker, **body: Any) -> Writer:
+async def start_generation(api: Gateway, broker: Broker, **body: Any) -> Writer:
     return await Writer(broker.store.redis, (await api.create(request_body(**body)))["id"]).claim()
 
 
-async def again(broker: Broker, writer: Writer) -> Writer:
-    """A second attempt, as after a worker's death."""
+async def claim_again(broker: Broker, writer: Writer) -> Writer:
+    """Claim a second attempt, as after a worker's death."""
     await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
     return await Writer(broker.store.redis, writer.gid).claim()
 
@@ -53,11 +53,11 @@ def link(page: Page, gid: str) -> Locator:
 
 
 async def text_of(locator: Locator) -> str:
-    """Exactly; Playwright's own comparison folds white space."""
+    """The exact text; Playwright's own comparison collapses white space."""
     return await locator.evaluate("node => node.textContent")
 
 
-async def says(locator: Locator, text: str) -> None:
+async def expect_text(locator: Locator, text: str) -> None:
     async def same() -> bool:
         return await locator.count() == 1 and await text_of(locator) == text
 

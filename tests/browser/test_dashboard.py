@@ -1,4 +1,5 @@
-"""One generation in the dashboard, in a real browser on a real gateway; a scripted worker decides what happens when."""
+"""One generation in the dashboard, in a real browser on a real gateway; a scripted worker controls the order of
+events."""
 
 from __future__ import annotations
 
@@ -13,14 +14,25 @@ from playwright.async_api import expect
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
-from tests.browser.dashboard import HOSTILE, UNREACHABLE, again, delta, field, link, part, row, says, started
+from tests.browser.dashboard import (
+    HOSTILE,
+    UNREACHABLE,
+    claim_again,
+    delta,
+    expect_text,
+    field,
+    link,
+    part,
+    row,
+    start_generation,
+)
 from tests.support import Gateway, Writer, gateway, request_body, wait_until
 
 pytestmark = pytest.mark.browser
 
 
 async def test_a_generation_is_followed_live(api: Gateway, broker: Broker, visit: Open) -> None:
-    """From the queue to the end, each kind of output in a part of its own; then the connection is given back."""
+    """From the queue to the end, with each kind of output in its own section. Then the connection is closed."""
     gid = (await api.create())["id"]
     visitor = await visit(api, f"/#/{gid}")
     page = visitor.page
@@ -30,7 +42,7 @@ async def test_a_generation_is_followed_live(api: Gateway, broker: Broker, visit
     await expect(field(page, "status")).to_have_text("in progress")
     await expect(field(page, "attempt")).to_have_text("1")
     await writer.append("Hello")
-    await says(part(page, "Answer"), "Hello")
+    await expect_text(part(page, "Answer"), "Hello")
     await expect(field(page, "cursor")).to_have_text(f"{writer.attempt}-1")
     await writer.append_raw(delta(reasoning_content="Let me "), delta(reasoning="think."), delta(content=", wor"))
     await writer.append_raw(
@@ -40,11 +52,11 @@ async def test_a_generation_is_followed_live(api: Gateway, broker: Broker, visit
     await writer.append_raw(delta(tool_calls=[call]))
     await writer.append_raw(delta(tool_calls=[{"index": 0, "function": {"arguments": ' "GIL"}'}}]))
     await writer.append_raw(delta(tool_calls=[{"id": "call_2", "function": {"name": "stop", "arguments": "{}"}}]))
-    await says(part(page, "Tool call: stop"), "{}")
-    await says(part(page, "Tool call: search"), '{"query": "GIL"}')
-    await says(part(page, "Reasoning"), "Let me think.")
-    await says(part(page, "Answer"), "Hello, world\n\n🦀")
-    await says(part(page, "2. Answer"), "B")
+    await expect_text(part(page, "Tool call: stop"), "{}")
+    await expect_text(part(page, "Tool call: search"), '{"query": "GIL"}')
+    await expect_text(part(page, "Reasoning"), "Let me think.")
+    await expect_text(part(page, "Answer"), "Hello, world\n\n🦀")
+    await expect_text(part(page, "2. Answer"), "B")
     titles = ["Reasoning", "Answer", "Tool call: search", "Tool call: stop", "2. Answer"]
     assert await page.locator(".output h3").all_text_contents() == titles
     usage = {"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 19}
@@ -58,189 +70,193 @@ async def test_a_generation_is_followed_live(api: Gateway, broker: Broker, visit
     assert len(visitor.streams(gid)) == 1
 
 
-async def test_hostile_output_is_text_and_nothing_else(api: Gateway, broker: Broker, visit: Open) -> None:
-    """Wherever a model or a caller can write something: every character is shown, and none of it is obeyed."""
-    writer = await started(api, broker)
+async def test_hostile_output_is_shown_as_text(api: Gateway, broker: Broker, visit: Open) -> None:
+    """Everything that a model or a caller can write is shown as text, and none of it is interpreted."""
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     call = {"index": 0, "function": {"name": HOSTILE, "arguments": HOSTILE}}
     await writer.append_raw(delta(content=HOSTILE, reasoning=HOSTILE, refusal=HOSTILE, tool_calls=[call]))
     for character in HOSTILE:
         await writer.append(character)
-    await says(part(page, "Answer"), HOSTILE * 2)
-    await says(part(page, "Reasoning"), HOSTILE)
-    await says(part(page, "Refusal"), HOSTILE)
-    await says(page.locator(".output section:last-child h3"), "Tool call: " + HOSTILE)
-    await says(page.locator("section:last-child .text"), HOSTILE)
+    await expect_text(part(page, "Answer"), HOSTILE * 2)
+    await expect_text(part(page, "Reasoning"), HOSTILE)
+    await expect_text(part(page, "Refusal"), HOSTILE)
+    await expect_text(page.locator(".output section:last-child h3"), "Tool call: " + HOSTILE)
+    await expect_text(page.locator("section:last-child .text"), HOSTILE)
     error = {"error": {"message": HOSTILE, "type": "server_error", "code": "<i>code</i>"}}
     await writer.finish("failed", json.dumps(error).encode())
-    await says(field(page, "error"), "<i>code</i>: " + HOSTILE)
+    await expect_text(field(page, "error"), "<i>code</i>: " + HOSTILE)
     assert await page.locator(".output :is(script, img, svg, a, style, i), article i").count() == 0
     await expect(field(page, "status")).to_have_text("failed")
 
 
-async def test_hostile_names_of_models_are_text_too(visit: Open) -> None:
+async def test_hostile_model_names_are_shown_as_text(visit: Open) -> None:
     name = "<img src=x onerror=complain('model')>"
     async with EmbeddedRedis() as redis, gateway(redis.url, TOKENCAST_MODELS=name) as api:
         gid = (await api.create(request_body(model=name)))["id"]
         page = (await visit(api, f"/#/{gid}")).page
-        await says(field(page, "model"), name)
+        await expect_text(field(page, "model"), name)
         await page.get_by_role("link", name="Generations").click()
-        await says(row(page, gid).locator("[data-field=model]"), name)
+        await expect_text(row(page, gid).locator("[data-field=model]"), name)
         await expect(page.get_by_label("Filter by model").locator("option")).to_have_text(["Any model", name])
         await expect(page.locator("#model").locator("option")).to_have_text([name])
         await page.close()
 
 
-async def test_a_reset_takes_back_what_was_shown(api: Gateway, broker: Broker, visit: Open) -> None:
-    first = await started(api, broker)
+async def test_a_reset_removes_the_output_so_far(api: Gateway, broker: Broker, visit: Open) -> None:
+    first = await start_generation(api, broker)
     page = (await visit(api, f"/#/{first.gid}")).page
     await first.append_raw(delta(content="lost"), delta(reasoning="lost too"))
-    await says(part(page, "Answer"), "lost")
-    second = await again(broker, first)
+    await expect_text(part(page, "Answer"), "lost")
+    second = await claim_again(broker, first)
     await expect(field(page, "reset")).to_contain_text("attempt 2 (worker_lost)")
     await expect(page.locator(".output section")).to_have_count(0)
     await second.append("kept")
-    await says(part(page, "Answer"), "kept")
+    await expect_text(part(page, "Answer"), "kept")
     await expect(field(page, "attempt")).to_have_text("2")
     await page.reload()
-    await says(part(page, "Answer"), "kept")
+    await expect_text(part(page, "Answer"), "kept")
 
 
-async def test_a_wait_for_the_upstream_says_until_when(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_wait_for_the_upstream_shows_its_end(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}", timezone_id="UTC", locale="de-DE")).page
     noon = 1763812800
     await writer.append_raw(json.dumps({"reason": "rate_limited", "retry_at": noon + 5}).encode(), kind="w")
     await expect(field(page, "waiting")).to_have_text("Waiting for the upstream (rate_limited) until 12:00:05.")
     await writer.append("At last.")
-    await says(part(page, "Answer"), "At last.")
+    await expect_text(part(page, "Answer"), "At last.")
     await expect(field(page, "waiting")).to_be_hidden()
 
 
-async def test_missing_history_is_said_and_never_papered_over(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_missing_history_is_announced(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     await writer.append(*[f"{number} " for number in range(1, 21)])
     await broker.store.redis.execute("XTRIM", f"tc:{{{writer.gid[14:16]}}}:l:{writer.gid}", "MAXLEN", 5)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await expect(field(page, "gap")).to_have_text(
         f"History is missing: the log was trimmed and continues at {writer.attempt}-16."
     )
-    await says(part(page, "Answer"), "16 17 18 19 20 ")
+    await expect_text(part(page, "Answer"), "16 17 18 19 20 ")
     await expect(field(page, "status")).to_have_text("in progress")
 
 
 async def test_the_cancel_button_cancels(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+    writer = await start_generation(api, broker)
     await writer.append("a ", "b ", "c ")
     page = (await visit(api, f"/#/{writer.gid}")).page
-    await says(part(page, "Answer"), "a b c ")
+    await expect_text(part(page, "Answer"), "a b c ")
     await page.get_by_role("button", name="Cancel", exact=True).click()
     await expect(field(page, "status")).to_have_text("cancelled")
     await expect(field(page, "connection")).to_have_text("ended")
     await expect(field(page, "usage")).to_have_text(re.compile(r"≈ \d+ in, ≈ 3 out"))
     await expect(field(page, "cancel")).to_be_hidden()
-    await says(part(page, "Answer"), "a b c ")
+    await expect_text(part(page, "Answer"), "a b c ")
     assert (await api.get(writer.gid))["status"] == "cancelled"
 
 
-async def test_a_failure_is_told_with_what_was_written(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_failure_is_shown_with_the_partial_output(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Half a ")
     page = (await visit(api, f"/#/{writer.gid}")).page
     error = {"message": "The upstream stopped in the middle.", "type": "server_error", "code": "upstream_truncated"}
     await writer.finish("failed", json.dumps({"error": error}).encode())
     await expect(field(page, "error")).to_have_text("upstream_truncated: The upstream stopped in the middle.")
     await expect(field(page, "connection")).to_have_text("ended")
-    await says(part(page, "Answer"), "Half a ")
+    await expect_text(part(page, "Answer"), "Half a ")
 
 
-async def test_a_generation_deleted_while_it_is_shown_is_gone(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_generation_deleted_while_it_is_shown_is_marked_as_gone(
+    api: Gateway, broker: Broker, visit: Open
+) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Something")
     visitor = await visit(api, f"/#/{writer.gid}")
     page = visitor.page
-    await says(part(page, "Answer"), "Something")
+    await expect_text(part(page, "Answer"), "Something")
     await expect(field(page, "connection")).to_have_text("live")
     await api.http.delete(f"/v1/generations/{writer.gid}")
     await expect(field(page, "status")).to_have_text("gone")
     await expect(field(page, "error")).to_have_text("This generation was deleted.")
     assert len(visitor.streams(writer.gid)) == 1
-    visitor.forgives = "status of 410"
+    visitor.allowed_errors = "status of 410"
     await page.reload()
     await expect(field(page, "error")).to_be_visible()
     await expect(field(page, "connection")).to_have_text("ended")
 
 
-async def test_a_link_to_nothing_says_so_and_another_still_works(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_an_unknown_generation_is_reported_and_others_can_be_opened(
+    api: Gateway, broker: Broker, visit: Open
+) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Here.")
     unknown = "gen_" + "0" * 34
     visitor = await visit(api, f"/#/{unknown}")
-    visitor.forgives = "status of 404"
+    visitor.allowed_errors = "status of 404"
     page = visitor.page
     await expect(field(page, "error")).to_be_visible()
     await expect(field(page, "connection")).to_have_text("ended")
     await page.get_by_role("link", name="Generations").click()
     await link(page, writer.gid).click()
-    await says(part(page, "Answer"), "Here.")
+    await expect_text(part(page, "Answer"), "Here.")
     await page.go_back()
     await page.go_back()
-    await says(field(page, "id"), unknown)
+    await expect_text(field(page, "id"), unknown)
     await page.evaluate("location.hash = 'nonsense'")
     await expect(page.get_by_role("table", name="Generations")).to_be_visible()
     assert visitor.streams(unknown) == []
 
 
-async def test_a_refresh_in_the_middle_loses_nothing(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_reload_in_the_middle_loses_no_output(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await writer.append("one ", "two ")
-    await says(part(page, "Answer"), "one two ")
+    await expect_text(part(page, "Answer"), "one two ")
     await page.reload()
     await writer.append("three ")
-    await says(part(page, "Answer"), "one two three ")
+    await expect_text(part(page, "Answer"), "one two three ")
     await writer.finish()
     await page.reload()
-    await says(part(page, "Answer"), "one two three ")
+    await expect_text(part(page, "Answer"), "one two three ")
     await expect(field(page, "status")).to_have_text("completed")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_gateway_that_restarts_costs_nothing(
+async def test_a_restart_of_the_gateway_loses_no_output(
     redis: EmbeddedRedis, broker: Broker, visit: Open, port: int, how: signal.Signals
 ) -> None:
-    """Killed or drained: the browser comes back by itself with its cursor, and each word is shown once."""
+    """The gateway is killed or drained. The browser reconnects with its cursor, and shows each word once."""
     async with gateway(redis.url, PORT=str(port)) as first:
-        writer = await started(first, broker)
+        writer = await start_generation(first, broker)
         visitor = await visit(first, f"/#/{writer.gid}")
-        visitor.forgives = UNREACHABLE
+        visitor.allowed_errors = UNREACHABLE
         page = visitor.page
         await writer.append("one ", "two ")
-        await says(part(page, "Answer"), "one two ")
+        await expect_text(part(page, "Answer"), "one two ")
         await expect(field(page, "connection")).to_have_text("live")
         first.process.send(how)
         await first.process.wait()
     await writer.append("three ")
     await expect(field(page, "connection")).to_have_text("reconnecting")
     await expect(page.get_by_role("alert").first).to_have_text("The gateway does not answer. Retrying…")
-    await says(part(page, "Answer"), "one two ")
+    await expect_text(part(page, "Answer"), "one two ")
     async with gateway(redis.url, PORT=str(port)):
-        await says(part(page, "Answer"), "one two three ")
+        await expect_text(part(page, "Answer"), "one two three ")
         await expect(field(page, "connection")).to_have_text("live")
         await expect(page.locator("#connection")).to_have_text("live")
         await expect(page.get_by_role("alert")).to_have_count(0)
         await writer.append("four")
         await writer.finish()
         await expect(field(page, "status")).to_have_text("completed")
-        await says(part(page, "Answer"), "one two three four")
+        await expect_text(part(page, "Answer"), "one two three four")
         assert visitor.streams(writer.gid)[-1].url.endswith(f"{writer.gid}@{writer.attempt}-2")
 
 
-async def test_a_refusal_on_the_way_is_no_end(api: Gateway, broker: Broker, visit: Open) -> None:
-    """A proxy's 502 closes an EventSource for good; the page opens another, behind what it has."""
-    writer = await started(api, broker)
+async def test_a_refused_connection_is_tried_again(api: Gateway, broker: Broker, visit: Open) -> None:
+    """An EventSource closes at a proxy's 502; the page opens another one, after the cursor that it has."""
+    writer = await start_generation(api, broker)
     visitor = await visit(api)
-    visitor.forgives = "status of 502"
+    visitor.allowed_errors = "status of 502"
     page = visitor.page
     refusals = 0
 
@@ -253,16 +269,16 @@ async def test_a_refusal_on_the_way_is_no_end(api: Gateway, broker: Broker, visi
     await link(page, writer.gid).click()
     await wait_until(lambda: refusals == 2)
     await writer.append("Here.")
-    await says(part(page, "Answer"), "Here.")
+    await expect_text(part(page, "Answer"), "Here.")
 
 
-async def test_a_hidden_page_gives_its_connection_back(api: Gateway, broker: Broker, visit: Open) -> None:
-    """Of six connections per origin; when it is looked at again, it goes on behind what it has."""
-    writer = await started(api, broker)
+async def test_a_hidden_page_closes_its_connection(api: Gateway, broker: Broker, visit: Open) -> None:
+    """An origin has only six connections. When the page becomes visible again, it continues after its cursor."""
+    writer = await start_generation(api, broker)
     visitor = await visit(api, f"/#/{writer.gid}")
     page = visitor.page
     await writer.append("one ")
-    await says(part(page, "Answer"), "one ")
+    await expect_text(part(page, "Answer"), "one ")
     await expect(field(page, "connection")).to_have_text("live")
     become = "state => { document.__defineGetter__('hidden', () => state === 'hidden');" + (
         "document.dispatchEvent(new Event('visibilitychange')); }"
@@ -271,18 +287,18 @@ async def test_a_hidden_page_gives_its_connection_back(api: Gateway, broker: Bro
         await page.evaluate(become, "hidden")
     await writer.append("two ")
     await page.evaluate(become, "visible")
-    await says(part(page, "Answer"), "one two ")
+    await expect_text(part(page, "Answer"), "one two ")
     assert visitor.streams(writer.gid)[-1].url.endswith(f"{writer.gid}@{writer.attempt}-1")
 
 
-async def test_a_long_answer_is_appended_not_rewritten(api: Gateway, broker: Broker, visit: Open) -> None:
-    """What has been painted is never touched again, except for the block that still grows."""
-    writer = await started(api, broker)
+async def test_a_long_answer_is_appended_without_rewriting_it(api: Gateway, broker: Broker, visit: Open) -> None:
+    """Text that has been rendered is not modified again, except for the block that is still growing."""
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     answer = part(page, "Answer")
     lines = [f"{number}: " + "lorem ipsum " * 8 + "\n" for number in range(1600)]
     await writer.append(*lines[:1000])
-    await says(answer, "".join(lines[:1000]))
+    await expect_text(answer, "".join(lines[:1000]))
     await answer.evaluate(
         """node => {
             const old = new Set([...node.children].slice(0, -1).map((block) => block.firstChild));
@@ -294,7 +310,7 @@ async def test_a_long_answer_is_appended_not_rewritten(api: Gateway, broker: Bro
     )
     for shown in range(1100, 1700, 100):
         await writer.append(*lines[shown - 100 : shown])
-        await says(answer, "".join(lines[:shown]))
+        await expect_text(answer, "".join(lines[:shown]))
     assert await page.evaluate("touched") == 0
     assert await answer.locator("div").count() > 6
     assert (
@@ -305,20 +321,20 @@ async def test_a_long_answer_is_appended_not_rewritten(api: Gateway, broker: Bro
     )
 
 
-async def test_whoever_reads_further_up_is_left_alone(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_new_output_keeps_the_scroll_position(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await writer.append(*["line\n" for _ in range(200)])
-    await says(part(page, "Answer"), "line\n" * 200)
+    await expect_text(part(page, "Answer"), "line\n" * 200)
     await page.get_by_role("region", name="Output").evaluate("output => { output.scrollTop = 100; }")
     await writer.append("more\n")
-    await says(part(page, "Answer"), "line\n" * 200 + "more\n")
+    await expect_text(part(page, "Answer"), "line\n" * 200 + "more\n")
     assert await page.get_by_role("region", name="Output").evaluate("output => output.scrollTop") == 100
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_it_fits_a_phone_in_both_themes(api: Gateway, broker: Broker, visit: Open, theme: str) -> None:
-    writer = await started(api, broker)
+async def test_the_dashboard_fits_a_phone_in_both_themes(api: Gateway, broker: Broker, visit: Open, theme: str) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("long" * 300, "\n", "words " * 200)
     profile: dict[str, Any] = {"viewport": {"width": 340, "height": 640}, "color_scheme": theme}
     page = (await visit(api, f"/#/{writer.gid}", **profile)).page

@@ -1,4 +1,4 @@
-"""The live list: what it shows, how it stays up to date, how one finds something in it, and the prompt box."""
+"""The live list of generations: its contents, updates, search and filters, and the prompt box."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.async_api import Locator, Page, expect
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
-from tests.browser.dashboard import UNREACHABLE, field, link, part, row, says, started, text_of
+from tests.browser.dashboard import UNREACHABLE, expect_text, field, link, part, row, start_generation, text_of
 from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until
 
 pytestmark = pytest.mark.browser
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.browser
 SHOWN = "nodes => nodes.map(node => node.textContent)"
 
 
-async def shown(page: Page) -> Sequence[str]:
+async def listed_ids(page: Page) -> Sequence[str]:
     return await page.locator("#list a").evaluate_all(SHOWN)
 
 
-async def shows(page: Page, gids: Sequence[str]) -> None:
+async def expect_rows(page: Page, gids: Sequence[str]) -> None:
     async def same() -> bool:
-        return await shown(page) == gids
+        return await listed_ids(page) == gids
 
     await wait_until(same)
 
@@ -46,7 +46,7 @@ async def newest(api: Gateway, most: int = 100) -> list[str]:
     return found
 
 
-async def test_a_gateway_without_generations_says_so_and_takes_any_model(visit: Open) -> None:
+async def test_an_empty_list_is_announced_and_any_model_can_be_entered(visit: Open) -> None:
     async with EmbeddedRedis() as redis, gateway(redis.url, TOKENCAST_MODELS="*") as api:
         page = (await visit(api)).page
         await expect(page.get_by_role("heading", name="No generations yet")).to_be_visible()
@@ -65,14 +65,14 @@ async def test_a_gateway_without_generations_says_so_and_takes_any_model(visit: 
         await page.close()
 
 
-async def test_the_list_is_kept_up_to_date_without_losing_place(api: Gateway, broker: Broker, visit: Open) -> None:
-    """Newest first; what changes is changed in place, so that focus, selection and scroll position stay."""
+async def test_the_list_is_updated_in_place(api: Gateway, broker: Broker, visit: Open) -> None:
+    """The newest comes first. Rows are updated in place, so that focus, selection and scroll position are kept."""
     gids = [(await api.create())["id"] for _ in range(40)]
     writer = await Writer(broker.store.redis, gids[4]).claim()
     page = (await visit(api)).page
     chosen = row(page, gids[4])
     await expect(chosen).to_contain_text("in progress")
-    await shows(page, await newest(api))
+    await expect_rows(page, await newest(api))
     await link(page, gids[4]).focus()
     await page.locator("#scroll").evaluate("it => { it.scrollTop = it.scrollHeight; }")
     place = (await chosen.bounding_box() or {})["y"]
@@ -88,11 +88,11 @@ async def test_the_list_is_kept_up_to_date_without_losing_place(api: Gateway, br
     assert (await chosen.bounding_box() or {})["y"] == pytest.approx(place, abs=1)
     await api.http.delete(f"/v1/generations/{latest}")
     await expect(row(page, latest)).to_have_count(0)
-    await shows(page, await newest(api))
+    await expect_rows(page, await newest(api))
 
 
 async def test_a_running_row_shows_its_rate(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+    writer = await start_generation(api, broker)
     page = (await visit(api)).page
     spark = row(page, writer.gid).locator("[data-field=spark]")
 
@@ -111,10 +111,10 @@ async def test_a_running_row_shows_its_rate(api: Gateway, broker: Broker, visit:
     await expect(spark).to_be_hidden()
 
 
-async def test_it_is_filtered_and_searched(api: Gateway, broker: Broker, visit: Open) -> None:
+async def test_the_list_can_be_filtered_and_searched(api: Gateway, broker: Broker, visit: Open) -> None:
     label = {"customer": "Blue Whale", "trace": "zz-42"}
     found = (await api.create(request_body(model="sim", metadata=label)))["id"]
-    writer = await started(api, broker)
+    writer = await start_generation(api, broker)
     page = (await visit(api)).page
     await expect(row(page, found)).to_be_visible()
     search = page.get_by_role("searchbox", name="Search")
@@ -122,7 +122,7 @@ async def test_it_is_filtered_and_searched(api: Gateway, broker: Broker, visit: 
     await expect(search).to_be_focused()
     for text in ("customer=blue", "whale ZZ-42", found[8:]):
         await search.fill(text)
-        await shows(page, [found])
+        await expect_rows(page, [found])
     await search.fill("nothing like it")
     await expect(page.get_by_text("No match among the loaded generations.")).to_be_visible()
     await search.fill("")
@@ -137,28 +137,30 @@ async def test_it_is_filtered_and_searched(api: Gateway, broker: Broker, visit: 
     await expect(row(page, writer.gid)).to_have_count(0)
     await search.fill(writer.gid)
     await search.press("Enter")
-    await says(field(page, "id"), writer.gid)
+    await expect_text(field(page, "id"), writer.gid)
 
 
-async def test_a_counter_shows_only_its_own(visit: Open, own_redis: EmbeddedRedis) -> None:
+async def test_a_counter_filters_the_list_by_its_status(visit: Open, own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         waiting = (await api.create())["id"]
-        writer = await started(api, broker)
+        writer = await start_generation(api, broker)
         page = (await visit(api)).page
-        await shows(page, [writer.gid, waiting])
+        await expect_rows(page, [writer.gid, waiting])
         running = page.get_by_role("button", name=re.compile("^In progress 1$"))
         await running.click()
-        await shows(page, [writer.gid])
+        await expect_rows(page, [writer.gid])
         await expect(page.get_by_label("Status", exact=True)).to_have_value("in_progress")
         await expect(page.get_by_role("button", pressed=True)).to_have_count(1)
         await running.press("Enter")
-        await shows(page, [writer.gid, waiting])
+        await expect_rows(page, [writer.gid, waiting])
         await expect(page.get_by_role("button", pressed=True)).to_have_count(0)
         await page.close()
 
 
-async def test_a_row_tells_how_many_follow_it_and_why_it_failed(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_row_shows_its_subscribers_and_the_code_of_its_failure(
+    api: Gateway, broker: Broker, visit: Open
+) -> None:
+    writer = await start_generation(api, broker)
     page = (await visit(api)).page
     async with aclosing(api.follow(writer.gid)) as one, aclosing(api.follow(writer.gid)) as other:
         await anext(one)
@@ -170,14 +172,14 @@ async def test_a_row_tells_how_many_follow_it_and_why_it_failed(api: Gateway, br
     await expect(row(page, writer.gid).locator("[data-field=subscribers]")).to_have_text("")
 
 
-async def reaches(page: Page, rows: Locator, most: int) -> bool:
-    """Whoever wants to see more scrolls again: a row gets its height only when it is in sight."""
+async def scroll_to(page: Page, rows: Locator, most: int) -> bool:
+    """Scroll to the end; repeated, because a row gets its height only when it is visible."""
     await page.locator("#scroll").evaluate("it => { it.scrollTop = it.scrollHeight; }")
     return await rows.count() >= most
 
 
-async def test_a_thousand_rows(visit: Open) -> None:
-    """Loaded page by page as one scrolls; those out of sight are not even laid out, and a change touches one row."""
+async def test_a_list_of_a_thousand_rows_is_loaded_in_pages(visit: Open) -> None:
+    """Pages are loaded while scrolling. Invisible rows are not laid out, and a change modifies one row."""
     async with EmbeddedRedis() as redis, gateway(redis.url) as api:
         for _ in range(20):
             await gather(*(api.create() for _ in range(50)))
@@ -185,10 +187,10 @@ async def test_a_thousand_rows(visit: Open) -> None:
         rows = page.locator("#list .row")
 
         for most in range(200, 1001, 100):
-            await wait_until(partial(reaches, page, rows, most))
+            await wait_until(partial(scroll_to, page, rows, most))
         await expect(page.get_by_role("button", name="Load more")).to_be_hidden()
         gids = await newest(api, 1000)
-        await shows(page, gids)
+        await expect_rows(page, gids)
         skipped = (
             "rows => rows.filter(row => !row.firstElementChild.checkVisibility({contentVisibilityAuto: true})).length"
         )
@@ -210,8 +212,8 @@ async def test_a_thousand_rows(visit: Open) -> None:
         await page.close()
 
 
-async def test_the_next_page_is_loaded_though_the_browser_tells_late(visit: Open) -> None:
-    """A busy browser tells at once that the end of the list was out of sight and that it is in sight now."""
+async def test_the_next_page_is_loaded_after_a_late_callback_of_the_browser(visit: Open) -> None:
+    """A busy browser reports in one callback that the end of the list was invisible and that it is visible now."""
     async with EmbeddedRedis() as redis, gateway(redis.url) as api:
         for _ in range(3):
             await gather(*(api.create() for _ in range(50)))
@@ -227,7 +229,7 @@ async def test_the_next_page_is_loaded_though_the_browser_tells_late(visit: Open
             };"""
         )
         await page.reload()
-        await wait_until(partial(reaches, page, page.locator("#list .row"), 150))
+        await wait_until(partial(scroll_to, page, page.locator("#list .row"), 150))
         await page.close()
 
 
@@ -247,14 +249,14 @@ async def test_a_prompt_is_sent_with_ctrl_enter_and_followed(api: Gateway, broke
     gid = await text_of(field(page, "id"))
     assert page.url == f"{api.url}/#/{gid}"
     await (await Writer(broker.store.redis, gid).claim()).append("Scattering.")
-    await says(part(page, "Answer"), "Scattering.")
+    await expect_text(part(page, "Answer"), "Scattering.")
     await page.keyboard.press("Escape")
     await expect(link(page, gid)).to_be_focused()
 
 
-async def test_a_refused_prompt_says_why(api: Gateway, visit: Open) -> None:
+async def test_a_refused_prompt_shows_the_reason(api: Gateway, visit: Open) -> None:
     visitor = await visit(api)
-    visitor.forgives = "status of 404"
+    visitor.allowed_errors = "status of 404"
     page = visitor.page
     await expect(page.locator("#model option")).to_have_count(3)
     await page.locator("#model option").first.evaluate("option => { option.value = 'none'; }")
@@ -264,11 +266,11 @@ async def test_a_refused_prompt_says_why(api: Gateway, visit: Open) -> None:
     await expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
-async def test_the_page_is_used_with_the_keyboard_alone(visit: Open) -> None:
+async def test_the_page_can_be_used_with_the_keyboard_alone(visit: Open) -> None:
     async with EmbeddedRedis() as redis, gateway(redis.url) as api:
         gids = [(await api.create())["id"] for _ in range(3)][::-1]
         page = (await visit(api)).page
-        await shows(page, gids)
+        await expect_rows(page, gids)
         seen: list[str] = []
         while not seen or seen[-1] != f"#/{gids[0]}":
             await page.keyboard.press("Tab")
@@ -294,14 +296,14 @@ async def test_the_page_is_used_with_the_keyboard_alone(visit: Open) -> None:
         await page.close()
 
 
-async def test_it_goes_on_after_a_gateway_s_restart(
+async def test_the_list_continues_after_a_restart_of_the_gateway(
     redis: EmbeddedRedis, broker: Broker, visit: Open, port: int
 ) -> None:
-    """What happened meanwhile is there too."""
+    """Changes during the restart are shown too."""
     async with gateway(redis.url, PORT=str(port)) as first:
-        writer = await started(first, broker)
+        writer = await start_generation(first, broker)
         visitor = await visit(first)
-        visitor.forgives = UNREACHABLE
+        visitor.allowed_errors = UNREACHABLE
         page = visitor.page
         await expect(row(page, writer.gid)).to_contain_text("in progress")
         await expect(page.locator("#connection")).to_have_text("live")
@@ -323,13 +325,14 @@ def keyed(key: str) -> dict[str, str]:
     return {"TOKENCAST_API_KEYS": f"acme:{hashlib.sha256(key.encode()).hexdigest()}"}
 
 
-async def test_a_gateway_with_keys_is_given_one(redis: EmbeddedRedis, visit: Open) -> None:
-    """For the tab's life, in a header only; another is asked for where it is not known."""
+async def test_a_gateway_with_api_keys_gets_one_from_the_user(redis: EmbeddedRedis, visit: Open) -> None:
+    """The key is kept for the lifetime of the tab and sent only in a header; another one is requested if it is not
+    valid."""
     key = "right-key"
     async with gateway(redis.url, **keyed(key)) as api:
         gid = (await api.create(None, authorization=f"Bearer {key}"))["id"]
         visitor = await visit(api, f"/#/{gid}")
-        visitor.forgives = "status of 401"
+        visitor.allowed_errors = "status of 401"
         page = visitor.page
         await expect(page.get_by_text("This gateway requires an API key.")).to_be_visible()
         await expect(page.locator("#key")).to_be_focused()
@@ -351,10 +354,11 @@ async def test_a_gateway_with_keys_is_given_one(redis: EmbeddedRedis, visit: Ope
         await page.close()
 
 
-async def test_at_a_limit_of_streams_it_says_so_and_shows_what_it_can(
+async def test_at_the_subscriber_limit_the_dashboard_shows_snapshots(
     redis: EmbeddedRedis, broker: Broker, visit: Open
 ) -> None:
-    """The list as it is when it is asked again, one that runs as far as it has come; live when somebody has left."""
+    """The list is refreshed by polling, and a running generation shows its text so far; both are live again after
+    another stream has closed."""
     limited = {**keyed("right-key"), "TOKENCAST_TENANT_SUBSCRIBERS": "2"}
     headers = {"authorization": "Bearer right-key"}
     async with gateway(redis.url, **limited) as api, AsyncExitStack() as stack:
@@ -369,13 +373,13 @@ async def test_at_a_limit_of_streams_it_says_so_and_shows_what_it_can(
         await expect(page.get_by_role("alert")).to_have_text(said)
         await expect(row(page, gid)).to_contain_text("in progress")
         await page.goto(f"{api.url}/#/{gid}")
-        await says(part(page, "Answer"), "one ")
+        await expect_text(part(page, "Answer"), "one ")
         await expect(field(page, "excuse")).to_have_text(said)
         await writer.append("two ")
         for frames in others:
             await frames.aclose()
-        await page.evaluate("dispatchEvent(new Event('online'))")  # or in ten seconds
-        await says(part(page, "Answer"), "one two ")
+        await page.evaluate("dispatchEvent(new Event('online'))")  # instead of waiting for ten seconds
+        await expect_text(part(page, "Answer"), "one two ")
         await expect(field(page, "excuse")).to_be_hidden()
         await expect(field(page, "connection")).to_have_text("live")
         await page.close()

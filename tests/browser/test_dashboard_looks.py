@@ -1,4 +1,4 @@
-"""What everybody must be able to use: axe on every view in both themes; and the README's pictures, when asked for."""
+"""Accessibility, with axe on every view in both themes; and the README's pictures, on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
-from tests.browser.dashboard import delta, field, part, row, says, started
+from tests.browser.dashboard import delta, expect_text, field, part, row, start_generation
 from tests.support import ROOT, Gateway, gateway, request_body, upstream_sim, wait_until, worker
 
 pytestmark = pytest.mark.browser
@@ -24,7 +24,7 @@ PICTURES = os.environ.get("TOKENCAST_PICTURES") == "1"
 
 
 async def violations(page: Page) -> list[Any]:
-    """What axe finds, in short."""
+    """The violations that axe finds: rule, description and elements."""
     await page.evaluate((NODE / "node_modules/axe-core/axe.min.js").read_text("utf-8"))
     found = (await page.evaluate("axe.run()"))["violations"]
     return [(one["id"], one["help"], [place["html"][:120] for place in one["nodes"]]) for one in found]
@@ -32,11 +32,11 @@ async def violations(page: Page) -> list[Any]:
 
 @pytest.mark.node
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_axe_finds_nothing(api: Gateway, broker: Broker, visit: Open, theme: str) -> None:
+async def test_axe_finds_no_violation(api: Gateway, broker: Broker, visit: Open, theme: str) -> None:
     node()
     gids: list[str] = []
     for ending in ("", "failed", "completed", "cancelled"):
-        writer = await started(api, broker, metadata={"order": "17"})
+        writer = await start_generation(api, broker, metadata={"order": "17"})
         gids.append(writer.gid)
         wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
         await writer.append_raw(wait, kind="w")
@@ -54,7 +54,7 @@ async def test_axe_finds_nothing(api: Gateway, broker: Broker, visit: Open, them
     assert await violations(page) == []
     for gid in gids:
         await page.goto(f"{api.url}/#/{gid}")
-        await says(part(page, "Reasoning"), "Let me think.")
+        await expect_text(part(page, "Reasoning"), "Let me think.")
         await page.get_by_text("Raw events", exact=True).click()
         assert await violations(page) == [], gid
     await page.goto(f"{api.url}/#/wall/{','.join(gids)}")
@@ -64,11 +64,11 @@ async def test_axe_finds_nothing(api: Gateway, broker: Broker, visit: Open, them
 
 @pytest.mark.node
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_axe_finds_nothing_where_a_key_is_asked_for(redis: EmbeddedRedis, visit: Open, theme: str) -> None:
+async def test_axe_finds_no_violation_in_the_key_form(redis: EmbeddedRedis, visit: Open, theme: str) -> None:
     node()
     async with gateway(redis.url, TOKENCAST_API_KEYS="acme:" + "0" * 64) as api:
         visitor = await visit(api, color_scheme=theme)
-        visitor.forgives = "status of 401"
+        visitor.allowed_errors = "status of 401"
         await expect(visitor.page.locator("#key")).to_be_focused()
         assert await violations(visitor.page) == []
         await visitor.page.close()
@@ -80,7 +80,7 @@ STORY = (
 
 
 async def test_the_readme_s_pictures_can_be_taken(visit: Open, own_redis: EmbeddedRedis, tmp_path: Path) -> None:
-    """Into docs/ with TOKENCAST_PICTURES=1."""
+    """Written into docs/ with TOKENCAST_PICTURES=1."""
     pictures = ROOT / "docs" if PICTURES else tmp_path
     samples = 20 if PICTURES else 2
     profile: dict[str, Any] = {"viewport": {"width": 1280, "height": 640}}

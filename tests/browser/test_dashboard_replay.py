@@ -1,4 +1,4 @@
-"""A generation as it happened, again: played, paused, scrubbed; and what else its page can do."""
+"""The replay of a generation (play, pause, scrub), and the other functions of its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.async_api import Page, expect
 
 from broker import Broker
 from tests.browser.conftest import Open
-from tests.browser.dashboard import again, delta, field, part, says, started, text_of
+from tests.browser.dashboard import claim_again, delta, expect_text, field, part, start_generation, text_of
 from tests.support import DEADLINE, Gateway, Writer, clean_environment, request_body, wait_until
 
 pytestmark = pytest.mark.browser
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.browser
 SET = "(range, value) => { range.value = value; range.dispatchEvent(new Event('input')); }"
 
 
-async def recorded(api: Gateway, broker: Broker, count: int, apart: int) -> Writer:
-    """One that has completed, its tokens so many ms apart."""
-    writer = await started(api, broker, metadata={"order": "17"})
+async def completed_generation(api: Gateway, broker: Broker, count: int, apart: int) -> Writer:
+    """A completed generation whose tokens are `apart` ms apart."""
+    writer = await start_generation(api, broker, metadata={"order": "17"})
     for first in range(0, count, 500):
         chunks = [
             part
@@ -45,12 +45,12 @@ async def append(writer: Writer, items: list[object]) -> None:
         await writer.append_raw(chunk, kind=kind, at=ms)  # type: ignore[arg-type]
 
 
-def said(count: int) -> str:
+def text_up_to(count: int) -> str:
     return "".join(f"{number} " for number in range(count))
 
 
-async def begun(page: Page) -> float:
-    """Of the first attempt, ms since the creation: where on the scale its tokens' times begin."""
+async def attempt_offset(page: Page) -> float:
+    """The beginning of the first attempt in ms since the creation: the origin of the tokens' times on the scale."""
     return await page.evaluate(
         """async (id) => {
             const headers = { accept: "application/json" };
@@ -61,28 +61,30 @@ async def begun(page: Page) -> float:
     )
 
 
-async def test_a_scrub_shows_every_moment_of_five_thousand_events(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await recorded(api, broker, 5000, 10)
+async def test_scrubbing_shows_every_moment_of_five_thousand_events(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await completed_generation(api, broker, 5000, 10)
     page = (await visit(api, f"/#/{writer.gid}")).page
-    await says(part(page, "Answer"), said(5000))
+    await expect_text(part(page, "Answer"), text_up_to(5000))
     await expect(field(page, "number")).to_have_text("event 5003 of 5003")
-    scrub, start = field(page, "scrub"), await begun(page)
+    scrub, start = field(page, "scrub"), await attempt_offset(page)
     for count in (2500, 4999, 3, 1, 4000):
         await scrub.evaluate(SET, start + count * 10 + 5)
-        await says(part(page, "Answer"), said(count))
+        await expect_text(part(page, "Answer"), text_up_to(count))
         await expect(field(page, "usage")).to_have_text(f"≈ {count} out")
         await expect(field(page, "status")).to_have_text("in progress")
     await scrub.evaluate(SET, start + 5)
     await expect(part(page, "Answer")).to_have_count(0)
     await expect(field(page, "scrub")).to_have_attribute("aria-valuetext", re.compile(r"^.* of 50\.\d s$"))
     await page.get_by_role("button", name="To the end").click()
-    await says(part(page, "Answer"), said(5000))
+    await expect_text(part(page, "Answer"), text_up_to(5000))
     await expect(field(page, "status")).to_have_text("completed")
 
 
-async def test_parts_and_whole_arguments_are_shown_at_every_moment(api: Gateway, broker: Broker, visit: Open) -> None:
-    """Content in typed parts, and arguments as objects that take the place of what was there; also back in time."""
-    writer = await started(api, broker)
+async def test_typed_parts_and_argument_objects_are_shown_at_every_moment(
+    api: Gateway, broker: Broker, visit: Open
+) -> None:
+    """Content in typed parts, and arguments as objects that replace the previous ones; also backwards in time."""
+    writer = await start_generation(api, broker)
     call = {"index": 0, "id": "call_1", "function": {"name": "tides", "arguments": {"port": "Bergen"}}}
     whole = {"index": 0, "id": "call_1", "function": {"name": "tides", "arguments": {"port": "Bergen", "days": 3}}}
     thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Clouds."}]}
@@ -92,22 +94,22 @@ async def test_parts_and_whole_arguments_are_shown_at_every_moment(api: Gateway,
         await writer.append_raw(delta(**fields), at=number * 1000)
     await writer.finish()
     page = (await visit(api, f"/#/{writer.gid}")).page
-    scrub, start = field(page, "scrub"), await begun(page)
-    told = [("Reasoning", "Clouds."), ("Answer", "Rain "), ("Answer", "Rain soon.")]
-    told += [("Tool call: tides", '{"port":"Bergen"}'), ("Tool call: tides", '{"port":"Bergen","days":3}')]
-    await says(part(page, "Tool call: tides"), told[-1][1])
+    scrub, start = field(page, "scrub"), await attempt_offset(page)
+    expected = [("Reasoning", "Clouds."), ("Answer", "Rain "), ("Answer", "Rain soon.")]
+    expected += [("Tool call: tides", '{"port":"Bergen"}'), ("Tool call: tides", '{"port":"Bergen","days":3}')]
+    await expect_text(part(page, "Tool call: tides"), expected[-1][1])
     for number in (5, 4, 5, 1, 2, 4, 3):
         await scrub.evaluate(SET, start + number * 1000 + 5)
-        await says(part(page, told[number - 1][0]), told[number - 1][1])
-    await says(part(page, "Reasoning"), "Clouds.")
+        await expect_text(part(page, expected[number - 1][0]), expected[number - 1][1])
+    await expect_text(part(page, "Reasoning"), "Clouds.")
     await expect(part(page, "Tool call: tides")).to_have_count(0)
 
 
-async def test_it_is_played_and_paused_as_it_happened(api: Gateway, broker: Broker, visit: Open) -> None:
-    """Sixty times as fast as a test would wait; it never shows anything but a beginning of the text."""
-    writer = await recorded(api, broker, 400, 100)
+async def test_a_generation_can_be_played_and_paused(api: Gateway, broker: Broker, visit: Open) -> None:
+    """With a replay of sixty times the speed. The page only ever shows a prefix of the text."""
+    writer = await completed_generation(api, broker, 400, 100)
     page = (await visit(api, f"/#/{writer.gid}")).page
-    await says(part(page, "Answer"), said(400))
+    await expect_text(part(page, "Answer"), text_up_to(400))
     await field(page, "speed").select_option("10")
     await page.get_by_role("button", name="Play").click()
     seen: list[str] = []
@@ -120,9 +122,9 @@ async def test_it_is_played_and_paused_as_it_happened(api: Gateway, broker: Brok
     await page.get_by_role("button", name="Pause").click()
     await expect(field(page, "play")).to_have_text("Play")
     paused = await text_of(part(page, "Answer"))
-    assert said(400).startswith(paused)
-    assert len(paused) < len(said(400))
-    assert all(said(400).startswith(one) for one in seen)
+    assert text_up_to(400).startswith(paused)
+    assert len(paused) < len(text_up_to(400))
+    assert all(text_up_to(400).startswith(one) for one in seen)
     lengths = [len(one) for one in seen]
     assert lengths == sorted(lengths)
     await expect(field(page, "status")).to_have_text("in progress")
@@ -131,24 +133,24 @@ async def test_it_is_played_and_paused_as_it_happened(api: Gateway, broker: Brok
     assert await field(page, "scrub").input_value() == position
     await field(page, "speed").select_option("50")
     await page.get_by_role("button", name="Play").click()
-    await says(part(page, "Answer"), said(400))
+    await expect_text(part(page, "Answer"), text_up_to(400))
     await expect(field(page, "status")).to_have_text("completed")
     await field(page, "scrub").evaluate(SET, 0)
     await expect(field(page, "status")).to_have_text("queued")
     await field(page, "speed").select_option("instant")
     await page.get_by_role("button", name="Play").click()
-    await says(part(page, "Answer"), said(400))
+    await expect_text(part(page, "Answer"), text_up_to(400))
 
 
-async def test_one_that_has_ended_is_read_from_its_beginning(api: Gateway, broker: Broker, visit: Open) -> None:
-    """And a replay keeps its end in sight; the space bar plays and pauses."""
-    writer = await started(api, broker)
+async def test_an_ended_generation_is_shown_from_its_beginning(api: Gateway, broker: Broker, visit: Open) -> None:
+    """A replay scrolls with the end of the text. The space bar plays and pauses."""
+    writer = await start_generation(api, broker)
     await append(writer, [part for number in range(300) for part in ("c", number * 20, delta(content=f"{number}\n"))])
     await writer.finish()
     page = (await visit(api, f"/#/{writer.gid}")).page
     output = page.get_by_role("region", name="Output")
     await expect(field(page, "connection")).to_have_text("ended")
-    await says(part(page, "Answer"), "".join(f"{number}\n" for number in range(300)))
+    await expect_text(part(page, "Answer"), "".join(f"{number}\n" for number in range(300)))
     assert await output.evaluate("it => [it.scrollTop, it.scrollHeight > 2 * it.clientHeight]") == [0, True]
     await page.get_by_role("heading", level=2).focus()
     await page.keyboard.press("Space")
@@ -161,12 +163,12 @@ async def test_one_that_has_ended_is_read_from_its_beginning(api: Gateway, broke
     )
 
 
-async def test_one_that_runs_is_looked_back_at_while_it_goes_on(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+async def test_a_running_generation_can_be_replayed(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await start_generation(api, broker)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await writer.append("one ")
     await writer.append("two ")
-    await says(part(page, "Answer"), "one two ")
+    await expect_text(part(page, "Answer"), "one two ")
     await page.get_by_role("button", name=re.compile("^queued")).click()
     await expect(part(page, "Answer")).to_have_count(0)
     await writer.append("three ")
@@ -174,23 +176,23 @@ async def test_one_that_runs_is_looked_back_at_while_it_goes_on(api: Gateway, br
     await expect(field(page, "connection")).to_have_text("replay")
     await expect(part(page, "Answer")).to_have_count(0)
     await page.get_by_role("button", name="Live").click()
-    await says(part(page, "Answer"), "one two three ")
+    await expect_text(part(page, "Answer"), "one two three ")
     await writer.append("four")
-    await says(part(page, "Answer"), "one two three four")
+    await expect_text(part(page, "Answer"), "one two three four")
 
 
-async def test_the_timeline_tells_attempts_waits_and_the_end(api: Gateway, broker: Broker, visit: Open) -> None:
-    first = await started(api, broker)
+async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broker: Broker, visit: Open) -> None:
+    first = await start_generation(api, broker)
     wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
     await first.append_raw(wait, kind="w", at=10)
     await first.append("lost", at=20)
-    second = await again(broker, first)
+    second = await claim_again(broker, first)
     await second.append("kept", at=30)
     await second.finish()
     page = (await visit(api, f"/#/{first.gid}")).page
     await expect(field(page, "status")).to_have_text("completed")
     marks = page.get_by_role("list", name="Timeline").get_by_role("button")
-    told = [
+    expected = [
         "queued",
         "attempt 1",
         "upstream busy (rate_limited)",
@@ -199,24 +201,24 @@ async def test_the_timeline_tells_attempts_waits_and_the_end(api: Gateway, broke
         "first token",
         "completed",
     ]
-    await expect(marks).to_have_text([re.compile("^" + re.escape(one)) for one in told])
+    await expect(marks).to_have_text([re.compile("^" + re.escape(one)) for one in expected])
     phases = [await bar.get_attribute("class") for bar in await page.locator("[data-field=strip] rect").all()]
     assert phases == ["queued", "thinking", "busy", "streaming", "thinking", "streaming", "cursor"]
     await marks.nth(3).click()
-    await says(part(page, "Answer"), "lost")
+    await expect_text(part(page, "Answer"), "lost")
     await expect(field(page, "attempt")).to_have_text("1")
     await marks.nth(4).click()
     await expect(part(page, "Answer")).to_have_count(0)
     await marks.nth(5).click()
-    await says(part(page, "Answer"), "kept")
+    await expect_text(part(page, "Answer"), "kept")
 
 
-async def test_its_request_is_shown_and_asked_again(api: Gateway, broker: Broker, visit: Open) -> None:
+async def test_the_request_is_shown_and_can_be_repeated(api: Gateway, broker: Broker, visit: Open) -> None:
     asked = request_body("Say <b>it's</b>\nagain", temperature=0.5, metadata={"order": "<i>17</i>"})
     first = (await api.create(asked))["id"]
     page = (await visit(api, f"/#/{first}", permissions=["clipboard-read", "clipboard-write"])).page
     await expect(field(page, "metadata")).to_contain_text("<i>17</i>")
-    await says(field(page, "messages").locator(".text"), "Say <b>it's</b>\nagain")
+    await expect_text(field(page, "messages").locator(".text"), "Say <b>it's</b>\nagain")
     await expect(field(page, "parameters")).to_contain_text('"temperature": 0.5')
     await page.get_by_role("button", name="Copy the request as curl").click()
     await expect(page.get_by_role("status")).to_have_text("Copied")
@@ -231,7 +233,7 @@ async def test_its_request_is_shown_and_asked_again(api: Gateway, broker: Broker
 
 
 async def test_the_raw_events_are_those_of_the_log(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await started(api, broker)
+    writer = await start_generation(api, broker)
     await writer.append("\u2028<b>")
     page = (await visit(api, f"/#/{writer.gid}")).page
     await page.get_by_text("Raw events", exact=True).click()
@@ -243,8 +245,8 @@ async def test_the_raw_events_are_those_of_the_log(api: Gateway, broker: Broker,
     assert len((await text_of(lines)).splitlines()) >= 4
 
 
-async def test_it_is_deleted_at_the_second_click(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await recorded(api, broker, 2, 10)
+async def test_a_generation_is_deleted_after_a_confirmation(api: Gateway, broker: Broker, visit: Open) -> None:
+    writer = await completed_generation(api, broker, 2, 10)
     page = (await visit(api, f"/#/{writer.gid}")).page
     await expect(field(page, "connection")).to_have_text("ended")
     await page.get_by_role("button", name="Delete", exact=True).click()
@@ -267,8 +269,9 @@ async def run(*command: str, stdin: str = "") -> str:
     return out.decode()
 
 
-async def test_what_is_copied_runs(api: Gateway, broker: Broker, visit: Open) -> None:
-    """The commands that follow it show its text; those that ask again make another one, asked the same."""
+async def test_the_copied_commands_run(api: Gateway, broker: Broker, visit: Open) -> None:
+    """The commands that follow the generation print its text; those that repeat the request create an equal
+    generation."""
     asked = request_body('it\'s \\ "so"\n🦀', stop=["a", None], logprobs=False, metadata={"order": "17"})
     writer = await Writer(broker.store.redis, (await api.create(asked))["id"]).claim()
     await writer.append("Grüße ", "🦀")
@@ -287,11 +290,11 @@ async def test_what_is_copied_runs(api: Gateway, broker: Broker, visit: Open) ->
 
     assert await run(sys.executable, "-", stdin=await copied("Copy as Python")) == "Grüße 🦀"
     assert 'data: {"choices":' in (await run("sh", "-c", await copied("Copy as curl"))).replace(": [", ":[")
-    said: list[str] = []
-    page.on("console", lambda line: said.append(line.text))
-    visitor.forgives = "^log:"
+    printed: list[str] = []
+    page.on("console", lambda line: printed.append(line.text))
+    visitor.allowed_errors = "^log:"
     await page.evaluate(f"(() => {{ {await copied('Copy as JavaScript')} }})()")
-    await wait_until(lambda: said == ["Grüße ", "🦀"])
+    await wait_until(lambda: printed == ["Grüße ", "🦀"])
     await run(sys.executable, "-", stdin=await copied("Copy the request as Python"))
     made = [await newest(api)]
     made.append(json.loads(await run("sh", "-c", f"{await copied('Copy the request as curl')} -s"))["id"])

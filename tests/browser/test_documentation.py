@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.node, pytest.mark.timeout(300)]
 ANSWER = "".join(pieces(seed_of([{"role": "user", "content": "Explain the GIL in CPython."}]), 60))
 
 
-async def test_the_page_reads_with_its_tokens(browser: Browser) -> None:
+async def test_the_documented_page_reads_with_stream_tokens(browser: Browser) -> None:
     async with reading(ROOT / "docs/openai-clients.md") as reader:
         page = await browser.new_page()
         complaints: list[str] = []

@@ -1,4 +1,4 @@
-"""More streams on one page than HTTP/1.1 has connections for: through a proxy and HTTP/2 they all live at once."""
+"""More streams on one page than the connections of HTTP/1.1: through a proxy with HTTP/2 all of them are live."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async (gids) => {
 
 
 @pytest.mark.parametrize("name", PROXIES)
-async def test_eight_streams_of_one_page_are_live_at_once(
+async def test_eight_streams_of_one_page_are_live_together(
     name: str, api: Gateway, broker: Broker, visit: Open, tmp_path: Path
 ) -> None:
-    """Each word reaches all eight before the next is written, and none of them is closed meanwhile: with six
-    connections two would wait for ever."""
+    """Each word reaches all eight streams before the next one is written, and none of them is closed meanwhile. With
+    six connections, two would wait without end."""
     writers = [await Writer(broker.store.redis, (await api.create())["id"]).claim() for _ in range(8)]
-    async with proxy(PROXIES[name], api, tmp_path) as behind:
-        visitor = await visit(behind, "/healthz", ignore_https_errors=True)
+    async with proxy(PROXIES[name], api, tmp_path) as proxied:
+        visitor = await visit(proxied, "/healthz", ignore_https_errors=True)
         page = visitor.page
         await page.evaluate(FOLLOW, [writer.gid for writer in writers])
         for word in ("one ", "two ", "three "):

@@ -1,5 +1,5 @@
-"""Pages of another origin that TOKENCAST_CORS_ORIGINS lists, and what they are made of: the stock OpenAI SDK, and an
-EventSource that can send a key. At a gateway with keys, and at an open one."""
+"""Pages of another origin in TOKENCAST_CORS_ORIGINS, with the unmodified OpenAI SDK and an EventSource that can send a
+key; with a gateway with API keys, and an open one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
-from tests.browser.test_watching import LOST
+from tests.browser.test_watching import CONNECTION_LOST
 from tests.support import Gateway, Writer, clean_environment, gateway, request_body, worker
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
@@ -45,7 +45,7 @@ PAGE = """<!doctype html>
 
 @pytest.fixture(scope="module")
 def bundle() -> str:
-    """The libraries, as a bundler puts them into a page."""
+    """The libraries, bundled for a page."""
     node()
     done = subprocess.run(
         [NODE / "node_modules/.bin/esbuild", "--bundle", "--format=iife", "--log-level=warning"],
@@ -61,7 +61,7 @@ def bundle() -> str:
 
 @pytest.fixture(scope="module")
 async def site_port(bundle: str) -> AsyncGenerator[int, None]:
-    """The port of the page's own site, which is reached by two names: two origins."""
+    """The port of the page's own site. It has two host names, and so two origins."""
 
     async def page(_: web.Request) -> web.Response:
         return web.Response(text=PAGE, content_type="text/html")
@@ -80,7 +80,7 @@ async def site_port(bundle: str) -> AsyncGenerator[int, None]:
 
 @pytest.fixture(scope="module")
 def site(site_port: int) -> str:
-    """The listed origin: to a browser another site than the gateway's address."""
+    """The listed origin. For a browser, it is another site than the gateway's address."""
     return f"http://localhost:{site_port}"
 
 
@@ -90,17 +90,17 @@ def variables(request: pytest.FixtureRequest, site: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def across(redis: EmbeddedRedis, sim: str, variables: dict[str, str]) -> AsyncGenerator[Gateway, None]:
-    """A gateway that lists the site, with a worker that repeats no call."""
+async def listed_gateway(redis: EmbeddedRedis, sim: str, variables: dict[str, str]) -> AsyncGenerator[Gateway, None]:
+    """A gateway that lists the site, with a worker that retries no call."""
     async with gateway(redis.url, **variables) as api, worker(redis.url, sim, TOKENCAST_RETRY_BUDGET="0"):
         yield api
 
 
-# Makes both kinds of call, with the SDK's default retries; gives what each gave, or the error.
-CALL = """
+# Makes a streaming and a plain call with the SDK's default retries; returns their results or errors.
+CALL_SDK = """
 async ([baseURL, apiKey, body]) => {
     const client = new OpenAI({ baseURL, apiKey, dangerouslyAllowBrowser: true });
-    const told = (error) => ({
+    const describe = (error) => ({
         error: { type: error.constructor.name, status: error.status, code: error.code, request: error.requestID },
     });
     const streamed = async () => {
@@ -113,14 +113,14 @@ async ([baseURL, apiKey, body]) => {
         const completion = await client.chat.completions.create(body);
         return { text: completion.choices[0].message.content, generation: completion.id };
     };
-    return [await streamed().catch(told), await whole().catch(told)];
+    return [await streamed().catch(describe), await whole().catch(describe)];
 }
 """
 
 
-async def called(visitor: Watched, api: Gateway, directive: str, label: str) -> list[dict[str, Any]]:
+async def call_sdk(visitor: Watched, api: Gateway, directive: str, label: str) -> list[dict[str, Any]]:
     body = request_body(f"{PROMPT} [[sim speed=0 {directive}]]", model="sim", metadata={"label": label})
-    return await visitor.page.evaluate(CALL, [f"{api.url}/v1", KEY, body])
+    return await visitor.page.evaluate(CALL_SDK, [f"{api.url}/v1", KEY, body])
 
 
 async def generations(api: Gateway, label: str) -> list[dict[str, Any]]:
@@ -128,51 +128,55 @@ async def generations(api: Gateway, label: str) -> list[dict[str, Any]]:
     return [one for one in listed if one["metadata"].get("label") == label]
 
 
-async def test_the_stock_sdk_streams_and_completes(across: Gateway, site: str, visit: Open) -> None:
-    visitor = await visit(across, site=site)
-    answers = await called(visitor, across, "length=40", "fine")
+async def test_the_unmodified_sdk_streams_and_completes(listed_gateway: Gateway, site: str, visit: Open) -> None:
+    visitor = await visit(listed_gateway, site=site)
+    answers = await call_sdk(visitor, listed_gateway, "length=40", "fine")
     said = "".join(pieces(seed_of([{"role": "user", "content": PROMPT}]), 40))
     assert [answer.get("text") for answer in answers] == [said, said]
-    assert {answer["generation"] for answer in answers} == {one["id"] for one in await generations(across, "fine")}
+    assert {answer["generation"] for answer in answers} == {
+        one["id"] for one in await generations(listed_gateway, "fine")
+    }
 
 
 @pytest.mark.parametrize(("fault", "status", "code"), [("500", 502, "upstream_error"), ("401", 502, "upstream_auth")])
-async def test_an_upstream_s_failure_costs_one_generation(
-    across: Gateway, site: str, visit: Open, fault: str, status: int, code: str
+async def test_an_upstream_failure_costs_one_generation(
+    listed_gateway: Gateway, site: str, visit: Open, fault: str, status: int, code: str
 ) -> None:
-    """For each call: the SDK reads that it should not repeat it, and what went wrong."""
-    visitor = await visit(across, site=site)
-    visitor.forgives = f"status of {status}"
-    answers = await called(visitor, across, f"fault={fault}", f"fault-{fault}")
+    """One for each call: the SDK reads the header that forbids a retry, and the error."""
+    visitor = await visit(listed_gateway, site=site)
+    visitor.allowed_errors = f"status of {status}"
+    answers = await call_sdk(visitor, listed_gateway, f"fault={fault}", f"fault-{fault}")
     for answer in answers:
         assert answer["error"]["status"] == status
         assert answer["error"]["code"] == code
         assert answer["error"]["request"].startswith("req_")
-    assert len(await generations(across, f"fault-{fault}")) == len(answers)
+    assert len(await generations(listed_gateway, f"fault-{fault}")) == len(answers)
 
 
-async def test_a_failure_after_text_is_an_error_in_the_page(across: Gateway, site: str, visit: Open) -> None:
-    """After 200 has been sent, for the stream; before, for the whole."""
-    visitor = await visit(across, site=site)
-    visitor.forgives = "status of 502"
-    answers = await called(visitor, across, "length=20 fault=truncate", "truncated")
-    assert [answer["error"]["code"] for answer in answers] == ["upstream_truncated", "upstream_truncated"]
-    assert len(await generations(across, "truncated")) == len(answers)
-
-
-async def test_a_page_of_another_name_can_do_nothing(
-    across: Gateway, site_port: int, variables: dict[str, str], visit: Open
+async def test_a_failure_after_text_raises_an_error_in_the_page(
+    listed_gateway: Gateway, site: str, visit: Open
 ) -> None:
-    """Neither with the SDK, nor as pages can without being asked: by what a form could send."""
-    visitor = await visit(across, site=f"http://127.0.0.1:{site_port}")
-    visitor.forgives = "blocked by CORS policy|net::ERR_FAILED|status of (401|403|415)"
-    answers = await called(visitor, across, "length=1", "foreign")
+    """Both calls report it: the stream after status 200, the plain call with an error status."""
+    visitor = await visit(listed_gateway, site=site)
+    visitor.allowed_errors = "status of 502"
+    answers = await call_sdk(visitor, listed_gateway, "length=20 fault=truncate", "truncated")
+    assert [answer["error"]["code"] for answer in answers] == ["upstream_truncated", "upstream_truncated"]
+    assert len(await generations(listed_gateway, "truncated")) == len(answers)
+
+
+async def test_an_unlisted_origin_can_neither_read_nor_create(
+    listed_gateway: Gateway, site_port: int, variables: dict[str, str], visit: Open
+) -> None:
+    """Neither with the SDK, nor with requests without preflight, as a form can send them."""
+    visitor = await visit(listed_gateway, site=f"http://127.0.0.1:{site_port}")
+    visitor.allowed_errors = "blocked by CORS policy|net::ERR_FAILED|status of (401|403|415)"
+    answers = await call_sdk(visitor, listed_gateway, "length=1", "foreign")
     assert [answer["error"]["type"] for answer in answers] == ["APIConnectionError", "APIConnectionError"]
     await visitor.page.evaluate(
         "([url, body]) => fetch(url, { method: 'POST', mode: 'no-cors', body })",
-        [f"{across.url}/v1/generations", json.dumps(request_body(model="sim", metadata={"label": "foreign"}))],
+        [f"{listed_gateway.url}/v1/generations", json.dumps(request_body(model="sim", metadata={"label": "foreign"}))],
     )
-    assert await generations(across, "foreign") == []
+    assert await generations(listed_gateway, "foreign") == []
 
 
 FOLLOW = """
@@ -191,17 +195,17 @@ FOLLOW = """
 """
 
 
-async def test_an_event_source_with_a_key_goes_on_after_a_lost_connection(
+async def test_an_eventsource_with_a_key_resumes_after_a_lost_connection(
     own_redis: EmbeddedRedis, variables: dict[str, str], site: str, visit: Open, port: int
 ) -> None:
-    """The gateway is killed. The polyfill says in the query where it was, since a header would need a permission, and
-    gets what it has missed, once."""
+    """The gateway is killed. The polyfill sends its cursor in the query, because a header would need a permission, and
+    receives the missing events once."""
     async with connect(own_redis.url) as broker:
         async with gateway(own_redis.url, PORT=str(port), **variables) as api:
             writer = await Writer(broker.store.redis, (await api.create(**BEARER))["id"]).claim()
             await writer.append("One ", "two ")
             visitor = await visit(api, site=site)
-            visitor.forgives = f"{LOST}|network error|Failed to fetch|blocked by CORS policy"
+            visitor.allowed_errors = f"{CONNECTION_LOST}|network error|Failed to fetch|blocked by CORS policy"
             await visitor.page.evaluate(FOLLOW, [f"{api.url}/v1/generations/{writer.gid}/events", KEY])
             output = visitor.page.locator("#output")
             await expect(output).to_have_text("One two ", use_inner_text=False)

@@ -1,4 +1,4 @@
-"""Pages of other origins: one that is listed calls as any program would; one that is not spends and reads nothing."""
+"""Pages of other origins: a listed one can call the gateway; an unlisted one can neither read nor create."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async ([base, model, prompt]) => {
 
 @asynccontextmanager
 async def site(directory: Path) -> AsyncGenerator[str, None]:
-    """A web server for files; its origin. To pages, localhost and 127.0.0.1 are two sites."""
+    """A web server for static files; yields its origin. For pages, localhost and 127.0.0.1 are two sites."""
     async with service("http.server", "0", "--bind", "127.0.0.1", "--directory", str(directory)) as process:
         port = (await process.says(r"port (\d+)"))[1]
         yield f"http://localhost:{port}"
@@ -42,7 +42,7 @@ async def site(directory: Path) -> AsyncGenerator[str, None]:
 
 @dataclass(frozen=True)
 class Sites:
-    """A gateway without keys and a worker, and the origins of two pages: one that the gateway lists, and another."""
+    """A gateway without keys and a worker, and the origins of two pages: a listed and an unlisted one."""
 
     api: Gateway
     listed: str
@@ -63,8 +63,8 @@ async def sites(
 
 
 @pytest.mark.node
-async def test_an_sdk_in_a_listed_page_asks_once(browser: Browser, sites: Sites, sim: str) -> None:
-    """Also where the upstream fails: it reads the header that says not to repeat the call."""
+async def test_an_sdk_in_a_listed_page_sends_each_request_once(browser: Browser, sites: Sites, sim: str) -> None:
+    """Also if the upstream fails: the SDK reads the header that forbids a retry."""
     node()
     async with await browser.new_page() as page:
         await page.goto(f"{sites.listed}/package.json")
@@ -101,8 +101,8 @@ SUBMIT = """
 """
 
 
-async def test_no_other_page_spends_or_reads(browser: Browser, sites: Sites, sim: str) -> None:
-    """Not by what a page may send without asking, as a form's text that is JSON, and not by what it must ask for."""
+async def test_an_unlisted_page_can_neither_create_nor_read(browser: Browser, sites: Sites, sim: str) -> None:
+    """Neither with requests without preflight, such as a form whose text is JSON, nor with those that need one."""
     body = json.dumps(request_body("[[sim length=1 label=page-evil]]=", "sim"))
     url = f"{sites.api.url}/v1/generations"
     before = (await sites.api.http.get("/v1/generations")).json()["data"]
@@ -119,8 +119,8 @@ async def test_no_other_page_spends_or_reads(browser: Browser, sites: Sites, sim
     assert await upstream_calls(sim, "page-evil") == []
 
 
-async def test_a_name_that_leads_here_is_not_enough(browser: Browser, sites: Sites) -> None:
-    """DNS rebinding: to the browser this is the origin of the page that it shows."""
+async def test_a_host_name_that_resolves_to_the_gateway_is_refused(browser: Browser, sites: Sites) -> None:
+    """DNS rebinding: for the browser, the gateway has the same origin as the page."""
     async with await browser.new_page() as page:
         answer = await page.goto(sites.api.url.replace("127.0.0.1", "evil.localhost") + "/v1/generations")
         assert answer is not None

@@ -1,4 +1,4 @@
-"""The hook of docs/react.md as it stands there, in React, in a browser."""
+"""The hook of docs/react.md, unchanged, in React in a browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from broker.store.commands import lifecycle_keys
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_tokens import BEARER, keyed
-from tests.browser.test_watching import LOST, started
+from tests.browser.test_watching import CONNECTION_LOST, start_generation
 from tests.support import ROOT, Gateway, Writer, clean_environment, gateway, wait_until
 
 __all__ = ["keyed"]  # a fixture
@@ -25,7 +25,7 @@ __all__ = ["keyed"]  # a fixture
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 
 PAGE = (ROOT / "docs/react.md").read_text("utf-8")
-# `show(id, eventsUrl)` is what it renders, in StrictMode, which mounts everything twice.
+# `show(id, eventsUrl)` renders the component in StrictMode, which mounts everything twice.
 APPLICATION = """
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
@@ -38,7 +38,7 @@ window.show = (id, eventsUrl) =>
 
 @pytest.fixture(scope="module")
 def bundle() -> str:
-    """The page's hook and component, React, and an application, as one script."""
+    """The hook and component of the page, React, and an application, as one script."""
     [code] = re.findall(r"^```jsx\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     node()
     options = "--bundle --loader=jsx --jsx=automatic --jsx-dev --format=iife --log-level=warning"
@@ -55,7 +55,7 @@ def bundle() -> str:
 
 
 async def application(visit: Open, api: Gateway, bundle: str) -> Watched:
-    """An empty page with it, under the gateway's own origin."""
+    """An empty page with the application, in the gateway's origin."""
     visitor = await visit(api, "/healthz")
 
     async def serve(route: Route) -> None:
@@ -64,11 +64,11 @@ async def application(visit: Open, api: Gateway, bundle: str) -> Watched:
     await visitor.page.route(f"{api.url}/application", serve)
     await visitor.page.goto(f"{api.url}/application")
     await visitor.page.add_script_tag(content=bundle)
-    visitor.forgives = "React DevTools"
+    visitor.allowed_errors = "React DevTools"
     return visitor
 
 
-async def shown(visitor: Watched, text: str, caption: str) -> None:
+async def expect_answer(visitor: Watched, text: str, caption: str) -> None:
     await expect(visitor.page.locator("pre")).to_have_text(text, use_inner_text=False)
     await expect(visitor.page.locator("figcaption")).to_have_text(caption)
 
@@ -78,92 +78,98 @@ async def subscribers(api: Gateway) -> float:
     return sum(float(line.split()[-1]) for line in said.splitlines() if line.startswith("tokencast_subscribers{"))
 
 
-async def test_the_text_comes_and_a_reset_takes_it_back(api: Gateway, broker: Broker, visit: Open, bundle: str) -> None:
-    """One connection, although StrictMode mounts twice."""
+async def test_the_hook_shows_the_text_and_discards_it_at_a_reset(
+    api: Gateway, broker: Broker, visit: Open, bundle: str
+) -> None:
+    """With one connection, although StrictMode mounts twice."""
     visitor = await application(visit, api, bundle)
     writer = Writer(broker.store.redis, (await api.create())["id"])
     await visitor.page.evaluate("id => show(id)", writer.gid)
-    await shown(visitor, "", "queued")
+    await expect_answer(visitor, "", "queued")
     await writer.claim()
-    await shown(visitor, "", "in_progress")
+    await expect_answer(visitor, "", "in_progress")
     await writer.append("One ", "two ")
-    await shown(visitor, "One two ", "in_progress")
+    await expect_answer(visitor, "One two ", "in_progress")
     await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
     await writer.claim()
-    await shown(visitor, "", "in_progress, attempt 2")
+    await expect_answer(visitor, "", "in_progress, attempt 2")
     await writer.append("Uno ")
-    await shown(visitor, "Uno ", "in_progress, attempt 2")
+    await expect_answer(visitor, "Uno ", "in_progress, attempt 2")
     await writer.finish()
-    await shown(visitor, "Uno ", "completed, attempt 2")
+    await expect_answer(visitor, "Uno ", "completed, attempt 2")
     assert len(visitor.streams(writer.gid)) == 1
-    await wait_until(lambda: none_reads(api))
+    await wait_until(lambda: has_no_subscribers(api))
 
 
-async def none_reads(api: Gateway) -> bool:
+async def has_no_subscribers(api: Gateway) -> bool:
     return await subscribers(api) == 0
 
 
-async def test_leaving_the_page_closes_the_connection(api: Gateway, broker: Broker, visit: Open, bundle: str) -> None:
-    """So does another id, whose text begins anew."""
-    one, other = [await started(api, broker) for _ in range(2)]
+async def test_unmounting_the_component_closes_the_connection(
+    api: Gateway, broker: Broker, visit: Open, bundle: str
+) -> None:
+    """Another id closes it too, and the text begins again."""
+    one, other = [await start_generation(api, broker) for _ in range(2)]
     await one.append("of the one")
     await other.append("of the other")
     visitor = await application(visit, api, bundle)
     await visitor.page.evaluate("id => show(id)", one.gid)
-    await shown(visitor, "of the one", "in_progress")
+    await expect_answer(visitor, "of the one", "in_progress")
     assert await subscribers(api) == 1
     await visitor.page.evaluate("id => show(id)", other.gid)
-    await shown(visitor, "of the other", "in_progress")
+    await expect_answer(visitor, "of the other", "in_progress")
 
-    async def only_one() -> bool:
+    async def has_one_subscriber() -> bool:
         return await subscribers(api) == 1
 
-    await wait_until(only_one)
+    await wait_until(has_one_subscriber)
     await visitor.page.evaluate("show(null)")
-    await wait_until(lambda: none_reads(api))
+    await wait_until(lambda: has_no_subscribers(api))
 
 
-async def cut_off(redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int) -> tuple[Watched, Writer]:
-    """A page that has read a part when its gateway is killed."""
+async def page_of_killed_gateway(
+    redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
+) -> tuple[Watched, Writer]:
+    """A page that has received part of the text when its gateway is killed."""
     async with gateway(redis.url, PORT=str(port)) as api:
-        writer = await started(api, broker)
+        writer = await start_generation(api, broker)
         await writer.append("One ", "two ")
         visitor = await application(visit, api, bundle)
-        visitor.forgives += f"|{LOST}"
+        visitor.allowed_errors += f"|{CONNECTION_LOST}"
         await visitor.page.evaluate("id => show(id)", writer.gid)
-        await shown(visitor, "One two ", "in_progress")
+        await expect_answer(visitor, "One two ", "in_progress")
         api.process.send(signal.SIGKILL)
         await api.process.wait()
     return visitor, writer
 
 
-async def test_it_outlives_the_gateway(
+async def test_the_hook_resumes_after_a_restart_of_the_gateway(
     redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
 ) -> None:
-    """Nothing is missing, nothing comes twice, and an error is shown as it is."""
-    visitor, writer = await cut_off(redis, broker, visit, bundle, port)
+    """No text is lost or repeated, and an error is shown."""
+    visitor, writer = await page_of_killed_gateway(redis, broker, visit, bundle, port)
     await writer.append("three")
     async with gateway(redis.url, PORT=str(port)):
-        await shown(visitor, "One two three", "in_progress")
+        await expect_answer(visitor, "One two three", "in_progress")
         await writer.finish("failed", b'{"error":{"message":"It broke.","type":"server_error","code":"c"}}')
-        await shown(visitor, "One two three", "It broke.")
+        await expect_answer(visitor, "One two three", "It broke.")
 
 
 async def test_an_expired_token_is_renewed(keyed: Gateway, broker: Broker, visit: Open, bundle: str) -> None:
-    """And the text goes on where it was."""
+    """The text continues."""
     writer = await Writer(broker.store.redis, (await keyed.create(**BEARER))["id"]).claim()
     await writer.append("One ", "two ")
     visitor = await application(visit, keyed, bundle)
-    visitor.forgives += "|status of 401"
+    visitor.allowed_errors += "|status of 401"
     await visitor.page.evaluate(
         """([id, lives, headers]) => show(id, async (id) => {
             const body = JSON.stringify({ ttl_seconds: lives.shift() ?? 600 });
             const made = await fetch(`/v1/generations/${id}/token`, { method: "POST", headers, body });
             return (await made.json()).events_url;
         })""",
-        [writer.gid, [2, 2], BEARER],  # of both of StrictMode's mounts
+        [writer.gid, [2, 2], BEARER],  # for both of StrictMode's mounts
     )
-    await shown(visitor, "One two ", "in_progress")
+    await expect_answer(visitor, "One two ", "in_progress")
 
     async def renewed() -> bool:
         answers = [await request.response() for request in visitor.streams(writer.gid)]
@@ -172,33 +178,35 @@ async def test_an_expired_token_is_renewed(keyed: Gateway, broker: Broker, visit
 
     await wait_until(renewed)
     await writer.append("three")
-    await shown(visitor, "One two three", "in_progress")
+    await expect_answer(visitor, "One two three", "in_progress")
     await writer.finish()
-    await shown(visitor, "One two three", "completed")
+    await expect_answer(visitor, "One two three", "completed")
 
 
-async def test_what_is_gone_or_never_was_is_said(api: Gateway, broker: Broker, visit: Open, bundle: str) -> None:
-    """And asked for once."""
-    writer = await started(api, broker)
+async def test_the_hook_reports_deleted_and_unknown_generations(
+    api: Gateway, broker: Broker, visit: Open, bundle: str
+) -> None:
+    """It is requested only once."""
+    writer = await start_generation(api, broker)
     await writer.append("One ")
     visitor = await application(visit, api, bundle)
-    visitor.forgives += "|status of 404"
+    visitor.allowed_errors += "|status of 404"
     await visitor.page.evaluate("id => show(id)", writer.gid)
-    await shown(visitor, "One ", "in_progress")
+    await expect_answer(visitor, "One ", "in_progress")
     await api.http.delete(f"/v1/generations/{writer.gid}")
-    await shown(visitor, "One ", "gone")
+    await expect_answer(visitor, "One ", "gone")
     unknown = "gen_01kbn2h8v010" + "0" * 22
     await visitor.page.evaluate("id => show(id)", unknown)
-    await shown(visitor, "", "gone")
+    await expect_answer(visitor, "", "gone")
     assert [request.method for request in visitor.streams(unknown)] == ["GET", "HEAD"]
 
 
-async def test_what_is_not_kept_any_more_is_no_part_of_the_text(
+async def test_the_hook_marks_a_gap_in_the_text(
     redis: EmbeddedRedis, broker: Broker, visit: Open, bundle: str, port: int
 ) -> None:
-    """Away while the log was trimmed: it goes on behind the gap, and says so."""
-    visitor, writer = await cut_off(redis, broker, visit, bundle, port)
+    """The log is trimmed while the page is disconnected: the text continues after the gap, which is marked."""
+    visitor, writer = await page_of_killed_gateway(redis, broker, visit, bundle, port)
     await writer.append("three ", "four ", "five ")
     await broker.store.redis.execute("XTRIM", keys.log(writer.gid), "MAXLEN", 2)
     async with gateway(redis.url, PORT=str(port)):
-        await shown(visitor, "[…] four five ", "in_progress")
+        await expect_answer(visitor, "[…] four five ", "in_progress")

@@ -1,4 +1,4 @@
-"""A page without a key: what a stream token gives an EventSource, and how it learns that it needs another."""
+"""A page without an API key: reading with a stream token, and renewing it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.browser
 
 BEARER = {"authorization": "Bearer key-anna"}
 
-# Asks for a token as the page's own server would, opens the stream with it, and goes on with the next one where the
-# browser has given up, behind the last event it had. `lives` are the tokens' seconds.
+# Requests a token as the page's own server would and opens the stream with it. When the browser has given up, it
+# continues with a new token after its last event. `lives` contains the lifetimes of the tokens in seconds.
 PAGE = """
 async ([id, lives, headers]) => {
     document.body.innerHTML = '<pre id="output"></pre>';
@@ -53,18 +53,20 @@ async def keyed(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
         yield started
 
 
-async def test_a_page_reads_with_a_token_and_goes_on_with_the_next(keyed: Gateway, broker: Broker, visit: Open) -> None:
-    """At its end the browser comes back once, is told 401, and closes the source; the page sees that, and loses
-    nothing."""
+async def test_a_page_reads_with_a_token_and_continues_with_the_next_one(
+    keyed: Gateway, broker: Broker, visit: Open
+) -> None:
+    """When the token expires, the browser reconnects once, receives 401, and closes the source. The page notices it and
+    loses no event."""
     writer = await Writer(broker.store.redis, (await keyed.create(**BEARER))["id"]).claim()
     await writer.append("One ", "two ")
     visitor = await visit(keyed, "/healthz")
-    visitor.forgives = "status of 401"
+    visitor.allowed_errors = "status of 401"
     await visitor.page.evaluate(PAGE, [writer.gid, [2, 600], BEARER])
     output = visitor.page.locator("#output")
     await expect(output).to_have_text("One two ")
     await visitor.page.wait_for_function("states.length === 2")
-    assert await visitor.page.evaluate("states") == [0, 2], "connecting again, then closed"
+    assert await visitor.page.evaluate("states") == [0, 2], "first reconnecting, then closed"
     await writer.append("three")
     await expect(output).to_have_text("One two three")
     await writer.finish()
@@ -77,6 +79,6 @@ async def test_a_page_reads_with_a_token_and_goes_on_with_the_next(keyed: Gatewa
 async def test_without_a_token_a_page_is_refused(keyed: Gateway, visit: Open) -> None:
     gid = (await keyed.create(**BEARER))["id"]
     visitor = await visit(keyed, "/healthz")
-    visitor.forgives = "status of 401"
+    visitor.allowed_errors = "status of 401"
     await visitor.page.evaluate("id => { source = new EventSource(`/v1/generations/${id}/events`); }", gid)
     await visitor.page.wait_for_function("source.readyState === EventSource.CLOSED")

@@ -1,4 +1,4 @@
-"""Pages that watch many generations over one connection, as the documentation has them, in a browser."""
+"""The documented pages that follow many generations over one connection, in a browser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.browser
 
 EXAMPLE = (ROOT / "docs/dashboard.html").read_text("utf-8")
 
-LOST = "ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING)"
+CONNECTION_LOST = "ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING)"
 
-# Ten generations on one EventSource; what has come twice since its last id is dropped by the cursors.
+# Ten generations on one EventSource. Events that are repeated after its last id are dropped by comparing cursors.
 MANY = """
 (ids) => {
     window.texts = Object.fromEntries(ids.map((id) => [id, ""]));
@@ -40,12 +40,12 @@ MANY = """
 """
 
 
-async def started(api: Gateway, broker: Broker) -> Writer:
+async def start_generation(api: Gateway, broker: Broker) -> Writer:
     return await Writer(broker.store.redis, (await api.create())["id"]).claim()
 
 
-async def example(visit: Open, api: Gateway) -> Watched:
-    """The page, under the gateway's own origin."""
+async def open_example(visit: Open, api: Gateway) -> Watched:
+    """The page, in the gateway's origin."""
     visitor = await visit(api, "/healthz")
 
     async def serve(route: Route) -> None:
@@ -56,23 +56,23 @@ async def example(visit: Open, api: Gateway) -> Watched:
     return visitor
 
 
-async def row(page: Page, gid: str, *cells: str) -> None:
+async def expect_row(page: Page, gid: str, *cells: str) -> None:
     await expect(page.locator("tbody tr", has_text=gid).locator("td")).to_have_text([gid, *cells])
 
 
-async def test_the_example_shows_every_generation_as_it_is(
+async def test_the_documented_page_shows_the_state_of_every_generation(
     redis: EmbeddedRedis, broker: Broker, visit: Open, port: int
 ) -> None:
-    """What was before it came, what comes, and what came while the gateway was away."""
+    """Those that existed before, new ones, and changes during an interruption of the gateway."""
     async with gateway(redis.url, PORT=str(port)) as api:
-        before = await started(api, broker)
+        before = await start_generation(api, broker)
         await before.finish()
-        visitor = await example(visit, api)
-        visitor.forgives = LOST
-        await row(visitor.page, before.gid, "m", "completed", "1", "")
-        running, deleted = [await started(api, broker) for _ in range(2)]
-        await row(visitor.page, running.gid, "m", "in_progress", "1", "")
-        await row(visitor.page, deleted.gid, "m", "in_progress", "1", "")
+        visitor = await open_example(visit, api)
+        visitor.allowed_errors = CONNECTION_LOST
+        await expect_row(visitor.page, before.gid, "m", "completed", "1", "")
+        running, deleted = [await start_generation(api, broker) for _ in range(2)]
+        await expect_row(visitor.page, running.gid, "m", "in_progress", "1", "")
+        await expect_row(visitor.page, deleted.gid, "m", "in_progress", "1", "")
         await api.http.delete(f"/v1/generations/{deleted.gid}")
         await expect(visitor.page.locator("tbody tr")).to_have_count(2)
         api.process.send(signal.SIGKILL)
@@ -80,17 +80,16 @@ async def test_the_example_shows_every_generation_as_it_is(
     await running.append("word ")
     await running.finish()
     async with gateway(redis.url, PORT=str(port)) as api:
-        await row(visitor.page, running.gid, "m", "completed", "1", "")
+        await expect_row(visitor.page, running.gid, "m", "completed", "1", "")
         await expect(visitor.page.locator("tbody tr")).to_have_count(2)
 
 
 async def test_ten_generations_on_one_connection(redis: EmbeddedRedis, broker: Broker, visit: Open, port: int) -> None:
-    """Over a gateway that is killed; nothing is missing, nothing comes twice, and in the end the browser is told to
-    leave it."""
+    """Also over a kill of the gateway. No event is lost or repeated, and at the end the browser is told to stop."""
     async with gateway(redis.url, PORT=str(port)) as api:
-        writers = [await started(api, broker) for _ in range(10)]
+        writers = [await start_generation(api, broker) for _ in range(10)]
         visitor = await visit(api, "/healthz")
-        visitor.forgives = LOST
+        visitor.allowed_errors = CONNECTION_LOST
         page = visitor.page
         await page.evaluate(MANY, [writer.gid for writer in writers])
         for writer in writers:

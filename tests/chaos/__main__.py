@@ -1,8 +1,8 @@
-"""A chaos run: every fault we know of, at random from a seed, under generations that are read all the while.
+"""A chaos run: random faults of every known kind, from a seed, during generations with readers.
 
     python -m tests.chaos [--minutes 1] [--seed N]
 
-Ends with a table and exit code 1 where a promise was broken. The seed is printed first; given again, it brings the
+Prints a table, and exits with code 1 if an invariant was violated. The seed is printed first. The same seed gives the
 same faults at the same seconds.
 """
 
@@ -15,39 +15,39 @@ import sys
 import time
 
 from tests.chaos.load import Load
-from tests.chaos.plan import Asked, Plan, plan
+from tests.chaos.plan import Plan, PlannedGeneration, plan
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.world import World
 from tests.faults.subscriber import client
 
-QUIET = 60.0  # seconds after the last fault within which everybody must have an ending
+SETTLE_TIMEOUT = 60.0  # seconds after the last fault within which every reader must have an ending
 
 
 async def run(chaos: Plan) -> Verdict:
-    """The whole plan, then quiet until every reader has its ending, then the verdict."""
+    """Execute the plan, wait until every reader has its ending, and return the verdict."""
     async with World() as world, client() as http:
         load = Load(world, http, chaos)
-        poisoned = asyncio.create_task(_kill_whoever_takes_poison(world, load))
+        poisoned = asyncio.create_task(_kill_workers_with_poison(world, load))
         began = time.monotonic()
         work: list[asyncio.Task[None]] = []
 
         async def at(moment: float) -> None:
             await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
 
-        async def ask(asked: Asked) -> None:
-            await at(asked.at)
-            await load.run(asked)
+        async def execute(request: PlannedGeneration) -> None:
+            await at(request.at)
+            await load.run(request)
 
-        readers = [asyncio.create_task(ask(asked)) for asked in chaos.asked]
+        readers = [asyncio.create_task(execute(request)) for request in chaos.requests]
         for fault in chaos.faults:
             await at(fault.at)
             if fault.kind == "poison":
                 world.done["poison"] += 1
-                readers.append(asyncio.create_task(load.run(chaos.asked[0], poison=True)))
+                readers.append(asyncio.create_task(load.run(chaos.requests[0], poison=True)))
             else:
-                work.append(asyncio.create_task(world.commit(fault)))
+                work.append(asyncio.create_task(world.apply(fault)))
         await asyncio.gather(*work)
-        _, hanging = await asyncio.wait(readers, timeout=QUIET)
+        _, hanging = await asyncio.wait(readers, timeout=SETTLE_TIMEOUT)
         for task in (*hanging, poisoned):
             task.cancel()
         ends = await asyncio.gather(*readers, poisoned, return_exceptions=True)
@@ -58,8 +58,8 @@ async def run(chaos: Plan) -> Verdict:
     return verdict
 
 
-async def _kill_whoever_takes_poison(world: World, load: Load) -> None:
-    """A poison generation is one that no worker survives."""
+async def _kill_workers_with_poison(world: World, load: Load) -> None:
+    """Kill every worker that runs a poison generation."""
     seen: dict[int, int] = {}
     while True:
         poison = [one.said.gid for one in load.followed if one.poison and one.said]
@@ -79,11 +79,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    asked = parser.parse_args()
-    print(
-        f"chaos: {asked.minutes:g} minutes, seed {asked.seed} (make chaos MINUTES={asked.minutes:g} SEED={asked.seed})"
-    )
-    verdict = asyncio.run(run(plan(asked.seed, asked.minutes * 60)))
+    arguments = parser.parse_args()
+    minutes, seed = arguments.minutes, arguments.seed
+    print(f"chaos: {minutes:g} minutes, seed {seed} (make chaos MINUTES={minutes:g} SEED={seed})")
+    verdict = asyncio.run(run(plan(seed, minutes * 60)))
     print(verdict)
     return 1 if verdict.complaints else 0
 

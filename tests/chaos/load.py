@@ -1,4 +1,4 @@
-"""The people in a chaos run: those who ask for generations, and those who read them."""
+"""The load of a chaos run: clients that create generations, and readers that follow them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.chaos.plan import Asked, Plan
+from tests.chaos.plan import Plan, PlannedGeneration
 from tests.chaos.world import World
 from tests.faults.oracle import ENDINGS, Said
 from tests.faults.subscriber import CompletionSubscriber, Subscriber
@@ -21,23 +21,23 @@ POISON_LENGTH = 100_000
 
 @dataclass
 class Followed:
-    """One generation, from the enqueue to the last of its readers."""
+    """One generation, from its creation to the end of its last reader."""
 
-    asked: Asked
+    request: PlannedGeneration
     label: str
     poison: bool = False
     said: Said | None = None
     losses_before: int = 0
-    """How often Redis had come back empty when it was accepted."""
+    """The number of restarts of Redis with empty data before its creation."""
     subscribers: list[Subscriber] = field(default_factory=list)
     completions: list[CompletionSubscriber] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     cancelled: bool = False
     deleted: bool = False
     stored: dict[str, Any] | None = None
-    """As it stood when its last reader had an ending; None where it was no more."""
+    """Its state after its last reader had an ending; None if it no longer existed."""
     calls: int = 0
-    """Of the upstream, for it."""
+    """The number of upstream calls for it."""
 
     @property
     def readers(self) -> list[Subscriber | CompletionSubscriber]:
@@ -58,42 +58,42 @@ class Load:
     def gateway(self) -> str:
         return self._random.choice(self._world.urls)
 
-    async def run(self, asked: Asked, *, poison: bool = False) -> None:
-        """Enqueues it, and returns when its last reader has an ending."""
+    async def run(self, request: PlannedGeneration, *, poison: bool = False) -> None:
+        """Create a generation, and return when its last reader has an ending."""
         generation = Followed(
-            asked, f"{'poison' if poison else 'chaos'}-{self._plan.seed}-{len(self.followed)}", poison
+            request, f"{'poison' if poison else 'chaos'}-{self._plan.seed}-{len(self.followed)}", poison
         )
         self.followed.append(generation)
         generation.losses_before = self._world.losses
         gid = await self._enqueue(generation)
-        length = POISON_LENGTH if poison else asked.length
-        generation.said = Said(gid, asked.number, length, asked.unicode)
-        work: list[Awaitable[Any]] = [self._read(generation, n, after) for n, after in enumerate(asked.joins)]
-        if not poison and asked.cancelled_after is not None:
-            work.append(self._later(asked.cancelled_after, generation, self._cancel))
-        if not poison and asked.deleted_after is not None:
-            work.append(self._later(asked.deleted_after, generation, self._delete))
-        if asked.stalled:
+        length = POISON_LENGTH if poison else request.length
+        generation.said = Said(gid, request.number, length, request.unicode)
+        work: list[Awaitable[Any]] = [self._read(generation, n, after) for n, after in enumerate(request.joins)]
+        if not poison and request.cancelled_after is not None:
+            work.append(self._later(request.cancelled_after, generation, self._cancel))
+        if not poison and request.deleted_after is not None:
+            work.append(self._later(request.deleted_after, generation, self._delete))
+        if request.stalled:
             self._subscribe_and_never_read(gid)
         await asyncio.gather(*work)
-        await self._until_answered(lambda: self._settled(generation, gid))
+        await self._until_answered(lambda: self._has_ended(generation, gid))
 
     async def _enqueue(self, generation: Followed) -> str:
-        """As a service does that must not lose an order: the same key until it is accepted."""
-        gids = await asyncio.gather(*(self._accepted(generation) for _ in range(1 + generation.asked.twice)))
+        """Repeat the request with the same idempotency key until it is accepted."""
+        gids = await asyncio.gather(*(self._accepted(generation) for _ in range(1 + generation.request.twice)))
         if len(set(gids)) > 1 and self._world.losses == generation.losses_before:
-            generation.complaints.append(f"one key, two generations: {gids}")
+            generation.complaints.append(f"two generations for one key: {gids}")
         return gids[-1]
 
     async def _accepted(self, generation: Followed) -> str:
-        asked = generation.asked
-        directive = asked.upstream.replace("restart", "").strip()
-        length, speed = (POISON_LENGTH, 20) if generation.poison else (asked.length, asked.speed)
-        prompt = f"[[sim seed={asked.number} length={length} speed={speed} label={generation.label} {directive}]]"
+        request = generation.request
+        directive = request.upstream.replace("restart", "").strip()
+        length, speed = (POISON_LENGTH, 20) if generation.poison else (request.length, request.speed)
+        prompt = f"[[sim seed={request.number} length={length} speed={speed} label={generation.label} {directive}]]"
         body = {
             "model": "sim",
             "messages": [{"role": "user", "content": prompt}],
-            "on_upstream_error": "restart" if asked.restarts else "fail",
+            "on_upstream_error": "restart" if request.restarts else "fail",
         }
         headers = {"idempotency-key": generation.label}
 
@@ -110,7 +110,7 @@ class Load:
     async def _read(self, generation: Followed, number: int, after: float) -> None:
         assert generation.said is not None
         await asyncio.sleep(after)
-        if number < generation.asked.completions:
+        if number < generation.request.completions:
             reader = CompletionSubscriber(self._http, self.gateway, generation.said)
             generation.completions.append(reader)
         else:
@@ -124,13 +124,13 @@ class Load:
 
     async def _cancel(self, generation: Followed) -> None:
         generation.cancelled = True
-        await self._tell(generation, "POST", "/cancel", (200, 404, 410))
+        await self._send(generation, "POST", "/cancel", (200, 404, 410))
 
     async def _delete(self, generation: Followed) -> None:
         generation.deleted = True
-        await self._tell(generation, "DELETE", "", (204, 404, 410))
+        await self._send(generation, "DELETE", "", (204, 404, 410))
 
-    async def _tell(self, generation: Followed, method: str, path: str, expected: tuple[int, ...]) -> None:
+    async def _send(self, generation: Followed, method: str, path: str, expected: tuple[int, ...]) -> None:
         assert generation.said is not None
         suffix = f"/v1/generations/{generation.said.gid}{path}"
 
@@ -166,15 +166,15 @@ class Load:
             peer.close()
 
     async def count_calls(self) -> None:
-        """Asks the upstream what it was asked."""
+        """Count the calls of each generation in the upstream's journal."""
         origin = self._world.upstream.removesuffix("/v1")
         async with self._http.get(f"{origin}/sim/calls") as response:
             calls = [call["label"] for call in await response.json()]
         for generation in self.followed:
             generation.calls = calls.count(generation.label)
 
-    async def _settled(self, generation: Followed, gid: str) -> bool | None:
-        """Whether it is stored as ended, or is no more. After a loss it may be on its way back."""
+    async def _has_ended(self, generation: Followed, gid: str) -> bool | None:
+        """Whether it is stored as ended, or no longer exists. After a loss a worker may still put it back."""
         async with self._http.get(f"{self.gateway()}/v1/generations/{gid}") as response:
             if response.status in (404, 410):
                 generation.stored = None

@@ -1,7 +1,7 @@
-"""What happens in a chaos run, as a function of its seed: which generations, with whom behind them, and which faults.
+"""The plan of a chaos run as a function of its seed: generations, their readers, and faults.
 
-The same seed gives the same plan. When exactly a fault strikes within a process is the machine's affair, so a replay
-meets the same faults in the same order at the same seconds, not at the same instructions.
+The same seed gives the same plan. The exact point of a fault within a process depends on the machine: a replay
+has the same faults in the same order at the same seconds, but not at the same instructions.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ KINDS: dict[str, float] = {
     "forget-scripts": 1,
     "poison": 0.5,
 }
-"""Every fault, and how often it comes in comparison with the others."""
+"""Every fault and its relative frequency."""
 
 SCRIPTS = ("create", "enqueue", "claim", "append", "touch", "finish", "cancel", "release", "reap")
 
 UPSTREAM = (
-    # As it should be, with everything that is valid and unusual.
+    # Valid replies, including unusual ones.
     *[""] * 12,
     "unicode=1",
     "split=7",
@@ -47,10 +47,10 @@ UPSTREAM = (
     "fault=slow-headers delay=1",
     "newlines=crlf",
     "shape=azure",
-    # A fault that passes before anything was shown.
+    # Temporary faults before the first token.
     "fault=429 times=1 retry_after=1",
     "fault=503 times=2",
-    # One that does not: with a second attempt allowed, without.
+    # Lasting faults, with and without a permitted restart.
     "fault=rst at=9 times=1 restart",
     "fault=truncate at=20 times=1 restart",
     "fault=error-frame at=5",
@@ -66,14 +66,14 @@ class Fault:
     """Seconds from the start."""
     kind: str
     target: int
-    """Which of the workers or gateways."""
+    """The index of the worker or gateway."""
     lasts: float
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A generation: what is asked of the upstream, and what its readers and its owner do."""
+class PlannedGeneration:
+    """A generation of the plan: its upstream directive, and the actions of its readers and its owner."""
 
     at: float
     number: int
@@ -81,13 +81,13 @@ class Asked:
     speed: int
     upstream: str
     joins: tuple[float, ...]
-    """Seconds after the enqueue at which its subscribers come."""
+    """Seconds after the creation at which its subscribers connect."""
     completions: int
-    """How many of them read the OpenAI dialect."""
+    """The number of subscribers that read the OpenAI dialect."""
     twice: bool
-    """Whether the enqueue is sent to two gateways at once, with the same key."""
+    """Whether the creation is sent to two gateways at once, with the same key."""
     stalled: bool
-    """Whether somebody subscribes who never reads."""
+    """Whether it has a subscriber that never reads."""
     cancelled_after: float | None
     deleted_after: float | None
 
@@ -101,7 +101,7 @@ class Asked:
 
     @property
     def fails(self) -> bool:
-        """Whether its upstream lets it down for good."""
+        """Whether its upstream fails permanently."""
         return "fault=" in self.upstream and ("at=" in self.upstream or "=400" in self.upstream) and not self.restarts
 
     @property
@@ -113,18 +113,19 @@ class Asked:
 class Plan:
     seed: int
     seconds: float
-    asked: tuple[Asked, ...]
+    requests: tuple[PlannedGeneration, ...]
     faults: tuple[Fault, ...]
 
 
 def plan(seed: int, seconds: float, *, rate: float = 3.0) -> Plan:
-    """`rate` generations a second, and a fault every one or two. Every kind comes once before chance decides."""
+    """`rate` generations per second, and a fault every one or two seconds. Every kind occurs once before random
+    ones."""
     random = Random(seed)
     return Plan(seed, seconds, _generations(random, seconds, rate), _faults(random, seconds))
 
 
-def _generations(random: Random, seconds: float, rate: float) -> tuple[Asked, ...]:
-    at, asked = 0.0, list[Asked]()
+def _generations(random: Random, seconds: float, rate: float) -> tuple[PlannedGeneration, ...]:
+    at, planned = 0.0, list[PlannedGeneration]()
     while at < seconds:
         upstream = random.choice(UPSTREAM)
         length, speed = random.randint(20, 250), random.choice((20, 40, 80, 200, 400))
@@ -134,10 +135,10 @@ def _generations(random: Random, seconds: float, rate: float) -> tuple[Asked, ..
         joins = tuple(random.uniform(0, 1.5 * length / speed + 1) * random.randint(0, 1) for _ in range(readers))
         fate = random.random()
         ending = random.uniform(0, length / speed + 1)
-        asked.append(
-            Asked(
+        planned.append(
+            PlannedGeneration(
                 at=at,
-                number=len(asked),
+                number=len(planned),
                 length=30 if "length=30" in upstream else length,
                 speed=speed,
                 upstream=upstream,
@@ -150,7 +151,7 @@ def _generations(random: Random, seconds: float, rate: float) -> tuple[Asked, ..
             )
         )
         at += random.expovariate(rate)
-    return tuple(asked)
+    return tuple(planned)
 
 
 def _faults(random: Random, seconds: float) -> tuple[Fault, ...]:

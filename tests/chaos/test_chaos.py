@@ -1,4 +1,4 @@
-"""A short chaos run, every fault once; `make chaos MINUTES=20` is a long one."""
+"""A short chaos run with every fault once; `make chaos MINUTES=20` is a long one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def test_every_fault_is_in_a_short_plan(seed: int) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_a_short_run_breaks_no_promise() -> None:
+async def test_a_short_run_violates_no_invariant() -> None:
     verdict = await run(plan(17, SECONDS))
     assert not verdict.complaints, str(verdict)

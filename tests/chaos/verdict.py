@@ -1,4 +1,4 @@
-"""What a chaos run showed: a table, with zeros where a promise is at stake."""
+"""The result of a chaos run: a table, and the violations of invariants."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.chaos.load import Followed
 from tests.chaos.world import MAX_ATTEMPTS, World
 from tests.faults.oracle import ENDINGS, Wrong
 
-PROMISED: tuple[Wrong, ...] = ("gap", "duplicate", "mixed", "hang", "ending", "refused", "malformed")
+INVARIANTS: tuple[Wrong, ...] = ("gap", "duplicate", "mixed", "hang", "ending", "refused", "malformed")
 
 
 @dataclass
 class Verdict:
-    """`complaints` is empty after a good run; `rows` are the table."""
+    """`complaints` is empty after a run without violations; `rows` are the table."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     wrong: Counter[str] = field(default_factory=Counter)
@@ -58,18 +58,18 @@ def _judge(generation: Followed, losses: int, verdict: Verdict) -> None:
     endings = {str(reader.shown.ending) for reader in generation.readers} & (ENDINGS | {"nothing"})
     allowed = allowed_endings(generation, may_be_lost=may_be_lost)
     if endings - allowed:
-        complain("ending", f"{sorted(endings)} where only {sorted(allowed)} can be; errors {errors_of(generation)}")
+        complain("ending", f"{sorted(endings)}, only {sorted(allowed)} allowed; errors {errors_of(generation)}")
     if len(endings - {"gone"}) > 1 and not may_be_lost:
-        complain("ending", f"not the same for all: {sorted(endings)}")
+        complain("ending", f"readers have different endings: {sorted(endings)}")
     _judge_stored(generation, endings, may_be_lost=may_be_lost, complain=complain)
 
 
 def allowed_endings(generation: Followed, *, may_be_lost: bool) -> set[str]:
-    """How it may end, by what its upstream says and by what was done to it."""
+    """The endings allowed by the upstream's reply and by the requests for the generation."""
     attempts = (generation.stored or {"attempt": MAX_ATTEMPTS})["attempt"]
-    allowed = {"failed"} if generation.poison or generation.asked.fails else {"completed"}
+    allowed = {"failed"} if generation.poison or generation.request.fails else {"completed"}
     if attempts >= MAX_ATTEMPTS and errors_of(generation) == {"attempts_exhausted"}:
-        allowed.add("failed")  # every worker it met was killed
+        allowed.add("failed")  # every worker that ran it was killed
     if generation.cancelled:
         allowed.add("cancelled")
     if generation.deleted or may_be_lost:
@@ -78,7 +78,7 @@ def allowed_endings(generation: Followed, *, may_be_lost: bool) -> set[str]:
 
 
 def errors_of(generation: Followed) -> set[str | None]:
-    """The codes with which it failed, as its readers have them."""
+    """The error codes that its readers received."""
     return {reader.shown.error for reader in generation.readers if reader.shown.ending == "failed"}
 
 
@@ -87,15 +87,15 @@ def _judge_stored(generation: Followed, endings: set[str], *, may_be_lost: bool,
     stored = generation.stored
     if stored is None:
         if not generation.deleted and not may_be_lost:
-            complain("ending", "is no more, though nobody deleted it")
+            complain("ending", "no longer exists, but was not deleted")
         return
     if stored["status"] not in ENDINGS:
-        complain("hang", f"is still {stored['status']}, readers saw {sorted(endings)}")
+        complain("hang", f"is still {stored['status']}, readers have {sorted(endings)}")
     elif endings - {"gone", stored["status"]} and not may_be_lost:
-        complain("ending", f"stored as {stored['status']}, readers saw {sorted(endings)}")
+        complain("ending", f"stored as {stored['status']}, readers have {sorted(endings)}")
     if stored["status"] == "completed" and generation.said and stored["text"] != generation.said.text:
-        complain("gap", "the stored text is not the upstream's")
-    faultless = not generation.asked.upstream.count("fault=")
+        complain("gap", "the stored text differs from the upstream's")
+    faultless = not generation.request.upstream.count("fault=")
     if faultless and not may_be_lost and generation.calls > stored["attempt"]:
         complain("doubled", f"{generation.calls} upstream calls in {stored['attempt']} attempts")
 
@@ -112,7 +112,7 @@ def _tabulate(world: World, followed: list[Followed], verdict: Verdict) -> None:
     row(("faults", f"{world.done.total():,}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(world.done.items()))))
     kills = sum(n for kind, n in world.done.items() if kind.startswith("kill") or kind == "empty-redis")
     row(("kills (-9)", f"{kills:,}"))
-    row(("subscribers", f"{len(readers):,}, {len(readers) - len(subscribers):,} of them OpenAI's dialect"))
+    row(("subscribers", f"{len(readers):,}, {len(readers) - len(subscribers):,} of them in the OpenAI dialect"))
     reconnects = sum(max(reader.connections - 1, 0) for reader in readers)
     row(("reconnects", f"{reconnects:,}, {sum(reader.cut for reader in readers):,} of them after a broken response"))
     row(("resets announced", f"{sum(subscriber.shown.resets for subscriber in subscribers):,}"))
@@ -124,6 +124,6 @@ def _tabulate(world: World, followed: list[Followed], verdict: Verdict) -> None:
         "hang": "hangs",
         "ending": "wrong endings",
     }
-    names |= {"refused": "refusals", "malformed": "malformed", "doubled": "doubled calls", "process": "processes amiss"}
+    names |= {"refused": "refusals", "malformed": "malformed", "doubled": "doubled calls", "process": "process errors"}
     for wrong, name in names.items():
         row((name, f"{verdict.wrong[wrong]}"))

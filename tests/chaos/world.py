@@ -1,4 +1,4 @@
-"""The processes of a chaos run, and what is done to them."""
+"""The processes of a chaos run, and the faults applied to them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SETTINGS = {
     "TOKENCAST_MODELS": "sim",
     "TOKENCAST_LOG": "json",
 }
-PATIENCE = 20.0  # seconds for a process to stop when it is asked to
+STOP_TIMEOUT = 20.0  # seconds for a process to stop after SIGTERM
 
 
 class Process:
-    """A worker or a gateway, with a proxy of its own before Redis; it comes and goes, its address stays."""
+    """A worker or a gateway with its own proxy in front of Redis. It keeps its address over restarts."""
 
     def __init__(self, kind: str, number: int, redis_url: str, **variables: str) -> None:
         self.name = f"{kind} {number}"
@@ -59,12 +59,12 @@ class Process:
 
     @asynccontextmanager
     async def down(self, how: Callable[[Service], Awaitable[None]], **more: str) -> AsyncIterator[None]:
-        """Ended in some way for as long as the context lasts, then started anew. One at a time."""
+        """End the process with `how`, and restart it after the block. One at a time."""
         async with self._turn:
             service = self.service
             assert service is not None
             if service.process.returncode is not None:
-                self.complaints.append(f"{self.name} died by itself:\n" + "\n".join(service.lines[-20:]))
+                self.complaints.append(f"{self.name} ended unexpectedly:\n" + "\n".join(service.lines[-20:]))
             await how(service)
             yield
             await self.start(**more)
@@ -76,7 +76,7 @@ class Process:
     async def stop(self, service: Service) -> None:
         service.send(signal.SIGTERM)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(STOP_TIMEOUT):
                 await service.process.wait()
         except TimeoutError:
             self.complaints.append(f"{self.name} does not stop:\n" + "\n".join(service.lines[-20:]))
@@ -102,13 +102,13 @@ class Process:
 
 
 class World:
-    """A context manager: Redis with a file, three workers, two gateways, a simulated upstream."""
+    """A context manager: Redis with an append-only file, three workers, two gateways, a simulated upstream."""
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()
-        """Faults that were committed, by kind."""
+        """The number of applied faults by kind."""
         self.losses = 0
-        """How often Redis has come back empty."""
+        """The number of restarts of Redis with empty data."""
         self._up = asyncio.Event()
         self._stack = AsyncExitStack()
 
@@ -139,8 +139,8 @@ class World:
     def processes(self) -> list[Process]:
         return [*self.workers, *self.gateways]
 
-    async def commit(self, fault: Fault) -> None:
-        """Returns when it is over."""
+    async def apply(self, fault: Fault) -> None:
+        """Apply a fault and return when it is over."""
         self.done[fault.kind] += 1
         worker = self.workers[fault.target % WORKERS]
         gateway = self.gateways[fault.target % GATEWAYS]
@@ -166,7 +166,7 @@ class World:
             case "full-redis":
                 await self._full_redis(fault.lasts)
             case "forget-scripts":
-                await self._tell_redis("SCRIPT", "FLUSH")
+                await self._send_to_redis("SCRIPT", "FLUSH")
             case _:
                 await disturb(anyone.proxy, fault)
 
@@ -186,23 +186,23 @@ class World:
             await self.redis.restart()
 
     async def _full_redis(self, lasts: float) -> None:
-        await self._tell_redis("CONFIG", "SET", "maxmemory", "1")
+        await self._send_to_redis("CONFIG", "SET", "maxmemory", "1")
         await asyncio.sleep(lasts)
         async with self._redis_turn:
-            await self._tell_redis("CONFIG", "SET", "maxmemory", "0")
+            await self._send_to_redis("CONFIG", "SET", "maxmemory", "0")
 
-    async def _tell_redis(self, *command: str) -> None:
-        with contextlib.suppress(StorageUnavailable, RedisError):  # it is away: then it forgets the setting as well
+    async def _send_to_redis(self, *command: str) -> None:
+        with contextlib.suppress(StorageUnavailable, RedisError):  # unreachable: it loses the setting with its restart
             await self._direct.execute(*command)
 
     def complaints(self) -> list[str]:
-        """What the processes themselves did wrong."""
+        """Errors of the processes themselves."""
         found = [complaint for process in self.processes for complaint in process.complaints]
         return found + [f"{process.name}: {line}" for process in self.processes for line in process.tracebacks()]
 
 
 async def disturb(proxy: RedisProxy, fault: Fault) -> None:
-    """What can happen between one process and Redis."""
+    """Apply a fault of the connection between one process and Redis."""
     match fault.kind:
         case "cut":
             await proxy.close()
@@ -223,7 +223,7 @@ async def disturb(proxy: RedisProxy, fault: Fault) -> None:
 
 
 def skewed(amount: float) -> dict[str, str]:
-    """A clock that is half a minute off, one way or the other, where the library for it is installed."""
+    """Variables for a clock that is half a minute fast or slow, if the library for it is installed."""
     for library in Path("/usr/lib").glob("*/faketime/libfaketime.so.1"):
         offset = "+31s" if amount > 0.8 else "-31s"
         return {"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

@@ -1,4 +1,4 @@
-"""`python -m tests.contract [DIRECTORY]`: write the golden files, by default those of the test."""
+"""`python -m tests.contract [DIRECTORY]`: write the golden files, by default to the test's own directory."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ AREAS: dict[str, Callable[[Stage, Recorder], Awaitable[None]]] = {
 
 
 async def recorded() -> dict[str, str | Exception]:
-    """Record all areas: each one's text, or the error that ended its recording."""
+    """Record all areas. Returns for each its text, or the error that ended its recording."""
     texts: dict[str, str | Exception] = {}
     async with stage() as processes:
         for name, record in AREAS.items():

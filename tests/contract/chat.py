@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import ENDLESS, Stage, at_rest, ended, named, prompt, running
+from tests.contract.stage import ENDLESS, Stage, ended, last_event_written, named, prompt, running
 from tests.support import Gateway, gather
 
 CHAT = "/v1/chat/completions"
@@ -57,7 +57,7 @@ _BREAKS = ("truncate", "error-frame", "rst", "bad-json")
 
 
 async def _errors(api: Gateway, rec: Recorder) -> None:
-    """At the same time, since some are repeated for a second."""
+    """Concurrently, since some calls are retried for a second."""
     directives = [f"fault={fault}" for fault in _REFUSALS] + [f"fault={fault} at=2" for fault in _BREAKS]
     kinds: tuple[tuple[str, dict[str, bool]], ...] = (("whole", {}), ("stream", STREAM))
     await gather(
@@ -70,7 +70,7 @@ async def _errors(api: Gateway, rec: Recorder) -> None:
 
 
 async def _ends(api: Gateway, rec: Recorder) -> None:
-    """Ends of a stream that no upstream has caused."""
+    """Ends of a stream that are not caused by the upstream."""
     body = prompt(ENDLESS, **STREAM)
     for title, method, path in (("cancelled", "POST", "/cancel"), ("deleted", "DELETE", "")):
         async with rec.open(f"stream, {title}", api, "POST", CHAT, body=body) as stream:
@@ -80,7 +80,7 @@ async def _ends(api: Gateway, rec: Recorder) -> None:
             await api.http.request(method, f"/v1/generations/{gid}{path}")
             await stream.rest()
     gid = await named(rec, api, "cancelled, whole", prompt(ENDLESS, metadata={"whole": "1"}))
-    await at_rest(api, gid)
+    await last_event_written(api, gid)
     await api.http.post(f"/v1/generations/{gid}/cancel")
     await rec.ask("whole, cancelled", api, "GET", f"{CHAT}/{gid}")
     again = {"on_upstream_error": "restart", **STREAM}

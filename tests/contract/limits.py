@@ -1,4 +1,4 @@
-"""Areas: limits, a full gateway, a draining one, invalid HTTP; and a gateway without Redis."""
+"""Areas: limits, a full and a draining gateway, invalid HTTP, and a gateway without Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import httpx2
 
 from tests.contract.recorder import Exchange, Recorder, exchanged, raw_exchange
-from tests.contract.stage import ENDLESS, KEYS, RUNNING, Stage, at_rest, named, prompt, running
+from tests.contract.stage import ENDLESS, KEYS, RUNNING, Stage, last_event_written, named, prompt, running
 from tests.support import DEADLINE, Gateway, wait_until
 
 GENERATIONS, CHAT = "/v1/generations", "/v1/chat/completions"
@@ -21,7 +21,7 @@ GENERATIONS, CHAT = "/v1/generations", "/v1/chat/completions"
 async def record(stage: Stage, rec: Recorder) -> None:
     await _tenant(stage, rec)
     await _heartbeats(stage, rec)
-    await _no_http(stage.keyed, rec)
+    await _invalid_http(stage.keyed, rec)
     gid = await running(rec, stage.of("edge"), "followed")
     await _creations(stage.edge, rec)
     async with _following(stage.edge, f"{GENERATIONS}/{gid}/events?after=latest") as (reader, begun):
@@ -29,16 +29,16 @@ async def record(stage: Stage, rec: Recorder) -> None:
         await _draining(stage.edge, rec, gid)
         stage.edge.process.send(signal.SIGINT)
         rest = begun + await reader.read()
-        farewell = raw_exchange(f"GET {GENERATIONS}/{gid}/events?after=latest", rest)
-        farewell.body[:] = re.sub(rb"(: hb\n\n)+", b": hb\n\n", farewell.body)
-        rec.add("until the gateway stops", farewell)
+        final_frames = raw_exchange(f"GET {GENERATIONS}/{gid}/events?after=latest", rest)
+        final_frames.body[:] = re.sub(rb"(: hb\n\n)+", b": hb\n\n", final_frames.body)
+        rec.add("until the gateway stops", final_frames)
 
 
 async def _tenant(stage: Stage, rec: Recorder) -> None:
     api = stage.of("limited", at=stage.limited)
     for number in range(RUNNING):
         gid = await named(rec, api, f"limited {number}", prompt(ENDLESS))
-        await at_rest(api, gid)
+        await last_event_written(api, gid)
     waiting = await named(rec, api, "that waits", prompt(""))
     await rec.ask("one that waits", api, "GET", f"{GENERATIONS}/{waiting}")
     await rec.ask("one more than may wait", api, "POST", GENERATIONS, body=prompt(""))
@@ -57,7 +57,7 @@ async def _tenant(stage: Stage, rec: Recorder) -> None:
 
 
 async def _creations(edge: Gateway, rec: Recorder) -> None:
-    """One is allowed per minute; a minute may end between two."""
+    """One is allowed per minute. A minute may end between two requests."""
     content = json.dumps(prompt(ENDLESS)).encode()
     head = _head("POST", GENERATIONS, f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n")
     for _ in range(4):
@@ -87,7 +87,7 @@ async def _heartbeats(stage: Stage, rec: Recorder) -> None:
     await api.http.post(f"{GENERATIONS}/{gid}/cancel")
 
 
-async def _no_http(api: Gateway, rec: Recorder) -> None:
+async def _invalid_http(api: Gateway, rec: Recorder) -> None:
     await rec.raw("invalid HTTP", api, b"HELLO\r\n\r\n", "HELLO")
     await rec.raw("a long head", api, b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", "GET /xxx…")
     await rec.raw("HTTP/1.0", api, b"GET /healthz HTTP/1.0\r\n\r\n", "GET /healthz HTTP/1.0")
@@ -109,7 +109,7 @@ async def _asked(edge: Gateway, method: str, path: str, headers: str = "", conte
 
 @asynccontextmanager
 async def _following(edge: Gateway, path: str) -> AsyncGenerator[tuple[asyncio.StreamReader, bytes], None]:
-    """A connection that the gateway serves, and what it has read. Repeated while connections before it are closing."""
+    """A connection that the gateway serves, and the data read so far. Retried while earlier connections are closing."""
     url = httpx2.URL(edge.url)
     async with asyncio.timeout(DEADLINE):
         while True:
@@ -139,7 +139,7 @@ async def _until_heartbeat(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _full(edge: Gateway, rec: Recorder, gid: str) -> None:
-    """With two more connections the limit of three is reached."""
+    """Two more connections reach the limit of three."""
     path = f"{GENERATIONS}/{gid}/events?after=latest"
     content = json.dumps(prompt("", stream=True)).encode()
     async with _following(edge, path), _following(edge, path):
@@ -181,7 +181,7 @@ async def _draining(edge: Gateway, rec: Recorder, gid: str) -> None:
 
 
 async def outage(stage: Stage, rec: Recorder) -> None:
-    """A separate area, the last one: Redis is killed."""
+    """A separate area, recorded last, because it kills Redis."""
     api = stage.of("native")
     gid = await running(rec, api, "that was there")
     stage.redis.kill()

@@ -1,8 +1,8 @@
-"""Masks: replace values that differ between runs, and text for people, with words in angle brackets.
+"""Masks: replace values that differ between runs, and human-readable text, with words in angle brackets.
 
 Everything else is compared exactly: names, values, order, white space, the bytes of event streams.
 
-    <gen 1>, <gen cancelled>   generation ids, numbered by first appearance, or by the name that an area gives them
+    <gen 1>, <gen cancelled>   generation ids, numbered by first appearance, or with the name given by an area
     <attempt 1>                attempts (16 digits), so that a cursor reads `<attempt 1>-7`
     <time>, <unix>, <ms>       moments: seconds with a fraction, whole seconds, milliseconds
     <text>                     wording: error messages, comments on event streams

@@ -1,4 +1,4 @@
-"""Area: the native routes, without the event streams."""
+"""Area: the native routes except the event streams."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def _refusals(api: Gateway, rec: Recorder) -> None:
 
 
 async def _read(api: Gateway, rec: Recorder) -> None:
-    """Generations of every form."""
+    """Generations of every kind."""
     gids = await gather(
         ended(rec, api, "two choices", "length=2", n=2),
         ended(rec, api, "tools", "length=0 tools=2"),

@@ -11,7 +11,7 @@ from tests.contract.recorder import Exchange, Recorder
 from tests.contract.stage import Stage
 from tests.support import wait_until
 
-_FOR_PEOPLE = ("description", "summary")
+_HUMAN_READABLE = ("description", "summary")
 
 
 async def record(stage: Stage, rec: Recorder) -> None:
@@ -50,7 +50,7 @@ def _without_texts(value: Any, *, names: bool = False) -> Any:
     return {
         key: _without_texts(item, names=key in ("properties", "schemas") and not names)
         for key, item in value.items()
-        if names or not (key in _FOR_PEOPLE and isinstance(item, str))
+        if names or not (key in _HUMAN_READABLE and isinstance(item, str))
     }
 
 
@@ -73,7 +73,7 @@ async def metrics(stage: Stage, rec: Recorder) -> None:
 
 
 def _families(answer: Exchange) -> list[str]:
-    """TYPE lines, and the names of samples with the names of their labels; bounds of buckets with their values."""
+    """TYPE lines, and the names of samples with the names of their labels; for buckets also their bounds."""
     lines: dict[str, None] = {}
     for line in answer.body.decode().splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""Perform exchanges and keep the answers as the text of a golden file."""
+"""Perform exchanges and record the responses as the text of a golden file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Headers = dict[str, str] | list[tuple[str, str]]
 
 @dataclass
 class Exchange:
-    """A request, and as much of its answer as has been read."""
+    """A request and the part of its response read so far."""
 
     request: str
     status: int = 0
@@ -37,14 +37,14 @@ class Exchange:
         return json.loads(self.body)
 
     async def until(self, marker: str) -> None:
-        """Read until `marker` has come."""
+        """Read until the body contains `marker`."""
         assert self.source is not None
         async with asyncio.timeout(DEADLINE):
             while marker.encode() not in self.body:
                 self.body += await anext(self.source)
 
     async def until_block(self, marker: str) -> None:
-        """Read until `marker` has come, and the block that it is in."""
+        """Read to the end of the block that contains `marker`."""
         await self.until(marker)
         assert self.source is not None
         async with asyncio.timeout(DEADLINE):
@@ -52,12 +52,12 @@ class Exchange:
                 self.body += await anext(self.source)
 
     async def stop_at(self, marker: str) -> None:
-        """Read until `marker` has come, and drop what follows it."""
+        """Read until the body contains `marker`, and drop the data after it."""
         await self.until(marker)
         del self.body[self.body.index(marker.encode()) + len(marker) :]
 
     async def rest(self) -> None:
-        """Read to the end of the answer."""
+        """Read to the end of the response."""
         assert self.source is not None
         async with asyncio.timeout(DEADLINE):
             async for piece in self.source:
@@ -73,7 +73,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Exact:
-    """A text that is the same in every run."""
+    """A text that is recorded without masks."""
 
     text: str
 
@@ -99,7 +99,7 @@ class Recorder:
         self._parts.append((title, Exact(lines) if exact else lines))
 
     async def ask(self, title: str, api: Gateway, method: str, path: str, **options: Any) -> Exchange:
-        """Send one request, and record its whole answer."""
+        """Send one request and record its whole response."""
         async with self.open(title, api, method, path, **options) as exchange:
             await exchange.rest()
         return exchange
@@ -118,7 +118,7 @@ class Recorder:
         show_body: bool = True,
         show_request: bool = True,
     ) -> AsyncGenerator[Exchange, None]:
-        """Send one request; the block reads the answer. Exchanges are recorded in the order of their requests."""
+        """Send one request. The block reads the response. Exchanges are recorded in the order of their requests."""
         sent = content if body is None else json.dumps(body, ensure_ascii=False).encode()
         given = list(headers.items()) if isinstance(headers, dict) else list(headers or ())
         if body is not None:
@@ -134,8 +134,8 @@ class Recorder:
         exchange.head = _head(phrase, raw, len(exchange.body), whole=method != "HEAD")
 
     async def raw(self, title: str, api: Gateway, request: bytes, shown: str) -> bytes:
-        """Send bytes on a new connection, and record the answer once the server has closed it. `shown`: how the record
-        names the request."""
+        """Send bytes on a new connection and record the response when the server has closed it. `shown`: the request in
+        the record."""
         answer = await exchanged(api, request)
         self._parts.append((title, raw_exchange(shown, answer)))
         return answer
@@ -152,7 +152,7 @@ def _request(method: str, path: str, headers: list[tuple[str, str]], sent: bytes
 
 
 def _head(phrase: str, headers: Iterable[tuple[str, str]], length: int, *, whole: bool) -> str:
-    """The version and status, then the headers sorted by name: their order has no meaning."""
+    """The version and status, and the headers sorted by name, since their order has no meaning."""
     return "\n".join(
         [phrase, *sorted(f"{name}: {_value(name.lower(), value, length, whole)}" for name, value in headers)]
     )
@@ -186,7 +186,7 @@ async def exchanged(api: Gateway, request: bytes) -> bytes:
 def raw_exchange(shown: str, answer: bytes) -> Exchange:
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
-    phrase = " ".join(first.split()[:2])  # the reason depends on the version of Python
+    phrase = " ".join(first.split()[:2])  # the reason phrase depends on the Python version
     headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     if ("transfer-encoding", "chunked") in headers:
         body = unchunked(body)
@@ -197,7 +197,7 @@ def raw_exchange(shown: str, answer: bytes) -> Exchange:
 
 
 def unchunked(body: bytes) -> bytes:
-    """The bytes of the whole chunks."""
+    """The data of the complete chunks."""
     found = b""
     while body:
         size, _, body = body.partition(b"\r\n")

@@ -1,4 +1,4 @@
-"""Area: many generations on one connection, and the activity."""
+"""Area: several generations on one connection, and the activity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a recording, and the generations that several areas create."""
+"""The processes of a recording, and helpers that create generations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TENANTS = ("native", "events", "chat", "several", "access", "other", "limited", 
 KEYS = {tenant: f"key-of-{tenant}" for tenant in TENANTS}
 API_KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in KEYS.items())
 RUNNING = 8
-"""Generations of one tenant that run at once."""
+"""Limit of concurrent generations per tenant."""
 UNLIMITED = {
     "TOKENCAST_API_KEYS": API_KEYS,
     "TOKENCAST_TENANT_PER_MINUTE": "0",
@@ -47,7 +47,7 @@ class Stage:
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
 
     def of(self, tenant: str, *, at: Gateway | None = None) -> Gateway:
-        """Return a gateway whose requests carry the tenant's key."""
+        """Return a gateway client with the tenant's key."""
         api = at or self.keyed
         headers = {"authorization": f"Bearer {KEYS[tenant]}"}
         http = httpx2.AsyncClient(base_url=api.url, timeout=DEADLINE, headers=headers)
@@ -100,27 +100,27 @@ def free_port() -> int:
 
 
 def prompt(directive: str, **more: Any) -> dict[str, Any]:
-    """Return a request body for the simulated upstream, whose answer depends on the directive alone."""
+    """Return a request body for the simulated upstream, whose reply depends only on the directive."""
     content = f"Say it. [[sim speed=0 length=4 seed=7 {directive}]]"
     return {"model": "sim", "messages": [{"role": "user", "content": content}], **more}
 
 
 ENDLESS = "fault=stall at=2"
 """Directive: two chunks of content, then silence."""
-AT_REST = 3
-"""Sequence number of its last event: started 0, role 1, content 2 and 3."""
+LAST_SEQ = 3
+"""Sequence number of the last event of an ENDLESS generation: started 0, role 1, content 2 and 3."""
 
 
 async def running(rec: Recorder, api: Gateway, name: str, **more: Any) -> str:
-    """Create a generation that runs, and wait until it has written its last event."""
+    """Create a generation that keeps running, and wait for its last event."""
     gid = await named(rec, api, name, prompt(ENDLESS, **more))
-    await at_rest(api, gid)
+    await last_event_written(api, gid)
     return gid
 
 
-async def at_rest(api: Gateway, gid: str) -> None:
+async def last_event_written(api: Gateway, gid: str) -> None:
     async def look() -> bool:
-        return (await api.get(gid))["cursor"].endswith(f"-{AT_REST}")
+        return (await api.get(gid))["cursor"].endswith(f"-{LAST_SEQ}")
 
     await wait_until(look)
 

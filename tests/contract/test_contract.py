@@ -1,14 +1,14 @@
 """The interface stays the same: a fixed list of exchanges with real processes is compared with a recording.
 
-There is one golden file per area, in `golden/`. If a difference is intended, write them again and commit them with the
-change that causes it:
+There is one golden file per area, in `golden/`. If a difference is intended, write them again and commit them with
+the change:
 
     python -m tests.contract              # write golden/
     python -m tests.contract DIRECTORY    # write to another directory, to compare two trees with `diff -r`
 
-Values that differ between runs, and texts for people, are masked (`masks.py`). Everything else counts: header names
+Values that differ between runs, and human-readable texts, are masked (`masks.py`). Everything else counts: header names
 and values, status codes, the order of JSON fields, the bytes of event streams, keys in Redis, metrics, settings and
-options. Only `wording.txt` holds texts for people: a difference there is not a change of the interface.
+options. Only `wording.txt` contains human-readable texts: a difference in it is not a change of the interface.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from tests.contract.areas import AREAS, GOLDEN, recorded
 
 pytestmark = pytest.mark.timeout(300)  # the fixture records all areas before the first comparison
-SHOWN = 200  # lines of a difference
+SHOWN = 200  # maximum lines of a shown difference
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ async def texts() -> dict[str, str | Exception]:
 
 
 @pytest.mark.parametrize("area", AREAS)
-async def test_the_interface_is_the_recorded_one(texts: dict[str, str | Exception], area: str) -> None:
+async def test_the_interface_matches_its_recording(texts: dict[str, str | Exception], area: str) -> None:
     text = texts[area]
     if isinstance(text, Exception):
         raise text

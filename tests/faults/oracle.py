@@ -1,7 +1,8 @@
-"""What a subscriber shows, folded from the bytes it was sent by the contract alone, and what was wrong with them.
+"""Checks what a subscriber displays, which is computed from the received bytes according to the public interface alone.
 
-Knows ids, `reset`, `gap`, terminal events and the text that the simulated upstream says for a seed; knows nothing of
-the broker's code. Whoever subscribes under faults feeds one of these, and a run is good when none has a complaint.
+It knows ids, `reset`, `gap`, terminal events and the text that the simulated upstream generates for a seed; it knows
+nothing of the broker's code. Each subscriber of a fault test feeds one oracle, and a run succeeds if none has a
+complaint.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ KNOWN = ENDINGS | {"created", "started", "reset", "waiting", "chunk", "gap"}
 
 @dataclass(frozen=True)
 class Said:
-    """A generation, and what its upstream will say of it."""
+    """A generation and the text that its upstream generates."""
 
     gid: str
     seed: int
@@ -37,27 +38,27 @@ class Said:
 
 @dataclass
 class Shown:
-    """`take` every frame, over all connections; `complaints` stays empty while every promise is kept."""
+    """Call `take` with every frame of all connections; `complaints` stays empty while every promise is kept."""
 
     said: Said
     complaints: list[tuple[Wrong, str]] = field(default_factory=list)
     text: str = ""
     ending: str | None = None
     error: str | None = None
-    """The code of a `failed`."""
+    """The error code of a `failed` event."""
     attempt: int = 0
-    """As the events count it, from 1."""
+    """As counted in the events, from 1."""
     resets: int = 0
     gaps: int = 0
-    """Announced ones."""
+    """Number of announced gaps."""
     bytes: int = 0
-    """Of text, compared with the upstream's."""
+    """Bytes of text that were compared with the upstream's."""
     _at: tuple[int, int] = (0, 0)
     _call: str | None = None
 
     @property
     def cursor(self) -> str | None:
-        """What an EventSource would send as Last-Event-ID."""
+        """The value that an EventSource would send as Last-Event-ID."""
         return None if self._at == (0, 0) else "{}-{}".format(*self._at)
 
     def complain(self, wrong: Wrong, about: str) -> None:
@@ -69,32 +70,32 @@ class Shown:
         if self.ending:
             self.complain("ending", f"{frame.event} {frame.id} after {self.ending}")
         if frame.event == "gone" and frame.id is None:
-            self.ending = "gone"  # nothing is left that could have an id
+            self.ending = "gone"  # the generation's events and their ids no longer exist
         elif frame.event not in KNOWN or frame.id is None:
             self.complain("malformed", repr(frame.raw[:200]))
         elif self._moves_on(frame.event, frame.id):
             self._show(frame.event, frame.json)
 
     def _moves_on(self, event: str, cursor: str) -> bool:
-        """Whether the event may follow what was shown. Ids are dense; a new attempt begins at 0."""
+        """Whether the event may follow those already shown. Ids are dense; a new attempt begins at 0."""
         attempt, seq = map(int, cursor.split("-"))
         before, self._at = self._at, (attempt, seq)
         if event == "reset" and (attempt, seq) == (0, 0):
-            return True  # the gateway forgets for us: all of it comes again
+            return True  # the gateway discards the text on the client's behalf and sends all of it again
         if event in {"gap", "gone"}:
-            return True  # they say themselves that something is missing
+            return True  # these events announce the missing part themselves
         if attempt == before[0]:
             if seq <= before[1]:
                 self._at = before
                 self.complain("duplicate", f"{event} {cursor} again")
                 return False
             if seq != before[1] + 1:
-                self.complain("gap", f"{event} {cursor} without what is before it")
+                self.complain("gap", f"{event} {cursor} without its predecessor")
         elif attempt < before[0]:
             self.complain("mixed", f"{event} {cursor} of an older attempt")
             return False
         elif seq != 0:
-            self.complain("gap", f"{event} {cursor} without its attempt's beginning")
+            self.complain("gap", f"{event} {cursor} without the beginning of its attempt")
         elif event not in {"started", "reset", *ENDINGS}:
             self.complain("malformed", f"an attempt begins with {event}")
         return True
@@ -102,7 +103,7 @@ class Shown:
     def _show(self, event: str, data: dict[str, Any]) -> None:
         if event in {"started", "reset"}:
             if event == "started" and self.text:
-                self.complain("mixed", "a new attempt that was not announced as a reset")
+                self.complain("mixed", "a new attempt that no reset announced")
             self.resets += event == "reset"
             self.text, self._call = "", None
             self.attempt = data["attempt"]
@@ -116,14 +117,15 @@ class Shown:
             self._end(event, data)
 
     def _append(self, chunk: dict[str, Any]) -> None:
-        # The simulated upstream gives each call's chunks an id of their own: two calls of one seed say the same text.
-        call = chunk.get("id") or self._call  # Azure's first chunk has an empty one
+        # The simulated upstream gives the chunks of each call an id of their own, because two calls with one seed
+        # generate the same text.
+        call = chunk.get("id") or self._call  # Azure's first chunk has an empty id
         if self._call is not None and call != self._call:
             self.complain("mixed", f"chunks of two upstream calls, {self._call} and {call}")
         self._call = call
         added = content_of(chunk)
         if not self.gaps and not self.said.text.startswith(added, len(self.text)):
-            self.complain("mixed", f"{added!r} where the upstream said otherwise")
+            self.complain("mixed", f"{added!r} differs from the upstream's text")
         self.text += added
         self.bytes += len(added.encode(errors="surrogatepass"))
 
@@ -137,7 +139,7 @@ class Shown:
 
 @dataclass
 class ShownCompletion:
-    """The same for the OpenAI dialect, whose reader cannot be told to forget: an error frame ends its stream."""
+    """The same for the OpenAI dialect. Its client cannot be told to discard text: an error frame ends its stream."""
 
     said: Said
     complaints: list[tuple[Wrong, str]] = field(default_factory=list)
@@ -191,13 +193,13 @@ class ShownCompletion:
         self._call = call
         added = content_of(data)
         if not self.said.text.startswith(added, len(self.text)):
-            self.complain("mixed", f"{added!r} where the upstream said otherwise")
+            self.complain("mixed", f"{added!r} differs from the upstream's text")
         self.text += added
         self.bytes += len(added.encode(errors="surrogatepass"))
 
 
 def content_of(chunk: dict[str, Any]) -> str:
-    """Choice 0's content."""
+    """The content of choice 0."""
     return "".join(
         (choice.get("delta") or {}).get("content") or ""
         for choice in chunk.get("choices") or ()

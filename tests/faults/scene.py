@@ -1,4 +1,4 @@
-"""What the fault tests share: how a generation is asked for, who watches it, and what must be true in the end."""
+"""Helpers of the fault tests: create a generation, follow it, and check its final state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.faults.subscriber import CompletionSubscriber, Subscriber
 from tests.support import Gateway, gather, request_body, upstream_calls, wait_until
 
 QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
-"""Settings of processes whose deaths shall be noticed soon."""
+"""Settings with which the death of a process is noticed early."""
 
 
 def prompt(label: str, *, seed: int, length: int, speed: int, more: str = "") -> dict[str, Any]:
-    """A request body; what the simulated upstream will say to it is `Said(gid, seed, length)`."""
+    """A request body. The simulated upstream's text for it is `Said(gid, seed, length)`."""
     directive = f"[[sim label={label} seed={seed} length={length} speed={speed} {more}]]"
     return request_body(directive, model="sim", metadata={"label": label})
 
@@ -44,15 +44,15 @@ class Audience:
         self.tasks = [asyncio.create_task(one.run()) for one in (*native, *completions)]
 
     async def has_text(self, characters: int = 1) -> None:
-        """Until each of them has been shown so much of the answer."""
+        """Wait until each subscriber has received this much of the text."""
         await wait_until(lambda: all(len(one.shown.text) >= characters for one in (*self.native, *self.completions)))
 
-    async def begins_anew(self, resets: int = 1) -> None:
-        """Until each has text of the attempt after so many."""
+    async def has_restarted(self, resets: int = 1) -> None:
+        """Wait until each subscriber has text of the attempt after this many resets."""
         await wait_until(lambda: all(one.shown.resets == resets and one.shown.text for one in self.native))
 
     async def ending(self) -> str:
-        """What all of them have been shown in the end, and rightly so."""
+        """Wait for the end; check that all subscribers have the same ending and no complaint."""
         await gather(*self.tasks)
         subscribers = (*self.native, *self.completions)
         assert [complaint for one in subscribers for complaint in one.shown.complaints] == []
@@ -62,7 +62,7 @@ class Audience:
 
     @property
     def resets(self) -> int:
-        """As announced to each of the native ones."""
+        """The number that was announced to each native subscriber."""
         (resets,) = {one.shown.resets for one in self.native}
         return resets
 
@@ -86,14 +86,14 @@ async def audience(
 
 @dataclass(frozen=True)
 class Stored:
-    """A generation as Redis has it, and what it took."""
+    """A generation as stored in Redis, and its upstream calls."""
 
     status: str
     attempts: int
     budget: int
-    """Used up, of TOKENCAST_MAX_ATTEMPTS."""
+    """Attempts that count towards TOKENCAST_MAX_ATTEMPTS."""
     calls: int
-    """Of the upstream."""
+    """Calls of the upstream."""
 
 
 async def stored(redis_url: str, upstream_url: str, said: Said, label: str) -> Stored:
@@ -103,7 +103,7 @@ async def stored(redis_url: str, upstream_url: str, said: Said, label: str) -> S
 
 
 async def queue_is_empty(redis_url: str) -> None:
-    """Until nothing waits and nothing of arq's is left."""
+    """Wait until no ticket is waiting and no arq key is left."""
     async with connect(redis_url) as broker:
 
         async def empty() -> bool:
@@ -113,6 +113,6 @@ async def queue_is_empty(redis_url: str) -> None:
 
 
 async def is_overdue(redis_url: str, gid: str) -> None:
-    """Lets the reapers look at a generation now; they would after five seconds."""
+    """Make a generation's lease overdue, so that the reapers check it now instead of after five seconds."""
     async with connect(redis_url) as broker:
         await broker.store.redis.execute("ZADD", keys.live(shard_of(gid)), "XX", 1, gid)

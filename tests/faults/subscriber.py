@@ -1,4 +1,4 @@
-"""Subscribers that go through faults as clients do: they reconnect where they were, until they have an ending."""
+"""Subscribers that handle faults as clients do: they reconnect with their cursor until they have an ending."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import aiohttp
 from tests.faults.oracle import Said, Shown, ShownCompletion
 from tests.support import Frame
 
-LONGEST_RETRY = 1.0  # seconds; what a server asks for counts up to this, so that a run is short
+LONGEST_RETRY = 1.0  # seconds; upper bound of a server's `retry:`, which keeps the tests short
 
 
 class Subscriber:
-    """An EventSource on a generation. `gateways()` names one to connect to, and may name another each time."""
+    """An EventSource on a generation. `gateways()` returns the URL of each connection, possibly a different one each
+    time."""
 
     def __init__(
         self,
@@ -32,15 +33,15 @@ class Subscriber:
         self.shown = Shown(said)
         self.connections = 0
         self.cut = 0
-        """Responses that broke off inside, as they do where the gateway was killed."""
+        """Responses that broke off in the middle, as when the gateway was killed."""
         self.statuses: list[int] = []
         self.times: dict[str, float] = {}
-        """When, by the loop's clock, each kind of event came last."""
+        """The loop time of the last event of each kind."""
         self._retry = 0.1
         self._answered = False
 
     async def run(self) -> Subscriber:
-        """Until it has an ending."""
+        """Follow the generation until it has ended."""
         while self.shown.ending is None:
             self.connections += 1
             self._answered = False
@@ -64,7 +65,7 @@ class Subscriber:
                 self.shown.ending = "nothing"
             elif response.status in (404, 410):
                 self.shown.ending = "gone"
-            elif response.status != 200:  # for an EventSource that would be the end
+            elif response.status != 200:  # an EventSource would stop reconnecting
                 self.shown.complain("refused", f"{response.status} {await response.text()}")
             else:
                 async for frame in frames_of(response):
@@ -82,7 +83,7 @@ class Subscriber:
 
 
 class CompletionSubscriber:
-    """An OpenAI client that reads a stored completion as a stream, and knows what to do after each error frame."""
+    """An OpenAI client that reads a stored completion as a stream and knows how to react to each error frame."""
 
     def __init__(self, http: aiohttp.ClientSession, gateways: Callable[[], str], said: Said) -> None:
         self._http = http
@@ -115,7 +116,7 @@ class CompletionSubscriber:
             elif response.status == 503:
                 return
             elif response.status != 200:
-                # Before any text the status line says how it ended.
+                # Before any text has been sent, the status code says how the generation ended.
                 self.shown.error = (await response.json())["error"]["code"]
                 self._after_error()
             else:
@@ -124,7 +125,7 @@ class CompletionSubscriber:
                 if self.shown.error is not None:
                     self._after_error()
                 elif self.shown.ending is None:
-                    self.shown.complain("ending", "a clean end without [DONE] or an error, which SDKs take for success")
+                    self.shown.complain("ending", "a clean end without [DONE] or an error, which SDKs treat as success")
 
     def _after_error(self) -> None:
         code = self.shown.error
@@ -139,7 +140,8 @@ class CompletionSubscriber:
 
 
 async def frames_of(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
-    """The blocks that came whole; what a broken connection leaves of one is dropped, as the specification says."""
+    """The complete blocks. An incomplete one at the end of a broken connection is dropped, as the specification
+    says."""
     buffer = b""
     async for data in response.content.iter_any():
         *blocks, buffer = (buffer + data).split(b"\n\n")
@@ -149,7 +151,7 @@ async def frames_of(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
 
 @asynccontextmanager
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """As many connections as there are subscribers, and no patience with a gateway that takes none."""
+    """A client without a connection limit that soon gives up on a gateway that accepts no connection."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:

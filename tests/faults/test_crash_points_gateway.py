@@ -1,6 +1,7 @@
-"""kill -9 of a gateway at every step that it takes for a generation, right before Redis executes it and right after.
+"""Kill a gateway at every step that it takes for a generation, immediately before and after Redis executes the step.
 
-Whatever the step: one generation, one ending, the same for everybody, one upstream call.
+After each of them there is one generation with one ending, which is the same for all subscribers, and one upstream
+call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ async def worker(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Service, None
 
 @pytest.fixture
 async def doomed(redis: EmbeddedRedis) -> AsyncGenerator[tuple[Gateway, Tripwire], None]:
-    """A gateway that is about to die, and its wire."""
+    """A gateway that the test kills, and the tripwire between it and Redis."""
     async with tripwire(redis.url) as wire, gateway(wire.url, **QUICK) as started:
         yield started, wire
 
@@ -46,19 +47,19 @@ def kill(dying: Gateway) -> None:
 
 
 CREATE_POINTS = {
-    "before it is created": ("create", "before"),
-    "it is created": ("create", "after"),
-    "before its ticket": ("enqueue", "before"),
-    "it has a ticket": ("enqueue", "after"),
+    "before the creation": ("create", "before"),
+    "after the creation": ("create", "after"),
+    "before the enqueue": ("enqueue", "before"),
+    "after the enqueue": ("enqueue", "after"),
 }
 
 
 @pytest.mark.parametrize(("name", "when"), CREATE_POINTS.values(), ids=CREATE_POINTS.keys())
-async def test_a_gateway_dies_and_its_client_asks_another_one_again(
+async def test_a_client_repeats_its_request_at_another_gateway_after_a_crash(
     redis: EmbeddedRedis, sim: str, quick: Gateway, doomed: tuple[Gateway, Tripwire],
     name: str, when: When,
 ) -> None:  # fmt: skip
-    """With the same Idempotency-Key: one generation, one upstream call."""
+    """The client sends the same Idempotency-Key: one generation, one upstream call."""
     dying, wire = doomed
     label = f"asked-again-{name}-{when}"
     trap = wire.trap(script(name), when, lambda: kill(dying))
@@ -77,11 +78,11 @@ async def test_a_gateway_dies_and_its_client_asks_another_one_again(
 
 
 @pytest.mark.parametrize(("name", "when"), [("create", "after"), ("enqueue", "before")])
-async def test_a_gateway_dies_and_nobody_asks_again(
+async def test_a_generation_runs_although_its_gateway_died_and_no_request_is_repeated(
     redis: EmbeddedRedis, sim: str, quick: Gateway, doomed: tuple[Gateway, Tripwire],
     name: str, when: When,
 ) -> None:  # fmt: skip
-    """What was created runs, even if nobody but a reaper knows of it."""
+    """The generation runs because a reaper finds it."""
     dying, wire = doomed
     wire.trap(script(name), when, lambda: kill(dying))
     label = f"not-asked-again-{name}"
@@ -99,21 +100,22 @@ async def test_a_gateway_dies_and_nobody_asks_again(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["cancel", "delete"])
-async def test_a_gateway_dies_while_it_ends_a_generation(
+async def test_a_gateway_dies_while_it_cancels_or_deletes_a_generation(
     redis: EmbeddedRedis, sim: str, quick: Gateway, doomed: tuple[Gateway, Tripwire],
     name: str, when: When,
 ) -> None:  # fmt: skip
-    """Half of the readers are its own; they go on at the other gateway, and all see one ending."""
+    """Half of the subscribers are connected to the killed gateway. They reconnect to the other one, and all see one
+    ending."""
     dying, wire = doomed
     label = f"ended-{name}-{when}"
     said = await ask(quick, label, length=3, more="fault=stall at=3")
     gateways = cycle([dying, quick])
 
-    def living() -> str:
+    def live_gateway_url() -> str:
         return next(one for one in gateways if one.process.process.returncode is None).url
 
     method, path = {"cancel": ("POST", "/cancel"), "delete": ("DELETE", "")}[name]
-    async with client() as http, audience(http, living, said, native=4) as people:
+    async with client() as http, audience(http, live_gateway_url, said, native=4) as people:
         await people.has_text()
         wire.trap(script(name), when, lambda: kill(dying))
         with pytest.raises(httpx2.TransportError):
@@ -122,14 +124,14 @@ async def test_a_gateway_dies_while_it_ends_a_generation(
         assert repeated.status_code == {"cancel": 200, "delete": 410 if when == "after" else 204}[name]
         assert await people.ending() == {"cancel": "cancelled", "delete": "gone"}[name]
 
-    async def left() -> bool:
+    async def upstream_disconnected() -> bool:
         return [call["outcome"] for call in await upstream_calls(sim, label)] == ["disconnected"]
 
-    await wait_until(left)
+    await wait_until(upstream_disconnected)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_gateway_dies_while_it_keeps_the_text_of_a_cancelled_generation(
+async def test_a_gateway_dies_while_it_stores_the_text_of_a_cancelled_generation(
     redis: EmbeddedRedis, quick: Gateway, doomed: tuple[Gateway, Tripwire], when: When
 ) -> None:
     dying, wire = doomed
@@ -146,8 +148,8 @@ async def test_a_gateway_dies_while_it_keeps_the_text_of_a_cancelled_generation(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_reaper_dies_over_what_it_found(sim: str, when: When) -> None:
-    """The worker is dead as well, and nobody else is there: whoever comes next finds the generation again."""
+async def test_a_reaper_dies_while_it_requeues_an_overdue_generation(sim: str, when: When) -> None:
+    """Its worker is dead too, and no other process runs: the next processes that start find the generation again."""
     label = f"reaped-{when}"
     async with EmbeddedRedis() as redis, tripwire(redis.url) as wire, client() as http:
         async with gateway(wire.url, **QUICK) as dying, start_worker(redis.url, sim, **QUICK) as lost:

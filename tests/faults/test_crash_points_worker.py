@@ -1,7 +1,7 @@
-"""kill -9 at every step of a generation, right before Redis executes it and right after.
+"""Kill a worker at every step of a generation, immediately before and after Redis executes the step.
 
-Whatever the step: one generation, one ending, the same for everybody, the right text, and no more upstream calls and
-attempts than the step explains.
+After each of them there is one generation with one ending, which is the same for all subscribers, the right text, and
+no more upstream calls and attempts than the step explains.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from broker.settings.settings import SIMULATED_KEY
 from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import Matcher, Tripwire, When, command, script, transaction, tripwire
-from tests.support import Gateway, Service, gateway, last_asking, service, wait_until
+from tests.support import Gateway, Service, clients_by_last_command, gateway, service, wait_until
 
 
 class Worker:
-    """Behind a wire of its own. Who survives a case is the one that dies in the next: starting one takes a second."""
+    """A worker with a tripwire between it and Redis. One that survives a case is killed in the next: a start takes a
+    second."""
 
     def __init__(self, redis_url: str, upstream_url: str) -> None:
         self._redis_url = redis_url
@@ -44,10 +45,10 @@ class Worker:
             return await self.start(TOKENCAST_WORKER_DRAIN="0")
         return self.process
 
-    async def listens(self) -> None:
-        """Until it waits for the bell."""
+    async def wait_for_bell(self) -> None:
+        """Wait until the worker blocks on the bell."""
         async with connect(self._redis_url) as broker:
-            await wait_until(lambda: last_asking(broker.queue.redis, "blpop"))
+            await wait_until(lambda: clients_by_last_command(broker.queue.redis, "blpop"))
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -68,7 +69,7 @@ async def quick(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a worker dies, and what that costs."""
+    """The point at which a worker dies, and the attempts and upstream calls that this costs."""
 
     matcher: Matcher
     when: When
@@ -78,7 +79,7 @@ class Point:
     upstream: str = ""
     length: int = 40
     stopping: bool = False
-    """Whether it was told to stop, and dies while it hands over."""
+    """Whether the worker was told to stop and dies during the hand-over."""
     lost: int | None = None
     by: signal.Signals = signal.SIGKILL
 
@@ -87,8 +88,8 @@ class Point:
         return self.attempts - 1 if self.lost is None else self.lost
 
 
-async def longest_hold(redis_url: str) -> int:
-    """ms for which nobody else may take a ticket that a worker has taken: no longer than a lease."""
+async def longest_ticket_hold(redis_url: str) -> int:
+    """Longest time in ms for which a taken ticket is unavailable to other workers; at most a lease."""
     async with connect(redis_url) as broker:
         execute = broker.queue.redis.execute
         return max([await execute("PTTL", name) for name in await execute("KEYS", "arq:in-progress:*")], default=0)
@@ -97,37 +98,37 @@ async def longest_hold(redis_url: str) -> int:
 STALL = "fault=stall at=3 times=1"
 AGAIN = {"attempts": 2, "calls": (2,)}
 WORKER_POINTS = {
-    "the bell rang": Point(command(b"BLPOP"), "after"),
-    "it has the ticket": Point(transaction(b"PSETEX"), "after"),
+    "after the bell rang": Point(command(b"BLPOP"), "after"),
+    "after it took the ticket": Point(transaction(b"PSETEX"), "after"),
     "before the claim": Point(script("claim"), "before"),
-    "told to stop, it has the ticket": Point(transaction(b"PSETEX"), "after", by=signal.SIGTERM),
+    "told to stop after it took the ticket": Point(transaction(b"PSETEX"), "after", by=signal.SIGTERM),
     "told to stop before the claim": Point(script("claim"), "before", by=signal.SIGTERM),
-    "it has the claim": Point(script("claim"), "after", attempts=2),
+    "after the claim": Point(script("claim"), "after", attempts=2),
     "before it removes the ticket": Point(transaction(b"ZREM"), "before", attempts=2, calls=(1, 2)),
-    "the ticket is removed": Point(transaction(b"ZREM"), "after", attempts=2, calls=(1, 2)),
+    "after it removed the ticket": Point(transaction(b"ZREM"), "after", attempts=2, calls=(1, 2)),
     "before the first append": Point(script("append"), "before", **AGAIN),
-    "it has appended for the first time": Point(script("append"), "after", **AGAIN),
-    "it has appended in the middle": Point(script("append"), "after", nth=3, length=200, **AGAIN),
-    "it has renewed the lease": Point(script("touch"), "after", upstream=STALL, **AGAIN),
+    "after the first append": Point(script("append"), "after", **AGAIN),
+    "after an append in the middle": Point(script("append"), "after", nth=3, length=200, **AGAIN),
+    "after it renewed the lease": Point(script("touch"), "after", upstream=STALL, **AGAIN),
     "before the ending": Point(script("finish"), "before", **AGAIN),
-    "it has written the ending": Point(script("finish"), "after"),
-    "before it hands over": Point(script("release"), "before", upstream=STALL, stopping=True, **AGAIN),
-    "it has handed over, without a ticket": Point(
+    "after the ending": Point(script("finish"), "after"),
+    "before the hand-over": Point(script("release"), "before", upstream=STALL, stopping=True, **AGAIN),
+    "after the hand-over, before the enqueue": Point(
         script("release"), "after", upstream=STALL, stopping=True, lost=0, **AGAIN
     ),
-    "what it has handed over has a ticket": Point(
+    "after the hand-over and the enqueue": Point(
         script("enqueue"), "after", upstream=STALL, stopping=True, lost=0, **AGAIN
     ),
 }
 
 
 @pytest.mark.parametrize("point", WORKER_POINTS.values(), ids=WORKER_POINTS.keys())
-async def test_a_worker_dies(
+async def test_a_worker_dies_at_any_step(
     redis: EmbeddedRedis, sim: str, quick: Gateway, worker: Worker, point: Point, request: pytest.FixtureRequest
 ) -> None:
     label = request.node.callspec.id.replace(" ", "-")
     doomed = await worker.running()
-    await worker.listens()
+    await worker.wait_for_bell()
     trap = worker.wire.trap(point.matcher, point.when, lambda: doomed.send(point.by), nth=point.nth)
     async with client() as http:
         said = await ask(quick, label, length=point.length, speed=200, more=point.upstream)
@@ -137,7 +138,7 @@ async def test_a_worker_dies(
                 doomed.send(signal.SIGTERM)
             await doomed.wait()
             assert trap.sprung.is_set()
-            assert await longest_hold(redis.url) <= 1000
+            assert await longest_ticket_hold(redis.url) <= 1000
             await worker.start(TOKENCAST_WORKER_DRAIN="0")
             assert await people.ending() == "completed"
             assert people.resets == point.attempts - 1

@@ -1,4 +1,4 @@
-"""Generations that are ended before their upstream has said all: by a caller, or because they take too long."""
+"""Generations that end before their upstream has sent everything: cancelled by a caller, or too long."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, gather, upstream_calls, wait_until, worker
 from worker.simulator.text import pieces
 
-# What the upstream does when the end comes.
-DOING = {
+# The upstream's behaviour when the generation is ended.
+UPSTREAM_BEHAVIOURS = {
     "streams": "",
     "idles": "fault=stall at=5",
-    "says nothing": "fault=mute",
+    "sends nothing": "fault=mute",
     "sends only comments": "fault=comments at=5",
     "refuses": "fault=429",
 }
@@ -34,7 +34,7 @@ async def outcomes(upstream: str, label: str) -> list[str | None]:
     return [call["outcome"] for call in await upstream_calls(upstream, label)]
 
 
-async def is_let_go(upstream: str, label: str) -> bool:
+async def upstream_is_disconnected(upstream: str, label: str) -> bool:
     return None not in await outcomes(upstream, label)
 
 
@@ -42,8 +42,8 @@ async def is_called(upstream: str, label: str) -> bool:
     return bool(await outcomes(upstream, label))
 
 
-async def test_what_takes_too_long_fails_with_a_code_of_its_own(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Whatever the upstream does meanwhile; it is let go."""
+async def test_a_generation_above_the_maximum_duration_fails_with_timeout(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Independent of the upstream's behaviour; its connection is closed."""
 
     async def too_long(label: str, directive: str) -> None:
         said = await ask(api, label, length=1000, speed=50, more=directive)
@@ -53,14 +53,16 @@ async def test_what_takes_too_long_fails_with_a_code_of_its_own(own_redis: Embed
         generation = await api.get(said.gid)
         assert (generation["status"], generation["error"]["code"]) == ("failed", "timeout")
         assert generation["ended_at"] - generation["started_at"] >= 1
-        await wait_until(partial(is_let_go, sim, label))
+        await wait_until(partial(upstream_is_disconnected, sim, label))
 
     async with gateway(own_redis.url, **QUICK) as api, worker(own_redis.url, sim, **QUICK, TOKENCAST_MAX_DURATION="1"):
-        await gather(*(too_long(f"too-long-{n}", directive) for n, directive in enumerate(DOING.values())))
+        await gather(
+            *(too_long(f"too-long-{n}", directive) for n, directive in enumerate(UPSTREAM_BEHAVIOURS.values()))
+        )
 
 
-async def test_a_cancel_before_any_worker_has_it(own_redis: EmbeddedRedis, sim: str) -> None:
-    """It ends at once, and nobody ever calls the upstream for it."""
+async def test_a_cancel_before_any_worker_has_the_generation(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The generation ends immediately, and the upstream is never called for it."""
     async with gateway(own_redis.url, **QUICK) as api:
         said = await ask(api, "cancelled-before")
         async with client() as http, audience(http, lambda: api.url, said) as people:
@@ -75,23 +77,23 @@ async def test_a_cancel_before_any_worker_has_it(own_redis: EmbeddedRedis, sim: 
         assert (await api.get(said.gid))["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("directive", DOING.values(), ids=DOING.keys())
-async def test_a_cancel_while_the_upstream(
-    sim: str, api: Gateway, patient: None, directive: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("directive", UPSTREAM_BEHAVIOURS.values(), ids=UPSTREAM_BEHAVIOURS.keys())
+async def test_a_cancel_while_the_upstream_is_called(
+    sim: str, api: Gateway, running_worker: None, directive: str, request: pytest.FixtureRequest
 ) -> None:
-    """All see it, the text so far stays, and the upstream is let go."""
+    """All subscribers see it, the text so far is kept, and the upstream's connection is closed."""
     label = "cancelled-" + request.node.callspec.id.replace(" ", "-")
     said = await ask(api, label, length=1000, speed=50, more=directive)
     async with client() as http, audience(http, lambda: api.url, said) as people:
         await wait_until(partial(is_called, sim, label))
-        if directive in ("", DOING["idles"], DOING["sends only comments"]):
+        if directive in ("", UPSTREAM_BEHAVIOURS["idles"], UPSTREAM_BEHAVIOURS["sends only comments"]):
             await people.has_text()
         answer = await api.http.post(f"/v1/generations/{said.gid}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         assert await people.ending() == "cancelled"
         assert people.resets == 0
         shown = {one.shown.text for one in (*people.native, *people.completions)}
-    await wait_until(partial(is_let_go, sim, label))
+    await wait_until(partial(upstream_is_disconnected, sim, label))
     generation = await api.get(said.gid)
     assert (generation["status"], {generation["text"]}) == ("cancelled", shown)
     tokens = generation["usage"]["completion_tokens"]
@@ -99,12 +101,12 @@ async def test_a_cancel_while_the_upstream(
 
 
 @pytest.fixture(scope="module")
-async def patient(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[None, None]:
+async def running_worker(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[None, None]:
     async with worker(redis.url, sim, **QUICK):
         yield
 
 
-async def test_a_cancel_after_the_end_changes_nothing(sim: str, api: Gateway, patient: None) -> None:
+async def test_a_cancel_after_the_end_changes_nothing(sim: str, api: Gateway, running_worker: None) -> None:
     said = await ask(api, "cancelled-after", length=5)
     async with client() as http, audience(http, lambda: api.url, said) as people:
         assert await people.ending() == "completed"

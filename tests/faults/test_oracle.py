@@ -1,4 +1,4 @@
-"""The oracle has no complaint about a right stream, and the right one about each wrong stream."""
+"""The oracle has no complaint about a correct stream, and the expected complaint about each faulty stream."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fold(events: list[tuple[str, str, object]]) -> Shown:
     return shown
 
 
-def kinds(shown: Shown | ShownCompletion) -> list[str]:
+def complaints_of(shown: Shown | ShownCompletion) -> list[str]:
     return [wrong for wrong, _ in shown.complaints]
 
 
-RIGHT = {
+CORRECT = {
     "whole": WHOLE,
-    "a reset forgets": [
+    "a reset discards the text": [
         CREATED,
         STARTED,
         chunk(1),
@@ -47,8 +47,14 @@ RIGHT = {
         *(chunk(s, 9, "b") for s in (1, 2, 3, 4)),
         ("9-5", *DONE[1:]),
     ],
-    "a gateway that forgets": [CREATED, STARTED, chunk(1), ("0-0", "reset", {"attempt": 1}), *WHOLE],
-    "ended from outside": [CREATED, STARTED, chunk(1), ("8-0", "cancelled", {})],
+    "a gateway that discards the text and sends all again": [
+        CREATED,
+        STARTED,
+        chunk(1),
+        ("0-0", "reset", {"attempt": 1}),
+        *WHOLE,
+    ],
+    "cancelled by a caller": [CREATED, STARTED, chunk(1), ("8-0", "cancelled", {})],
     "deleted": [CREATED, STARTED, chunk(1), ("8-0", "gone", {})],
     "an announced gap": [
         CREATED,
@@ -58,30 +64,30 @@ RIGHT = {
         DONE,
     ],
 }
-WRONG = {
+FAULTY = {
     "a chunk is missing": ([CREATED, STARTED, chunk(1), chunk(3, text=WORDS[1])], "gap"),
     "the beginning is missing": ([CREATED, chunk(1)], "gap"),
-    "a chunk comes twice": ([CREATED, STARTED, chunk(1), chunk(1)], "duplicate"),
-    "an older attempt goes on": ([CREATED, STARTED, RESET, chunk(1)], "mixed"),
+    "a chunk is repeated": ([CREATED, STARTED, chunk(1), chunk(1)], "duplicate"),
+    "an older attempt continues": ([CREATED, STARTED, RESET, chunk(1)], "mixed"),
     "two calls in one attempt": ([CREATED, STARTED, chunk(1), chunk(2, call="b")], "mixed"),
     "other text": ([CREATED, STARTED, chunk(1, text="something else")], "mixed"),
-    "an attempt that is not announced": ([CREATED, STARTED, chunk(1), ("9-0", "started", {"attempt": 2})], "mixed"),
+    "an attempt without a reset": ([CREATED, STARTED, chunk(1), ("9-0", "started", {"attempt": 2})], "mixed"),
     "the end is missing": ([*WHOLE[:-2], ("5-4", *DONE[1:])], "gap"),
     "two endings": ([*WHOLE, ("8-0", "cancelled", {})], "ending"),
-    "an event nobody knows": ([CREATED, STARTED, ("5-1", "token", {})], "malformed"),
+    "an unknown event": ([CREATED, STARTED, ("5-1", "token", {})], "malformed"),
 }
 
 
-@pytest.mark.parametrize("events", RIGHT.values(), ids=RIGHT.keys())
-def test_no_complaint(events: list[tuple[str, str, object]]) -> None:
+@pytest.mark.parametrize("events", CORRECT.values(), ids=CORRECT.keys())
+def test_a_correct_stream_has_no_complaint(events: list[tuple[str, str, object]]) -> None:
     shown = fold(events)
     assert shown.complaints == []
     assert shown.ending == events[-1][1]
 
 
-@pytest.mark.parametrize(("events", "wrong"), WRONG.values(), ids=WRONG.keys())
-def test_complaint(events: list[tuple[str, str, object]], wrong: str) -> None:
-    assert wrong in kinds(fold(events))
+@pytest.mark.parametrize(("events", "wrong"), FAULTY.values(), ids=FAULTY.keys())
+def test_a_faulty_stream_has_its_complaint(events: list[tuple[str, str, object]], wrong: str) -> None:
+    assert wrong in complaints_of(fold(events))
 
 
 def completion(*frames: tuple[str | None, object]) -> ShownCompletion:
@@ -96,7 +102,7 @@ def plain(seq: int, attempt: int = 5, call: str = "a") -> tuple[str, object]:
     return cursor, data
 
 
-def test_a_whole_completion() -> None:
+def test_a_complete_chat_stream_has_no_complaint() -> None:
     shown = completion(*(plain(seq) for seq in (1, 2, 3, 4)), ("5-5", "[DONE]"))
     assert (shown.complaints, shown.ending) == ([], "completed")
 
@@ -113,5 +119,5 @@ def test_a_whole_completion() -> None:
         ([*(plain(seq) for seq in (1, 2, 3, 4)), ("5-5", "[DONE]"), ("5-5", "[DONE]")], "ending"),
     ],
 )
-def test_a_wrong_completion(frames: list[tuple[str | None, object]], wrong: str) -> None:
-    assert wrong in kinds(completion(*frames))
+def test_a_faulty_chat_stream_has_its_complaint(frames: list[tuple[str | None, object]], wrong: str) -> None:
+    assert wrong in complaints_of(completion(*frames))

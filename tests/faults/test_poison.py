@@ -1,4 +1,4 @@
-"""A generation that no worker survives."""
+"""A poison generation: one that repeatedly crashes its worker."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, sto
 from tests.faults.subscriber import client
 from tests.support import Service, gateway, upstream_calls, wait_until, worker
 
-FATAL = 240  # chunks of the poison, after which its worker dies
+FATAL = 240  # chunks of the poison generation after which its worker is killed
 WORKERS = 2
 
 
-async def test_it_fails_and_its_neighbours_complete(own_redis: EmbeddedRedis, sim: str) -> None:
-    """It may take three workers with it; those are replaced, and everything else that ran on them completes."""
+async def test_a_poison_generation_fails_and_its_neighbours_complete(own_redis: EmbeddedRedis, sim: str) -> None:
+    """It crashes three workers, which are replaced. All other generations that ran on them complete."""
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(gateway(own_redis.url, **QUICK))
         http = await stack.enter_async_context(client())
         workers: list[Service] = []
 
-        async def hire() -> None:
+        async def start_worker() -> None:
             workers.append(await stack.enter_async_context(worker(own_redis.url, sim, **QUICK)))
 
-        async def has(gid: str, attempt: int) -> Service:
+        async def worker_of_attempt(gid: str, attempt: int) -> Service:
             line = f"{gid}: attempt {attempt}"
             return await wait_until(lambda: next((one for one in workers if line in one.output), None))
 
-        await asyncio.gather(*(hire() for _ in range(WORKERS)))
+        await asyncio.gather(*(start_worker() for _ in range(WORKERS)))
         poison = await ask(api, "poison", length=100_000, speed=100)
         crowd = await stack.enter_async_context(audience(http, lambda: api.url, poison))
         neighbours = []
@@ -40,8 +40,8 @@ async def test_it_fails_and_its_neighbours_complete(own_redis: EmbeddedRedis, si
                 said = await ask(api, label, seed=n, length=60, speed=50)
                 neighbours.append(await stack.enter_async_context(audience(http, lambda: api.url, said, native=1)))
             await wait_until(lambda attempt=attempt: has_sent(sim, attempt, FATAL))
-            (await has(poison.gid, attempt)).send(signal.SIGKILL)
-            await hire()
+            (await worker_of_attempt(poison.gid, attempt)).send(signal.SIGKILL)
+            await start_worker()
         assert await crowd.ending() == "failed"
         assert {one.shown.error for one in crowd.native} == {"attempts_exhausted"}
         assert await stored(own_redis.url, sim, poison, "poison") == Stored("failed", attempts=3, budget=3, calls=3)

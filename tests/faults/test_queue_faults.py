@@ -1,4 +1,4 @@
-"""What can go wrong in the queue, between a generation's creation and its start."""
+"""Faults in the queue, between a generation's creation and its start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.oracle import Said
 from tests.faults.scene import QUICK, Stored, ask, audience, is_overdue, prompt, queue_is_empty, stored
 from tests.faults.subscriber import client
 from tests.faults.tripwire import command, tripwire
-from tests.support import Gateway, Service, gateway, gather, last_asking, upstream_calls, wait_until, worker
+from tests.support import Gateway, Service, clients_by_last_command, gateway, gather, upstream_calls, wait_until, worker
 
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 
@@ -32,13 +32,13 @@ async def api(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
 
 @pytest.fixture(scope="module")
 async def one_slot(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Service, None]:
-    """A worker that looks at one ticket at a time: what stays at the queue's head stands before all others."""
+    """A worker that takes one ticket at a time: a ticket that stays at the head of the queue blocks all others."""
     async with worker(redis.url, sim, **QUICK, TOKENCAST_SLOTS="1") as started:
         yield started
 
 
 async def created(broker: Broker, label: str) -> Said:
-    """A generation without a ticket."""
+    """Create a generation without a ticket."""
     request = parse_request(prompt(label, seed=7, length=20, speed=200))
     return Said((await broker.store.create(request, OPEN_TENANT, None)).id, 7, 20)
 
@@ -55,15 +55,15 @@ def job(*arguments: object, function: str = JOB_NAME) -> bytes:
 NOWHERE = "gen_" + "0" * 10 + "10" + "0" * 22
 BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
     "not JSON": (b"bad.1", b"\xff{"),
-    "JSON of something else": (b"bad.2", b"[1, 2]"),
+    "JSON of another shape": (b"bad.2", b"[1, 2]"),
     "a pickle": (b"bad.3", pickle.dumps({"t": None, "f": JOB_NAME, "a": ("x", "y"), "k": {}, "et": 1})),
     "no payload": (b"bad.4", None),
-    "a function nobody knows": (b"bad.5", job(NOWHERE, "t", function="generate_v9")),
+    "an unknown function": (b"bad.5", job(NOWHERE, "t", function="generate_v9")),
     "too few arguments": (b"bad.6", job(NOWHERE)),
     "arguments of other types": (b"bad.7", job(17, None)),
-    "an id that is none": (b"bad.8", job("gen_none", "t")),
-    "a generation that never was": (b"bad.9", job(NOWHERE, "t")),
-    "a name that is no text": (b"bad.\xff\xfe", None),
+    "an invalid id": (b"bad.8", job("gen_none", "t")),
+    "a generation that never existed": (b"bad.9", job(NOWHERE, "t")),
+    "a name that is not text": (b"bad.\xff\xfe", None),
 }
 
 
@@ -71,22 +71,22 @@ BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
 async def test_a_bad_ticket_does_not_stop_a_worker(
     redis: EmbeddedRedis, api: Gateway, one_slot: Service, ticket: bytes, payload: bytes | None
 ) -> None:
-    """It stands at the head of the queue; the next generation is taken none the less, and nothing of it is left."""
+    """It is at the head of the queue. The next generation is still taken, and nothing of the bad ticket is left."""
     async with connect(redis.url) as broker:
         execute = broker.queue.redis.execute
         if payload is not None:
             await execute("SET", b"arq:job:" + ticket, payload, "PX", 60_000)
         await execute("ZADD", keys.QUEUE, 0.5, ticket)
         await execute("EXPIRE", keys.QUEUE, 60)
-    await completes(api, await ask(api, "behind-a-bad-ticket", length=5))
+    await completes(api, await ask(api, "after-a-bad-ticket", length=5))
     await queue_is_empty(redis.url)
     assert one_slot.process.returncode is None
 
 
-async def test_a_ticket_of_another_version_is_written_again(
+async def test_a_generation_whose_ticket_is_of_another_version_is_enqueued_again(
     redis: EmbeddedRedis, sim: str, api: Gateway, one_slot: Service
 ) -> None:
-    """A worker that does not know its function throws it away; its generation still runs."""
+    """A worker that does not know the ticket's function discards it; the generation still runs."""
     async with connect(redis.url) as broker:
         said = await created(broker, "other-version")
         execute = broker.queue.redis.execute
@@ -100,10 +100,10 @@ async def test_a_ticket_of_another_version_is_written_again(
     assert await stored(redis.url, sim, said, "other-version") == ONCE
 
 
-async def test_a_ticket_without_the_bell_is_found(
+async def test_a_ticket_is_found_without_the_bell(
     redis: EmbeddedRedis, sim: str, api: Gateway, one_slot: Service
 ) -> None:
-    """By the poll: nothing else would ever look."""
+    """The regular poll finds it; nothing else would look for it."""
     async with connect(redis.url) as broker:
         said = await created(broker, "no-bell")
         names = [keys.arq_job(f"{said.gid}.1"), keys.QUEUE, "nobody:hears:this", keys.FAIR]
@@ -113,8 +113,9 @@ async def test_a_ticket_without_the_bell_is_found(
     assert await stored(redis.url, sim, said, "no-bell") == ONCE
 
 
-async def test_a_poll_that_breaks_off_costs_no_slot(own_redis: EmbeddedRedis, sim: str) -> None:
-    """arq counts the slot before it marks the ticket, and does not give it back. The bell's poll is no other loop's."""
+async def test_an_interrupted_poll_costs_no_slot(own_redis: EmbeddedRedis, sim: str) -> None:
+    """arq counts the slot before it marks the ticket, and does not return it. The bell's poll runs in a loop of its
+    own."""
     async with (
         tripwire(own_redis.url) as wire,
         gateway(own_redis.url, **QUICK) as api,
@@ -122,13 +123,13 @@ async def test_a_poll_that_breaks_off_costs_no_slot(own_redis: EmbeddedRedis, si
         worker(wire.url, sim, **QUICK, TOKENCAST_SLOTS="1"),
     ):
         for number in range(2):
-            await wait_until(lambda: last_asking(broker.queue.redis, "blpop"))
+            await wait_until(lambda: clients_by_last_command(broker.queue.redis, "blpop"))
             broken = wire.trap(command(b"WATCH"), "before")
             await completes(api, await ask(api, f"broken-poll-{number}", length=5))
             assert broken.sprung.is_set()
 
 
-async def test_two_hundred_silent_ones_do_not_keep_a_new_one_waiting(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_two_hundred_silent_generations_do_not_delay_a_new_one(own_redis: EmbeddedRedis, sim: str) -> None:
     async with (
         gateway(own_redis.url) as api,
         worker(own_redis.url, sim, TOKENCAST_SLOTS="101"),
@@ -144,7 +145,7 @@ async def test_two_hundred_silent_ones_do_not_keep_a_new_one_waiting(own_redis: 
 
         await wait_until(no_ticket_is_left)
         await completes(api, await ask(api, "the-201st", length=5))
-        for one in silent:  # all at once, some could wait too long for a connection
+        for one in silent:  # one after the other: concurrent calls could wait too long for a connection
             await broker.cancel(one.id)
 
 

@@ -1,4 +1,5 @@
-"""Redis dies and comes back, with its data and without; the way to it breaks, stalls, and loses what it carries."""
+"""Redis dies and comes back, with its data and without; connections to it break, stall, and lose commands and
+replies."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 async def crowds(
     api: Gateway, labels: list[str], *, native: int, completions: int, **asked: int
 ) -> AsyncGenerator[list[Audience], None]:
-    """Generations that run, each with readers who have some of its text. In the end they must have all of it."""
+    """Running generations, each with subscribers that have received some of its text. At the end they must have all of
+    it."""
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(client())
         people: list[Audience] = []
@@ -39,10 +41,10 @@ async def crowds(
             assert (await api.get(crowd.said.gid))["text"] == crowd.said.text
 
 
-@pytest.mark.parametrize("keeps", [True, False], ids=["with-its-file", "empty"])
+@pytest.mark.parametrize("keeps", [True, False], ids=["with-data", "empty"])
 async def test_redis_is_killed_and_comes_back(sim: str, keeps: bool) -> None:
-    """Readers of what runs see a pause, and only that: no reset, no second upstream call. So do those of what ended a
-    moment ago. What waits comes back with the file, and only with it."""
+    """Subscribers of running generations see a pause, without a reset or a second upstream call; so do those of
+    generations that have just ended. Waiting generations come back only if Redis keeps its file."""
     labels = [f"running-{keeps}-{n}" for n in range(6)]
     async with (
         EmbeddedRedis(appendonly=keeps) as redis,
@@ -65,7 +67,7 @@ async def test_redis_is_killed_and_comes_back(sim: str, keeps: bool) -> None:
         await queue_is_empty(redis.url)
 
 
-async def test_connections_break_again_and_again(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_connections_break_repeatedly(own_redis: EmbeddedRedis, sim: str) -> None:
     labels = [f"cut-{n}" for n in range(20)]
     async with (
         tripwire(own_redis.url) as before_worker,
@@ -83,8 +85,8 @@ async def test_connections_break_again_and_again(own_redis: EmbeddedRedis, sim: 
             assert await stored(own_redis.url, sim, crowd.said, label) == ONCE
 
 
-async def test_redis_is_far_away(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Every reply takes between 50 and 200 ms more, never the same."""
+async def test_redis_with_a_high_latency(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Every reply is delayed by 50 to 200 ms, at random."""
     labels = [f"far-{n}" for n in range(5)]
     async with (
         tripwire(own_redis.url) as before_worker,
@@ -99,7 +101,7 @@ async def test_redis_is_far_away(own_redis: EmbeddedRedis, sim: str) -> None:
             assert await stored(own_redis.url, sim, crowd.said, label) == ONCE
 
 
-# --- one command, or its reply, is lost --------------------------------------------------------------------------
+# --- a lost command or reply --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ async def test_a_command_or_its_reply_is_lost(
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.usefixtures("before_worker")
 async def test_a_cancel_or_its_reply_is_lost(quick: Gateway, before_gateway: Tripwire, sim: str, when: When) -> None:
-    """The caller is told that it may not have come through, and asks again; there is one ending."""
+    """The caller is told that the cancellation may have failed, and repeats it; there is one ending."""
     label = f"lost-cancel-{when}"
     said = await ask(quick, label, length=3, more="fault=stall at=3")
     async with client() as http, audience(http, lambda: quick.url, said) as people:
@@ -168,7 +170,7 @@ async def test_a_cancel_or_its_reply_is_lost(quick: Gateway, before_gateway: Tri
         assert [answer.status_code for answer in answers] == [503, 200]
         assert await people.ending() == "cancelled"
 
-    async def left() -> bool:
+    async def upstream_disconnected() -> bool:
         return [call["outcome"] for call in await upstream_calls(sim, label)] == ["disconnected"]
 
-    await wait_until(left)
+    await wait_until(upstream_disconnected)

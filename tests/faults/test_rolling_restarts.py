@@ -1,4 +1,4 @@
-"""Deploys: every process is told to stop, waited for, and started anew under the same settings, one after the other."""
+"""Deploys: every process is told to stop, waited for, and started again with the same settings, one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import Service, clean_environment, upstream_calls, wait_until
 
 
 class Unit:
-    """What a deploy replaces."""
+    """A process that a deploy replaces."""
 
     def __init__(self, kind: str, **variables: str) -> None:
         self._kind = kind
@@ -46,7 +46,7 @@ class Unit:
 
 
 class Deployment:
-    """A context manager: two workers, two gateways, and callers who know both gateways."""
+    """A context manager: two workers, two gateways, and clients that know both gateways."""
 
     def __init__(self, redis_url: str, upstream_url: str, **worker: str) -> None:
         upstream = {"OPENAI_BASE_URL": upstream_url, "OPENAI_API_KEY": SIMULATED_KEY}
@@ -69,11 +69,11 @@ class Deployment:
         await self._stack.aclose()
 
     def url(self) -> str:
-        """Of either gateway, in turn, as a balancer chooses that has no health check."""
+        """The URL of either gateway, in turn, like a load balancer without a health check."""
         return next(self._urls)
 
     async def watched(self, label: str, *, native: int, completions: int, seed: int = 7, **asked: Any) -> Audience:
-        """A generation, and who reads it from its first token on."""
+        """A generation with subscribers from its first token on."""
         async with httpx2.AsyncClient() as http:
             body = prompt(label, seed=seed, **asked)
             gid = (await http.post(f"{self.url()}/v1/generations", json=body)).json()["id"]
@@ -82,7 +82,7 @@ class Deployment:
         return await self._stack.enter_async_context(crowd)
 
     async def running(self, gid: str, attempt: int) -> Unit:
-        """The worker that has it."""
+        """The worker that runs this attempt."""
         line = f"{gid}: attempt {attempt}"
         return await wait_until(lambda: next((one for one in self.workers if line in one.service.output), None))
 
@@ -93,8 +93,8 @@ class Deployment:
         return answer.json()["data"]
 
 
-async def test_two_hundred_subscribers_notice_nothing_of_two_deploys(own_redis: EmbeddedRedis, sim: str) -> None:
-    """No refused answer, no broken response, no reset; every generation completes, with one upstream call."""
+async def test_two_deploys_are_invisible_to_two_hundred_subscribers(own_redis: EmbeddedRedis, sim: str) -> None:
+    """No refused request, no broken response, no reset; every generation completes with one upstream call."""
     async with Deployment(own_redis.url, sim) as deployed:
         for deploy in (1, 2):
             labels = [f"deploy-{deploy}-{n}" for n in range(10)]
@@ -116,16 +116,16 @@ async def test_two_hundred_subscribers_notice_nothing_of_two_deploys(own_redis: 
         await queue_is_empty(own_redis.url)
 
 
-async def test_six_deploys_that_wait_for_nothing_cost_no_attempt(own_redis: EmbeddedRedis, sim: str) -> None:
-    """What a worker has no time to finish is handed over at once; a crash's budget is not touched. The upstream hangs
-    six times, so that each of the workers is stopped in the middle."""
+async def test_six_deploys_without_a_drain_use_up_no_attempt(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Generations that a worker cannot finish are handed over immediately without using up an attempt. The upstream
+    stalls six times, so that each of the workers is stopped in the middle."""
     async with Deployment(own_redis.url, sim, TOKENCAST_WORKER_DRAIN="0") as deployed:
         crowd = await deployed.watched(
             "handed-over", native=3, completions=2, length=60, speed=200, more="fault=stall at=20 times=6"
         )
         for restarts in range(6):
             await wait_until(lambda restarts=restarts: has_stalled(sim, restarts))
-            await crowd.begins_anew(restarts)
+            await crowd.has_restarted(restarts)
             await (await deployed.running(crowd.said.gid, restarts + 1)).restart()
         assert await crowd.ending() == "completed"
         assert await stored(own_redis.url, sim, crowd.said, "handed-over") == Stored("completed", 7, budget=0, calls=7)

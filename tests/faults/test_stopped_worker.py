@@ -1,4 +1,4 @@
-"""A worker that stands still for longer than its lease, and then goes on as if nothing had been."""
+"""A worker that is paused for longer than its lease and then continues (a ghost)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.faults.scene import QUICK, Audience, Stored, ask, audience, queue_is_
 from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, upstream_calls, wait_until, worker
 
-# The first attempt's upstream goes on for two seconds after the worker was stopped, and then waits to be let go.
+# The first attempt's upstream continues for two seconds after the worker was paused, and then stalls until it is
+# disconnected.
 LONG = {"length": 250, "speed": 100, "more": "fault=stall at=200 times=1"}
 
 
@@ -19,8 +20,8 @@ async def outcomes(upstream: str, label: str) -> list[str | None]:
     return [call["outcome"] for call in await upstream_calls(upstream, label)]
 
 
-async def watched(stack: AsyncExitStack, api: Gateway, labels: list[str], **asked: Any) -> list[Audience]:
-    """Generations that run, each with an audience that has seen some of it."""
+async def start_audiences(stack: AsyncExitStack, api: Gateway, labels: list[str], **asked: Any) -> list[Audience]:
+    """Running generations, each with an audience that has received some of the text."""
     http = await stack.enter_async_context(client())
     people: list[Audience] = []
     for seed, label in enumerate(labels):
@@ -31,21 +32,22 @@ async def watched(stack: AsyncExitStack, api: Gateway, labels: list[str], **aske
     return people
 
 
-async def test_it_cannot_write_when_it_goes_on(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Its two generations have been started anew elsewhere: not one byte of it is stored, and it lets its calls go."""
-    labels = ["zombie-a", "zombie-b"]
+async def test_a_resumed_worker_cannot_write(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Its two generations have been restarted by another worker. None of its writes is stored, and it closes its
+    upstream calls."""
+    labels = ["ghost-a", "ghost-b"]
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(gateway(own_redis.url, **QUICK))
-        zombie = await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
-        crowds = await watched(stack, api, labels, **LONG)
-        zombie.send(signal.SIGSTOP)
+        ghost = await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
+        crowds = await start_audiences(stack, api, labels, **LONG)
+        ghost.send(signal.SIGSTOP)
         await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
         for crowd in crowds:
-            await crowd.begins_anew()
-        zombie.send(signal.SIGCONT)
+            await crowd.has_restarted()
+        ghost.send(signal.SIGCONT)
         for crowd, label in zip(crowds, labels, strict=True):
-            await zombie.says(rf"{crowd.said.gid}: ended elsewhere \(FENCED\)")
-            await wait_until(lambda label=label: has_left(sim, label))
+            await ghost.says(rf"{crowd.said.gid}: ended elsewhere \(FENCED\)")
+            await wait_until(lambda label=label: is_disconnected(sim, label))
             assert await crowd.ending() == "completed"
             assert crowd.resets == 1
             assert await stored(own_redis.url, sim, crowd.said, label) == Stored("completed", 2, budget=1, calls=2)
@@ -54,21 +56,21 @@ async def test_it_cannot_write_when_it_goes_on(own_redis: EmbeddedRedis, sim: st
         await queue_is_empty(own_redis.url)
 
 
-async def has_left(upstream: str, label: str) -> bool:
+async def is_disconnected(upstream: str, label: str) -> bool:
     return (await outcomes(upstream, label))[0] == "disconnected"
 
 
-async def test_its_end_takes_nothing_from_the_next_attempt(own_redis: EmbeddedRedis, sim: str) -> None:
-    """The second worker is killed after the first one has gone on, and given up: the generation is still found."""
+async def test_the_end_of_a_resumed_worker_leaves_the_next_attempt_intact(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The second worker is killed after the first one has continued and given up: the generation is still found."""
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(gateway(own_redis.url, **QUICK))
-        zombie = await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
-        (crowd,) = await watched(stack, api, ["orphan"], **LONG)
-        zombie.send(signal.SIGSTOP)
+        ghost = await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
+        (crowd,) = await start_audiences(stack, api, ["orphan"], **LONG)
+        ghost.send(signal.SIGSTOP)
         second = await stack.enter_async_context(worker(own_redis.url, sim, **QUICK))
-        await crowd.begins_anew()
-        zombie.send(signal.SIGCONT)
-        await zombie.says(rf"{crowd.said.gid}: ended elsewhere \(FENCED\)")
+        await crowd.has_restarted()
+        ghost.send(signal.SIGCONT)
+        await ghost.says(rf"{crowd.said.gid}: ended elsewhere \(FENCED\)")
         second.send(signal.SIGKILL)
         assert await crowd.ending() == "completed"
         assert crowd.resets == 2
@@ -76,19 +78,19 @@ async def test_its_end_takes_nothing_from_the_next_attempt(own_redis: EmbeddedRe
         await queue_is_empty(own_redis.url)
 
 
-async def test_it_may_stand_still_within_its_lease(own_redis: EmbeddedRedis, sim: str) -> None:
-    """The upstream goes on meanwhile; its text comes late, and that is all."""
+async def test_a_pause_shorter_than_the_lease_is_only_a_delay(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The upstream continues meanwhile; the text is only delayed."""
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(gateway(own_redis.url))
         paused = await stack.enter_async_context(worker(own_redis.url, sim))
-        (crowd,) = await watched(stack, api, ["paused"], length=250)
+        (crowd,) = await start_audiences(stack, api, ["paused"], length=250)
         await stack.enter_async_context(worker(own_redis.url, sim))
         paused.send(signal.SIGSTOP)
 
-        async def all_said() -> bool:
+        async def upstream_has_completed() -> bool:
             return await outcomes(sim, "paused") == ["completed"]
 
-        await wait_until(all_said)
+        await wait_until(upstream_has_completed)
         assert all(len(one.shown.text) < len(crowd.said.text) for one in crowd.native)
         paused.send(signal.SIGCONT)
         assert await crowd.ending() == "completed"

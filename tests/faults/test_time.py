@@ -1,4 +1,5 @@
-"""Redis hangs, steps its clock, goes back in time; and processes start in the middle of it. What runs goes on."""
+"""Redis hangs, steps its clock, or comes back in an older state, and processes start meanwhile. Running generations
+continue."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ from tests.faults.scene import Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
 from tests.servers.redis_proxy import redis_proxy
 from tests.support import (
-    WATCHFUL,
+    REAPER_OBSERVATION,
     Gateway,
-    beside,
     gateway,
     gather,
+    in_background,
     request_body,
     wait_until,
     worker,
@@ -48,8 +49,8 @@ ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 
 
 @asynccontextmanager
-async def dumping() -> AsyncGenerator[EmbeddedRedis, None]:
-    """A server that comes back with what it had at its last SAVE."""
+async def redis_with_snapshots() -> AsyncGenerator[EmbeddedRedis, None]:
+    """A server that restarts with the data of its last SAVE."""
     async with EmbeddedRedis(appendonly=True, options={"appendonly": "no", "dbfilename": "dump.rdb"}) as redis:
         yield redis
 
@@ -59,7 +60,7 @@ async def save(redis: EmbeddedRedis) -> None:
         await broker.store.redis.execute("SAVE")
 
 
-async def passed(seconds: float) -> None:
+async def wait_seconds(seconds: float) -> None:
     end = time.monotonic() + seconds
     await wait_until(lambda: time.monotonic() > end)
 
@@ -67,14 +68,15 @@ async def passed(seconds: float) -> None:
 # --- settings that differ ---------------------------------------------------------------------------------------------
 
 
-async def test_the_smallest_number_of_attempts_counts(own_redis: EmbeddedRedis, sim: str) -> None:
-    """The gateway allows three, the workers one: the worker that is to begin the second one ends it instead."""
+async def test_the_smallest_maximum_of_attempts_applies(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The gateway allows three, the workers one. The worker that would begin the second attempt ends the generation
+    instead."""
     once = {**QUICK, "TOKENCAST_MAX_ATTEMPTS": "1"}
     async with gateway(own_redis.url, **QUICK) as api:
         async with worker(own_redis.url, sim, **once) as doomed:
             said = await ask(api, "differ", length=400, speed=20)
             await doomed.says(rf"{said.gid}: attempt 1")
-            doomed.send(signal.SIGSTOP)  # else its own reaper could be the first
+            doomed.send(signal.SIGSTOP)  # otherwise its own reaper could be the first
             await api.process.says(rf"{said.gid}: queued again")
             doomed.send(signal.SIGKILL)
         async with worker(own_redis.url, sim, **once) as process, client() as http:
@@ -89,7 +91,7 @@ async def test_the_smallest_number_of_attempts_counts(own_redis: EmbeddedRedis, 
 
 
 @asynccontextmanager
-async def hanging(redis: EmbeddedRedis) -> AsyncGenerator[None, None]:
+async def paused(redis: EmbeddedRedis) -> AsyncGenerator[None, None]:
     os.kill(redis.pid, signal.SIGSTOP)
     try:
         yield
@@ -97,15 +99,15 @@ async def hanging(redis: EmbeddedRedis) -> AsyncGenerator[None, None]:
         os.kill(redis.pid, signal.SIGCONT)
 
 
-async def commands(broker: Broker, name: str) -> int:
-    """How often Redis has executed a command."""
+async def execution_count(broker: Broker, name: str) -> int:
+    """The number of times that Redis has executed a command."""
     stats = (await broker.store.redis.execute("INFO", "commandstats")).decode()
     lines = [line for line in stats.splitlines() if line.startswith(f"cmdstat_{name}:")]
     return int(lines[0].partition("calls=")[2].partition(",")[0]) if lines else 0
 
 
-async def test_concurrent_questions_for_the_time_share_one(own_redis: EmbeddedRedis) -> None:
-    """Twenty that ask one after the other would wait for twenty timeouts."""
+async def test_concurrent_reads_of_the_clock_share_one_command(own_redis: EmbeddedRedis) -> None:
+    """In sequence, twenty requests would wait for twenty timeouts."""
     async with (
         connect(own_redis.url) as broker,
         redis_proxy(own_redis.url) as proxy,
@@ -113,17 +115,17 @@ async def test_concurrent_questions_for_the_time_share_one(own_redis: EmbeddedRe
     ):
         clock = RedisClock(redis)
         await redis.execute("PING")
-        before = await commands(broker, "time")
+        before = await execution_count(broker, "time")
         proxy.pause()
         await gather(*(clock.now() for _ in range(20)))
         proxy.resume()
-        assert await commands(broker, "time") - before == 1
+        assert await execution_count(broker, "time") - before == 1
 
 
-async def test_what_was_refused_is_not_created_when_redis_goes_on(
+async def test_a_refused_request_creates_nothing_after_redis_resumes(
     own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command lay in its buffer."""
+    """The command was still in Redis's socket buffer."""
     monkeypatch.setattr("broker.store.store.IN_TIME", 0.6)
     settings = Settings(REDIS_URL=own_redis.url)  # pyright: ignore[reportCallIssue]
     async with (
@@ -132,14 +134,14 @@ async def test_what_was_refused_is_not_created_when_redis_goes_on(
     ):
         broker = Broker(redis, redis, settings)
         first = await broker.enqueue(request_body())
-        before = await commands(observer, "evalsha")
-        async with hanging(own_redis):
+        before = await execution_count(observer, "evalsha")
+        async with paused(own_redis):
             with pytest.raises(StorageUnavailable):
                 await broker.enqueue(request_body())
-            await passed(1)
+            await wait_seconds(1)
 
         async def executed() -> bool:
-            return await commands(observer, "evalsha") > before
+            return await execution_count(observer, "evalsha") > before
 
         await wait_until(executed)
         page, _ = await observer.store.list("default")
@@ -147,51 +149,51 @@ async def test_what_was_refused_is_not_created_when_redis_goes_on(
         assert await broker.enqueue(request_body())
 
 
-async def test_a_step_of_redis_s_clock_refuses_nobody(own_redis: EmbeddedRedis) -> None:
-    """This process still goes by what Redis said before."""
+async def test_a_step_of_the_redis_clock_refuses_no_request(own_redis: EmbeddedRedis) -> None:
+    """This process still uses the time that Redis reported before."""
     async with connect(own_redis.url) as broker:
         await broker.enqueue(request_body())
         broker.store.clock._offset -= 3600  # pyright: ignore[reportPrivateUsage]
         assert (await broker.enqueue(request_body())).status == "queued"
 
 
-async def test_nothing_is_created_for_a_caller_who_has_left(own_redis: EmbeddedRedis) -> None:
+async def test_nothing_is_created_for_a_disconnected_caller(own_redis: EmbeddedRedis) -> None:
     async with connect(own_redis.url) as broker:
         with pytest.raises(StorageUnavailable):
-            await broker.submit(parse_request(request_body()), "default", None, _yes)
+            await broker.submit(parse_request(request_body()), "default", None, _has_left)
         assert (await broker.store.list("default"))[0] == []
 
 
-async def _yes() -> bool:
+async def _has_left() -> bool:
     return True
 
 
-async def test_callers_who_leave_a_hung_redis_create_nothing(own_redis: EmbeddedRedis) -> None:
+async def test_requests_that_time_out_while_redis_hangs_create_nothing(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
-        async with hanging(own_redis), httpx2.AsyncClient(base_url=api.url, timeout=1) as impatient:
+        async with paused(own_redis), httpx2.AsyncClient(base_url=api.url, timeout=1) as impatient:
 
             async def post() -> None:
                 with suppress(httpx2.TimeoutException):
                     await impatient.post("/v1/generations", json=request_body())
 
             await gather(*(post() for _ in range(12)))
-        await api.create()  # answered after all of them
+        await api.create()  # processed after all of them
         page, _ = await broker.store.list("default")
         assert len(page) == 1
 
 
-async def test_a_process_that_starts_while_redis_hangs_takes_nothing(own_redis: EmbeddedRedis, sim: str) -> None:
-    """The leases are over when it sees them first; their owners have had no chance to renew them."""
+async def test_a_process_that_starts_while_redis_hangs_requeues_nothing(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The leases have expired when it sees them first; their owners had no chance to renew them."""
     labels = [f"hang-{n}" for n in range(5)]
     quick = {**QUICK, "TOKENCAST_LEASE": "2"}
     async with gateway(own_redis.url, **quick) as api, worker(own_redis.url, sim, **quick), client() as http:
         said = [await ask(api, label, length=150, speed=10) for label in labels]
         async with audience(http, lambda: api.url, said[0]) as people:
             await people.has_text()
-            async with hanging(own_redis):
-                await passed(6)  # the leases are over, and the connections given up
+            async with paused(own_redis):
+                await wait_seconds(6)  # the leases have expired, and the connections have been closed
                 second = asyncio.create_task(_second_gateway(own_redis.url, quick))
-                await passed(1)
+                await wait_seconds(1)
             assert await people.ending() == "completed"
             assert people.resets == 0
         for one, label in zip(said, labels, strict=True):
@@ -201,8 +203,8 @@ async def test_a_process_that_starts_while_redis_hangs_takes_nothing(own_redis: 
         await asyncio.gather(second, return_exceptions=True)
 
 
-async def test_an_attempt_claimed_anew_whose_reply_was_lost_is_run(own_redis: EmbeddedRedis, sim: str) -> None:
-    """After an upstream error behind text."""
+async def test_an_attempt_runs_although_the_reply_to_its_claim_was_lost(own_redis: EmbeddedRedis, sim: str) -> None:
+    """A second attempt, after an upstream error that followed some text."""
     async with gateway(own_redis.url) as api, redis_proxy(own_redis.url) as proxy, worker(proxy.url, sim) as process:
         body = prompt("again", seed=7, length=40, speed=100, more="fault=cut at=20 times=1")
         said = Said((await api.create({**body, "on_upstream_error": "restart"}))["id"], 7, 40)
@@ -218,16 +220,16 @@ async def _second_gateway(url: str, variables: dict[str, str]) -> None:
         await asyncio.Event().wait()
 
 
-# --- a Redis that goes back -------------------------------------------------------------------------------------------
+# --- a Redis that comes back in an older state -----------------------------------------------------------------------
 
 
-async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis comes back in a state from before the ending, long after the time for which endings are kept."""
+async def test_an_ending_survives_an_outage_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis comes back in a state from before the ending, long after the retention time of endings."""
     monkeypatch.setattr("worker.ended_attempts.RETENTION", 0.5)
-    async with dumping() as redis, connect(redis.url) as broker:
+    async with redis_with_snapshots() as redis, connect(redis.url) as broker:
         settings = Settings(REDIS_URL=redis.url)  # pyright: ignore[reportCallIssue]
         appender = Appender(settings)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             generation = await broker.enqueue(request_body())
             ours = await claim(broker.store.redis, generation.id, settings)
@@ -238,7 +240,7 @@ async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.Mo
             await broker.store.redis.execute("SAVE")
             await attempt.finish(Ending(b"ok", "completed", b'{"finish_reason":"stop"}', "stop", b"{}", b"", b"[]"))
             redis.kill()
-            await passed(2)
+            await wait_seconds(2)
             await redis.restart()
 
             async def completed() -> bool:
@@ -250,7 +252,7 @@ async def test_an_ending_outlives_an_outage_of_any_length(monkeypatch: pytest.Mo
 
 
 def shard_mates() -> tuple[str, str]:
-    """Two idempotency keys whose generations are of one shard."""
+    """Two idempotency keys whose generations belong to the same shard."""
     found: dict[str, str] = {}
     for number in range(10 * len(SHARDS)):
         key = f"k{number}"
@@ -260,12 +262,12 @@ def shard_mates() -> tuple[str, str]:
     raise AssertionError
 
 
-async def test_a_roll_back_to_before_the_creation_is_a_pause(sim: str) -> None:
-    """The shard was there before, so its data set is the same one. Its readers wait."""
+async def test_a_rollback_to_before_the_creation_is_only_a_pause(sim: str) -> None:
+    """The shard existed before, so its epoch is the same. The subscribers wait."""
     older, newer = shard_mates()
     quick = {**QUICK, "TOKENCAST_LEASE": "3"}
     async with (
-        dumping() as redis,
+        redis_with_snapshots() as redis,
         gateway(redis.url, **quick) as api,
         worker(redis.url, sim, **quick),
         client() as http,
@@ -282,8 +284,8 @@ async def test_a_roll_back_to_before_the_creation_is_a_pause(sim: str) -> None:
         assert await stored(redis.url, sim, said, "rolled-back") == ONCE
 
 
-async def test_what_was_deleted_stays_so_over_a_restart(sim: str) -> None:
-    """Also for its worker, which hears of it only afterwards."""
+async def test_a_deleted_generation_stays_deleted_after_a_restart(sim: str) -> None:
+    """The worker, which learns of it only afterwards, does not put the generation back."""
     quick = {**QUICK, "TOKENCAST_LEASE": "3"}
     async with (
         EmbeddedRedis(appendonly=True) as redis,
@@ -304,8 +306,8 @@ async def _has_text(api: Gateway, gid: str) -> bool:
     return bool((await api.get(gid)).get("text"))
 
 
-async def test_a_gateway_that_never_saw_the_shard_knows_that_redis_lost_it(own_redis: EmbeddedRedis, sim: str) -> None:
-    """A generation that is not known yet is answered as such, and one that never was is unknown."""
+async def test_a_gateway_detects_data_loss_in_a_shard_that_it_never_used(own_redis: EmbeddedRedis, sim: str) -> None:
+    """A generation that is not known yet gets 503; one that never existed gets 404."""
     quick = {**QUICK, "TOKENCAST_LEASE": "3"}
     async with (
         gateway(own_redis.url, **quick) as first,
@@ -317,12 +319,12 @@ async def test_a_gateway_that_never_saw_the_shard_knows_that_redis_lost_it(own_r
         process.send(signal.SIGSTOP)
         await own_redis.restart()
 
-        async def asked() -> httpx2.Response | None:
+        async def response_of_second() -> httpx2.Response | None:
             with suppress(httpx2.HTTPError):
                 return await second.http.get(f"/v1/generations/{said.gid}")
             return None
 
-        assert (await wait_until(asked)).status_code == 503
+        assert (await wait_until(response_of_second)).status_code == 503
         stream = await second.http.get(f"/v1/generations/{said.gid}/events")
         assert (stream.status_code, stream.text.startswith("retry:")) == (200, True)
         never = "gen_" + "0" * 10 + shard_of(said.gid) + "0" * 22
@@ -333,13 +335,14 @@ async def test_a_gateway_that_never_saw_the_shard_knows_that_redis_lost_it(own_r
         assert (await stored(own_redis.url, sim, said, "lost")).calls == 1
 
 
-# --- a worker that loses what it runs, and gets it back ---------------------------------------------------------------
+# --- a worker that loses its generations and gets them back -----------------------------------------------------------
 
 
-async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
+async def test_a_worker_with_two_attempts_of_a_generation_hands_it_over(
     own_redis: EmbeddedRedis, sim: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its appender hung until the leases were over; it took the tickets again; the older attempts end after that."""
+    """Its appender was blocked until the leases had expired. It claimed the generations again, and the older attempts
+    end after that."""
     settings = Settings(REDIS_URL=own_redis.url, OPENAI_BASE_URL=sim, OPENAI_API_KEY=SIMULATED_KEY)  # type: ignore[call-arg]
     async with (
         redis_proxy(own_redis.url) as proxy,
@@ -350,7 +353,7 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
         appender = Appender(settings.model_copy(update={"redis_url": proxy.url}))
         generator = GenerationRunner(redis, appender, upstreams, settings)
         running = Slots(generator, redis, broker.queue, 10)
-        async with beside(appender.run()):
+        async with in_background(appender.run()):
             await appender.ready()
             body = request_body("[[sim length=4000 speed=20]]", model="sim")
             gids = [(await broker.enqueue(body)).id for _ in range(3)]
@@ -360,8 +363,8 @@ async def test_a_worker_that_runs_a_generation_twice_hands_it_over(
             for gid in gids:
                 await redis.execute("HSET", keys.meta(gid), "le", 1)
                 await redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
-                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *WATCHFUL])
-                await _begin(broker, running, gid, 1)  # under the same ticket, if Redis forgot the reaper's
+                await redis.run(REAP, lifecycle_keys(gid), [gid, 5, 9, *REAPER_OBSERVATION])
+                await _begin(broker, running, gid, 1)  # with the same ticket, if Redis lost the reaper's
             proxy.resume()
             await wait_until(lambda: len(running) == 3)
             await running.hand_over()
@@ -376,10 +379,10 @@ async def _begin(broker: Broker, running: Slots, gid: str, ticket: int) -> None:
     running.start(f"{gid}.{ticket}", outcome)
 
 
-# --- what has expired -------------------------------------------------------------------------------------------------
+# --- expired generations ----------------------------------------------------------------------------------------------
 
 
-async def test_what_expired_while_nothing_ran_is_not_counted(own_redis: EmbeddedRedis) -> None:
+async def test_generations_that_expired_while_no_process_ran_are_not_counted(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         gid = (await api.create())["id"]
         await api.create()
@@ -393,16 +396,16 @@ async def test_what_expired_while_nothing_ran_is_not_counted(own_redis: Embedded
 
 
 async def test_a_generation_without_a_log_is_not_run(own_redis: EmbeddedRedis, sim: str) -> None:
-    """It can be read no more: neither a worker nor a reaper makes it another log."""
+    """It can no longer be read, so neither a worker nor a reaper creates another log for it."""
     async with gateway(own_redis.url, **QUICK) as api, connect(own_redis.url) as broker:
         gid = (await api.create())["id"]
         await broker.store.redis.execute("DEL", keys.log(gid))
         await broker.store.redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
         async with worker(own_redis.url, sim, **QUICK):
 
-            async def over() -> bool:
+            async def has_failed() -> bool:
                 return await broker.store.redis.execute("HGET", keys.meta(gid), "st") == b"failed"
 
-            await wait_until(over)
+            await wait_until(has_failed)
         assert (await api.http.get(f"/v1/generations/{gid}")).status_code == 410
         assert not await broker.store.redis.execute("EXISTS", keys.log(gid))

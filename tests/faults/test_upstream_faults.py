@@ -1,4 +1,5 @@
-"""What an upstream can do wrong, all the way to the readers: what they show, how it ends, how often was called."""
+"""Faults of an upstream, from end to end: the text that subscribers see, the ending, and the number of upstream
+calls."""
 
 from __future__ import annotations
 
@@ -36,20 +37,20 @@ labels = (f"e{number}" for number in count())
 
 
 @pytest.fixture(scope="module")
-async def impatient(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Service, None]:
-    """A worker that gives an upstream little time."""
+async def short_timeouts(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Service, None]:
+    """A worker with short upstream timeouts."""
     async with worker(redis.url, sim, TOKENCAST_MAX_OUTPUT="100000", **LIMITS) as started:
         yield started
 
 
-# What each fault must become: the ending, its code (None: completed), the pieces shown, and the upstream's calls.
+# The result of each fault: the error code (None: completed), the number of pieces shown, and the upstream calls.
 FAULTS = {
-    # E1, E3: a stream that just ends is no completion, whatever it held.
+    # E1, E3: a stream that just ends is not a completion, independent of its contents.
     "fault=truncate": ("upstream_truncated", 5, 1),
     "fault=truncate at=19": ("upstream_truncated", 19, 1),
     "fault=truncate shape=gabforge": ("upstream_truncated", 5, 1),
     "fault=no-blank-line": ("upstream_truncated", 5, 1),
-    # ... but one of [DONE] and finish_reason is enough.
+    # ... but either [DONE] or finish_reason is enough.
     "fault=no-done": (None, 20, 1),
     "fault=done-only": (None, 20, 1),
     "shape=gabforge": (None, 20, 1),
@@ -88,7 +89,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("directive", FAULTS, ids=lambda directive: directive.removeprefix("fault="))
-async def test_every_reader_has_the_same_truth(api: Gateway, sim: str, impatient: Service, directive: str) -> None:
+async def test_every_subscriber_sees_the_same_result(
+    api: Gateway, sim: str, short_timeouts: Service, directive: str
+) -> None:
     code, shown, calls = FAULTS[directive]
     label = next(labels)
     prompt = f"[[sim seed={SEED} length={LENGTH} speed=200 label={label} {directive}]]"
@@ -106,14 +109,14 @@ async def test_every_reader_has_the_same_truth(api: Gateway, sim: str, impatient
         assert reader.shown.ending == ending
         assert reader.shown.text == "".join(pieces(SEED, LENGTH)[:shown]) == stored["text"]
     assert {follower.shown.error for follower in [*followers, late]} == {stored["error"]["code"] if code else None}
-    if code and code != "sim_error":  # the upstream's own words are passed on as they are
+    if code and code != "sim_error":  # the upstream's own error codes are passed on unchanged
         assert stored["error"]["code"] == code
     assert (stored["status"], stored["attempt"]) == (ending, 1)
     assert len(await upstream_calls(sim, label)) == calls
 
 
-async def test_after_shown_text_a_new_attempt_is_a_reset(api: Gateway, sim: str, impatient: Service) -> None:
-    """E10: only where the caller asked for it; else the failure is the end."""
+async def test_a_second_attempt_after_text_is_a_reset(api: Gateway, sim: str, short_timeouts: Service) -> None:
+    """E10: only if the request asks for it; otherwise the failure is the end."""
     prompt = f"[[sim seed={SEED} length={LENGTH} speed=100 label=anew fault=cut at=10 times=1]]"
     created = await api.create(request_body(prompt, model="sim", on_upstream_error="restart"))
     said = Said(created["id"], SEED, LENGTH)
@@ -123,8 +126,8 @@ async def test_after_shown_text_a_new_attempt_is_a_reset(api: Gateway, sim: str,
     assert len(await upstream_calls(sim, "anew")) == 2
 
 
-async def test_a_cancel_closes_the_upstream(api: Gateway, sim: str, impatient: Service) -> None:
-    """E11, E12: while it streams, for a hundred seconds. How soon is a matter of `test_recovery_times.py`."""
+async def test_a_cancel_closes_the_upstream_connection(api: Gateway, sim: str, short_timeouts: Service) -> None:
+    """E11, E12: during a stream of a hundred seconds. `test_recovery_times.py` measures how soon."""
     prompt = f"[[sim seed={SEED} length=5000 speed=50 label=cancelled]]"
     created = await api.create(request_body(prompt, model="sim"))
     async with aclosing(api.follow(created["id"])) as stream:
@@ -141,8 +144,8 @@ async def test_a_cancel_closes_the_upstream(api: Gateway, sim: str, impatient: S
     await wait_until(closed)
 
 
-async def test_a_huge_error_is_not_read_whole(own_redis: EmbeddedRedis, sim: str) -> None:
-    """E13: a refusal's body is the upstream's too. Its worker's memory does not grow by it."""
+async def test_a_huge_error_body_is_not_read_completely(own_redis: EmbeddedRedis, sim: str) -> None:
+    """E13: the body of an error response also comes from the upstream. It does not increase the worker's memory."""
     async with gateway(own_redis.url) as api, worker(own_redis.url, sim, TOKENCAST_RETRY_BUDGET="0") as process:
         small = await api.create(request_body("[[sim fault=500]]", model="sim"))
         await api.ended(small["id"])
@@ -154,8 +157,8 @@ async def test_a_huge_error_is_not_read_whole(own_redis: EmbeddedRedis, sim: str
     assert len(ended["error"]["message"]) < 3000
 
 
-async def test_a_frozen_upstream_is_noticed(own_redis: EmbeddedRedis) -> None:
-    """E16: a peer that is there and never answers again, as behind a dead NAT entry."""
+async def test_a_frozen_upstream_is_detected(own_redis: EmbeddedRedis) -> None:
+    """E16: a connected peer that never answers again, as after a dead NAT entry."""
     async with service("worker.simulator", "--port", "0") as upstream:
         url = (await upstream.says(r"upstream-sim ready on (\S+)"))[1]
         async with gateway(own_redis.url) as api, worker(own_redis.url, url, **LIMITS):
@@ -172,11 +175,11 @@ async def test_a_frozen_upstream_is_noticed(own_redis: EmbeddedRedis) -> None:
 
 
 @asynccontextmanager
-async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
-    """A server whose event streams are noise: bytes, and pieces of what a stream is made of."""
+async def noisy_upstream(seed: int) -> AsyncGenerator[str, None]:
+    """A server whose event streams are noise: random bytes and fragments of real streams."""
     chance = random.Random(seed)
     chunk = b'{"choices":[{"delta":{"content":"x"},"index":0}]}'
-    morsels = [
+    fragments = [
         b"data: ",
         b"data: []\n\n",
         b"\n\n",
@@ -189,17 +192,19 @@ async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
         b'"',
         b"\xff\x00",
     ]
-    morsels += [chunk, b'{"choices":null}', b'{"choices":[{"index":-1}]}']
+    fragments += [chunk, b'{"choices":null}', b'{"choices":[{"index":-1}]}']
     frames = [b"data: " + chunk + b"\n\n"] * 8 + [b"data: [DONE]\n\n"]
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):  # the worker leaves as soon as it has had enough
+        with suppress(OSError):  # the worker disconnects as soon as it has seen enough
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
             order = chance.random()
             for _ in range(chance.randrange(1, 60)):
                 kind = chance.random()
-                writer.write(chance.choice(frames if kind < order else morsels) if kind < 0.98 else chance.randbytes(9))
+                writer.write(
+                    chance.choice(frames if kind < order else fragments) if kind < 0.98 else chance.randbytes(9)
+                )
             await writer.drain()
         writer.close()
 
@@ -207,10 +212,10 @@ async def babbling_upstream(seed: int) -> AsyncGenerator[str, None]:
         yield f"http://{address}/v1"
 
 
-async def test_noise_from_an_upstream_is_a_failure_and_no_crash(own_redis: EmbeddedRedis) -> None:
-    """E6: whatever comes, every generation has one ending, and the worker lives."""
+async def test_noise_from_an_upstream_fails_the_generation_without_a_crash(own_redis: EmbeddedRedis) -> None:
+    """E6: every generation has exactly one ending, and the worker survives."""
     async with (
-        babbling_upstream(5) as url,
+        noisy_upstream(5) as url,
         gateway(own_redis.url) as api,
         worker(own_redis.url, url, TOKENCAST_RETRY_BUDGET="0", **LIMITS) as process,
     ):
@@ -225,7 +230,7 @@ async def test_noise_from_an_upstream_is_a_failure_and_no_crash(own_redis: Embed
 
 
 def peak_memory(process: Service) -> int:
-    """Bytes; the most that the process has held."""
+    """The largest resident size of the process, in bytes."""
     for line in Path(f"/proc/{process.process.pid}/status").read_text("utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

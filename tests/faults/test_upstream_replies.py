@@ -1,4 +1,4 @@
-"""What real upstreams send, all the way to the readers: every reply of the simulator's table, and its right outcome."""
+"""Replies of real upstreams, from end to end: every reply of the simulator's table and its expected outcome."""
 
 from __future__ import annotations
 
@@ -22,42 +22,44 @@ FIRST, SECOND = (
 
 
 @dataclass(frozen=True)
-class Right:
-    """The right outcome of a reply. Texts are what is to be found within something else."""
+class Expected:
+    """The expected outcome of a reply. Texts are substrings of the actual values."""
 
     text: str | None = "Good morning"
     code: str | None = None
-    """Of the failure; None for a completed generation, "" for any code."""
-    says: str = ""
-    """Within the error."""
+    """The failure's code; None for a completed generation, "" for any code."""
+    message_part: str = ""
+    """Part of the error message."""
     reason: str | None = "stop"
     calls: int = 1
     tool_calls: list[Json] = field(default_factory=list[Json])
     message: str = ""
-    """Within the merged message."""
+    """Part of the merged message."""
     status: int = 200
-    """Of the whole chat answer."""
-    asked: Json = field(default_factory=dict[str, Any])
+    """The status of the chat completion without streaming."""
+    options: Json = field(default_factory=dict[str, Any])
 
 
-def failed(says: str = "", code: str = "", *, text: str = "", status: int = 502, calls: int = 1, **asked: Any) -> Right:
-    return Right(text, code, says, None, calls, status=status, asked=asked)
+def failed(
+    message_part: str = "", code: str = "", *, text: str = "", status: int = 502, calls: int = 1, **options: Any
+) -> Expected:
+    return Expected(text, code, message_part, None, calls, status=status, options=options)
 
 
-def called(*calls: Json) -> Right:
-    return Right("", reason="tool_calls", tool_calls=list(calls))
+def called(*calls: Json) -> Expected:
+    return Expected("", reason="tool_calls", tool_calls=list(calls))
 
 
 TRUNCATED = failed("before the completion", "upstream_truncated", text="Good morning")
-COMPLETED = Right()
+COMPLETED = Expected()
 TWO = {"n": 2}
 
-OUTCOMES: dict[str, Right] = {
+OUTCOMES: dict[str, Expected] = {
     "truncated": TRUNCATED,
-    "parts-then-text": Right(message="first thought "),
-    "parts-first": Right(message="first thought "),
-    "parts-of-reasoning": Right(message="thought"),
-    "content-number": Right(None),
+    "parts-then-text": Expected(message="first thought "),
+    "parts-first": Expected(message="first thought "),
+    "parts-of-reasoning": Expected(message="thought"),
+    "content-number": Expected(None),
     "arguments-object": called(LOOKUP),
     "tool-calls-null-then-one": called(LOOKUP),
     "id-emptied": called(LOOKUP),
@@ -67,9 +69,9 @@ OUTCOMES: dict[str, Right] = {
     "reason-abort": failed("`abort`", text="Good "),
     "reason-error": failed("`error`", text="Good "),
     "reason-error-with-text": failed("`error`", text="Good "),
-    "reason-eos": Right(reason="eos"),
+    "reason-eos": Expected(reason="eos"),
     "reset-in-the-middle": failed("broke", "upstream_truncated", text="Good morning"),
-    "cut-after-both": Right("Good ", asked=TWO),
+    "cut-after-both": Expected("Good ", options=TWO),
     "cut-after-one": failed("broke", "upstream_truncated", text="Good ", **TWO),
     "same-index": called(FIRST, SECOND),
     "same-index-one-delta": called(FIRST, SECOND),
@@ -79,7 +81,7 @@ OUTCOMES: dict[str, Right] = {
     "interleaved-calls": called(FIRST, SECOND),
     "name-repeated": called(LOOKUP),
     "name-split": called(FIRST),
-    "details-text": Right(message='"text": "first thought"'),
+    "details-text": Expected(message='"text": "first thought"'),
     "error-event": failed("top_p is out of range", "OutOfRange"),
     "error-event-text": failed("the model is gone", text="Good "),
     "error-event-null": failed(text="Good "),
@@ -103,10 +105,10 @@ OUTCOMES: dict[str, Right] = {
     "error-text": failed("the model fell over", text="Good "),
     "error-in-choice": failed("provider gone", text="Good "),
     "error-json": failed("the quota is used up", "quota"),
-    "options-422-list": Right(calls=2),
-    "options-400-list": Right(calls=2),
-    "options-422-nested": Right(calls=2),
-    "options-422-message": Right(calls=2),
+    "options-422-list": Expected(calls=2),
+    "options-400-list": Expected(calls=2),
+    "options-422-nested": Expected(calls=2),
+    "options-422-message": Expected(calls=2),
     "list-400": failed("the context is too long", status=400),
     "list-429": failed("the quota is used up", "upstream_rate_limited", status=429),
     "region-403": failed("not available in your region", status=403),
@@ -116,28 +118,28 @@ OUTCOMES: dict[str, Right] = {
     "type-none": failed("application/octet-stream", "bad_upstream_response"),
     "deep": failed("nested deeper", "bad_upstream_response", text="Good "),
     "digits": failed("invalid chunk", "bad_upstream_response", text="Good "),
-    "image": Right("", message="QUJDQUJD"),
-    "audio": Right("", message="QUJD"),
+    "image": Expected("", message="QUJDQUJD"),
+    "audio": Expected("", message="QUJD"),
 }
-"""By the reply's name. Those that are not here are completed, with a good morning."""
+"""By the reply's name. Replies that are not listed complete with "Good morning"."""
 
 
 @pytest.fixture(scope="module")
 async def replies(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Service, None]:
-    """A worker that waits for nothing."""
+    """A worker that does not retry."""
     async with worker(redis.url, sim, TOKENCAST_RETRY_BUDGET="0", TOKENCAST_IDLE_TIMEOUT="20") as started:
         yield started
 
 
-def test_every_outcome_is_of_a_reply() -> None:
+def test_every_outcome_belongs_to_a_reply() -> None:
     assert OUTCOMES.keys() <= REPLIES.keys()
 
 
 @pytest.mark.parametrize("name", REPLIES)
-async def test_a_reply_has_its_right_outcome(api: Gateway, sim: str, replies: Service, name: str) -> None:
-    """Once called, however odd; every read of it works."""
-    right = OUTCOMES.get(name, COMPLETED)
-    body = request_body(f"[[sim reply={name} label={name}]]", model="sim", **right.asked)
+async def test_a_reply_has_its_expected_outcome(api: Gateway, sim: str, replies: Service, name: str) -> None:
+    """Even an unusual reply is one upstream call, and every way to read the generation works."""
+    expected = OUTCOMES.get(name, COMPLETED)
+    body = request_body(f"[[sim reply={name} label={name}]]", model="sim", **expected.options)
     generation = await api.create(body)
     frames = await api.events(generation["id"])
     snapshot = await api.http.get(f"/v1/generations/{generation['id']}")
@@ -147,43 +149,41 @@ async def test_a_reply_has_its_right_outcome(api: Gateway, sim: str, replies: Se
     assert snapshot.status_code == 200
     stored = snapshot.json()
     ending = frames[-1]
-    assert (ending.event, stored["status"]) == (("completed",) * 2 if right.code is None else ("failed",) * 2)
+    assert (ending.event, stored["status"]) == (("completed",) * 2 if expected.code is None else ("failed",) * 2)
     assert stored["attempt"] == 1
-    assert len(await upstream_calls(sim, name)) == right.calls
-    assert chat.status_code == right.status, chat.text
-    if right.text is not None:
-        assert stored["text"] == right.text
+    assert len(await upstream_calls(sim, name)) == expected.calls
+    assert chat.status_code == expected.status, chat.text
+    if expected.text is not None:
+        assert stored["text"] == expected.text
     for frame in (*frames, *stream):
         if frame.event in (None, "chunk") and frame.data and frame.data != "[DONE]" and "error" not in frame.json:
             assert isinstance(frame.json["choices"], list)
-    if right.code is None:
-        assert_completed(right, stored, chat.json())
+    if expected.code is None:
+        assert_completed(expected, stored, chat.json())
         assert stream[-1].data == "[DONE]"
     else:
         error = stored["error"]
-        assert right.says in error["message"]
-        assert right.code in ("", error["code"])
+        assert expected.message_part in error["message"]
+        assert expected.code in ("", error["code"])
         assert stream[-1].json["error"] == error
         assert not stored["text"] or texts(frames) == stored["text"]
 
 
-def assert_completed(right: Right, stored: Json, chat: Json) -> None:
+def assert_completed(expected: Expected, stored: Json, chat: Json) -> None:
     choice, message = stored["choices"][0], chat["choices"][0]["message"]
-    assert chat["choices"][0]["finish_reason"] == right.reason
-    assert choice["finish_reason"] in (right.reason, None)
+    assert chat["choices"][0]["finish_reason"] == expected.reason
+    assert choice["finish_reason"] in (expected.reason, None)
     assert choice["message"]["role"] == message["role"] == "assistant"
-    assert right.message in json.dumps(choice["message"])
-    assert bool(message.get("tool_calls")) == ("tool_calls" in message) == bool(right.tool_calls)
-    for made, wanted in zip(message.get("tool_calls", []), right.tool_calls, strict=True):
+    assert expected.message in json.dumps(choice["message"])
+    assert bool(message.get("tool_calls")) == ("tool_calls" in message) == bool(expected.tool_calls)
+    for made, wanted in zip(message.get("tool_calls", []), expected.tool_calls, strict=True):
         function = made["function"]
         assert (function["name"], json.loads(function["arguments"])) == (wanted["name"], wanted["arguments"])
         assert wanted["id"] in (..., made["id"])
 
 
-async def test_no_reply_costs_a_second_call_where_a_restart_is_asked_for(
-    api: Gateway, sim: str, replies: Service
-) -> None:
-    """What is complete is complete, and what another call would meet again is not paid for again."""
+async def test_no_reply_costs_a_second_call_with_restart_on_error(api: Gateway, sim: str, replies: Service) -> None:
+    """A complete reply is complete, and a call that would meet the same error is not repeated."""
     names = ["reset-after-stop", "cut-after-stop", "held-after-stop", "error-after-stop", "noise-after-stop"]
 
     async def run(name: str) -> tuple[str, int]:
@@ -195,7 +195,7 @@ async def test_no_reply_costs_a_second_call_where_a_restart_is_asked_for(
     assert await gather(*map(run, names)) == [("completed", 1)] * len(names)
 
 
-async def test_the_usage_that_comes_late_is_counted(api: Gateway, sim: str, replies: Service) -> None:
+async def test_a_late_usage_is_counted(api: Gateway, sim: str, replies: Service) -> None:
     for name in (
         "usage-a-second-later",
         "usage-choices-null",
@@ -207,7 +207,7 @@ async def test_the_usage_that_comes_late_is_counted(api: Gateway, sim: str, repl
         assert (await api.ended(generation["id"]))["usage"]["total_tokens"] == 5
 
 
-async def test_a_huge_usage_is_cut_to_its_sums(api: Gateway, sim: str, replies: Service) -> None:
+async def test_a_huge_usage_is_reduced_to_its_totals(api: Gateway, sim: str, replies: Service) -> None:
     generation = await api.create(request_body("[[sim reply=usage-huge]]", model="sim"))
     assert (await api.ended(generation["id"]))["usage"] == {
         "prompt_tokens": 3,
@@ -216,7 +216,7 @@ async def test_a_huge_usage_is_cut_to_its_sums(api: Gateway, sim: str, replies: 
     }
 
 
-async def test_a_chat_reader_that_asked_for_no_usage_gets_none(api: Gateway, sim: str, replies: Service) -> None:
+async def test_a_chat_stream_without_include_usage_contains_none(api: Gateway, sim: str, replies: Service) -> None:
     for name in ("usage-choices-null", "usage-no-choices", "counted"):
         generation = await api.create(request_body(f"[[sim reply={name}]]", model="sim"))
         await api.ended(generation["id"])
@@ -225,7 +225,7 @@ async def test_a_chat_reader_that_asked_for_no_usage_gets_none(api: Gateway, sim
         assert all(frame.json["choices"] for frame in frames if frame.data != "[DONE]")
 
 
-async def test_what_is_not_text_is_shown_as_it_comes(api: Gateway, sim: str, replies: Service) -> None:
+async def test_output_other_than_text_is_delivered_immediately(api: Gateway, sim: str, replies: Service) -> None:
     """The reply is silent for more than a second before its end."""
     generation = await api.create(request_body("[[sim reply=audio label=heard]]", model="sim"))
     async for frame in api.follow(generation["id"]):
@@ -234,7 +234,7 @@ async def test_what_is_not_text_is_shown_as_it_comes(api: Gateway, sim: str, rep
             break
 
 
-async def test_no_cookie_of_one_answer_goes_with_the_next_call(api: Gateway, sim: str, replies: Service) -> None:
+async def test_cookies_of_a_response_are_not_sent_with_the_next_call(api: Gateway, sim: str, replies: Service) -> None:
     for _ in range(2):
         await api.ended((await api.create(request_body("[[sim reply=cookies label=c]]", model="sim")))["id"])
     assert [call["headers"]["cookie"] for call in await upstream_calls(sim, "c")] == [None, None]

@@ -1,8 +1,8 @@
-"""A TCP proxy in front of Redis that knows commands from each other, and strikes at the very moment one passes.
+"""A TCP proxy in front of Redis that parses commands and acts at the moment when one of them passes.
 
-Before it: the process has sent the command, Redis never gets it. After it: Redis has executed it, the process never
-learns so. In that moment the trap does what it was set for (kills the process, or nothing more), then the
-connection breaks. What a product would need crash hooks for is so done from outside, to the product as it is.
+Before the command: the process has sent it, and Redis never receives it. After the command: Redis has executed it, and
+the process never receives the reply. At that moment the trap runs its action (for example, it kills the process), and
+then the connection breaks. This replaces crash hooks in the product: the unchanged product is tested from outside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ When = Literal["before", "after"]
 
 
 def script(name: str) -> Matcher:
-    """A call of that script."""
+    """Matches a call of this script."""
     known = support.script(name)
     sha, source = known.sha.encode(), known.source.encode()
     return lambda command: command[1:2] == [sha] or (command[0] == b"EVAL" and command[1] == source)
@@ -37,7 +37,7 @@ def command(name: bytes) -> Matcher:
 
 
 def transaction(name: bytes) -> Matcher:
-    """The EXEC of a transaction with such a command."""
+    """Matches the EXEC of a transaction with this command."""
     inside = False
 
     def matches(command: Command) -> bool:
@@ -52,7 +52,7 @@ def transaction(name: bytes) -> Matcher:
 
 
 class Trap:
-    """Springs once, at the `nth` command that matches; one that came to nothing does not count."""
+    """Springs once, at the `nth` matching command; commands without an effect do not count."""
 
     def __init__(self, matches: Matcher, when: When, act: Callable[[], object], nth: int) -> None:
         self.when = when
@@ -62,7 +62,7 @@ class Trap:
         self._left = nth
 
     def springs(self, when: When, command: Command) -> bool:
-        """Whether this is the moment; what it was set for is then done."""
+        """Whether the trap springs at this command; if so, run its action."""
         if when != self.when or self._left == 0 or not self._matches(command):
             return False
         self._left -= 1
@@ -74,7 +74,7 @@ class Trap:
 
 
 class Tripwire:
-    """Set one trap at a time."""
+    """The proxy. One trap can be set at a time."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -83,7 +83,7 @@ class Tripwire:
         self._connections: set[asyncio.Task[None]] = set()
         self._trap: Trap | None = None
         self.latency = (0.0, 0.0)
-        """Seconds, least and most, that every reply takes longer."""
+        """Minimum and maximum delay of every reply, in seconds."""
         self.url = ""
 
     def trap(self, matches: Matcher, when: When, act: Callable[[], object] = lambda: None, *, nth: int = 1) -> Trap:
@@ -91,7 +91,7 @@ class Tripwire:
         return self._trap
 
     def cut(self) -> None:
-        """All connections break; new ones are taken."""
+        """Break all connections; new ones are accepted."""
         for connection in self._connections:
             connection.cancel()
 
@@ -122,7 +122,7 @@ class Tripwire:
     async def _forward(
         self, reader: asyncio.StreamReader, to_redis: asyncio.StreamWriter, awaited: deque[Command]
     ) -> None:
-        """Command by command: what a client has written in one go may be cut anywhere."""
+        """Forward command by command: the commands of one write may be separated at any of them."""
         parser = hiredis.Reader()
         while data := await reader.read(1 << 18):
             parser.feed(data)
@@ -141,15 +141,15 @@ class Tripwire:
             parser.feed(data)
             while (reply := parser.gets()) is not False:
                 command = awaited.popleft()
-                if self._trap is not None and not _is_nothing(reply) and self._trap.springs("after", command):
+                if self._trap is not None and not _had_no_effect(reply) and self._trap.springs("after", command):
                     return
             await asyncio.sleep(random.uniform(*self.latency))
             writer.write(data)
             await writer.drain()
 
 
-def _is_nothing(reply: Any) -> bool:
-    """A blocking command's time was over, or the server did not know the script."""
+def _had_no_effect(reply: Any) -> bool:
+    """Whether a blocking command timed out, or the server did not know the script."""
     return reply is None or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"))
 
 

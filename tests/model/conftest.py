@@ -1,4 +1,4 @@
-"""The servers that the model runs on: both engines, and any other one by its path."""
+"""The servers on which the model runs: both engines, and optionally another server program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.model.world import World, small_world
+from tests.model.world import World, small_limits
 from tests.support import ENGINES
 
 ANOTHER = os.environ.get("TOKENCAST_TEST_SERVER")
-"""Path of another server program that the model is to run on too."""
+"""Path of another server program on which the model also runs."""
 
 
 @pytest.fixture(
@@ -21,11 +21,11 @@ ANOTHER = os.environ.get("TOKENCAST_TEST_SERVER")
     params=["valkey", pytest.param("redis", marks=pytest.mark.engine), *filter(None, [ANOTHER])],
 )
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """On a server of its own."""
+    """A world on its own server."""
     binary = ENGINES.get(request.param, request.param)
     if binary is None:
-        pytest.skip(f"not run: there is no {request.param}-server")
-    with asyncio.Runner() as runner, small_world():
+        pytest.skip(f"{request.param}-server is not installed")
+    with asyncio.Runner() as runner, small_limits():
         server = EmbeddedRedis(binary=binary)
         runner.run(server.__aenter__())
         try:

@@ -1,4 +1,4 @@
-"""Everything that can happen, in any order: hypothesis chooses."""
+"""The random machine: hypothesis chooses operations on the world in any order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.world import HOUR_MS, LEASE, RETENTION, World
 worker = st.integers(0, 2)
 gateway = st.integers(0, 1)
 choice = st.integers(0, 7)
-seldom = st.sampled_from([False] * 7 + [True])
+rarely = st.sampled_from([False] * 7 + [True])
 kinds = st.sampled_from(["native", "native", "native", "latest", "chat", "python"])
 
 
@@ -44,20 +44,20 @@ class LogMachine(RuleBasedStateMachine):
         if running:
             self.run(self.world.take(0))
         if running > 1:
-            self.run(self.world.say(self.busy[0][1], running))
+            self.run(self.world.send(self.busy[0][1], running))
             self.run(self.world.turn(0))
             self.run(self.world.poll(0))
 
     def teardown(self) -> None:
         try:
             if not self.failed:
-                self.run(self.world.come_to_rest())
+                self.run(self.world.finish_and_check())
         finally:
             if self.failed:
                 note("\n".join(self.world.steps))
             self.run(self.world.end())
 
-    # --- who there is ---------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------------
 
     def truth(self, n: int) -> Truth:
         truths = list(self.world.truths.values())
@@ -77,7 +77,7 @@ class LogMachine(RuleBasedStateMachine):
     # --- workers --------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: any(t.seen and t.seen.status == "queued" for t in self.world.truths.values()))
-    @rule(n=choice, lose_reply=seldom)
+    @rule(n=choice, lose_reply=rarely)
     def take(self, n: int, lose_reply: bool) -> None:
         awake = [w for w, one in enumerate(self.world.workers) if one.awake]
         if awake:
@@ -89,14 +89,14 @@ class LogMachine(RuleBasedStateMachine):
         w, run = self.busy[n % len(self.busy)]
         if snapshot:
             self.world.snapshot()
-        self.run(self.world.say(run, count))
+        self.run(self.world.send(run, count))
         self.run(self.world.turn(w, phases))
 
     @precondition(lambda self: self.busy)
     @rule(n=choice, count=st.integers(1, 3), polled=st.booleans())
-    def work_and_show(self, n: int, count: int, polled: bool) -> None:
+    def work_and_poll(self, n: int, count: int, polled: bool) -> None:
         w, run = self.busy[n % len(self.busy)]
-        self.run(self.world.say(run, count))
+        self.run(self.world.send(run, count))
         self.run(self.world.turn(w, 3))
         if polled:
             for g in range(2):
@@ -121,8 +121,8 @@ class LogMachine(RuleBasedStateMachine):
         self.run(self.world.ghost())
 
     @precondition(lambda self: any(one.runs for one in self.world.workers))
-    @rule(w=worker, what=st.sampled_from(["drop", "drop", "pause", "pause", "crash", "hand over", "linger"]))
-    def trouble(self, w: int, what: str) -> None:
+    @rule(w=worker, what=st.sampled_from(["drop", "drop", "pause", "pause", "crash", "hand over", "expire"]))
+    def disturb(self, w: int, what: str) -> None:
         one = self.world.workers[w]
         if not one.runs:
             return
@@ -137,7 +137,7 @@ class LogMachine(RuleBasedStateMachine):
         elif what == "hand over":
             self.run(self.world.hand_over(w))
         else:
-            self.run(self.world.linger_no_more(w))
+            self.run(self.world.expire_ended_attempts(w))
 
     @rule(late=st.sampled_from([True, False, False]))
     def sweep(self, late: bool) -> None:
@@ -175,29 +175,29 @@ class LogMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.connected())
     @rule(g=gateway)
-    def quiet(self, g: int) -> None:
-        self.run(self.world.quiet(g))
+    def idle(self, g: int) -> None:
+        self.run(self.world.idle(g))
 
     @precondition(lambda self: self.connected())
     @rule(n=choice, stalls=st.booleans())
     def leave_or_stall(self, n: int, stalls: bool) -> None:
         follower = self.connected()[n % len(self.connected())]
-        self.run(self.world.stall_or_flow(follower) if stalls else self.world.leave(follower))
+        self.run(self.world.toggle_stall(follower) if stalls else self.world.leave(follower))
 
     @precondition(lambda self: self.away())
     @rule(n=choice, g=gateway)
-    def come_back(self, n: int, g: int) -> None:
+    def reconnect(self, n: int, g: int) -> None:
         self.run(self.world.reconnect(self.away()[n % len(self.away())], g))
 
     # --- Redis and time -------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([8, 8, 8, 16, 61]), long=seldom)
+    @rule(seconds=st.sampled_from([8, 8, 8, 16, 61]), long=rarely)
     def elapse(self, seconds: int, long: bool) -> None:
         if long and not self.world.open():
             self.run(self.world.elapse(RETENTION + 1 if seconds < 16 else HOUR_MS / 1000 + 1))
         else:
             if self.world.unswept > 1800 and self.world.open():
-                self.run(self.world.sweep())  # somebody does: what waits would expire after seven days
+                self.run(self.world.sweep())  # as in reality: waiting generations would expire after seven days
             self.run(self.world.elapse(seconds))
 
     @rule()

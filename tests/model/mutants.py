@@ -1,9 +1,9 @@
-"""The guards of the scripts, each taken away once: the tests must notice.
+"""Mutants of the scripts, each without one guard. The tests must detect every mutant.
 
-A mutant of a script is a replacement in its text, which must be there: a guard that was reworded makes its mutant fail
-instead of testing nothing. Two guards of the scripts have no mutant here because others do their work as well: without
-the check for an ended generation the writer is refused as no longer its owner (`own` is empty then), and the other way
-round where `finish` left the owner.
+A mutant is a replacement in the text of a script. The guard must be in the text, so that a mutant of a reworded guard
+fails rather than testing nothing. Two guards have no mutant, because other guards cover them: without the check for an
+ended generation the writer is refused as no longer the owner (`own` is empty then), and vice versa if `finish` left the
+owner.
 """
 
 from __future__ import annotations
@@ -20,182 +20,184 @@ from broker.redis.client import Script
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is taken away, and what the schedules then show."""
+    """The removed guard, and the fault that the schedules then find."""
 
     name: str
     scripts: tuple[str, ...]
     guard: str
-    instead: str
-    shows: str
+    replacement: str
+    fault: str
 
 
 SCHEDULED = [
     Mutant(
-        "anybody writes",
+        "writes without owner check",
         ("append", "finish", "touch"),
         "if m[2] ~= own then return {'FENCED'} end",
         "",
-        "a paused worker's text among the next attempt's",
+        "a paused worker's text within the next attempt",
     ),
     Mutant(
-        "gaps are written",
+        "writes without gap check",
         ("append", "finish"),
         "if first > tonumber(m[3]) + 1 then return {'GAP', tonumber(m[3])} end",
         "if first > tonumber(m[3]) + 1 then m[3] = first - 1 end",
-        "a log that is not dense, behind a failover",
+        "a log that is not dense after a failover",
     ),
     Mutant(
-        "a cancel ends what has ended",
+        "a cancel of an ended generation",
         ("cancel",),
         "if TERMINAL[m[2]] then return {'CLOSED', m[2]} end",
         "",
         "two endings",
     ),
     Mutant(
-        "a restore takes it from whoever has it",
+        "a restore without owner check",
         ("restore",),
         "if m[1] and m[2] ~= own and tonumber(m[4]) >= tonumber(attempt) then return {'FENCED'} end",
         "",
-        "an older attempt behind a newer one",
+        "an older attempt after a newer one",
     ),
 ]
 
-"""Missed by the random schedules within a few examples."""
+"""Mutants that the random schedules detect within a few examples."""
 
 DIRECTED = [
     Mutant(
-        "every attempt is number one more",
+        "attempt numbers are only incremented",
         ("claim",),
         "int(math.max(now * 1024 + tonumber(random), tonumber(previous) + 1))",
         "int(tonumber(previous) + 1)",
-        "two claims of one attempt, behind a failover",
+        "two claims with the same attempt number after a failover",
     ),
     Mutant(
         "a running generation can be claimed",
         ("claim",),
         "if m[1] == 'in_progress' and not (again and m[4] == ARGV[5]) then return {'RUNNING'} end",
         "",
-        "an attempt more than were lost or handed over",
+        "more attempts than losses and hand-overs",
     ),
     Mutant(
-        "a claim does not know its own token",
+        "a claim ignores its own token",
         ("claim",),
         "if m[1] == 'in_progress' and m[4] == m[2] .. '.' .. ARGV[2] then return claimed(m[2], tonumber(m[3])) end",
         "",
-        "an attempt that nobody runs, behind a lost reply",
+        "an attempt that no worker runs, after a lost reply",
     ),
     Mutant(
         "an ended generation can be claimed",
         ("claim",),
         "if TERMINAL[m[1]] then return {'CLOSED'} end",
         "",
-        "an attempt behind the ending",
+        "an attempt after the ending",
     ),
     Mutant(
-        "a log is made anew",
+        "a lost log is recreated",
         ("append", "finish"),
         "'NOMKSTREAM', ",
         "",
         "a log without its beginning",
     ),
     Mutant(
-        "anybody hands over",
+        "a hand-over without owner check",
         ("release",),
         "or m[2] ~= ARGV[2] ",
         "",
-        "an attempt that nobody lost",
+        "an attempt without a loss",
     ),
     Mutant(
-        "a deleted one leaves nothing",
+        "a deletion leaves no tombstone",
         ("delete",),
         "bury(GID, 'deleted', HOUR)",
         "redis.call('DEL', META)",
-        "a deleted generation that its worker brings back",
+        "a deleted generation that its worker restores",
     ),
     Mutant(
-        "an ending from outside takes the owner's next id",
+        "an external ending takes the owner's next id",
         ("cancel",),
         "local attempt = fresh_attempt(now, m[1], random)",
         "local attempt = m[1]",
-        "an event where the owner's next would be",
+        "an event with the owner's next id",
     ),
     Mutant(
-        "what is there is written again",
+        "a repeated append writes existing events again",
         ("append", "finish"),
         "for i = at + 3 * (n + 1 - first), #ARGV, 3 do",
         "for i = at, #ARGV, 3 do",
-        "text twice, behind a lost reply",
+        "duplicate text after a lost reply",
     ),
     Mutant(
-        "a restore does not ask when it was known",
+        "a restore ignores the time of the last contact",
         ("restore",),
         "if now - tonumber(ARGV[7]) >= HOUR and not another then return {'GONE'} end",
         "",
-        "an expired generation that lives again",
+        "an expired generation that is restored",
     ),
     Mutant(
-        "a restore wants another data set",
+        "a restore requires another data set",
         ("restore",),
         "if now - tonumber(ARGV[7]) >= HOUR and not another then return {'GONE'} end",
         "if not another then return {'GONE'} end",
-        "a running generation lost, after a failover to before its creation",
+        "a running generation lost after a failover to a state before its creation",
     ),
     Mutant(
-        "a claim only refuses what was started too often",
+        "a claim beyond the attempt budget is only refused",
         ("claim",),
         "if not again then end_exhausted(now, ARGV[3], x) end",
         "",
-        "a generation that is queued and claimed without end",
+        "a generation that is queued and claimed endlessly",
     ),
     Mutant(
-        "a lease is over although nobody watched",
+        "an unobserved lease counts as expired",
         ("reap",),
         "if not watched then return {'NO'} end",
         "",
-        "all that runs begun anew after an outage",
+        "all running generations restarted after an outage",
     ),
     Mutant(
-        "a reaper's command may come late",
+        "a late reap is accepted",
         ("reap",),
         "if now > tonumber(ARGV[6]) then return {'LATE'} end",
         "",
-        "what runs begun anew by a command that lay in a server that hung",
+        "a running generation restarted by a command that was delayed in a hung server",
     ),
     Mutant(
-        "a lease that the clock has prolonged holds",
+        "a lease prolonged by the clock stays valid",
         ("reap",),
         "if till > now + lease then -- the clock went back: the lease begins now",
         "if false then",
-        "a death that is noticed when the clock has caught up",
+        "a death that is noticed only after the clock has caught up",
     ),
     Mutant(
-        "a creation may come late",
+        "a late creation is accepted",
         ("create",),
         "if now > tonumber(ARGV[14]) then return {'LATE'} end",
         "",
-        "a generation of a caller who was refused long ago",
+        "a generation of a caller that was refused long ago",
     ),
     Mutant(
-        "an ending from outside makes a log",
+        "an external ending creates a log",
         ("cancel",),
         "redis.call('XADD', LOG, 'NOMKSTREAM', attempt",
         "redis.call('XADD', LOG, attempt",
-        "a log without its beginning, and without a lifetime",
+        "a log without its beginning and without a lifetime",
     ),
 ]
-"""Missed by so few of the schedules that each has a test of its own."""
+"""Mutants that few schedules detect, so each has its own check."""
 
 
 @contextmanager
 def mutated(mutant: Mutant) -> Iterator[None]:
-    """While it lasts, the guard is missing wherever the script is run."""
+    """Run all scripts without the guard inside the block."""
     changed: list[tuple[Script, str, str]] = []
     for script in _scripts():
         if script.name in mutant.scripts and mutant.guard in script.source:
             changed.append((script, script.source, script.sha))
-            script.source = script.source.replace(mutant.guard, mutant.instead)
+            script.source = script.source.replace(mutant.guard, mutant.replacement)
             script.sha = hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
-    assert {script.name for script, _, _ in changed} == set(mutant.scripts), f"{mutant.name}: the guard is not there"
+    assert {script.name for script, _, _ in changed} == set(mutant.scripts), (
+        f"{mutant.name}: the guard is not in the script"
+    )
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""A reader that knows the contract and nothing else. It folds what came over the wire, byte by byte, as a careful
-client would, and fails at the first thing that the contract does not allow.
+"""Readers that know only the contract. They fold the received bytes as a careful client does, and fail at the first
+violation of the contract.
 
-Chunks of the model say where they belong: `3.7 ` is the eighth piece of the third text. What a reader shows must at
-every moment be `n.0 n.1 … n.i` for one n: the beginning of one attempt's text.
+Chunks of the model state their position: `3.7 ` is the eighth piece of the third text. The text of a reader must always
+be `n.0 n.1 … n.i` for one n: the beginning of one attempt's text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KNOWN = frozenset({"created", "started", "reset", "waiting", "chunk", "gap", "g
 
 
 class Violation(AssertionError):
-    """The contract does not allow this."""
+    """A violation of the contract."""
 
 
 def pieces(content: str) -> list[Piece]:
@@ -27,11 +27,11 @@ def pieces(content: str) -> list[Piece]:
 
 @dataclass
 class Shown:
-    """What stands on a reader's screen."""
+    """The text that a reader shows."""
 
     pieces: list[Piece] = field(default_factory=list)
     partial: bool = False
-    """It began in the middle, or was told of a gap: the text need not begin at 0, and may go on anywhere once."""
+    """The reader began in the middle or got a gap: the text may begin at any piece and may skip pieces once."""
     loose: bool = False
 
     def add(self, content: str) -> None:
@@ -40,9 +40,9 @@ class Shown:
             if self.pieces and not self.loose:
                 last = self.pieces[-1]
                 if n != last[0]:
-                    raise Violation(f"two texts mixed: {piece} behind {last}")
+                    raise Violation(f"mixed texts: {piece} after {last}")
                 if i != last[1] + 1:
-                    raise Violation(f"{'duplicate' if i <= last[1] else 'hole'}: {piece} behind {last}")
+                    raise Violation(f"{'duplicate' if i <= last[1] else 'hole'}: {piece} after {last}")
             elif not self.loose and i != 0:
                 raise Violation(f"a text that begins with {piece}")
             self.pieces.append(piece)
@@ -69,17 +69,17 @@ class NativeReader:
         self.gaps = self.resets = self.synthetic = 0
         self._latest = latest
         self._buffer = b""
-        self.asked_back = False
-        """The last thing it was told is when to come back."""
+        self.asked_to_reconnect = False
+        """The last frame was `retry:`, a request to reconnect."""
 
     @property
     def over(self) -> bool:
         return self.ending is not None or self.gone
 
     def connect(self) -> None:
-        """A new connection: what was half sent on the old one is lost."""
+        """A new connection. A partial frame of the old one is lost."""
         self._buffer = b""
-        self.asked_back = False
+        self.asked_to_reconnect = False
 
     def feed(self, data: bytes) -> None:
         *blocks, self._buffer = (self._buffer + data).split(b"\n\n")
@@ -89,19 +89,19 @@ class NativeReader:
     def _block(self, block: bytes) -> None:
         self.history.append(block.decode().replace("\n", " | ")[:160])
         if self.over:
-            raise Violation(f"something follows the end: {block!r}")
+            raise Violation(f"data after the end: {block!r}")
         fields: dict[str, str] = {}
         for line in block.decode().split("\n"):
             name, colon, value = line.partition(":")
             if not colon or name in fields:
                 raise Violation(f"not an event: {block!r}")
             fields[name] = value.removeprefix(" ")
-        self.asked_back = "retry" in fields and fields.keys() <= {"retry", ""}  # the comment says why
-        if self.asked_back or fields.keys() == {""}:
+        self.asked_to_reconnect = "retry" in fields and fields.keys() <= {"retry", ""}  # a comment with the reason
+        if self.asked_to_reconnect or fields.keys() == {""}:
             return
         if fields.keys() == {"id"}:
             if not self._latest or self.last_id is not None:
-                raise Violation("a bookmark that nobody asked for")
+                raise Violation("an unexpected bookmark")
             self._move(fields["id"])
             self.shown.skip()
             return
@@ -124,12 +124,12 @@ class NativeReader:
             self._in_order(cursor, name)
             self._fold(name, data)
 
-    def _gap(self, told: dict[str, Any]) -> None:
-        earliest = _position(told["earliest"])
-        if _position(told["requested"]) != self.position and self.last_id is not None:
-            raise Violation(f"a gap behind {told['requested']}, but the reader is at {self.position}")
-        if earliest <= self.position or earliest > _position(told["latest"]):
-            raise Violation(f"a gap that makes no sense: {told}")
+    def _gap(self, gap: dict[str, Any]) -> None:
+        earliest = _position(gap["earliest"])
+        if _position(gap["requested"]) != self.position and self.last_id is not None:
+            raise Violation(f"a gap after {gap['requested']}, but the reader is at {self.position}")
+        if earliest <= self.position or earliest > _position(gap["latest"]):
+            raise Violation(f"an inconsistent gap: {gap}")
         self.gaps += 1
         self.shown.skip()
         self.position = (earliest[0], earliest[1] - 1)
@@ -142,12 +142,12 @@ class NativeReader:
         next_one = attempt == here[0] and seq == here[1] + 1 and (first == (seq == 0) or name in ENDINGS)
         opens = attempt > here[0] and seq == 0 and (first or name in ("cancelled", "failed"))
         if not next_one and not opens:
-            raise Violation(f"{name} {cursor} behind {here[0]}-{here[1]}")
+            raise Violation(f"{name} {cursor} after {here[0]}-{here[1]}")
         self._move(cursor)
 
     def _fold(self, name: str, data: str) -> None:
         if name == "started" and self.shown.pieces:
-            raise Violation(f"an attempt begins, but nobody said to forget {self.shown.pieces}")
+            raise Violation(f"an attempt begins without a reset of {self.shown.pieces}")
         if name == "reset":
             self.resets += 1
             self._forget()
@@ -166,15 +166,15 @@ class NativeReader:
         self.position = _position(cursor)
 
     def closed(self, status: int) -> None:
-        """The response has ended, by the server's will. 204, 404 and 410 are judged by who knows the truth."""
+        """The server has ended the response. The world checks 204, 404 and 410."""
         if self._buffer.strip(b": hb\n"):
-            raise Violation(f"the response ends within a frame: {self._buffer!r}")
-        if status == 200 and not self.over and not self.asked_back:
-            raise Violation("a clean end, but neither the generation's nor an invitation to come back")
+            raise Violation(f"the response ends inside a frame: {self._buffer!r}")
+        if status == 200 and not self.over and not self.asked_to_reconnect:
+            raise Violation("a clean end without an ending event and without `retry:`")
 
 
 class ChatReader:
-    """OpenAI's stream, as an SDK reads it: text cannot be taken back, and a clean end means success."""
+    """OpenAI's stream as an SDK reads it: text cannot be revoked, and a clean end means success."""
 
     def __init__(self) -> None:
         self.shown = Shown()
@@ -198,7 +198,7 @@ class ChatReader:
     def _block(self, block: bytes) -> None:
         self.history.append(block.decode().replace("\n", " | ")[:160])
         if self.over:
-            raise Violation(f"something follows the end: {block!r}")
+            raise Violation(f"data after the end: {block!r}")
         data = next(
             (line.removeprefix("data: ") for line in block.decode().split("\n") if line.startswith("data: ")), None
         )
@@ -216,7 +216,7 @@ class ChatReader:
 
     def closed(self, status: int) -> None:
         if status == 200 and not self.over:
-            raise Violation("a clean end that an SDK takes for success")
+            raise Violation("a clean end that an SDK interprets as success")
 
 
 def _position(cursor: str) -> Position:

@@ -1,9 +1,9 @@
-"""Gateways and workers of the model: the real ones, in one event loop, taking their turns when the model says so.
+"""Gateways and workers of the model: the real code in one event loop, stepped by the model.
 
-Real are the application with its routes, broker, hub, reader, appender, generator and the hand-over. Replaced are what
-would act by itself or wait: the appender's and the reader's connection loops (their turns are taken here, with replies
-that can be lost), arq (tickets are taken from its queue by hand), the upstream, and the HTTP server (the application
-is called as ASGI has it).
+Real: the application with its routes, broker, hub, reader, appender, generation runner and hand-over. Replaced: the
+parts that act on their own or wait, which are the connection loops of appender and reader (stepped here, with replies
+that can be lost), arq (tickets are taken from its queue directly), the upstream, and the HTTP server (the application
+is called through ASGI).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from worker.upstream.errors import UpstreamError
 
 
 class CountedRedis(Pool):
-    """Knows whether somebody waits for it, which is how the model knows that nothing more will happen by itself."""
+    """Counts pending commands. The model is idle when there are none."""
 
     busy = 0
 
@@ -66,12 +66,12 @@ class CountedRedis(Pool):
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-class _TurnOver(Exception):
+class _SecondRead(Exception):
     pass
 
 
-class _OneTurn:
-    """A connection for one XREAD that does not block."""
+class _SingleRead:
+    """A connection for a single, non-blocking XREAD."""
 
     node = ("", 0)
 
@@ -84,7 +84,7 @@ class _OneTurn:
 
     def begin(self, packed: bytes, count: int, *, timeout: float) -> asyncio.Future[list[Any]]:
         if self._used:
-            raise _TurnOver
+            raise _SecondRead
         self._used = True
         return asyncio.ensure_future(self._reply(packed))
 
@@ -97,18 +97,18 @@ class _OneTurn:
 
 
 class SteppedReader(LogReader):
-    """Put in the hub's place of the real one, which it is, but for the loop that connects and blocks."""
+    """The real reader, without the loop that connects and blocks."""
 
     async def run(self) -> None:
         pass
 
-    async def turn(self) -> None:
-        with suppress(_TurnOver):
-            await self._read(_OneTurn(self._redis))  # pyright: ignore
+    async def read_once(self) -> None:
+        with suppress(_SecondRead):
+            await self._read(_SingleRead(self._redis))  # pyright: ignore
 
 
 class Connection:
-    """One request, in flight or answered. `received` is what came since it was looked at last."""
+    """One request, in flight or answered. `received` is the data since the last check."""
 
     def __init__(self, app: Any, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> None:
         path, _, query = path.partition("?")
@@ -129,9 +129,9 @@ class Connection:
             "extensions": {},
         }
         self._request: dict[str, Any] | None = {"type": "http.request", "body": body, "more_body": False}
-        self._left = asyncio.Event()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._disconnected = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._reading.set()
         self.status = 0
         self.received: list[bytes] = []
         self.complete = False
@@ -141,32 +141,32 @@ class Connection:
         if self._request is not None:
             request, self._request = self._request, None
             return request
-        await self._left.wait()
+        await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return
-        await self._flowing.wait()
+        await self._reading.wait()
         if message.get("body"):
             self.received.append(message["body"])
         self.complete = not message.get("more_body", False)
 
     @property
     def stuck(self) -> bool:
-        return not self._flowing.is_set()
+        return not self._reading.is_set()
 
     def stall(self) -> None:
-        """The peer takes nothing more."""
-        self._flowing.clear()
+        """The peer stops reading."""
+        self._reading.clear()
 
-    def flow(self) -> None:
-        self._flowing.set()
+    def resume(self) -> None:
+        self._reading.set()
 
     async def leave(self) -> None:
-        self._left.set()
-        self._flowing.set()
+        self._disconnected.set()
+        self._reading.set()
         await asyncio.gather(self.task, return_exceptions=True)
 
     def take(self) -> bytes:
@@ -180,7 +180,7 @@ class Connection:
 
 
 class Follower:
-    """Somebody who wants to see a generation, over as many connections as it takes."""
+    """A client that follows a generation over several connections."""
 
     def __init__(self, number: int, gid: str, kind: str) -> None:
         self.number = number
@@ -226,8 +226,8 @@ class Following:
             async for event in self._broker.follow(self._gid, after):
                 self._events.append((str(event.cursor), event.name, event.data.decode()))
         except GapFound as gap:
-            told = {"requested": gap.requested, "earliest": gap.found, "latest": gap.found}
-            self._events.append((None, "gap", json.dumps({name: str(at) for name, at in told.items()})))
+            gap_data = {"requested": gap.requested, "earliest": gap.found, "latest": gap.found}
+            self._events.append((None, "gap", json.dumps({name: str(at) for name, at in gap_data.items()})))
             self._events.append((None, "retry", ""))
         except GenerationGone:
             self.status = 410
@@ -240,7 +240,7 @@ class Following:
     def take(self) -> bytes:
         for cursor, name, data in self._events:
             if name == "retry":
-                self._reader.asked_back = True
+                self._reader.asked_to_reconnect = True
             else:
                 self._reader.history.append(f"{name} {cursor} {data[:100]}")
                 self._reader.event(cursor, name, data)
@@ -250,7 +250,7 @@ class Following:
     def stall(self) -> None:
         pass
 
-    def flow(self) -> None:
+    def resume(self) -> None:
         pass
 
     async def leave(self) -> None:
@@ -259,7 +259,7 @@ class Following:
 
 
 class Gateway:
-    """A gateway process without a server: its application, and the turns of its hub."""
+    """A gateway process without a server: its application and its hub, stepped by the model."""
 
     def __init__(self, redis: CountedRedis, settings: Settings, cache_bytes: int) -> None:
         self.broker = Broker(redis, redis, settings.model_copy(update={"cache_bytes": cache_bytes}))
@@ -269,18 +269,18 @@ class Gateway:
     def hub(self) -> Any:
         return self.broker.hub
 
-    def turns(self) -> list[asyncio.Task[None]]:
-        """One read of each of its readers, as tasks: one that has nothing left to follow waits."""
+    def read_tasks(self) -> list[asyncio.Task[None]]:
+        """Tasks for one read of each reader. A reader without logs waits."""
         loop = asyncio.get_running_loop()
-        return [loop.create_task(reader.turn()) for reader in self.hub._readers if len(reader)]
+        return [loop.create_task(reader.read_once()) for reader in self.hub._readers if len(reader)]
 
     def age_epochs(self, earlier: Callable[[bytes], bytes]) -> None:
-        """An epoch names its time of birth, and the model's time went on."""
+        """An epoch contains the time of its creation, and the model's time has advanced."""
         known: dict[str, bytes | None] = self.broker.store.data_loss._epochs  # pyright: ignore
         known.update({shard: earlier(epoch) for shard, epoch in known.items() if epoch is not None})
 
-    async def check_quiet(self) -> None:
-        """A heartbeat's time passes without news."""
+    async def pass_idle_time(self) -> None:
+        """Simulate a heartbeat interval without events."""
         self.hub.tick += 1000
         for _ in range(IDLE_AFTER):
             self.hub._readers.rebalance()
@@ -291,8 +291,8 @@ class Gateway:
 
 
 class Sender:
-    """The appender's way to Redis, without its connection: what `ShardAppender._connect_and_serve` does in one turn, in
-    three steps between which anything may happen."""
+    """The appender without its connection: one iteration of `ShardAppender._connect_and_serve` in three steps, between
+    which anything can happen."""
 
     def __init__(self, appender: Appender, storage: Storage) -> None:
         (self._shard,) = appender._shards.values()  # pyright: ignore
@@ -329,7 +329,7 @@ class Sender:
                 self.break_off()
 
     def renew_calls(self) -> None:
-        """What was gathered names an epoch; the model's time went on."""
+        """Collected calls contain an epoch, and the model's time has advanced."""
         if self.calls is not None and self.replies is None:
             self.calls = [
                 call._replace(command=self._shard._restore_command(call.attempt)) if call.last == RESTORING else call
@@ -337,13 +337,13 @@ class Sender:
             ]
 
     def break_off(self) -> list[Call]:
-        """The connection is gone, and with it the replies under way. What had not arrived may still do."""
+        """Drop the connection and the replies in flight. Returns the calls that can still arrive."""
         late = self.calls if self.calls is not None and self.replies is None else None
         self.calls = self.replies = None
         self.reconnecting = True
         return late or []
 
-    def linger_no_more(self) -> None:
+    def expire_ended_attempts(self) -> None:
         self._shard._ended_attempts.expire(float("inf"))
 
 
@@ -353,47 +353,47 @@ def load_scripts(storage: Storage) -> None:
 
 
 class Run:
-    """One attempt and the upstream call behind it: what the upstream said is the truth."""
+    """One attempt and its upstream call. The text sent by the upstream is the truth."""
 
     def __init__(self, number: int, attempt: Attempt) -> None:
         self.number = number
         self.attempt = attempt
-        self.said = 0
+        self.sent = 0
         self.over = False
         self.completes = False
-        self.finished = False  # of its finish reasons nothing is told before the end
-        self._orders: asyncio.Queue[Any] = asyncio.Queue()
+        self.finished = False  # no finish reason before the end
+        self._replies: asyncio.Queue[Any] = asyncio.Queue()
 
     def __aiter__(self) -> Run:
         return self
 
     async def __anext__(self) -> list[Chunk]:
-        order = await self._orders.get()
-        if order is None:
+        reply = await self._replies.get()
+        if reply is None:
             raise StopAsyncIteration
-        if isinstance(order, UpstreamError):
-            raise order
-        return order
+        if isinstance(reply, UpstreamError):
+            raise reply
+        return reply
 
-    def say(self, count: int) -> None:
+    def send(self, count: int) -> None:
         chunks: list[Chunk] = []
         for _ in range(count):
-            choice = {"index": 0, "delta": {"content": f"{self.number}.{self.said} "}, "finish_reason": None}
+            choice = {"index": 0, "delta": {"content": f"{self.number}.{self.sent} "}, "finish_reason": None}
             chunks.append(Chunk(CHUNK, json.dumps({"choices": [choice]}).encode(), 1, (), None))
-            self.said += 1
-        self._orders.put_nowait(chunks)
+            self.sent += 1
+        self._replies.put_nowait(chunks)
 
     def complete(self) -> None:
         self.over = self.completes = True
-        self._orders.put_nowait(None)
+        self._replies.put_nowait(None)
 
     def fail(self) -> None:
         self.over = True
-        self._orders.put_nowait(UpstreamError("upstream_truncated", "The upstream's stream ended too early."))
+        self._replies.put_nowait(UpstreamError("upstream_truncated", "The upstream's stream ended too early."))
 
 
-class NotingAppender(Appender):
-    """Knows which attempt was begun last: the one that calls the upstream next."""
+class RecordingAppender(Appender):
+    """Records the newest attempt, which is the next to call the upstream."""
 
     newest: Attempt | None = None
 
@@ -403,16 +403,16 @@ class NotingAppender(Appender):
 
 
 class ScriptedUpstreams:
-    """In the place of worker.upstream.Upstreams."""
+    """Replaces worker.upstream.Upstreams."""
 
-    def __init__(self, appender: NotingAppender, begun: Callable[[Attempt], Run]) -> None:
+    def __init__(self, appender: RecordingAppender, on_open: Callable[[Attempt], Run]) -> None:
         self._appender = appender
-        self._begun = begun
+        self._start_run = on_open
 
     @asynccontextmanager
     async def open(self, model: str, body: Any) -> AsyncGenerator[Run]:
         assert self._appender.newest is not None
-        yield self._begun(self._appender.newest)
+        yield self._start_run(self._appender.newest)
 
 
 class Worker:
@@ -424,24 +424,24 @@ class Worker:
         self._number = number
         self.awake = True
         self.runs: list[Run] = []
-        appender = NotingAppender(settings)
+        appender = RecordingAppender(settings)
         self.sender = Sender(appender, storage)
-        upstreams: Any = ScriptedUpstreams(appender, self._begun)
+        upstreams: Any = ScriptedUpstreams(appender, self._start_run)
         generator = GenerationRunner(redis, appender, upstreams, settings)
         self.running = Slots(generator, redis, Queue(redis, settings.retention), 1000)
 
-    def _begun(self, attempt: Attempt) -> Run:
+    def _start_run(self, attempt: Attempt) -> Run:
         run = Run(self._number(), attempt)
         self.runs.append(run)
         return run
 
     @property
     def busy(self) -> list[Run]:
-        """Those whose upstream still speaks."""
+        """Runs whose upstream call is still open."""
         return [run for run in self.runs if not run.over and run.attempt.ended is None]
 
     async def take(self, ticket: str) -> str:
-        """What arq's job does."""
+        """Run the job of a ticket, as arq does."""
         gid = ticket.partition(".")[0]
         outcome = await claims.claim(self._redis, gid, self._settings)
         if isinstance(outcome, Claim):

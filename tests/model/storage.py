@@ -1,4 +1,4 @@
-"""The server under the model: asked directly, moved in time, taken back to an older state."""
+"""Direct access of the model to its server: inspection, time shifts, and rollback to an older state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from broker.store import keys
 
 STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")
 
-# Everything the invariants look at, in one turn. ARGV: per generation gid, meta, log, live, base of its indexes.
+# Everything the invariants check, in one call. ARGV per generation: gid, meta, log, live, prefix of its indexes.
 _LOOK = """
-local eternal = {}
+local without_lifetime = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
-  if redis.call('PTTL', key) == -1 then eternal[#eternal + 1] = key end
+  if redis.call('PTTL', key) == -1 then without_lifetime[#without_lifetime + 1] = key end
 end
 local all = {}
 for i = 1, #ARGV, 5 do
@@ -32,11 +32,11 @@ for i = 1, #ARGV, 5 do
   local score = due and tonumber(due) or -1
   all[#all + 1] = {redis.call('HGETALL', meta), redis.call('XRANGE', log, '-', '+'), score, listed}
 end
-return {eternal, all}
+return {without_lifetime, all}
 """
 
-# Lets ms pass: every time that is stored moves into the past, and every lifetime shrinks or ends. To the scripts that
-# is the same as a clock that went on, but for attempt ids, which still grow with the real one.
+# Advances time by ms: stored times move into the past, lifetimes shrink or end. For the scripts this is equivalent to a
+# later clock, except for attempt ids, which still grow with the real clock.
 _ELAPSE = """
 local ms = tonumber(ARGV[1])
 local function int(n) return string.format('%.0f', n) end
@@ -63,14 +63,14 @@ end
 
 
 @dataclass
-class Seen:
-    """One generation as the server has it."""
+class Stored:
+    """One generation as stored on the server."""
 
     meta: dict[str, str]
     log: list[tuple[int, int, str, bytes]]  # attempt, seq, type, data
     due: float | None
     listed: set[str]
-    """Statuses under whose index it stands; '' is the index of all."""
+    """Statuses whose indexes contain it; '' is the index of all."""
 
     @property
     def status(self) -> str | None:
@@ -95,20 +95,20 @@ class Snapshot:
 
 
 class Storage:
-    """A connection of the model's own, without asyncio: it must not let anything else run."""
+    """The model's own connection, without asyncio, so that no other task runs during a call."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._parser = hiredis.Reader(replyError=RespError)
         self.elapsed = 0
-        self.eternal: list[bytes] = []
+        self.without_lifetime: list[bytes] = []
 
     def close(self) -> None:
         self._socket.close()
 
     def pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Replies in order, an error reply as a RespError in its place."""
+        """Replies in order. An error reply is a RespError in the list."""
         self._socket.sendall(b"".join([hiredis.pack_command(command) for command in commands]))
         replies: list[Any] = []
         while len(replies) < len(commands):
@@ -125,13 +125,13 @@ class Storage:
             raise reply
         return reply
 
-    def look(self, gids: Sequence[str], tenant: str) -> dict[str, Seen]:
+    def look(self, gids: Sequence[str], tenant: str) -> dict[str, Stored]:
         names: list[str] = []
         for gid in gids:
             shard = shard_of(gid)
             names += (gid, keys.meta(gid), keys.log(gid), keys.live(shard), keys.index(shard, tenant))
-        self.eternal, all_seen = self.call("EVAL", _LOOK, 0, *names)
-        return {gid: _seen(*seen) for gid, seen in zip(gids, all_seen, strict=True)}
+        self.without_lifetime, all_seen = self.call("EVAL", _LOOK, 0, *names)
+        return {gid: _stored(*seen) for gid, seen in zip(gids, all_seen, strict=True)}
 
     def elapse(self, ms: int) -> None:
         self.call("EVAL", _ELAPSE, 0, ms)
@@ -145,7 +145,7 @@ class Storage:
         return Snapshot(kept, self.elapsed)
 
     def fail_over(self, to: Snapshot) -> None:
-        """Another server takes over, that had only got so far."""
+        """Replace the data with an older snapshot, as in a failover to a replica that lagged."""
         commands: list[tuple[Any, ...]] = [("FLUSHALL",)]
         commands += [("RESTORE", name, max(ttl, 0), dump) for name, ttl, dump in to.dumps]
         for reply in self.pipeline(commands):
@@ -160,11 +160,11 @@ class Storage:
         self.call("SCRIPT", "FLUSH")
 
 
-def _seen(meta: list[bytes], log: list[Any], due: int, listed: list[bytes]) -> Seen:
+def _stored(meta: list[bytes], log: list[Any], due: int, listed: list[bytes]) -> Stored:
     fields = [part.decode(errors="replace") for part in meta]
     entries: list[tuple[int, int, str, bytes]] = []
     for entry_id, (_, kind, _, _, _, data) in log:
         attempt, _, seq = entry_id.partition(b"-")
         entries.append((int(attempt), int(seq), kind.decode(), data))
     statuses = {name.decode().removeprefix(":") for name in listed}
-    return Seen(dict(zip(fields[::2], fields[1::2], strict=True)), entries, due if due >= 0 else None, statuses)
+    return Stored(dict(zip(fields[::2], fields[1::2], strict=True)), entries, due if due >= 0 else None, statuses)

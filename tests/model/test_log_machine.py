@@ -1,4 +1,4 @@
-"""The log under random schedules, on each server."""
+"""The log under random schedules, on each engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.model.world import World
 EXAMPLES = int(os.environ.get("TOKENCAST_EXAMPLES", "0"))
 
 
-def test_random_schedules_break_no_promise(world: World) -> None:
+def test_random_schedules_keep_every_invariant(world: World) -> None:
     class Machine(LogMachine):
         pass
 

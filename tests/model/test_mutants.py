@@ -1,4 +1,4 @@
-"""A guard that is missing is noticed: what the schedules, and the tests of single guards, are worth."""
+"""Mutation tests: the schedules and the checks of single guards detect every removed guard."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support import CLAIM, Writer, request_body
 RELEASE, RESTORE = Script("store", "release"), Script("store", "restore")
 Check = Callable[[Broker], Awaitable[None]]
 EXAMPLES = 3000
-"""At most; what is missed by these is found within about a hundred (eight seeds each, counted)."""
+"""Maximum. The mutants are found within about a hundred examples (measured with eight seeds each)."""
 
 
 @pytest.mark.parametrize("world", ["valkey"], indirect=True)
 @pytest.mark.parametrize("mutant", SCHEDULED, ids=[mutant.name for mutant in SCHEDULED])
-def test_the_schedules_miss_a_guard(world: World, mutant: Mutant) -> None:
+def test_the_schedules_detect_a_removed_guard(world: World, mutant: Mutant) -> None:
     class Machine(LogMachine):
         pass
 
@@ -55,7 +55,7 @@ def test_the_schedules_miss_a_guard(world: World, mutant: Mutant) -> None:
 
 @pytest.fixture(scope="module")
 async def unchecked() -> AsyncGenerator[Broker, None]:
-    """On a server of its own: what a mutant leaves there may live for ever."""
+    """On its own server, since mutants can leave keys without a lifetime."""
     async with EmbeddedRedis() as server, connect(server.url) as broker:
         yield broker
 
@@ -69,8 +69,8 @@ async def claim(writer: Writer) -> list[bytes]:
     return await writer.redis.run(CLAIM, names, [writer.gid, "other", 7, 60_000, "", 9])
 
 
-async def every_attempt_is_number_one_more(broker: Broker) -> None:
-    """Two workers claim the same generation, the second after a failover that forgot the first."""
+async def attempt_numbers_differ_after_a_failover(broker: Broker) -> None:
+    """Two workers claim the same generation, the second one after a failover that lost the first claim."""
     writer = await created(broker)
     names = [keys.meta(writer.gid), keys.log(writer.gid)]
     dumps = [await writer.redis.execute("DUMP", name) for name in names]
@@ -80,43 +80,43 @@ async def every_attempt_is_number_one_more(broker: Broker) -> None:
     assert (await claim(writer))[1].decode() != writer.attempt
 
 
-async def a_running_generation_can_be_claimed(broker: Broker) -> None:
+async def a_running_generation_cannot_be_claimed(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     assert (await claim(writer))[0] == b"RUNNING"
 
 
-async def a_claim_does_not_know_its_own_token(broker: Broker) -> None:
+async def a_claim_repeated_with_its_token_succeeds(broker: Broker) -> None:
     writer = await created(broker)
     assert await claim(writer) == await claim(writer)
 
 
-async def an_ended_generation_can_be_claimed(broker: Broker) -> None:
+async def an_ended_generation_cannot_be_claimed(broker: Broker) -> None:
     writer = await created(broker)
     await broker.cancel(writer.gid)
     assert (await claim(writer))[0] == b"CLOSED"
 
 
-async def a_log_is_made_anew(broker: Broker) -> None:
+async def a_lost_log_is_not_recreated(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     await writer.redis.execute("DEL", keys.log(writer.gid))
     assert await writer.append("a") == b"LOST"
     assert not await writer.redis.execute("EXISTS", keys.log(writer.gid))
 
 
-async def anybody_hands_over(broker: Broker) -> None:
+async def only_the_owner_hands_over(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     reply = await writer.redis.run(RELEASE, lifecycle_keys(writer.gid), [writer.gid, "1.another"])
     assert reply[0] == b"NO"
 
 
-async def a_deleted_one_leaves_nothing(broker: Broker) -> None:
+async def a_deleted_generation_leaves_a_tombstone(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     await broker.delete(writer.gid)
     assert await writer.append("a") == b"GONE"
 
 
-async def an_ending_from_outside_takes_the_owner_s_next_id(broker: Broker) -> None:
-    """A rollback could bring the owner's event back under the same id: a follower that has it would wait for ever."""
+async def an_external_ending_has_a_new_attempt_number(broker: Broker) -> None:
+    """After a rollback the owner could write an event with the same id: a follower that has it would wait endlessly."""
     writer = await (await created(broker)).claim()
     await writer.append("a")
     await broker.cancel(writer.gid)
@@ -124,8 +124,8 @@ async def an_ending_from_outside_takes_the_owner_s_next_id(broker: Broker) -> No
     assert (last.attempt > int(writer.attempt), last.seq) == (True, 0)
 
 
-async def what_is_there_is_written_again(broker: Broker) -> None:
-    """The reply to an append is lost, and it is sent again with what has come since."""
+async def a_repeated_append_writes_only_new_events(broker: Broker) -> None:
+    """The reply to an append is lost, and the append is sent again with newer events."""
     writer = await (await created(broker)).claim()
     await writer.append("a", "b")
     writer.n = 0
@@ -135,7 +135,7 @@ async def what_is_there_is_written_again(broker: Broker) -> None:
 
 
 async def restored(broker: Broker, known_ms_ago: int) -> bytes:
-    """What a worker is answered whose generation is missing in the very data set that it claimed it from."""
+    """The reply to a restore if the generation is missing from the data set from which it was claimed."""
     writer = await created(broker)
     reply = await claim(writer)
     attempt, epoch, fields = reply[1], reply[3], reply[4]
@@ -146,17 +146,17 @@ async def restored(broker: Broker, known_ms_ago: int) -> bytes:
     return (await writer.redis.run(RESTORE, names, arguments))[0]
 
 
-async def a_restore_does_not_ask_when_it_was_known(broker: Broker) -> None:
-    """The generation expired under its worker, which was paused: its tombstone may have expired as well."""
+async def a_restore_of_an_expired_generation_is_refused(broker: Broker) -> None:
+    """The generation expired while its worker was paused; its tombstone may have expired too."""
     assert await restored(broker, 3_600_000) == b"GONE"
 
 
-async def a_restore_wants_another_data_set(broker: Broker) -> None:
-    """It was there a minute ago: so it was not removed, and the server went back."""
+async def a_restore_of_a_recent_generation_succeeds(broker: Broker) -> None:
+    """It existed a minute ago, so it did not expire: the server was rolled back."""
     assert await restored(broker, 60_000) == b"OK"
 
 
-async def a_claim_only_refuses_what_was_started_too_often(broker: Broker) -> None:
+async def a_claim_beyond_the_attempt_budget_ends_the_generation(broker: Broker) -> None:
     writer = await created(broker)
     await writer.redis.execute("HSET", keys.meta(writer.gid), "x", 9)
     assert (await claim(writer))[0] == b"EXHAUSTED"
@@ -165,7 +165,7 @@ async def a_claim_only_refuses_what_was_started_too_often(broker: Broker) -> Non
 
 
 async def reaped(writer: Writer, lease_over_ms: int, *, watched_ms: int, late_ms: int = -60_000) -> bytes:
-    """What a reaper is answered, of a lease of one second that ended this many ms ago; negative: that will end."""
+    """The reply to a reap of a one-second lease that ended this many ms ago; negative: in the future."""
     seconds, _ = await writer.redis.execute("TIME")
     now = int(seconds) * 1000
     fields = ["le", now - lease_over_ms, "ls", 1000]
@@ -175,33 +175,33 @@ async def reaped(writer: Writer, lease_over_ms: int, *, watched_ms: int, late_ms
     return (await writer.redis.run(REAP, lifecycle_keys(writer.gid), arguments))[0]
 
 
-async def a_lease_is_over_although_nobody_watched(broker: Broker) -> None:
-    """Its owner could not renew it while the server was away, and the reaper was."""
+async def a_lease_is_reaped_only_after_a_full_observation(broker: Broker) -> None:
+    """The owner could not renew the lease while the server was unreachable for both."""
     writer = await (await created(broker)).claim()
     assert await reaped(writer, 5000, watched_ms=999) == b"NO"
     assert await reaped(writer, 5000, watched_ms=1001) == b"REQUEUE"
 
 
-async def a_reaper_s_command_may_come_late(broker: Broker) -> None:
+async def a_late_reap_is_refused(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     assert await reaped(writer, 5000, watched_ms=1001, late_ms=2000) == b"LATE"
 
 
-async def a_lease_that_the_clock_has_prolonged_holds(broker: Broker) -> None:
+async def a_lease_prolonged_by_the_clock_is_shortened(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     assert await reaped(writer, -60_000, watched_ms=1001) == b"NO"
     seconds, _ = await writer.redis.execute("TIME")
     assert int(await writer.redis.execute("HGET", keys.meta(writer.gid), "le")) <= int(seconds) * 1000 + 2000
 
 
-async def a_creation_may_come_late(broker: Broker) -> None:
+async def a_late_creation_is_refused(broker: Broker) -> None:
     gid = "gen_" + "0" * 10 + "10" + secrets.token_hex(11)
     names = [*lifecycle_keys(gid), *[keys.epoch("10")] * 2]
     fields = [gid, "default", "m", "{}", "{}", "fail", 1, 60_000, "", "", 1, "random", "{}", 1]
     assert (await broker.store.redis.run(CREATE, names, fields))[0] == b"LATE"
 
 
-async def an_ending_from_outside_makes_a_log(broker: Broker) -> None:
+async def an_external_ending_creates_no_log(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
     await writer.redis.execute("DEL", keys.log(writer.gid))
     with suppress(GenerationGone):
@@ -211,28 +211,28 @@ async def an_ending_from_outside_makes_a_log(broker: Broker) -> None:
 
 
 CHECKS = [
-    every_attempt_is_number_one_more,
-    a_running_generation_can_be_claimed,
-    a_claim_does_not_know_its_own_token,
-    an_ended_generation_can_be_claimed,
-    a_log_is_made_anew,
-    anybody_hands_over,
-    a_deleted_one_leaves_nothing,
-    an_ending_from_outside_takes_the_owner_s_next_id,
-    what_is_there_is_written_again,
-    a_restore_does_not_ask_when_it_was_known,
-    a_restore_wants_another_data_set,
-    a_claim_only_refuses_what_was_started_too_often,
-    a_lease_is_over_although_nobody_watched,
-    a_reaper_s_command_may_come_late,
-    a_lease_that_the_clock_has_prolonged_holds,
-    a_creation_may_come_late,
-    an_ending_from_outside_makes_a_log,
+    attempt_numbers_differ_after_a_failover,
+    a_running_generation_cannot_be_claimed,
+    a_claim_repeated_with_its_token_succeeds,
+    an_ended_generation_cannot_be_claimed,
+    a_lost_log_is_not_recreated,
+    only_the_owner_hands_over,
+    a_deleted_generation_leaves_a_tombstone,
+    an_external_ending_has_a_new_attempt_number,
+    a_repeated_append_writes_only_new_events,
+    a_restore_of_an_expired_generation_is_refused,
+    a_restore_of_a_recent_generation_succeeds,
+    a_claim_beyond_the_attempt_budget_ends_the_generation,
+    a_lease_is_reaped_only_after_a_full_observation,
+    a_late_reap_is_refused,
+    a_lease_prolonged_by_the_clock_is_shortened,
+    a_late_creation_is_refused,
+    an_external_ending_creates_no_log,
 ]
 
 
 @pytest.mark.parametrize(("mutant", "check"), list(zip(DIRECTED, CHECKS, strict=True)), ids=[m.name for m in DIRECTED])
-async def test_a_guard_holds_and_is_missed(unchecked: Broker, mutant: Mutant, check: Check) -> None:
+async def test_a_guard_passes_its_check_and_its_mutant_fails(unchecked: Broker, mutant: Mutant, check: Check) -> None:
     await check(unchecked)
     with mutated(mutant), pytest.raises((AssertionError, ResponseError)):
         await check(unchecked)

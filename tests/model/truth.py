@@ -1,4 +1,4 @@
-"""What must be true of a generation in the log, whatever happened: looked at after each step."""
+"""The invariants of a generation in the log, checked after each step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.model.oracle import Piece, Violation, pieces
 from tests.model.processes import Run
-from tests.model.storage import Seen
+from tests.model.storage import Stored
 
 FIRST = {"st", "rs", "f", "x"}
 LATER = {"c", "u", "w", "ok", "f"}
@@ -23,27 +23,27 @@ def check(condition: object, what: str) -> None:
 
 @dataclass
 class Truth:
-    """One generation: what the model knows of it, and what it last saw."""
+    """The model's knowledge of one generation, and its last observed state."""
 
     gid: str
     restarts: bool
     key: str | None = None
     """Its idempotency key."""
-    seen: Seen | None = None
+    seen: Stored | None = None
     lost: bool = False
-    """Redis lost it, or the end of it: a worker may bring it back."""
+    """Redis lost the generation or its tail: a worker may put it back."""
     trimmed: bool = False
     deleted: bool = False
-    """Somebody deleted it at some time: a follower that was told so knows the truth, whatever Redis forgot since."""
+    """It was deleted at some time. A follower that got `gone` is right, even if Redis lost the deletion since."""
     era: int = 0
-    """Counts how often Redis forgot an ending that it had acknowledged. Followers of one era see the same ending."""
+    """The number of acknowledged endings that Redis lost. Followers of one era see the same ending."""
     endings: dict[tuple[str, str], int] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
-    """By attempt: what its upstream said."""
+    """The upstream runs by attempt."""
 
     @property
     def ending(self) -> tuple[str, str] | None:
-        """Event and data, as the log has them."""
+        """Name and data of the ending event in the log."""
         if self.seen is None or not self.seen.ended or not self.seen.log:
             return None
         _, _, kind, data = self.seen.log[-1]
@@ -51,11 +51,11 @@ class Truth:
 
     @property
     def missing(self) -> bool:
-        """There is nothing to be read: unknown, deleted, or expired."""
+        """Whether nothing can be read: unknown, deleted or expired."""
         return self.seen is None or self.seen.status in (None, "deleted") or not self.seen.log
 
-    def look(self, now: Seen, op: str, releases: int) -> None:
-        """What is there now, after `op`, is well formed, and may follow what was there before."""
+    def look(self, now: Stored, op: str, releases: int) -> None:
+        """Check that the state after `op` is well formed and a valid successor of the previous state."""
         self.well_formed(now, releases)
         before, self.seen = self.seen, now
         if op in ("fail_over", "lose"):
@@ -73,23 +73,23 @@ class Truth:
         self.endings.clear()
 
     @staticmethod
-    def _end(seen: Seen) -> object:
+    def _end(seen: Stored) -> object:
         return seen.log[-1] if seen.ended and seen.log else None
 
-    def _may_appear(self, now: Seen, op: str) -> None:
+    def _may_appear(self, now: Stored, op: str) -> None:
         check(now.status is None or op == "create" or self.lost, f"resurrected: {now.status}")
 
-    def _may_follow(self, before: Seen, now: Seen, op: str) -> None:
+    def _may_follow(self, before: Stored, now: Stored, op: str) -> None:
         if now.status is None:
-            check(op == "elapse", "it vanished")
+            check(op == "elapse", "the generation disappeared")
         elif before.status == "deleted":
             check(now.status == "deleted", f"resurrected after its deletion: {now.status}")
         elif now.status == "deleted":
-            check(op == "delete", "deleted by nobody")
+            check(op == "delete", "deleted without a request")
             self.deleted = True
         elif before.ended:
             check(now.status == before.status, f"a second ending: {before.status}, then {now.status}")
-            check(now.log == before.log or op in ("trim", "elapse"), "something was written behind the end")
+            check(now.log == before.log or op in ("trim", "elapse"), "something was written after the end")
             check(now.top == before.top, "the cursor of an ended generation moved")
         else:
             check(now.top >= before.top, f"the log went back: {before.top}, {now.top}")
@@ -97,13 +97,13 @@ class Truth:
             for counter in ("k", "x"):
                 check(int(now.meta[counter]) >= int(before.meta[counter]), f"{counter} went back")
 
-    # --- the form ---------------------------------------------------------------------------------------------
+    # --- form -------------------------------------------------------------------------------------------------
 
-    def well_formed(self, now: Seen, releases: int) -> None:
+    def well_formed(self, now: Stored, releases: int) -> None:
         if now.status is None:
             check(not now.log, "a log without a generation")
         elif now.status == "deleted":
-            check([entry[2] for entry in now.log] in ([], ["g"]), "a deleted generation's log")
+            check([entry[2] for entry in now.log] in ([], ["g"]), "a deleted generation has a log")
             check(not now.listed and now.due is None, "a deleted generation is listed")
         else:
             self._indexed(now)
@@ -113,7 +113,7 @@ class Truth:
             self._one_text_per_attempt(now)
 
     @staticmethod
-    def _indexed(now: Seen) -> None:
+    def _indexed(now: Stored) -> None:
         status, own = now.status, now.meta.get("own")
         check(now.listed == {"", status}, f"{status}, but listed as {now.listed}")
         alive = status in ("queued", "in_progress")
@@ -125,12 +125,12 @@ class Truth:
             check(own == "", f"{status}, but owned by {own!r}")
 
     @staticmethod
-    def _budget(now: Seen, releases: int) -> None:
+    def _budget(now: Stored, releases: int) -> None:
         k, x = int(now.meta["k"]), int(now.meta["x"])
         check(x < MAX_ATTEMPTS or now.ended, f"{x} crashes, and still {now.status}")
         check(k <= x + releases + 1, f"attempt {k} after {x} crashes and {releases} hand-overs")
 
-    def _dense(self, now: Seen) -> None:
+    def _dense(self, now: Stored) -> None:
         if not now.log:
             check(now.ended, "no log")
             return
@@ -139,21 +139,21 @@ class Truth:
             if previous is None:
                 check(self.trimmed or (attempt, seq) == (0, 1), f"the log begins with {attempt}-{seq}")
             elif attempt == previous[0]:
-                check(seq == previous[1] + 1, f"{attempt}-{seq} behind {previous}")
+                check(seq == previous[1] + 1, f"{attempt}-{seq} after {previous}")
             else:
-                check(attempt > previous[0] and seq == 0, f"{attempt}-{seq} behind {previous}")
+                check(attempt > previous[0] and seq == 0, f"{attempt}-{seq} after {previous}")
             if attempt:
                 check(kind in (FIRST if seq == 0 else LATER), f"{kind} at {attempt}-{seq}")
             else:
                 check(kind == "cr", f"{kind} at {attempt}-{seq}")
             previous = (attempt, seq)
-        check(previous == now.top, f"the log ends at {previous}, the generation at {now.top}")
+        check(previous == now.top, f"the log ends at {previous}, the metadata at {now.top}")
 
     @staticmethod
-    def _ends_once(now: Seen) -> None:
+    def _ends_once(now: Stored) -> None:
         ends = [i for i, entry in enumerate(now.log) if entry[2] in TERMINAL]
         check(len(ends) <= 1, "two endings")
-        check(not ends or ends[0] == len(now.log) - 1, "events behind the ending")
+        check(not ends or ends[0] == len(now.log) - 1, "events after the ending")
         if now.log:
             check(bool(ends) == now.ended, f"{now.status}, with {len(ends)} endings")
         if ends:
@@ -162,25 +162,25 @@ class Truth:
             if kind == "f":
                 code = json.loads(data)["error"]["code"]
                 check(code in KNOWN_FAILURES, f"failed with {code}")
-            check(seq > 0 or kind != "ok", "completed from outside")
+            check(seq > 0 or kind != "ok", "completed without an attempt")
 
-    def _one_text_per_attempt(self, now: Seen) -> None:
+    def _one_text_per_attempt(self, now: Stored) -> None:
         found: dict[int, list[Piece]] = {}
         for attempt, _, kind, data in now.log:
             if kind == "c":
                 found.setdefault(attempt, []).extend(_content(data))
-        for attempt, said in found.items():
-            check(attempt in self.runs, f"a text in attempt {attempt}, which nobody claimed")
+        for attempt, sent in found.items():
+            check(attempt in self.runs, f"a text in attempt {attempt}, which was not claimed")
             number = self.runs[attempt].number
-            first = said[0][1] if self.trimmed else 0
-            check(said == [(number, first + i) for i in range(len(said))], f"attempt {attempt} says {said}")
+            first = sent[0][1] if self.trimmed else 0
+            check(sent == [(number, first + i) for i in range(len(sent))], f"attempt {attempt} has {sent}")
         if now.status == "completed" and now.log and not self.trimmed:
             self.is_whole(found.get(now.log[-1][0], []), now.log[-1][0])
 
-    def is_whole(self, said: list[Piece], attempt: int) -> None:
-        """What was completed is all that the upstream said."""
+    def is_whole(self, sent: list[Piece], attempt: int) -> None:
+        """Check that a completed generation has the whole text of the upstream."""
         run = self.runs[attempt]
-        check(said == [(run.number, i) for i in range(run.said)], f"completed with {said} of {run.said}")
+        check(sent == [(run.number, i) for i in range(run.sent)], f"completed with {sent} of {run.sent}")
 
 
 def _content(data: bytes) -> list[Piece]:

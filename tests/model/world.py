@@ -1,7 +1,7 @@
-"""The whole of it: one server, two gateways, three workers, their followers, and everything that can happen to them.
+"""The world of the model: one server, two gateways, three workers, their followers, and operations on them.
 
-Each operation is one step; after it everything that happens by itself has happened, and everything that must be true is
-looked at. The operations are called by the random machine (machine.py).
+Each operation is one step. After it the world runs until it is idle, and all invariants are checked. The random machine
+(machine.py) calls the operations.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ HOUR_MS = 3_600_000
 
 
 class Clock:
-    """In the place of the module `time` where the product asks how long ago something was: follows the model only,
-    so that a schedule takes the same course on a loaded machine."""
+    """Replaces the module `time` in code that measures durations. It follows only the model's time, so that a schedule
+    has the same course on a loaded machine."""
 
     def __init__(self, time: Any) -> None:
         self._time = time
@@ -76,8 +76,8 @@ class Clock:
         return getattr(self._time, name)
 
 
-class Chance:
-    """In the place of the module `secrets`: the same schedule is the same again."""
+class SeededSecrets:
+    """Replaces the module `secrets`, so that a schedule is reproducible."""
 
     def __init__(self) -> None:
         self.seed()
@@ -95,11 +95,11 @@ class Chance:
         return self._random.randbytes(n).hex()
 
 
-CHANCE = Chance()
+SECRETS = SeededSecrets()
 
 
-class Watchful(Continuity):
-    """What a reaper has seen of the model's server, whose clock goes on without time passing here: everything."""
+class AlwaysObserved(Continuity):
+    """A reaper's observation of the model's server, whose clock advances without real time: always complete."""
 
     def observe(self, server: bytes, clock: float, sent: float, received: float) -> bool:
         return False
@@ -112,7 +112,7 @@ class Watchful(Continuity):
 
 
 class Servers:
-    """In the place of the question which server it is: another one after each loss."""
+    """Replaces the identity of the server: another one after each loss."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -126,28 +126,28 @@ CLOCK = Clock(time)
 
 
 @contextmanager
-def small_world() -> Iterator[None]:
-    """Pages, segments and calls so small that a text of ten chunks needs several; readers that are stepped."""
+def small_limits() -> Iterator[None]:
+    """Small pages, segments and calls, so that a text of ten chunks needs several of each; stepped readers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(broker.fanout.reader_pool, "LogReader", SteppedReader)
         patch.setattr(broker.fanout.hub, "HIGH_WATER", 400)
         patch.setattr(broker.fanout.reader, "COUNT", 4)
-        # A delivery is whole, however long the machine takes for it: the schedule alone decides what happens.
+        # A delivery is never interrupted on a slow machine: only the schedule determines the course.
         patch.setattr(broker.fanout.scheduler, "SLICE_SECONDS", 3600.0)
         patch.setattr(broker.fanout.buffer, "SEGMENT_BYTES", 300)
-        for module in (broker.store.data_loss, broker.store.store):  # both ask when something was
+        for module in (broker.store.data_loss, broker.store.store):  # both measure durations
             patch.setattr(module, "time", CLOCK)
         patch.setattr(broker.store.data_loss, "server_identity", SERVERS.of)
         patch.setattr(worker.attempt, "MAX_CALL_EVENTS", 3)
         for module in (broker.ids, broker.store.commands, broker.store.store, worker.claims):
-            patch.setattr(module, "secrets", CHANCE)
+            patch.setattr(module, "secrets", SECRETS)
         for module in (broker.fanout.backfill, broker.broker, broker.store.store):
             patch.setattr(module, "PAGE", 3)
         yield
 
 
 class World:
-    """Made once per server; `begin` makes it new."""
+    """Created once per server; `begin` resets it."""
 
     def __init__(self, url: str, port: int) -> None:
         self.loop = asyncio.new_event_loop()
@@ -173,7 +173,7 @@ class World:
     async def begin(self) -> None:
         self.storage.call("FLUSHALL")
         self.storage.elapsed = 0
-        CHANCE.seed()
+        SECRETS.seed()
         load_scripts(self.storage)
         self.truths: dict[str, Truth] = {}
         self.snapshots: list[Snapshot] = []
@@ -187,8 +187,8 @@ class World:
         self.workers = [self._worker() for _ in range(3)]
         self.everyone = list(self.workers)
         self.reaper = Reaper(self.redis, Queue(self.redis, RETENTION), self.settings)
-        self.reaper.continuity = dict.fromkeys(self.reaper.continuity, Watchful(0))
-        await self._tell_gateways()
+        self.reaper.continuity = dict.fromkeys(self.reaper.continuity, AlwaysObserved(0))
+        await self._identify_server()
 
     async def end(self) -> None:
         for follower in self.followers:
@@ -202,8 +202,8 @@ class World:
     def _gateway(self, number: int) -> Gateway:
         return Gateway(self.redis, self.settings, cache_bytes=1 << 20 if number == 0 else 1)
 
-    async def _tell_gateways(self) -> None:
-        """Their reapers have looked."""
+    async def _identify_server(self) -> None:
+        """Report the server's identity to the gateways, as their reapers do."""
         for gateway in self.gateways:
             for group in self.redis.topology.groups:
                 gateway.broker.store.data_loss.observe_server(group, await SERVERS.of())
@@ -216,14 +216,14 @@ class World:
         return self.numbers
 
     async def settle(self) -> None:
-        """Until nothing more happens by itself."""
-        quiet = 0
-        while quiet < 16:
+        """Run the event loop until it is idle."""
+        idle = 0
+        while idle < 16:
             await asyncio.sleep(0)
-            quiet = 0 if self.redis.busy else quiet + 1
+            idle = 0 if self.redis.busy else idle + 1
 
     async def step(self, op: str, work: Coroutine[Any, Any, Any] | None = None) -> Any:
-        """Does it, lets everything come to rest, and looks."""
+        """Run an operation, wait until the world is idle, and check the invariants."""
         self.steps.append(op)
         result = await work if work is not None else None
         await self.settle()
@@ -237,7 +237,7 @@ class World:
                 if truth is not None:
                     truth.runs.setdefault(run.attempt.claim.attempt, run)
         seen = self.storage.look(list(self.truths), TENANT)
-        check(not self.storage.eternal, f"keys without a lifetime: {self.storage.eternal}")
+        check(not self.storage.without_lifetime, f"keys without a lifetime: {self.storage.without_lifetime}")
         for gid, truth in self.truths.items():
             truth.look(seen[gid], op, self.releases)
         for follower in self.followers:
@@ -266,19 +266,19 @@ class World:
             raise Violation(f"{follower}: {violation}\n    {history}") from None
 
     def _judge(self, follower: Follower, truth: Truth, *, was_over: bool) -> None:
-        """What a reader was told is true."""
+        """Check that the data received by a reader is true."""
         reader = follower.reader
         if isinstance(reader, ChatReader):
             if reader.done and not was_over:
                 self._is_whole(truth, reader.shown.pieces)
             return
         check(not reader.gaps or truth.trimmed, "a gap, but nothing was trimmed")
-        check(not reader.synthetic or truth.trimmed or self.rewound, "told to forget, but nothing was lost")
+        check(not reader.synthetic or truth.trimmed or self.rewound, "a synthetic reset, but nothing was lost")
         if was_over or not reader.over:
             return
         follower.done = True
         if reader.gone:
-            check(truth.missing or truth.deleted, "told that it is gone, but it is there")
+            check(truth.missing or truth.deleted, "gone, but the generation exists")
             return
         name, data = reader.ending
         if name == "completed" and not reader.shown.partial:
@@ -293,19 +293,19 @@ class World:
     def _is_whole(truth: Truth, shown: list[tuple[int, int]]) -> None:
         known = [run for run in truth.runs.values() if not shown or run.number == shown[0][0]]
         check(
-            any(shown == [(run.number, i) for i in range(run.said)] and run.completes for run in known),
-            f"completed, but what is shown is {shown}",
+            any(shown == [(run.number, i) for i in range(run.sent)] and run.completes for run in known),
+            f"completed, but the reader shows {shown}",
         )
 
     def _answered(self, follower: Follower, truth: Truth, status: int) -> None:
-        """Statuses that end a reader's interest."""
+        """Check the statuses after which a reader stops."""
         reader = follower.reader
         if status in (404, 410):
-            check(truth.missing or truth.deleted, f"answered {status}, but it is there")
+            check(truth.missing or truth.deleted, f"answered {status}, but the generation exists")
             follower.done = True
         elif status == 204:
             fresh_latest = follower.kind == "latest" and reader.last_id is None
-            check(truth.ending is not None, "told that it has ended, but it has not")
+            check(truth.ending is not None, "204, but the generation has not ended")
             check(fresh_latest or reader.over, f"204 at {reader.position}, but the reader has not seen the end")
             follower.done = True
         elif status != 200:
@@ -339,13 +339,13 @@ class World:
         if follower.kind == "chat":
             follower.done = True
 
-    async def stall_or_flow(self, follower: Follower) -> None:
+    async def toggle_stall(self, follower: Follower) -> None:
         connection = follower.connection
-        await self.step(f"stall or flow {follower}", _now(connection.flow if connection.stuck else connection.stall))
+        await self.step(f"toggle stall {follower}", _now(connection.resume if connection.stuck else connection.stall))
 
     async def poll(self, gateway: int) -> None:
         async def work() -> None:
-            tasks = self.gateways[gateway].turns()
+            tasks = self.gateways[gateway].read_tasks()
             await self.settle()
             for task in tasks:
                 task.cancel()
@@ -355,8 +355,8 @@ class World:
 
         await self.step(f"poll {gateway}", work())
 
-    async def quiet(self, gateway: int) -> None:
-        await self.step(f"quiet {gateway}", self.gateways[gateway].check_quiet())
+    async def idle(self, gateway: int) -> None:
+        await self.step(f"idle {gateway}", self.gateways[gateway].pass_idle_time())
 
     async def restart_gateway(self, gateway: int) -> None:
         async def work() -> None:
@@ -369,7 +369,7 @@ class World:
                         follower.done = True
             await self.gateways[gateway].hub.close()
             self.gateways[gateway] = self._gateway(gateway)
-            await self._tell_gateways()
+            await self._identify_server()
 
         await self.step(f"restart gateway {gateway}", work())
 
@@ -415,7 +415,7 @@ class World:
         return gid
 
     def _of_key(self, key: str | None) -> list[Truth]:
-        """Which generations the key may stand for: one, unless Redis forgot some."""
+        """The generations that the key can refer to: one, unless Redis lost some."""
         return [t for t in self.truths.values() if key is not None and t.key == key and not t.missing]
 
     async def cancel(self, gid: str, gateway: int = 0) -> None:
@@ -430,12 +430,12 @@ class World:
         answer = await self.request(f"delete {gid}", gateway, f"/v1/generations/{gid}", "DELETE")
         truth = self.truths[gid]
         if answer.status == 204:
-            check(truth.seen is not None and truth.seen.status == "deleted", "deleted, but it is there")
+            check(truth.seen is not None and truth.seen.status == "deleted", "deleted, but the generation exists")
         else:
             check(truth.missing or truth.lost, f"delete answered {answer.status}")
 
     async def get(self, gid: str, gateway: int = 0) -> Any:
-        """Its text is what the log says."""
+        """Get a generation and compare it with the log."""
         answer = await self.request(f"get {gid}", gateway, f"/v1/generations/{gid}", "GET")
         truth = self.truths[gid]
         if answer.status != 200:
@@ -444,14 +444,14 @@ class World:
         found = answer.json
         seen = truth.seen
         assert seen is not None
-        check(found["status"] == seen.status, f"get says {found['status']}, the log {seen.status}")
+        check(found["status"] == seen.status, f"get has {found['status']}, the log {seen.status}")
         check(found["cursor"] == f"{seen.top[0]}-{seen.top[1]}", f"get's cursor is {found['cursor']}")
         return found
 
     # --- workers ------------------------------------------------------------------------------------------------
 
     async def take(self, w: int, *, lose_reply: bool = False) -> str:
-        """A worker takes the queue's next ticket. NONE if there is none."""
+        """A worker takes the next ticket of the queue. Returns EMPTY if there is none."""
 
         async def work() -> str:
             head = await self.redis.execute("ZRANGE", keys.QUEUE, 0, 0)
@@ -461,15 +461,15 @@ class World:
             await self.redis.pipeline([("ZREM", keys.QUEUE, ticket), ("DEL", keys.arq_job(ticket))])
             if not lose_reply:
                 return await self.workers[w].take(ticket)
-            nobody = self._worker()
-            outcome = await nobody.take(ticket)
-            await nobody.crash()
+            unattended = self._worker()
+            outcome = await unattended.take(ticket)
+            await unattended.crash()
             return outcome
 
         return await self.step(f"take {w}{' (reply lost)' if lose_reply else ''}", work())
 
-    async def say(self, run: Run, count: int) -> None:
-        await self.step(f"say {run.number} +{count}", _now(lambda: run.say(count)))
+    async def send(self, run: Run, count: int) -> None:
+        await self.step(f"send {run.number} +{count}", _now(lambda: run.send(count)))
 
     async def complete(self, run: Run) -> None:
         await self.step(f"complete {run.number}", _now(run.complete))
@@ -478,7 +478,7 @@ class World:
         await self.step(f"fail {run.number}", _now(run.fail))
 
     async def turn(self, w: int, phases: int = 3, *, touch: bool = False) -> None:
-        """The worker's appender goes on by one to three of: gather, deliver, take the replies in."""
+        """The worker's appender executes some of its steps: collect calls, deliver them, process the replies."""
         one = self.workers[w]
         sender = one.sender
         for _ in range(phases):
@@ -496,7 +496,7 @@ class World:
         one.sender.replies = [self._call(call) for call in one.sender.calls]
 
     def _call(self, call: Call) -> Any:
-        """Sends it. Only the owner may have written, and only who held it before may put it back."""
+        """Send a call. Check that only the owner writes, and that only a previous owner puts a generation back."""
         claim = call.attempt.claim
         before, reply = self.storage.pipeline([("HMGET", keys.meta(claim.gid), "st", "own", "a"), call.command])
         if is_error(reply):
@@ -512,12 +512,12 @@ class World:
         return reply
 
     async def drop_connection(self, w: int) -> None:
-        """Replies under way are lost; commands that had not arrived may still arrive, late."""
+        """Replies in flight are lost; commands in flight can still arrive late."""
         self.ghosts += self.workers[w].sender.break_off()
         await self.step(f"drop {w}")
 
     async def ghost(self) -> None:
-        """A command of a connection that was given up arrives after all."""
+        """A command of a dropped connection arrives late."""
         call = self.ghosts.pop(0)
         await self.step("ghost", _now(lambda: self._call(call)))
 
@@ -534,8 +534,8 @@ class World:
         for run in self.workers[w].runs:
             run.over = True
 
-    async def linger_no_more(self, w: int) -> None:
-        await self.step(f"linger {w}", _now(self.workers[w].sender.linger_no_more))
+    async def expire_ended_attempts(self, w: int) -> None:
+        await self.step(f"expire ended attempts {w}", _now(self.workers[w].sender.expire_ended_attempts))
 
     def pause(self, w: int) -> None:
         self.workers[w].awake = False
@@ -580,7 +580,7 @@ class World:
         self.steps.append("snapshot")
 
     async def fail_over(self, back: int = 1) -> None:
-        """To the state of a snapshot; newer ones are of a history that never was."""
+        """Fail over to the state of a snapshot, and discard newer snapshots."""
         back = min(back, len(self.snapshots))
         snapshot = self.snapshots[-back]
         del self.snapshots[len(self.snapshots) - back + 1 :]
@@ -588,7 +588,7 @@ class World:
         await self.step(f"fail_over {back}", _now(lambda: self.storage.fail_over(snapshot)))
 
     async def lose(self) -> None:
-        """Redis comes back empty, its scripts forgotten."""
+        """Redis restarts empty and without its scripts."""
         self.snapshots.clear()
         self._break_all()
         self.storage.forget_scripts()
@@ -612,40 +612,39 @@ class World:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    async def come_to_rest(self) -> None:
-        """Everybody who lives does what is left to do; then all generations have ended, all followers know it, and
-        whoever
-        comes late changes nothing any more."""
+    async def finish_and_check(self) -> None:
+        """Let all live processes finish. Check that all generations have ended, that all followers know it, and that
+        late commands change nothing."""
         for follower in self.followers:
             if follower.connection is not None:
-                follower.connection.flow()
-        await self.step("flow")
+                follower.connection.resume()
+        await self.step("resume")
         for w, one in enumerate(self.workers):
             if one.awake:
-                await self.work_off(w)
+                await self.drain_worker(w)
                 for run in one.busy:
                     await self.complete(run)
-                await self.work_off(w)
-        await self._see_to_the_rest()
+                await self.drain_worker(w)
+        await self._end_orphans()
         await self._all_followers_end()
-        await self._latecomers_change_nothing()
+        await self._late_commands_change_nothing()
         for gid in self.truths:
             await self._all_gateways_agree(gid)
 
-    async def work_off(self, w: int) -> None:
-        """Until the worker's appender has nothing left to send."""
+    async def drain_worker(self, w: int) -> None:
+        """Step the worker's appender until it has nothing left to send."""
         await self.turn(w, touch=True)
         for _ in range(60):
             if self.workers[w].sender.idle:
                 return
             await self.turn(w)
-        raise Violation(f"worker {w} does not come to rest")
+        raise Violation(f"worker {w} does not become idle")
 
     def open(self) -> list[Truth]:
         return [t for t in self.truths.values() if t.seen and t.seen.status in ("queued", "in_progress")]
 
-    async def _see_to_the_rest(self) -> None:
-        """Reaper and a new worker end what has no live one."""
+    async def _end_orphans(self) -> None:
+        """The reaper and a new worker end generations without a live worker."""
         last = self._worker()
         self.workers.append(last)
         self.everyone.append(last)
@@ -657,9 +656,9 @@ class World:
             while await self.take(len(self.workers) - 1) != "EMPTY":
                 pass
             for run in last.busy:
-                await self.say(run, 2)
+                await self.send(run, 2)
                 await self.complete(run)
-            await self.work_off(len(self.workers) - 1)
+            await self.drain_worker(len(self.workers) - 1)
         check(not self.open(), f"never ended: {self.open()}")
 
     async def _all_followers_end(self) -> None:
@@ -673,27 +672,27 @@ class World:
             for gateway in range(2):
                 await self.poll(gateway)
                 if turn % 2:
-                    await self.quiet(gateway)
+                    await self.idle(gateway)
             if turn == 15:
                 await self.elapse(60)
         waiting = [(f, f.reader.history[-5:]) for f in self.followers if not f.done]
         raise Violation(f"followers hang: {waiting}")
 
-    async def _latecomers_change_nothing(self) -> None:
+    async def _late_commands_change_nothing(self) -> None:
         while self.ghosts:
             await self.ghost()
         for w, one in enumerate(self.workers):
             if not one.awake:
                 self.wake(w)
                 for run in one.busy:
-                    await self.say(run, 1)
-                await self.work_off(w)
+                    await self.send(run, 1)
+                await self.drain_worker(w)
                 for run in one.busy:
                     await self.complete(run)
-                await self.work_off(w)
+                await self.drain_worker(w)
 
     async def _all_gateways_agree(self, gid: str) -> None:
-        """Readers that come now see the same, everywhere, and what `get` says."""
+        """Check that new readers on both gateways see the text of `get`."""
         self.gateways[1] = self._gateway(1)
         texts: set[str] = set()
         for gateway in range(2):
@@ -706,10 +705,10 @@ class World:
                 if reader.kind == "chat":
                     continue
                 if not reader.done and self.truths[gid].trimmed:
-                    await self.reconnect(reader, gateway)  # a Python program is told of the gap by an exception
+                    await self.reconnect(reader, gateway)  # a Python program gets the gap as an exception
                 check(reader.done, f"a fresh reader of an ended generation hangs: {reader.reader.history}")
                 texts.add("".join(f"{n}.{i} " for n, i in reader.reader.shown.pieces))
-            check(self.truths[gid].trimmed or texts == {found["text"]}, f"{texts}, but get says {found['text']!r}")
+            check(self.truths[gid].trimmed or texts == {found["text"]}, f"{texts}, but get has {found['text']!r}")
 
 
 def _earlier(epoch: bytes, ms: int) -> bytes:

@@ -1,12 +1,13 @@
-// Calls openai-node the way its users do, for a test in another process: a JSON object a line, jobs in, results out.
+// Calls openai-node as its users do, for a test in another process: jobs on stdin, results on stdout, one JSON object
+// per line.
 import { createInterface } from "node:readline";
 import OpenAI from "openai";
 import { VERSION } from "openai/version";
 
-const say = (job, told) => process.stdout.write(JSON.stringify({ job, ...told }) + "\n");
+const send = (job, result) => process.stdout.write(JSON.stringify({ job, ...result }) + "\n");
 const headersOf = (response) => Object.fromEntries(response?.headers ?? []);
 
-function told(error) {
+function describe(error) {
   return {
     class: error.constructor.name,
     api_error: error instanceof OpenAI.APIError,
@@ -28,35 +29,35 @@ function clientOf(baseURL) {
 async function run(job, call, client, body, options) {
   const completions = client.chat.completions;
   if (call === "create") {
-    say(job, { completion: await completions.create(body, options) });
+    send(job, { completion: await completions.create(body, options) });
   } else if (call === "stream" || call === "raw") {
     const stream = call === "stream" || body.stream;
     const { data, response } = await completions.create(stream ? { ...body, stream } : body, options).withResponse();
-    say(job, { headers: headersOf(response) });
-    if (!stream) return say(job, { completion: data });
-    for await (const chunk of data) say(job, { chunk });
+    send(job, { headers: headersOf(response) });
+    if (!stream) return send(job, { completion: data });
+    for await (const chunk of data) send(job, { chunk });
   } else if (call === "helper") {
     const stream = completions.stream(body, options);
-    stream.on("chunk", (chunk) => say(job, { chunk }));
-    say(job, { completion: await stream.finalChatCompletion() });
+    stream.on("chunk", (chunk) => send(job, { chunk }));
+    send(job, { completion: await stream.finalChatCompletion() });
   } else if (call === "retrieve") {
-    say(job, { completion: await completions.retrieve(body.completion_id) });
+    send(job, { completion: await completions.retrieve(body.completion_id) });
   } else if (call === "models") {
     const models = [];
     for await (const model of client.models.list()) models.push(model);
-    say(job, { models });
+    send(job, { models });
   }
 }
 
-// The same arguments as openai-python's: headers and unknown parameters have a place of their own there.
+// The same arguments as openai-python's, which passes headers and unknown parameters separately.
 async function work({ job, base_url, call, extra_headers, extra_body, ...body }) {
   try {
     await run(job, call, clientOf(base_url), { ...body, ...extra_body }, { headers: extra_headers });
   } catch (error) {
-    say(job, { error: told(error) });
+    send(job, { error: describe(error) });
   }
-  say(job, { end: true });
+  send(job, { end: true });
 }
 
-say(0, { version: VERSION });
+send(0, { version: VERSION });
 createInterface({ input: process.stdin }).on("line", (line) => work(JSON.parse(line)));

@@ -1,5 +1,5 @@
-// What the dashboard shows of chunks: reads {name: [chunk, ...]} as JSON, prints {name: {title: text}} of what stands
-// under which heading after all of them, or {name: {error}} where its code fails.
+// The dashboard's sections for chunks: reads {name: [chunk, ...]} as JSON and prints {name: [[title, text], ...]}, the
+// text under each heading after all chunks, or [["error", stack]] if the dashboard's code fails.
 //
 //     node sections.mjs FOLDER-OF-THE-MODULES < chunks.json
 

@@ -1,4 +1,4 @@
-"""The distribution as users install it: built as a wheel and installed into an environment of its own."""
+"""The distribution as users install it: built as a wheel and installed into a separate environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import ROOT, clean_environment
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment that holds the wheel, and reads the dependencies from the one that runs the tests."""
+    """An environment with the wheel. It takes the dependencies from the environment that runs the tests."""
 
     home: Path
     wheel: Path
@@ -33,7 +33,7 @@ class Installed:
         return Path(sysconfig.get_path("purelib", vars={"base": str(self.home)}))
 
     def environment(self, **variables: str) -> dict[str, str]:
-        """Without the checkout, which other tests have on PYTHONPATH."""
+        """The variables without the checkout, which other tests have on PYTHONPATH."""
         return {**clean_environment(), "PYTHONPATH": "", **variables}
 
     def run(self, *arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Built and installed without a network: the build backend is one of the test requirements."""
+    """Build and install the wheel without network access: the build backend is one of the test requirements."""
     work = tmp_path_factory.mktemp("packaging")
     _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work / "dist")
     [wheel] = (work / "dist").iterdir()

@@ -1,4 +1,4 @@
-"""What a user of the Python API writes: the type checkers read it, and the tests run it with a Redis URL."""
+"""A program that uses the Python API. The type checkers check it, and the tests run it with a Redis URL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def ask(broker: Broker, question: str) -> Generation | None:
         )
     except LimitExceeded as error:
         seconds: int = error.retry_after
-        print("again in", seconds, "seconds")
+        print("retry in", seconds, "seconds")
     except (BodyTooLarge, IdempotencyConflict, InvalidRequest, ModelNotFound) as error:
         code: str = error.code
         param: str | None = error.param

@@ -1,4 +1,4 @@
-"""A user's own `broker/`, `worker/` and `api/` folders are not run in place of ours."""
+"""A user's own `broker/`, `worker/` and `api/` folders are not run instead of ours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from broker import __version__
 from tests.packaging.conftest import Installed
 from tests.support import ROOT, Service, clean_environment
 
-FOREIGN_SAYS = "foreign code ran\n"
-FOREIGN = f"print({FOREIGN_SAYS!r}, end='')\n"
+FOREIGN_OUTPUT = "foreign code ran\n"
+FOREIGN = f"print({FOREIGN_OUTPUT!r}, end='')\n"
 
 
 @pytest.fixture
@@ -31,26 +31,26 @@ def foreign(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "upstream-sim"])
-def test_the_command_becomes_a_process_of_ours(installed: Installed, foreign: Path, name: str) -> None:
+def test_the_command_starts_our_processes(installed: Installed, foreign: Path, name: str) -> None:
     done = installed.run(installed.command, name, "--help", cwd=foreign, PYTHONPATH=str(foreign))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: tokencast {name} ")
 
 
-def test_the_command_itself_is_ours(installed: Installed, foreign: Path) -> None:
+def test_the_command_runs_our_code(installed: Installed, foreign: Path) -> None:
     done = installed.run(installed.command, "--version", cwd=foreign, PYTHONPATH=str(foreign))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"tokencast {__version__}\n", "")
 
 
-def test_one_that_is_imported_before_is_named(installed: Installed, foreign: Path) -> None:
+def test_a_foreign_package_that_is_already_imported_is_named(installed: Installed, foreign: Path) -> None:
     (foreign / "sitecustomize.py").write_text("import worker\n", "utf-8")
     done = installed.run(installed.command, "worker", "--help", cwd=foreign, PYTHONPATH=str(foreign))
-    assert (done.returncode, done.stdout) == (2, FOREIGN_SAYS)
+    assert (done.returncode, done.stdout) == (2, FOREIGN_OUTPUT)
     where = foreign / "worker" / "__init__.py"
     assert done.stderr == f"tokencast: Python has already imported another package `worker`: {where}\n"
 
 
-async def test_everything_that_dev_starts_is_ours(installed: Installed, foreign: Path) -> None:
+async def test_dev_starts_only_our_processes(installed: Installed, foreign: Path) -> None:
     """The simulated upstream, a worker, and a gateway of two processes."""
     environment = installed.environment(PYTHONPATH=str(foreign), PORT="0", TOKENCAST_PROCESSES="2")
     pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
@@ -68,7 +68,7 @@ async def test_everything_that_dev_starts_is_ours(installed: Installed, foreign:
 
 @pytest.mark.parametrize("at_home", [True, False])
 async def test_a_checkout_runs_its_own_packages(foreign: Path, at_home: bool) -> None:
-    """`python -m broker` is what it names, so only the other two are foreign here."""
+    """`python -m broker` imports the package of the current directory, so only the other two are foreign here."""
     (foreign / "broker").rename(foreign / "other")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "broker", "worker", "--help", cwd=ROOT if at_home else foreign,

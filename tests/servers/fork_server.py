@@ -1,9 +1,9 @@
-"""`python -m tests.servers.fork_server FD MODULE …`: starts processes of ours by fork, their modules already imported.
+"""`python -m tests.servers.fork_server FD MODULE …`: starts our processes by fork, with their modules imported.
 
-Importing is most of what a start costs: half a second of processor time for a gateway, a whole one for a worker, and
-the tests start hundreds of both. Each message on the socket FD is a start: as JSON the arguments of `python -m`, the
-environment and the directory, and with it four descriptors, for stdin, stdout, stderr and the status. The child's
-process id and, once it has ended, its exit code go there, a line each.
+Imports are most of the cost of a start: half a second of processor time for a gateway, one second for a worker, and the
+tests start hundreds of both. Each message on the socket FD starts a process. It contains, as JSON, the arguments of
+`python -m`, the environment and the directory, and four descriptors for stdin, stdout, stderr and the status. The
+status gets two lines: the child's process id and, after its end, its exit code.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def preload(modules: list[str]) -> None:
     for name in modules:
         importlib.import_module(name)
         if name.endswith(".__main__"):
-            del sys.modules[name]  # it runs under its other name in each child
+            del sys.modules[name]  # it runs as `__main__` in each child
     gc.collect()
-    gc.freeze()  # a collector that wrote to what is shared would copy it
+    gc.freeze()  # the collector would write to shared pages and so copy them
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
-    """None at the end of the socket; in a child what it has to become."""
+    """Serve requests. Returns None at the end of the socket, and in a child the process that it has to become."""
     selector = selectors.DefaultSelector()
     selector.register(channel, selectors.EVENT_READ)
     while True:
@@ -64,7 +64,7 @@ def ended(descriptor: int, child: int, status: int) -> None:
 
 
 def tell(status: int, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the test is over
+    with contextlib.suppress(BrokenPipeError):  # the test has ended
         os.write(status, b"%d\n" % number)
 
 
@@ -73,7 +73,7 @@ def redirect(standard: list[int]) -> None:
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    # Python's own streams were made for what these numbers meant before.
+    # Python's own streams were created for the previous descriptors.
     sys.stdin = sys.__stdin__ = stream(0, "rb", -1, sys.stdin)
     sys.stdout = sys.__stdout__ = stream(1, "wb", 0, sys.stdout)
     sys.stderr = sys.__stderr__ = stream(2, "wb", 0, sys.stderr)
@@ -85,7 +85,7 @@ def stream(descriptor: int, mode: str, buffering: int, like: TextIO) -> io.TextI
 
 
 def become(arguments: list[str], environment: dict[str, str], directory: str) -> None:
-    """What `python -m` does."""
+    """Run a module as `python -m` does."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)

@@ -1,4 +1,4 @@
-"""Processes of ours that a fork server starts (see there), in place of `asyncio.create_subprocess_exec`."""
+"""Our processes started by a fork server (see fork_server.py) instead of `asyncio.create_subprocess_exec`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PRELOADED = {
     "worker": ["worker.__main__", "worker.worker", "openai.resources.chat.completions"],
     "worker.simulator": ["worker.simulator.__main__"],
 }
-"""What is started this way, and what it imports: a server for each, so that none holds another's modules."""
+"""The programs started in this way and their imports. Each has its own server, without the modules of the others."""
 
 READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OTEL_", "OPENAI_LOG")
-"""Variables that the interpreter, the C library or a module reads once. A process with others is started afresh."""
+"""Variables that the interpreter, the C library or a module reads once. If they differ, a new process is started."""
 
 
 class ForkServers:
@@ -32,7 +32,7 @@ class ForkServers:
 
     possible = hasattr(os, "pidfd_open")
     current: ClassVar[ForkServers | None] = None
-    """Those of a test run. The benchmark has none: it starts its processes as users do."""
+    """The servers of a test run. The benchmark has none: it starts its processes as users do."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -46,7 +46,7 @@ class ForkServers:
         stdin: int,
         stdout: int,
     ) -> ForkedProcess | None:
-        """None if such a process has to be started afresh."""
+        """Fork a process. Returns None if it has to be started as a new process."""
         differs = read_at_start(environment) != read_at_start(self._environment)
         if arguments[0] not in PRELOADED or directory != ROOT or differs:
             return None
@@ -83,7 +83,7 @@ class ForkServers:
 
 
 class ForkedProcess:
-    """What the tests use of `asyncio.subprocess.Process`."""
+    """The part of `asyncio.subprocess.Process` that the tests use."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class ForkedProcess:
         return self.returncode
 
     async def communicate(self, given: bytes | None = None) -> tuple[bytes, bytes]:
-        """Once, if there is a pipe to its stdin."""
+        """Write to stdin, if it is a pipe, and read all output. Can be called once."""
         if self._given != -1:
             await asyncio.to_thread(write, self._given, given or b"")
         out, err = await asyncio.gather(all_of(self.stdout), all_of(self.stderr))
@@ -141,7 +141,7 @@ async def start_module(
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.PIPE,
 ) -> Process:
-    """`python -m` with these arguments, in a session of its own."""
+    """Start `python -m` with these arguments, in its own session."""
     if ForkServers.current is not None:
         forked = await ForkServers.current.start(arguments, environment, cwd, stdin, stdout)
         if forked is not None:

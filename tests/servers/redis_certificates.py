@@ -1,4 +1,4 @@
-"""Certificates of an authority of our own, made with openssl."""
+"""Certificates of a test authority, created with openssl."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 
 class Certificates:
-    """In one directory: `ca.pem`, and of each name `<name>.pem` and `<name>.key`."""
+    """A directory with `ca.pem`, and `<name>.pem` and `<name>.key` for each issued name."""
 
     def __init__(self, directory: Path) -> None:
-        self._openssl = shutil.which("openssl") or pytest.skip("not run: there is no openssl")
+        self._openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
         self._directory = directory
         self.ca = directory / "ca.pem"
         self._run("req", "-x509", *self._key("ca"), "-out", "ca.pem", "-days", "2", "-subj", "/CN=authority")
 
     def issue(self, name: str, *subjects: str) -> dict[str, str]:
-        """A certificate for `DNS:…` and `IP:…`; the options of a server that presents it."""
+        """Issue a certificate for `DNS:…` and `IP:…` names. Returns the options of a server that uses it."""
         extensions = self._directory / f"{name}.ext"
         extensions.write_text(f"subjectAltName={','.join(subjects)}\n")
         self._run("req", *self._key(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of Redis that loses replies, stalls, resets, swallows, and is away, when a test says so."""
+"""A TCP proxy in front of Redis with which tests lose replies, stall, reset, blackhole or refuse connections."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.servers.tcp import TcpServer, relay
 
 
 class RedisProxy:
-    """`lose_reply_to` a word: the next command that holds it reaches Redis, its reply nobody; the connection breaks.
-    `pause`: nothing comes back until `resume`. `reset`: an RST to everybody. `blackhole`: the connections there are
-    swallow everything, both ways, and never close, as when a machine or a path is gone; new ones are as before."""
+    """`lose_reply_to`: the next command that contains these bytes reaches Redis, its reply is lost and the connection
+    breaks. `pause`: no replies until `resume`. `reset`: an RST to every client. `blackhole`: open connections drop all
+    data in both directions and never close, as if a machine or a route failed; new ones work as before."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -23,13 +23,13 @@ class RedisProxy:
         self._server = TcpServer(self._serve)
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._clients: dict[asyncio.StreamWriter, asyncio.Event] = {}  # to each, whether it is swallowed
+        self._clients: dict[asyncio.StreamWriter, asyncio.Event] = {}  # for each, whether its data is dropped
         self.lose_reply_to: bytes | None = None
         self.lost = 0
 
     @property
     def port(self) -> int:
-        """0 before it was opened."""
+        """0 before `open`."""
         return self._server.port
 
     @property
@@ -48,16 +48,16 @@ class RedisProxy:
             client.transport.abort()
 
     def blackhole(self) -> int:
-        """How many there are."""
-        for swallowed in self._clients.values():
-            swallowed.set()
+        """Drop all data of the open connections. Returns their number."""
+        for blackholed in self._clients.values():
+            blackholed.set()
         return len(self._clients)
 
     async def open(self) -> None:
         self._server.open()
 
     async def close(self) -> None:
-        """Away: no connection stays, none is accepted until `open`."""
+        """Close all connections and accept none until `open`."""
         await self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,10 +65,10 @@ class RedisProxy:
         try:
             from_redis, to_redis = await asyncio.open_connection(*self._target)
             losing = asyncio.Event()
-            swallowed = self._clients[writer] = asyncio.Event()
+            blackholed = self._clients[writer] = asyncio.Event()
             await relay(
-                self._forward(reader, _Hole(to_redis, swallowed), losing),
-                self._back(from_redis, _Hole(writer, swallowed), losing),
+                self._forward(reader, _Direction(to_redis, blackholed), losing),
+                self._back(from_redis, _Direction(writer, blackholed), losing),
             )
         except (OSError, asyncio.CancelledError):
             pass
@@ -78,14 +78,14 @@ class RedisProxy:
                 if stream is not None:
                     stream.transport.abort()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: _Hole, losing: asyncio.Event) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: _Direction, losing: asyncio.Event) -> None:
         while data := await reader.read(1 << 18):
             if self.lose_reply_to is not None and self.lose_reply_to in data:
                 self.lose_reply_to = None
                 losing.set()
             await writer.write(data)
 
-    async def _back(self, reader: asyncio.StreamReader, writer: _Hole, losing: asyncio.Event) -> None:
+    async def _back(self, reader: asyncio.StreamReader, writer: _Direction, losing: asyncio.Event) -> None:
         while data := await reader.read(1 << 18):
             await self._flowing.wait()
             if losing.is_set():
@@ -94,12 +94,12 @@ class RedisProxy:
             await writer.write(data)
 
 
-class _Hole:
+class _Direction:
     """One direction of a connection."""
 
-    def __init__(self, writer: asyncio.StreamWriter, swallowed: asyncio.Event) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, blackholed: asyncio.Event) -> None:
         self._writer = writer
-        self._swallowed = swallowed
+        self._swallowed = blackholed
 
     async def write(self, data: bytes) -> None:
         if not self._swallowed.is_set():

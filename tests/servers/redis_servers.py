@@ -1,5 +1,5 @@
-"""Several real servers: a master with replicas watched by sentinels, and a cluster. All on loopback, on free ports, and
-gone with the test, like the embedded one."""
+"""Groups of real servers: a master with replicas and sentinels, and a cluster. All listen on loopback on free ports and
+end with the test, like the embedded server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import wait_until
 
 SERVICE = "logs"
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server") or server_binary()}
-"""The second one where it is installed."""
+"""The second engine falls back to the first if it is not installed."""
 
 
 def reserve_port() -> socket.socket:
@@ -56,7 +56,7 @@ class Server:
 
     async def start(self) -> None:
         config = self._dir / "server.conf"
-        if not config.exists():  # sentinels and clusters write into theirs, and read it again
+        if not config.exists():  # sentinels and cluster nodes write to their file and read it again
             lines = [
                 f"port {self.port}",
                 "bind 127.0.0.1",
@@ -65,7 +65,7 @@ class Server:
             ]
             config.write_text("\n".join(lines) + "\n")
         with (self._dir / "output").open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - tethered to the main thread
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - ends with the main thread
                 die_with_parent([self._binary, str(config), *(["--sentinel"] if self._sentinel else [])]),
                 cwd=self._dir,
                 stdin=subprocess.DEVNULL,
@@ -84,7 +84,7 @@ class Server:
         return False
 
     async def ask(self, *command: Any) -> Any:
-        """One command, as this server's administrator. RespError is raised."""
+        """Execute one command as the server's administrator. Raises RespError."""
         password = None if self._sentinel else self.password or None
         address = RedisUrl("server", (self.node,), password=password)
         connection = await RespConnection.open(address, self.node, any_role=True)
@@ -98,7 +98,7 @@ class Server:
         return "127.0.0.1", self.port
 
     async def role(self) -> str:
-        """Nothing in the moment it changes: a sentinel that promotes a server cuts off all who are connected to it."""
+        """The server's role. Empty while it changes: a sentinel that promotes a server disconnects all its clients."""
         with contextlib.suppress(ConnectionError):
             return (await self.ask("ROLE"))[0].decode()
         return ""
@@ -123,7 +123,7 @@ class Server:
 
 @asynccontextmanager
 async def directory_of_servers() -> AsyncGenerator[tuple[Path, list[Server]], None]:
-    """A directory, and a list: what is put into it ends with the test."""
+    """A directory and a list. Servers in the list are closed at the end."""
     servers: list[Server] = []
     directory = Path(tempfile.mkdtemp(prefix="tokencast-servers-"))
     try:
@@ -134,8 +134,8 @@ async def directory_of_servers() -> AsyncGenerator[tuple[Path, list[Server]], No
         shutil.rmtree(directory)
 
 
-class Watched:
-    """A master with replicas, and the sentinels that watch them."""
+class SentinelGroup:
+    """A master with replicas and the sentinels that monitor them."""
 
     def __init__(self, servers: list[Server], sentinels: list[Server], password: str) -> None:
         self.servers = servers
@@ -144,15 +144,15 @@ class Watched:
         self.url = f"redis+sentinel://{f':{password}@' if password else ''}{hosts}/{SERVICE}/0"
 
     async def master(self) -> Server:
-        """As most sentinels see it."""
+        """The master, according to the first sentinel that answers."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError):
                 _, port = await sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
                 return next(server for server in self.servers if server.port == int(port))
-        raise AssertionError("no sentinel")
+        raise AssertionError("no sentinel answers")
 
     async def failed_over(self, old: Server) -> Server:
-        """Waits for a new master, and that it acts as one."""
+        """Wait until the sentinels name a new master and it acts as one."""
 
         async def changed() -> Server | None:
             new = await self.master()
@@ -172,15 +172,15 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(
+async def sentinel_group(
     binary: str,
     *,
     replicas: int = 1,
     options: tuple[str, ...] = (),
     sentinel_options: tuple[str, ...] = (),
     password: str = "",
-) -> AsyncGenerator[Watched, None]:
-    """Three sentinels, who need two votes and one second."""
+) -> AsyncGenerator[SentinelGroup, None]:
+    """Three sentinels with a quorum of two and a timeout of one second."""
     async with directory_of_servers() as (directory, all_of_them):
         servers = [Server(binary, directory, *options, password=password) for _ in range(1 + replicas)]
         first, *others = servers
@@ -195,16 +195,16 @@ async def watched(
         await wait_until(linked)
         sentinels = [Server(binary, directory, *sentinel_options, sentinel=True) for _ in range(3)]
         for sentinel in sentinels:
-            sentinel.options += _watch(sentinel, sentinels, servers)
+            sentinel.options += _monitoring(sentinel, sentinels, servers)
         all_of_them.extend(sentinels)
         await asyncio.gather(*(sentinel.start() for sentinel in sentinels))
-        found = Watched(servers, sentinels, password)
+        found = SentinelGroup(servers, sentinels, password)
         await wait_until(found.ready)
         yield found
 
 
-def _watch(sentinel: Server, sentinels: Sequence[Server], servers: Sequence[Server]) -> tuple[str, ...]:
-    """Who is there is told them, since to find out takes them ten seconds."""
+def _monitoring(sentinel: Server, sentinels: Sequence[Server], servers: Sequence[Server]) -> tuple[str, ...]:
+    """The known replicas and sentinels, since discovery takes ten seconds."""
     first, *replicas = servers
     return (
         f"sentinel myid {sentinel.port:040}",
@@ -220,8 +220,8 @@ def _watch(sentinel: Server, sentinels: Sequence[Server], servers: Sequence[Serv
     )
 
 
-class Clustered:
-    """Masters with a third of the slots each, and a replica for each."""
+class ClusterGroup:
+    """Three masters with a third of the slots each, and a replica for each."""
 
     def __init__(self, masters: list[Server], replicas: list[Server]) -> None:
         self.masters = masters
@@ -233,7 +233,7 @@ class Clustered:
         return [*self.masters, *self.replicas]
 
     async def whole(self) -> bool:
-        """Everybody knows everybody, all slots are served, and each replica follows its master."""
+        """Whether all nodes know each other, all slots are served, and each replica follows its master."""
         for server in self.servers:
             info = await server.ask("CLUSTER", "INFO")
             if b"cluster_state:ok" not in info or f"cluster_known_nodes:{len(self.servers)}\r".encode() not in info:
@@ -242,19 +242,19 @@ class Clustered:
         return all(b"master_link_status:up" in info for info in replications)
 
     async def owner(self, slot: int) -> Server:
-        """Which of those that run says that it has it."""
+        """The running server that serves the slot."""
         for server in self.servers:
             with contextlib.suppress(OSError):
                 own = await server.ask("CLUSTER", "MYID")
                 for first, last, master, *_ in await server.ask("CLUSTER", "SLOTS"):
                     if master[2] == own and first <= slot <= last:
                         return server
-        raise AssertionError(f"nobody has slot {slot}")
+        raise AssertionError(f"no server has slot {slot}")
 
 
 @asynccontextmanager
-async def clustered(binary: str, *, replicas: bool = True) -> AsyncGenerator[Clustered, None]:
-    """Three masters. A master that is silent for a second is replaced."""
+async def cluster_group(binary: str, *, replicas: bool = True) -> AsyncGenerator[ClusterGroup, None]:
+    """Three masters. A master that does not answer for a second is replaced."""
     async with directory_of_servers() as (directory, all_of_them):
         options = (
             "cluster-enabled yes",
@@ -277,18 +277,18 @@ async def clustered(binary: str, *, replicas: bool = True) -> AsyncGenerator[Clu
             if number:
                 bus = next(o for o in masters[0].options if o.startswith("cluster-port")).split()[1]
                 await server_.ask("CLUSTER", "MEET", "127.0.0.1", masters[0].port, bus)
-        found = Clustered(masters, copies)
+        found = ClusterGroup(masters, copies)
 
-        async def met() -> bool:
+        async def connected() -> bool:
             known = f"cluster_known_nodes:{len(found.servers)}\r".encode()
             return all([known in await server.ask("CLUSTER", "INFO") for server in found.servers])
 
-        await wait_until(met)
+        await wait_until(connected)
         for master, copy in zip(masters, copies, strict=False):
             own = await master.ask("CLUSTER", "MYID")
 
             async def replicates(copy: Server = copy, own: bytes = own) -> bool:
-                with contextlib.suppress(RespError):  # not known to it yet
+                with contextlib.suppress(RespError):  # the master is not known to it yet
                     return await copy.ask("CLUSTER", "REPLICATE", own) == b"OK"
                 return False
 

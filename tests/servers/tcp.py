@@ -1,7 +1,7 @@
-"""A TCP server inside a test's own process.
+"""A TCP server in a test's own process.
 
 `asyncio.start_server` neither waits for its handlers nor closes their connections before Python 3.12, and a connection
-that is accepted while it closes is never closed. The garbage collector finds such a transport later, in a test that has
+accepted during its close is never closed. The garbage collector finds such a transport later, in a test that has
 nothing to do with it.
 """
 
@@ -29,8 +29,8 @@ async def relay(*directions: Coroutine[Any, Any, None]) -> None:
 
 
 class TcpServer:
-    """Calls `handler` for each connection and closes the connection when the handler returns. After `close` there is
-    no connection and no handler left. A peer that leaves is no error; any other exception of a handler is raised by
+    """Calls `handler` for each connection and closes the connection when the handler returns. After `close` there is no
+    connection and no handler left. A disconnecting peer is not an error; any other exception of a handler is raised by
     `close`."""
 
     def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, limit: int = 1 << 16) -> None:
@@ -57,12 +57,12 @@ class TcpServer:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-        await asyncio.sleep(0)  # each task has begun: one that is cancelled before would not close its connection
+        await asyncio.sleep(0)  # let each task begin: a task cancelled earlier would not close its connection
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-        while any(each.fileno() != -1 for each in self._connections.values()):  # noqa: ASYNC110 - asyncio tells nobody
+        while any(each.fileno() != -1 for each in self._connections.values()):  # noqa: ASYNC110 - asyncio has no event for it
             await asyncio.sleep(0)
         self._connections.clear()
         for end in ends:
@@ -72,7 +72,7 @@ class TcpServer:
     def _accept(self, listening: socket.socket) -> None:
         try:
             connection, _ = listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it has left again
+        except (BlockingIOError, ConnectionAbortedError):  # the peer has disconnected
             return
         connection.setblocking(False)
         self._connections[asyncio.create_task(self._serve(connection))] = connection
@@ -99,7 +99,7 @@ class TcpServer:
 async def tcp_server(
     handler: Handler, *, tls: ssl.SSLContext | None = None, limit: int = 1 << 16
 ) -> AsyncGenerator[str, None]:
-    """Gives the address, as in `127.0.0.1:8000`."""
+    """Run a server. Yields its address, as in `127.0.0.1:8000`."""
     server = TcpServer(handler, tls=tls, limit=limit)
     server.open()
     try:

@@ -38,7 +38,7 @@ WORKFLOW = loaded(".github/workflows/ci.yml")["jobs"]["test"]
 RUN = [line for step in WORKFLOW["steps"] for line in step.get("run", "").splitlines()]
 
 
-def test_the_workflow_runs_what_a_contributor_runs() -> None:
+def test_the_workflow_runs_the_commands_of_contributors() -> None:
     commands = [line for line in RUN if line.startswith("make ")]
     assert commands == ["make check", "make test"]
     for command in commands:
@@ -47,7 +47,7 @@ def test_the_workflow_runs_what_a_contributor_runs() -> None:
     assert ours == commands
 
 
-def test_the_workflow_covers_the_versions_that_are_declared() -> None:
+def test_the_workflow_covers_the_declared_python_versions() -> None:
     versions: list[str] = WORKFLOW["strategy"]["matrix"]["python"]
     prefix = "Programming Language :: Python :: "
     declared = [name.removeprefix(prefix) for name in PROJECT["classifiers"] if name.startswith(f"{prefix}3.")]
@@ -55,7 +55,7 @@ def test_the_workflow_covers_the_versions_that_are_declared() -> None:
     assert PROJECT["requires-python"] == f">={versions[0]}"
 
 
-def test_the_workflow_installs_what_make_test_would() -> None:
+def test_the_workflow_installs_the_packages_of_make_test() -> None:
     wanted = set(re.findall(r'wanted="\$\$wanted ([\w-]+)"', recipe(".venv/.system")))
     shells = re.search(r"for shell in ([\w ]+);", recipe(".venv/.system"))
     assert shells is not None
@@ -63,7 +63,7 @@ def test_the_workflow_installs_what_make_test_would() -> None:
     assert set(line.split()) >= (wanted | set(shells[1].split())) - BROWSER
 
 
-def test_the_hooks_are_the_tools_of_make_check() -> None:
+def test_the_hooks_run_the_tools_of_make_check() -> None:
     check = re.findall(r"\$\(python\) -m (\w+(?: check| format)?)", recipe("check"))
     hooks = [hook for repo in loaded(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
     for hook in hooks:
@@ -80,7 +80,7 @@ def test_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_names_what_exists(page: Path) -> None:
+def test_targets_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE):
         assert target in phony(), target
@@ -89,7 +89,7 @@ def test_a_page_names_what_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])
-def test_an_issue_form_asks_something(form: str) -> None:
+def test_an_issue_form_has_required_labelled_fields(form: str) -> None:
     fields = loaded(f".github/ISSUE_TEMPLATE/{form}.yml")["body"]
     assert any(field["validations"]["required"] for field in fields if "validations" in field)
     assert all(field["attributes"]["label"] for field in fields)

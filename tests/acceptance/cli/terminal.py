@@ -1,4 +1,4 @@
-"""A terminal for tests: runs a command in a real pty and interprets what it writes to the screen."""
+"""A terminal for tests: runs a command in a real pty and interprets its output as a screen."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Terminal:
         self.process: asyncio.subprocess.Process
 
     async def start(self, *command: str, url: str, **variables: str) -> None:
-        """Start a command with this as its controlling terminal."""
+        """Start a command with this pty as its controlling terminal."""
         asyncio.get_running_loop().add_reader(self._here, self._read)
         self.process = await asyncio.create_subprocess_exec(
             *command,
@@ -96,8 +96,8 @@ class Terminal:
             await asyncio.sleep(0)
         return code
 
-    def restored(self) -> bool:
-        """Return whether the state is as before: main screen, visible cursor, wrapping lines, echoing keys."""
+    def is_restored(self) -> bool:
+        """Return whether the terminal is in its initial state: main screen, visible cursor, line wrapping, echo."""
         on = [self.raw.rfind(b"\x1b[?" + mode) for mode in (b"1049h", b"25l", b"7l")]
         off = [self.raw.rfind(b"\x1b[?" + mode) for mode in (b"1049l", b"25h", b"7h")]
         return all(a < b for a, b in zip(on, off, strict=True)) and termios.tcgetattr(self.tty) == self.modes

@@ -48,18 +48,18 @@ async def tokencast(*arguments: str, url: str, given: bytes | None = None) -> Do
     return await finish(await start(*arguments, url=url, stdin=DEVNULL if given is None else PIPE), given)
 
 
-async def claimed(api: Gateway, broker: Broker, **headers: str) -> Writer:
+async def start_generation(api: Gateway, broker: Broker, **headers: str) -> Writer:
     return await Writer(broker.store.redis, (await api.create(**headers))["id"]).claim()
 
 
-async def finished(api: Gateway, broker: Broker) -> str:
-    writer = await claimed(api, broker)
+async def completed_generation(api: Gateway, broker: Broker) -> str:
+    writer = await start_generation(api, broker)
     await writer.append("Hello ", "wörld")
     await writer.finish()
     return writer.gid
 
 
-async def test_a_prompt_from_the_argument_or_from_standard_input_gives_an_id(api: Gateway) -> None:
+async def test_enqueue_takes_its_prompt_from_the_argument_or_stdin(api: Gateway) -> None:
     by_argument, by_pipe, empty, binary = await gather(
         tokencast("enqueue", "Say hi", "--model", "sim", "--metadata", "a=1", "--metadata", "b=2", url=api.url),
         tokencast("enqueue", "--system", "Be brief.", "--json", url=api.url, given="Grüße\n".encode()),
@@ -70,14 +70,14 @@ async def test_a_prompt_from_the_argument_or_from_standard_input_gives_an_id(api
     assert re.fullmatch(r"gen_\w{34}\n", by_argument.out)
     generation = await api.get(by_argument.out.strip())
     assert (generation["model"], generation["metadata"]) == ("sim", {"a": "1", "b": "2"})
-    assert json.loads(by_pipe.out)["model"] == "gabforge-coder", "the first one that the gateway lists"
+    assert json.loads(by_pipe.out)["model"] == "gabforge-coder", "the first model that the gateway lists"
     assert (empty.code, empty.out) == (2, "")
     assert "empty" in empty.err
     assert (binary.code, binary.out) == (2, "")
     assert "UTF-8" in binary.err
 
 
-async def test_the_same_idempotency_key_gives_the_same_generation(api: Gateway) -> None:
+async def test_enqueue_with_the_same_key_prints_the_same_generation(api: Gateway) -> None:
     key = ("--idempotency-key", "order-17")
     first = await tokencast("enqueue", "Say hi", *key, url=api.url)
     again, other = await gather(
@@ -88,9 +88,9 @@ async def test_the_same_idempotency_key_gives_the_same_generation(api: Gateway) 
     assert "Idempotency-Key" in other.err
 
 
-async def test_the_text_comes_while_it_is_made(api: Gateway, broker: Broker) -> None:
-    """Each piece is printed before the next one is written; the exit code reports the outcome."""
-    writer = await claimed(api, broker)
+async def test_follow_prints_the_text_while_it_is_generated(api: Gateway, broker: Broker) -> None:
+    """Each piece is printed before the next one is written; the exit code tells the outcome."""
+    writer = await start_generation(api, broker)
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
     for text in ("One ", "two ", "three"):
@@ -101,8 +101,8 @@ async def test_the_text_comes_while_it_is_made(api: Gateway, broker: Broker) -> 
     assert await finish(process) == Done(0, "\n", "")
 
 
-async def test_following_begins_where_it_is_told_to(api: Gateway, broker: Broker) -> None:
-    gid = await finished(api, broker)
+async def test_follow_begins_after_the_given_cursor(api: Gateway, broker: Broker) -> None:
+    gid = await completed_generation(api, broker)
     cursors = [frame.id or "" for frame in await api.events(gid)]
     all_of_it, rest, nothing, wrong = await gather(
         tokencast("follow", gid, url=api.url),
@@ -117,8 +117,8 @@ async def test_following_begins_where_it_is_told_to(api: Gateway, broker: Broker
     assert "cursor" in wrong.err
 
 
-async def test_json_is_one_line_per_event(api: Gateway, broker: Broker) -> None:
-    gid = await finished(api, broker)
+async def test_follow_prints_one_json_line_per_event(api: Gateway, broker: Broker) -> None:
+    gid = await completed_generation(api, broker)
     frames = await api.events(gid)
     done = await tokencast("follow", gid, "--json", url=api.url)
     events = [json.loads(line) for line in done.out.splitlines()]
@@ -127,15 +127,17 @@ async def test_json_is_one_line_per_event(api: Gateway, broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "message"),
     [
         ("failed", 1, "It broke."),
         ("cancelled", 3, "cancelled"),
         ("deleted", 4, "deleted"),
     ],
 )
-async def test_how_it_ended_is_an_exit_code(api: Gateway, broker: Broker, end: str, code: int, said: str) -> None:
-    writer = await claimed(api, broker)
+async def test_the_exit_code_of_follow_tells_the_ending(
+    api: Gateway, broker: Broker, end: str, code: int, message: str
+) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Hel")
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
@@ -148,13 +150,13 @@ async def test_how_it_ended_is_an_exit_code(api: Gateway, broker: Broker, end: s
         await api.http.delete(f"/v1/generations/{writer.gid}")
     done = await finish(process)
     assert (done.code, done.out) == (code, "\n")
-    assert said in done.err
+    assert message in done.err
     later = await tokencast("follow", writer.gid, url=api.url)
     assert later.code == code
 
 
-async def test_a_new_attempt_is_said_and_begins_on_a_line_of_its_own(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+async def test_follow_announces_a_new_attempt_on_a_line_of_its_own(api: Gateway, broker: Broker) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Half a tru")
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
@@ -169,7 +171,7 @@ async def test_a_new_attempt_is_said_and_begins_on_a_line_of_its_own(api: Gatewa
 
 
 async def test_a_list_is_a_table_or_json(api: Gateway, broker: Broker) -> None:
-    gid = await finished(api, broker)
+    gid = await completed_generation(api, broker)
     waiting = (await api.create())["id"]
     table, some, lines, wrong = await gather(
         tokencast("ls", "--limit", "2", url=api.url),
@@ -188,8 +190,8 @@ async def test_a_list_is_a_table_or_json(api: Gateway, broker: Broker) -> None:
     assert wrong.code == 2
 
 
-async def test_one_generation_in_full(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+async def test_show_prints_a_generation_in_full(api: Gateway, broker: Broker) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Hello ", "wörld")
     text, as_json = await gather(
         tokencast("show", writer.gid, url=api.url), tokencast("show", writer.gid, "--json", url=api.url)
@@ -200,7 +202,7 @@ async def test_one_generation_in_full(api: Gateway, broker: Broker) -> None:
     assert json.loads(as_json.out) == await api.get(writer.gid)
 
 
-async def test_what_does_not_exist_is_exit_code_4(api: Gateway) -> None:
+async def test_an_unknown_generation_is_exit_code_4(api: Gateway) -> None:
     unknown = "gen_01kbn2h8v010" + "0" * 22
     for done in await gather(
         *(tokencast(command, gid, url=api.url) for command in ("follow", "show", "cancel") for gid in (unknown, "x"))
@@ -208,7 +210,7 @@ async def test_what_does_not_exist_is_exit_code_4(api: Gateway) -> None:
         assert (done.code, done.out, len(done.err.splitlines())) == (4, "", 1)
 
 
-async def test_a_refusal_and_a_missing_gateway_are_one_clear_line(api: Gateway) -> None:
+async def test_a_refusal_or_a_missing_gateway_is_one_clear_line(api: Gateway) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     refused, unreachable, unreachable_stream, no_url = await gather(
         tokencast("enqueue", "hi", "--model", "no-such-model", url=api.url),
@@ -223,9 +225,9 @@ async def test_a_refusal_and_a_missing_gateway_are_one_clear_line(api: Gateway) 
     assert (no_url.code, len(no_url.err.splitlines())) == (2, 1)
 
 
-async def test_a_reader_that_leaves_is_no_error(api: Gateway, broker: Broker) -> None:
+async def test_a_closed_pipe_is_not_an_error(api: Gateway, broker: Broker) -> None:
     """As in `tokencast follow ID | head -c 5`."""
-    writer = await claimed(api, broker)
+    writer = await start_generation(api, broker)
     reading, writing = os.pipe()
     process = await start("follow", writer.gid, url=api.url, stdout=writing)
     os.close(writing)
@@ -237,9 +239,9 @@ async def test_a_reader_that_leaves_is_no_error(api: Gateway, broker: Broker) ->
     assert done[1] == b""
 
 
-async def test_a_replay_takes_its_time(api: Gateway, broker: Broker) -> None:
-    """At a fifth of the speed; what is not due yet is not printed."""
-    writer = await claimed(api, broker)
+async def test_a_replay_prints_in_the_pace_of_the_log(api: Gateway, broker: Broker) -> None:
+    """With speed 0.2; text that is not due yet is not printed."""
+    writer = await start_generation(api, broker)
     await writer.append("Hello ", at=0)
     await writer.append("wörld", at=1500)
     await writer.finish()
@@ -258,8 +260,8 @@ async def test_a_replay_takes_its_time(api: Gateway, broker: Broker) -> None:
     assert "speed" in wrong.err
 
 
-async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Across a crash of the gateway, without repeated events; the exit code is 0 only if all completed."""
+async def test_several_generations_are_followed_on_one_connection(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Also over a crash of the gateway, without repeated events; the exit code is 0 only if all completed."""
     port = str(free_port())
     variables = {"REDIS_URL": redis.url, "PORT": port}
     writers = [await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim() for _ in range(3)]
@@ -273,7 +275,7 @@ async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, brok
         assert by_line.stdout is not None
         assert as_json.stdout is not None
         async with asyncio.timeout(DEADLINE):
-            begun = [await by_line.stdout.readline() for _ in writers]
+            first_lines = [await by_line.stdout.readline() for _ in writers]
             events = [json.loads(await as_json.stdout.readline()) for _ in range(4 * 3)]
         first.send(signal.SIGKILL)
         await first.wait()
@@ -283,7 +285,7 @@ async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, brok
         await broker.cancel(gids[2])
         lines, rest = await finish(by_line), await finish(as_json)
     assert (lines.code, rest.code) == (1, 1)
-    printed = [line.decode() for line in begun] + lines.out.splitlines(keepends=True)
+    printed = [line.decode() for line in first_lines] + lines.out.splitlines(keepends=True)
     assert sorted(printed) == sorted(f"{gid[-8:]} | {text}\n" for gid in gids for text in ("one", "two"))
     assert f"{gids[1][-8:]}: failed: It broke." in lines.err
     events += map(json.loads, rest.out.splitlines())
@@ -300,8 +302,8 @@ async def test_several_are_followed_on_one_connection(redis: EmbeddedRedis, brok
         assert (wrong.code, wrong.out) == (2, "")
 
 
-async def test_ctrl_c_leaves_the_generation_alone_and_says_how_to_read_on(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+async def test_ctrl_c_keeps_the_generation_and_prints_how_to_resume(api: Gateway, broker: Broker) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("Hello ")
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
@@ -339,8 +341,8 @@ async def test_a_follower_survives_a_crash_of_the_gateway(redis: EmbeddedRedis, 
 
 
 @asynccontextmanager
-async def script(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[str]]]:
-    """Serve these bytes, one item per connection; yields the URL and the received requests."""
+async def scripted_server(responses: Sequence[bytes]) -> AsyncGenerator[tuple[str, list[str]]]:
+    """Serve these bytes, one item per connection; yield the URL and the received requests."""
     waiting = list(responses)
     requests: list[str] = []
 
@@ -358,8 +360,9 @@ def header(request: str, name: str) -> str | None:
     return found[1] if found else None
 
 
-async def test_a_lost_connection_is_resumed_behind_the_last_whole_event() -> None:
-    """A stream cut off within an event, closed before the end, refused because of load: the client continues."""
+async def test_a_lost_connection_is_resumed_after_the_last_complete_event() -> None:
+    """Streams that break within an event, close before the end, or are refused because of load: the client
+    continues."""
     stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     cut = stream + b"content-length: 9999\r\n\r\n"
 
@@ -375,17 +378,17 @@ async def test_a_lost_connection_is_resumed_behind_the_last_whole_event() -> Non
         stream + b"\r\nid: 8-0\nevent: completed\ndata: {}\n\n",
     ]
     gid = "gen_01kbn2h8v010" + "0" * 22
-    async with script(responses) as (url, requests):
+    async with scripted_server(responses) as (url, requests):
         done = await tokencast("follow", gid, "--after", "7-0", url=url)
     assert (done.code, done.out) == (0, "abc\n")
     assert [header(request, "last-event-id") for request in requests] == [None, "7-2", "7-3", "7-3", "7-9"]
     assert ["?after=7-0 " in request for request in requests] == [True, False, False, False, False]
 
 
-async def test_what_is_no_gateway_is_said_to_be_none() -> None:
+async def test_a_server_that_is_not_a_gateway_is_reported() -> None:
     page = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>"
     gid = "gen_01kbn2h8v010" + "0" * 22
-    async with script([page, page]) as (url, _):
+    async with scripted_server([page, page]) as (url, _):
         for command in (("follow", gid), ("ls",)):
             done = await tokencast(*command, url=url)
             assert (done.code, done.out) == (2, "")
@@ -414,12 +417,12 @@ async def test_the_help_names_every_command_and_exit_code() -> None:
     ):
         assert word in help_text.out
     assert re.fullmatch(r"tokencast \d+\.\d+\.\d+\n", version.out)
-    assert (sim.code, "--require-key" in sim.out) == (0, True), "its own help"
+    assert (sim.code, "--require-key" in sim.out) == (0, True), "the command has a help"
     assert unknown.code == 2
 
 
-async def test_a_process_command_becomes_that_process() -> None:
-    """Signals and the exit code are those of the started process."""
+async def test_a_process_command_replaces_itself_with_the_process() -> None:
+    """Signals and the exit code are those of the process."""
     process = await start("upstream-sim", "--port", "0", url="")
     assert process.stdout is not None
     assert b"ready" in await asyncio.wait_for(process.stdout.readline(), DEADLINE)

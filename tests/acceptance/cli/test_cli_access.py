@@ -1,4 +1,4 @@
-"""`tokencast key`: the printed key admits its tenant and is not stored anywhere."""
+"""`tokencast key`: the printed key authenticates its tenant and is not stored anywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.acceptance.cli.test_cli import tokencast
 from tests.support import gateway, gather
 
 
-async def test_a_key_lets_its_tenant_in(redis: EmbeddedRedis) -> None:
+async def test_a_printed_key_authenticates_its_tenant(redis: EmbeddedRedis) -> None:
     told, as_json = await gather(tokencast("key", "anna", url=""), tokencast("key", "ben", "--json", url=""))
     of_anna = dict(line.split() for line in told.out.splitlines())
     of_ben = json.loads(as_json.out)
@@ -23,7 +23,7 @@ async def test_a_key_lets_its_tenant_in(redis: EmbeddedRedis) -> None:
         assert (await api.http.get(f"/v1/generations/{gid}", headers=ben)).status_code == 404
 
 
-async def test_no_key_is_made_twice() -> None:
+async def test_every_printed_key_is_different() -> None:
     made = await gather(*(tokencast("key", "anna", url="") for _ in range(2)))
     assert len({done.out for done in made}) == 2
     for done in made:
@@ -33,7 +33,7 @@ async def test_no_key_is_made_twice() -> None:
 
 
 @pytest.mark.parametrize("tenant", ["an na", "anna:ben", "", "a,b", "anna\n"])
-async def test_a_name_that_the_gateway_would_refuse_gets_none(tenant: str) -> None:
+async def test_an_invalid_tenant_name_gets_no_key(tenant: str) -> None:
     refused = await tokencast("key", tenant, url="")
     assert (refused.code, refused.out) == (2, "")
     assert "letters and digits" in refused.err

@@ -11,12 +11,12 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.cli.terminal import installed, terminal
-from tests.acceptance.cli.test_cli import script
+from tests.acceptance.cli.test_cli import scripted_server
 from tests.support import DEADLINE, Gateway, clean_environment, gateway, gather
 
 BASH = """
 eval "$(tokencast completion bash)"
-COMP_WORDS=({words} {begun}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+COMP_WORDS=({words} {prefix}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
 $(complete -p tokencast | sed 's/.* -F \\([^ ]*\\) .*/\\1/') tokencast
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
@@ -28,9 +28,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return installed(tmp_path_factory.mktemp("bin"))
 
 
-async def offered(words: str, path: str, url: str, begun: str = "''") -> list[str]:
-    """Return the completions of bash after these words, for this beginning of the last one."""
-    return await lines("bash", "--norc", "-c", BASH.format(words=words, begun=begun), path=path, url=url)
+async def completions(words: str, path: str, url: str, prefix: str = "''") -> list[str]:
+    """The completions of bash after these words, for this prefix of the last word."""
+    return await lines("bash", "--norc", "-c", BASH.format(words=words, prefix=prefix), path=path, url=url)
 
 
 async def lines(*command: str, path: str, url: str, **variables: str) -> list[str]:
@@ -46,59 +46,59 @@ async def lines(*command: str, path: str, url: str, **variables: str) -> list[st
     return out.decode().split("\n")[:-1]
 
 
-async def test_bash_is_told_what_there_is(api: Gateway, path: str) -> None:
+async def test_bash_completes_commands_options_and_ids(api: Gateway, path: str) -> None:
     gids = [(await api.create())["id"] for _ in range(2)]
     commands, options, statuses, models, ids, one = await gather(
-        offered("tokencast", path, api.url),
-        offered("tokencast follow", path, api.url, "--j"),
-        offered("tokencast ls --status", path, api.url, "c"),
-        offered("tokencast enqueue --model", path, api.url),
-        offered("tokencast follow", path, api.url),
-        offered(f"tokencast cancel --json {gids[0]}", path, api.url, gids[0]),
+        completions("tokencast", path, api.url),
+        completions("tokencast follow", path, api.url, "--j"),
+        completions("tokencast ls --status", path, api.url, "c"),
+        completions("tokencast enqueue --model", path, api.url),
+        completions("tokencast follow", path, api.url),
+        completions(f"tokencast cancel --json {gids[0]}", path, api.url, gids[0]),
     )
     assert {"ls", "top", "follow", "dev", "completion"} <= set(commands)
     assert options == ["--json"]
     assert statuses == ["completed", "cancelled"]
-    assert models == ["gabforge-coder", "sim", "m"], "names, no patterns"
+    assert models == ["gabforge-coder", "sim", "m"], "names without patterns"
     assert ids[:2] == gids[::-1], "the newest first"
-    assert one == [""], "there is one ID, and it is there"
+    assert one == [""], "the command takes one ID, which is already given"
 
 
-async def test_where_nobody_answers_nothing_is_said(path: str) -> None:
-    """No gateway; a silent one, with a short time-out; another server; an invalid address."""
+async def test_without_a_gateway_there_are_no_completions(path: str) -> None:
+    """A closed port, a silent server with a short timeout, a server that is not a gateway, an invalid address."""
     page = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
-    async with script([page, page]) as (other, _):
+    async with scripted_server([page, page]) as (other, _):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             ports = (free_port(), silent.getsockname()[1])
             urls = (*(f"http://127.0.0.1:{port}" for port in ports), other, "nonsense")
-            asked = [(words, url) for words in ("tokencast show", "tokencast enqueue --model") for url in urls]
-            found = await gather(*(offered(words, path, url) for words, url in asked))
-    assert found == [[""]] * len(asked)
+            cases = [(words, url) for words in ("tokencast show", "tokencast enqueue --model") for url in urls]
+            found = await gather(*(completions(words, path, url) for words, url in cases))
+    assert found == [[""]] * len(cases)
 
 
-async def test_a_name_that_means_something_to_a_shell_is_not_offered(redis: EmbeddedRedis, path: str) -> None:
+async def test_model_names_with_shell_syntax_are_not_completed(redis: EmbeddedRedis, path: str) -> None:
     async with gateway(redis.url, TOKENCAST_MODELS="good,a;b,$(c),d e") as api:
         listed = (await api.http.get("/v1/models")).json()["data"]
         assert len(listed) == 4
-        assert await offered("tokencast enqueue --model", path, api.url) == ["good"]
+        assert await completions("tokencast enqueue --model", path, api.url) == ["good"]
 
 
 @pytest.mark.shells
-async def test_fish_is_told_what_there_is(api: Gateway, path: str, tmp_path: Path) -> None:
+async def test_fish_completes_commands_and_ids(api: Gateway, path: str, tmp_path: Path) -> None:
     if shutil.which("fish") is None:
-        pytest.skip("not run: there is no fish")
+        pytest.skip("skipped: fish is not installed")
     gid = (await api.create())["id"]
-    script = "tokencast completion fish | source; complete -C 'tokencast show gen_'; complete -C 'tokencast comple'"
-    found = await lines("fish", "--no-config", "-c", script, path=path, url=api.url, HOME=str(tmp_path))
+    commands = "tokencast completion fish | source; complete -C 'tokencast show gen_'; complete -C 'tokencast comple'"
+    found = await lines("fish", "--no-config", "-c", commands, path=path, url=api.url, HOME=str(tmp_path))
     words = [line.split()[0] for line in found]
     assert gid in words
     assert words[-1] == "completion"
 
 
 @pytest.mark.shells
-async def test_zsh_completes_what_is_typed(api: Gateway, path: str, tmp_path: Path) -> None:
+async def test_zsh_completes_a_status(api: Gateway, path: str, tmp_path: Path) -> None:
     if shutil.which("zsh") is None:
-        pytest.skip("not run: there is no zsh")
+        pytest.skip("skipped: zsh is not installed")
     async with terminal("zsh", "-f", url=api.url, PATH=path, HOME=str(tmp_path)) as shown:
         shown.press("autoload -U compinit; compinit -u; eval \"$(tokencast completion zsh)\"; PROMPT='ready> '\n")
         await shown.shows(lambda: any(line.startswith("ready>") for line in shown.lines))

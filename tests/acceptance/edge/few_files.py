@@ -1,4 +1,4 @@
-"""`python -m tests.acceptance.few_files 256 api`: a module of ours where a process may open so many files."""
+"""`python -m tests.acceptance.edge.few_files 256 api`: run a module of this project with a limit on open files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Bare connections to a gateway, for peers that no HTTP client would play, and what the gateway holds for them."""
+"""Raw connections to a gateway, for behaviour that no HTTP client has; and the gateway's connections, memory and CPU
+time."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.support import DEADLINE, Frame, Gateway, gather, wait_until
 
 @dataclass(frozen=True)
 class Answer:
-    """One whole response. `body` is as it was sent, chunked or not."""
+    """One complete response. `body` is unchanged, chunked or not."""
 
     status: int
     headers: dict[str, str]
@@ -35,11 +36,11 @@ class Answer:
         return cls(int(status.split(" ")[1]), headers, body)
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at what the kernel says in /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def unchunked(body: bytes) -> bytes:
-    """What HTTP/1.1's chunked encoding carries; fails where it was not ended as it should be."""
+    """The content of a chunked body (HTTP/1.1); fails if the body does not end correctly."""
     data, at = bytearray(), 0
     while True:
         line = body.find(b"\r\n", at)
@@ -47,7 +48,7 @@ def unchunked(body: bytes) -> bytes:
         end = line + 2 + int(body[at:line], 16)
         assert body[end : end + 2] == b"\r\n", "cut off"
         if end == line + 2:
-            assert end + 2 == len(body), "something behind the end"
+            assert end + 2 == len(body), "data after the end"
             return bytes(data)
         data += body[line + 2 : end]
         at = end + 2
@@ -58,7 +59,7 @@ def frames(stream: bytes) -> list[Frame]:
 
 
 class Peer:
-    """One connection, byte by byte."""
+    """One connection, with access to each byte."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -72,7 +73,7 @@ class Peer:
 
     @property
     def port(self) -> int:
-        """Which of `connections` is this one."""
+        """The port by which `connections` identifies this one."""
         return self.writer.get_extra_info("sockname")[1]
 
     def send(self, data: str | bytes) -> None:
@@ -83,7 +84,7 @@ class Peer:
             return await self.reader.readuntil(separator)
 
     async def rest(self) -> bytes:
-        """Everything until the other side ends it, in whatever way."""
+        """Everything until the other side closes or resets the connection."""
         received = bytearray()
         with suppress(ConnectionError):
             async with asyncio.timeout(DEADLINE):
@@ -96,19 +97,19 @@ class Peer:
         return Answer.parse(await self.rest())
 
     def finish(self) -> None:
-        """A FIN: this side says no more."""
+        """Send a FIN: this side sends no more data."""
         self.writer.write_eof()
 
     def reset(self) -> None:
-        """A RST, as of a process that was killed with bytes unread."""
+        """Send a RST, like a process that was killed with unread data."""
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()
 
 
 async def dial(api: Gateway, *, receive_buffer: int | None = None) -> Peer:
-    """To be closed. With a small `receive_buffer` (bytes) the kernel takes little for who does not read, and asyncio
-    even less."""
+    """Open a connection; the caller closes it. With a small `receive_buffer` (bytes) the kernel accepts little data for
+    a peer that does not read, and asyncio even less."""
     where = urlsplit(api.url)
     sock = socket.socket()
     sock.setblocking(False)
@@ -120,7 +121,7 @@ async def dial(api: Gateway, *, receive_buffer: int | None = None) -> Peer:
 
 @asynccontextmanager
 async def peer(api: Gateway, *, receive_buffer: int | None = None) -> AsyncGenerator[Peer, None]:
-    """A connection for the length of a block."""
+    """A connection that is closed at the end of the context."""
     connected = await dial(api, receive_buffer=receive_buffer)
     try:
         yield connected
@@ -130,11 +131,11 @@ async def peer(api: Gateway, *, receive_buffer: int | None = None) -> AsyncGener
 
 @asynccontextmanager
 async def peers(api: Gateway, number: int, *, receive_buffer: int | None = None) -> AsyncGenerator[list[Peer], None]:
-    """So many connections for the length of a block."""
-    room_for(number * 2 + 200)
+    """This number of connections, which are closed at the end of the context."""
+    raise_file_limit(number * 2 + 200)
     connected: list[Peer] = []
     try:
-        while len(connected) < number:  # in turns: a listening socket's queue is finite
+        while len(connected) < number:  # in batches: a listening socket's queue is finite
             connected += await gather(
                 *(dial(api, receive_buffer=receive_buffer) for _ in range(min(100, number - len(connected))))
             )
@@ -149,8 +150,8 @@ async def listed(api: Gateway) -> set[str]:
     return {one["id"] for one in (await api.http.get("/v1/generations?limit=100")).json()["data"]}
 
 
-async def new_one(api: Gateway, before: set[str]) -> str:
-    """The generation that is there now and was not before, as soon as it is."""
+async def new_generation(api: Gateway, before: set[str]) -> str:
+    """Wait for the one generation that is not in `before`."""
     found: set[str] = set()
 
     async def look() -> set[str]:
@@ -162,8 +163,8 @@ async def new_one(api: Gateway, before: set[str]) -> str:
     return gid
 
 
-def room_for(files: int) -> None:
-    """This process may have so many open; some systems begin with 256 or 1,024."""
+def raise_file_limit(files: int) -> None:
+    """Raise the limit on open files of this process; some systems begin with 256 or 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(
@@ -172,8 +173,8 @@ def room_for(files: int) -> None:
 
 
 def connections(api: Gateway) -> set[int]:
-    """The ports of the peers whose connections the gateway has open: Linux's own table, without those that it has
-    closed and the kernel still flushes, which belong to no process (inode 0)."""
+    """The ports of the peers with an open connection to the gateway, from Linux's own table; without connections that
+    it has closed and the kernel still flushes, which belong to no process (inode 0)."""
     own = f":{urlsplit(api.url).port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {
@@ -181,13 +182,13 @@ def connections(api: Gateway) -> set[int]:
     }
 
 
-def resident(api: Gateway) -> int:
-    """Bytes of memory that the gateway holds."""
+def resident_memory(api: Gateway) -> int:
+    """The gateway's resident memory in bytes."""
     status = Path(f"/proc/{api.process.process.pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def cpu_seconds(api: Gateway) -> float:
-    """That the gateway has used so far."""
+    """The CPU time that the gateway has used."""
     fields = Path(f"/proc/{api.process.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

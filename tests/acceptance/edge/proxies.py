@@ -1,4 +1,5 @@
-"""A reverse proxy in front of gateways: nginx and Caddy, as they come, and as `docs/` recommends them."""
+"""A reverse proxy in front of gateways: nginx and Caddy, with their defaults and with the configuration that `docs/`
+recommends."""
 
 from __future__ import annotations
 
@@ -38,14 +39,14 @@ http {{
 }}
 """
 
-NGINX_AS_IT_COMES = """
+NGINX_DEFAULT = """
 server {{
     listen 127.0.0.1:{port};
     location / {{ proxy_pass http://{gateway}; }}
 }}
 """
 
-CADDY_AS_IT_COMES = """
+CADDY_DEFAULT = """
 {{
     admin off
 }}
@@ -54,8 +55,7 @@ http://127.0.0.1:{port} {{
 }}
 """
 
-# What a machine of the tests needs of Caddy beside the recommended: nothing of it outside the test's directory, and no
-# listener beside the test's.
+# The additions that the tests need: no files outside of the test's directory, and no listener except the test's.
 AROUND_CADDY = """\tadmin off
 \tauto_https disable_redirects
 \tskip_install_trust
@@ -64,8 +64,8 @@ AROUND_CADDY = """\tadmin off
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a proxy is to run, and what it is to stand before: the gateways' addresses."""
+class ProxySetup:
+    """A proxy's directory and port, and the addresses of the gateways."""
 
     directory: Path
     port: int
@@ -73,7 +73,7 @@ class Place:
     changes: Mapping[str, str]
 
     def adapted(self, name: str, *changes: tuple[str, str]) -> str:
-        """The file of `docs/` with this machine's addresses and files, and nothing else changed."""
+        """The file of `docs/`, changed only in the addresses and file names of this machine."""
         text = (ROOT / "docs" / name).read_text("utf-8")
         for there, here in (*changes, *self.changes.items()):
             assert text.count(there) == 1, there
@@ -81,50 +81,50 @@ class Place:
         return text
 
 
-def nginx_config(place: Place, *, as_it_comes: bool) -> str:
-    if as_it_comes:
-        inner = NGINX_AS_IT_COMES.format(port=place.port, gateway=place.gateways[0])
+def nginx_config(setup: ProxySetup, *, default_config: bool) -> str:
+    if default_config:
+        inner = NGINX_DEFAULT.format(port=setup.port, gateway=setup.gateways[0])
     else:
-        inner = place.adapted(
+        inner = setup.adapted(
             "nginx.conf",
-            ("    server 127.0.0.1:8000;", "\n".join(f"    server {gateway};" for gateway in place.gateways)),
-            ("listen 443 ssl http2;", f"listen 127.0.0.1:{place.port} ssl http2;"),
-            ("/etc/ssl/certs/tokencast.pem", f"{place.directory}/cert.pem"),
-            ("/etc/ssl/private/tokencast.key", f"{place.directory}/key.pem"),
-            ("/var/log/nginx/tokencast.log", f"{place.directory}/access.log"),
-            ("/var/log/nginx/error.log", f"{place.directory}/errors.log"),
+            ("    server 127.0.0.1:8000;", "\n".join(f"    server {gateway};" for gateway in setup.gateways)),
+            ("listen 443 ssl http2;", f"listen 127.0.0.1:{setup.port} ssl http2;"),
+            ("/etc/ssl/certs/tokencast.pem", f"{setup.directory}/cert.pem"),
+            ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
+            ("/var/log/nginx/tokencast.log", f"{setup.directory}/access.log"),
+            ("/var/log/nginx/error.log", f"{setup.directory}/errors.log"),
         )
-    return AROUND_NGINX.format(directory=place.directory, inner=inner)
+    return AROUND_NGINX.format(directory=setup.directory, inner=inner)
 
 
-def caddy_config(place: Place, *, as_it_comes: bool) -> str:
-    if as_it_comes:
-        return CADDY_AS_IT_COMES.format(port=place.port, gateway=place.gateways[0])
-    return place.adapted(
+def caddy_config(setup: ProxySetup, *, default_config: bool) -> str:
+    if default_config:
+        return CADDY_DEFAULT.format(port=setup.port, gateway=setup.gateways[0])
+    return setup.adapted(
         "Caddyfile",
         ("\n{\n", f"\n{{\n{AROUND_CADDY}"),
-        ("\ntokencast.example {", f"\nhttps://127.0.0.1:{place.port} {{"),
-        ("# tls /etc/ssl/certs/tokencast.pem", f"tls {place.directory}/cert.pem"),
-        ("/etc/ssl/private/tokencast.key", f"{place.directory}/key.pem"),
-        ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy {' '.join(place.gateways)} {{"),
-        ("/var/log/caddy/tokencast.log", f"{place.directory}/access.log"),
+        ("\ntokencast.example {", f"\nhttps://127.0.0.1:{setup.port} {{"),
+        ("# tls /etc/ssl/certs/tokencast.pem", f"tls {setup.directory}/cert.pem"),
+        ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
+        ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy {' '.join(setup.gateways)} {{"),
+        ("/var/log/caddy/tokencast.log", f"{setup.directory}/access.log"),
     )
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A proxy program. It says on stderr what it has to say beside the access log."""
+    """A proxy program. It writes to stderr everything except the access log."""
 
     name: str
     config: Callable[..., str]
-    arguments: str  # {config}, {directory}
+    arguments: str  # {config} and {directory} are replaced
 
     @property
     def binary(self) -> str:
-        """Skips where there is none."""
+        """The path of the program; skips the test if it is not installed."""
         found = shutil.which(self.name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if found is None or shutil.which("openssl") is None:
-            pytest.skip(f"no {self.name} on this machine")
+            pytest.skip(f"{self.name} or openssl is not installed")
         return found
 
 
@@ -145,18 +145,19 @@ async def proxy(
     api: Gateway,
     directory: Path,
     *others: str,
-    as_it_comes: bool = False,
+    default_config: bool = False,
     changes: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Gateway, None]:
-    """The gateway behind a proxy, alone or beside `others` (URLs): its process as before, its address and client the
-    proxy's. `changes` to the recommended file; what the proxy logs is in `directory`: access.log and errors.log."""
+    """The gateway through a proxy, alone or with `others` (URLs): the same process, with the proxy's address and
+    client. `changes` are applied to the recommended file. The proxy logs into `directory`: access.log and
+    errors.log."""
     gateways = tuple(urlsplit(url).netloc for url in (api.url, *others))
-    place = Place(directory, free_port(), gateways, changes or {})
-    if not as_it_comes:
+    setup = ProxySetup(directory, free_port(), gateways, changes or {})
+    if not default_config:
         self_signed(directory)
     config = directory / "config"
-    config.write_text(kind.config(place, as_it_comes=as_it_comes))
-    url = f"{'http' if as_it_comes else 'https'}://127.0.0.1:{place.port}"
+    config.write_text(kind.config(setup, default_config=default_config))
+    url = f"{'http' if default_config else 'https'}://127.0.0.1:{setup.port}"
     arguments = kind.arguments.format(config=config, directory=directory).split()
     environment = {**os.environ, "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
     with (directory / "errors.log").open("wb") as errors:
@@ -166,13 +167,13 @@ async def proxy(
     try:
         async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE, verify=False) as client:
 
-            async def answers() -> bool:
+            async def is_ready() -> bool:
                 assert process.returncode is None, (directory / "errors.log").read_text()
                 with suppress(httpx2.ConnectError):
                     return (await client.get("/healthz")).status_code == 200
                 return False
 
-            await wait_until(answers)
+            await wait_until(is_ready)
             yield replace(api, url=url, http=client)
     finally:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Bad input gets a clear answer in OpenAI's shape, a line in the log without the prompt, and loses nothing."""
+"""Bad input gets a clear response in OpenAI's form and a log line without the prompt, and changes nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUTES = ("/v1/generations", "/v1/chat/completions")
         (b'{"messages":[{"role":"user","content":"x"}]}', 400, "missing_required_parameter", "model"),
     ],
 )
-async def test_a_bad_body_is_named(
+async def test_a_bad_body_is_refused_with_its_parameter(
     api: Gateway, route: str, content: bytes, status: int, code: str, param: str | None
 ) -> None:
     before = len((await api.http.get("/v1/generations")).json()["data"])
@@ -51,8 +51,8 @@ async def test_a_bad_body_is_named(
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_of_two_megabytes_is_too_large(api: Gateway, route: str, chunked: bool) -> None:
-    """No more than the kernel takes while the gateway, which has answered, reads no further: a client that can write on
-    finds the answer."""
+    """The gateway has responded and reads no further. The body is small enough for the kernel's buffers, so that the
+    client can finish writing and then reads the response."""
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         for _ in range(32):
@@ -64,7 +64,7 @@ async def test_a_body_of_two_megabytes_is_too_large(api: Gateway, route: str, ch
     assert (await api.http.get("/healthz")).status_code == 200
 
 
-async def test_an_unknown_route_and_a_wrong_method(api: Gateway) -> None:
+async def test_an_unknown_route_is_404_and_a_wrong_method_405(api: Gateway) -> None:
     unknown = await api.http.get("/v1/nothing")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
     wrong = await api.http.put("/v1/generations", json={})
@@ -88,7 +88,7 @@ async def test_an_unknown_route_and_a_wrong_method(api: Gateway) -> None:
         "/v1beta/models/m:generateContent",
     ],
 )
-async def test_another_api_is_told_which_one_is_here(api: Gateway, path: str) -> None:
+async def test_routes_of_other_apis_name_the_supported_one(api: Gateway, path: str) -> None:
     refused = await api.http.post(path, json={"model": "m", "input": "hi"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_url")
     assert path in refused.json()["error"]["message"]
@@ -109,7 +109,7 @@ async def test_another_api_is_told_which_one_is_here(api: Gateway, path: str) ->
         "/metrics/",
     ],
 )
-async def test_a_slash_at_the_end_leads_nowhere_else(api: Gateway, method: str, path: str, host: str) -> None:
+async def test_a_trailing_slash_is_not_redirected(api: Gateway, method: str, path: str, host: str) -> None:
     """A redirect would repeat the token, to a scheme and a host that the gateway does not know."""
     answer = await api.http.request(method, f"{path}?token=SECRET", headers={"host": host}, follow_redirects=False)
     assert answer.status_code == 404
@@ -123,7 +123,7 @@ async def test_a_slash_at_the_end_leads_nowhere_else(api: Gateway, method: str, 
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate, gzip"])
-async def test_a_compressed_body_is_refused_by_its_coding(api: Gateway, route: str, coding: str) -> None:
+async def test_a_compressed_body_is_refused_with_its_coding(api: Gateway, route: str, coding: str) -> None:
     content = gzip.compress(json.dumps(BODY).encode())
     headers = {"content-encoding": coding, "content-type": "application/json"}
     refused = await api.http.post(route, content=content, headers=headers)
@@ -134,8 +134,8 @@ async def test_a_compressed_body_is_refused_by_its_coding(api: Gateway, route: s
     assert (await api.http.post("/v1/generations", content=json.dumps(BODY), headers=plain)).status_code == 202
 
 
-async def test_a_body_as_others_write_it_is_taken(api: Gateway) -> None:
-    """With a byte order mark, with half of an emoji, with roles and contents of one upstream alone."""
+async def test_unusual_but_valid_bodies_are_accepted(api: Gateway) -> None:
+    """With a byte order mark, with half of a surrogate pair, with roles and contents of a single upstream."""
     texts = {
         b'\xef\xbb\xbf{"model":"m","messages":[{"role":"user","content":"x"}]}': {"role": "user", "content": "x"},
         rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}]}': {"role": "user", "content": "\ufffd"},
@@ -149,7 +149,7 @@ async def test_a_body_as_others_write_it_is_taken(api: Gateway) -> None:
 
 
 @pytest.mark.parametrize("depth", [98, 99, 100, 975, 5000])
-async def test_what_is_accepted_is_not_too_deep_to_be_run(api: Gateway, depth: int) -> None:
+async def test_a_body_that_is_too_deep_is_refused(api: Gateway, depth: int) -> None:
     content = json.dumps(BODY)[:-1] + ',"x":' + "[" * depth + "]" * depth + "}"
     answer = await api.http.post("/v1/generations", content=content)
     if depth < 100:
@@ -160,7 +160,7 @@ async def test_what_is_accepted_is_not_too_deep_to_be_run(api: Gateway, depth: i
 
 
 @pytest.mark.parametrize("gid", ["gen_x", "gen_" + "0" * 34, "%2e%2e%2fetc", "gen_" + "1" * 10 + "10" + "z" * 22])
-async def test_an_id_that_is_none(api: Gateway, gid: str) -> None:
+async def test_an_invalid_id_is_not_found(api: Gateway, gid: str) -> None:
     for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):
         response = await api.http.request(method, f"/v1/generations/{gid}{path}")
         assert response.status_code == 404, (method, path)
@@ -171,13 +171,13 @@ async def test_an_id_that_is_none(api: Gateway, gid: str) -> None:
     ("query", "param"),
     [("limit=0", "limit"), ("limit=x", "limit"), ("limit=101", "limit"), ("status=done", "status"), ("after=x", "id")],
 )
-async def test_a_bad_query(api: Gateway, query: str, param: str) -> None:
+async def test_a_bad_query_is_refused_with_its_parameter(api: Gateway, query: str, param: str) -> None:
     response = await api.http.get(f"/v1/generations?{query}")
     assert response.status_code in (400, 404)
     assert response.json()["error"]["param"] == param
 
 
-async def test_an_idempotency_key_stands_for_one_body(api: Gateway) -> None:
+async def test_an_idempotency_key_belongs_to_one_body(api: Gateway) -> None:
     first = await api.http.post("/v1/generations", json=BODY, headers={"idempotency-key": "order-17"})
     again = await api.http.post("/v1/generations", json=BODY, headers={"idempotency-key": "order-17"})
     assert (first.status_code, again.status_code) == (202, 200)
@@ -190,7 +190,7 @@ async def test_an_idempotency_key_stands_for_one_body(api: Gateway) -> None:
 
 
 async def test_tenants_do_not_see_each_other(redis: EmbeddedRedis) -> None:
-    """Another tenant's generation is as unknown as one that never was, and no key is no entry."""
+    """Another tenant's generation is as unknown as one that never existed, and a request without a key is refused."""
     keys = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "ben"))
     async with gateway(redis.url, TOKENCAST_API_KEYS=keys) as api:
         anna, ben = {"authorization": "Bearer key-anna"}, {"authorization": "bearer key-ben"}
@@ -206,8 +206,9 @@ async def test_tenants_do_not_see_each_other(redis: EmbeddedRedis) -> None:
         assert "key-anna" not in api.process.output
 
 
-async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
-    """The URL is named without its password, `/readyz` says 503, and it goes on by itself once Redis is there."""
+async def test_a_gateway_waits_for_redis_at_the_start() -> None:
+    """The log names the URL without its password, `/readyz` answers 503, and the gateway becomes ready once Redis
+    runs."""
     async with EmbeddedRedis() as redis:
         redis.kill()
         url = redis.url.replace("redis://", "redis://:hunter2@")
@@ -234,19 +235,19 @@ async def test_redis_away_at_the_start_is_said_and_waited_for() -> None:
             assert (await api.create())["status"] == "queued"
 
 
-async def test_a_redis_that_refuses_is_said_too(own_redis: EmbeddedRedis) -> None:
-    """A wrong password is an operator's trouble like a server that is away."""
-    says = "rejects the user name or password"
+async def test_a_refused_password_for_redis_is_reported(own_redis: EmbeddedRedis) -> None:
+    """A wrong password is reported to the operator like a server that does not answer."""
+    message = "rejects the user name or password"
     async with gateway(own_redis.url.replace("redis://", "redis://somebody:hunter3@")) as api:
-        await api.process.says(says)
+        await api.process.says(message)
         ready = await api.http.get("/readyz")
-        assert (ready.status_code, says in ready.text) == (503, True)
+        assert (ready.status_code, message in ready.text) == (503, True)
         assert (await api.http.post("/v1/generations", json=BODY)).status_code == 503
         assert "hunter" not in api.process.output
         assert "Traceback" not in api.process.output
 
 
-async def test_a_full_redis_refuses_new_generations_and_still_ends_old_ones(own_redis: EmbeddedRedis) -> None:
+async def test_a_full_redis_refuses_new_generations_and_can_still_end_old_ones(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         old = await api.create()
         await broker.store.redis.execute("CONFIG", "SET", "maxmemory", "1mb")
@@ -258,7 +259,7 @@ async def test_a_full_redis_refuses_new_generations_and_still_ends_old_ones(own_
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"HOST": "0.0.0.0"}, "TOKENCAST_ALLOW_OPEN=1"),
         ({"PORT": "http"}, "PORT: "),
@@ -266,14 +267,14 @@ async def test_a_full_redis_refuses_new_generations_and_still_ends_old_ones(own_
         ({"TOKENCAST_LEASE": "-1"}, "TOKENCAST_LEASE: "),
     ],
 )
-async def test_a_gateway_that_cannot_start_says_which_variable(variables: dict[str, Any], says: str) -> None:
+async def test_a_gateway_that_cannot_start_names_the_variable(variables: dict[str, Any], message: str) -> None:
     async with service("api", **{"PORT": "0", **variables}) as process:
         assert await process.wait() == 2
     assert len(process.lines) == 1
-    assert says in process.output
+    assert message in process.output
 
 
-async def test_a_taken_port_is_named() -> None:
+async def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port()))
         taken.listen()
@@ -285,8 +286,8 @@ async def test_a_taken_port_is_named() -> None:
     assert "PORT" in process.output
 
 
-async def test_the_list_pages_newest_first(redis: EmbeddedRedis, broker: Broker) -> None:
-    """A page's last id leads to the next; each generation comes exactly once, and no text with it."""
+async def test_the_list_has_pages_newest_first(redis: EmbeddedRedis, broker: Broker) -> None:
+    """The last id of a page leads to the next one. Each generation is listed exactly once, without its text."""
     async with gateway(redis.url, TOKENCAST_API_KEYS=f"paul:{hashlib.sha256(b'p').hexdigest()}") as api:
         paul = {"authorization": "Bearer p"}
         made = [(await api.create(request_body(metadata={"n": str(n)}), **paul))["id"] for n in range(25)]

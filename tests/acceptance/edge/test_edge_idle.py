@@ -1,5 +1,5 @@
-"""Connections between two requests: a gateway keeps them longer than a proxy does. A request that meets the closing of
-its connection is lost, and the proxy answers 502 if that was a POST."""
+"""Idle connections: a gateway keeps them longer than a proxy does. A request that arrives while its connection is
+closed is lost, and the proxy answers 502 if it was a POST."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from tests.acceptance.edge.peer import Peer, connections, linux, peer
 from tests.acceptance.edge.proxies import PROXIES, proxy
 from tests.support import ROOT, Writer, gateway
 
-PROXY_DEFAULT = 60  # seconds: of nginx, of ingress-nginx, and of the usual cloud load balancers
+PROXY_DEFAULT = 60  # seconds; of nginx, ingress-nginx, and the usual cloud load balancers
 
 
-async def served(client: Peer) -> None:
+async def serve_one_request(client: Peer) -> None:
     client.get("/v1/models")
     await client.until(b'"object":"list"')
 
 
-async def test_an_idle_connection_is_closed_after_its_time(redis: EmbeddedRedis) -> None:
-    """Without a word, and also after a second request."""
+async def test_an_idle_connection_is_closed_after_the_keep_alive_time(redis: EmbeddedRedis) -> None:
+    """Without a response, and also after a second request."""
     async with gateway(redis.url, TOKENCAST_KEEP_ALIVE="1") as api, peer(api) as client:
-        await served(client)
-        await served(client)
+        await serve_one_request(client)
+        await serve_one_request(client)
         await client.until(b"}]}")
         assert await client.rest() == b""
 
 
-async def test_a_slow_head_on_a_kept_connection_is_not_idle(redis: EmbeddedRedis) -> None:
-    """It has the time of any head, however long idle connections are kept."""
+async def test_slow_headers_on_an_idle_connection_have_the_header_timeout(redis: EmbeddedRedis) -> None:
+    """It has the header timeout, independent of the keep-alive time."""
     async with gateway(redis.url, TOKENCAST_KEEP_ALIVE="600", TOKENCAST_HEADER_TIMEOUT="0.5") as api, peer(api) as slow:
-        await served(slow)
+        await serve_one_request(slow)
         await slow.until(b"}]}")
         slow.send("GET /v1/models HTTP/1.1\r\nHost: x\r\n")
         refused = await slow.answer()
     assert refused.status == 408
 
 
-async def test_without_a_setting_it_is_longer_than_a_proxy_s() -> None:
-    """Than a proxy's default, and than what the recommended files say."""
+async def test_the_default_keep_alive_is_longer_than_that_of_proxies() -> None:
+    """Longer than the default of proxies, and than the recommended files."""
     async with connect(settings=Settings()) as broker:
         kept = config_for(create_app(broker), Settings()).timeout_keep_alive
     assert kept >= PROXY_DEFAULT + 10
@@ -54,8 +54,8 @@ async def test_without_a_setting_it_is_longer_than_a_proxy_s() -> None:
         assert int(seconds) + 10 <= kept, file
 
 
-async def test_a_drain_closes_idle_connections_at_once(redis: EmbeddedRedis, broker: Broker) -> None:
-    """A stream that the drain leaves alone for minutes still runs then."""
+async def test_a_drain_closes_idle_connections_immediately(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Streams, which the drain allows to run for minutes, still run at that time."""
     async with (
         gateway(redis.url, TOKENCAST_DRAIN="600") as api,
         peer(api) as idle,
@@ -63,7 +63,7 @@ async def test_a_drain_closes_idle_connections_at_once(redis: EmbeddedRedis, bro
         peer(api) as second,
     ):
         writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
-        await served(idle)
+        await serve_one_request(idle)
         await idle.until(b"}]}")
         for reader in (first, second):
             reader.follow(writer.gid)
@@ -77,15 +77,15 @@ async def test_a_drain_closes_idle_connections_at_once(redis: EmbeddedRedis, bro
 @linux
 @pytest.mark.proxy
 @pytest.mark.parametrize("name", PROXIES)
-async def test_a_recommended_proxy_uses_a_connection_again(
+async def test_a_recommended_proxy_reuses_connections(
     name: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """All POSTs go over the connection that the first one opened."""
-    async with gateway(redis.url) as api, proxy(PROXIES[name], api, tmp_path_factory.mktemp(name)) as behind:
-        await behind.create()
+    """All POSTs use the connection that the first one opened."""
+    async with gateway(redis.url) as api, proxy(PROXIES[name], api, tmp_path_factory.mktemp(name)) as via_proxy:
+        await via_proxy.create()
         kept = connections(api)
         for _ in range(5):
-            await behind.create()
+            await via_proxy.create()
         assert kept
         assert len(connections(api) - kept) < 5
         assert connections(api) & kept

@@ -1,5 +1,5 @@
-"""Several gateways behind one proxy: one that is gone, stops or breaks off costs no reader an error, and no request is
-made twice that must not be."""
+"""Several gateways with one proxy: a dead, stopping or crashing gateway causes no error for subscribers, and a request
+that is not idempotent is never sent twice."""
 
 from __future__ import annotations
 
@@ -26,39 +26,37 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return PROXIES[request.param]
 
 
-async def test_a_gateway_that_died_is_passed_over(
-    kind: Kind, redis: EmbeddedRedis, api: Gateway, tmp_path: Path
-) -> None:
-    async with gateway(redis.url) as dying, proxy(kind, api, tmp_path, dying.url) as behind:
+async def test_a_dead_gateway_is_skipped(kind: Kind, redis: EmbeddedRedis, api: Gateway, tmp_path: Path) -> None:
+    async with gateway(redis.url) as dying, proxy(kind, api, tmp_path, dying.url) as via_proxy:
         gid = (await api.create())["id"]
         dying.process.send(signal.SIGKILL)
         await dying.process.wait()
-        found = await gather(*(behind.http.get(f"/v1/generations/{gid}") for _ in range(20)))
+        found = await gather(*(via_proxy.http.get(f"/v1/generations/{gid}") for _ in range(20)))
         assert {answer.status_code for answer in found} == {200}
-        await wait_until(lambda: all_posts_pass(kind, behind))
+        await wait_until(lambda: all_posts_pass(kind, via_proxy))
 
 
-async def all_posts_pass(kind: Kind, behind: Gateway) -> bool:
-    """Nothing had been sent to the dead one, so they may go to the other: at once, but with a Caddy before 2.11.2 only
-    when it has found out."""
-    answers = await gather(*(behind.http.post("/v1/generations", json=request_body()) for _ in range(10)))
+async def all_posts_pass(kind: Kind, via_proxy: Gateway) -> bool:
+    """Nothing had been sent to the dead gateway, so the proxy may use the other one: immediately, or for a Caddy before
+    2.11.2 after it has detected the failure."""
+    answers = await gather(*(via_proxy.http.post("/v1/generations", json=request_body()) for _ in range(10)))
     statuses = {answer.status_code for answer in answers}
     assert statuses <= ({202} if kind.name == "nginx" else {202, 502})
     return statuses == {202}
 
 
-async def test_a_reader_goes_on_at_the_other_gateway(
+async def test_a_subscriber_continues_at_the_other_gateway(
     kind: Kind, redis: EmbeddedRedis, broker: Broker, tmp_path: Path
 ) -> None:
-    """Its own is stopped, as in a deploy; it comes back with its cursor, as an EventSource does."""
+    """Its gateway is stopped, as in a deploy; it reconnects with its cursor, as an EventSource does."""
     async with (
         gateway(redis.url) as first,
         gateway(redis.url) as second,
-        proxy(kind, first, tmp_path, second.url) as behind,
+        proxy(kind, first, tmp_path, second.url) as via_proxy,
     ):
-        writer = await Writer(broker.store.redis, (await behind.create())["id"]).claim()
+        writer = await Writer(broker.store.redis, (await via_proxy.create())["id"]).claim()
         await writer.append("one ")
-        stream = behind.follow(writer.gid)
+        stream = via_proxy.follow(writer.gid)
         seen = await until_text(stream)
         for stopping in (first, second):
             if await subscribers(stopping):
@@ -70,7 +68,7 @@ async def test_a_reader_goes_on_at_the_other_gateway(
         await writer.append("two ")
         await writer.finish()
         cursor = next(frame.id for frame in reversed(seen) if frame.id)
-        seen += await behind.events(writer.gid, **{"Last-Event-ID": cursor})
+        seen += await via_proxy.events(writer.gid, **{"Last-Event-ID": cursor})
         assert texts(seen) == "one two "
         assert seen[-1].event == "completed"
 
@@ -81,8 +79,8 @@ async def subscribers(api: Gateway) -> bool:
 
 
 @asynccontextmanager
-async def breaks_off() -> AsyncGenerator[tuple[str, list[bytes]], None]:
-    """A gateway as it dies: it has a request's head, and is gone before it answers. A probe finds it well."""
+async def crashing_gateway() -> AsyncGenerator[tuple[str, list[bytes]], None]:
+    """A gateway that dies after it has received the headers of a request. Its probes succeed."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,30 +96,38 @@ async def breaks_off() -> AsyncGenerator[tuple[str, list[bytes]], None]:
         yield f"http://{address}", heads
 
 
-async def test_what_was_sent_is_not_sent_again(kind: Kind, redis: EmbeddedRedis, tmp_path: Path) -> None:
-    """A POST that a gateway may have acted on is its caller's to repeat: for each one 202 or one error, and no
-    generation that nobody was told of."""
-    async with gateway(redis.url) as api, breaks_off() as (url, heads), proxy(kind, api, tmp_path, url) as behind:
-        before, told = await listed(api), set[str]()
+async def test_a_lost_post_is_not_sent_again(kind: Kind, redis: EmbeddedRedis, tmp_path: Path) -> None:
+    """Only the caller may repeat a POST on which a gateway may have acted: each one gets 202 or one error, and no
+    generation is created without a response that names it."""
+    async with (
+        gateway(redis.url) as api,
+        crashing_gateway() as (url, heads),
+        proxy(kind, api, tmp_path, url) as via_proxy,
+    ):
+        before, announced = await listed(api), set[str]()
 
-        async def broken() -> bool:
-            answer = await behind.http.post("/v1/generations", json=request_body())
+        async def is_lost() -> bool:
+            answer = await via_proxy.http.post("/v1/generations", json=request_body())
             assert answer.status_code in (202, 502), answer.text
             if answer.status_code == 202:
-                told.add(answer.json()["id"])
+                announced.add(answer.json()["id"])
             return answer.status_code == 502
 
-        await wait_until(broken)
+        await wait_until(is_lost)
         assert len(heads) == 1
         assert heads[0].startswith(b"POST ")
-        assert await listed(api) - before == told
+        assert await listed(api) - before == announced
 
 
-async def test_what_changes_nothing_is_asked_of_another(kind: Kind, redis: EmbeddedRedis, tmp_path: Path) -> None:
-    async with gateway(redis.url) as api, breaks_off() as (url, heads), proxy(kind, api, tmp_path, url) as behind:
+async def test_a_lost_get_is_sent_to_another_gateway(kind: Kind, redis: EmbeddedRedis, tmp_path: Path) -> None:
+    async with (
+        gateway(redis.url) as api,
+        crashing_gateway() as (url, heads),
+        proxy(kind, api, tmp_path, url) as via_proxy,
+    ):
 
-        async def broke() -> bool:
-            assert (await behind.http.get("/v1/models")).status_code == 200
+        async def is_used() -> bool:
+            assert (await via_proxy.http.get("/v1/models")).status_code == 200
             return bool(heads)
 
-        await wait_until(broke)
+        await wait_until(is_used)

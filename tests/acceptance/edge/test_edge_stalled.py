@@ -1,4 +1,4 @@
-"""Two hundred readers who read, beside two hundred who do not: these harm only themselves."""
+"""Two hundred subscribers that read and two hundred that do not: the latter affect only themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.edge.peer import connections, frames, linux, peers, resident, unchunked
+from tests.acceptance.edge.peer import connections, frames, linux, peers, resident_memory, unchunked
 from tests.support import Writer, gateway, gather, texts, wait_until
 
 pytestmark = linux
@@ -17,9 +17,9 @@ HEARTBEAT = b": hb\n\n"
 WORDS = [f"{number} ".ljust(1000, "x") for number in range(2000)]
 
 
-async def test_stalled_readers_harm_nobody(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Every reader gets every event once, in order, and the end. What is held for the others is a constant each, and
-    not two megabytes, which would be four hundred in all; at the deadline their sockets are free."""
+async def test_stalled_subscribers_affect_only_themselves(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Each reading subscriber gets every event once, in order, and the end. The memory for each of the others is
+    constant instead of two megabytes (four hundred in all), and at the deadline their sockets are closed."""
     async with (
         gateway(redis.url, TOKENCAST_SEND_TIMEOUT="1", TOKENCAST_HEARTBEAT="1") as api,
         peers(api, READERS) as readers,
@@ -31,13 +31,13 @@ async def test_stalled_readers_harm_nobody(redis: EmbeddedRedis, broker: Broker)
         for one in (*readers, *stalled):
             await one.until(b"\r\n\r\n")
         reading = [asyncio.create_task(reader.rest()) for reader in readers]
-        before = most = resident(api)
+        before = most = resident_memory(api)
 
         async def write(words: list[str]) -> None:
             nonlocal most
             for at in range(0, len(words), 20):
                 await writer.append(*words[at : at + 20])
-                most = max(most, resident(api))
+                most = max(most, resident_memory(api))
 
         gone = {one.port for one in stalled}
         assert gone <= connections(api)
@@ -47,7 +47,7 @@ async def test_stalled_readers_harm_nobody(redis: EmbeddedRedis, broker: Broker)
         await write(WORDS[1000:])
         await writer.finish()
         streams = [unchunked(stream).replace(HEARTBEAT, b"") for stream in await gather(*reading)]
-        after = resident(api)
+        after = resident_memory(api)
     assert all(stream == streams[0] for stream in streams)
     events = frames(streams[0])
     assert [frame.id for frame in events if frame.event == "chunk"] == [f"{writer.attempt}-{n}" for n in range(1, 2001)]
@@ -55,11 +55,11 @@ async def test_stalled_readers_harm_nobody(redis: EmbeddedRedis, broker: Broker)
     assert events[-1].event == "completed"
     assert most - before < 50 * MIB
     assert after - before < 50 * MIB
-    print(f"resident: {before / MIB:.0f} MiB before, {most / MIB:.0f} at most, {after / MIB:.0f} after")
+    print(f"resident memory: {before / MIB:.0f} MiB before, {most / MIB:.0f} at most, {after / MIB:.0f} after")
 
 
-async def test_who_pauses_gets_every_byte_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
-    """A socket that fills takes a part of a write. The rest of it comes first, and only then what came meanwhile."""
+async def test_a_subscriber_that_pauses_gets_every_byte_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
+    """A full socket accepts part of a write. The rest of it is sent before newer data."""
     words = [f"{number} ".ljust(60_000, "x") for number in range(120)]
     async with (
         gateway(redis.url) as api,

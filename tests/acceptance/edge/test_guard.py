@@ -1,5 +1,5 @@
-"""A gateway without keys serves this machine's programs and its own pages. What another site's page asks for is refused
-before anything is done: nothing is read, nothing is created, nothing is deleted."""
+"""A gateway without keys serves programs on this machine and its own pages. Requests from pages of other sites are
+refused before they have an effect: nothing is read, created or deleted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ REBOUND = {"host": "evil.example:8000"}
 
 
 @pytest.fixture(scope="module")
-async def opened(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
-    """Without keys on all addresses, as between containers."""
+async def open_gateway(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+    """A gateway without keys on all addresses, as between containers."""
     settings = {"HOST": "0.0.0.0", "TOKENCAST_ALLOW_OPEN": "1", "TOKENCAST_ALLOWED_HOSTS": "tokencast.example"}
     async with gateway(redis.url, **settings) as started:
         yield started
@@ -45,7 +45,7 @@ async def count(api: Gateway) -> int:
         {**REBOUND, **JSON},
     ],
 )
-async def test_no_other_site_s_page_spends_anything(api: Gateway, route: str, page: dict[str, str]) -> None:
+async def test_a_page_of_another_site_cannot_create_generations(api: Gateway, route: str, page: dict[str, str]) -> None:
     before = await count(api)
     refused = await api.http.post(route, json=request_body(), headers=page)
     error = refused.json()["error"]
@@ -56,8 +56,9 @@ async def test_no_other_site_s_page_spends_anything(api: Gateway, route: str, pa
     assert await count(api) == before
 
 
-async def test_nothing_is_read_or_deleted_by_another_name(api: Gateway) -> None:
-    """DNS rebinding: the attacker's name leads here, and to the browser his page is of the same origin."""
+async def test_another_host_name_can_neither_read_nor_delete(api: Gateway) -> None:
+    """DNS rebinding: the attacker's host name resolves to the gateway, and for the browser the page has the same
+    origin."""
     gid = (await api.create())["id"]
     for method, path in (
         ("GET", "/v1/generations?limit=5"),
@@ -85,7 +86,7 @@ async def test_nothing_is_read_or_deleted_by_another_name(api: Gateway) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "application/xml"])
-async def test_a_body_that_says_it_is_no_json_is_refused(api: Gateway, kind: str) -> None:
+async def test_a_body_of_another_content_type_is_refused(api: Gateway, kind: str) -> None:
     before = await count(api)
     for page in ({}, {"origin": api.url}):
         refused = await api.http.post("/v1/generations", json=request_body(), headers={"content-type": kind, **page})
@@ -108,9 +109,7 @@ async def test_a_body_that_says_it_is_no_json_is_refused(api: Gateway, kind: str
         ((("content-encoding", "identity"), ("content-encoding", "identity")), 202),
     ],
 )
-async def test_of_a_header_that_comes_twice_none_is_left_unread(
-    api: Gateway, twice: tuple[tuple[str, str], ...], status: int
-) -> None:
+async def test_repeated_headers_are_all_checked(api: Gateway, twice: tuple[tuple[str, str], ...], status: int) -> None:
     before = await count(api)
     headers = [("host", "localhost"), *twice]
     if "content-type" not in dict(twice):
@@ -128,7 +127,7 @@ async def test_of_a_header_that_comes_twice_none_is_left_unread(
     assert await count(api) == before + (status == 202)
 
 
-async def test_what_curl_sends_by_itself_is_taken(api: Gateway) -> None:
+async def test_the_default_headers_of_curl_are_accepted(api: Gateway) -> None:
     content = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
     for headers in ({}, {"content-type": "application/x-www-form-urlencoded"}):
         assert (await api.http.post("/v1/generations", content=content, headers=headers)).status_code == 202
@@ -138,7 +137,7 @@ async def test_what_curl_sends_by_itself_is_taken(api: Gateway) -> None:
     assert beacon.status_code == 415
 
 
-async def test_its_own_pages_are_served(api: Gateway) -> None:
+async def test_the_gateway_serves_its_own_pages(api: Gateway) -> None:
     own = {"origin": api.url, "sec-fetch-site": "same-origin"}
     created = await api.http.post("/v1/generations", json=request_body(), headers=own)
     assert created.status_code == 202
@@ -151,41 +150,41 @@ async def test_its_own_pages_are_served(api: Gateway) -> None:
         assert (await api.http.get(path, headers=link)).status_code == status
 
 
-async def test_a_request_without_a_host_is_a_program_s(api: Gateway) -> None:
+async def test_a_request_without_a_host_is_accepted(api: Gateway) -> None:
     async with peer(api) as client:
         client.send("GET /healthz HTTP/1.0\r\n\r\n")
         assert (await client.answer()).status == 200
 
 
-async def test_opened_on_purpose_programs_call_it_as_they_like(opened: Gateway) -> None:
+async def test_an_open_gateway_accepts_programs_under_any_host_name(open_gateway: Gateway) -> None:
     """By a container's name, through a load balancer, as a probe."""
     for name in ("api:8000", "tokencast.svc.cluster.local", "10.20.30.40:8000"):
         for path in ("/healthz", "/readyz", "/metrics", "/v1/models", "/v1/generations"):
-            assert (await opened.http.get(path, headers={"host": name})).status_code == 200
-        created = await opened.http.post("/v1/generations", json=request_body(), headers={"host": name})
+            assert (await open_gateway.http.get(path, headers={"host": name})).status_code == 200
+        created = await open_gateway.http.post("/v1/generations", json=request_body(), headers={"host": name})
         assert created.status_code == 202
 
 
 @pytest.mark.parametrize("name", ["10.20.30.40:8000", "tokencast.example", "tokencast.example:8443", "localhost:8000"])
-async def test_opened_on_purpose_its_pages_are_served_by_names_that_are_known(opened: Gateway, name: str) -> None:
+async def test_an_open_gateway_serves_pages_under_known_host_names(open_gateway: Gateway, name: str) -> None:
     browser = {"host": name, "user-agent": "Mozilla/5.0"}
-    assert (await opened.http.get("/", headers=browser)).status_code == 200
+    assert (await open_gateway.http.get("/", headers=browser)).status_code == 200
     own = {**browser, "origin": f"http://{name}"}
-    assert (await opened.http.post("/v1/generations", json=request_body(), headers=own)).status_code == 202
-    evil = await opened.http.post("/v1/generations", json=request_body(), headers={**browser, "origin": EVIL})
+    assert (await open_gateway.http.post("/v1/generations", json=request_body(), headers=own)).status_code == 202
+    evil = await open_gateway.http.post("/v1/generations", json=request_body(), headers={**browser, "origin": EVIL})
     assert (evil.status_code, evil.json()["error"]["code"]) == (403, "origin_not_allowed")
 
 
-async def test_opened_on_purpose_a_page_by_an_unknown_name_is_told_the_setting(opened: Gateway) -> None:
+async def test_an_open_gateway_names_the_setting_for_unknown_host_names(open_gateway: Gateway) -> None:
     for browser in ({"user-agent": "Mozilla/5.0"}, {"origin": "http://evil.example:8000"}):
-        refused = await opened.http.get("/", headers={**REBOUND, **browser})
+        refused = await open_gateway.http.get("/", headers={**REBOUND, **browser})
         assert refused.status_code == 403
         assert "TOKENCAST_ALLOWED_HOSTS" in refused.json()["error"]["message"]
         assert "`evil.example:8000`" in refused.json()["error"]["message"]
 
 
-async def test_a_list_of_origins_lets_in_no_other(redis: EmbeddedRedis) -> None:
-    """And a refusal that a listed page meets can be read by it."""
+async def test_an_unlisted_origin_is_refused_before_it_has_an_effect(redis: EmbeddedRedis) -> None:
+    """A listed page can also read error responses."""
     listed = {"origin": "https://app.example"}
     async with gateway(redis.url, TOKENCAST_CORS_ORIGINS="https://app.example") as api:
         assert (await api.http.post("/v1/generations", json=request_body(), headers=listed)).status_code == 202
@@ -199,8 +198,8 @@ async def test_a_list_of_origins_lets_in_no_other(redis: EmbeddedRedis) -> None:
         assert await count(api) == before
 
 
-async def test_with_keys_nothing_of_this_is_asked(redis: EmbeddedRedis) -> None:
-    """What presents a key has it; a page of another site has none."""
+async def test_a_gateway_with_keys_does_not_check_origins(redis: EmbeddedRedis) -> None:
+    """A client with a key is allowed; a page of another site has no key."""
     digest = hashlib.sha256(b"key").hexdigest()
     async with gateway(redis.url, TOKENCAST_API_KEYS=f"anna:{digest}") as api:
         key: dict[str, Any] = {"authorization": "Bearer key"}

@@ -1,4 +1,4 @@
-"""Query parameters, and `Accept`: what is used is what was checked, and what is wrong is named."""
+"""Query parameters, and `Accept`: values are checked before they are used, and invalid ones are named."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PAGE = {"accept": "application/json"}
 
 
 @pytest.fixture(scope="module")
-async def busy(redis: EmbeddedRedis, broker: Broker) -> AsyncGenerator[Gateway, None]:
-    """A gateway whose tenant has a hundred and more generations."""
+async def many_generations(redis: EmbeddedRedis, broker: Broker) -> AsyncGenerator[Gateway, None]:
+    """A gateway whose tenant has more than a hundred generations."""
     limits = {"TOKENCAST_TENANT_QUEUED": "0", "TOKENCAST_TENANT_PER_MINUTE": "0"}
     async with gateway(redis.url, **limits) as api:
         for _ in range(105):
@@ -25,8 +25,8 @@ async def busy(redis: EmbeddedRedis, broker: Broker) -> AsyncGenerator[Gateway, 
 
 
 @pytest.fixture(scope="module")
-async def told(api: Gateway, broker: Broker) -> Writer:
-    """A generation of four chunks that has ended."""
+async def ended_generation(api: Gateway, broker: Broker) -> Writer:
+    """An ended generation of four chunks."""
     writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     await writer.append("one ", "two ", "three ", "four")
     await writer.finish()
@@ -40,21 +40,27 @@ NO_LIMIT = [
 
 
 @pytest.mark.parametrize("limit", NO_LIMIT, ids=lambda text: text[:12])
-async def test_a_limit_is_a_whole_number_within_its_bounds(busy: Gateway, told: Writer, limit: str) -> None:
-    refused = [await busy.http.get(f"/v1/generations?limit={limit}")]
+async def test_an_invalid_limit_is_refused(many_generations: Gateway, ended_generation: Writer, limit: str) -> None:
+    refused = [await many_generations.http.get(f"/v1/generations?limit={limit}")]
     if limit != "101":
-        refused.append(await busy.http.get(f"/v1/generations/{told.gid}/events?limit={limit}", headers=PAGE))
+        refused.append(
+            await many_generations.http.get(
+                f"/v1/generations/{ended_generation.gid}/events?limit={limit}", headers=PAGE
+            )
+        )
     for answer in refused:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
 
 
-async def test_as_many_are_listed_as_the_limit_says(busy: Gateway, told: Writer) -> None:
+async def test_a_limit_bounds_the_page(many_generations: Gateway, ended_generation: Writer) -> None:
     for limit in (1, 7, 100):
-        page = (await busy.http.get(f"/v1/generations?limit={limit}")).json()
+        page = (await many_generations.http.get(f"/v1/generations?limit={limit}")).json()
         assert (len(page["data"]), page["has_more"]) == (limit, True)
-    events = (await busy.http.get(f"/v1/generations/{told.gid}/events?limit=1000", headers=PAGE)).json()["data"]
+    events = (
+        await many_generations.http.get(f"/v1/generations/{ended_generation.gid}/events?limit=1000", headers=PAGE)
+    ).json()["data"]
     assert len(events) == 7
-    assert len((await busy.http.get("/v1/generations?limit=&status=&after=")).json()["data"]) == 20
+    assert len((await many_generations.http.get("/v1/generations?limit=&status=&after=")).json()["data"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -83,16 +89,18 @@ async def test_as_many_are_listed_as_the_limit_says(busy: Gateway, told: Writer)
         ("/v1/chat/completions/{id}?stream=true&after=0-1&after=0-1", "after"),
     ],
 )
-async def test_what_is_unknown_or_given_twice_is_named(api: Gateway, told: Writer, query: str, param: str) -> None:
-    answer = await api.http.get(query.replace("{id}", told.gid))
+async def test_unknown_values_and_repeated_parameters_are_named(
+    api: Gateway, ended_generation: Writer, query: str, param: str
+) -> None:
+    answer = await api.http.get(query.replace("{id}", ended_generation.gid))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-async def test_names_that_no_route_knows_are_ignored(api: Gateway, told: Writer) -> None:
-    assert (await api.http.get(f"/v1/generations/{told.gid}?_=1763790000&utm=x&utm=y")).status_code == 200
+async def test_unknown_parameters_are_ignored(api: Gateway, ended_generation: Writer) -> None:
+    assert (await api.http.get(f"/v1/generations/{ended_generation.gid}?_=1763790000&utm=x&utm=y")).status_code == 200
 
 
-# --- where a reader goes on ----------------------------------------------------------------------------------
+# --- cursors in the query --------------------------------------------------------------------------------------------
 
 
 def ids(frames: list[Frame]) -> list[str | None]:
@@ -100,34 +108,34 @@ def ids(frames: list[Frame]) -> list[str | None]:
 
 
 @pytest.mark.parametrize("name", ["lastEventId", "lastEventID", "Last-Event-ID"])
-async def test_a_polyfill_s_reader_goes_on_after_what_it_had(api: Gateway, told: Writer, name: str) -> None:
-    """Where no header can be sent, the last id stands in the query; what reconnects also sends its first URL again."""
-    everything = await api.events(told.gid)
+async def test_a_polyfill_resumes_after_its_last_event(api: Gateway, ended_generation: Writer, name: str) -> None:
+    """If no header can be sent, the last id is in the query. A reconnecting client also sends its first URL again."""
+    everything = await api.events(ended_generation.gid)
     third, fifth = everything[2].id, everything[4].id
     rest = ids(everything[5:])
     assert len(rest) == 2
-    assert ids(await api.events(told.gid, f"?{name}={fifth}")) == rest
-    assert ids(await api.events(told.gid, f"?after={third}&{name}={fifth}")) == rest
-    assert ids(await api.events(told.gid, f"?after=latest&{name}={fifth}")) == rest
-    assert ids(await api.events(told.gid, f"?{name}={third}", **{"last-event-id": str(fifth)})) == rest
-    assert ids(await api.events(told.gid, f"?{name}=")) == ids(everything)
-    unknown = await api.events(told.gid, f"?{name}=nonsense")
+    assert ids(await api.events(ended_generation.gid, f"?{name}={fifth}")) == rest
+    assert ids(await api.events(ended_generation.gid, f"?after={third}&{name}={fifth}")) == rest
+    assert ids(await api.events(ended_generation.gid, f"?after=latest&{name}={fifth}")) == rest
+    assert ids(await api.events(ended_generation.gid, f"?{name}={third}", **{"last-event-id": str(fifth)})) == rest
+    assert ids(await api.events(ended_generation.gid, f"?{name}=")) == ids(everything)
+    unknown = await api.events(ended_generation.gid, f"?{name}=nonsense")
     assert (unknown[0].event, ids(unknown[1:])) == ("reset", ids(everything))
-    page = (await api.http.get(f"/v1/generations/{told.gid}/events?{name}={fifth}", headers=PAGE)).json()
+    page = (await api.http.get(f"/v1/generations/{ended_generation.gid}/events?{name}={fifth}", headers=PAGE)).json()
     assert [event["id"] for event in page["data"]] == rest
 
 
-async def test_of_several_generations_too(api: Gateway, told: Writer, broker: Broker) -> None:
+async def test_a_polyfill_resumes_several_generations(api: Gateway, ended_generation: Writer, broker: Broker) -> None:
     other = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     await other.append("one")
     await other.finish()
-    path = f"/v1/events?generation={told.gid}&generation={other.gid}"
+    path = f"/v1/events?generation={ended_generation.gid}&generation={other.gid}"
     frames = [frame async for frame in api.stream("GET", path)]
     last = [frame.id for frame in frames if frame.id][-1]
     assert [frame async for frame in api.stream("GET", f"{path}&lastEventId={last}")] == []
 
 
-async def test_of_what_happens_to_all_of_them_too(api: Gateway, told: Writer) -> None:
+async def test_a_polyfill_resumes_the_activity(api: Gateway, ended_generation: Writer) -> None:
     async def first(query: str) -> str | None:
         async with aclosing(api.stream("GET", f"/v1/activity{query}")) as stream:
             return (await anext(stream)).event
@@ -153,11 +161,11 @@ async def test_of_what_happens_to_all_of_them_too(api: Gateway, told: Writer) ->
         ("application/json, text/event-stream;q=0.1", "application/json"),
     ],
 )
-async def test_events_come_in_the_form_that_is_accepted(
-    api: Gateway, told: Writer, accept: str | None, kind: str
+async def test_events_are_sent_in_the_accepted_format(
+    api: Gateway, ended_generation: Writer, accept: str | None, kind: str
 ) -> None:
     headers = {} if accept is None else {"accept": accept}
-    request = api.http.build_request("GET", f"/v1/generations/{told.gid}/events", headers=headers)
+    request = api.http.build_request("GET", f"/v1/generations/{ended_generation.gid}/events", headers=headers)
     if accept is None:
         del request.headers["accept"]
     answer = await api.http.send(request)

@@ -1,4 +1,4 @@
-"""Machines whose clocks are wrong: only Redis's counts, so nothing is different."""
+"""Machines with wrong clocks: only the clock of Redis is used, so they have no effect."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 
 @cache
 def library() -> str:
-    """libfaketime, the variant for threads."""
+    """The path of libfaketime, in its variant for threads."""
     faketime = shutil.which("faketime")
     if faketime is None:
-        pytest.skip("not run: there is no libfaketime")
+        pytest.skip("skipped: libfaketime is not installed")
     run = subprocess.run([faketime, "-m", "-f", "+1", "printenv", "LD_PRELOAD"], capture_output=True, text=True)
     return run.stdout.strip()
 
 
-def wrong_by(seconds: float) -> dict[str, str]:
-    """What a process's environment needs for that. Its waits and timeouts are as long as ever."""
+def clock_offset(seconds: float) -> dict[str, str]:
+    """Environment variables that set a process's clock off by this. Its waits and timeouts are unaffected."""
     faked = {"LD_PRELOAD": library(), "FAKETIME": f"{seconds:+g}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     return {**QUICK, **faked}
 
 
-def asking(directive: str) -> dict[str, object]:
+def sim_request(directive: str) -> dict[str, object]:
     return request_body(f"[[sim {directive}]]", model="sim")
 
 
@@ -54,17 +54,19 @@ async def redis_time(redis: Redis) -> float:
 
 
 @pytest.mark.parametrize(("gateways", "workers"), [(30, -30), (-HOUR, HOUR)])
-async def test_a_generation_runs_as_ever(own_redis: EmbeddedRedis, sim: str, gateways: float, workers: float) -> None:
-    """Taken at once, longer than its lease, at times that follow each other; each process says that its clock is
-    wrong, and by how much."""
+async def test_a_generation_runs_normally_with_wrong_clocks(
+    own_redis: EmbeddedRedis, sim: str, gateways: float, workers: float
+) -> None:
+    """It is claimed immediately, runs for longer than its lease, and its times are in order. Each process warns that
+    its clock is wrong, and by how much."""
     async with (
         connect(own_redis.url) as broker,
-        gateway(own_redis.url, **wrong_by(gateways)) as api,
-        worker(own_redis.url, sim, **wrong_by(workers)) as process,
+        gateway(own_redis.url, **clock_offset(gateways)) as api,
+        worker(own_redis.url, sim, **clock_offset(workers)) as process,
     ):
         redis = broker.store.redis
         before = await redis_time(redis)
-        created = await api.create(asking("seed=2 length=150 speed=30") | {"ttl_seconds": 100})
+        created = await api.create(sim_request("seed=2 length=150 speed=30") | {"ttl_seconds": 100})
         frames = await api.events(created["id"])
         assert [f.event for f in frames if not f.comment][-1] == "completed"
         assert texts(frames) == "".join(pieces(2, 150))
@@ -84,11 +86,11 @@ async def test_a_generation_runs_as_ever(own_redis: EmbeddedRedis, sim: str, gat
             assert said[2] == ("ahead of" if wrong > 0 else "behind")
 
 
-async def test_ids_are_in_the_order_in_which_they_were_given(own_redis: EmbeddedRedis) -> None:
-    """By gateways that are two hours apart; the list, newest first, and its pages."""
+async def test_ids_are_in_the_order_of_creation(own_redis: EmbeddedRedis) -> None:
+    """Ids of gateways whose clocks are two hours apart; also in the list, newest first, and in its pages."""
     async with (
-        gateway(own_redis.url, **wrong_by(HOUR)) as early,
-        gateway(own_redis.url, **wrong_by(-HOUR)) as late,
+        gateway(own_redis.url, **clock_offset(HOUR)) as early,
+        gateway(own_redis.url, **clock_offset(-HOUR)) as late,
         gateway(own_redis.url) as right,
     ):
         made: list[str] = []
@@ -104,16 +106,16 @@ async def test_ids_are_in_the_order_in_which_they_were_given(own_redis: Embedded
         assert listed == made[::-1]
 
 
-async def test_a_takeover_takes_a_lease_and_none_comes_early(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Two workers, two hours apart: neither takes what the other holds, for as long as it lives."""
+async def test_a_takeover_waits_for_the_lease_with_wrong_clocks(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Two workers whose clocks are two hours apart: while one lives, the other does not take its generation."""
     async with (
-        gateway(own_redis.url, **wrong_by(HOUR)) as api,
-        worker(own_redis.url, sim, **wrong_by(-HOUR)) as doomed,
-        worker(own_redis.url, sim, **wrong_by(HOUR)) as other,
+        gateway(own_redis.url, **clock_offset(HOUR)) as api,
+        worker(own_redis.url, sim, **clock_offset(-HOUR)) as doomed,
+        worker(own_redis.url, sim, **clock_offset(HOUR)) as other,
     ):
         both = {doomed: "", other: ""}
         while not all(both.values()):
-            gid = (await api.create(asking("seed=4 length=400 speed=60")))["id"]
+            gid = (await api.create(sim_request("seed=4 length=400 speed=60")))["id"]
             await wait_until(lambda gid=gid: any(f"{gid}: attempt 1" in each.output for each in both))
             both[doomed if f"{gid}: attempt 1" in doomed.output else other] = gid
         async with aclosing(api.follow(both[doomed])) as stream:
@@ -127,16 +129,17 @@ async def test_a_takeover_takes_a_lease_and_none_comes_early(own_redis: Embedded
         assert (kept["status"], kept["attempt"]) == ("completed", 1)
 
 
-async def test_what_ran_is_put_back_after_redis_lost_it(own_redis: EmbeddedRedis, sim: str) -> None:
-    """The new data set's age, too, is told by Redis alone: one that somebody else has begun is not too old."""
+async def test_a_running_generation_is_put_back_with_wrong_clocks(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The age of the new data set is also determined by Redis alone: one that another process has begun is not too
+    old."""
     async with (
-        gateway(own_redis.url, **wrong_by(-2 * HOUR)) as api,
-        worker(own_redis.url, sim, **wrong_by(HOUR)) as process,
+        gateway(own_redis.url, **clock_offset(-2 * HOUR)) as api,
+        worker(own_redis.url, sim, **clock_offset(HOUR)) as process,
     ):
-        gid = (await api.create(asking("seed=6 length=300 speed=40")))["id"]
+        gid = (await api.create(sim_request("seed=6 length=300 speed=40")))["id"]
         async with aclosing(api.follow(gid)) as stream:
             frames = await until_text(stream)
-            process.send(signal.SIGSTOP)  # the gateway is to be the first in the empty server
+            process.send(signal.SIGSTOP)  # so that the gateway is the first to use the empty server
             await own_redis.restart()
             await wait_until(partial(_created_in, api, gid[14:16]))
             process.send(signal.SIGCONT)
@@ -148,18 +151,18 @@ async def test_what_ran_is_put_back_after_redis_lost_it(own_redis: EmbeddedRedis
 async def _created_in(api: Gateway, shard: str) -> bool:
     """Create a generation; return whether it is in this shard. Without an idempotency key no creation has to wait until
     lost data may have been restored, which is as long as the generation is waited for."""
-    response = await api.http.post("/v1/generations", json=asking("length=1"))
+    response = await api.http.post("/v1/generations", json=sim_request("length=1"))
     return response.status_code == 202 and response.json()["id"][14:16] == shard
 
 
-async def test_a_ticket_that_could_not_be_claimed_is_due_again_at_once(sim: str) -> None:
-    """For everybody, whatever clock the worker went by that had to put it back."""
+async def test_a_ticket_is_due_immediately_after_a_failed_claim(sim: str) -> None:
+    """For every worker, independent of the clock of the one that returned the ticket."""
     async with EmbeddedRedis() as logs, EmbeddedRedis() as queue:
         settings = Settings(REDIS_URL=queue.url, streams_url=logs.url)  # pyright: ignore[reportCallIssue]
         async with connect(settings=settings) as broker:
-            gid = (await broker.enqueue(asking("length=3 speed=0"))).id
-            await broker.store.redis.execute("CONFIG", "SET", "maxmemory", 1)  # no claim can be written
-            async with worker(queue.url, sim, TOKENCAST_STREAMS_URL=logs.url, **wrong_by(HOUR)):
+            gid = (await broker.enqueue(sim_request("length=3 speed=0"))).id
+            await broker.store.redis.execute("CONFIG", "SET", "maxmemory", 1)  # claims cannot be written
+            async with worker(queue.url, sim, TOKENCAST_STREAMS_URL=logs.url, **clock_offset(HOUR)):
                 await wait_until(lambda: broker.queue.redis.execute("EXISTS", f"arq:retry:{gid}.1"))
             await broker.store.redis.execute("CONFIG", "SET", "maxmemory", 0)
             async with worker(queue.url, sim, TOKENCAST_STREAMS_URL=logs.url):
@@ -171,22 +174,22 @@ async def _names(broker: Broker, gid: str) -> list[str]:
     return [event.name async for event in broker.follow(gid)]
 
 
-async def test_the_time_of_a_retry_is_one_that_readers_can_use(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_the_time_of_a_retry_is_by_the_redis_clock(own_redis: EmbeddedRedis, sim: str) -> None:
     async with (
         gateway(own_redis.url) as api,
-        worker(own_redis.url, sim, **wrong_by(HOUR)),
+        worker(own_redis.url, sim, **clock_offset(HOUR)),
     ):
-        gid = (await api.create(asking("fault=429 times=1 retry_after=1 label=clock length=3 speed=0")))["id"]
+        gid = (await api.create(sim_request("fault=429 times=1 retry_after=1 label=clock length=3 speed=0")))["id"]
         frames = await api.events(gid)
         [waiting] = [frame.json for frame in frames if frame.event == "waiting"]
         assert frames[-1].event == "completed"
         assert abs(waiting["retry_at"] - time.time()) < 60
 
 
-async def test_a_token_of_one_gateway_is_as_good_at_the_others(own_redis: EmbeddedRedis) -> None:
+async def test_a_token_is_valid_at_gateways_with_other_clocks(own_redis: EmbeddedRedis) -> None:
     async with (
-        gateway(own_redis.url, **wrong_by(HOUR)) as early,
-        gateway(own_redis.url, **wrong_by(-HOUR)) as late,
+        gateway(own_redis.url, **clock_offset(HOUR)) as early,
+        gateway(own_redis.url, **clock_offset(-HOUR)) as late,
     ):
         gid = (await early.create())["id"]
         for maker, reader in ((early, late), (late, early)):
@@ -194,32 +197,32 @@ async def test_a_token_of_one_gateway_is_as_good_at_the_others(own_redis: Embedd
             token = (await maker.http.post(f"/v1/generations/{gid}/token", json=body)).json()
             assert abs(token["expires_at"] - time.time() - 2) < 5
             assert (await reader.http.get(f"/v1/generations/{gid}?token={token['token']}")).status_code == 200
-            (frames,) = await gather(reader.events(gid, f"?token={token['token']}"))  # until the token ends
+            (frames,) = await gather(reader.events(gid, f"?token={token['token']}"))  # until the token expires
             assert frames[0].event == "created"
 
 
-async def test_workers_that_are_a_day_apart_see_each_other(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_workers_with_clocks_a_day_apart_see_each_other(own_redis: EmbeddedRedis, sim: str) -> None:
     async with (
         connect(own_redis.url) as broker,
-        worker(own_redis.url, sim, **wrong_by(25 * HOUR)),
-        worker(own_redis.url, sim, **wrong_by(-25 * HOUR)),
+        worker(own_redis.url, sim, **clock_offset(25 * HOUR)),
+        worker(own_redis.url, sim, **clock_offset(-25 * HOUR)),
         worker(own_redis.url, sim),
     ):
         queue = broker.queue.redis
 
-        async def all_there() -> bool:
+        async def all_registered() -> bool:
             return await queue.execute("ZCARD", keys.WORKERS) == 3
 
-        await wait_until(all_there)
+        await wait_until(all_registered)
         flat, now = await queue.execute("ZRANGE", keys.WORKERS, 0, -1, "WITHSCORES"), await redis_time(queue)
         assert all(abs(float(seen) / 1000 - now) < 60 for seen in flat[1::2])
 
 
-# --- Redis's own clock is set -----------------------------------------------------------------------------------------
+# --- steps of the Redis clock ---------------------------------------------------------------------------------------
 
 
 class SteppedRedis:
-    """A server whose clock is set while it runs; its monotonic clock stays right."""
+    """A server whose clock is set while it runs; its monotonic clock is unaffected."""
 
     def __init__(self, directory: Path) -> None:
         self._offset = directory / "offset"
@@ -232,7 +235,7 @@ class SteppedRedis:
         self.binary.chmod(0o755)
 
     def step(self, seconds: float) -> None:
-        """`seconds`: ahead of this machine's clock; negative: behind it."""
+        """Set the clock `seconds` ahead of this machine's clock, or behind it if negative."""
         self._offset.with_suffix(".new").write_text(f"{seconds:+g}\n")
         self._offset.with_suffix(".new").replace(self._offset)
 
@@ -244,42 +247,42 @@ async def stepped(tmp_path: Path) -> AsyncGenerator[tuple[EmbeddedRedis, Stepped
         yield redis, clock
 
 
-async def ahead(redis: EmbeddedRedis) -> float:
+async def clock_lead(redis: EmbeddedRedis) -> float:
     async with connect(redis.url) as broker:
         return await redis_time(broker.store.redis) - time.time()
 
 
-async def test_a_step_forward_takes_nothing_from_who_runs_it(
+async def test_a_step_forward_takes_no_generation_from_its_worker(
     stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str
 ) -> None:
-    """All leases are over at once, and nobody was away."""
+    """All leases expire at the same moment, although no worker was away."""
     redis, clock = stepped
     async with gateway(redis.url, **QUICK) as api, worker(redis.url, sim, **QUICK):
-        gids = [(await api.create(asking(f"seed={n} length=200 speed=40")))["id"] for n in range(10)]
+        gids = [(await api.create(sim_request(f"seed={n} length=200 speed=40")))["id"] for n in range(10)]
         await wait_until(partial(_all_run, api, gids))
         clock.step(20)
-        assert await ahead(redis) == pytest.approx(20, abs=5)
+        assert await clock_lead(redis) == pytest.approx(20, abs=5)
         assert [(await api.ended(gid))["attempt"] for gid in gids] == [1] * 10
 
 
 async def test_a_step_back_delays_no_takeover(stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str) -> None:
-    """By the leases that were given before it, the dead worker would live for an hour."""
+    """By the leases from before the step, the dead worker would live for an hour."""
     redis, clock = stepped
     async with gateway(redis.url, **QUICK) as api:
         async with worker(redis.url, sim, **QUICK) as doomed:
-            gid = (await api.create(asking("seed=3 length=400 speed=40")))["id"]
+            gid = (await api.create(sim_request("seed=3 length=400 speed=40")))["id"]
             await wait_until(partial(_all_run, api, [gid]))
             doomed.send(signal.SIGKILL)
             clock.step(-HOUR)
-        assert await ahead(redis) == pytest.approx(-HOUR, abs=5)
+        assert await clock_lead(redis) == pytest.approx(-HOUR, abs=5)
         async with worker(redis.url, sim, **QUICK):
             assert (await api.ended(gid))["attempt"] == 2
 
 
-async def test_an_owner_keeps_its_lease_over_a_step_back(stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str) -> None:
+async def test_a_worker_keeps_its_lease_over_a_step_back(stepped: tuple[EmbeddedRedis, SteppedRedis], sim: str) -> None:
     redis, clock = stepped
     async with gateway(redis.url, **QUICK) as api, worker(redis.url, sim, **QUICK), connect(redis.url) as broker:
-        gid = (await api.create(asking("seed=3 length=300 speed=40")))["id"]
+        gid = (await api.create(sim_request("seed=3 length=300 speed=40")))["id"]
         await wait_until(partial(_all_run, api, [gid]))
         clock.step(-HOUR)
 

@@ -1,4 +1,5 @@
-"""What one caller does costs that caller: answers, prompts and a past that are large, or that nobody reads."""
+"""The costs of one caller do not affect others: large responses, prompts and histories, and responses that are not
+read."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import SHARDS, shard_of
 from broker.redis.client import Redis
 from broker.store import keys
-from tests.acceptance.edge.peer import Peer, connections, linux, peer, peers, resident
+from tests.acceptance.edge.peer import Peer, connections, linux, peer, peers, resident_memory
 from tests.support import Gateway, Writer, gateway, gather, request_body, wait_until
 
 MIB = 1 << 20
@@ -29,7 +30,7 @@ LONG = "long ".ljust(1_000_000, "x")
 MONTH = 30 * 86_400
 
 
-async def number(redis: Redis, section: str, pattern: str) -> int:
+async def redis_info(redis: Redis, section: str, pattern: str) -> int:
     found = re.search(pattern, (await redis.execute("INFO", section)).decode())
     return int(found[1]) if found else 0
 
@@ -37,8 +38,8 @@ async def number(redis: Redis, section: str, pattern: str) -> int:
 # --- pages ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_list_of_the_largest_rows_is_several_small_pages(api: Gateway, broker: Broker) -> None:
-    """Bounded by bytes, not by rows alone; nothing is left out."""
+async def test_a_list_of_the_largest_rows_has_small_pages(api: Gateway, broker: Broker) -> None:
+    """Pages are bounded in bytes as well as in rows, and no row is missing."""
     made = {(await api.create(request_body(metadata=LARGEST)))["id"] for _ in range(70)}
     seen: list[str] = []
     query, more = "", True
@@ -54,7 +55,7 @@ async def test_a_list_of_the_largest_rows_is_several_small_pages(api: Gateway, b
 
 
 async def test_a_page_of_the_largest_events_ends_early(api: Gateway, broker: Broker) -> None:
-    """Also one that is larger than a page alone."""
+    """Also if a single event is larger than a page."""
     writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     for size in [200_000] * 15 + [1_500_000] * 2 + [100] * 200:
         await writer.append("x" * size)
@@ -64,15 +65,15 @@ async def test_a_page_of_the_largest_events_ends_early(api: Gateway, broker: Bro
     while more:
         response = await api.http.get(path + query, headers={"accept": "application/json"})
         page = response.json()
-        assert len(response.content) < 1.6 * MIB, "none is larger than the largest event"
+        assert len(response.content) < 1.6 * MIB, "at most one event above the size of a page"
         assert page["data"]
         ids += (event["id"] for event in page["data"])
         more, query = page["has_more"], f"&after={ids[-1]}"
     assert ids == ["0-1", *(f"{writer.attempt}-{seq}" for seq in range(218))]
 
 
-async def test_a_stored_usage_that_is_too_long_is_shown_by_its_totals(api: Gateway, broker: Broker) -> None:
-    """In lists; in an entry of the activity it is left out."""
+async def test_a_long_stored_usage_is_shown_by_its_totals(api: Gateway, broker: Broker) -> None:
+    """In lists; an entry of the activity omits it."""
     gid = (await api.create())["id"]
     redis = broker.store.redis
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "more": "x" * 900_000}
@@ -81,12 +82,12 @@ async def test_a_stored_usage_that_is_too_long_is_shown_by_its_totals(api: Gatew
     row = next(row for row in (await api.http.get("/v1/generations")).json()["data"] if row["id"] == gid)
     assert row["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     [(_, entry)] = await redis.execute("XREVRANGE", keys.activity(shard_of(gid)), "+", "-", "COUNT", 1)
-    told = json.loads(entry[7])
-    assert (told["id"], told["status"], told["usage"]) == (gid, "in_progress", None)
+    snapshots = json.loads(entry[7])
+    assert (snapshots["id"], snapshots["status"], snapshots["usage"]) == (gid, "in_progress", None)
 
 
 async def test_an_entry_of_the_activity_is_short(api: Gateway, broker: Broker) -> None:
-    """What callers write into it is left out where it is long, and stays in the generation."""
+    """Long metadata of callers are omitted there, and kept in the generation."""
     created = await api.create(request_body(metadata=LARGEST))
     assert created["metadata"] == LARGEST
     [(_, entry)] = await broker.store.redis.execute(
@@ -96,11 +97,11 @@ async def test_an_entry_of_the_activity_is_short(api: Gateway, broker: Broker) -
     assert len(entry[7]) < 1000
 
 
-# --- the past of the activity ---------------------------------------------------------------------------------
+# --- the history of the activity -----------------------------------------------------------------------------------
 
 
-async def test_a_watcher_reads_a_bounded_part_of_the_past_and_none_behind_latest(api: Gateway, broker: Broker) -> None:
-    """Of a full stream, in which most is other tenants'."""
+async def test_the_activity_reads_a_bounded_history_and_none_after_latest(api: Gateway, broker: Broker) -> None:
+    """From a full stream that contains mostly entries of other tenants."""
     redis = broker.store.redis
     noise = json.dumps({"id": "gen_other", "padding": "x" * 2000})
     own = json.dumps({"id": "gen_own"})
@@ -113,7 +114,7 @@ async def test_a_watcher_reads_a_bounded_part_of_the_past_and_none_behind_latest
         )
 
     async def sent() -> int:
-        return await number(redis, "stats", r"total_net_output_bytes:(\d+)")
+        return await redis_info(redis, "stats", r"total_net_output_bytes:(\d+)")
 
     before = await sent()
     async with aclosing(api.stream("GET", "/v1/activity?after=latest")) as stream:
@@ -124,100 +125,102 @@ async def test_a_watcher_reads_a_bounded_part_of_the_past_and_none_behind_latest
         shown = [await anext(stream) for _ in SHARDS]
     assert all(frame.json["id"] == "gen_own" for frame in shown)
     assert MIB < await sent() - before < 10 * MIB
-    assert await number(redis, "memory", r"used_memory:(\d+)") > 20 * MIB
+    assert await redis_info(redis, "memory", r"used_memory:(\d+)") > 20 * MIB
 
 
-# --- answers that nobody reads --------------------------------------------------------------------------------
+# --- responses that are not read -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-async def narrow(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
-    """A gateway that keeps four mebibytes for those who do not read; they have all the time that they want."""
+async def small_buffer(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+    """A gateway that holds four mebibytes for clients that do not read; they have a long send timeout."""
     variables = {"TOKENCAST_UNREAD_BYTES": str(4 * MIB), "TOKENCAST_SEND_TIMEOUT": "300"}
     async with gateway(redis.url, TOKENCAST_API_KEYS=KEYS, **variables) as started:
         yield started
 
 
-def ask(one: Peer, gid: str, tenant: dict[str, str]) -> None:
+def request_generation(one: Peer, gid: str, tenant: dict[str, str]) -> None:
     one.get(f"/v1/generations/{gid}?include=request", headers=f"Authorization: {tenant['authorization']}\r\n")
 
 
-async def long_one(api: Gateway, tenant: dict[str, str]) -> str:
+async def long_generation(api: Gateway, tenant: dict[str, str]) -> str:
     return (await api.create(request_body(LONG), **tenant))["id"]
 
 
 @linux
-async def test_answers_that_nobody_reads_are_bounded(narrow: Gateway) -> None:
-    """A caller that reads has its answer, also of the same tenant; the others are dropped while one waits."""
-    gid = await long_one(narrow, ANNA)
-    before = resident(narrow)
-    async with peers(narrow, 150, receive_buffer=4096) as deaf:
-        here = {one.port for one in deaf}
-        for one in deaf:
-            ask(one, gid, ANNA)
-        of_ben = await narrow.http.get(f"/v1/generations/{await long_one(narrow, BEN)}?include=request", headers=BEN)
+async def test_unread_responses_are_bounded(small_buffer: Gateway) -> None:
+    """A caller that reads gets its response, even from the same tenant; unread ones are dropped while another waits."""
+    gid = await long_generation(small_buffer, ANNA)
+    before = resident_memory(small_buffer)
+    async with peers(small_buffer, 150, receive_buffer=4096) as unreading:
+        here = {one.port for one in unreading}
+        for one in unreading:
+            request_generation(one, gid, ANNA)
+        of_ben = await small_buffer.http.get(
+            f"/v1/generations/{await long_generation(small_buffer, BEN)}?include=request", headers=BEN
+        )
         assert len(of_ben.content) > 1_000_000
         most = before
 
-        def fewer() -> bool:
+        def some_are_dropped() -> bool:
             nonlocal most
-            most = max(most, resident(narrow))
-            return len(here & connections(narrow)) < 140
+            most = max(most, resident_memory(small_buffer))
+            return len(here & connections(small_buffer)) < 140
 
-        await wait_until(fewer)
-        print(f"resident: {(most - before) / MIB:.0f} MiB more")
+        await wait_until(some_are_dropped)
+        print(f"resident memory: {(most - before) / MIB:.0f} MiB more")
         assert most - before < 100 * MIB
-    again = await narrow.http.get(f"/v1/generations/{gid}?include=request", headers=ANNA)
+    again = await small_buffer.http.get(f"/v1/generations/{gid}?include=request", headers=ANNA)
     assert again.json()["request"]["messages"][0]["content"] == LONG
 
 
 @linux
-async def test_a_small_answer_waits_for_none_of_them(narrow: Gateway) -> None:
-    large, small = await long_one(narrow, ANNA), (await narrow.create(**ANNA))["id"]
-    async with peers(narrow, 40, receive_buffer=4096) as deaf:
-        for one in deaf:
-            ask(one, large, ANNA)
+async def test_a_small_response_does_not_wait_for_unread_ones(small_buffer: Gateway) -> None:
+    large, small = await long_generation(small_buffer, ANNA), (await small_buffer.create(**ANNA))["id"]
+    async with peers(small_buffer, 40, receive_buffer=4096) as unreading:
+        for one in unreading:
+            request_generation(one, large, ANNA)
         for _ in range(20):
-            response = await narrow.http.get(f"/v1/generations/{small}", headers=ANNA)
+            response = await small_buffer.http.get(f"/v1/generations/{small}", headers=ANNA)
             assert (response.status_code, response.json()["id"]) == (200, small)
 
 
-async def test_the_next_answer_of_a_connection_is_made_once_the_last_was_taken(narrow: Gateway) -> None:
-    """Requests may come one behind the other without waiting; eight long answers at once they are not."""
-    gid = await long_one(narrow, BEN)
+async def test_the_next_response_of_a_connection_waits_until_the_last_is_read(small_buffer: Gateway) -> None:
+    """Requests may be pipelined, but eight long responses are not produced at once."""
+    gid = await long_generation(small_buffer, BEN)
     count = r'^tokencast_http_requests_total\{method="GET",route="/v1/generations/\{id\}",status="200"\} (\d+)'
 
-    async def answered() -> int:
-        found = re.search(count, (await narrow.http.get("/metrics")).text, re.MULTILINE)
+    async def response_count() -> int:
+        found = re.search(count, (await small_buffer.http.get("/metrics")).text, re.MULTILINE)
         return int(found[1]) if found else 0
 
-    async with peer(narrow, receive_buffer=4096) as one:
-        before = await answered()
+    async with peer(small_buffer, receive_buffer=4096) as one:
+        before = await response_count()
         for _ in range(8):
-            ask(one, gid, BEN)
+            request_generation(one, gid, BEN)
         await one.until(b"\r\n\r\n")
-        whole = await narrow.http.get(f"/v1/generations/{gid}?include=request", headers=BEN)
-        assert await answered() - before == 2
+        whole = await small_buffer.http.get(f"/v1/generations/{gid}?include=request", headers=BEN)
+        assert await response_count() - before == 2
         received = 0
         while received < 8 * len(whole.content):
             received += len(await one.reader.read(1 << 16))
-        assert await answered() - before == 9
+        assert await response_count() - before == 9
 
 
 @linux
-async def test_an_answer_of_which_nothing_is_taken_has_an_end(redis: EmbeddedRedis) -> None:
-    async with gateway(redis.url, TOKENCAST_SEND_TIMEOUT="0.5") as api, peer(api, receive_buffer=4096) as deaf:
-        gid = await long_one(api, {})
-        deaf.get(f"/v1/generations/{gid}?include=request")
-        await deaf.until(b"\r\n\r\n")
-        await wait_until(lambda: deaf.port not in connections(api))
+async def test_an_unread_response_is_dropped_after_the_send_timeout(redis: EmbeddedRedis) -> None:
+    async with gateway(redis.url, TOKENCAST_SEND_TIMEOUT="0.5") as api, peer(api, receive_buffer=4096) as unreading:
+        gid = await long_generation(api, {})
+        unreading.get(f"/v1/generations/{gid}?include=request")
+        await unreading.until(b"\r\n\r\n")
+        await wait_until(lambda: unreading.port not in connections(api))
 
 
-# --- a Redis that one tenant could fill -----------------------------------------------------------------------
+# --- a Redis that one tenant could fill -------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def bounded(**variables: str) -> AsyncGenerator[Gateway, None]:
+async def gateway_with_small_redis(**variables: str) -> AsyncGenerator[Gateway, None]:
     """A gateway with a Redis of 30 MB."""
     async with EmbeddedRedis(options={"maxmemory": "30mb"}) as server, gateway(server.url, **variables) as api:
         yield api
@@ -232,11 +235,13 @@ async def post(api: Gateway, prompt: str, **headers: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-async def test_the_prompts_of_what_was_cancelled_do_not_fill_redis(keyed: bool) -> None:
-    """Twice what there is room for, in a tenant's limits of a minute; another one's comes in. Without keys all are one
-    tenant, and there is room all the same."""
+async def test_prompts_of_cancelled_generations_do_not_fill_redis(keyed: bool) -> None:
+    """Twice the capacity of Redis, within the tenant's limits per minute; another tenant's request is accepted. Without
+    keys all requests are of one tenant, and there is still room."""
     anna, ben = (ANNA, BEN) if keyed else ({}, {})
-    async with bounded(**({"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_TENANT_PER_MINUTE": "0"} if keyed else {})) as api:
+    async with gateway_with_small_redis(
+        **({"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_TENANT_PER_MINUTE": "0"} if keyed else {})
+    ) as api:
         for _ in range(60):
             created = await post(api, LONG, **anna)
             assert created.status_code == 202, created.text
@@ -244,9 +249,9 @@ async def test_the_prompts_of_what_was_cancelled_do_not_fill_redis(keyed: bool) 
         assert (await post(api, LONG, **ben)).status_code == 202
 
 
-async def test_a_tenant_has_a_part_of_a_redis_that_is_bounded() -> None:
-    """Refused beyond it, until something is deleted; others are not."""
-    async with bounded(TOKENCAST_API_KEYS=KEYS) as api:
+async def test_a_tenant_has_a_share_of_a_bounded_redis() -> None:
+    """Requests above the share are refused until something is deleted; those of other tenants are accepted."""
+    async with gateway_with_small_redis(TOKENCAST_API_KEYS=KEYS) as api:
         made: list[str] = []
         while (response := await post(api, LONG, **ANNA)).status_code == 202:
             made.append(response.json()["id"])
@@ -260,7 +265,7 @@ async def test_a_tenant_has_a_part_of_a_redis_that_is_bounded() -> None:
         assert (await post(api, LONG, **ANNA)).status_code == 202
 
 
-async def test_the_share_can_be_set_and_replays_do_not_change_it(redis: EmbeddedRedis) -> None:
+async def test_the_share_is_configurable_and_unchanged_by_replays(redis: EmbeddedRedis) -> None:
     async with gateway(redis.url, TOKENCAST_API_KEYS=KEYS, TOKENCAST_TENANT_BYTES="300") as api:
         body: dict[str, Any] = request_body("x" * 200)
         key = {**ANNA, "idempotency-key": "share"}
@@ -273,14 +278,14 @@ async def test_the_share_can_be_set_and_replays_do_not_change_it(redis: Embedded
         assert (await api.http.post("/v1/generations", json=body, headers=ANNA)).status_code == 429
 
 
-async def test_a_cancelled_one_keeps_a_short_request_and_no_long_one(api: Gateway) -> None:
+async def test_a_cancelled_generation_keeps_only_a_short_request(api: Gateway) -> None:
     short, long = await gather(api.create(request_body("short", metadata={"a": "b"})), api.create(request_body(LONG)))
-    told: list[Any] = []
+    snapshots: list[Any] = []
     for created in (short, long):
         path = f"/v1/generations/{created['id']}"
         cancelled = (await api.http.post(f"{path}/cancel")).json()
         assert cancelled["status"] == "cancelled"
-        told.append((await api.http.get(f"{path}?include=request")).json())
-    assert told[0]["request"] == request_body("short", metadata={"a": "b"})
-    assert told[1]["request"] is None
-    assert told[1]["status"] == "cancelled"
+        snapshots.append((await api.http.get(f"{path}?include=request")).json())
+    assert snapshots[0]["request"] == request_body("short", metadata={"a": "b"})
+    assert snapshots[1]["request"] is None
+    assert snapshots[1]["status"] == "cancelled"

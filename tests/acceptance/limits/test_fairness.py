@@ -1,4 +1,4 @@
-"""Whose turn it is: what one tenant has queued delays another's next generation by one slot's time at most."""
+"""Fairness: the queue of one tenant delays the next generation of another by at most one slot."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ async def api(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
         yield started
 
 
-def short(seed: int) -> dict[str, object]:
-    """Whose it is, the seed says: the simulated upstream keeps it with the call."""
+def short_request(seed: int) -> dict[str, object]:
+    """The seed identifies the tenant: the simulated upstream records it with the call."""
     return request_body(f"[[sim label=turn seed={seed} length=1 speed=1000]]", "sim")
 
 
 async def flood(api: Gateway) -> None:
-    async def some() -> None:
+    async def create_some() -> None:
         for _ in range(FLOOD // 20):
-            await api.create(short(1), **ANNA)
+            await api.create(short_request(1), **ANNA)
 
-    await gather(*(some() for _ in range(20)))
+    await gather(*(create_some() for _ in range(20)))
 
 
-async def started(upstream: str) -> list[int]:
-    """Whose generations the upstream was asked for, in order."""
+async def called_seeds(upstream: str) -> list[int]:
+    """The seeds of the upstream calls, in order."""
     return [call["seed"] for call in await upstream_calls(upstream, "turn")]
 
 
-async def test_a_thousand_of_one_tenant_delay_another_s_next_by_one_slot(
+async def test_a_thousand_generations_delay_another_tenant_by_one_slot(
     own_redis: EmbeddedRedis, api: Gateway, sim: str
 ) -> None:
     """One worker with one slot, so that the order of the calls is the order of the starts."""
@@ -51,12 +51,12 @@ async def test_a_thousand_of_one_tenant_delay_another_s_next_by_one_slot(
         await wait_until(lambda: upstream_calls(sim, "silent"))
         await flood(api)
         assert await broker.queue.depth() == FLOOD
-        gid = (await api.create(short(2), **BEN))["id"]
+        gid = (await api.create(short_request(2), **BEN))["id"]
         await api.http.post(f"/v1/generations/{silent['id']}/cancel", headers=ANNA)
 
-        async def over() -> bool:
+        async def has_completed() -> bool:
             answer = await api.http.get(f"/v1/generations/{gid}", headers=BEN)
             return answer.json()["status"] == "completed"
 
-        await wait_until(over)
-        assert (await started(sim)).index(2) <= 1
+        await wait_until(has_completed)
+        assert (await called_seeds(sim)).index(2) <= 1

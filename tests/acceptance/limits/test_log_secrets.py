@@ -1,5 +1,5 @@
-"""No log line of gateway or worker holds a key, a token, a password, a prompt or an output, whatever is asked for,
-in whatever way, and whatever goes wrong. All secrets here are canaries, and nothing else says "canary"."""
+"""No log line of a gateway or worker contains a key, a token, a password, a prompt or an output, for any request and
+any failure. All secrets here are canaries, and nothing else contains the word "canary"."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ ANSWERS = ("ok", "400", "401", "429", "500", "error", "chunk", "cut", "page")
 
 @asynccontextmanager
 async def indiscreet_upstream() -> AsyncGenerator[str, None]:
-    """Every trouble of its own it explains with what it was sent, headers and all, in every field it has. The model
-    says which trouble."""
+    """An upstream whose error responses contain the complete request, with its headers, in every field. The model
+    selects the error."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
         body = (await reader.readexactly(int(length[1]))).decode() if length else ""
-        said = f"{head}\n{body}"
-        error = json.dumps({"error": dict.fromkeys(("message", "type", "param", "code"), said)})
+        echo = f"{head}\n{body}"
+        error = json.dumps({"error": dict.fromkeys(("message", "type", "param", "code"), echo)})
         model = json.loads(body)["model"] if body else "401"
         chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": OUTPUT}, "finish_reason": None}]})
         whole = chunk.replace("null", '"stop"')
         streams = {
             "ok": f"data: {whole}\n\ndata: [DONE]\n\n",
             "error": f"data: {chunk}\n\ndata: {error}\n\n",
-            "chunk": f"data: {chunk}\n\ndata: {said!r}\n\n",
+            "chunk": f"data: {chunk}\n\ndata: {echo!r}\n\n",
             "cut": f"data: {chunk}\n\n",
         }
         status, kind = ("200", "text/event-stream") if model in streams else (model, "application/json")
@@ -63,7 +63,7 @@ async def indiscreet_upstream() -> AsyncGenerator[str, None]:
 
 
 async def raw(api: Gateway, request: str) -> bytes:
-    """Sends what no client library would."""
+    """Send a request that no client library would send."""
     host, port = api.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request.encode("latin-1"))
@@ -74,26 +74,26 @@ async def raw(api: Gateway, request: str) -> bytes:
     return answer
 
 
-async def run_them_all(api: Gateway) -> list[str]:
-    """Each of the upstream's answers, in both dialects. Gives the generations."""
+async def run_all_replies(api: Gateway) -> list[str]:
+    """Request each of the upstream's replies in both dialects; return the generations."""
     gids: list[str] = []
     for model in ANSWERS:
         body = request_body(PROMPT, model, metadata={"about": PROMPT}, user=PROMPT)
         created = await api.create(body, **BEARER, **{"idempotency-key": f"canary-{model}"})
         gids.append(created["id"])
-        await wait_until(lambda gid=created["id"]: ended(api, gid))
+        await wait_until(lambda gid=created["id"]: has_ended(api, gid))
         for stream in (True, False):
-            asked = {**body, "stream": stream, "messages": [{"role": "user", "content": f"{PROMPT} {stream}"}]}
-            await api.http.post("/v1/chat/completions", json=asked, headers=BEARER)
+            body_variant = {**body, "stream": stream, "messages": [{"role": "user", "content": f"{PROMPT} {stream}"}]}
+            await api.http.post("/v1/chat/completions", json=body_variant, headers=BEARER)
     return gids
 
 
-async def ended(api: Gateway, gid: str) -> bool:
+async def has_ended(api: Gateway, gid: str) -> bool:
     return (await api.http.get(f"/v1/generations/{gid}", headers=BEARER)).json()["ended_at"] is not None
 
 
-async def ask_everything(api: Gateway, gid: str, token: str) -> list[int]:
-    """All routes with the token, the key where it does not belong, wrong ones, bad bodies. Gives the statuses."""
+async def request_everything(api: Gateway, gid: str, token: str) -> list[int]:
+    """Call all routes with the token, with misplaced and wrong keys, and with bad bodies; return the statuses."""
     one = f"/v1/generations/{gid}"
     paths = [one, f"{one}/events", f"{one}/events?stream=true", f"{one}/cancel", f"{one}/token", "/v1/generations",
              "/v1/chat/completions", f"/v1/chat/completions/{gid}", "/v1/models", "/v1/models/m", "/v1/none",
@@ -115,7 +115,7 @@ async def ask_everything(api: Gateway, gid: str, token: str) -> list[int]:
     return statuses
 
 
-async def send_rubbish(api: Gateway, gid: str, token: str) -> None:
+async def send_invalid_requests(api: Gateway, gid: str, token: str) -> None:
     url = f"/v1/generations/{gid}/events?token={token}"
     for request in (
         f"GET {url}\r\n\r\n",
@@ -144,12 +144,12 @@ async def test_no_secret_is_in_any_log(style: str) -> None:
         shared = {"TOKENCAST_LOG": style, "TOKENCAST_SECRET": SECRET, "TOKENCAST_RETRY_BUDGET": "0"}
         shared |= {"TOKENCAST_API_KEYS": f"anna:{hashlib.sha256(KEY.encode()).hexdigest()}", "TOKENCAST_MODELS": "*"}
         async with gateway(url, **shared) as api, worker(url, upstream, **shared, OPENAI_API_KEY=UPSTREAM_KEY) as work:
-            gids = await run_them_all(api)
+            gids = await run_all_replies(api)
             made = (await api.http.post(f"/v1/generations/{gids[0]}/token", headers=BEARER)).json()
-            statuses = await ask_everything(api, gids[0], made["token"])
+            statuses = await request_everything(api, gids[0], made["token"])
             assert {200, 400, 401, 404, 405} <= set(statuses)
-            await send_rubbish(api, gids[0], made["token"])
-            async with connect(url) as admitted:  # the connection from before the password may have idled too long
+            await send_invalid_requests(api, gids[0], made["token"])
+            async with connect(url) as admitted:  # the older connection may have been idle for too long
                 await admitted.store.redis.execute("HSET", keys.meta(gids[1]), "mt", PROMPT)
             crash = await api.http.get(f"/v1/generations/{gids[1]}", headers={**BEARER, "connection": "close"})
             redis.kill()
@@ -162,7 +162,7 @@ async def test_no_secret_is_in_any_log(style: str) -> None:
         lines = api.process.lines + work.lines
         hidden = ("canary", made["token"], made["token"].rpartition(".")[2], SECRET, PASSWORD)
         assert [line for line in lines for secret in hidden if secret.lower() in line.lower()] == []
-        said = "\n".join(lines)
+        echo = "\n".join(lines)
         for something in (
             "→ 401",
             "→ 405",
@@ -172,4 +172,4 @@ async def test_no_secret_is_in_any_log(style: str) -> None:
             "upstream_truncated",
             gids[0],
         ):
-            assert something in said
+            assert something in echo

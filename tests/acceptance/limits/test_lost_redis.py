@@ -1,4 +1,4 @@
-"""A Redis that comes back with nothing: what runs is put back by its worker, and what does not is said to be gone."""
+"""A Redis that comes back empty: running generations are put back by their workers, and all others are gone."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ async def quick_api(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
 
 
 @pytest.fixture
-async def api_of_own(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+async def own_api(own_redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     async with gateway(own_redis.url) as api:
         yield api
 
 
-async def test_readers_of_a_running_generation_see_a_pause(
+async def test_subscribers_of_a_running_generation_see_a_pause(
     own_redis: EmbeddedRedis, sim: str, quick_api: Gateway
 ) -> None:
-    """No reset, no gap, no duplicate; in between the gateway says 503 and never 404."""
+    """No reset, gap or duplicate; meanwhile the gateway answers 503 and never 404."""
     body = request_body("[[sim seed=5 length=150 speed=40]]", model="sim", metadata={"order": "17"})
     statuses: set[int] = set()
     async with worker(own_redis.url, sim, **QUICK):
@@ -53,11 +53,11 @@ async def test_readers_of_a_running_generation_see_a_pause(
             own_redis.kill()
             await own_redis.restart()
 
-            async def known_again() -> bool:
+            async def is_known() -> bool:
                 statuses.add((await quick_api.http.get(path)).status_code)
                 return 200 in statuses
 
-            await wait_until(known_again)
+            await wait_until(is_known)
             frames += [frame async for frame in stream if not frame.comment]
         assert statuses <= {200, 503}
         assert [frame.event for frame in frames] == ["created", "started", *["chunk"] * (len(frames) - 3), "completed"]
@@ -71,8 +71,10 @@ async def test_readers_of_a_running_generation_see_a_pause(
         assert again["id"] == created["id"]
 
 
-async def test_a_silent_generation_is_put_back_too(own_redis: EmbeddedRedis, sim: str, quick_api: Gateway) -> None:
-    """The lease's renewal notices the loss; a cancel then finds it."""
+async def test_a_generation_without_new_text_is_put_back(
+    own_redis: EmbeddedRedis, sim: str, quick_api: Gateway
+) -> None:
+    """The renewal of the lease detects the loss; afterwards the generation can be cancelled."""
     async with worker(own_redis.url, sim, **QUICK):
         gid = (await quick_api.create(request_body("[[sim fault=stall at=3 speed=0]]", model="sim")))["id"]
         async with aclosing(quick_api.follow(gid)) as stream:
@@ -87,18 +89,16 @@ async def test_a_silent_generation_is_put_back_too(own_redis: EmbeddedRedis, sim
             assert [frame.event async for frame in stream if not frame.comment][-1] == "cancelled"
 
 
-async def test_what_nobody_runs_is_gone_and_its_followers_are_told(
-    own_redis: EmbeddedRedis, quick_api: Gateway
-) -> None:
-    """Queued generations are lost with an empty Redis; after the grace nobody waits for them any more."""
+async def test_a_queued_generation_is_gone_with_an_empty_redis(own_redis: EmbeddedRedis, quick_api: Gateway) -> None:
+    """Queued generations are lost with an empty Redis; after the grace they are gone."""
     gid = (await quick_api.create())["id"]
     follower = asyncio.create_task(quick_api.events(gid))
 
-    async def followed() -> bool:
+    async def is_followed() -> bool:
         return "xread" in (await _clients(own_redis.url))
 
-    await wait_until(followed)
-    await wait_until(lambda: _observed(quick_api, gid))
+    await wait_until(is_followed)
+    await wait_until(lambda: _is_known(quick_api, gid))
     own_redis.kill()
     await own_redis.restart()
     (frames,) = await gather(follower)
@@ -106,7 +106,7 @@ async def test_what_nobody_runs_is_gone_and_its_followers_are_told(
     assert (await quick_api.http.get(f"/v1/generations/{gid}")).status_code == 404
 
 
-async def _observed(api: Gateway, gid: str) -> bool:
+async def _is_known(api: Gateway, gid: str) -> bool:
     return (await api.http.get(f"/v1/generations/{gid}")).status_code == 200
 
 
@@ -118,19 +118,20 @@ async def _clients(url: str) -> str:
 KEY = {"idempotency-key": "k"}
 
 
-async def _knows_the_server(api: Gateway, but_not: str) -> None:
-    """Its process has asked the server who it is, and has seen nothing of that shard."""
+async def _connect_without_shard(api: Gateway, but_not: str) -> None:
+    """Make the gateway identify the server without seeing this shard."""
     while (gid := new_id(int(time.time() * 1000), "t"))[14:16] == but_not:
         pass
     assert (await api.http.get(f"/v1/generations/{gid}")).status_code in (404, 503)
 
 
 async def test_a_repeated_post_waits_for_the_generation_that_is_put_back(own_redis: EmbeddedRedis, sim: str) -> None:
-    """At the gateway that created it, and at one that has only seen the server. Another one would be paid for, too."""
+    """At the gateway that created it, and at one that has seen only the server. A second generation would be billed
+    too."""
     body = request_body("[[sim seed=5 length=300 speed=20]]", model="sim")
     async with gateway(own_redis.url) as api, gateway(own_redis.url) as other, worker(own_redis.url, sim) as process:
         created = await api.create(body, **KEY)
-        await _knows_the_server(other, but_not=shard_of(created["id"]))
+        await _connect_without_shard(other, but_not=shard_of(created["id"]))
         async with aclosing(api.follow(created["id"])) as stream:
             await until_text(stream)
         process.send(signal.SIGSTOP)
@@ -138,10 +139,10 @@ async def test_a_repeated_post_waits_for_the_generation_that_is_put_back(own_red
         waiting = asyncio.create_task(api.http.post("/v1/generations", json=body, headers=KEY))
         await own_redis.restart()
         await waiting
-        for gate in (api, other):
+        for target in (api, other):
 
-            async def refused(gate: Gateway = gate) -> httpx2.Response | None:
-                answer = await gate.http.post("/v1/generations", json=body, headers=KEY)
+            async def refused(target: Gateway = target) -> httpx2.Response | None:
+                answer = await target.http.post("/v1/generations", json=body, headers=KEY)
                 return answer if "just come back" in answer.text else None
 
             answer = await wait_until(refused)
@@ -149,10 +150,10 @@ async def test_a_repeated_post_waits_for_the_generation_that_is_put_back(own_red
             assert answer.headers["retry-after"] == "1"
         assert await _count(api) == 0
         process.send(signal.SIGCONT)
-        for gate in (other, api):
+        for target in (other, api):
 
-            async def accepted(gate: Gateway = gate) -> str | None:
-                answer = await gate.http.post("/v1/generations", json=body, headers=KEY)
+            async def accepted(target: Gateway = target) -> str | None:
+                answer = await target.http.post("/v1/generations", json=body, headers=KEY)
                 return answer.json().get("id")
 
             assert await wait_until(accepted) == created["id"]
@@ -163,33 +164,31 @@ async def _count(api: Gateway) -> int:
     return len((await api.http.get("/v1/generations")).json()["data"])
 
 
-async def test_a_post_without_a_key_is_taken_as_soon_as_redis_is_back(
-    own_redis: EmbeddedRedis, api_of_own: Gateway
-) -> None:
-    await api_of_own.create(**KEY)
+async def test_a_post_without_a_key_is_accepted_once_redis_is_back(own_redis: EmbeddedRedis, own_api: Gateway) -> None:
+    await own_api.create(**KEY)
     await own_redis.restart()
 
     async def accepted() -> bool:
-        return (await api_of_own.http.post("/v1/generations", json=request_body())).status_code == 202
+        return (await own_api.http.post("/v1/generations", json=request_body())).status_code == 202
 
     await wait_until(accepted)
-    assert await _count(api_of_own) == 1
+    assert await _count(own_api) == 1
 
 
-async def test_a_new_redis_takes_keys_at_once(own_redis: EmbeddedRedis, api_of_own: Gateway) -> None:
-    """Its data sets are new, and nothing was lost: neither where a gateway waited for it, nor where somebody has asked
-    for a generation that never was."""
+async def test_a_new_redis_accepts_keys_immediately(own_redis: EmbeddedRedis, own_api: Gateway) -> None:
+    """Its shards are new, and no data was lost: neither if a gateway waited for it, nor after a request for a
+    generation that never existed."""
     for number, key in enumerate(("a", "b", "c")):
         gid = "gen_" + new_id(int(time.time() * 1000), "t")[4:14] + idempotency_shard("default", key) + "0" * 22
         if number:
-            assert (await api_of_own.http.get(f"/v1/generations/{gid}")).status_code == 503
-        taken = await api_of_own.http.post("/v1/generations", json=request_body(), headers={"idempotency-key": key})
+            assert (await own_api.http.get(f"/v1/generations/{gid}")).status_code == 503
+        taken = await own_api.http.post("/v1/generations", json=request_body(), headers={"idempotency-key": key})
         assert taken.status_code == 202
 
 
-async def test_a_redis_that_has_kept_its_data_takes_new_keys_at_once() -> None:
+async def test_a_redis_that_kept_its_data_accepts_new_keys_immediately() -> None:
     async with EmbeddedRedis(appendonly=True) as redis, connect(redis.url) as broker:
-        for shard in SHARDS:  # as if it had run for long
+        for shard in SHARDS:  # as if it had been running for long
             await broker.store.redis.execute("SET", keys.epoch(shard), b"1700000000000.00000000")
         await broker.enqueue(request_body(), idempotency_key="before")
         shard = idempotency_shard("default", "before")
@@ -200,17 +199,17 @@ async def test_a_redis_that_has_kept_its_data_takes_new_keys_at_once() -> None:
         assert (await broker.store.create(parse_request(request_body()), "default", "before")).replayed
 
 
-async def test_a_library_caller_is_told_too(own_redis: EmbeddedRedis) -> None:
+async def test_a_library_caller_is_refused_during_the_grace(own_redis: EmbeddedRedis) -> None:
     async with connect(own_redis.url) as broker:
         created = await broker.enqueue(request_body(), idempotency_key="library")
         await broker.store.redis.execute("FLUSHALL")
         with pytest.raises(StorageUnavailable, match="just come back"):
             await broker.enqueue(request_body(), idempotency_key="library")
-        broker.store.data_loss._grace = 0.0  # later
+        broker.store.data_loss._grace = 0.0  # after the grace
         assert (await broker.enqueue(request_body(), idempotency_key="library")).id != created.id
 
 
-async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own_redis: EmbeddedRedis) -> None:
+async def test_following_a_lost_generation_raises_in_the_library(own_redis: EmbeddedRedis) -> None:
     settings = Settings(REDIS_URL=own_redis.url, lease=0.5, heartbeat=0.3)  # type: ignore[call-arg]
     async with connect(settings=settings) as broker:
         broker.store.data_loss._grace = 0.5
@@ -226,8 +225,8 @@ async def test_a_library_follower_of_a_vanished_generation_gets_an_exception(own
             await gather(follower)
 
 
-async def test_a_missing_generation_is_not_known_yet_or_not_known(broker: Broker) -> None:
-    """`not yet` only where this process has seen another data set: an id that never was is a plain 404."""
+async def test_a_missing_generation_is_not_known_yet_or_unknown(broker: Broker) -> None:
+    """`not yet` only if this process has seen another epoch: an id that never existed is a plain 404."""
     with pytest.raises(GenerationNotFound):
         await broker.get("gen_" + "0" * 10 + "10" + "0" * 22)
     generation = await broker.enqueue(request_body())
@@ -238,18 +237,18 @@ async def test_a_missing_generation_is_not_known_yet_or_not_known(broker: Broker
         await broker.cancel(generation.id)
 
 
-async def test_no_worker_brings_back_what_was_deleted_or_has_expired(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Meta that is missing in the data set of the claim was forgotten on purpose."""
+async def test_no_worker_puts_back_deleted_or_expired_generations(own_redis: EmbeddedRedis, sim: str) -> None:
+    """A generation without metadata under the epoch of its claim was removed on purpose."""
     async with connect(own_redis.url) as broker, worker(own_redis.url, sim, **QUICK) as process:
-        for forget in ("delete", "expire"):
+        for removal in ("delete", "expire"):
             directive = "[[sim seed=1 length=4000 speed=50]]"
             generation = await broker.enqueue(request_body(directive, model="sim"))
 
-            async def begun(gid: str = generation.id) -> bool:
+            async def has_text(gid: str = generation.id) -> bool:
                 return (await broker.get(gid)).first_token_at is not None
 
-            await wait_until(begun)
-            if forget == "delete":
+            await wait_until(has_text)
+            if removal == "delete":
                 await broker.delete(generation.id)
             else:
                 await broker.store.redis.execute("DEL", keys.meta(generation.id), keys.log(generation.id))
@@ -257,8 +256,8 @@ async def test_no_worker_brings_back_what_was_deleted_or_has_expired(own_redis: 
             assert await broker.store.redis.execute("HGET", keys.meta(generation.id), "own") is None
 
 
-async def test_a_claim_that_a_failover_forgot_is_asserted_again(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Redis falls back to before the claim: the owner of the newer attempt puts it back, a newer claim would win."""
+async def test_a_claim_that_a_failover_lost_is_written_again(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Redis falls back to before the claim: the owner of the newer attempt puts it back; a newer claim would win."""
     async with connect(own_redis.url) as broker:
         execute = broker.store.redis.execute
         generation = await broker.enqueue(
@@ -269,10 +268,10 @@ async def test_a_claim_that_a_failover_forgot_is_asserted_again(own_redis: Embed
         async with worker(own_redis.url, sim, **QUICK) as process:
             follower = asyncio.create_task(_names(broker, generation.id))
 
-            async def begun() -> bool:
+            async def has_text() -> bool:
                 return (await broker.get(generation.id)).first_token_at is not None
 
-            await wait_until(begun)
+            await wait_until(has_text)
             for name, dump in zip(names, dumps, strict=True):
                 await execute("RESTORE", name, 7_200_000, dump, "REPLACE")
             await process.says(f"{generation.id}: restored")
@@ -285,23 +284,23 @@ async def _names(broker: Broker, gid: str) -> list[str]:
     return [event.name async for event in broker.follow(gid)]
 
 
-async def test_a_zombie_restores_nothing_over_a_newer_attempt(broker: Broker) -> None:
+async def test_a_ghost_does_not_replace_a_newer_attempt(broker: Broker) -> None:
     generation = await broker.enqueue(request_body())
-    zombie = await claim(broker.store.redis, generation.id, broker.settings)
-    assert not isinstance(zombie, str)
+    ghost = await claim(broker.store.redis, generation.id, broker.settings)
+    assert not isinstance(ghost, str)
     await broker.store.redis.execute("HSET", keys.meta(generation.id), "st", "queued", "own", "")
     await Writer(broker.store.redis, generation.id).claim()
     restore = restore_command(
-        zombie.gid,
-        zombie.own,
-        zombie.attempt,
-        epoch=zombie.epoch,
+        ghost.gid,
+        ghost.own,
+        ghost.attempt,
+        epoch=ghost.epoch,
         new_epoch=new_epoch(),
         lease_ms=1000,
         known_at_ms=0,
-        created_data=zombie.created,
-        first_event=zombie.first_event,
-        meta=zombie.meta,
+        created_data=ghost.created,
+        first_event=ghost.first_event,
+        meta=ghost.meta,
     )
     reply = await broker.store.redis.run(RESTORE, list(map(str, restore[3:10])), restore[10:])
     assert reply == [b"FENCED"]

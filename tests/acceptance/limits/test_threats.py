@@ -1,4 +1,4 @@
-"""What somebody with a bad intent would try, from outside and with a hand in Redis."""
+"""Attacks from outside, and by somebody with access to Redis."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANNA, BEN = {"authorization": "Bearer key-anna"}, {"authorization": "Bearer key-
 
 @dataclass
 class Trap:
-    """A server where nobody has any business."""
+    """A server that must not be contacted."""
 
     port: int
     visits: list[bytes] = field(default_factory=list[bytes])
@@ -43,7 +43,7 @@ class Trap:
 
 
 @asynccontextmanager
-async def set_trap() -> AsyncGenerator[Trap, None]:
+async def start_trap() -> AsyncGenerator[Trap, None]:
     async def visit(reader: StreamReader, writer: StreamWriter) -> None:
         trap.visits.append(await reader.read(1000))
         writer.close()
@@ -55,13 +55,13 @@ async def set_trap() -> AsyncGenerator[Trap, None]:
 
 @pytest.fixture(scope="module")
 async def trap() -> AsyncGenerator[Trap, None]:
-    async with set_trap() as trap:
+    async with start_trap() as trap:
         yield trap
 
 
 @pytest.fixture(scope="module")
-async def gabby(redis: EmbeddedRedis, sim: str, trap: Trap) -> AsyncGenerator[tuple[Gateway, Service], None]:
-    """A gateway and a worker on a machine whose environment names the trap as its proxy."""
+async def proxied_system(redis: EmbeddedRedis, sim: str, trap: Trap) -> AsyncGenerator[tuple[Gateway, Service], None]:
+    """A gateway and a worker whose environment names the trap as its proxy."""
     proxy = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"), trap.url)
     variables = {**proxy, "NO_PROXY": "", "TOKENCAST_MODELS": "*"}
     async with gateway(redis.url, **variables) as api, worker(redis.url, sim, **variables) as work:
@@ -72,7 +72,7 @@ async def gabby(redis: EmbeddedRedis, sim: str, trap: Trap) -> AsyncGenerator[tu
 
 
 class Bomb:
-    """Whoever unpickles it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,11 +81,11 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-async def test_a_pickle_in_the_queue_is_never_opened(
-    gabby: tuple[Gateway, Service], broker: Broker, tmp_path: Path
+async def test_a_pickle_in_the_queue_is_never_loaded(
+    proxied_system: tuple[Gateway, Service], broker: Broker, tmp_path: Path
 ) -> None:
-    """In the place of a job and of its result: the next generation runs, and nothing was carried out."""
-    api, work = gabby
+    """In place of a job and of its result: the next generation runs, and the pickle is not loaded."""
+    api, work = proxied_system
     opened, bomb = tmp_path / "opened", pickle.dumps(Bomb(tmp_path / "opened"))
     execute = broker.queue.redis.execute
     ticket = f"{new_id(int(time.time() * 1000), 'default')}.1"
@@ -105,12 +105,14 @@ async def _empty(broker: Broker) -> bool:
     return await broker.queue.depth() == 0
 
 
-# --- F2, F3: who is called -----------------------------------------------------------------------------------
+# --- F2, F3: the called address --------------------------------------------------------------------------------------
 
 
-async def test_no_caller_says_who_is_called(gabby: tuple[Gateway, Service], sim: str, trap: Trap) -> None:
-    """By no field, no header, no model's name, no address in a message: all calls go to the configured upstream."""
-    api, _ = gabby
+async def test_no_caller_can_choose_the_upstream_address(
+    proxied_system: tuple[Gateway, Service], sim: str, trap: Trap
+) -> None:
+    """Not with a field, a header, a model name, or a URL in a message: all calls go to the configured upstream."""
+    api, _ = proxied_system
     label = "[[sim label=ssrf length=1 speed=1000]]"
     named = dict.fromkeys(("base_url", "api_base", "openai_base_url", "upstream", "endpoint", "webhook"), trap.url)
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"{trap.url}/x.png"}}]}
@@ -135,9 +137,11 @@ async def test_no_caller_says_who_is_called(gabby: tuple[Gateway, Service], sim:
     assert trap.visits == []
 
 
-async def test_no_redirect_and_no_proxy_leads_elsewhere(gabby: tuple[Gateway, Service], trap: Trap) -> None:
-    """Neither body nor key is sent on to where an upstream, or the environment, points."""
-    api, _ = gabby
+async def test_redirects_and_environment_proxies_are_ignored(
+    proxied_system: tuple[Gateway, Service], trap: Trap
+) -> None:
+    """Neither body nor key is sent to the target of a redirect or to the proxy of the environment."""
+    api, _ = proxied_system
     generation = await api.create(request_body(f"[[sim fault=redirect to={trap.url}/chat/completions]]", "sim"))
     ended = await api.ended(generation["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "bad_upstream_response")
@@ -153,11 +157,11 @@ async def keyed(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
         yield started
 
 
-async def test_no_route_tells_another_tenant_s_generation_from_none(keyed: Gateway, broker: Broker) -> None:
-    """Whatever routes there are, and will be."""
+async def test_other_tenants_generations_look_unknown_on_every_route(keyed: Gateway, broker: Broker) -> None:
+    """For all routes of the application."""
     gid = (await keyed.create(**ANNA))["id"]
     unknown = gid[:-4] + "0000"
-    asked = 0
+    checked = 0
     for route in create_app(broker).routes:
         if isinstance(route, Route) and "{id}" in route.path:
             for method in sorted((route.methods or set()) - {"HEAD"}):
@@ -167,15 +171,15 @@ async def test_no_route_tells_another_tenant_s_generation_from_none(keyed: Gatew
                 ]
                 assert [answer.status_code for answer in answers] == [404, 404], (method, route.path)
                 assert answers[0].content == answers[1].content
-                asked += 1
-    assert asked >= 6
+                checked += 1
+    assert checked >= 6
     untouched = await keyed.http.get(f"/v1/generations/{gid}", headers=ANNA)
     assert untouched.status_code == 200
     assert untouched.json()["status"] != "cancelled"
 
 
-async def test_only_the_key_itself_is_the_key(keyed: Gateway) -> None:
-    """Not what is configured for it, and nothing near it."""
+async def test_only_the_exact_key_is_accepted(keyed: Gateway) -> None:
+    """Neither its digest nor a similar string is accepted."""
     digest = hashlib.sha256(b"key-anna").hexdigest()
     for wrong in (digest, f"anna:{digest}", "key-ann", "key-annA", "key-anna key-ben", "anna", "\u00e9", "*"):
         refused = await keyed.http.get("/v1/generations", headers={"authorization": f"Bearer {wrong}".encode()})
@@ -185,10 +189,10 @@ async def test_only_the_key_itself_is_the_key(keyed: Gateway) -> None:
         assert allowed.status_code == 200
 
 
-# --- F9, F10: what is shown, and logged ----------------------------------------------------------------------
+# --- F9, F10: pages and logs -------------------------------------------------------------------------------------
 
 
-async def test_the_page_runs_its_own_scripts_only(keyed: Gateway) -> None:
+async def test_the_page_runs_only_its_own_scripts(keyed: Gateway) -> None:
     page = await keyed.http.get("/")
     policy = page.headers["content-security-policy"]
     assert "script-src 'self'" in policy
@@ -202,7 +206,7 @@ async def test_the_page_runs_its_own_scripts_only(keyed: Gateway) -> None:
         )
 
 
-NASTY = (
+HOSTILE = (
     "%0d%0aset-cookie:%20a=b",
     "%1b[31mred",
     "%e2%80%a8line",
@@ -213,10 +217,12 @@ NASTY = (
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-async def test_nobody_writes_a_line_of_the_log_or_a_header(redis: EmbeddedRedis, style: str) -> None:
+async def test_requests_cannot_inject_log_lines_or_headers(redis: EmbeddedRedis, style: str) -> None:
     async with gateway(redis.url, TOKENCAST_LOG=style) as api:
-        answers = [await api.http.get(f"{path}/{nasty}") for nasty in NASTY for path in ("/v1/generations", "")]
-        answers += [await api.http.get("/v1/generations", params={"status": nasty, "after": nasty}) for nasty in NASTY]
+        answers = [await api.http.get(f"{path}/{hostile}") for hostile in HOSTILE for path in ("/v1/generations", "")]
+        answers += [
+            await api.http.get("/v1/generations", params={"status": hostile, "after": hostile}) for hostile in HOSTILE
+        ]
         for name in ("a\r\nb", "\x1b[31m", "\u2028", "\x00"):
             answers.append(await api.http.post("/v1/generations", json=request_body(model=name)))
         sent = {"x-request-id": "forged", "last-event-id": b"\x1b[31m", "idempotency-key": b"\xff\x9b" * 200}
@@ -241,7 +247,7 @@ async def test_nobody_writes_a_line_of_the_log_or_a_header(redis: EmbeddedRedis,
 # --- F11 -----------------------------------------------------------------------------------------------------
 
 
-def test_the_composed_redis_is_of_a_branch_without_known_holes() -> None:
+def test_the_composed_redis_is_a_release_without_known_vulnerabilities() -> None:
     compose = (ROOT / "docker-compose.yml").read_text("utf-8")
     images = re.findall(r"image: redis:(\d+)\.(\d+)", compose)
     assert [(int(major), int(minor)) >= max(PATCHED["Redis"]) for major, minor in images] == [True]

@@ -1,4 +1,4 @@
-"""A chat stream for clients that take it apart line by line: nothing but `data:` lines."""
+"""A chat stream for clients that parse it line by line: only `data:` lines."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PATH = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-async def beating(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+async def frequent_heartbeats(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     """A gateway whose streams have a heartbeat every few milliseconds."""
     async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.03") as started:
         yield started
 
 
-async def naively(api: Gateway, method: str, path: str, body: Any = None) -> tuple[str, list[Any]]:
-    """As many a client reads it: each line that is not empty is `data: ` and JSON, up to `[DONE]`. The generation, and
-    what was read."""
+async def read_naively(api: Gateway, method: str, path: str, body: Any = None) -> tuple[str, list[Any]]:
+    """Read the stream as many clients do: each line that is not empty is `data: ` and JSON, up to `[DONE]`. Return the
+    generation and the chunks."""
     read: list[Any] = []
     async with api.http.stream(method, path, json=body) as response:
         assert response.status_code == 200
@@ -36,35 +36,37 @@ async def naively(api: Gateway, method: str, path: str, body: Any = None) -> tup
     return response.headers["x-generation-id"], read
 
 
-def said(chunks: list[Any]) -> str:
+def text_of(chunks: list[Any]) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks[:-1] if chunk["choices"])
 
 
-async def test_a_naive_reader_understands_a_bare_stream(beating: Gateway, sim: str, redis: EmbeddedRedis) -> None:
+async def test_a_naive_client_can_read_a_bare_stream(
+    frequent_heartbeats: Gateway, sim: str, redis: EmbeddedRedis
+) -> None:
     body = request_body("[[sim seed=7 length=20 delay=0.5]]", "sim", stream=True)
     usage = {**body, "stream_options": {"include_usage": True}}
     async with worker(redis.url, sim):
-        gid, read = await naively(beating, "POST", f"{PATH}?bare=true", body)
-        assert (said(read), read[-1]) == ("".join(pieces(7, 20)), "[DONE]")
-        _, counted = await naively(beating, "POST", f"{PATH}?bare=true", usage)
+        gid, read = await read_naively(frequent_heartbeats, "POST", f"{PATH}?bare=true", body)
+        assert (text_of(read), read[-1]) == ("".join(pieces(7, 20)), "[DONE]")
+        _, counted = await read_naively(frequent_heartbeats, "POST", f"{PATH}?bare=true", usage)
         assert counted[-2]["usage"]["completion_tokens"] > 0
-        _, again = await naively(beating, "GET", f"{PATH}/{gid}?stream=true&bare=true")
-        assert [said(again), again[-1]] == [said(read), "[DONE]"]
+        _, again = await read_naively(frequent_heartbeats, "GET", f"{PATH}/{gid}?stream=true&bare=true")
+        assert [text_of(again), again[-1]] == [text_of(read), "[DONE]"]
 
 
-async def test_a_bare_stream_is_data_lines_and_nothing_else(beating: Gateway, broker: Broker) -> None:
-    """To the byte, over silences in which another reader of the same log has heartbeats."""
-    writer = await Writer(broker.store.redis, (await beating.create())["id"]).claim()
+async def test_a_bare_stream_has_only_data_lines(frequent_heartbeats: Gateway, broker: Broker) -> None:
+    """Compared byte by byte, over silences in which another subscriber of the same log gets heartbeats."""
+    writer = await Writer(broker.store.redis, (await frequent_heartbeats.create())["id"]).claim()
     path = f"{PATH}/{writer.gid}?stream=true"
     bare, whole = bytearray(), bytearray()
     async with (
-        beating.http.stream("GET", f"{path}&bare=true") as one,
-        beating.http.stream("GET", path) as other,
+        frequent_heartbeats.http.stream("GET", f"{path}&bare=true") as one,
+        frequent_heartbeats.http.stream("GET", path) as other,
     ):
         bytes_of_one, bytes_of_other = one.aiter_raw(), other.aiter_raw()
 
         async def silence() -> None:
-            """Until the other has been told three times that nothing comes."""
+            """Wait until the other subscriber has received three heartbeats."""
             until = whole.count(b": hb") + 3
             while whole.count(b": hb") < until:
                 whole.extend(await anext(bytes_of_other))
@@ -90,13 +92,19 @@ async def test_a_bare_stream_is_data_lines_and_nothing_else(beating: Gateway, br
 
 
 @pytest.mark.parametrize("ending", ["cancel", "delete"])
-async def test_a_bare_stream_ends_with_an_error_in_its_form(beating: Gateway, broker: Broker, ending: str) -> None:
-    writer = await Writer(broker.store.redis, (await beating.create())["id"]).claim()
+async def test_a_bare_stream_ends_with_an_error_as_a_data_line(
+    frequent_heartbeats: Gateway, broker: Broker, ending: str
+) -> None:
+    writer = await Writer(broker.store.redis, (await frequent_heartbeats.create())["id"]).claim()
     await writer.append("Good ")
-    async with beating.http.stream("GET", f"{PATH}/{writer.gid}?stream=true&bare=true") as response:
+    async with frequent_heartbeats.http.stream("GET", f"{PATH}/{writer.gid}?stream=true&bare=true") as response:
         await wait_until(lambda: response.status_code == 200)
         one = f"/v1/generations/{writer.gid}"
-        await (beating.http.post(f"{one}/cancel") if ending == "cancel" else beating.http.delete(one))
+        await (
+            frequent_heartbeats.http.post(f"{one}/cancel")
+            if ending == "cancel"
+            else frequent_heartbeats.http.delete(one)
+        )
         lines = [line async for line in response.aiter_lines() if line]
     assert len(lines) == 2
     assert json.loads(lines[1].removeprefix("data: "))["error"]["code"] in ("generation_cancelled", "generation_gone")

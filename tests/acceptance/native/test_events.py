@@ -1,4 +1,4 @@
-"""Following one generation over native server-sent events, against a real gateway and a scripted worker."""
+"""Following one generation with native server-sent events, on a real gateway with a scripted worker."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.support import DEADLINE, Frame, Gateway, Writer, gateway, gather, last_asking, texts, wait_until
+from tests.support import DEADLINE, Frame, Gateway, Writer, clients_by_last_command, gateway, gather, texts, wait_until
 
 WORDS = [f"word{i} " for i in range(300)]
 
 
-async def claimed(api: Gateway, broker: Broker) -> Writer:
+async def start_generation(api: Gateway, broker: Broker) -> Writer:
     return await Writer(broker.store.redis, (await api.create())["id"]).claim()
 
 
-async def finished(api: Gateway, broker: Broker, words: list[str] = WORDS) -> Writer:
-    writer = await claimed(api, broker)
+async def completed_generation(api: Gateway, broker: Broker, words: list[str] = WORDS) -> Writer:
+    writer = await start_generation(api, broker)
     await writer.append(*words)
     await writer.finish()
     return writer
 
 
-async def test_ten_subscribers_at_ten_moments_read_the_same_bytes(api: Gateway, broker: Broker) -> None:
-    """From `created` to `completed`, no gap, no duplicate, whether they come before, during or after."""
+async def test_subscribers_at_ten_moments_read_the_same_bytes(api: Gateway, broker: Broker) -> None:
+    """From `created` to `completed`, without gap or duplicate, for subscribers before, during and after the
+    generation."""
     generation = await api.create()
     readers = [asyncio.create_task(api.events(generation["id"]))]
     writer = await Writer(broker.store.redis, generation["id"]).claim()
@@ -47,8 +48,8 @@ async def test_ten_subscribers_at_ten_moments_read_the_same_bytes(api: Gateway, 
 
 
 @pytest.mark.parametrize("how", ["?after=", "Last-Event-ID"])
-async def test_a_reader_resumes_behind_any_cursor(api: Gateway, broker: Broker, how: str) -> None:
-    gid = (await finished(api, broker, WORDS[:20])).gid
+async def test_a_subscriber_resumes_after_any_cursor(api: Gateway, broker: Broker, how: str) -> None:
+    gid = (await completed_generation(api, broker, WORDS[:20])).gid
     everything = await api.events(gid)
     for position, frame in enumerate(everything[:-1]):
         assert frame.id is not None
@@ -56,15 +57,15 @@ async def test_a_reader_resumes_behind_any_cursor(api: Gateway, broker: Broker, 
         assert rest == everything[position + 1 :]
 
 
-async def test_the_header_wins_over_the_query(api: Gateway, broker: Broker) -> None:
-    """An EventSource that reconnects sends its first URL again, and its newest id as a header."""
-    writer = await finished(api, broker, WORDS[:5])
+async def test_the_header_overrides_the_query(api: Gateway, broker: Broker) -> None:
+    """A reconnecting EventSource sends its first URL again, and its last id in a header."""
+    writer = await completed_generation(api, broker, WORDS[:5])
     rest = await api.events(writer.gid, "?after=0-1", **{"Last-Event-ID": f"{writer.attempt}-4"})
     assert [frame.id for frame in rest] == [f"{writer.attempt}-5", f"{writer.attempt}-6"]
 
 
-async def test_a_reconnect_behind_the_end_is_told_to_stop(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, WORDS[:2])
+async def test_a_reconnect_after_the_end_is_204(api: Gateway, broker: Broker) -> None:
+    writer = await completed_generation(api, broker, WORDS[:2])
     path = f"/v1/generations/{writer.gid}/events"
     response = await api.http.get(path, headers={"Last-Event-ID": f"{writer.attempt}-3"})
     assert (response.status_code, response.content) == (204, b"")
@@ -72,10 +73,10 @@ async def test_a_reconnect_behind_the_end_is_told_to_stop(api: Gateway, broker: 
 
 
 @pytest.mark.parametrize("cursor", ["-1", "$", "latest", "1-", "9" * 17 + "-0", "٣-٤", "0-1\u2028"])
-async def test_a_malformed_last_event_id_replays_everything_behind_a_reset(
+async def test_a_malformed_last_event_id_replays_everything_after_a_reset(
     api: Gateway, broker: Broker, cursor: str
 ) -> None:
-    gid = (await finished(api, broker, WORDS[:3])).gid
+    gid = (await completed_generation(api, broker, WORDS[:3])).gid
     everything = await api.events(gid)
     frames = await api.events(gid, **{"Last-Event-ID": cursor.encode()})
     assert (frames[0].id, frames[0].event) == ("0-0", "reset")
@@ -84,7 +85,7 @@ async def test_a_malformed_last_event_id_replays_everything_behind_a_reset(
 
 
 async def test_a_malformed_after_is_refused(api: Gateway, broker: Broker) -> None:
-    gid = (await finished(api, broker, WORDS[:1])).gid
+    gid = (await completed_generation(api, broker, WORDS[:1])).gid
     response = await api.http.get(f"/v1/generations/{gid}/events?after=nonsense")
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_cursor"
@@ -93,8 +94,8 @@ async def test_a_malformed_after_is_refused(api: Gateway, broker: Broker) -> Non
 
 @pytest.mark.parametrize("cursor", ["77-3", "9999999999999999-1", "0-0"])
 async def test_an_unknown_cursor_replays_everything(api: Gateway, broker: Broker, cursor: str) -> None:
-    """Well-formed but not of this log: `reset` first, in the query as in the header. `0-0` is the start itself."""
-    gid = (await finished(api, broker, WORDS[:3])).gid
+    """A valid cursor of another log: `reset` comes first, for the query and the header. `0-0` is the beginning."""
+    gid = (await completed_generation(api, broker, WORDS[:3])).gid
     everything = await api.events(gid)
     for frames in (await api.events(gid, f"?after={cursor}"), await api.events(gid, **{"Last-Event-ID": cursor})):
         if cursor != "0-0":
@@ -102,8 +103,8 @@ async def test_an_unknown_cursor_replays_everything(api: Gateway, broker: Broker
         assert frames == everything
 
 
-async def test_a_reader_from_latest_gets_a_bookmark_and_then_what_comes(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+async def test_a_subscriber_from_latest_gets_a_bookmark_and_new_events(api: Gateway, broker: Broker) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("old ")
     async with aclosing(api.follow(writer.gid, "?after=latest")) as stream:
         bookmark = await anext(stream)
@@ -112,9 +113,9 @@ async def test_a_reader_from_latest_gets_a_bookmark_and_then_what_comes(api: Gat
         assert texts([await anext(stream)]) == "new "
 
 
-async def test_a_reader_from_latest_that_loses_its_connection_loses_nothing(api: Gateway, broker: Broker) -> None:
-    """It had nothing but the bookmark; what came meanwhile is behind that. At an end there is nothing to wait for."""
-    writer = await claimed(api, broker)
+async def test_a_subscriber_from_latest_resumes_without_loss(api: Gateway, broker: Broker) -> None:
+    """It has only the bookmark; later events follow after it. After the end the response is empty."""
+    writer = await start_generation(api, broker)
     await writer.append("old ")
     async with aclosing(api.follow(writer.gid, "?after=latest")) as stream:
         bookmark = await anext(stream)
@@ -127,8 +128,8 @@ async def test_a_reader_from_latest_that_loses_its_connection_loses_nothing(api:
 
 
 async def test_a_second_attempt_is_announced_by_a_reset(api: Gateway, broker: Broker) -> None:
-    """Followers forget what they showed; the log's ids only ever go up."""
-    writer = await claimed(api, broker)
+    """Subscribers discard the text; the ids of the log only grow."""
+    writer = await start_generation(api, broker)
     await writer.append("lost ")
     reader = asyncio.create_task(api.events(writer.gid))
     await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
@@ -144,7 +145,7 @@ async def test_a_second_attempt_is_announced_by_a_reset(api: Gateway, broker: Br
 
 
 async def test_cancel_ends_the_stream_without_a_worker(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+    writer = await start_generation(api, broker)
     await writer.append("a ", "b ")
     reader = asyncio.create_task(api.events(writer.gid))
     cancelled = (await api.http.post(f"/v1/generations/{writer.gid}/cancel")).json()
@@ -159,8 +160,8 @@ async def test_cancel_ends_the_stream_without_a_worker(api: Gateway, broker: Bro
     assert again == cancelled
 
 
-async def test_delete_tells_followers_and_leaves_a_tombstone(api: Gateway, broker: Broker) -> None:
-    writer = await claimed(api, broker)
+async def test_delete_ends_streams_and_leaves_a_tombstone(api: Gateway, broker: Broker) -> None:
+    writer = await start_generation(api, broker)
     await writer.append("a ")
     async with aclosing(api.follow(writer.gid)) as stream:
         for _ in range(3):
@@ -175,8 +176,8 @@ async def test_delete_tells_followers_and_leaves_a_tombstone(api: Gateway, broke
     assert writer.gid not in [generation["id"] for generation in listed]
 
 
-async def test_trimmed_history_is_an_explicit_gap(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, WORDS[:20])
+async def test_trimmed_history_is_announced_as_a_gap(api: Gateway, broker: Broker) -> None:
+    writer = await completed_generation(api, broker, WORDS[:20])
     await broker.store.redis.execute("XTRIM", f"tc:{{{writer.gid[14:16]}}}:l:{writer.gid}", "MAXLEN", 5)
     frames = await api.events(writer.gid, f"?after={writer.attempt}-3")
     earliest = f"{writer.attempt}-17"
@@ -189,8 +190,8 @@ async def test_trimmed_history_is_an_explicit_gap(api: Gateway, broker: Broker) 
     assert [frame.id for frame in frames[1:]] == [f"{writer.attempt}-{seq}" for seq in range(17, 22)]
 
 
-async def test_events_as_pages_of_json(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, WORDS[:3])
+async def test_events_are_available_as_json_pages(api: Gateway, broker: Broker) -> None:
+    writer = await completed_generation(api, broker, WORDS[:3])
     path, headers = f"/v1/generations/{writer.gid}/events", {"accept": "application/json"}
     first = (await api.http.get(f"{path}?limit=4", headers=headers)).json()
     rest = (await api.http.get(f"{path}?after={first['data'][-1]['id']}", headers=headers)).json()
@@ -203,7 +204,7 @@ async def test_events_as_pages_of_json(api: Gateway, broker: Broker) -> None:
 
 async def test_a_quiet_stream_has_heartbeats(redis: EmbeddedRedis, broker: Broker) -> None:
     async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.15") as api:
-        writer = await claimed(api, broker)
+        writer = await start_generation(api, broker)
         async with aclosing(api.follow(writer.gid)) as stream:
             frames = [await anext(stream) for _ in range(5)]
     assert [frame.event for frame in frames[:2]] == ["created", "started"]
@@ -211,7 +212,7 @@ async def test_a_quiet_stream_has_heartbeats(redis: EmbeddedRedis, broker: Broke
 
 
 async def test_head_sends_headers_and_leaves_the_connection_usable(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, WORDS[:1])
+    writer = await completed_generation(api, broker, WORDS[:1])
     path = f"/v1/generations/{writer.gid}/events"
     host, port = api.url.removeprefix("http://").split(":")
     reader, sender = await asyncio.open_connection(host, int(port))
@@ -227,8 +228,8 @@ async def test_head_sends_headers_and_leaves_the_connection_usable(api: Gateway,
     assert (await api.http.head("/v1/generations/gen_" + "0" * 34 + "/events")).status_code == 404
 
 
-async def test_streams_are_not_to_be_buffered_or_kept(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, WORDS[:1])
+async def test_streams_forbid_buffering_and_caching(api: Gateway, broker: Broker) -> None:
+    writer = await completed_generation(api, broker, WORDS[:1])
     headers = (await api.http.get(f"/v1/generations/{writer.gid}/events")).headers
     assert headers["content-type"].startswith("text/event-stream")
     assert headers["cache-control"] == "no-store, no-transform"
@@ -250,25 +251,25 @@ async def test_cors_is_an_allow_list(redis: EmbeddedRedis) -> None:
         assert "access-control-allow-origin" not in foreign.headers
 
 
-async def test_subscribers_cost_redis_no_connection(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Fifty readers of one generation: one connection reads, the pool answers the rest."""
+async def test_subscribers_share_one_connection_to_redis(redis: EmbeddedRedis, broker: Broker) -> None:
+    """One connection serves fifty subscribers of a generation; the pool serves the other commands."""
     async with gateway(redis.url) as api:
-        before = len(await last_asking(broker.store.redis, "xread"))
-        writer = await claimed(api, broker)
+        before = len(await clients_by_last_command(broker.store.redis, "xread"))
+        writer = await start_generation(api, broker)
         await writer.append("a ")
         async with AsyncExitStack() as stack:
             readers = [await stack.enter_async_context(aclosing(api.follow(writer.gid))) for _ in range(50)]
             for reader in readers:
                 assert [(await anext(reader)).event for _ in range(3)] == ["created", "started", "chunk"]
-            assert len(await last_asking(broker.store.redis, "xread")) - before == 1
+            assert len(await clients_by_last_command(broker.store.redis, "xread")) - before == 1
             await writer.finish()
             for reader in readers:
                 assert [frame.event async for frame in reader] == ["completed"]
 
 
-async def test_more_generations_than_one_connection_reads(api: Gateway, broker: Broker) -> None:
-    """A reader follows 32 streams; the 40 here end at different times, and each reaches its reader whole."""
-    writers = [await claimed(api, broker) for _ in range(40)]
+async def test_more_generations_than_one_reader_can_follow(api: Gateway, broker: Broker) -> None:
+    """A reader follows 32 logs. The 40 generations here end at different times, and each subscriber gets its text."""
+    writers = [await start_generation(api, broker) for _ in range(40)]
     readers = [asyncio.create_task(api.events(writer.gid)) for writer in writers]
     for position, writer in enumerate(writers):
         await writer.append(*WORDS[:position])
@@ -278,9 +279,9 @@ async def test_more_generations_than_one_connection_reads(api: Gateway, broker: 
         assert frames[-1].event == "completed"
 
 
-async def test_a_reader_that_lags_gets_everything_in_the_end(api: Gateway, broker: Broker) -> None:
-    """Twelve megabytes wait for somebody who does not read; another reader is not held up."""
-    writer = await claimed(api, broker)
+async def test_a_slow_subscriber_gets_everything(api: Gateway, broker: Broker) -> None:
+    """Twelve megabytes wait for a subscriber that does not read; another subscriber is not delayed."""
+    writer = await start_generation(api, broker)
     big = ["x" * 8000 for _ in range(300)]
     host, port = api.url.removeprefix("http://").split(":")
     slow, sender = await asyncio.open_connection(host, int(port), limit=1024)
@@ -295,7 +296,7 @@ async def test_a_reader_that_lags_gets_everything_in_the_end(api: Gateway, broke
         received = b"".join([data async for data in _all_of(slow)])
     sender.close()
     head, _, body = received.partition(b"\r\n\r\n")
-    assert b"chunked" not in head.lower()  # HTTP/1.0: the end of the connection is the end
+    assert b"chunked" not in head.lower()  # HTTP/1.0: the body ends with the connection
     assert body == b"".join(frame.raw + b"\n\n" for frame in frames)
 
 
@@ -304,15 +305,13 @@ async def _all_of(reader: asyncio.StreamReader):
         yield data
 
 
-async def test_a_stopping_gateway_ends_streams_cleanly_and_says_when_to_come_back(
-    redis: EmbeddedRedis, broker: Broker
-) -> None:
+async def test_a_stopping_gateway_ends_streams_with_a_reconnection_time(redis: EmbeddedRedis, broker: Broker) -> None:
     async with gateway(redis.url, TOKENCAST_DRAIN="0.3") as api:
-        writer = await claimed(api, broker)
+        writer = await start_generation(api, broker)
         await writer.append("a ")
         readers = [asyncio.create_task(api.events(writer.gid)) for _ in range(10)]
-        await wait_until(lambda: last_asking(broker.store.redis, "xread"))
-        # All ten have what there is: then only the drain can end them.
+        await wait_until(lambda: clients_by_last_command(broker.store.redis, "xread"))
+        # All ten have all events, so only the drain can end them.
         async with aclosing(api.follow(writer.gid)) as stream:
             for _ in range(3):
                 await anext(stream)

@@ -1,4 +1,4 @@
-"""Many generations on one connection, read as a page would that keeps a cursor for each."""
+"""Several generations on one connection, read like a page that keeps a cursor for each."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.edge.peer import connections, frames, linux, peer, resident, unchunked
+from tests.acceptance.edge.peer import connections, frames, linux, peer, resident_memory, unchunked
 from tests.support import Frame, Gateway, Writer, gateway, wait_until
 
 WORDS = [f"word{i} " for i in range(40)]
 
 
-async def claimed(api: Gateway, broker: Broker, **headers: str) -> Writer:
+async def start_generation(api: Gateway, broker: Broker, **headers: str) -> Writer:
     return await Writer(broker.store.redis, (await api.create(**headers))["id"]).claim()
 
 
-async def finished(api: Gateway, broker: Broker, words: list[str], **headers: str) -> Writer:
-    writer = await claimed(api, broker, **headers)
+async def completed_generation(api: Gateway, broker: Broker, words: list[str], **headers: str) -> Writer:
+    writer = await start_generation(api, broker, **headers)
     await writer.append(*words)
     await writer.finish()
     return writer
@@ -37,7 +37,7 @@ def path_of(*named: str) -> str:
 
 @dataclass
 class Page:
-    """What a page makes of the stream: each generation's events, without what it has seen already."""
+    """The state of a page that reads the stream: the events of each generation, without repeated ones."""
 
     last_id: str | None = None
     seen: dict[str, list[tuple[str, str | None, Any]]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Page:
             events.append((cursor, frame.event, frame.json["data"]))
 
     async def read(self, api: Gateway, path: str, most: int = 1 << 30) -> None:
-        """One connection, as an EventSource makes it, which breaks behind `most` frames."""
+        """One connection of an EventSource, which breaks after `most` frames."""
         headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
         async with aclosing(api.stream("GET", path, headers=headers)) as stream:
             async for frame in stream:
@@ -68,13 +68,13 @@ def numbers(cursor: str) -> tuple[int, ...]:
 
 
 async def alone(api: Gateway, gid: str) -> list[tuple[str, str | None, Any]]:
-    """The same generation on a stream of its own."""
+    """The events of the same generation on a stream of its own."""
     return [(frame.id or "", frame.event, frame.json) for frame in await api.events(gid)]
 
 
-async def test_each_generation_arrives_as_on_a_stream_of_its_own(api: Gateway, broker: Broker) -> None:
-    """While ten are written in turns; the stream ends with the last of them, and a reconnect is told to stop."""
-    writers = [await claimed(api, broker) for _ in range(10)]
+async def test_each_generation_arrives_as_on_its_own_stream(api: Gateway, broker: Broker) -> None:
+    """Ten generations are written in turns. The stream ends with the last of them, and a reconnect gets 204."""
+    writers = [await start_generation(api, broker) for _ in range(10)]
     page, path = Page(), path_of(*(writer.gid for writer in writers))
     reading = asyncio.create_task(page.read(api, path))
     for word in WORDS:
@@ -89,8 +89,8 @@ async def test_each_generation_arrives_as_on_a_stream_of_its_own(api: Gateway, b
     assert (response.status_code, response.content) == (204, b"")
 
 
-async def test_frames_are_wrapped_and_terminal_ones_carry_an_id(api: Gateway, broker: Broker) -> None:
-    writer = await finished(api, broker, ["a"])
+async def test_frames_are_wrapped_and_terminal_events_have_an_id(api: Gateway, broker: Broker) -> None:
+    writer = await completed_generation(api, broker, ["a"])
     shown = [frame async for frame in api.stream("GET", path_of(writer.gid))]
     assert [frame.event for frame in shown] == ["created", "started", "chunk", "completed"]
     assert shown[2].json == {
@@ -101,9 +101,9 @@ async def test_frames_are_wrapped_and_terminal_ones_carry_an_id(api: Gateway, br
     assert [frame.id is not None for frame in shown] == [False, False, False, True]
 
 
-async def test_wherever_it_breaks_a_page_comes_to_the_same(api: Gateway, broker: Broker) -> None:
-    """With the stream's ids for big steps, and the page's own cursors for small ones."""
-    gids = [(await finished(api, broker, WORDS[:3])).gid for _ in range(3)]
+async def test_a_page_can_resume_after_any_frame(api: Gateway, broker: Broker) -> None:
+    """By the ids of the stream for large steps, and by the cursors of the page for small ones."""
+    gids = [(await completed_generation(api, broker, WORDS[:3])).gid for _ in range(3)]
     expected = {gid: await alone(api, gid) for gid in gids}
     for cut in range(1, 19):
         page = Page()
@@ -113,10 +113,10 @@ async def test_wherever_it_breaks_a_page_comes_to_the_same(api: Gateway, broker:
         assert page.last_id is not None
 
 
-async def test_a_heartbeat_says_how_far_all_of_them_are(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Also on a busy stream; who comes back with its id gets what is behind it and nothing else."""
+async def test_a_heartbeat_contains_the_cursors_of_all_generations(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Also on a busy stream. A reconnect with its id gets exactly the later events."""
     async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.15") as api:
-        busy, quiet = [await claimed(api, broker) for _ in range(2)]
+        busy, quiet = [await start_generation(api, broker) for _ in range(2)]
         await quiet.append("old ")
         path, page = path_of(busy.gid, quiet.gid), Page()
         async with aclosing(api.stream("GET", path)) as stream:
@@ -137,10 +137,10 @@ async def test_a_heartbeat_says_how_far_all_of_them_are(redis: EmbeddedRedis, br
         assert page.seen == {gid: await alone(api, gid) for gid in known}
 
 
-async def test_each_begins_where_its_cursor_says(api: Gateway, broker: Broker) -> None:
-    """`latest` begins with an id, so that what comes after a drop is not lost."""
-    ended = await finished(api, broker, WORDS[:3])
-    running, unknown = [await claimed(api, broker) for _ in range(2)]
+async def test_each_generation_begins_at_its_cursor(api: Gateway, broker: Broker) -> None:
+    """For `latest` the stream begins with an id, so that events after a disconnect are not lost."""
+    ended = await completed_generation(api, broker, WORDS[:3])
+    running, unknown = [await start_generation(api, broker) for _ in range(2)]
     await running.append("old ")
     path = path_of(f"{ended.gid}@{ended.attempt}-2", f"{running.gid}@latest", f"{unknown.gid}@77-3", ended.gid)
     async with aclosing(api.stream("GET", path)) as stream:
@@ -162,9 +162,9 @@ async def test_each_begins_where_its_cursor_says(api: Gateway, broker: Broker) -
     assert found == "meanwhile "
 
 
-async def test_from_latest_it_begins_with_an_id(api: Gateway, broker: Broker) -> None:
-    """So that a drop before anything else loses nothing."""
-    writer = await claimed(api, broker)
+async def test_a_stream_from_latest_begins_with_an_id(api: Gateway, broker: Broker) -> None:
+    """A disconnect before the first event loses nothing."""
+    writer = await start_generation(api, broker)
     await writer.append("old ")
     path = path_of(f"{writer.gid}@latest")
     async with aclosing(api.stream("GET", path)) as stream:
@@ -177,9 +177,9 @@ async def test_from_latest_it_begins_with_an_id(api: Gateway, broker: Broker) ->
     assert (await api.http.get(path)).status_code == 204
 
 
-async def test_none_waits_for_the_end_of_another(api: Gateway, broker: Broker) -> None:
-    """Each has its turn when the reader takes more, however much there is of the first."""
-    gids = [(await finished(api, broker, ["x" * 4000] * 1000)).gid for _ in range(3)]
+async def test_no_generation_waits_for_the_end_of_another(api: Gateway, broker: Broker) -> None:
+    """The generations take turns when the subscriber reads more, even if the first one has much text."""
+    gids = [(await completed_generation(api, broker, ["x" * 4000] * 1000)).gid for _ in range(3)]
     ends: list[str] = []
     begun: set[str] = set()
     async for frame in api.stream("GET", path_of(*gids)):
@@ -191,8 +191,8 @@ async def test_none_waits_for_the_end_of_another(api: Gateway, broker: Broker) -
     assert sorted(ends) == sorted(gids)
 
 
-async def test_an_id_that_is_not_of_this_stream_begins_anew(api: Gateway, broker: Broker) -> None:
-    gids = [(await finished(api, broker, WORDS[:2])).gid for _ in range(2)]
+async def test_an_id_of_another_stream_starts_from_the_beginning(api: Gateway, broker: Broker) -> None:
+    gids = [(await completed_generation(api, broker, WORDS[:2])).gid for _ in range(2)]
     page = Page()
     await page.read(api, path_of(*gids))
     for path, last_id in ((path_of(*gids), "nonsense"), (path_of(*gids), "1-1"), (path_of(*gids[::-1]), page.last_id)):
@@ -204,9 +204,9 @@ async def test_an_id_that_is_not_of_this_stream_begins_anew(api: Gateway, broker
         assert again.seen == page.seen
 
 
-async def test_what_is_not_there_is_said_and_the_others_go_on(api: Gateway, broker: Broker) -> None:
-    here, dropped = [await claimed(api, broker) for _ in range(2)]
-    deleted = (await finished(api, broker, ["x"])).gid
+async def test_missing_generations_are_announced_and_the_others_continue(api: Gateway, broker: Broker) -> None:
+    here, dropped = [await start_generation(api, broker) for _ in range(2)]
+    deleted = (await completed_generation(api, broker, ["x"])).gid
     await api.http.delete(f"/v1/generations/{deleted}")
     unknown = "gen_" + "0" * 10 + "by" + "0" * 22
     path, page = path_of(unknown, here.gid, deleted, "nonsense", dropped.gid), Page()
@@ -228,21 +228,24 @@ async def test_what_is_not_there_is_said_and_the_others_go_on(api: Gateway, brok
 
 
 @pytest.mark.parametrize("named", [[], [f"g{n}" for n in range(101)], ["gen_x@1"], ["gen_x@latest", "gen_y@-"]])
-async def test_what_cannot_be_asked_for_is_refused(api: Gateway, named: list[str]) -> None:
+async def test_invalid_lists_of_generations_are_refused(api: Gateway, named: list[str]) -> None:
     assert (await api.http.get(path_of(*named))).status_code == 400
 
 
-async def test_an_id_that_is_none_cannot_forge_an_event(api: Gateway, broker: Broker) -> None:
-    """Whoever makes a page open a URL does not write what the page is told."""
-    gid, forged = (await finished(api, broker, ["x"])).gid, 'a"}\n\nevent: chunk\r\ndata: {"generation":"b"}\n\n'
+async def test_an_invalid_id_cannot_forge_an_event(api: Gateway, broker: Broker) -> None:
+    """An attacker who makes a page open a URL cannot write the events that the page receives."""
+    gid, forged = (
+        (await completed_generation(api, broker, ["x"])).gid,
+        'a"}\n\nevent: chunk\r\ndata: {"generation":"b"}\n\n',
+    )
     shown = [frame async for frame in api.stream("GET", path_of(gid, quote(forged)))]
     assert [frame.event for frame in shown] == ["gone", "created", "started", "chunk", "completed"]
     assert shown[0].json == {"generation": forged, "cursor": "0-0", "data": {}}
 
 
-async def test_a_hundred_on_one_connection(api: Gateway, broker: Broker) -> None:
-    """Asked for by HEAD too, which says nothing of any of them."""
-    writers = [await finished(api, broker, WORDS[:number]) for number in range(0, 40, 4) for _ in range(10)]
+async def test_a_hundred_generations_on_one_connection(api: Gateway, broker: Broker) -> None:
+    """Also with HEAD, which does not look the generations up."""
+    writers = [await completed_generation(api, broker, WORDS[:number]) for number in range(0, 40, 4) for _ in range(10)]
     page, path = Page(), path_of(*(writer.gid for writer in writers))
     assert (await api.http.head(path)).headers["content-type"].startswith("text/event-stream")
     await page.read(api, path)
@@ -252,13 +255,14 @@ async def test_a_hundred_on_one_connection(api: Gateway, broker: Broker) -> None
     assert (await api.http.get(path, headers={"Last-Event-ID": page.last_id or ""})).status_code == 204
 
 
-async def test_each_id_is_held_to_who_asks(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Another tenant's is as unknown as none; a token opens its own generation only, and no page without either."""
+async def test_access_is_checked_for_each_generation(redis: EmbeddedRedis, broker: Broker) -> None:
+    """A generation of another tenant looks unknown. A token opens only its own generation, and without either the
+    response is 401."""
     tenants = ",".join(f"{name}:{hashlib.sha256(f'key-{name}'.encode()).hexdigest()}" for name in ("anna", "ben"))
     anna, ben = ({"authorization": f"Bearer key-{name}"} for name in ("anna", "ben"))
     async with gateway(redis.url, TOKENCAST_API_KEYS=tenants) as api:
-        hers = await finished(api, broker, ["hers"], **anna)
-        his = await finished(api, broker, ["his"], **ben)
+        hers = await completed_generation(api, broker, ["hers"], **anna)
+        his = await completed_generation(api, broker, ["his"], **ben)
         path = path_of(hers.gid, his.gid)
         made = (await api.http.post(f"/v1/generations/{hers.gid}/token", headers=anna)).json()
         for query, headers in (("", anna), (f"&token={made['token']}", {})):
@@ -271,16 +275,16 @@ async def test_each_id_is_held_to_who_asks(redis: EmbeddedRedis, broker: Broker)
         assert (await api.http.get(path)).status_code == 401
         assert (await api.http.get(path + "&token=x.y.z")).status_code == 401
         short = {"ttl_seconds": 1}
-        running = await claimed(api, broker, **anna)
+        running = await start_generation(api, broker, **anna)
         made = (await api.http.post(f"/v1/generations/{running.gid}/token", json=short, headers=anna)).json()
         ending = [frame async for frame in api.stream("GET", f"{path_of(running.gid)}&token={made['token']}")]
         assert b"retry: " in ending[-1].raw
 
 
-async def test_a_deploy_ends_it_with_all_cursors(redis: EmbeddedRedis, broker: Broker) -> None:
-    """And it goes on at another gateway, to the event."""
+async def test_a_drain_ends_the_stream_with_all_cursors(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Another gateway continues after the last event."""
     async with gateway(redis.url) as old, gateway(redis.url) as new:
-        writers = [await claimed(old, broker) for _ in range(3)]
+        writers = [await start_generation(old, broker) for _ in range(3)]
         page, path = Page(), path_of(*(writer.gid for writer in writers))
         for writer in writers:
             await writer.append("one ")
@@ -304,28 +308,30 @@ async def test_a_deploy_ends_it_with_all_cursors(redis: EmbeddedRedis, broker: B
 
 
 @linux
-async def test_who_does_not_read_is_one_reader_however_many_it_names(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Four generations of ten megabytes each: what is held for one who does not take them is a constant, and not forty
-    megabytes; it is dropped at the deadline. One that takes them gets all of all of them."""
+async def test_a_subscriber_of_several_generations_that_does_not_read_is_dropped(
+    redis: EmbeddedRedis, broker: Broker
+) -> None:
+    """Four generations of ten megabytes each: the memory for a subscriber that does not read them is constant instead
+    of forty megabytes, and it is dropped at the deadline. One that reads gets all events of all of them."""
     limits = {"TOKENCAST_SEND_TIMEOUT": "1", "TOKENCAST_HEARTBEAT": "1", "TOKENCAST_CACHE_BYTES": str(1 << 20)}
     async with gateway(redis.url, **limits) as api:
-        writers = [await finished(api, broker, ["x" * 10_000] * 1000) for _ in range(4)]
+        writers = [await completed_generation(api, broker, ["x" * 10_000] * 1000) for _ in range(4)]
         path = path_of(*(writer.gid for writer in writers))
-        before = most = resident(api)
-        async with peer(api, receive_buffer=4096) as stalled, peer(api) as taker:
-            for one in (taker, stalled):
+        before = most = resident_memory(api)
+        async with peer(api, receive_buffer=4096) as stalled, peer(api) as reader:
+            for one in (reader, stalled):
                 one.get(path, headers="Connection: close\r\n")
-            await taker.until(b"\r\n\r\n")
-            taking = asyncio.create_task(taker.rest())
+            await reader.until(b"\r\n\r\n")
+            reading = asyncio.create_task(reader.rest())
 
             def dropped() -> bool:
                 nonlocal most
-                most = max(most, resident(api))
+                most = max(most, resident_memory(api))
                 return stalled.port not in connections(api)
 
             await wait_until(dropped)
-            shown = [frame for frame in frames(unchunked(await taking)) if frame.data]
-        print(f"resident: {before >> 20} MiB before, {most >> 20} at most")
+            shown = [frame for frame in frames(unchunked(await reading)) if frame.data]
+        print(f"resident memory: {before >> 20} MiB before, {most >> 20} at most")
         assert most - before < 30 << 20
         cursors: dict[str, list[str]] = {}
         for frame in shown:

@@ -1,4 +1,4 @@
-"""How a gateway reads logs: at once when a new one is followed, and never more than it needs to hold."""
+"""How a gateway reads logs: a new log immediately, and never more data than it needs to hold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PIECE = "x" * 5000
 PIECES = 1000
 
 
-async def test_a_new_generation_is_read_while_another_is_waited_for(api: Gateway, broker: Broker) -> None:
-    """The blocking read under way does not know the new log, and would go on for five seconds."""
+async def test_a_new_log_is_read_during_a_blocking_read(api: Gateway, broker: Broker) -> None:
+    """The running blocking read does not include the new log, and would block for five seconds."""
     quiet = (await api.create())["id"]
     async with aclosing(api.follow(quiet)) as waiting:
         await anext(waiting)
@@ -32,8 +32,8 @@ async def test_a_new_generation_is_read_while_another_is_waited_for(api: Gateway
                 await writer.finish()
 
 
-async def test_a_huge_replay_needs_no_memory_of_its_size(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Thirty read five megabytes each; the gateway holds a page, and a megabyte of cache."""
+async def test_the_memory_for_a_huge_replay_is_bounded(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Thirty subscribers read five megabytes each; the gateway holds a page, and a megabyte of cache."""
     async with gateway(redis.url, TOKENCAST_CACHE_BYTES=str(1 << 20)) as api:
         gid = (await api.create())["id"]
         writer = await Writer(broker.store.redis, gid).claim()
@@ -41,20 +41,20 @@ async def test_a_huge_replay_needs_no_memory_of_its_size(redis: EmbeddedRedis, b
             await writer.append(*[PIECE] * 50)
         await writer.finish()
         assert len(texts(await api.events(gid))) == PIECES * len(PIECE)
-        before = memory(api)
-        streams = await gather(*(size_of(api, gid) for _ in range(30)))
+        before = peak_memory(api)
+        streams = await gather(*(replay_size(api, gid) for _ in range(30)))
         assert streams == [streams[0]] * 30
         assert streams[0] > PIECES * len(PIECE)
-        assert memory(api) - before < 50_000_000
+        assert peak_memory(api) - before < 50_000_000
 
 
-async def size_of(api: Gateway, gid: str) -> int:
-    """Bytes of a whole replay, none of them kept."""
+async def replay_size(api: Gateway, gid: str) -> int:
+    """The number of bytes of a complete replay, which are not kept."""
     async with api.http.stream("GET", f"/v1/generations/{gid}/events") as response:
         return sum([len(data) async for data in response.aiter_raw()])
 
 
-def memory(api: Gateway) -> int:
-    """Bytes; the most that the process has held."""
+def peak_memory(api: Gateway) -> int:
+    """The largest resident size of the process, in bytes."""
     status = Path(f"/proc/{api.process.process.pid}/status").read_text("utf-8")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))

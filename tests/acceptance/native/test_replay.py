@@ -1,4 +1,4 @@
-"""A generation as it happened, faster or slower: by the times in its log, whatever the clock says now."""
+"""Replays at a given speed: paced by the times in the log, independent of the current time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tests.support import Gateway, Writer, gateway, texts, wait_until
 HOUR = 3_600_000  # ms
 
 
-async def claimed(api: Gateway, broker: Broker) -> Writer:
+async def start_generation(api: Gateway, broker: Broker) -> Writer:
     return await Writer(broker.store.redis, (await api.create())["id"]).claim()
 
 
-async def recorded(api: Gateway, broker: Broker, *times: int) -> Writer:
-    """One chunk at each of these times, and not the end yet."""
-    writer = await claimed(api, broker)
+async def generation_with_times(api: Gateway, broker: Broker, *times: int) -> Writer:
+    """A running generation with one chunk at each of these times."""
+    writer = await start_generation(api, broker)
     for at in times:
         await writer.append(f"{at} ", at=at)
     return writer
 
 
-async def test_a_finished_one_takes_its_time_divided_by_the_speed(api: Gateway, broker: Broker) -> None:
-    """The very bytes of the log, and none before its time."""
-    writer = await recorded(api, broker, *range(0, 2000, 10))
+async def test_a_replay_is_paced_by_the_speed(api: Gateway, broker: Broker) -> None:
+    """The same bytes as in the log, and none of them early."""
+    writer = await generation_with_times(api, broker, *range(0, 2000, 10))
     await writer.finish()
     everything = await api.events(writer.gid)
     for speed in (4, 1000):
@@ -46,11 +46,9 @@ async def test_a_finished_one_takes_its_time_divided_by_the_speed(api: Gateway, 
                 assert arrival >= int(texts([frame])) / 1000 / speed
 
 
-async def test_what_is_due_in_an_hour_is_waited_for_and_the_others_do_not_wait(
-    redis: EmbeddedRedis, broker: Broker
-) -> None:
+async def test_a_replay_waits_for_late_events_without_delaying_others(redis: EmbeddedRedis, broker: Broker) -> None:
     async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.15") as api:
-        writer = await recorded(api, broker, 0, 20, HOUR)
+        writer = await generation_with_times(api, broker, 0, 20, HOUR)
         await writer.finish()
         async with aclosing(api.follow(writer.gid, "?speed=10")) as stream:
             shown = [await anext(stream) for _ in range(7)]
@@ -59,10 +57,10 @@ async def test_what_is_due_in_an_hour_is_waited_for_and_the_others_do_not_wait(
     assert shown[-1].comment
 
 
-async def test_a_running_one_is_caught_up_with_and_followed(api: Gateway, broker: Broker) -> None:
-    """From then on it is live: what is written now comes now. What comes in the moment before that is still paced:
-    hence the speed, at which an hour is less than four seconds."""
-    writer = await recorded(api, broker, 0, 500)
+async def test_a_replay_of_a_running_generation_becomes_live(api: Gateway, broker: Broker) -> None:
+    """Then the stream is live: new events are sent immediately. Events that arrive before that are still paced, hence
+    the speed, at which an hour is less than four seconds."""
+    writer = await generation_with_times(api, broker, 0, 500)
     async with aclosing(api.follow(writer.gid, "?speed=1000")) as stream:
         shown = [await anext(stream) for _ in range(4)]
         for at in (HOUR, 2 * HOUR):
@@ -73,10 +71,10 @@ async def test_a_running_one_is_caught_up_with_and_followed(api: Gateway, broker
     assert shown == await api.events(writer.gid)
 
 
-async def test_slower_than_life_never_catches_up(redis: EmbeddedRedis, broker: Broker) -> None:
-    """A tenth of the speed: what came after ten seconds comes after a hundred, also while it is written."""
+async def test_a_slow_replay_never_becomes_live(redis: EmbeddedRedis, broker: Broker) -> None:
+    """At a tenth of the speed, an event at ten seconds comes after a hundred, also for a running generation."""
     async with gateway(redis.url, TOKENCAST_HEARTBEAT="0.15") as api:
-        writer = await claimed(api, broker)
+        writer = await start_generation(api, broker)
         async with aclosing(api.follow(writer.gid, "?speed=0.1")) as stream:
             shown = [await anext(stream) for _ in range(2)]
             await writer.append("a ", at=1)
@@ -88,9 +86,9 @@ async def test_slower_than_life_never_catches_up(redis: EmbeddedRedis, broker: B
             assert (await anext(stream)).comment
 
 
-async def test_time_counts_from_where_the_reader_begins(api: Gateway, broker: Broker) -> None:
-    """Not from an hour before, which it does not want to see again."""
-    writer = await recorded(api, broker, 0, HOUR, HOUR + 30)
+async def test_the_time_of_a_replay_begins_at_the_cursor(api: Gateway, broker: Broker) -> None:
+    """Not from events of an hour before the cursor."""
+    writer = await generation_with_times(api, broker, 0, HOUR, HOUR + 30)
     await writer.append("late", at=2 * HOUR)
     cursor = f"{writer.attempt}-2"
     for query, header in ((f"?speed=1&after={cursor}", {}), ("?speed=1", {"Last-Event-ID": cursor})):
@@ -103,7 +101,7 @@ async def test_time_counts_from_where_the_reader_begins(api: Gateway, broker: Br
 
 
 async def test_each_attempt_has_a_time_of_its_own(api: Gateway, broker: Broker) -> None:
-    writer = await recorded(api, broker, 600)
+    writer = await generation_with_times(api, broker, 600)
     await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
     second = await Writer(broker.store.redis, writer.gid).claim()
     await second.append("again ", at=300)
@@ -116,7 +114,7 @@ async def test_each_attempt_has_a_time_of_its_own(api: Gateway, broker: Broker) 
 
 
 @pytest.mark.parametrize("speed", ["", "0", "-1", "fast", "nan", "inf", "1e3", "0.001", "1001", "1,5", "٣", "+2"])
-async def test_a_speed_that_is_none_is_refused(api: Gateway, broker: Broker, speed: str) -> None:
+async def test_an_invalid_speed_is_refused(api: Gateway, broker: Broker, speed: str) -> None:
     gid = (await api.create())["id"]
     response = await api.http.get(f"/v1/generations/{gid}/events", params={"speed": speed})
     assert response.status_code == 400
@@ -124,10 +122,10 @@ async def test_a_speed_that_is_none_is_refused(api: Gateway, broker: Broker, spe
     assert (error["param"], error["code"]) == ("speed", "invalid_value")
 
 
-async def test_a_deploy_ends_it_as_it_ends_every_stream(redis: EmbeddedRedis, broker: Broker) -> None:
-    """And it goes on behind its last event elsewhere."""
+async def test_a_drain_ends_a_replay(redis: EmbeddedRedis, broker: Broker) -> None:
+    """The replay can continue after its last event elsewhere."""
     async with gateway(redis.url) as api:
-        writer = await recorded(api, broker, 0, HOUR)
+        writer = await generation_with_times(api, broker, 0, HOUR)
         await writer.finish()
         async with aclosing(api.follow(writer.gid, "?speed=1")) as stream:
             shown = [await anext(stream) for _ in range(3)]
@@ -139,31 +137,31 @@ async def test_a_deploy_ends_it_as_it_ends_every_stream(redis: EmbeddedRedis, br
 
 
 @linux
-async def test_who_does_not_read_is_dropped_and_who_leaves_is_let_go(redis: EmbeddedRedis, broker: Broker) -> None:
-    """In the middle of a wait, or with four megabytes before it that it does not take, long before a heartbeat would
-    show it; who takes them gets them all."""
+async def test_a_replay_detects_stalled_and_disconnected_subscribers(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Before an event that is not due, or with four megabytes that it does not read, long before a heartbeat would
+    detect it; another subscriber gets all of them."""
     async with gateway(redis.url, TOKENCAST_SEND_TIMEOUT="0.5", TOKENCAST_HEARTBEAT="40") as api:
-        writer = await claimed(api, broker)
+        writer = await start_generation(api, broker)
         for at in range(500):
             await writer.append("x" * 8000, at=at)
         path = f"/v1/generations/{writer.gid}/events?speed=100"
-        async with peer(api, receive_buffer=4096) as stalled, peer(api) as taker, peer(api) as leaving:
-            for one in (stalled, taker):
+        async with peer(api, receive_buffer=4096) as stalled, peer(api) as reader, peer(api) as leaving:
+            for one in (stalled, reader):
                 one.get(path, headers="Connection: close\r\n")
             leaving.get(f"/v1/generations/{writer.gid}/events?speed=0.01")
             await leaving.until(b"event: started")
             leaving.writer.transport.abort()
-            taking = asyncio.create_task(taker.rest())
+            reading = asyncio.create_task(reader.rest())
             await wait_until(lambda: {stalled.port, leaving.port}.isdisjoint(connections(api)))
             await writer.finish()
-            head, _, body = (await taking).partition(b"\r\n\r\n")
+            head, _, body = (await reading).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert texts([frame for frame in frames(unchunked(body)) if not frame.comment]) == "x" * 8000 * 500
         assert "Traceback" not in api.process.output
 
 
-async def test_many_replays_and_a_live_reader_each_get_their_own(api: Gateway, broker: Broker) -> None:
-    writer = await recorded(api, broker, *range(0, 1000, 5))
+async def test_replays_of_several_speeds_and_a_live_stream_get_the_same_events(api: Gateway, broker: Broker) -> None:
+    writer = await generation_with_times(api, broker, *range(0, 1000, 5))
     readers = [asyncio.create_task(api.events(writer.gid, f"?speed={speed}")) for speed in (2, 5, 10, 50, 1000)]
     live = asyncio.create_task(api.events(writer.gid))
     await writer.append("end", at=1000)

@@ -1,4 +1,4 @@
-"""Stream tokens: what they open, for how long, and what they never open."""
+"""Stream tokens: the generation that they open, their lifetime, and everything that they do not open."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ async def keyed(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
         yield started
 
 
-async def written(api: Gateway, broker: Broker) -> Writer:
-    """A generation of Anna's with those words, that goes on."""
+async def running_generation(api: Gateway, broker: Broker) -> Writer:
+    """A running generation of Anna's with these words."""
     writer = await Writer(broker.store.redis, (await api.create(**ANNA))["id"]).claim()
     await writer.append(*WORDS)
     return writer
 
 
-async def made(api: Gateway, gid: str, body: Any = None, **headers: str) -> dict[str, Any]:
-    """A token for it."""
+async def make_token(api: Gateway, gid: str, body: Any = None, **headers: str) -> dict[str, Any]:
+    """A new token of the generation."""
     response = await api.http.post(f"/v1/generations/{gid}/token", json=body, headers=headers or ANNA)
     assert response.status_code == 200, response.text
     return response.json()
 
 
 async def read(api: Gateway, url: str, headers: dict[str, str] | None = None) -> list[Frame]:
-    """All frames until the response ends, which an expired token's must."""
+    """All frames until the response ends, as it must for an expired token."""
     async with asyncio.timeout(DEADLINE):
         return [frame async for frame in api.stream("GET", url, headers=headers)]
 
 
-async def expired(api: Gateway, gid: str) -> dict[str, Any]:
-    """A token that was good for a second."""
-    token = await made(api, gid, {"ttl_seconds": 1})
+async def expired_token(api: Gateway, gid: str) -> dict[str, Any]:
+    """A token that was valid for a second."""
+    token = await make_token(api, gid, {"ttl_seconds": 1})
     await wait_until(lambda: time.time() > token["expires_at"])
     return token
 
@@ -67,15 +67,15 @@ async def refusal(api: Gateway, path: str, token: str, method: str = "GET") -> t
     return response.status_code, response.json()["error"]["code"]
 
 
-# --- what it opens -------------------------------------------------------------------------------------------
+# --- allowed requests -----------------------------------------------------------------------------------------------
 
 
 async def test_a_token_reads_its_generation(keyed: Gateway, broker: Broker) -> None:
-    """As the key does, on every route that reads one: streams, pages, state, and the OpenAI dialect."""
-    writer = await written(keyed, broker)
+    """On every route that reads a generation, as with the key: streams, pages, state, and the OpenAI dialect."""
+    writer = await running_generation(keyed, broker)
     await writer.finish()
     before = time.time()
-    token = await made(keyed, writer.gid)
+    token = await make_token(keyed, writer.gid)
     assert set(token) == {"token", "expires_at", "events_url"}
     assert before + 599 < token["expires_at"] <= time.time() + 600
     assert token["events_url"] == f"/v1/generations/{writer.gid}/events?token={token['token']}"
@@ -92,10 +92,10 @@ async def test_a_token_reads_its_generation(keyed: Gateway, broker: Broker) -> N
         assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_a_token_follows_and_resumes(keyed: Gateway, broker: Broker) -> None:
-    """`after` joins the URL as it is, for the page that asked for a new token."""
-    writer = await written(keyed, broker)
-    url = (await made(keyed, writer.gid))["events_url"]
+async def test_a_token_can_follow_and_resume(keyed: Gateway, broker: Broker) -> None:
+    """`after` can be appended to the URL, for a page that has requested a new token."""
+    writer = await running_generation(keyed, broker)
+    url = (await make_token(keyed, writer.gid))["events_url"]
     async with aclosing(keyed.stream("GET", f"{url}&after={writer.attempt}-2")) as stream:
         assert texts([await anext(stream)]) == "three "
         await writer.append("four")
@@ -106,11 +106,11 @@ async def test_a_token_follows_and_resumes(keyed: Gateway, broker: Broker) -> No
     assert again.status_code == 204
 
 
-async def test_nothing_of_an_answer_is_kept_or_told_on(keyed: Gateway, broker: Broker) -> None:
-    """The URL is the secret: no cache keeps an answer beyond the token, no referrer names it elsewhere."""
-    writer = await written(keyed, broker)
+async def test_responses_for_tokens_are_neither_cached_nor_referred(keyed: Gateway, broker: Broker) -> None:
+    """The URL is the secret: no cache keeps a response longer than the token is valid, and no referrer passes it on."""
+    writer = await running_generation(keyed, broker)
     await writer.finish()
-    token = (await made(keyed, writer.gid))["token"]
+    token = (await make_token(keyed, writer.gid))["token"]
     answers = [await keyed.http.get(path.format(writer.gid), params={"token": token}) for path in READING]
     answers += [await keyed.http.get(READING[2].format(writer.gid), params={"token": token, "stream": "true"})]
     answers += [await keyed.http.get(READING[0].format(writer.gid), params={"token": token + "x"})]
@@ -121,11 +121,11 @@ async def test_nothing_of_an_answer_is_kept_or_told_on(keyed: Gateway, broker: B
 
 
 @pytest.mark.parametrize("body", [None, {}, {"ttl_seconds": None}, {"ttl_seconds": 600}, {"ttl_seconds": 1.5}])
-async def test_it_is_good_for_ten_minutes_at_most(keyed: Gateway, broker: Broker, body: Any) -> None:
+async def test_a_token_is_valid_for_at_most_ten_minutes(keyed: Gateway, broker: Broker, body: Any) -> None:
     gid = (await keyed.create(**ANNA))["id"]
     seconds = (body or {}).get("ttl_seconds") or 600
     before = time.time()
-    token = await made(keyed, gid, body)
+    token = await make_token(keyed, gid, body)
     assert before + seconds - 0.01 <= token["expires_at"] <= time.time() + seconds + 0.01
 
 
@@ -142,20 +142,20 @@ async def test_it_is_good_for_ten_minutes_at_most(keyed: Gateway, broker: Broker
         (b"600 s", None),
     ],
 )
-async def test_no_other_time_is_taken(keyed: Gateway, content: bytes, param: str | None) -> None:
+async def test_an_invalid_lifetime_is_refused(keyed: Gateway, content: bytes, param: str | None) -> None:
     gid = (await keyed.create(**ANNA))["id"]
     response = await keyed.http.post(f"/v1/generations/{gid}/token", content=content, headers=ANNA)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-# --- what it never opens --------------------------------------------------------------------------------------
+# --- refused requests ----------------------------------------------------------------------------------------------
 
 
-async def test_only_its_tenant_can_make_one(keyed: Gateway, broker: Broker) -> None:
-    """Not the next tenant, not nobody, and not who holds one already."""
-    writer = await written(keyed, broker)
+async def test_only_the_tenant_can_create_a_token(keyed: Gateway, broker: Broker) -> None:
+    """Neither another tenant, nor a request without a key, nor one with a token."""
+    writer = await running_generation(keyed, broker)
     path = f"/v1/generations/{writer.gid}/token"
-    token = (await made(keyed, writer.gid))["token"]
+    token = (await make_token(keyed, writer.gid))["token"]
     assert (await keyed.http.post(path, headers=BEN)).status_code == 404
     assert (await keyed.http.post(path)).status_code == 401
     assert await refusal(keyed, path, token, "POST") == (401, "invalid_api_key")
@@ -166,9 +166,9 @@ async def test_only_its_tenant_can_make_one(keyed: Gateway, broker: Broker) -> N
     assert (await keyed.http.post(path, headers=ANNA)).status_code == 410
 
 
-async def test_it_changes_nothing_and_lists_nothing(keyed: Gateway, broker: Broker) -> None:
-    writer = await written(keyed, broker)
-    token = (await made(keyed, writer.gid))["token"]
+async def test_a_token_can_neither_change_nor_list(keyed: Gateway, broker: Broker) -> None:
+    writer = await running_generation(keyed, broker)
+    token = (await make_token(keyed, writer.gid))["token"]
     one = f"/v1/generations/{writer.gid}"
     for method, path in (
         ("POST", f"{one}/cancel"),
@@ -185,9 +185,9 @@ async def test_it_changes_nothing_and_lists_nothing(keyed: Gateway, broker: Brok
     assert (await keyed.http.get(one, headers=ANNA)).json()["status"] == "in_progress"
 
 
-async def test_another_generation_is_unknown_to_it(keyed: Gateway, broker: Broker) -> None:
-    """Its own tenant's, another tenant's, and one that never was look the same."""
-    token = (await made(keyed, (await keyed.create(**ANNA))["id"]))["token"]
+async def test_another_generation_looks_unknown_to_a_token(keyed: Gateway, broker: Broker) -> None:
+    """Another one of the same tenant, one of another tenant and an unknown one look the same."""
+    token = (await make_token(keyed, (await keyed.create(**ANNA))["id"]))["token"]
     hers, his = (await keyed.create(**ANNA))["id"], (await keyed.create(**BEN))["id"]
     answers: set[str] = set()
     for gid in (hers, his, hers[:-4] + "0000", "gen_x"):
@@ -197,10 +197,10 @@ async def test_another_generation_is_unknown_to_it(keyed: Gateway, broker: Broke
     assert len(answers) == 1
 
 
-async def test_what_is_no_token_is_refused(keyed: Gateway, broker: Broker) -> None:
+async def test_an_invalid_token_is_refused(keyed: Gateway, broker: Broker) -> None:
     gid = (await keyed.create(**ANNA))["id"]
-    token = (await made(keyed, gid))["token"]
-    late = await expired(keyed, gid)
+    token = (await make_token(keyed, gid))["token"]
+    late = await expired_token(keyed, gid)
     for path in READING:
         url = path.format(gid)
         for text in ("x", token[:-1], token.swapcase(), "key-anna", f"{token}\u2028", "%00", "x" * 5000):
@@ -211,11 +211,11 @@ async def test_what_is_no_token_is_refused(keyed: Gateway, broker: Broker) -> No
         assert (head.status_code, head.headers["www-authenticate"]) == (401, "Bearer")
 
 
-async def test_a_key_that_is_shown_as_well_decides(keyed: Gateway, broker: Broker) -> None:
-    """Who holds a key needs no token, so a late one in a link is no matter; other credentials, such as those a
-    browser repeats to a proxy's password page, are none."""
+async def test_a_key_takes_precedence_over_a_token(keyed: Gateway, broker: Broker) -> None:
+    """A client with a key needs no token, so an expired one in its link does no harm. Other credentials, such as those
+    that a browser repeats to a proxy's password page, are ignored."""
     gid = (await keyed.create(**ANNA))["id"]
-    late, good = await expired(keyed, gid), await made(keyed, gid)
+    late, good = await expired_token(keyed, gid), await make_token(keyed, gid)
     url = f"/v1/generations/{gid}?token="
     assert (await keyed.http.get(url + late["token"], headers=ANNA)).status_code == 200
     assert (await keyed.http.get(url + good["token"], headers=BEN)).status_code == 404
@@ -223,20 +223,20 @@ async def test_a_key_that_is_shown_as_well_decides(keyed: Gateway, broker: Broke
     assert (await keyed.http.get(url + good["token"], headers={"authorization": "Basic YTpi"})).status_code == 200
 
 
-async def test_the_hash_of_nothing_is_nobody_s_key(redis: EmbeddedRedis) -> None:
-    """As an unset variable in a shell gives it."""
+async def test_the_hash_of_an_empty_key_admits_nobody(redis: EmbeddedRedis) -> None:
+    """The value that an unset variable in a shell produces."""
     async with gateway(redis.url, TOKENCAST_API_KEYS=f"anna:{hashlib.sha256(b'').hexdigest()}") as api:
         for headers in ({}, {"authorization": "Bearer"}, {"authorization": "Basic"}):
             assert (await api.http.get("/v1/generations", headers=headers)).status_code == 401
 
 
-# --- D14: the end ---------------------------------------------------------------------------------------------
+# --- D14: expiry ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_ends_with_its_token(keyed: Gateway, broker: Broker) -> None:
-    """In the middle of a running generation: `retry:`, a clean end, and 401 for who comes back with the same."""
-    writer = await written(keyed, broker)
-    token = await made(keyed, writer.gid, {"ttl_seconds": 2})
+async def test_a_stream_ends_when_its_token_expires(keyed: Gateway, broker: Broker) -> None:
+    """In the middle of a running generation: `retry:`, a clean end, and 401 for a reconnect with the same token."""
+    writer = await running_generation(keyed, broker)
+    token = await make_token(keyed, writer.gid, {"ttl_seconds": 2})
     frames = await read(keyed, token["events_url"])
     assert time.time() > token["expires_at"] - 0.1
     assert texts(frames) == "".join(WORDS)
@@ -247,15 +247,15 @@ async def test_a_stream_ends_with_its_token(keyed: Gateway, broker: Broker) -> N
     assert (back.status_code, back.json()["error"]["code"]) == (401, "token_expired")
     await writer.append("four")
     await writer.finish()
-    other = await made(keyed, writer.gid)
+    other = await make_token(keyed, writer.gid)
     rest = await read(keyed, other["events_url"], resume)
     assert (texts(rest), rest[-1].event) == ("four", "completed")
 
 
-async def test_an_openai_stream_ends_with_an_error(keyed: Gateway, broker: Broker) -> None:
-    """A clean end would be a complete answer to an SDK."""
-    writer = await written(keyed, broker)
-    token = await made(keyed, writer.gid, {"ttl_seconds": 2})
+async def test_a_chat_stream_ends_with_an_error_when_its_token_expires(keyed: Gateway, broker: Broker) -> None:
+    """For an SDK, a clean end would be a complete response."""
+    writer = await running_generation(keyed, broker)
+    token = await make_token(keyed, writer.gid, {"ttl_seconds": 2})
     url = f"/v1/chat/completions/{writer.gid}?stream=true&token={token['token']}"
     frames = await read(keyed, url)
     assert texts(frames[:-1]) == "".join(WORDS)
@@ -265,27 +265,27 @@ async def test_an_openai_stream_ends_with_an_error(keyed: Gateway, broker: Broke
     assert await refusal(keyed, url, token["token"]) == (401, "token_expired")
 
 
-async def test_each_stream_ends_by_its_own_token(keyed: Gateway, broker: Broker) -> None:
-    """The next reader of the same generation goes on, by key or by a token that lasts."""
-    writer = await written(keyed, broker)
-    short, long = await made(keyed, writer.gid, {"ttl_seconds": 2}), await made(keyed, writer.gid)
+async def test_each_stream_ends_with_its_own_token(keyed: Gateway, broker: Broker) -> None:
+    """Another subscriber of the same generation continues, with a key or with a token that is still valid."""
+    writer = await running_generation(keyed, broker)
+    short, long = await make_token(keyed, writer.gid, {"ttl_seconds": 2}), await make_token(keyed, writer.gid)
 
     async def ending(url: str, **headers: str) -> Frame:
         return (await read(keyed, url, headers))[-1]
 
-    async def finish_behind_the_short_one() -> None:
+    async def finish_after_the_short_one() -> None:
         assert (await ending(short["events_url"])).raw.startswith(b"retry: ")
         await writer.append("four")
         await writer.finish()
 
     by_key = ending(f"/v1/generations/{writer.gid}/events", **ANNA)
-    last, other, _ = await gather(ending(long["events_url"]), by_key, finish_behind_the_short_one())
+    last, other, _ = await gather(ending(long["events_url"]), by_key, finish_after_the_short_one())
     assert (last.event, other.event) == ("completed", "completed")
 
 
-async def test_an_end_of_the_generation_is_not_held_up(keyed: Gateway, broker: Broker) -> None:
-    writer = await written(keyed, broker)
-    token = await made(keyed, writer.gid)
+async def test_the_end_of_a_generation_does_not_wait_for_the_expiry(keyed: Gateway, broker: Broker) -> None:
+    writer = await running_generation(keyed, broker)
+    token = await make_token(keyed, writer.gid)
 
     async def finish() -> None:
         await wait_until(lambda: len(given) > 3)
@@ -305,14 +305,15 @@ async def test_an_end_of_the_generation_is_not_held_up(keyed: Gateway, broker: B
 # --- the signing key ------------------------------------------------------------------------------------------
 
 
-async def test_all_gateways_take_each_other_s(own_redis: EmbeddedRedis) -> None:
-    """With nothing configured, from the first token on, asked for at both at once; and after a restart."""
+async def test_gateways_accept_each_other_s_tokens(own_redis: EmbeddedRedis) -> None:
+    """Without configuration, from the first token on, requested from both gateways concurrently; and after a
+    restart."""
     async with (
         gateway(own_redis.url, TOKENCAST_API_KEYS=KEYS) as one,
         gateway(own_redis.url, TOKENCAST_API_KEYS=KEYS) as two,
     ):
         gid = (await one.create(**ANNA))["id"]
-        tokens = await gather(*(made(api, gid) for api in (one, two) * 8))
+        tokens = await gather(*(make_token(api, gid) for api in (one, two) * 8))
         for api in (one, two):
             for token in tokens:
                 params = {"token": token["token"]}
@@ -323,8 +324,8 @@ async def test_all_gateways_take_each_other_s(own_redis: EmbeddedRedis) -> None:
         assert 29 * 86400 < await broker.queue.redis.execute("TTL", keys.SIGNING_KEY) <= 30 * 86400
 
 
-async def test_the_first_tokens_of_many_agree(own_redis: EmbeddedRedis) -> None:
-    """Made at once, and by a service that holds the broker itself."""
+async def test_concurrent_first_tokens_have_the_same_key(own_redis: EmbeddedRedis) -> None:
+    """Created concurrently, also by a service that uses the broker as a library."""
     async with connect(own_redis.url) as one, connect(own_redis.url) as two:
         for _ in range(10):
             await one.queue.redis.execute("DEL", keys.SIGNING_KEY)
@@ -333,31 +334,31 @@ async def test_the_first_tokens_of_many_agree(own_redis: EmbeddedRedis) -> None:
                 assert await two.tokens.check(text) == Token("gen_x", "anna", expires_at)
 
 
-async def test_a_lost_signing_key_ends_its_tokens(own_redis: EmbeddedRedis) -> None:
-    """At every gateway at once; the next token is as good as any, and each renews its key's month."""
+async def test_a_lost_signing_key_invalidates_its_tokens(own_redis: EmbeddedRedis) -> None:
+    """At every gateway immediately. The next token is valid, and each one extends the month of its key."""
     async with (
         gateway(own_redis.url, TOKENCAST_API_KEYS=KEYS) as one,
         gateway(own_redis.url, TOKENCAST_API_KEYS=KEYS) as two,
         connect(own_redis.url) as broker,
     ):
         gid = (await one.create(**ANNA))["id"]
-        old = (await made(one, gid))["token"]
+        old = (await make_token(one, gid))["token"]
         for api in (one, two):
             assert (await api.http.get(READING[0].format(gid), params={"token": old})).status_code == 200
         await broker.queue.redis.execute("DEL", keys.SIGNING_KEY)
         for api in (one, two):
             assert await refusal(api, READING[0].format(gid), old) == (401, "invalid_token")
-        new = (await made(two, gid))["token"]
+        new = (await make_token(two, gid))["token"]
         for api in (one, two):
             assert await refusal(api, READING[0].format(gid), old) == (401, "invalid_token")
             assert (await api.http.get(READING[0].format(gid), params={"token": new})).status_code == 200
         await broker.queue.redis.execute("EXPIRE", keys.SIGNING_KEY, 60)
-        await made(one, gid)
+        await make_token(one, gid)
         assert await broker.queue.redis.execute("TTL", keys.SIGNING_KEY) > 29 * 86400
 
 
 async def test_a_configured_secret_needs_no_redis(own_redis: EmbeddedRedis) -> None:
-    """Gateways agree that were given the same; another's tokens are none."""
+    """Gateways with the same secret accept each other's tokens; those of another secret are refused."""
     variables = {"TOKENCAST_API_KEYS": KEYS}
     async with (
         gateway(own_redis.url, **variables, TOKENCAST_SECRET="a" * 32) as one,
@@ -366,19 +367,21 @@ async def test_a_configured_secret_needs_no_redis(own_redis: EmbeddedRedis) -> N
         connect(own_redis.url) as broker,
     ):
         gid = (await one.create(**ANNA))["id"]
-        token = (await made(one, gid))["token"]
+        token = (await make_token(one, gid))["token"]
         assert (await two.http.get(READING[0].format(gid), params={"token": token})).status_code == 200
         assert await refusal(other, READING[0].format(gid), token) == (401, "invalid_token")
         assert await broker.queue.redis.execute("EXISTS", keys.SIGNING_KEY) == 0
 
 
-async def test_a_backend_with_the_secret_makes_its_own(redis: EmbeddedRedis) -> None:
-    """Without a call; for the tenants that there are, for ten minutes at most, and only with the one algorithm."""
+async def test_a_backend_with_the_secret_can_create_tokens(redis: EmbeddedRedis) -> None:
+    """Without a call; only for existing tenants, for at most ten minutes, and only with this algorithm."""
     secret = "a" * 16
     async with gateway(redis.url, TOKENCAST_API_KEYS=KEYS, TOKENCAST_SECRET=secret) as api:
         gid = (await api.create(**ANNA))["id"]
         claims = {"sub": "anna", "gen": gid, "scope": "read", "exp": int(time.time()) + 300}
-        with pytest.warns(jwt.InsecureKeyLengthWarning):  # what PyJWT says of so short a secret; the gateway takes it
+        with pytest.warns(
+            jwt.InsecureKeyLengthWarning
+        ):  # PyJWT's warning about a short secret, which the gateway accepts
             own, other, longer, stronger, strange = (
                 jwt.encode({**claims, **wrong}, secret, algorithm)
                 for wrong, algorithm in (
@@ -397,14 +400,15 @@ async def test_a_backend_with_the_secret_makes_its_own(redis: EmbeddedRedis) -> 
         assert await refusal(api, "/v1/generations", own) == (401, "invalid_api_key")
 
 
-async def test_the_queue_s_redis_may_be_away(own_redis: EmbeddedRedis, redis: EmbeddedRedis) -> None:
-    """Whoever knew the key goes on checking with it. Who never did keeps a browser waiting, and refuses nobody."""
+async def test_tokens_are_checked_while_the_queue_redis_is_away(own_redis: EmbeddedRedis, redis: EmbeddedRedis) -> None:
+    """A gateway that has read the key continues to check with it. One that has not makes a browser reconnect, and
+    refuses no token."""
     async with redis_proxy(redis.url) as proxy, connect(own_redis.url) as broker:
         variables = {"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_STREAMS_URL": own_redis.url}
         async with gateway(proxy.url, **variables) as one:
-            writer = await written(one, broker)
+            writer = await running_generation(one, broker)
             await writer.finish()
-            token = await made(one, writer.gid)
+            token = await make_token(one, writer.gid)
             await proxy.close()
             async with gateway(proxy.url, **variables) as two:
                 frames = await read(one, token["events_url"])
@@ -417,16 +421,16 @@ async def test_the_queue_s_redis_may_be_away(own_redis: EmbeddedRedis, redis: Em
                 assert (await two.http.get(token["events_url"])).status_code == 200
 
 
-async def test_the_tokens_of_a_tenant_go_with_its_keys(redis: EmbeddedRedis, keyed: Gateway) -> None:
+async def test_the_tokens_of_a_tenant_end_with_its_keys(redis: EmbeddedRedis, keyed: Gateway) -> None:
     gid = (await keyed.create(**BEN))["id"]
-    token = (await made(keyed, gid, **BEN))["token"]
+    token = (await make_token(keyed, gid, **BEN))["token"]
     assert (await keyed.http.get(READING[0].format(gid), params={"token": token})).status_code == 200
     async with gateway(redis.url, TOKENCAST_API_KEYS=KEYS.split(",")[0]) as api:
         assert await refusal(api, READING[0].format(gid), token) == (401, "invalid_token")
 
 
-async def test_without_keys_a_token_is_held_to_what_it_says(api: Gateway, broker: Broker) -> None:
-    """So that a page meets its end on the machine it was made on."""
+async def test_a_token_is_checked_without_api_keys(api: Gateway, broker: Broker) -> None:
+    """So that a page handles expiry on a developer's machine as it does in production."""
     writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     other = (await api.create())["id"]
     response = await api.http.post(f"/v1/generations/{writer.gid}/token", json={"ttl_seconds": 2})
@@ -441,7 +445,7 @@ async def test_without_keys_a_token_is_held_to_what_it_says(api: Gateway, broker
 # --- on the command line --------------------------------------------------------------------------------------
 
 
-async def test_the_command_prints_a_link(api: Gateway) -> None:
+async def test_the_token_command_prints_a_link(api: Gateway) -> None:
     gid = (await api.create(request_body()))["id"]
     shown, as_json, missing, long = await gather(
         tokencast("token", gid, url=api.url),

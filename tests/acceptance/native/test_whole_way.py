@@ -1,4 +1,4 @@
-"""Enqueue → worker → Redis → many subscribers, all of it real: gateway, worker, upstream, Redis, HTTP."""
+"""Enqueue → worker → Redis → several subscribers, with a real gateway, worker, upstream, Redis, and HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CANARY = "the canary sings at dawn"
 
 
 async def test_ten_subscribers_of_a_real_generation(running: Gateway) -> None:
-    """They join at ten different moments, the last one after the end; all read the upstream's text, whole."""
+    """They join at ten different moments, the last one after the end; all read the complete text of the upstream."""
     generation = await running.create(request_body("[[sim seed=7 length=60 speed=120]]", model="sim"))
     readers = [asyncio.create_task(running.events(generation["id"]))]
     async with aclosing(running.follow(generation["id"])) as pace:
@@ -49,7 +49,7 @@ async def test_ten_subscribers_of_a_real_generation(running: Gateway) -> None:
     assert stored["created_at"] <= stored["started_at"] <= stored["first_token_at"] <= stored["ended_at"]
 
 
-async def test_the_upstream_is_called_once_however_many_read(running: Gateway, sim: str) -> None:
+async def test_the_upstream_is_called_once_for_all_subscribers(running: Gateway, sim: str) -> None:
     body = request_body("[[sim label=once length=30 speed=0]]", model="sim")
     headers = {"idempotency-key": "once"}
     created = await gather(*(running.create(body, **headers) for _ in range(20)))
@@ -59,7 +59,7 @@ async def test_the_upstream_is_called_once_however_many_read(running: Gateway, s
     assert len(await upstream_calls(sim, "once")) == 1
 
 
-async def test_a_failure_of_the_upstream_reaches_every_reader(running: Gateway) -> None:
+async def test_a_failure_of_the_upstream_reaches_subscribers(running: Gateway) -> None:
     generation = await running.create(request_body("[[sim fault=truncate at=5 speed=0]]", model="sim"))
     frames = await running.events(generation["id"])
     assert frames[-1].event == "failed"
@@ -69,8 +69,9 @@ async def test_a_failure_of_the_upstream_reaches_every_reader(running: Gateway) 
     assert stored["text"] == texts(frames) != ""
 
 
-async def test_cancel_reaches_a_silent_upstream(running: Gateway, sim: str) -> None:
-    """Nothing is appended any more, so the lease's renewal carries it home, and the upstream sees the end."""
+async def test_a_cancellation_reaches_a_silent_upstream(running: Gateway, sim: str) -> None:
+    """No text is appended any more, so the renewal of the lease brings the cancellation to the worker, which
+    disconnects."""
     generation = await running.create(request_body("[[sim fault=stall at=3 speed=0 label=silent]]", model="sim"))
     async with aclosing(running.follow(generation["id"])) as stream:
         async for frame in stream:
@@ -79,15 +80,15 @@ async def test_cancel_reaches_a_silent_upstream(running: Gateway, sim: str) -> N
         await running.http.post(f"/v1/generations/{generation['id']}/cancel")
         assert [frame.event async for frame in stream][-1] == "cancelled"
 
-    async def left() -> bool:
+    async def has_disconnected() -> bool:
         (call,) = await upstream_calls(sim, "silent")
         return call["outcome"] == "disconnected"
 
-    await wait_until(left)
+    await wait_until(has_disconnected)
 
 
 async def test_more_generations_than_slots_all_complete(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Thirty wait for two workers of five slots; none is lost, none runs twice."""
+    """Thirty generations for two workers of five slots; none is lost or runs twice."""
     async with (
         gateway(own_redis.url) as api,
         worker(own_redis.url, sim, TOKENCAST_SLOTS="5"),
@@ -102,8 +103,8 @@ async def test_more_generations_than_slots_all_complete(own_redis: EmbeddedRedis
             assert await broker.queue.depth() == 0
 
 
-async def test_the_model_chooses_among_several_upstreams(own_redis: EmbeddedRedis) -> None:
-    """Each with a key of its own, by pattern; a model that nobody serves is refused at the door."""
+async def test_the_model_selects_the_upstream(own_redis: EmbeddedRedis) -> None:
+    """Each upstream has a key of its own and patterns of models; an unknown model is refused by the gateway."""
     async with upstream_sim("--require-key", "key-a") as a, upstream_sim("--require-key", "key-b") as b:
         upstreams = [
             {"name": "a", "base_url": a, "api_key_env": "KEY_A", "models": ["sim", "gabforge-coder"]},
@@ -117,7 +118,7 @@ async def test_the_model_chooses_among_several_upstreams(own_redis: EmbeddedRedi
                 assert listed[:2] == [
                     "sim",
                     "gabforge-coder",
-                ]  # and, once the worker has asked, what `sim-*` stands for
+                ]  # followed by the models of `sim-*` after the worker has listed them
                 for model in ("sim", "sim-fast"):
                     generation = await api.create(request_body("hi", model=model))
                     assert (await api.events(generation["id"]))[-1].event == "completed"
@@ -127,8 +128,8 @@ async def test_the_model_chooses_among_several_upstreams(own_redis: EmbeddedRedi
             assert refused.json()["error"]["code"] == "model_not_found"
 
 
-async def test_models_that_are_not_named_come_from_the_upstream(own_redis: EmbeddedRedis, sim: str) -> None:
-    """With nothing but an address configured, the list is what the upstream says it has."""
+async def test_models_are_listed_by_the_upstream_by_default(own_redis: EmbeddedRedis, sim: str) -> None:
+    """With only an address configured, the list contains the models that the upstream lists."""
     async with gateway(own_redis.url, TOKENCAST_MODELS="*") as api:
         assert (await api.http.get("/v1/models")).json()["data"] == []
         async with worker(own_redis.url, sim):
@@ -142,13 +143,13 @@ async def test_models_that_are_not_named_come_from_the_upstream(own_redis: Embed
 
 
 async def test_a_prompt_is_in_no_log_and_no_queue_entry(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Nor is the upstream's answer, nor its key."""
+    """The upstream's output and its key are not logged either."""
     async with gateway(own_redis.url) as api:
         generation = await api.create(request_body(f"{CANARY} [[sim seed=3 speed=0]]", model="sim"))
         async with connect(own_redis.url) as broker:
             queue = broker.queue.redis
             for name in await queue.execute("KEYS", "*"):
-                if b":m:" not in name:  # where the request is kept
+                if b":m:" not in name:  # the request is stored there
                     assert CANARY.encode() not in await queue.execute("DUMP", name), name
         async with worker(own_redis.url, sim, OPENAI_API_KEY="sk-canary") as process:
             assert (await api.events(generation["id"]))[-1].event == "completed"
@@ -162,8 +163,9 @@ async def test_a_prompt_is_in_no_log_and_no_queue_entry(own_redis: EmbeddedRedis
             assert "".join(pieces(3, 20)[:4]) not in output
 
 
-async def test_a_worker_that_stops_hands_over_without_loss(own_redis: EmbeddedRedis, sim: str) -> None:
-    """At its second signal it gives its generation back; the next worker starts it again, and readers are told."""
+async def test_a_stopping_worker_hands_over_without_loss(own_redis: EmbeddedRedis, sim: str) -> None:
+    """At its second signal it hands the generation over; the next worker starts it again, and subscribers get
+    `reset`."""
     async with gateway(own_redis.url) as api:
         async with worker(own_redis.url, sim) as first:
             generation = await api.create(request_body("[[sim seed=9 length=300 speed=100]]", model="sim"))
@@ -181,8 +183,8 @@ async def test_a_worker_that_stops_hands_over_without_loss(own_redis: EmbeddedRe
         assert names[-1] == "completed"
 
 
-async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Its lease runs out, the reaper finds it, another worker takes it."""
+async def test_a_generation_of_a_killed_worker_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Its lease expires, the reaper finds it, and another worker claims it."""
     lease = {"TOKENCAST_LEASE": "1"}
     async with gateway(own_redis.url, **lease) as api, worker(own_redis.url, sim, **lease) as doomed:
         generation = await api.create(request_body("[[sim seed=4 length=300 speed=100]]", model="sim"))
@@ -200,8 +202,8 @@ async def test_a_killed_workers_generation_starts_again(own_redis: EmbeddedRedis
     assert names[-1] == "completed"
 
 
-async def test_a_gateway_has_room_for_as_many_subscribers_as_the_system_allows(api: Gateway) -> None:
-    """The soft limit on open files, usually 1,024, is no limit on readers."""
+async def test_a_gateway_raises_its_limit_on_open_files(api: Gateway) -> None:
+    """The soft limit on open files, usually 1,024, does not limit subscribers."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.prlimit(api.process.process.pid, resource.RLIMIT_NOFILE)
     assert soft == hard

@@ -1,8 +1,8 @@
-"""The stock OpenAI SDKs, each in a process of its own that calls what a test asks it to call.
+"""The unmodified OpenAI SDKs, each in a process of its own that runs calls for a test.
 
-`oldest` is the first openai-python with today's interface, in an environment made from `tests/sdk/oldest.txt`;
-`newest` the one that this project itself depends on; `node` is openai-node, from `tests/node/package-lock.json`. What
-is missing is prepared by the first test that needs it, once for each lock file.
+`oldest` is the first openai-python with today's interface, in an environment created from `tests/sdk/oldest.txt`;
+`newest` is the one that this project depends on; `node` is openai-node, from `tests/node/package-lock.json`. The first
+test that needs an environment creates it, once for each lock file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALL_FORMS = ["oldest", "oldest async", "newest", "newest async", NODE_SDK]
 
 @dataclass
 class Result:
-    """What one call gave its caller, in the order in which it came."""
+    """The results of one call, in the order of their arrival."""
 
     headers: dict[str, str] = field(default_factory=dict)
     chunks: list[Json] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Result:
         return self.headers["x-generation-id"]
 
     def text(self, index: int = 0, name: str = "content") -> str:
-        """A choice's content, or another field of it, joined as a user would."""
+        """The content of a choice, or another of its fields, joined as a user would."""
         if self.completion is not None:
             return self.completion["choices"][index]["message"].get(name) or ""
         choices = [choice for chunk in self.chunks for choice in chunk.get("choices") or []]
@@ -73,48 +73,48 @@ class Result:
 
 
 def whole(text: str) -> str:
-    """Joins surrogate pairs whose halves came in two chunks."""
+    """Join surrogate pairs whose halves are in two chunks."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 class Call:
-    """A call under way."""
+    """A running call."""
 
     def __init__(self) -> None:
-        self.told: asyncio.Queue[Json] = asyncio.Queue()
+        self.messages: asyncio.Queue[Json] = asyncio.Queue()
         self.result = Result()
-        self._over = False
+        self._ended = False
 
     async def chunk(self) -> Json:
-        """The next chunk, as soon as the caller has it."""
-        while not (news := await self._next()).get("chunk"):
-            assert not self._over, self.result.error
-        return news["chunk"]
+        """Wait for the next chunk that the caller receives."""
+        while not (message := await self._next()).get("chunk"):
+            assert not self._ended, self.result.error
+        return message["chunk"]
 
-    async def answered(self) -> None:
-        """Until the caller has the headers of its stream."""
+    async def wait_for_headers(self) -> None:
+        """Wait until the caller has the headers of its stream."""
         while not self.result.headers:
             await self._next()
 
     async def end(self) -> Result:
-        while not self._over:
+        while not self._ended:
             await self._next()
         return self.result
 
     async def _next(self) -> Json:
         async with asyncio.timeout(DEADLINE):
-            news = await self.told.get()
-        self._over = "end" in news
-        if "chunk" in news:
-            self.result.chunks.append(news["chunk"])
+            message = await self.messages.get()
+        self._ended = "end" in message
+        if "chunk" in message:
+            self.result.chunks.append(message["chunk"])
         for name in ("headers", "completion", "models", "error"):
-            if name in news:
-                setattr(self.result, name, news[name])
-        return news
+            if name in message:
+                setattr(self.result, name, message[name])
+        return message
 
 
 class Sdk:
-    """One SDK. `url` is a gateway's or an upstream's address, without its `/v1`."""
+    """One SDK. `url` is the address of a gateway or an upstream, without `/v1`."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
@@ -125,12 +125,12 @@ class Sdk:
 
     async def ready(self) -> Sdk:
         async with asyncio.timeout(DEADLINE):
-            self.version = (await self._calls[0].told.get())["version"]
+            self.version = (await self._calls[0].messages.get())["version"]
         return self
 
     def start(self, url: str, call: str, **arguments: Any) -> Call:
-        """Begins `create`, `stream`, `raw` (create with raw response), `helper` (the accumulating stream),
-        `retrieve` or `models`, with openai-python's keyword arguments."""
+        """Start `create`, `stream`, `raw` (create with raw response), `helper` (the accumulating stream), `retrieve` or
+        `models`, with the keyword arguments of openai-python."""
         number = len(self._calls)
         self._calls[number] = Call()
         job = {"job": number, "base_url": f"{url.removesuffix('/v1')}/v1", "call": call, **arguments}
@@ -144,8 +144,8 @@ class Sdk:
     async def _read(self) -> None:
         assert self._process.stdout
         while line := await self._process.stdout.readline():
-            news = json.loads(line)
-            self._calls[news.pop("job")].told.put_nowait(news)
+            message = json.loads(line)
+            self._calls[message.pop("job")].messages.put_nowait(message)
 
     async def stop(self) -> None:
         assert self._process.stdin
@@ -168,8 +168,8 @@ CLASSES = {
 }
 
 
-def raised(sdk: Sdk, result: Result, status: int, code: str | None, param: str | None = None) -> Json:
-    """The error, which is the SDK's own for that status."""
+def assert_raised(sdk: Sdk, result: Result, status: int, code: str | None, param: str | None = None) -> Json:
+    """Check that the error is of the SDK's class for this status, and return it."""
     error = result.error
     assert error is not None
     assert error["class"] == CLASSES.get(status, "APIError" if sdk.name == "node" else "APIStatusError")
@@ -179,14 +179,14 @@ def raised(sdk: Sdk, result: Result, status: int, code: str | None, param: str |
 
 
 async def generations(api: Gateway, label: str) -> list[Json]:
-    """Those with that label, the newest first."""
+    """The generations with this label, the newest first."""
     listed = (await api.http.get("/v1/generations?limit=100")).json()["data"]
     return [one for one in listed if one["metadata"].get("label") == label]
 
 
 @asynccontextmanager
 async def sdk_named(name: str) -> AsyncGenerator[Sdk, None]:
-    """Ready for calls."""
+    """A started SDK that is ready for calls."""
     version, _, form = name.partition(" ")
     if version == "node":
         command = [node(), str(NODE / "driver.mjs")]
@@ -211,7 +211,7 @@ def oldest_python() -> Path:
     """The interpreter of an environment with the oldest openai-python."""
     home = CACHE / f"openai-oldest-{digest(LOCK_FILE, sys.version)}"
     python = home / "bin" / "python"
-    with alone("openai-oldest"):
+    with exclusive("openai-oldest"):
         if not (home / "ready").exists():
             shutil.rmtree(home, ignore_errors=True)
             run(sys.executable, "-m", "venv", "--without-pip", str(home))
@@ -222,8 +222,8 @@ def oldest_python() -> Path:
 
 
 def node() -> str:
-    """Node's binary, openai-node installed beside the scripts; skips where there is none. The SDK asks for Node.js 22
-    and runs on 20."""
+    """The path of Node.js, with openai-node installed next to the scripts; skips the test if it is not installed. The
+    SDK asks for Node.js 22 and runs on 20."""
     binary, npm = shutil.which("node"), shutil.which("npm")
     if binary is None or npm is None:
         pytest.skip("Node.js with npm is not installed")
@@ -231,15 +231,15 @@ def node() -> str:
     if int(version.removeprefix("v").partition(".")[0]) < 20:
         pytest.skip(f"Node.js {version.strip()} is older than 20")
     ready = NODE / "node_modules" / f".ready-{digest(NODE / 'package-lock.json')}"
-    with alone("openai-node"):
+    with exclusive("openai-node"):
         if not ready.exists():
             run(npm, "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=NODE)
             ready.touch()
     return binary
 
 
-def documented(language: str) -> str:
-    """The README's snippet for the SDK of that language, without the comment that names its file."""
+def documented_snippet(language: str) -> str:
+    """The README's snippet for the SDK of this language, without the comment that names its file."""
     readme = (ROOT / "README.md").read_text("utf-8")
     [snippet] = re.findall(
         rf"^```{language}\n(?:(?:#|//) \S+\n)?(.*?chat\.completions\.create.*?)^```$", readme, re.DOTALL | re.MULTILINE
@@ -248,13 +248,13 @@ def documented(language: str) -> str:
 
 
 async def run_snippet(url: str, language: str, *command: str) -> str:
-    """What the README's snippet prints, run as it is but for the address and the key."""
-    source = documented(language)
+    """The output of the README's snippet, run unchanged except for the address and the key."""
+    source = documented_snippet(language)
     assert source.count(README_URL) == 1
     process = await asyncio.create_subprocess_exec(
         *command,
         env=clean_environment(PYTHONPATH="", TOKENCAST_API_KEY="key"),
-        cwd=NODE,  # where Node finds openai-node
+        cwd=NODE,  # so that Node finds openai-node
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -270,8 +270,8 @@ def digest(file: Path, more: str = "") -> str:
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Of several processes that run tests, one prepares and the others wait for it."""
+def exclusive(name: str) -> Iterator[None]:
+    """If several processes run tests, one prepares the environment and the others wait for it."""
     CACHE.mkdir(exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

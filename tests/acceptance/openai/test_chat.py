@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` without an SDK: what attaches to a generation, what outlives its caller, and reading on."""
+"""`/v1/chat/completions` without an SDK: attaching to generations, disconnects, stored completions, and resuming."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ WORDS = ["one ", "two ", "three ", "four"]
 
 @pytest.fixture(scope="module")
 async def running(sim: str) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it; `api` is one without."""
+    """A gateway with a worker; `api` has none."""
     async with EmbeddedRedis() as redis, gateway(redis.url) as api, worker(redis.url, sim):
         yield api
 
 
-def asked(directive: str, **more: Any) -> dict[str, Any]:
+def sim_request(directive: str, **more: Any) -> dict[str, Any]:
     return request_body(f"[[sim seed=7 {directive}]]", model="sim", **more)
 
 
@@ -56,8 +56,8 @@ async def calls(api: Gateway, sim: str, label: str) -> list[dict[str, Any]]:
     return (await api.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
 
 
-async def written(api: Gateway, broker: Broker, *words: str) -> Writer:
-    """A generation with these words, that goes on."""
+async def running_generation(api: Gateway, broker: Broker, *words: str) -> Writer:
+    """A running generation with these words."""
     writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
     if words:
         await writer.append(*words)
@@ -68,9 +68,9 @@ async def requeue(writer: Writer) -> None:
     await writer.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
 
 
-async def test_an_idempotency_key_attaches_whoever_repeats_it(running: Gateway, sim: str) -> None:
-    """Streaming or not, meanwhile or later: one generation, one upstream call, one text."""
-    body, headers = asked("length=30 speed=300 label=attached"), {"idempotency-key": "attached"}
+async def test_a_repeated_request_attaches_to_the_generation(running: Gateway, sim: str) -> None:
+    """With and without streaming, concurrently and later: one generation, one upstream call, one text."""
+    body, headers = sim_request("length=30 speed=300 label=attached"), {"idempotency-key": "attached"}
     whole = running.http.post(PATH, json=body, headers=headers)
     usage = {**body, "stream_options": {"include_usage": True}}
     first, second, answer = await gather(post(running, body, **headers), post(running, usage, **headers), whole)
@@ -83,8 +83,8 @@ async def test_an_idempotency_key_attaches_whoever_repeats_it(running: Gateway, 
     assert len(await calls(running, sim, "attached")) == 1
 
 
-async def test_a_client_that_leaves_its_stream_does_not_stop_it(running: Gateway, sim: str) -> None:
-    body = {**asked("length=60 speed=300 label=left-stream"), "stream": True}
+async def test_a_disconnected_stream_does_not_stop_its_generation(running: Gateway, sim: str) -> None:
+    body = {**sim_request("length=60 speed=300 label=left-stream"), "stream": True}
     async with running.http.stream("POST", PATH, json=body) as response, aclosing(response.aiter_raw()) as data:
         await anext(data)
     generation = await running.ended(response.headers["x-generation-id"])
@@ -92,15 +92,15 @@ async def test_a_client_that_leaves_its_stream_does_not_stop_it(running: Gateway
     assert [call["outcome"] for call in await calls(running, sim, "left-stream")] == ["completed"]
 
 
-async def test_a_client_that_no_longer_waits_does_not_stop_it(running: Gateway, sim: str) -> None:
-    body = asked("length=60 speed=300 label=left-whole", metadata={"test": "left-whole"})
+async def test_a_disconnected_request_does_not_stop_its_generation(running: Gateway, sim: str) -> None:
+    body = sim_request("length=60 speed=300 label=left-whole", metadata={"test": "left-whole"})
     waiting = asyncio.create_task(running.http.post(PATH, json=body))
 
-    async def begun() -> list[dict[str, Any]]:
+    async def running_generations() -> list[dict[str, Any]]:
         listed = (await running.http.get("/v1/generations?status=in_progress")).json()["data"]
         return [one for one in listed if one["metadata"] == body["metadata"]]
 
-    [generation] = await wait_until(begun)
+    [generation] = await wait_until(running_generations)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     generation = await running.ended(generation["id"])
@@ -109,24 +109,24 @@ async def test_a_client_that_no_longer_waits_does_not_stop_it(running: Gateway, 
 
 
 async def test_a_completion_is_stored(running: Gateway) -> None:
-    """As it was answered, under its own id."""
-    answer = await running.http.post(PATH, json=asked("length=8 tools=1 speed=0", n=2))
+    """Unchanged, under its own id."""
+    answer = await running.http.post(PATH, json=sim_request("length=8 tools=1 speed=0", n=2))
     stored = await running.http.get(f"{PATH}/{answer.json()['id']}")
     assert stored.json() == answer.json()
     assert len(stored.json()["choices"]) == 2
 
 
 async def test_a_completion_is_partial_while_it_runs(api: Gateway, broker: Broker) -> None:
-    writer = await written(api, broker, "one ", "two ")
+    writer = await running_generation(api, broker, "one ", "two ")
     partial = (await api.http.get(f"{PATH}/{writer.gid}")).json()
     assert (partial["object"], partial["id"], partial["usage"]) == ("chat.completion", writer.gid, None)
     [choice] = partial["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("one two ", None)
 
 
-async def test_a_stored_stream_is_the_live_one(running: Gateway) -> None:
-    """The same bytes, ids included, with and without usage."""
-    body, headers = asked("length=30 speed=600"), {"idempotency-key": "live"}
+async def test_a_stored_stream_is_equal_to_the_live_one(running: Gateway) -> None:
+    """The same bytes including ids, with and without usage."""
+    body, headers = sim_request("length=30 speed=600"), {"idempotency-key": "live"}
     live = await post(running, body, **headers)
     gid = (await running.http.post(PATH, json=body, headers=headers)).json()["id"]
     assert await read(running, gid) == live
@@ -136,9 +136,9 @@ async def test_a_stored_stream_is_the_live_one(running: Gateway) -> None:
 
 
 @pytest.mark.parametrize("usage", ["auto", "never"])
-async def test_a_reader_goes_on_behind_any_frame(running: Gateway, usage: str) -> None:
-    """With the id it has; behind the last one it is told once more that this is the end."""
-    answer = await running.http.post(PATH, json=asked(f"length=12 speed=0 usage={usage}"))
+async def test_a_client_resumes_after_any_frame(running: Gateway, usage: str) -> None:
+    """With the id of any frame; after the last one it gets the end again."""
+    answer = await running.http.post(PATH, json=sim_request(f"length=12 speed=0 usage={usage}"))
     gid, query = answer.json()["id"], "&include_usage=true"
     everything = await read(running, gid, query)
     assert everything[-1].data == "[DONE]"
@@ -150,8 +150,8 @@ async def test_a_reader_goes_on_behind_any_frame(running: Gateway, usage: str) -
     assert (await read(running, gid, f"&after={ids[-1]}")) == everything[-1:]
 
 
-async def test_a_reader_goes_on_while_it_runs(api: Gateway, broker: Broker) -> None:
-    writer = await written(api, broker, "one ", "two ")
+async def test_a_client_resumes_a_running_generation(api: Gateway, broker: Broker) -> None:
+    writer = await running_generation(api, broker, "one ", "two ")
     async with aclosing(api.stream("GET", f"{PATH}/{writer.gid}?stream=true&after={writer.attempt}-1")) as stream:
         assert texts([await anext(stream)]) == "two "
         await writer.append("three")
@@ -161,17 +161,17 @@ async def test_a_reader_goes_on_while_it_runs(api: Gateway, broker: Broker) -> N
 
 
 @pytest.mark.parametrize("cursor", ["0-0", "0-1"])
-async def test_a_reader_may_begin_before_the_first_attempt(api: Gateway, broker: Broker, cursor: str) -> None:
-    """Ids of the native stream, behind which nothing of a text was given yet."""
-    writer = await written(api, broker, *WORDS)
+async def test_a_client_can_begin_before_the_first_attempt(api: Gateway, broker: Broker, cursor: str) -> None:
+    """Ids of the native stream before the first text."""
+    writer = await running_generation(api, broker, *WORDS)
     await writer.finish()
     frames = await read(api, writer.gid, f"&after={cursor}")
     assert (texts(frames), frames[-1].data) == ("".join(WORDS), "[DONE]")
 
 
-async def test_who_has_a_part_of_another_attempt_is_told(api: Gateway, broker: Broker) -> None:
-    """Its text cannot be gone on with; who has nothing yet reads the attempt that counts."""
-    writer = await written(api, broker, "Half a te")
+async def test_a_cursor_of_another_attempt_is_answered_with_a_reset(api: Gateway, broker: Broker) -> None:
+    """Its text cannot be continued. A client without text reads the current attempt."""
+    writer = await running_generation(api, broker, "Half a te")
     cursor = f"{writer.attempt}-1"
     await requeue(writer)
     await writer.claim()
@@ -185,9 +185,9 @@ async def test_who_has_a_part_of_another_attempt_is_told(api: Gateway, broker: B
 
 @pytest.mark.parametrize("cursor", ["x", "1", "1-", "99999999999999999-1", "5-5", "{attempt}-99", "9000000000000000-0"])
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_cursor_of_nothing_is_refused(api: Gateway, broker: Broker, cursor: str, ended: bool) -> None:
-    """Behind it nothing would ever come, and the silent end of a stream means success to an SDK."""
-    writer = await written(api, broker, *WORDS)
+async def test_an_unknown_cursor_is_refused(api: Gateway, broker: Broker, cursor: str, ended: bool) -> None:
+    """No event would follow, and for an SDK the silent end of a stream means success."""
+    writer = await running_generation(api, broker, *WORDS)
     if ended:
         await writer.finish()
     after = cursor.format(attempt=writer.attempt)
@@ -197,9 +197,9 @@ async def test_a_cursor_of_nothing_is_refused(api: Gateway, broker: Broker, curs
 
 
 @pytest.mark.parametrize(("status", "code"), [("failed", "upstream_truncated"), ("cancelled", "generation_cancelled")])
-async def test_a_stored_failure_is_no_completion(api: Gateway, broker: Broker, status: str, code: str) -> None:
-    """Its text can be streamed, and ends in the error."""
-    writer = await written(api, broker, *WORDS)
+async def test_a_stored_failure_is_an_error(api: Gateway, broker: Broker, status: str, code: str) -> None:
+    """Its text can be streamed, and the stream ends with the error."""
+    writer = await running_generation(api, broker, *WORDS)
     if status == "failed":
         await writer.finish("failed", json.dumps({"error": {"message": "It broke.", "code": code}}).encode())
     else:
@@ -212,16 +212,16 @@ async def test_a_stored_failure_is_no_completion(api: Gateway, broker: Broker, s
 
 
 async def test_head_of_a_stream_has_no_body(api: Gateway, broker: Broker) -> None:
-    """And leaves the connection usable."""
-    writer = await written(api, broker, *WORDS)
+    """The connection remains usable."""
+    writer = await running_generation(api, broker, *WORDS)
     await writer.finish()
     for _ in range(2):
         assert (await api.http.head(f"{PATH}/{writer.gid}?stream=true")).content == b""
     assert (await api.http.get("/healthz")).status_code == 200
 
 
-async def test_a_stopping_gateway_takes_nothing_on(redis: EmbeddedRedis) -> None:
-    """What it did not accept an SDK may repeat, and another gateway will."""
+async def test_a_stopping_gateway_accepts_no_request(redis: EmbeddedRedis) -> None:
+    """The request was not accepted, so an SDK may repeat it, and another gateway accepts it."""
     async with gateway(redis.url) as api:
         host, port = api.url.removeprefix("http://").split(":")
         body = json.dumps(request_body(metadata={"test": "late"})).encode()
@@ -246,10 +246,10 @@ async def test_a_stopping_gateway_takes_nothing_on(redis: EmbeddedRedis) -> None
     assert {"test": "late"} not in [generation["metadata"] for generation in listed]
 
 
-async def test_a_refusal_that_stays_has_its_status_even_in_a_stream(running: Gateway) -> None:
-    """At default settings the worker stops repeating before the status line stops waiting."""
+async def test_a_permanent_refusal_has_its_status_even_for_a_stream(running: Gateway) -> None:
+    """With default settings, the worker stops retrying before the gateway sends the status line."""
     faults = {"fault=429": 429, "fault=429 retry_after=1": 429, "fault=503": 502, "fault=500": 502}
-    posts = [running.http.post(PATH, json=asked(directive, stream=True)) for directive in faults]
+    posts = [running.http.post(PATH, json=sim_request(directive, stream=True)) for directive in faults]
     for response, status in zip(await gather(*posts), faults.values(), strict=True):
         assert response.status_code == status
         assert response.headers["x-should-retry"] == "false"

@@ -1,6 +1,5 @@
-"""What goes wrong reaches the SDKs as their own exceptions, with a status, a code and a param; and no error makes an
-SDK repeat a request that is being paid for already. They run with the retries they come with.
-"""
+"""Failures reach the SDKs as their own exceptions, with a status, a code and a param, and no error makes an SDK repeat
+a request that is already billed. The SDKs run with their default retries."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.openai.sdk import ALL, Json, Sdk, generations, raised, sdk_named
+from tests.acceptance.openai.sdk import ALL, Json, Sdk, assert_raised, generations, sdk_named
 from tests.support import Gateway, gather, request_body, upstream_calls, worker
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
@@ -22,7 +21,7 @@ SEED = seed_of([{"role": "user", "content": PROMPT}])
 
 @pytest.fixture(scope="module")
 async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway with a worker behind it that has no patience."""
+    """A gateway and a worker with short timeouts."""
     async with worker(redis.url, sim, TOKENCAST_IDLE_TIMEOUT="0.3", TOKENCAST_MAX_DURATION="1.5"):
         yield api
 
@@ -33,21 +32,21 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
         yield started
 
 
-def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
+def sim_request(directive: str = "", model: str = "sim", **more: Any) -> Json:
     content = f"{PROMPT} [[sim speed=0 {directive}]]"
     return {"model": model, "messages": [{"role": "user", "content": content}], "extra_body": more}
 
 
 FAULTS: dict[str, tuple[int, str | None, str | None]] = {
-    # What the upstream says of the request is passed on, in its own words.
+    # The upstream's statements about the request are passed on in its own words.
     "fault=400": (400, "context_length_exceeded", "messages"),
     "fault=403": (403, "permission_denied", None),
     "fault=404": (404, "model_not_found", "model"),
     "fault=413": (413, "request_too_large", None),
     "fault=422": (422, "unprocessable", "tools"),
-    # Its trouble with us is ours.
+    # The upstream refuses the gateway's key: a server error.
     "fault=401": (502, "upstream_auth", None),
-    # Its trouble with itself; it asks for more patience than a worker has.
+    # Errors of the upstream itself, with a longer retry time than the worker accepts.
     "fault=429 retry_after=60": (429, "upstream_rate_limited", None),
     "fault=500 retry_after=60": (502, "upstream_error", None),
     "fault=503 retry_after=60": (502, "upstream_error", None),
@@ -62,13 +61,13 @@ FAULTS: dict[str, tuple[int, str | None, str | None]] = {
 
 @pytest.mark.parametrize("call", ["stream", "create"])
 @pytest.mark.parametrize("directive", FAULTS)
-async def test_an_upstreams_refusal_has_a_status_of_its_own(
+async def test_an_upstream_error_has_its_status(
     running: Gateway, sim: str, sdk: Sdk, directive: str, call: str
 ) -> None:
-    """Streamed or not; one generation, one upstream call, whatever the SDK would rather do."""
+    """With and without streaming; one generation and one upstream call, although the SDK would retry by default."""
     label = secrets.token_hex(8)
-    result = await sdk.call(running.url, call, **asked(f"{directive} label={label}", metadata={"label": label}))
-    error = raised(sdk, result, *FAULTS[directive])
+    result = await sdk.call(running.url, call, **sim_request(f"{directive} label={label}", metadata={"label": label}))
+    error = assert_raised(sdk, result, *FAULTS[directive])
     assert error["headers"]["x-should-retry"] == "false"
     [generation] = await generations(running, label)
     assert error["headers"]["x-generation-id"] == generation["id"]
@@ -76,28 +75,28 @@ async def test_an_upstreams_refusal_has_a_status_of_its_own(
     assert len(await upstream_calls(sim, label)) == 1
 
 
-async def test_the_upstreams_words_are_passed_on(running: Gateway, sdk: Sdk) -> None:
-    result = await sdk.call(running.url, "create", **asked("fault=400"))
+async def test_the_message_of_the_upstream_is_passed_on(running: Gateway, sdk: Sdk) -> None:
+    result = await sdk.call(running.url, "create", **sim_request("fault=400"))
     assert "maximum context length is 8192 tokens" in result.error["message"]
     assert result.error["type"] == "invalid_request_error"
 
 
-async def test_the_upstreams_key_is_nobodys_business(running: Gateway, sdk: Sdk) -> None:
-    """A wrong key is the operator's fault, and the upstream's words about it stay here."""
-    result = await sdk.call(running.url, "create", **asked("fault=401"))
+async def test_an_error_about_the_upstream_key_is_not_passed_on(running: Gateway, sdk: Sdk) -> None:
+    """A wrong key is the operator's fault, and the upstream's message about it is not passed on."""
+    result = await sdk.call(running.url, "create", **sim_request("fault=401"))
     assert "Incorrect API key" not in result.error["message"]
     assert result.error["type"] == "server_error"
 
 
-async def test_a_limit_of_the_upstream_says_when_to_come_back(running: Gateway, sdk: Sdk) -> None:
-    result = await sdk.call(running.url, "stream", **asked("fault=429 retry_after=60"))
+async def test_a_rate_limit_of_the_upstream_has_a_retry_time(running: Gateway, sdk: Sdk) -> None:
+    result = await sdk.call(running.url, "stream", **sim_request("fault=429 retry_after=60"))
     assert result.error["headers"]["retry-after"] == "60"
 
 
-async def test_a_limit_that_passes_is_not_seen(running: Gateway, sim: str, sdk: Sdk) -> None:
-    """The worker repeats what had not begun; the SDK waits for the status line, and gets the text."""
+async def test_a_temporary_rate_limit_is_invisible(running: Gateway, sim: str, sdk: Sdk) -> None:
+    """The worker retries a call without output; the SDK waits for the status line, and gets the text."""
     label = secrets.token_hex(8)
-    body = asked(f"fault=429 times=1 retry_after=0.1 length=5 label={label}", metadata={"label": label})
+    body = sim_request(f"fault=429 times=1 retry_after=0.1 length=5 label={label}", metadata={"label": label})
     result = await sdk.call(running.url, "stream", **body)
     assert result.error is None
     assert result.text() == "".join(pieces(SEED, 5))
@@ -105,16 +104,16 @@ async def test_a_limit_that_passes_is_not_seen(running: Gateway, sim: str, sdk: 
     assert len(await generations(running, label)) == 1
 
 
-async def test_silence_is_a_504(running: Gateway, sdk: Sdk) -> None:
-    """An upstream that takes the request and says nothing."""
+async def test_a_silent_upstream_is_a_504(running: Gateway, sdk: Sdk) -> None:
+    """An upstream that accepts the request and sends nothing."""
     label = secrets.token_hex(8)
-    body = asked("fault=mute", metadata={"label": label})
+    body = sim_request("fault=mute", metadata={"label": label})
     for result in await gather(*(sdk.call(running.url, call, **body) for call in ("stream", "create"))):
-        raised(sdk, result, 504, "timeout")
+        assert_raised(sdk, result, 504, "timeout")
     assert len(await generations(running, label)) == 2
 
 
-BROKEN = {
+BROKEN_STREAMS = {
     "fault=truncate": "upstream_truncated",
     "fault=rst": "upstream_truncated",
     "fault=error-frame": "sim_error",
@@ -123,18 +122,19 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("directive", BROKEN)
-async def test_a_text_that_breaks_off_raises(running: Gateway, sim: str, sdk: Sdk, directive: str) -> None:
-    """Streamed: what there was, then an APIError. Not streamed: the error alone. Never half an answer for a whole."""
+@pytest.mark.parametrize("directive", BROKEN_STREAMS)
+async def test_a_truncated_text_raises(running: Gateway, sim: str, sdk: Sdk, directive: str) -> None:
+    """A stream gets the text so far, then an APIError; a request without streaming only the error. Partial text is
+    never presented as complete."""
     label = secrets.token_hex(8)
-    body = asked(f"{directive} at=5 label={label}", metadata={"label": label})
+    body = sim_request(f"{directive} at=5 label={label}", metadata={"label": label})
     streamed, whole = await gather(*(sdk.call(running.url, call, **body) for call in ("stream", "create")))
     assert streamed.text() == "".join(pieces(SEED, 60)[:5])
     assert streamed.finish_reasons == {}
     assert streamed.error is not None
     assert streamed.error["api_error"]
-    assert (streamed.error["code"], streamed.error["type"]) == (BROKEN[directive], "server_error")
-    raised(sdk, whole, 504 if directive == "fault=stall" else 502, BROKEN[directive])
+    assert (streamed.error["code"], streamed.error["type"]) == (BROKEN_STREAMS[directive], "server_error")
+    assert_raised(sdk, whole, 504 if directive == "fault=stall" else 502, BROKEN_STREAMS[directive])
     assert len(await generations(running, label)) == len(await upstream_calls(sim, label)) == 2
 
 
@@ -155,23 +155,25 @@ BAD_BODIES: dict[str, tuple[Json, str | None, str]] = {
 @pytest.mark.parametrize("call", ["stream", "create"])
 @pytest.mark.parametrize("name", BAD_BODIES)
 async def test_a_bad_body_is_a_bad_request(api: Gateway, sdk: Sdk, name: str, call: str) -> None:
-    """The parameter that is wrong is named."""
+    """The error names the wrong parameter."""
     body, param, code = BAD_BODIES[name]
-    error = raised(sdk, await sdk.call(api.url, call, **asked(**body)), 400, code, param)
+    error = assert_raised(sdk, await sdk.call(api.url, call, **sim_request(**body)), 400, code, param)
     assert error["type"] == "invalid_request_error"
     assert param is None or param in error["message"]
 
 
 @pytest.mark.parametrize("call", ["stream", "create"])
 async def test_an_unknown_model_is_not_found(api: Gateway, sdk: Sdk, call: str) -> None:
-    error = raised(sdk, await sdk.call(api.url, call, **asked(model="nobody-1")), 404, "model_not_found", "model")
+    error = assert_raised(
+        sdk, await sdk.call(api.url, call, **sim_request(model="nobody-1")), 404, "model_not_found", "model"
+    )
     assert "nobody-1" in error["message"]
 
 
-async def test_a_key_for_two_bodies_is_a_conflict(api: Gateway, sdk: Sdk) -> None:
-    """Which no repetition resolves."""
+async def test_an_idempotency_key_with_another_body_is_a_conflict(api: Gateway, sdk: Sdk) -> None:
+    """A retry does not resolve it."""
     key = {"idempotency-key": secrets.token_hex(8)}
     await api.create(request_body(), **key)
     result = await sdk.call(api.url, "create", extra_headers=key, **request_body("Something else."))
-    error = raised(sdk, result, 422, "idempotency_conflict", "idempotency-key")
+    error = assert_raised(sdk, result, 422, "idempotency_conflict", "idempotency-key")
     assert error["headers"]["x-should-retry"] == "false"

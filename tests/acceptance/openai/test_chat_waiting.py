@@ -1,6 +1,5 @@
-"""Who waits for a completion, streamed or whole, is told how it ended: before its text, without it, or when the gateway
-stops. All of it after the generation was accepted, so nothing may make an SDK ask again.
-"""
+"""Requests that wait for a completion, with or without streaming, learn how it ended: before its text, without text, or
+when the gateway stops. The generation was accepted before, so no error may make an SDK retry."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.acceptance.openai.sdk import ALL, Call, Sdk, generations, raised, sdk_named
+from tests.acceptance.openai.sdk import ALL, Call, Sdk, assert_raised, generations, sdk_named
 from tests.support import Gateway, Writer, gateway, request_body, wait_until
 
 
@@ -23,8 +22,8 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
         yield started
 
 
-async def begun(api: Gateway, sdk: Sdk, call: str) -> tuple[str, Call]:
-    """A call whose generation was accepted, and that waits for what no worker brings."""
+async def waiting_call(api: Gateway, sdk: Sdk, call: str) -> tuple[str, Call]:
+    """A call whose generation was accepted, and that waits because no worker runs."""
     label = secrets.token_hex(8)
     waiting = sdk.start(api.url, call, **request_body(extra_body={"metadata": {"label": label}}))
     [generation] = await wait_until(lambda: generations(api, label))
@@ -32,52 +31,52 @@ async def begun(api: Gateway, sdk: Sdk, call: str) -> tuple[str, Call]:
 
 
 @pytest.mark.parametrize("call", ["stream", "create"])
-async def test_cancelled_before_any_text_is_a_conflict(api: Gateway, sdk: Sdk, call: str) -> None:
-    """SDKs repeat a 409 as a rule; this one says that they should not."""
-    gid, waiting = await begun(api, sdk, call)
+async def test_a_cancellation_before_any_text_is_a_conflict(api: Gateway, sdk: Sdk, call: str) -> None:
+    """By default, SDKs retry a 409; the header of this one forbids it."""
+    gid, waiting = await waiting_call(api, sdk, call)
     await api.http.post(f"/v1/generations/{gid}/cancel")
-    error = raised(sdk, await waiting.end(), 409, "generation_cancelled")
+    error = assert_raised(sdk, await waiting.end(), 409, "generation_cancelled")
     assert error["headers"]["x-should-retry"] == "false"
     assert (await api.http.get("/v1/generations?limit=1")).json()["data"][0]["id"] == gid
 
 
-async def test_cancelled_after_some_text_is_a_conflict_for_who_wants_the_whole(
+async def test_a_cancellation_after_some_text_is_a_conflict_without_streaming(
     api: Gateway, broker: Broker, sdk: Sdk
 ) -> None:
-    gid, waiting = await begun(api, sdk, "create")
+    gid, waiting = await waiting_call(api, sdk, "create")
     await (await Writer(broker.store.redis, gid).claim()).append("Half a te")
     await api.http.post(f"/v1/generations/{gid}/cancel")
-    raised(sdk, await waiting.end(), 409, "generation_cancelled")
+    assert_raised(sdk, await waiting.end(), 409, "generation_cancelled")
 
 
 @pytest.mark.parametrize("call", ["stream", "create"])
-async def test_deleted_before_any_text_is_gone(api: Gateway, sdk: Sdk, call: str) -> None:
-    """It was accepted, so this too is an error after which nothing is to be repeated."""
-    gid, waiting = await begun(api, sdk, call)
+async def test_a_deletion_before_any_text_is_gone(api: Gateway, sdk: Sdk, call: str) -> None:
+    """The generation was accepted, so this error forbids a retry too."""
+    gid, waiting = await waiting_call(api, sdk, call)
     await api.http.delete(f"/v1/generations/{gid}")
-    error = raised(sdk, await waiting.end(), 410, "generation_gone", "id")
+    error = assert_raised(sdk, await waiting.end(), 410, "generation_gone", "id")
     assert error["headers"]["x-should-retry"] == "false"
     assert error["headers"]["x-generation-id"] == gid
 
 
 @pytest.mark.parametrize("call", ["stream", "create"])
-async def test_a_stopping_gateway_tells_who_waits(redis: EmbeddedRedis, sdk: Sdk, call: str) -> None:
-    """A connection that just broke would make the SDK repeat the request elsewhere, and that is another bill."""
+async def test_a_stopping_gateway_answers_waiting_requests(redis: EmbeddedRedis, sdk: Sdk, call: str) -> None:
+    """A broken connection would make the SDK repeat the request at another gateway, which would be billed again."""
     async with gateway(redis.url) as api:
-        gid, waiting = await begun(api, sdk, call)
+        gid, waiting = await waiting_call(api, sdk, call)
         api.process.send(signal.SIGTERM)
-        error = raised(sdk, await waiting.end(), 503, "server_draining")
+        error = assert_raised(sdk, await waiting.end(), 503, "server_draining")
     assert error["headers"]["x-should-retry"] == "false"
     assert error["headers"]["x-generation-id"] == gid
 
 
 async def test_a_late_failure_is_an_error_frame(api: Gateway, broker: Broker) -> None:
-    """Ten seconds the status line waits; then it is a 200, and what comes is a frame."""
+    """The status line waits for ten seconds; then it is 200, and an error is a frame."""
     async with sdk_named("newest") as sdk:
         started = asyncio.get_running_loop().time()
-        gid, waiting = await begun(api, sdk, "stream")
+        gid, waiting = await waiting_call(api, sdk, "stream")
         writer = await Writer(broker.store.redis, gid).claim()
-        await waiting.answered()
+        await waiting.wait_for_headers()
         assert asyncio.get_running_loop().time() - started > 9
         await writer.finish("failed", b'{"error":{"message":"Late.","type":"server_error","code":"upstream_timeout"}}')
         result = await waiting.end()

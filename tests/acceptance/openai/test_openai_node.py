@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.openai.sdk import README_URL, documented, node, run_snippet
+from tests.acceptance.openai.sdk import README_URL, documented_snippet, node, run_snippet
 from tests.support import Gateway
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
@@ -31,22 +31,22 @@ for await (const chunk of stream) {
 }
 console.log();
 """
-"""As the upstream's documentation has it."""
+"""From the upstream's documentation."""
 
 MESSAGES = [{"role": "user", "content": "Explain the GIL in CPython."}]
 SEED = seed_of(MESSAGES)
 
 
-def said(length: int) -> str:
+def expected_text(length: int) -> str:
     return "".join(pieces(SEED, length))
 
 
 def test_the_readme_shows_the_documented_snippet() -> None:
-    """With another address and key, and no other change."""
-    shown = documented("js").replace(f"{README_URL}/v1", "https://ai.gabforge.ai/v1")
+    """With another address and key, otherwise unchanged."""
+    shown = documented_snippet("js").replace(f"{README_URL}/v1", "https://ai.gabforge.ai/v1")
     assert shown.replace("TOKENCAST_API_KEY", "GABFORGE_API_KEY") == SNIPPET
 
 
 async def test_the_documented_snippet_runs(running: Gateway) -> None:
-    """It prints what the model said, and a line's end."""
-    assert await run_snippet(running.url, "js", node(), "--input-type=module", "-") == said(60) + "\n"
+    """It prints the model's text and a line break."""
+    assert await run_snippet(running.url, "js", node(), "--input-type=module", "-") == expected_text(60) + "\n"

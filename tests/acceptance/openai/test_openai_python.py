@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.openai.sdk import README_URL, Json, Sdk, documented, oldest_python, run_snippet, sdk_named
+from tests.acceptance.openai.sdk import README_URL, Json, Sdk, documented_snippet, oldest_python, run_snippet, sdk_named
 from tests.support import Gateway
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
@@ -36,7 +36,7 @@ for chunk in stream:
 
 print()
 """
-"""As the upstream's documentation has it."""
+"""From the upstream's documentation."""
 
 MESSAGES = [{"role": "user", "content": "Explain the GIL in CPython."}]
 SEED = seed_of(MESSAGES)
@@ -48,31 +48,31 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
         yield started
 
 
-def asked(directive: str, **more: Any) -> Json:
+def sim_request(directive: str, **more: Any) -> Json:
     content = f"{MESSAGES[0]['content']} [[sim speed=0 {directive}]]"
     return {"model": "sim", "messages": [{"role": "user", "content": content}], **more}
 
 
-def said(length: int) -> str:
+def expected_text(length: int) -> str:
     return "".join(pieces(SEED, length))
 
 
 def test_the_readme_shows_the_documented_snippet() -> None:
-    """With another address and key, and no other change."""
-    shown = documented("python").replace(f"{README_URL}/v1", "https://ai.gabforge.ai/v1")
+    """With another address and key, otherwise unchanged."""
+    shown = documented_snippet("python").replace(f"{README_URL}/v1", "https://ai.gabforge.ai/v1")
     assert shown.replace("TOKENCAST_API_KEY", "GABFORGE_API_KEY") == SNIPPET
 
 
 @pytest.mark.parametrize("version", ["oldest", "newest"])
 async def test_the_documented_snippet_runs(running: Gateway, version: str) -> None:
-    """It prints what the model said, and a line's end."""
+    """It prints the model's text and a line break."""
     python = str(oldest_python()) if version == "oldest" else sys.executable
-    assert await run_snippet(running.url, "python", python, "-W", "error", "-") == said(60) + "\n"
+    assert await run_snippet(running.url, "python", python, "-W", "error", "-") == expected_text(60) + "\n"
 
 
-async def test_a_running_completion_is_retrieved_as_far_as_it_is(running: Gateway, sdk: Sdk) -> None:
-    """Its finish_reason is null until it has ended."""
-    call = sdk.start(running.url, "stream", **asked("fault=stall at=3 length=10"))
+async def test_a_running_completion_is_retrieved_partially(running: Gateway, sdk: Sdk) -> None:
+    """Its finish_reason is null until the end."""
+    call = sdk.start(running.url, "stream", **sim_request("fault=stall at=3 length=10"))
     for _ in range(4):
         await call.chunk()
     gid = call.result.generation

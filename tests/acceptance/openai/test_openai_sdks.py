@@ -1,6 +1,6 @@
-"""What the stock OpenAI SDKs make of our `/v1/chat/completions`: the oldest and the newest openai-python, with both of
-its clients, and openai-node. Gateway, worker and upstream are real processes, and what an SDK gives when it is pointed
-at the upstream itself is what it must give through us."""
+"""`/v1/chat/completions` with the unmodified OpenAI SDKs: the oldest and the newest openai-python, with both of its
+clients, and openai-node. Gateway, worker and upstream are real processes. The results must be equal to those of an SDK
+that calls the upstream directly."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ async def sdk(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
 
 @pytest.fixture(scope="module", params=["newest", "newest async", NODE_SDK])
 async def accumulating(request: pytest.FixtureRequest) -> AsyncGenerator[Sdk, None]:
-    """An SDK that puts a stream together for its user."""
+    """An SDK with a helper that accumulates a stream."""
     async with sdk_named(request.param) as started:
         yield started
 
 
-def asked(directive: str = "", model: str = "sim", **more: Any) -> Json:
-    """The arguments of a call; what SDKs of all ages do not know is in the extra body."""
+def sim_request(directive: str = "", model: str = "sim", **more: Any) -> Json:
+    """The arguments of a call. Parameters that not all SDKs know are in the extra body."""
     content = f"{PROMPT} [[sim speed=0 {directive}]]"
     return {"model": model, "messages": [{"role": "user", "content": content}], "extra_body": more}
 
 
-def said(length: int, seed: int = SEED, **how: Any) -> str:
+def expected_text(length: int, seed: int = SEED, **how: Any) -> str:
     return "".join(pieces(seed, length, **how))
 
 
-async def test_these_are_the_versions_we_mean(sdk: Sdk) -> None:
-    """The first with today's interface, the one that this project depends on, and the one in Node's lock file."""
+async def test_the_sdks_have_the_intended_versions(sdk: Sdk) -> None:
+    """The first one with today's interface, the one that this project depends on, and the one in Node's lock file."""
     node = json.loads((NODE / "package.json").read_text())["dependencies"]["openai"]
     meant = {"oldest": "1.0.0", "newest": metadata.version("openai"), "node": node}
     assert sdk.version == meant[sdk.name.partition(" ")[0]]
 
 
 @pytest.mark.parametrize("call", ["stream", "create"])
-async def test_the_text_arrives_whole(running: Gateway, sdk: Sdk, call: str) -> None:
-    """All of it, with its finish_reason, streamed or not; and the generation it came from holds the same."""
-    result = await sdk.call(running.url, call, **asked("length=200"))
+async def test_the_text_arrives_completely(running: Gateway, sdk: Sdk, call: str) -> None:
+    """The complete text with its finish_reason, with and without streaming; the stored generation has the same text."""
+    result = await sdk.call(running.url, call, **sim_request("length=200"))
     assert result.error is None
-    assert result.text() == said(200)
+    assert result.text() == expected_text(200)
     assert result.finish_reasons == {0: "stop"}
     gid = result.completion["id"] if result.completion else result.generation
     stored = await running.get(gid)
-    assert (stored["status"], stored["text"]) == ("completed", said(200))
+    assert (stored["status"], stored["text"]) == ("completed", expected_text(200))
 
 
 ODDITIES = {
@@ -86,38 +86,42 @@ FRAMINGS = [
 ]
 
 
-def verbatim(result: Result) -> list[Json]:
-    """The chunks but for what differs from call to call; the worker asks for usage, which puts a null on each."""
+def comparable_chunks(result: Result) -> list[Json]:
+    """The chunks without the fields that differ between calls. The worker requests usage, which adds a null to each
+    chunk."""
     assert result.error is None
     varying = ("id", "created", "usage")
     return [{key: value for key, value in chunk.items() if key not in varying} for chunk in result.chunks]
 
 
 @pytest.mark.parametrize("directive", ODDITIES.values(), ids=ODDITIES)
-async def test_a_stream_is_the_upstreams_own(running: Gateway, sim: str, sdk: Sdk, directive: str) -> None:
-    """Chunk for chunk and field for field, whatever upstreams are known to send; here for three choices."""
-    arguments = asked(directive, n=3)
+async def test_a_stream_is_equal_to_that_of_the_upstream(running: Gateway, sim: str, sdk: Sdk, directive: str) -> None:
+    """Every chunk and field is equal, for all known variants of upstreams; here for three choices."""
+    arguments = sim_request(directive, n=3)
     ours, theirs = await gather(sdk.call(running.url, "stream", **arguments), sdk.call(sim, "stream", **arguments))
-    assert verbatim(ours) == verbatim(theirs)
+    assert comparable_chunks(ours) == comparable_chunks(theirs)
     assert len({chunk.get("id") for chunk in ours.chunks}) == len({chunk.get("id") for chunk in theirs.chunks})
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_odd_framing_stays_with_us(running: Gateway, sim: str, sdk: Sdk, framing: str) -> None:
-    """Some of it ends an SDK that is pointed at the upstream itself; through us each reads the chunks."""
+async def test_unusual_framing_is_normalised(running: Gateway, sim: str, sdk: Sdk, framing: str) -> None:
+    """Some of these break an SDK that calls the upstream directly; through the gateway each SDK reads the chunks."""
     ours, plain = await gather(
-        sdk.call(running.url, "stream", **asked(f"length=8 {framing}")), sdk.call(sim, "stream", **asked("length=8"))
+        sdk.call(running.url, "stream", **sim_request(f"length=8 {framing}")),
+        sdk.call(sim, "stream", **sim_request("length=8")),
     )
-    assert verbatim(ours) == verbatim(plain)
+    assert comparable_chunks(ours) == comparable_chunks(plain)
 
 
 WHOLE = {name: directive for name, directive in ODDITIES.items() if name != "tool calls without index"}
 
 
 @pytest.mark.parametrize("directive", WHOLE.values(), ids=WHOLE)
-async def test_a_completion_is_the_upstreams_own(running: Gateway, sim: str, sdk: Sdk, directive: str) -> None:
-    """The upstream streams to us; whoever asks for the whole gets what the upstream gives as a whole."""
-    arguments = asked(directive, n=3)
+async def test_a_completion_is_equal_to_that_of_the_upstream(
+    running: Gateway, sim: str, sdk: Sdk, directive: str
+) -> None:
+    """The gateway merges the upstream's stream into the same response that the upstream gives without streaming."""
+    arguments = sim_request(directive, n=3)
     ours, theirs = await gather(sdk.call(running.url, "create", **arguments), sdk.call(sim, "create", **arguments))
     assert (ours.error, theirs.error) == (None, None)
     assert ours.completion
@@ -130,19 +134,19 @@ async def test_a_completion_is_the_upstreams_own(running: Gateway, sim: str, sdk
         assert (mine["index"], mine["finish_reason"]) == (other["index"], other["finish_reason"])
 
 
-async def test_trouble_in_the_text_reaches_the_reader_unharmed(running: Gateway, sdk: Sdk) -> None:
-    """Among it U+2028, U+2029 and U+0085, which old clients take for the end of a line."""
+async def test_special_characters_arrive_unchanged(running: Gateway, sdk: Sdk) -> None:
+    """With U+2028, U+2029 and U+0085, which old clients treat as line ends."""
     for directive in ("unicode=1 length=80", "split_surrogate=1 length=80"):
         for call in ("stream", "create"):
-            result = await sdk.call(running.url, call, **asked(directive))
+            result = await sdk.call(running.url, call, **sim_request(directive))
             assert result.error is None
-            assert result.text() == said(80, unicode=True)
+            assert result.text() == expected_text(80, unicode=True)
 
 
-async def test_fields_that_nobody_knows_survive(running: Gateway, sdk: Sdk) -> None:
-    """On the chunk, on the choice and on the delta; in the whole on the choice and on the message."""
+async def test_unknown_fields_are_passed_on(running: Gateway, sdk: Sdk) -> None:
+    """On the chunk, the choice and the delta; without streaming on the choice and the message."""
     streamed, whole = await gather(
-        *(sdk.call(running.url, call, **asked("shape=extra length=8")) for call in ("stream", "create"))
+        *(sdk.call(running.url, call, **sim_request("shape=extra length=8")) for call in ("stream", "create"))
     )
     chunk = streamed.chunks[3]
     assert (chunk["provider"], chunk["timings"]) == ("simulated", {"predicted_ms": 1.5})
@@ -153,10 +157,10 @@ async def test_fields_that_nobody_knows_survive(running: Gateway, sdk: Sdk) -> N
     assert whole.completion["choices"][0]["message"]["trace"] == {"hop": 1}
 
 
-async def test_tool_calls_and_reasoning_are_what_the_model_said(running: Gateway, sdk: Sdk) -> None:
-    result = await sdk.call(running.url, "create", **asked("tools=2 reasoning=6"))
+async def test_tool_calls_and_reasoning_arrive_unchanged(running: Gateway, sdk: Sdk) -> None:
+    result = await sdk.call(running.url, "create", **sim_request("tools=2 reasoning=6"))
     message = result.completion["choices"][0]["message"]
-    assert message["reasoning_content"] == said(6, voice="reasoning")
+    assert message["reasoning_content"] == expected_text(6, voice="reasoning")
     assert result.finish_reasons == {0: "tool_calls"}
     assert [
         (call["id"], call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]
@@ -164,15 +168,13 @@ async def test_tool_calls_and_reasoning_are_what_the_model_said(running: Gateway
 
 
 REFUSED = {"cut by length", "content filter", "azure"}
-"""What an accumulating stream may raise an error of its own for, whoever sends it."""
+"""Cases in which an accumulating stream may raise an error of its own, for any server."""
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if "gabforge" not in name])
-async def test_the_accumulating_stream_puts_it_together(
-    running: Gateway, sim: str, accumulating: Sdk, name: str
-) -> None:
-    """Text, reasoning, refusals and tool calls of three choices, with usage: as from the upstream itself."""
-    arguments = asked(WHOLE[name], n=3, stream_options={"include_usage": True})
+async def test_the_accumulating_stream_works(running: Gateway, sim: str, accumulating: Sdk, name: str) -> None:
+    """Text, reasoning, refusals and tool calls of three choices, with usage: the same result as from the upstream."""
+    arguments = sim_request(WHOLE[name], n=3, stream_options={"include_usage": True})
     ours, theirs = await gather(*(accumulating.call(url, "helper", **arguments) for url in (running.url, sim)))
     if theirs.error is not None:
         assert name in REFUSED
@@ -188,13 +190,13 @@ async def test_the_accumulating_stream_puts_it_together(
 USAGE = {"prompt_tokens": 8, "completion_tokens": 12, "total_tokens": 20}
 
 
-async def test_usage_comes_only_if_it_is_asked_for(running: Gateway, sdk: Sdk) -> None:
-    """Then it is the last chunk, with no choices; the whole has it anyway."""
+async def test_usage_is_sent_only_on_request(running: Gateway, sdk: Sdk) -> None:
+    """In a stream it is the last chunk, without choices; a response without streaming always has it."""
     options = {"stream_options": {"include_usage": True}}
     silent, counted, whole = await gather(
-        sdk.call(running.url, "stream", **asked("length=12")),
-        sdk.call(running.url, "stream", **asked("length=12", **options)),
-        sdk.call(running.url, "create", **asked("length=12")),
+        sdk.call(running.url, "stream", **sim_request("length=12")),
+        sdk.call(running.url, "stream", **sim_request("length=12", **options)),
+        sdk.call(running.url, "create", **sim_request("length=12")),
     )
     assert silent.usage is None
     assert all(chunk["choices"] for chunk in silent.chunks)
@@ -205,15 +207,17 @@ async def test_usage_comes_only_if_it_is_asked_for(running: Gateway, sdk: Sdk) -
 
 
 @pytest.mark.parametrize("directive", ["usage=never", "usage=reject", "shape=gabforge"])
-async def test_usage_is_counted_where_the_upstream_tells_none(running: Gateway, sdk: Sdk, directive: str) -> None:
-    """A chunk is a token, and it says that it is an estimate."""
+async def test_usage_is_estimated_if_the_upstream_sends_none(running: Gateway, sdk: Sdk, directive: str) -> None:
+    """Each chunk counts as a token, and the usage is marked as estimated."""
     streamed, whole = await gather(
-        sdk.call(running.url, "stream", **asked(f"length=12 {directive}", stream_options={"include_usage": True})),
-        sdk.call(running.url, "create", **asked(f"length=12 {directive}")),
+        sdk.call(
+            running.url, "stream", **sim_request(f"length=12 {directive}", stream_options={"include_usage": True})
+        ),
+        sdk.call(running.url, "create", **sim_request(f"length=12 {directive}")),
     )
     for result in (streamed, whole):
         assert result.error is None
-        assert result.text() == said(12)
+        assert result.text() == expected_text(12)
         assert result.usage["completion_tokens"] == 12
         assert result.usage["estimated"] is True
     assert streamed.chunks[-1]["choices"] == []
@@ -221,36 +225,36 @@ async def test_usage_is_counted_where_the_upstream_tells_none(running: Gateway, 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_the_generation_is_named_in_a_header(running: Gateway, sdk: Sdk, stream: bool) -> None:
-    """Which the SDKs give with the raw response."""
-    result = await sdk.call(running.url, "raw", stream=stream, **asked("length=12"))
-    assert result.text() == said(12)
-    assert (await running.get(result.generation))["text"] == said(12)
+async def test_a_header_names_the_generation(running: Gateway, sdk: Sdk, stream: bool) -> None:
+    """The SDKs return it with the raw response."""
+    result = await sdk.call(running.url, "raw", stream=stream, **sim_request("length=12"))
+    assert result.text() == expected_text(12)
+    assert (await running.get(result.generation))["text"] == expected_text(12)
     assert result.headers["x-request-id"].startswith("req_")
 
 
-async def test_others_follow_the_same_generation_natively_meanwhile(running: Gateway, sdk: Sdk) -> None:
-    call = sdk.start(running.url, "raw", stream=True, **asked("length=60 speed=300"))
+async def test_a_completion_can_be_followed_natively_meanwhile(running: Gateway, sdk: Sdk) -> None:
+    call = sdk.start(running.url, "raw", stream=True, **sim_request("length=60 speed=300"))
     await call.chunk()
     assert (await running.get(call.result.generation))["status"] == "in_progress"
     frames = await running.events(call.result.generation)
-    assert texts(frames) == (await call.end()).text() == said(60)
+    assert texts(frames) == (await call.end()).text() == expected_text(60)
 
 
-async def test_parameters_that_nobody_knows_reach_the_upstream(running: Gateway, sim: str, sdk: Sdk) -> None:
-    """All but our own, which upstreams refuse."""
+async def test_unknown_parameters_reach_the_upstream(running: Gateway, sim: str, sdk: Sdk) -> None:
+    """Except for the gateway's own parameters, which upstreams refuse."""
     label = f"parameters-{sdk.name}".replace(" ", "-")
     ours = {"metadata": {"order": "17"}, "on_upstream_error": "restart", "ttl_seconds": 60}
-    arguments = asked(f"label={label} length=1", top_k=3, **ours)
+    arguments = sim_request(f"label={label} length=1", top_k=3, **ours)
     result = await sdk.call(running.url, "create", temperature=0.5, **arguments)
-    assert result.text() == said(1)
+    assert result.text() == expected_text(1)
     [call] = (await running.http.get(f"{sim.removesuffix('/v1')}/sim/calls?label={label}")).json()
     assert set(call["parameters"]) == {"messages", "model", "stream", "stream_options", "temperature", "top_k"}
     assert (await running.get(result.completion["id"]))["metadata"] == {"order": "17"}
 
 
 async def test_models_are_listed(running: Gateway, sdk: Sdk) -> None:
-    """Among them those that are configured by name."""
+    """Including the models that are configured by name."""
     result = await sdk.call(running.url, "models")
     assert result.error is None
     assert {"gabforge-coder", "sim", "m"} <= {model["id"] for model in result.models}
@@ -258,8 +262,8 @@ async def test_models_are_listed(running: Gateway, sdk: Sdk) -> None:
 
 
 async def test_a_stored_completion_is_retrieved(running: Gateway, accumulating: Sdk) -> None:
-    """By the id that the completion itself bears. (The oldest SDK has no call for it.)"""
-    created = await accumulating.call(running.url, "create", **asked("tools=2 length=5"))
+    """With the id of the completion. (The oldest SDK has no such call.)"""
+    created = await accumulating.call(running.url, "create", **sim_request("tools=2 length=5"))
     retrieved = await accumulating.call(running.url, "retrieve", completion_id=created.completion["id"])
     assert retrieved.error is None
     assert retrieved.completion == created.completion

@@ -1,7 +1,7 @@
-"""The composed system, as `docker compose up` starts it: no key, no .env, and only HTTP to look at it with.
+"""The composed system, as `docker compose up` starts it: no key, no .env, and only HTTP to observe it.
 
-It runs wherever a container engine and Compose answer. Where they do not, or where a base image is neither
-here nor to be had, it is skipped and says which of them is missing. It starts no engine itself.
+The tests run on machines with a container engine and Compose. If these or a base image are not available, the tests are
+skipped and name the missing part. They start no engine.
 """
 
 import json
@@ -25,12 +25,12 @@ from worker.simulator.text import pieces
 
 SERVICES = ("redis", "upstream-sim", "worker", "api")
 TERMINAL = ("completed", "failed", "cancelled", "gone")
-WORKER_DRAIN = 1  # second; less than what a long generation below still has to say when its worker is stopped
+WORKER_DRAIN = 1  # seconds; shorter than the rest of a long generation below when its worker is stopped
 T = TypeVar("T")
 
 pytestmark = [
     pytest.mark.compose,
-    pytest.mark.timeout(900),  # a first run builds the image
+    pytest.mark.timeout(900),  # the first run builds the image
 ]
 
 
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def run(command: Sequence[str], deadline: float = 180, env: dict[str, str] | None = None) -> str:
-    """What it printed. A failure shows all of it."""
+    """Run a command and return its output. A failure shows all of it."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -61,7 +61,7 @@ def works(*command: str, deadline: float = 30) -> bool:
 
 
 def eventually(what: str, look: Callable[[], T], deadline: float, every: float = 0.25) -> T:
-    """The first true answer of `look`."""
+    """The first true result of `look`."""
     end = time.monotonic() + deadline
     while not (found := look()):
         assert time.monotonic() < end, f"not within {deadline:g} s: {what}"
@@ -88,7 +88,7 @@ class Event(NamedTuple):
 
 @dataclass
 class Stack:
-    """One composed system under a name and a port of its own."""
+    """One composed system with a project name and a port of its own."""
 
     compose: list[str]
     project: str
@@ -98,22 +98,22 @@ class Stack:
     def command(self, *arguments: str) -> list[str]:
         return [*self.compose, "-p", self.project, *arguments]
 
-    def do(self, *arguments: str) -> str:
+    def docker_compose(self, *arguments: str) -> str:
         return run(self.command(*arguments), env=self.env)
 
     def up(self, *arguments: str) -> None:
-        self.do("up", "-d", "--no-build", *arguments)
+        self.docker_compose("up", "-d", "--no-build", *arguments)
         self.until_healthy()
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """As `docker inspect` describes them."""
+        """The containers as described by `docker inspect`."""
         labels = (f"project={self.project}", f"service={service}")
         chosen = [word for label in labels for word in ("--filter", f"label=com.docker.compose.{label}")]
         ids = run(["docker", "ps", "-q", *chosen], env=self.env).split()
         return json.loads(run(["docker", "inspect", *ids], env=self.env)) if ids else []
 
     def until_healthy(self, **expected: int) -> None:
-        """Until every container says so of itself, and there are as many as expected (else one) of each."""
+        """Wait until every container is healthy, and each service has the expected number of them (by default one)."""
         for service in SERVICES:
             eventually(
                 f"{service} is healthy",
@@ -136,15 +136,15 @@ class Stack:
     def models(self) -> list[str]:
         return [model["id"] for model in self.http.get("/v1/models").json()["data"]]
 
-    def create(self, seed: int, length: int, speed: float, **parameters: str) -> "Reading":
-        """A new generation of a known text; the simulated upstream takes `length / speed` seconds for it."""
-        asked = f"Tell me something. [[sim seed={seed} length={length} speed={speed:g}]]"
+    def create(self, seed: int, length: int, speed: float, **parameters: str) -> "Subscriber":
+        """Create a generation with a known text; the simulated upstream takes `length / speed` seconds for it."""
+        content = f"Tell me something. [[sim seed={seed} length={length} speed={speed:g}]]"
         answer = self.http.post(
             "/v1/generations",
-            json={"model": "sim", "messages": [{"role": "user", "content": asked}], **parameters},
+            json={"model": "sim", "messages": [{"role": "user", "content": content}], **parameters},
         )
         assert answer.status_code == 202, answer.text
-        return Reading(self, answer.json()["id"], expected="".join(pieces(seed, length)))
+        return Subscriber(self, answer.json()["id"], expected="".join(pieces(seed, length)))
 
     def generation(self, generation_id: str) -> dict[str, Any]:
         answer = self.http.get(f"/v1/generations/{generation_id}")
@@ -153,8 +153,8 @@ class Stack:
 
 
 @dataclass
-class Reading:
-    """One subscriber. It reconnects with its cursor as often as it must, and shows what a page would show."""
+class Subscriber:
+    """A subscriber. It reconnects with its cursor as often as necessary, and shows the text that a page would show."""
 
     stack: Stack
     id: str
@@ -170,14 +170,14 @@ class Reading:
     def ended(self) -> bool:
         return bool(self.events) and self.events[-1].name in TERMINAL
 
-    def until_chunks(self, amount: int) -> "Reading":
+    def until_chunks(self, amount: int) -> "Subscriber":
         return self._read(lambda: self.ended or self.names.count("chunk") >= amount)
 
-    def until_end(self) -> "Reading":
+    def until_end(self) -> "Subscriber":
         return self._read(lambda: self.ended)
 
     def assert_complete(self) -> None:
-        """What was shown, what is stored and what the upstream said are one and the same text."""
+        """The shown text, the stored text and the upstream's text are equal."""
         assert self.names[0] == "created"
         assert self.names[-1] == "completed", self.events[-1]
         assert self.text == self.expected
@@ -188,13 +188,13 @@ class Reading:
         assert (stored["status"], stored["text"]) == ("completed", self.expected)
         assert stored["cursor"] == self.events[-1].cursor
 
-    def _read(self, enough: Callable[[], bool], deadline: float = 60) -> "Reading":
+    def _read(self, enough: Callable[[], bool], deadline: float = 60) -> "Subscriber":
         end = time.monotonic() + deadline
         while not enough():
             try:
                 self._read_one_connection(enough, end)
             except httpx2.TransportError:
-                time.sleep(0.1)  # nobody listens there at the moment
+                time.sleep(0.1)  # no process listens at the moment
             assert time.monotonic() < end, f"not within {deadline:g} s; so far {self.names} and {self.text!r}"
         return self
 
@@ -222,7 +222,7 @@ class Reading:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Event | None]:
-    """The events of an SSE body, and None for what else comes: comments, `retry:`, frames without data."""
+    """The events of an SSE body, and None for everything else: comments, `retry:`, frames without data."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
@@ -236,30 +236,30 @@ def parse(lines: Iterable[str]) -> Iterator[Event | None]:
             fields = {}
 
 
-# -- What it takes -----------------------------------------------------------------------------------------
+# -- Requirements ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def engine() -> list[str]:
-    """The Compose command, on a machine where an engine answers and the base images are at hand."""
+    """The Compose command; skips the tests if no engine answers or a base image is not available."""
     if not shutil.which("docker"):
-        pytest.skip("not run: the composed system needs a container engine, and there is no `docker` command")
+        pytest.skip("skipped: the composed system needs a container engine, and there is no `docker` command")
     if not works("docker", "info"):
-        pytest.skip("not run: the composed system needs a container engine, and none answers `docker info`")
+        pytest.skip("skipped: the composed system needs a container engine, and none answers `docker info`")
     if works("docker", "compose", "version"):
         compose = ["docker", "compose"]
     elif works("docker-compose", "version"):
         compose = ["docker-compose"]
     else:
-        pytest.skip("not run: neither `docker compose` nor `docker-compose` is installed")
+        pytest.skip("skipped: neither `docker compose` nor `docker-compose` is installed")
     for image in base_images():
         if not works("docker", "image", "inspect", image) and not works("docker", "pull", image, deadline=300):
-            pytest.skip(f"not run: the base image {image} is not here and cannot be pulled")
+            pytest.skip(f"skipped: the base image {image} is not available and cannot be pulled")
     return compose
 
 
 def base_images() -> list[str]:
-    """As the product's files name them."""
+    """The base images named in Dockerfile and docker-compose.yml."""
     python = re.search(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     redis = re.search(r"^ +image: (redis:\S+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
     assert python
@@ -270,7 +270,7 @@ def base_images() -> list[str]:
 @pytest.fixture(scope="module")
 def stack(engine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     project = f"tokencast-test-{uuid4().hex[:8]}"
-    no_settings = tmp_path_factory.mktemp("compose") / "empty.env"  # whatever .env this checkout has
+    no_settings = tmp_path_factory.mktemp("compose") / "empty.env"  # ignore the .env file of this checkout
     no_settings.touch()
     ours = re.compile(r"(TOKENCAST|OPENAI|GABFORGE|REDIS|COMPOSE|BUILD)_|(HOST|PORT)$")
     port = free_port()
@@ -280,7 +280,7 @@ def stack(engine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "TOKENCAST_WORKER_DRAIN": str(WORKER_DRAIN),
         "TOKENCAST_DRAIN": "1",
     }
-    # The host's network, because a build may reach the package index only from there.
+    # With the host's network, because in some environments a build can reach the package index only from there.
     run(["docker", "build", "--network=host", "-t", project, "."], deadline=600, env=env)
     compose = [*engine, "--env-file", str(no_settings)]
     timeout = httpx2.Timeout(5, read=30)
@@ -289,35 +289,35 @@ def stack(engine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
         try:
             stack.up()
             yield stack
-            print(stack.do("logs", "--tail=100"))  # pytest shows it where a test failed
+            print(stack.docker_compose("logs", "--tail=100"))  # pytest shows this for a failed test
         finally:
             try:
-                stack.do("down", "-v", "--remove-orphans")
+                stack.docker_compose("down", "-v", "--remove-orphans")
             finally:
                 run(["docker", "image", "rm", "--force", project], env=env)
 
 
-# -- What needs no engine ----------------------------------------------------------------------------------
+# -- Without an engine -------------------------------------------------------------------------------------
 
 
-def test_every_setting_can_be_set() -> None:
-    """In .env, that is: a variable that the file does not name would never reach a container."""
+def test_every_setting_is_passed_to_a_container() -> None:
+    """In .env: a variable that docker-compose.yml does not name would not reach a container."""
     named = set(re.findall(r"^ +([A-Z_]+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
     assert {variable_of(name, field) for name, field in Settings.model_fields.items()} - named == set()
 
 
-# -- What it shows -----------------------------------------------------------------------------------------
+# -- The composed system -----------------------------------------------------------------------------------
 
 
-def test_it_answers_without_a_key(stack: Stack) -> None:
+def test_the_system_runs_without_an_upstream_key(stack: Stack) -> None:
     assert stack.ready
     stack.create(seed=1, length=40, speed=40).until_end().assert_complete()
-    assert "SIMULATED" in stack.do("logs", "worker")
-    # Which models there are, the gateway knows from the worker.
+    assert "SIMULATED" in stack.docker_compose("logs", "worker")
+    # The gateway gets the list of models from the worker.
     eventually("the models are listed", lambda: "sim" in stack.models, deadline=30)
 
 
-def test_the_containers_can_do_no_more_than_they_need(stack: Stack) -> None:
+def test_the_containers_have_minimal_permissions(stack: Stack) -> None:
     for service in SERVICES:
         (container,) = stack.containers(service)
         host, name = container["HostConfig"], container["Name"].removeprefix("/")
@@ -331,7 +331,7 @@ def test_the_containers_can_do_no_more_than_they_need(stack: Stack) -> None:
         assert not works("docker", "exec", name, "touch", "/etc/tokencast"), f"{service} can write to /etc"
 
 
-def test_only_the_gateway_is_published_and_only_on_loopback(stack: Stack) -> None:
+def test_only_the_gateway_is_published_on_loopback(stack: Stack) -> None:
     published: dict[str, list[tuple[str, str]]] = {
         service: [
             (binding["HostIp"], port)
@@ -347,23 +347,23 @@ def test_only_the_gateway_is_published_and_only_on_loopback(stack: Stack) -> Non
         assert json.loads(run(["docker", "network", "inspect", network], env=stack.env))[0]["Internal"]
 
 
-def test_a_stop_leaves_more_time_than_the_drain_takes(stack: Stack) -> None:
+def test_the_stop_timeout_of_compose_exceeds_the_drain(stack: Stack) -> None:
     drains = {"worker": WORKER_DRAIN, "api": 1}
     for service, drain in drains.items():
         (container,) = stack.containers(service)
         assert container["Config"]["StopTimeout"] > drain
 
 
-def test_redis_keeps_what_it_was_given_and_obeys_only_the_password(stack: Stack) -> None:
+def test_redis_is_persistent_and_requires_the_password(stack: Stack) -> None:
     (container,) = stack.containers("redis")
 
     def redis(*words: str) -> str:
         return run(["docker", "exec", container["Name"].removeprefix("/"), "redis-cli", *words], env=stack.env)
 
     known = ("--user", "tokencast")  # its container knows the password
-    told = dict(line.split(":", 1) for line in redis(*known, "info", "all").split() if line.count(":") == 1)
-    assert (told["aof_enabled"], told["maxmemory_policy"]) == ("1", "noeviction")
-    assert int(told["maxmemory"]) > 0
+    info = dict(line.split(":", 1) for line in redis(*known, "info", "all").split() if line.count(":") == 1)
+    assert (info["aof_enabled"], info["maxmemory_policy"]) == ("1", "noeviction")
+    assert int(info["maxmemory"]) > 0
     assert "NOAUTH" in redis("ping")
     assert "NOPERM" in redis(*known, "flushall")
     assert "NOPERM" in redis(*known, "config", "get", "*")
@@ -373,7 +373,7 @@ def test_redis_keeps_what_it_was_given_and_obeys_only_the_password(stack: Stack)
 def test_a_restart_loses_nothing(stack: Stack, service: str) -> None:
     earlier = stack.create(seed=2, length=30, speed=0).until_end()
     earlier.assert_complete()
-    # An upstream that breaks off cannot be resumed: the request says what shall happen instead.
+    # A broken upstream call cannot be resumed: the request asks for a restart.
     policy = {"on_upstream_error": "restart"} if service == "upstream-sim" else {}
     running = stack.create(seed=3, length=75, speed=12.5, **policy).until_chunks(5)
     with subprocess.Popen(
@@ -384,8 +384,8 @@ def test_a_restart_loses_nothing(stack: Stack, service: str) -> None:
         stderr=subprocess.STDOUT,
     ) as restart:
         running.until_end()
-        said, _ = restart.communicate(timeout=120)
-    assert restart.returncode == 0, said
+        output, _ = restart.communicate(timeout=120)
+    assert restart.returncode == 0, output
     running.assert_complete()
     resets = running.names.count("reset")
     assert resets >= 1 if service in ("worker", "upstream-sim") else resets == 0
@@ -394,8 +394,8 @@ def test_a_restart_loses_nothing(stack: Stack, service: str) -> None:
     stack.create(seed=4, length=30, speed=0).until_end().assert_complete()
 
 
-def test_workers_come_and_go_and_every_generation_ends(stack: Stack) -> None:
-    stack.do("up", "-d", "--no-build", "--scale", "worker=3")
+def test_every_generation_completes_while_workers_are_scaled(stack: Stack) -> None:
+    stack.docker_compose("up", "-d", "--no-build", "--scale", "worker=3")
     stack.until_healthy(worker=3)
     running = [stack.create(seed=seed, length=60, speed=10).until_chunks(1) for seed in range(10, 16)]
     stack.up("--scale", "worker=1")
@@ -406,7 +406,7 @@ def test_workers_come_and_go_and_every_generation_ends(stack: Stack) -> None:
 def test_down_and_up_again_loses_nothing(stack: Stack) -> None:
     earlier = stack.create(seed=5, length=30, speed=0).until_end()
     running = stack.create(seed=6, length=80, speed=10).until_chunks(5)
-    stack.do("down")
+    stack.docker_compose("down")
     stack.up()
     running.until_end().assert_complete()
     earlier.assert_complete()

@@ -1,5 +1,5 @@
-"""docs/kubernetes: objects that Kubernetes takes, and what they say of the product is so. Gateway, worker and Redis are
-started with the very arguments, variables and secrets, and their probes asked."""
+"""docs/kubernetes: valid objects that match the product. Gateway, worker and Redis are started with the same arguments,
+variables and secrets, and their probes are called."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ OBJECTS: list[dict[str, Any]] = [
 MOUNTED = "/run/secrets/tokencast"
 
 
-def the(kind: str, name: str) -> dict[str, Any]:
+def object_of(kind: str, name: str) -> dict[str, Any]:
     (found,) = [one for one in OBJECTS if one["kind"] == kind and one["metadata"]["name"] == name]
     return found
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What a Deployment or StatefulSet of one container starts."""
+    """The pod that a Deployment or StatefulSet with one container starts."""
 
     spec: dict[str, Any]
     labels: dict[str, str]
 
     @classmethod
     def of(cls, kind: str, name: str) -> Pod:
-        template = the(kind, name)["spec"]["template"]
+        template = object_of(kind, name)["spec"]["template"]
         return cls(template["spec"], template["metadata"]["labels"])
 
     @property
@@ -57,7 +57,7 @@ class Pod:
         return container
 
     def variables(self, secrets: Path) -> dict[str, str]:
-        """As the container gets them, with the secrets' files here."""
+        """The variables of the container, with the secrets in a local directory."""
         lines = (HERE / "settings.env").read_text("utf-8").splitlines()
         shared = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
         own = {one["name"]: one["value"].replace(MOUNTED, str(secrets)) for one in self.container["env"]}
@@ -81,15 +81,15 @@ OURS = [GATEWAY, WORKER]
 # --- objects -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["1.30", all_versions()[-1]])  # since there is preStop's `sleep`
+@pytest.mark.parametrize("version", ["1.30", all_versions()[-1]])  # the first version with preStop's `sleep`
 @pytest.mark.parametrize("one", OBJECTS, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
-def test_kubernetes_takes_it(one: dict[str, Any], version: str) -> None:
-    """Strictly: no field that it does not know."""
+def test_kubernetes_accepts_the_object(one: dict[str, Any], version: str) -> None:
+    """Strictly: unknown fields are errors."""
     validate(one, version, strict=True)
 
 
-def test_a_misspelled_field_would_be_found() -> None:
-    wrong = {**the("Service", "tokencast-gateway"), "spek": {}}
+def test_a_misspelled_field_is_detected() -> None:
+    wrong = {**object_of("Service", "tokencast-gateway"), "spek": {}}
     with pytest.raises(Exception, match="spek"):
         validate(wrong, all_versions()[-1], strict=True)
 
@@ -99,7 +99,7 @@ def test_every_file_is_used() -> None:
     assert set(KUSTOMIZATION["resources"]) == there
 
 
-def test_what_selects_pods_finds_them() -> None:
+def test_selectors_match_pods() -> None:
     def labels(selector: dict[str, str]) -> int:
         return sum(selector.items() <= pod.labels.items() for pod in PODS.values())
 
@@ -113,14 +113,14 @@ def test_what_selects_pods_finds_them() -> None:
             assert labels(spec["podSelector"]["matchLabels"]) == 1, one
     named = {port["name"] for pod in PODS.values() for port in pod.container["ports"]}
     policies = [one["spec"] for one in OBJECTS if one["kind"] == "NetworkPolicy"]
-    asked = {port["port"] for spec in policies for rule in spec.get("ingress", []) for port in rule["ports"]}
-    assert asked == named
+    allowed = {port["port"] for spec in policies for rule in spec.get("ingress", []) for port in rule["ports"]}
+    assert allowed == named
     deployments = {one["metadata"]["name"] for one in OBJECTS if one["kind"] == "Deployment"}
-    assert the("HorizontalPodAutoscaler", "tokencast-gateway")["spec"]["scaleTargetRef"]["name"] in deployments
+    assert object_of("HorizontalPodAutoscaler", "tokencast-gateway")["spec"]["scaleTargetRef"]["name"] in deployments
 
 
-def test_what_is_mounted_is_made() -> None:
-    """Names of ConfigMap and Secrets, and each key of them."""
+def test_mounted_files_are_generated() -> None:
+    """Names of ConfigMap and Secrets, and each of their keys."""
     made = {one["name"]: {Path(file).name for file in one["files"]} for one in KUSTOMIZATION["secretGenerator"]}
     (settings,) = KUSTOMIZATION["configMapGenerator"]
     for pod in PODS.values():
@@ -135,7 +135,7 @@ def test_what_is_mounted_is_made() -> None:
                 assert item["key"] in made[volume["secret"]["secretName"]]
 
 
-# --- and the product -----------------------------------------------------------------------------------------------
+# --- the product ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pod", OURS)
@@ -147,11 +147,11 @@ def test_variables_are_settings_and_secrets_their_files(pod: Pod) -> None:
     files = {f"{MOUNTED}/{item['path']}" for item in volume["secret"]["items"]}
     assert files == {value for name, value in given.items() if name.endswith("_FILE")}
     assert {"name": "secrets", "mountPath": MOUNTED, "readOnly": True} in pod.container["volumeMounts"]
-    assert set(SECRETS) & set(given) == set()  # a secret is a file
+    assert set(SECRETS) & set(given) == set()  # secrets are files
     assert pod.spec["enableServiceLinks"] is False
 
 
-def test_the_upstream_s_key_is_the_worker_s_alone() -> None:
+def test_only_the_worker_has_the_upstream_key() -> None:
     assert "OPENAI_API_KEY_FILE" in WORKER.variables(Path())
     assert "OPENAI_API_KEY_FILE" not in GATEWAY.variables(Path())
 
@@ -164,7 +164,7 @@ def test_arguments_are_commands(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("pod", OURS)
-def test_the_user_is_the_image_s(pod: Pod) -> None:
+def test_pods_run_as_the_user_of_the_image(pod: Pod) -> None:
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     context, own = pod.spec["securityContext"], pod.container["securityContext"]
     assert f"\nUSER {context['runAsUser']}:{context['runAsGroup']}\n" in dockerfile
@@ -172,24 +172,24 @@ def test_the_user_is_the_image_s(pod: Pod) -> None:
     assert own["readOnlyRootFilesystem"] is True
     home = re.search(r"HOME=(\S+)", dockerfile)
     assert home is not None
-    assert {"name": "tmp", "mountPath": home[1]} in pod.container["volumeMounts"]  # all that it may write to
+    assert {"name": "tmp", "mountPath": home[1]} in pod.container["volumeMounts"]  # the only writable directory
 
 
-def test_a_stop_leaves_more_time_than_the_drain_takes() -> None:
+def test_the_grace_period_of_pods_exceeds_the_drain() -> None:
     settings = {name: float(value) for name, value in GATEWAY.variables(Path()).items() if name.endswith("_DRAIN")}
     defaults = Settings.model_fields
-    gives_way = GATEWAY.container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    pre_stop = GATEWAY.container["lifecycle"]["preStop"]["sleep"]["seconds"]
     slow = defaults["send_timeout"].default + 5  # api/server/server.py
-    assert GATEWAY.grace > gives_way + settings["TOKENCAST_DRAIN"] + slow
+    assert GATEWAY.grace > pre_stop + settings["TOKENCAST_DRAIN"] + slow
     assert WORKER.grace > settings["TOKENCAST_WORKER_DRAIN"] + 10
     assert "TOKENCAST_SEND_TIMEOUT" not in GATEWAY.variables(Path())
 
 
-async def test_the_ingress_shows_all_but_the_metrics(redis: EmbeddedRedis) -> None:
-    """Every route of the application, as Kubernetes matches paths: whole, or up to a slash."""
+async def test_the_ingress_exposes_all_routes_except_metrics_and_probes(redis: EmbeddedRedis) -> None:
+    """Every route of the application, matched like Kubernetes does: complete paths, or prefixes up to a slash."""
     async with connect(redis.url) as broker:
         paths: list[str] = [route.path for route in create_app(broker).routes]  # type: ignore[attr-defined]
-    (rule,) = the("Ingress", "tokencast")["spec"]["rules"]
+    (rule,) = object_of("Ingress", "tokencast")["spec"]["rules"]
 
     def public(path: str) -> bool:
         return any(
@@ -199,15 +199,15 @@ async def test_the_ingress_shows_all_but_the_metrics(redis: EmbeddedRedis) -> No
 
     assert {path for path in paths if not public(path)} == {"/metrics", "/healthz", "/readyz"}
     services = {one["backend"]["service"]["name"] for one in rule["http"]["paths"]}
-    assert services == {the("Service", "tokencast-gateway")["metadata"]["name"]}
+    assert services == {object_of("Service", "tokencast-gateway")["metadata"]["name"]}
 
 
-# --- started -------------------------------------------------------------------------------------------------------
+# --- running pods --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What secrets.sh makes; its Redis is at a port of this machine."""
+    """The files that secrets.sh creates; its Redis is at a port of this machine."""
     directory = tmp_path_factory.mktemp("kubernetes")
     script = shutil.copy(HERE / "secrets.sh", directory)
     key = {"PATH": "/usr/bin:/bin", "OPENAI_API_KEY": "simulated"}
@@ -221,8 +221,8 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def stored(secrets: Path) -> AsyncGenerator[int, None]:
-    """The StatefulSet's Redis, on a directory and a port of its own; gives the port."""
+async def running_redis(secrets: Path) -> AsyncGenerator[int, None]:
+    """The StatefulSet's Redis, with a directory and a port of its own; yields the port."""
     program, *arguments = REDIS.container["args"]
     assert program == "redis-server"
     (secrets.parent / "data").mkdir()
@@ -239,7 +239,7 @@ async def stored(secrets: Path) -> AsyncGenerator[int, None]:
     )
     url = (secrets / "redis-url").read_text()
     assert "@tokencast-redis:6379/" in url
-    assert the("Service", "tokencast-redis")["spec"]["ports"][0]["port"] == REDIS.port("redis") == 6379
+    assert object_of("Service", "tokencast-redis")["spec"]["ports"][0]["port"] == REDIS.port("redis") == 6379
     (secrets / "redis-url").write_text(url.replace("tokencast-redis:6379", f"127.0.0.1:{port}"))
     try:
         yield port
@@ -249,41 +249,41 @@ async def stored(secrets: Path) -> AsyncGenerator[int, None]:
 
 
 @asynccontextmanager
-async def started(pod: Pod, secrets: Path, **here: str) -> AsyncGenerator[Service, None]:
+async def start_pod(pod: Pod, secrets: Path, **here: str) -> AsyncGenerator[Service, None]:
     given = {**pod.variables(secrets), "HOST": "127.0.0.1", "TOKENCAST_DRAIN": "0.2", **here}
     async with service("broker", *pod.container["args"], **given) as process:
         yield process
 
 
-async def until_well(pod: Pod, process: Service, url: str) -> None:
-    """Each of its probes answers 200 at the end, within the time that it is given."""
+async def wait_until_healthy(pod: Pod, process: Service, url: str) -> None:
+    """Wait until each probe of the pod answers 200."""
     async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE) as http:
         for name in ("readinessProbe", "livenessProbe"):
             probe = pod.container[name]["httpGet"]
 
-            async def well(path: str = probe["path"]) -> bool:
+            async def is_healthy(path: str = probe["path"]) -> bool:
                 assert process.process.returncode is None, process.output
                 try:
                     return (await http.get(path)).status_code == 200
                 except httpx2.TransportError:
                     return False
 
-            await wait_until(well)
+            await wait_until(is_healthy)
 
 
-async def test_gateway_and_worker_start_and_answer_their_probes(secrets: Path, stored: int) -> None:
-    """And a generation goes the whole way, asked for with the key that secrets.sh made."""
+async def test_gateway_and_worker_start_and_answer_their_probes(secrets: Path, running_redis: int) -> None:
+    """A generation runs from end to end, requested with the key that secrets.sh created."""
     worker_port, gateway_port = free_port(), free_port()
     at = WORKER.container["readinessProbe"]["httpGet"]["port"]
     assert WORKER.port(at) == int(WORKER.variables(secrets)["TOKENCAST_METRICS_PORT"])
     assert GATEWAY.port("http") == Settings.model_fields["port"].default
     async with (
         upstream_sim() as upstream,
-        started(WORKER, secrets, TOKENCAST_METRICS_PORT=str(worker_port), OPENAI_BASE_URL=upstream) as worker,
-        started(GATEWAY, secrets, PORT=str(gateway_port)) as gateway,
+        start_pod(WORKER, secrets, TOKENCAST_METRICS_PORT=str(worker_port), OPENAI_BASE_URL=upstream) as worker,
+        start_pod(GATEWAY, secrets, PORT=str(gateway_port)) as gateway,
     ):
-        await until_well(WORKER, worker, f"http://127.0.0.1:{worker_port}")
-        await until_well(GATEWAY, gateway, f"http://127.0.0.1:{gateway_port}")
+        await wait_until_healthy(WORKER, worker, f"http://127.0.0.1:{worker_port}")
+        await wait_until_healthy(GATEWAY, gateway, f"http://127.0.0.1:{gateway_port}")
         key = {"authorization": f"Bearer {(secrets / 'first-api-key').read_text()}"}
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{gateway_port}", timeout=DEADLINE) as http:
             body = {"model": "sim-fast", "messages": [{"role": "user", "content": "Hello"}]}

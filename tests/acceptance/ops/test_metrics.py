@@ -1,4 +1,4 @@
-"""What operators read: `/metrics` of gateways and workers, as Prometheus's own parser understands it."""
+"""`/metrics` of gateways and workers, parsed by Prometheus's own parser."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parsed(text: str) -> Samples:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    """The sum over all samples of that name with these labels."""
+    """The sum over all samples with this name and these labels."""
     return sum(v for (n, have), v in samples.items() if n == name and labels.items() <= set(have))
 
 
@@ -43,8 +43,8 @@ async def scrape(http: httpx2.AsyncClient) -> Samples:
 
 
 @asynccontextmanager
-async def watched_worker(redis_url: str, upstream_url: str, **more: str) -> AsyncGenerator[httpx2.AsyncClient, None]:
-    """A worker, as those see it who watch it."""
+async def worker_metrics(redis_url: str, upstream_url: str, **more: str) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of the metrics port of a new worker."""
     port = free_port()
     async with (
         worker(redis_url, upstream_url, TOKENCAST_METRICS_PORT=str(port), **more),
@@ -53,10 +53,10 @@ async def watched_worker(redis_url: str, upstream_url: str, **more: str) -> Asyn
         yield http
 
 
-async def test_one_stream_in_figures(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_the_metrics_of_one_stream(own_redis: EmbeddedRedis, sim: str) -> None:
     async with (
         gateway(own_redis.url, TOKENCAST_MODELS="sim-*,m") as api,
-        watched_worker(own_redis.url, sim, TOKENCAST_MODELS="sim-*,m") as http,
+        worker_metrics(own_redis.url, sim, TOKENCAST_MODELS="sim-*,m") as http,
     ):
         before = await scrape(api.http)
         assert value(before, "tokencast_workers") == 1
@@ -66,7 +66,7 @@ async def test_one_stream_in_figures(own_redis: EmbeddedRedis, sim: str) -> None
         chunks = [frame for frame in frames if frame.event == "chunk"]
         assert texts(frames)
         ours = await scrape(api.http)
-        theirs = await after_the_end(http)
+        theirs = await wait_for_ending(http)
     model = {"upstream": "default", "model": "sim-*"}
     assert value(ours, "tokencast_generations_created_total", **model) == 1
     assert value(ours, "tokencast_events_delivered_total", dialect="native") == len(frames)
@@ -89,8 +89,8 @@ async def test_one_stream_in_figures(own_redis: EmbeddedRedis, sim: str) -> None
     assert value(theirs, "tokencast_worker_ready") == 1
 
 
-async def after_the_end(http: httpx2.AsyncClient) -> Samples:
-    """A worker hears that its ending is written after the readers have it."""
+async def wait_for_ending(http: httpx2.AsyncClient) -> Samples:
+    """A worker learns that its ending is written only after subscribers have received it."""
 
     async def look() -> Samples | None:
         samples = await scrape(http)
@@ -99,8 +99,8 @@ async def after_the_end(http: httpx2.AsyncClient) -> Samples:
     return await wait_until(look)
 
 
-async def test_labels_are_not_for_callers_to_invent(running: Gateway) -> None:
-    """Neither a path nor a method, nor an id, makes a series of its own."""
+async def test_callers_cannot_create_labels(running: Gateway) -> None:
+    """Paths, methods and ids do not create series of their own."""
     for path in ("/nowhere", "/v1/generations/gen_unknown", "/v1/generations/gen_other"):
         await running.http.get(path)
     await running.http.request("PATCH", "/v1/generations")
@@ -110,7 +110,7 @@ async def test_labels_are_not_for_callers_to_invent(running: Gateway) -> None:
         assert invented not in text
 
 
-async def test_openmetrics_for_who_asks_for_it(running: Gateway) -> None:
+async def test_openmetrics_is_sent_on_request(running: Gateway) -> None:
     accept = "application/openmetrics-text;version=1.0.0"
     response = await running.http.get("/metrics", headers={"accept": accept})
     assert response.headers["content-type"].startswith("application/openmetrics-text")
@@ -119,8 +119,8 @@ async def test_openmetrics_for_who_asks_for_it(running: Gateway) -> None:
     assert odd.status_code == 200
 
 
-async def test_gateways_on_one_port_answer_as_one(redis: EmbeddedRedis, tmp_path: Path) -> None:
-    """Whichever is asked; and what one that was killed had counted is not lost, but what it held at the moment is."""
+async def test_gateways_on_one_port_report_common_metrics(redis: EmbeddedRedis, tmp_path: Path) -> None:
+    """Each gateway returns the sum. Counters of a killed gateway are kept, its gauges are not."""
     shared = {"TOKENCAST_METRICS_DIR": str(tmp_path)}
     async with gateway(redis.url, **shared) as one, gateway(redis.url, **shared) as other:
         await one.create()
@@ -137,19 +137,19 @@ async def test_gateways_on_one_port_answer_as_one(redis: EmbeddedRedis, tmp_path
         other.process.send(signal.SIGKILL)
         await other.process.wait()
         both = value(await scrape(one.http), "process_resident_memory_bytes")
-        look_old(tmp_path, other.process.process.pid)
+        make_stale(tmp_path, other.process.process.pid)
         after = await scrape(one.http)
         assert value(after, "tokencast_generations_created_total") == 3
         assert value(after, "process_resident_memory_bytes") < both
 
 
-def look_old(folder: Path, pid: int) -> None:
+def make_stale(folder: Path, pid: int) -> None:
     for path in folder.glob(f"{pid}-*.json"):
         os.utime(path, (0, 0))
 
 
-async def test_a_worker_is_ready_while_it_takes_generations(own_redis: EmbeddedRedis, sim: str) -> None:
-    async with watched_worker(own_redis.url, sim) as http:
+async def test_a_worker_is_ready_while_it_can_take_generations(own_redis: EmbeddedRedis, sim: str) -> None:
+    async with worker_metrics(own_redis.url, sim) as http:
         await wait_until(lambda: ready(http))
         assert (await http.get("/healthz")).json() == {"status": "ok"}
         own_redis.kill()
@@ -167,15 +167,15 @@ async def not_ready(http: httpx2.AsyncClient) -> bool:
     return not await ready(http)
 
 
-async def test_a_taken_port_is_said(redis: EmbeddedRedis, sim: str) -> None:
-    async with watched_worker(redis.url, sim) as http:
+async def test_a_metrics_port_in_use_is_reported(redis: EmbeddedRedis, sim: str) -> None:
+    async with worker_metrics(redis.url, sim) as http:
         port = str(http.base_url.port)
         settings = {"OPENAI_BASE_URL": sim, "OPENAI_API_KEY": "k", "TOKENCAST_METRICS_PORT": port}
         async with service("worker", REDIS_URL=redis.url, **settings) as second:
-            await says_taken(second)
+            await assert_port_is_named(second)
 
 
-async def says_taken(second: Service) -> None:
+async def assert_port_is_named(second: Service) -> None:
     assert await second.wait() == 2
     assert "TOKENCAST_METRICS_PORT" in second.output
 
@@ -190,8 +190,8 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-async def test_every_address_is_of_both_families(redis: EmbeddedRedis, sim: str) -> None:
-    """A gateway's port and a worker's alike, whatever the system's default for IPv6 sockets is."""
+async def test_ports_listen_on_both_address_families(redis: EmbeddedRedis, sim: str) -> None:
+    """For the port of a gateway and that of a worker, independent of the system's default for IPv6 sockets."""
     every = {"HOST": "::", "TOKENCAST_ALLOW_OPEN": "1"}
     port = free_port()
     async with (
@@ -224,19 +224,19 @@ def expressions() -> list[str]:
     return asked + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
 
 
-async def test_dashboard_and_alerts_ask_for_what_there_is(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Every metric, and every label that they group by."""
-    async with gateway(own_redis.url) as api, watched_worker(own_redis.url, sim) as http:
+async def test_the_metrics_of_dashboard_and_alerts_exist(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Every metric, and every label in their groupings."""
+    async with gateway(own_redis.url) as api, worker_metrics(own_redis.url, sim) as http:
         created = await api.create(request_body("one two three", model="sim-fast"))
         await api.events(created["id"])
-        await after_the_end(http)
+        await wait_for_ending(http)
         families = [
             family
             for client in (api.http, http)
             for family in text_string_to_metric_families((await client.get("/metrics")).text)
         ]
     names = {sample.name for family in families for sample in family.samples}
-    # Those that have nothing to count yet have no samples: a counter's name is then its family's.
+    # Counters without a value have no samples: their name is derived from the family.
     names |= {f"{family.name}_total" for family in families if family.type == "counter"}
     asked = {name for text in expressions() for name in re.findall(r"\b(?:tokencast|process)_\w+", text)}
     assert asked
@@ -247,19 +247,19 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(own_redis: EmbeddedRed
         "code",
         "job",
         "instance",
-    }  # of counters that are still empty; the last two are Prometheus's own
+    }  # labels of counters without samples; the last two are Prometheus's own
     grouped = {name for text in expressions() for by in re.findall(r"by \(([^)]*)\)", text) for name in by.split(", ")}
     assert grouped - labels == set()
 
 
-def test_every_metric_of_ours_is_on_the_dashboard_or_explained() -> None:
-    """A metric that nothing shows is one that nobody looks at: say here which may be."""
+def test_every_metric_is_used_or_listed() -> None:
+    """A metric without a panel or a rule has to be listed here."""
     source = "".join(
         (DOCS.parent / path).read_text("utf-8") for path in ("api/ops/metrics.py", "worker/monitoring/metrics.py")
     )
-    told = set(re.findall(r'"(tokencast_\w+)"', source))
+    defined = set(re.findall(r'"(tokencast_\w+)"', source))
     shown = " ".join(expressions())
-    assert {name for name in told if name not in shown} == {
+    assert {name for name in defined if name not in shown} == {
         "tokencast_cache_bytes",
         "tokencast_draining",
         "tokencast_passes",
@@ -269,8 +269,8 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_explained() -> None:
     }
 
 
-def test_rules_are_rules() -> None:
-    """As Prometheus wants them: names, durations, an expression with balanced brackets, a summary for people."""
+def test_alert_rules_are_well_formed() -> None:
+    """In Prometheus's form: names, durations, an expression with balanced brackets, a summary."""
     (group,) = yaml.safe_load((DOCS / "alerts.yaml").read_text("utf-8"))["groups"]
     names = [rule["alert"] for rule in group["rules"]]
     assert len(names) == len(set(names)) >= 10

@@ -1,4 +1,4 @@
-"""`/openapi.json` matches the gateway: compared with its routes and the parameters in their code, and tried out."""
+"""`/openapi.json` matches the gateway: it is compared with the routes and the parameters in the code, and fuzzed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STATIC = ROOT / "api/static"
 PAGES = {"/", "/favicon.ico", *(f"/static/{file.relative_to(STATIC)}" for file in STATIC.rglob("*.*"))}
 """Routes of the dashboard, which are not part of the interface."""
 
-LENIENT = """
-# Of a request that is not valid in itself a gateway may say first that the generation is gone.
+FUZZING_SETTINGS = """
+# For an invalid request a gateway may also respond that the generation is gone.
 [checks.negative_data_rejection]
 expected-statuses = ["4xx", "5xx"]
 
-# What is valid may still be refused: its key stands for another body, its generation is gone.
+# A valid request may still be refused: its key belongs to another body, or its generation is gone.
 [checks.positive_data_acceptance]
 enabled = false
 
@@ -47,7 +47,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-async def test_every_route_is_described_and_no_other(broker: Broker) -> None:
+async def test_exactly_the_routes_are_described(broker: Broker) -> None:
     routes = [route for route in create_app(broker).routes if isinstance(route, Route) and route.path not in PAGES]
     served = {
         (method.lower(), re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path))
@@ -58,7 +58,7 @@ async def test_every_route_is_described_and_no_other(broker: Broker) -> None:
     assert set(OPERATIONS) == served
 
 
-def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
+def test_exactly_the_used_parameters_are_described() -> None:
     root = ROOT / "api"
     sources = {str(path.relative_to(root)): path.read_text("utf-8") for path in sorted(root.rglob("*.py"))}
     assert {name for name, source in sources.items() if "query_params" in source} == {"query.py"}
@@ -75,15 +75,15 @@ def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
     assert schemes["token"]["name"] in read
 
 
-def test_every_error_has_its_status_somewhere() -> None:
-    told = {int(status) for operation in OPERATIONS.values() for status in operation["responses"]}
-    assert set(_STATUS.values()) <= told
+def test_every_error_status_is_described() -> None:
+    described = {int(status) for operation in OPERATIONS.values() for status in operation["responses"]}
+    assert set(_STATUS.values()) <= described
     for (_, path), operation in OPERATIONS.items():
         if path.startswith("/v1/"):
             assert {"401", "503"} <= set(operation["responses"]), path
 
 
-def test_every_shape_that_is_named_is_there_and_used() -> None:
+def test_every_schema_exists_and_is_used() -> None:
     text = str(DOCUMENT)
     named = set(re.findall(r"#/components/schemas/(\w+)", text))
     assert named == set(DOCUMENT["components"]["schemas"])
@@ -91,7 +91,7 @@ def test_every_shape_that_is_named_is_there_and_used() -> None:
     assert len(set(identities)) == len(identities)
 
 
-async def test_the_page_for_people_asks_nobody_else(api: Gateway) -> None:
+async def test_the_documentation_page_loads_nothing_external(api: Gateway) -> None:
     page = await api.http.get("/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "script" not in page.headers["content-security-policy"]
@@ -105,15 +105,15 @@ async def test_the_page_for_people_asks_nobody_else(api: Gateway) -> None:
         assert (await api.http.get(path)).status_code == 200
 
 
-async def test_a_gateway_does_what_the_document_says(own_redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
-    """Schemathesis: what the document allows and what it does not, on every route, and from answer to answer."""
+async def test_a_gateway_behaves_as_described(own_redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
+    """Schemathesis: valid and invalid requests on every route, and sequences of requests."""
     only = {"TOKENCAST_MODELS": "*"}
-    (tmp_path / "schemathesis.toml").write_text(LENIENT)
+    (tmp_path / "schemathesis.toml").write_text(FUZZING_SETTINGS)
     async with gateway(own_redis.url, **only) as api, worker(own_redis.url, sim, **only):
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/openapi.json"),
             *("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "10", "--no-shrink", "--seed", "1"),
-            *("--exclude-path", "/v1/activity"),  # does not end
+            *("--exclude-path", "/v1/activity"),  # this stream does not end
             *("--request-timeout", "20", "--suppress-health-check", "all", "--warnings", "off"),
         ]
         fuzzing = await asyncio.create_subprocess_exec(

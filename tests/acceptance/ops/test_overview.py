@@ -1,4 +1,4 @@
-"""Requests of a dashboard besides its streams: the status summary, and the request of a generation."""
+"""Requests of the dashboard in addition to its streams: the status summary, and the request of a generation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def overview(api: Gateway, **headers: str) -> Any:
     return answer.json()
 
 
-async def test_it_counts_generations_the_queue_and_the_workers(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_the_overview_counts_generations_queue_and_workers(own_redis: EmbeddedRedis, sim: str) -> None:
     async with gateway(own_redis.url) as api:
         empty = await overview(api)
         assert set(empty["generations"].values()) == {0}
@@ -47,7 +47,7 @@ async def test_it_counts_generations_the_queue_and_the_workers(own_redis: Embedd
             assert (await overview(api))["generations"] == {**empty["generations"], "completed": 2, "cancelled": 1}
 
 
-async def test_a_tenant_sees_its_own_counts_and_subscribers_only(own_redis: EmbeddedRedis) -> None:
+async def test_a_tenant_sees_only_its_own_counts_and_subscribers(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url, **KEYED) as api:
         assert (await api.http.get("/v1/overview")).status_code == 401
         gid = (await api.create(None, **key_of("acme")))["id"]
@@ -59,14 +59,14 @@ async def test_a_tenant_sees_its_own_counts_and_subscribers_only(own_redis: Embe
         assert set(others["generations"].values()) == {0}
 
 
-async def test_a_generation_tells_its_request_to_who_has_the_key(own_redis: EmbeddedRedis) -> None:
-    """Not with a token, which readers of the answer have: they may not be allowed to see the prompt."""
+async def test_a_request_is_shown_only_with_the_api_key(own_redis: EmbeddedRedis) -> None:
+    """Not with a token, because clients that may read the output may not be allowed to see the prompt."""
     async with gateway(own_redis.url, **KEYED) as api:
-        asked = request_body(temperature=0.5, metadata={"order": "17"}, on_upstream_error="restart")
-        gid = (await api.create(asked, **key_of("acme")))["id"]
+        body = request_body(temperature=0.5, metadata={"order": "17"}, on_upstream_error="restart")
+        gid = (await api.create(body, **key_of("acme")))["id"]
         path = f"/v1/generations/{gid}"
-        told = (await api.http.get(f"{path}?include=request", headers=key_of("acme"))).json()
-        assert told["request"] == asked
+        generation = (await api.http.get(f"{path}?include=request", headers=key_of("acme"))).json()
+        assert generation["request"] == body
         assert "request" not in (await api.http.get(path, headers=key_of("acme"))).json()
         assert (await api.http.get(f"{path}?include=request", headers=key_of("other"))).status_code == 404
         for unknown in ("everything", ""):

@@ -1,4 +1,4 @@
-"""`tokencast api --processes 2`: two gateways on one port, one of which may die."""
+"""`tokencast api --processes 2`: two gateways on one port."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge.peer import Peer, linux, peers, unchunked
 from tests.support import DEADLINE, Gateway, Writer, gather, service, texts, wait_until
 
-READERS = 40  # all of them at one of two: once in 10^12 runs
+READERS = 40  # all of them at one gateway: once in 10^12 runs
 
 
 @asynccontextmanager
-async def two(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
+async def two_processes(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
     variables = {"REDIS_URL": redis.url, "PORT": "0", "TOKENCAST_DRAIN": "0.2", "TOKENCAST_MODELS": "m"}
-    variables["TOKENCAST_KEEP_ALIVE"] = "1"  # a reader's connection closes soon after its stream
+    variables["TOKENCAST_KEEP_ALIVE"] = "1"  # the connection of a subscriber closes soon after its stream
     async with service("api", "--processes", "2", **variables) as process:
         url = (await process.says(r"2 processes on (http://\S+)"))[1]
         await wait_until(lambda: len(gateways(process.process.pid)) == 2)
@@ -34,7 +34,7 @@ async def two(redis: EmbeddedRedis) -> AsyncGenerator[Gateway, None]:
 
 
 def gateways(supervisor: int) -> list[int]:
-    """The pids of its gateways, as the system has them."""
+    """The pids of the gateway processes, from /proc."""
     with open(f"/proc/{supervisor}/task/{supervisor}/children") as children:
         return [int(pid) for pid in children.read().split()]
 
@@ -47,8 +47,8 @@ async def follow(readers: list[Peer], writer: Writer) -> None:
 
 
 @linux
-async def test_readers_are_spread_and_a_dead_process_is_replaced(redis: EmbeddedRedis, broker: Broker) -> None:
-    async with two(redis) as api, peers(api, READERS) as readers:
+async def test_subscribers_are_distributed_and_a_dead_process_is_replaced(redis: EmbeddedRedis, broker: Broker) -> None:
+    async with two_processes(redis) as api, peers(api, READERS) as readers:
         writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
         await writer.append("word")
         await follow(readers, writer)
@@ -61,13 +61,13 @@ async def test_readers_are_spread_and_a_dead_process_is_replaced(redis: Embedded
         await writer.finish()
         ends = [await reader.rest() for reader in readers]
         assert 0 < sum(b"completed" in end for end in ends) < READERS
-        for _ in range(10):  # at either of them
+        for _ in range(10):  # at any of the gateways
             assert texts(await api.events(writer.gid)) == "word"
 
 
 @linux
-async def test_all_drain_and_the_port_is_free_again(redis: EmbeddedRedis, broker: Broker) -> None:
-    async with two(redis) as api, peers(api, READERS) as readers:
+async def test_all_processes_drain_and_free_the_port(redis: EmbeddedRedis, broker: Broker) -> None:
+    async with two_processes(redis) as api, peers(api, READERS) as readers:
         writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
         await writer.append("word")
         await follow(readers, writer)
@@ -84,15 +84,15 @@ async def test_all_drain_and_the_port_is_free_again(redis: EmbeddedRedis, broker
 
 
 @linux
-async def test_they_die_with_who_started_them(redis: EmbeddedRedis) -> None:
-    async with two(redis) as api:
+async def test_gateway_processes_die_with_their_supervisor(redis: EmbeddedRedis) -> None:
+    async with two_processes(redis) as api:
         pids = gateways(api.process.process.pid)
         api.process.send(signal.SIGKILL)
         await api.process.wait()
         await wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
-async def test_what_can_never_start_is_not_tried_again() -> None:
+async def test_a_process_that_cannot_start_is_not_restarted() -> None:
     async with (
         EmbeddedRedis(options={"maxmemory-policy": "allkeys-lru"}) as evicting,
         service("api", "--processes", "2", PORT="0", REDIS_URL=evicting.url) as process,
@@ -102,16 +102,16 @@ async def test_what_can_never_start_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two"])
-async def test_a_count_that_is_none_is_refused(count: str) -> None:
+async def test_an_invalid_number_of_processes_is_refused(count: str) -> None:
     async with service("api", "--processes", count) as process:
         assert await process.wait() == 2
         assert "--processes" in process.output
 
 
-async def test_either_of_them_counts_for_both(redis: EmbeddedRedis) -> None:
-    """A scrape lands on one of them, by chance."""
-    async with two(redis) as api:
-        for _ in range(20):  # each over a connection of its own
+async def test_each_process_reports_the_metrics_of_all(redis: EmbeddedRedis) -> None:
+    """A scrape reaches one of them at random."""
+    async with two_processes(redis) as api:
+        for _ in range(20):  # each request on a connection of its own
             async with httpx2.AsyncClient(base_url=api.url, timeout=DEADLINE) as http:
                 assert (await http.get("/v1/models")).status_code == 200
         counted = 'tokencast_http_requests_total{method="GET",route="/v1/models",status="200"} 20.0'

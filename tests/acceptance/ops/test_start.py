@@ -32,13 +32,13 @@ PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 async def client(*arguments: str, **variables: str) -> Done:
-    """A client command, run to its end."""
+    """Run a client command to its end."""
     here = {name: value for name, value in clean_environment().items() if name.upper() not in PROXIES}
     return await finish(await start_module("broker", *arguments, environment={**here, **variables}))
 
 
 async def refusal(program: str, variables: dict[str, str]) -> str:
-    """The line with which it refuses to start."""
+    """The line with which the program refuses to start."""
     settings = {"PORT": "0", "REDIS_URL": "redis://127.0.0.1:9/0", **variables}
     async with service(*PROGRAMS[program], **settings) as process:
         assert await process.wait() == 2, process.output
@@ -59,7 +59,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-async def test_all_that_is_wrong_is_in_one_line(program: str) -> None:
+async def test_all_mistakes_are_in_one_line(program: str) -> None:
     everything = {name: value for variables in MISTAKES.values() for name, value in variables.items()}
     line, keys, entry = await gather(
         refusal(program, everything),
@@ -72,17 +72,15 @@ async def test_all_that_is_wrong_is_in_one_line(program: str) -> None:
             },
         ),
     )
-    for said in MISTAKES:
-        assert said in line
+    for message in MISTAKES:
+        assert message in line
     assert keys.startswith("TOKENCAST_API_KEYS: entry 1 is not `tenant:sha256-of-key`")
     assert entry.startswith("A_KEY: contains white space")
 
 
-async def test_a_name_that_nothing_reads_is_warned_of_once(
-    redis: EmbeddedRedis, sim: str, api: Gateway, tmp_path: Path
-) -> None:
+async def test_an_unknown_setting_is_one_warning(redis: EmbeddedRedis, sim: str, api: Gateway, tmp_path: Path) -> None:
     wrong = {"TOKENCAST_SLTOS": "5"}
-    said = "TOKENCAST_SLTOS is not a setting; did you mean TOKENCAST_SLOTS?"
+    message = "TOKENCAST_SLTOS is not a setting; did you mean TOKENCAST_SLOTS?"
     async with (
         gateway(redis.url, **wrong) as one,
         gateway(redis.url, TOKENCAST_PROCESSES="2", **wrong) as two,
@@ -90,14 +88,14 @@ async def test_a_name_that_nothing_reads_is_warned_of_once(
         dev(tmp_path, **wrong) as everything,
     ):
         done = await client("ls", TOKENCAST_URL=api.url, **wrong)
-        assert (done.code, done.err) == (0, f"tokencast: {said}\n")
+        assert (done.code, done.err) == (0, f"tokencast: {message}\n")
         await everything.says("Ctrl-C stops everything")
         for process in (one.process, two.process, working, everything):
-            assert process.output.count(said) == 1
+            assert process.output.count(message) == 1
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"TOKENCAST_API_KEY": "Hunter2 "}, "TOKENCAST_API_KEY: has white space before or after the key"),
         ({"TOKENCAST_API_KEY": "Hunter2\r"}, "TOKENCAST_API_KEY: contains a line break"),
@@ -125,27 +123,28 @@ async def test_a_name_that_nothing_reads_is_warned_of_once(
         ({"TOKENCAST_URL": "https://127.0.0.1:1", "SSL_CERT_FILE": "/nowhere"}, "SSL_CERT_FILE: No such file"),
     ],
 )
-async def test_a_client_command_says_what_is_wrong_in_one_line(variables: dict[str, str], said: str) -> None:
+async def test_a_client_command_reports_a_mistake_in_one_line(variables: dict[str, str], message: str) -> None:
     done = await client("ls", **variables)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1), done.err
-    assert done.err.startswith(f"tokencast: {said}")
+    assert done.err.startswith(f"tokencast: {message}")
     assert "unter2" not in done.err
 
 
 @asynccontextmanager
 async def proxy() -> AsyncGenerator[tuple[str, list[str]], None]:
-    """One that answers each request itself, as a gateway without generations would; its address, and what it got."""
-    got: list[str] = []
+    """A proxy that answers each request itself like a gateway without generations; yields its address and the received
+    requests."""
+    received: list[str] = []
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        got.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        received.append((await reader.readuntil(b"\r\n\r\n")).decode())
         body = b'{"object": "list", "data": [], "has_more": false}'
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
         writer.write(body)
         writer.close()
 
     async with tcp_server(serve) as address:
-        yield address, got
+        yield address, received
 
 
 @pytest.fixture
@@ -155,8 +154,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-async def listed(url: str) -> list[Json]:
-    """By the client that every command has."""
+async def listed_generations(url: str) -> list[Json]:
+    """List generations with the client of the commands."""
 
     def ask() -> list[Json]:
         with Client(ClientSettings(url=url, api_key="k")) as opened:
@@ -167,38 +166,40 @@ async def listed(url: str) -> list[Json]:
 
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "HTTP_PROXY"])
 @pytest.mark.parametrize("scheme", ["http://", "socks5://", "socks://", ""])
-async def test_a_gateway_on_this_machine_is_asked_without_a_proxy(
+async def test_a_gateway_on_this_machine_is_called_without_a_proxy(
     api: Gateway, monkeypatch: pytest.MonkeyPatch, no_proxies: None, variable: str, scheme: str
 ) -> None:
-    """No proxy sees the key, even if its variable is wrong."""
-    async with proxy() as (address, got):
+    """No proxy receives the key, even if its variable is wrong."""
+    async with proxy() as (address, received):
         monkeypatch.setenv(variable, f"{scheme}{address}")
-        await listed(api.url)
-        await listed(f"http://localhost:{api.url.rpartition(':')[2]}")
-        assert got == []
+        await listed_generations(api.url)
+        await listed_generations(f"http://localhost:{api.url.rpartition(':')[2]}")
+        assert received == []
 
 
-async def test_any_other_gateway_is_asked_through_the_proxy(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
-    async with proxy() as (address, got):
+async def test_other_gateways_are_called_through_the_proxy(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
+    async with proxy() as (address, received):
         monkeypatch.setenv("HTTP_PROXY", f"http://{address}")
-        monkeypatch.setenv("HTTPS_PROXY", "socks://nonsense")  # for other URLs than this one
-        assert await listed("http://gateway.example") == []
-        assert [request.split()[1].partition("?")[0] for request in got] == ["http://gateway.example/v1/generations"]
+        monkeypatch.setenv("HTTPS_PROXY", "socks://nonsense")  # for URLs of the other scheme
+        assert await listed_generations("http://gateway.example") == []
+        assert [request.split()[1].partition("?")[0] for request in received] == [
+            "http://gateway.example/v1/generations"
+        ]
         for spared in ("gateway.example", ".example", "*.example", "*"):
             monkeypatch.setenv("NO_PROXY", spared)
             with pytest.raises(Unreachable, match=r"no gateway at http://gateway\.example"):
-                await listed("http://gateway.example")
-        assert len(got) == 1
+                await listed_generations("http://gateway.example")
+        assert len(received) == 1
 
 
 @needs_openssl
-async def test_a_failure_of_tls_is_called_one(api: Gateway, tmp_path: Path) -> None:
+async def test_a_tls_failure_is_reported_as_such(api: Gateway, tmp_path: Path) -> None:
     authority = make_authority(tmp_path)
     make_certificate(tmp_path, authority)
     host, port = api.url.removeprefix("http://").split(":")
 
     async def relay(reader: StreamReader, writer: StreamWriter) -> None:
-        """To the gateway: one request, one answer."""
+        """Forward one request and one response."""
         request = await reader.readuntil(b"\r\n\r\n")
         from_gateway, to_gateway = await asyncio.open_connection(host, int(port))
         to_gateway.write(re.sub(rb"(?i)connection: [\w-]+", b"connection: close", request))
@@ -221,11 +222,11 @@ async def test_a_failure_of_tls_is_called_one(api: Gateway, tmp_path: Path) -> N
     assert plain.err == f"tokencast: the gateway at {secure} does not speak TLS (https://)\n"
 
 
-ODD = ["[]", "null", '{"data":[1]}', '{"data":[{"name":"x"}],"has_more":false}', '{"id":7}']
+UNEXPECTED = ["[]", "null", '{"data":[1]}', '{"data":[{"name":"x"}],"has_more":false}', '{"id":7}']
 
 
-async def test_a_service_that_is_not_tokencast_is_named_in_one_line() -> None:
-    """Whatever JSON it answers with."""
+async def test_a_service_that_is_not_tokencast_is_reported_in_one_line() -> None:
+    """For any JSON in its responses."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -237,7 +238,7 @@ async def test_a_service_that_is_not_tokencast_is_named_in_one_line() -> None:
     gid = "gen_" + "0" * 10 + "10" + "0" * 22
     async with tcp_server(answer) as address:
         url = f"http://{address}"
-        for body in ODD:
+        for body in UNEXPECTED:
             commands = (("ls",), ("models",), ("enqueue", "x"), ("show", gid), ("token", gid))
             answered = await gather(*(client(*command, TOKENCAST_URL=url) for command in commands))
             for command, done in zip(commands, answered, strict=True):
@@ -245,7 +246,7 @@ async def test_a_service_that_is_not_tokencast_is_named_in_one_line() -> None:
                 assert "is not Tokencast" in done.err
 
 
-async def test_dev_says_of_a_database_what_the_gateway_says(redis: EmbeddedRedis, tmp_path: Path) -> None:
+async def test_dev_reports_an_unusable_database_like_a_gateway(redis: EmbeddedRedis, tmp_path: Path) -> None:
     url = redis.url.removesuffix("/0") + "/99"
     async with dev(tmp_path, REDIS_URL=url) as everything:
         assert await everything.wait() == 2

@@ -1,4 +1,4 @@
-"""One trace from the POST through queue and attempt to the last byte, at a collector that speaks OTLP."""
+"""One trace from the POST through queue and attempt to the last byte, received by an OTLP collector."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ async def test_one_trace_from_the_post_to_the_last_byte(own_redis: EmbeddedRedis
     assert "one two" not in str(at.spans)
 
 
-async def test_a_process_that_stops_sends_the_spans_that_are_left(own_redis: EmbeddedRedis, sim: str) -> None:
-    """They are sent every ten minutes here, so all of them are left when the signal comes."""
+async def test_a_stopping_process_sends_the_remaining_spans(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Here spans are sent every ten minutes, so all of them remain when the signal arrives."""
     async with collector() as at:
         sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": at.url, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
         async with gateway(own_redis.url, **sending) as api, worker(own_redis.url, sim, **sending) as work:
@@ -90,23 +90,23 @@ async def test_a_process_that_stops_sends_the_spans_that_are_left(own_redis: Emb
 
 
 @asynccontextmanager
-async def mute_collector() -> AsyncGenerator[tuple[str, asyncio.Event], None]:
-    """It takes connections and never answers. The event: somebody has sent it something."""
-    asked = asyncio.Event()
+async def silent_collector() -> AsyncGenerator[tuple[str, asyncio.Event], None]:
+    """A collector that accepts connections and never answers. The event is set when it has received data."""
+    contacted = asyncio.Event()
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
-        asked.set()
+        contacted.set()
         await reader.read()
         writer.close()
 
     async with tcp_server(take, limit=1 << 24) as address:
-        yield f"http://{address}", asked
+        yield f"http://{address}", contacted
 
 
-async def test_a_mute_collector_keeps_no_process_from_ending(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Each gives up by itself, and says what is lost; the exporter would wait for ten minutes here."""
-    async with mute_collector() as (url, asked):
+async def test_a_silent_collector_does_not_block_the_end_of_a_process(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Each process gives up by itself and reports the loss; the exporter would wait for ten minutes here."""
+    async with silent_collector() as (url, contacted):
         sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
         async with gateway(own_redis.url, **sending) as api, worker(own_redis.url, sim, **sending) as work:
             await api.ended((await api.create(request_body(model="sim-fast")))["id"])
@@ -115,16 +115,16 @@ async def test_a_mute_collector_keeps_no_process_from_ending(own_redis: Embedded
             for process in (api.process, work):
                 assert await process.wait() == 0
                 assert "the last spans were lost" in process.output
-        assert asked.is_set()
+        assert contacted.is_set()
 
 
-async def test_nothing_is_kept_where_nobody_asked_for_it(own_redis: EmbeddedRedis) -> None:
+async def test_no_trace_context_is_stored_by_default(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         created = await api.create(traceparent=f"00-{TRACE}-{PARENT}-01")
         assert await broker.store.redis.execute("HEXISTS", keys.meta(created["id"]), "tp") == 0
 
 
-async def test_without_the_sdk_it_is_said_and_all_else_goes_on(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+async def test_a_missing_sdk_is_reported_and_the_gateway_runs(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
     (tmp_path / "opentelemetry" / "sdk").mkdir(parents=True)
     (tmp_path / "opentelemetry" / "sdk" / "__init__.py").write_text("raise ImportError('not here')")
     without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}

@@ -1,4 +1,4 @@
-"""The simulated upstream as a process, and what a careful client makes of its answers."""
+"""The simulated upstream as a process, and a strict client of its responses."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def simulator(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as far as it came, and what broke it off."""
+    """The received part of a response, and the error that ended it."""
 
     status: int
     headers: httpx2.Headers
@@ -41,7 +41,7 @@ class Answer:
 
     @property
     def chunks(self) -> list[Any]:
-        """The chunks, read as the SSE specification says: only what a blank line dispatches."""
+        """The chunks, read according to the SSE specification: a blank line dispatches an event."""
         lines = self.body.replace(b"\r\n", b"\n")
         blocks = [block.split(b"\n") for block in lines.split(b"\n\n")[:-1]]
         data = [b"\n".join(line[6:] for line in block if line.startswith(b"data: ")) for block in blocks]
@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def tool_calls(self) -> list[tuple[str, str, str]]:
-        """Id, name and arguments so far of choice 0's tool calls, each new id beginning a new one."""
+        """Id, name and arguments so far of choice 0's tool calls; each new id begins a new one."""
         found: list[tuple[str, str, str]] = []
         for chunk in self.chunks:
             for piece in chunk["choices"][0]["delta"].get("tool_calls", ()):
@@ -74,8 +74,8 @@ class Answer:
 
 
 def body(directive: str, model: str = "sim", **more: Any) -> dict[str, Any]:
-    asked = f"Say something. [[sim seed=7 speed=0 {directive}]]"
-    return {"model": model, "stream": True, "messages": [{"role": "user", "content": asked}], **more}
+    content = f"Say something. [[sim seed=7 speed=0 {directive}]]"
+    return {"model": model, "stream": True, "messages": [{"role": "user", "content": content}], **more}
 
 
 async def ask(url: str, directive: str = "", model: str = "sim", **more: Any) -> Answer:
@@ -103,7 +103,7 @@ async def calls(url: str, label: str) -> list[Any]:
 
 
 async def call_of(url: str, label: str, *, ended: bool = True, seconds: float = DEADLINE) -> Any:
-    """The only call of that label: as soon as it has ended, or else as soon as it is known."""
+    """The only call with this label, after its end, or as soon as it is known."""
     deadline = time.monotonic() + seconds
     while not (found := await calls(url, label)) or (ended and found[0]["outcome"] is None):
         assert time.monotonic() < deadline, found
@@ -116,7 +116,7 @@ async def call_of(url: str, label: str, *, ended: bool = True, seconds: float = 
 async def socket_to(
     url: str, request: dict[str, Any]
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A bare connection on which `request` has been sent."""
+    """A raw connection on which `request` has been sent."""
     address, data = httpx2.URL(url), json.dumps(request).encode()
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:

@@ -1,4 +1,4 @@
-"""The simulated upstream, as a process of its own: its answers, its styles, itself."""
+"""The simulated upstream as a process of its own: its responses, its styles, and the server."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from worker.simulator.text import pieces, tool_calls
 WHOLE = "".join(pieces(7, 60))
 
 
-# --- the plain answer
+# --- plain responses
 
 
 @pytest.mark.parametrize("model", ["sim", "gabforge-coder"])
@@ -54,7 +54,7 @@ async def test_the_openai_sdk_reads_streams_and_completions_alike(url: str) -> N
     assert {"sim", "gabforge-coder", "sim-rst", "sim-tools"} <= set(models) == set(MODELS)
 
 
-async def test_every_choice_says_the_text_of_its_own_seed(url: str) -> None:
+async def test_every_choice_has_the_text_of_its_own_seed(url: str) -> None:
     answer = await ask(url, "length=20", n=3, stream_options={"include_usage": True})
     assert [answer.text(index) for index in range(3)] == ["".join(pieces(7 + k, 20)) for k in range(3)]
     assert answer.chunks[-1]["choices"] == []
@@ -62,22 +62,22 @@ async def test_every_choice_says_the_text_of_its_own_seed(url: str) -> None:
     assert all(chunk["usage"] is None for chunk in answer.chunks[:-1])
 
 
-async def test_max_tokens_ends_an_answer_early(url: str) -> None:
+async def test_max_tokens_limits_the_response(url: str) -> None:
     answer = await ask(url, max_tokens=9)
     assert (answer.text(), answer.finish) == ("".join(pieces(7, 9)), "length")
 
 
-async def test_the_same_messages_say_the_same_and_directives_change_only_what_they_name(url: str) -> None:
+async def test_equal_messages_have_equal_texts_and_directives_change_nothing_else(url: str) -> None:
     requests = [
-        {"model": "sim-fast", "stream": True, "messages": [{"role": "user", "content": said}]}
-        for said in ("Hello", "Hello [[sim length=60]]", "Good evening")
+        {"model": "sim-fast", "stream": True, "messages": [{"role": "user", "content": content}]}
+        for content in ("Hello", "Hello [[sim length=60]]", "Good evening")
     ]
     hello, directed, evening = [(await post(url, request)).text() for request in requests]
     assert hello == directed != evening
 
 
 async def test_pace_and_delay_are_kept(url: str) -> None:
-    """Never earlier. On a busy machine an answer may be late, so it is asked for again until one is not."""
+    """Never early. On a busy machine a response may be late, so the test repeats the call until one is in time."""
 
     async def in_time() -> bool:
         began = time.time()
@@ -92,18 +92,18 @@ async def test_pace_and_delay_are_kept(url: str) -> None:
     await wait_until(in_time)
 
 
-async def test_chunks_are_padded_to_the_size_asked_for(url: str) -> None:
+async def test_chunks_are_padded_to_the_requested_size(url: str) -> None:
     answer = await ask(url, "shape=gabforge size=200")
     sizes = {len(line) - len(b"data: ") for line in answer.body.split(b"\n") if line.startswith(b"data: {")}
     assert (sizes, answer.text()) == ({200}, WHOLE)
 
 
-async def test_hundreds_of_streams_at_once_are_all_whole(url: str) -> None:
+async def test_hundreds_of_concurrent_streams_are_complete(url: str) -> None:
     async def one(seed: int) -> bool:
         async with socket_to(url, body(f"seed={seed} length=100 shape=gabforge")) as (reader, _):
             raw = await reader.readuntil(b"[DONE]\n\n\r\n0\r\n\r\n")
-            said = re.findall(rb'"content":("(?:[^"\\]|\\.)*")', raw)
-            return "".join(map(json.loads, said)) == "".join(pieces(seed, 100))
+            content = re.findall(rb'"content":("(?:[^"\\]|\\.)*")', raw)
+            return "".join(map(json.loads, content)) == "".join(pieces(seed, 100))
 
     assert all(await asyncio.gather(*(one(seed) for seed in range(300))))
 
@@ -142,7 +142,7 @@ async def test_reasoning_comes_before_content(url: str, field: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "finish"), [("sim-tools", "tool_calls"), ("sim-tool-no-index", "stop")])
-async def test_tool_calls_come_in_pieces(url: str, model: str, finish: str) -> None:
+async def test_tool_calls_are_sent_in_pieces(url: str, model: str, finish: str) -> None:
     answer = await ask(url, model=model)
     assert answer.tool_calls == [(call.id, call.name, call.arguments) for call in tool_calls(7, 2)]
     assert (answer.finish, answer.done, answer.text()) == (finish, True, "")
@@ -150,28 +150,28 @@ async def test_tool_calls_come_in_pieces(url: str, model: str, finish: str) -> N
     assert set(indexes) == ({0, 1} if model == "sim-tools" else {None})
 
 
-async def test_a_refusal_takes_the_contents_place(url: str) -> None:
+async def test_a_refusal_replaces_the_content(url: str) -> None:
     answer = await ask(url, model="sim-refusal")
     assert (answer.text(field="refusal"), answer.text()) == ("".join(pieces(7, 12, voice="refusal")), "")
 
 
 @pytest.mark.parametrize(("model", "finish"), [("sim-length", "length"), ("sim-filter", "content_filter")])
-async def test_finish_reasons(url: str, model: str, finish: str) -> None:
+async def test_models_have_their_finish_reasons(url: str, model: str, finish: str) -> None:
     assert (await ask(url, model=model)).finish == finish
 
 
-async def test_usage_is_not_given_where_it_is_never_given(url: str) -> None:
+async def test_usage_can_be_disabled(url: str) -> None:
     answer = await ask(url, model="sim-no-usage", stream_options={"include_usage": True})
     assert (answer.done, [chunk for chunk in answer.chunks if "usage" in chunk]) == (True, [])
 
 
-async def test_crlf_ends_every_line_and_nothing_else(url: str) -> None:
+async def test_crlf_ends_every_line(url: str) -> None:
     answer = await ask(url, "unicode=1", model="sim-crlf")
     assert answer.body.count(b"\n") == answer.body.count(b"\r\n") == 2 * (len(answer.chunks) + 1)
     assert answer.text() == "".join(pieces(7, 60, unicode=True))
 
 
-async def test_split_surrogates_halve_an_emoji_over_two_chunks(url: str) -> None:
+async def test_surrogate_pairs_are_split_over_two_chunks(url: str) -> None:
     answer = await ask(url, "length=70", "sim-surrogate")
     assert re.search(rb'\\ud83c"', answer.body)
     text = answer.text().encode("utf-16", "surrogatepass").decode("utf-16")
@@ -179,7 +179,7 @@ async def test_split_surrogates_halve_an_emoji_over_two_chunks(url: str) -> None
 
 
 @pytest.mark.parametrize("model", ["sim-slow", "sim-long", "sim-stamp"])
-async def test_the_other_styles_only_change_pace_length_and_stamps(url: str, model: str) -> None:
+async def test_other_styles_change_only_pace_length_and_timestamps(url: str, model: str) -> None:
     answer = await ask(url, model=model)
     assert answer.text() == "".join(pieces(7, 2000 if model == "sim-long" else 60))
     assert all(("sim_ns" in chunk) == (model == "sim-stamp") for chunk in answer.chunks)
@@ -191,13 +191,13 @@ async def test_keep_alive_comments_fill_the_silence(url: str) -> None:
     assert answer.text() == WHOLE
 
 
-# --- the server itself
+# --- the server
 
 
-async def test_requests_that_make_no_sense_are_refused_in_openais_shape(url: str) -> None:
-    said = [{"role": "user", "content": "Hello"}]
+async def test_invalid_requests_are_refused_in_openais_form(url: str) -> None:
+    content = [{"role": "user", "content": "Hello"}]
     wrong: list[tuple[dict[str, Any], int, str | None, str | None]] = [
-        ({"model": "gpt-unknown", "messages": said}, 404, "model_not_found", "model"),
+        ({"model": "gpt-unknown", "messages": content}, 404, "model_not_found", "model"),
         ({"model": "sim", "messages": []}, 400, None, "messages"),
         ({"model": "sim", "messages": [{"role": "user", "content": "[[sim wings=2]]"}]}, 400, None, "messages"),
         ({"model": "sim"}, 400, None, None),
@@ -224,7 +224,7 @@ async def test_a_required_key_is_required() -> None:
         assert "right" not in json.dumps(call)
 
 
-async def test_the_journal_tells_what_was_asked_and_forgets_on_request(url: str) -> None:
+async def test_the_journal_lists_calls_and_can_be_cleared(url: str) -> None:
     request = body("label=journal", temperature=0.5, tools=[])
     await post(url, request, {"Accept-Encoding": "identity"})
     call = await call_of(url, "journal")
@@ -245,7 +245,7 @@ async def test_the_journal_tells_what_was_asked_and_forgets_on_request(url: str)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_it_stops_at_once_whatever_it_is_doing(number: signal.Signals) -> None:
+async def test_the_simulator_stops_immediately(number: signal.Signals) -> None:
     with simulator() as (url, process):
         busy, silent = body("length=100000000"), body("fault=mute")
         async with socket_to(url, busy) as (reader, _), socket_to(url, busy), socket_to(url, silent):
@@ -257,7 +257,7 @@ async def test_it_stops_at_once_whatever_it_is_doing(number: signal.Signals) -> 
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 
-def test_help_tables_what_can_be_asked() -> None:
+def test_the_help_lists_all_directives() -> None:
     command = [sys.executable, "-m", "worker.simulator", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "no-blank-line   truncate, and the last frame lacks the blank line" in shown

@@ -1,4 +1,4 @@
-"""Every fault of the simulated upstream, over real sockets: each does what it says, and no more."""
+"""Every fault of the simulated upstream, over real sockets: each has exactly its described effect."""
 
 import asyncio
 import json
@@ -17,12 +17,12 @@ CUT = "".join(pieces(7, 60)[:5])
 WHOLE = "".join(pieces(7, 60))
 
 
-# --- faults of the stream
+# --- faults of a stream
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a reader is left with: by default the first five pieces and nothing more."""
+    """The result for a client: by default the first five pieces."""
 
     text: str = CUT
     finish: str | None = None
@@ -30,7 +30,7 @@ class Expected:
     broken: bool = False
 
 
-WELL = Expected(WHOLE, "stop", done=True)
+INTACT = Expected(WHOLE, "stop", done=True)
 ENDINGS = {
     "truncate": Expected(),
     "no-blank-line": Expected(),
@@ -40,26 +40,26 @@ ENDINGS = {
     "error-frame": Expected(done=True),
     "rst": Expected(broken=True),
     "cut": Expected(broken=True),
-    "nan": WELL,
-    "huge-line": WELL,
-    "raw-newline": WELL,
-    "retry-field": WELL,
-    "event-field": WELL,
-    "null-content": WELL,
-    "split": WELL,
-    "trickle": WELL,
-    "gzip": WELL,
+    "nan": INTACT,
+    "huge-line": INTACT,
+    "raw-newline": INTACT,
+    "retry-field": INTACT,
+    "event-field": INTACT,
+    "null-content": INTACT,
+    "split": INTACT,
+    "trickle": INTACT,
+    "gzip": INTACT,
 }
 
 
 @pytest.mark.parametrize("fault", ENDINGS)
-async def test_a_fault_leaves_a_reader_with_exactly(url: str, fault: str) -> None:
+async def test_a_fault_has_its_expected_result(url: str, fault: str) -> None:
     expected = ENDINGS[fault]
     answer = await ask(url, f"label=end-{fault}", f"sim-{fault}")
     assert (answer.text(), answer.finish, answer.done) == (expected.text, expected.finish, expected.done)
     assert (answer.error is not None) == expected.broken
     call = await call_of(url, f"end-{fault}")
-    odd = expected == WELL and fault not in ("nan", "huge-line")
+    odd = expected == INTACT and fault not in ("nan", "huge-line")
     assert call["outcome"] == ("completed" if odd else f"fault:{fault}")
     assert call["chunks_sent"] == {CUT: 5, WHOLE: 60, "": 0}[expected.text] + (fault == "no-blank-line")
 
@@ -77,7 +77,7 @@ async def test_a_fault_leaves_a_reader_with_exactly(url: str, fault: str) -> Non
         ("null-content", rb'"content":null'),
     ],
 )
-async def test_a_fault_shows_on_the_wire(url: str, fault: str, traces: bytes) -> None:
+async def test_a_fault_is_visible_in_the_sent_bytes(url: str, fault: str, traces: bytes) -> None:
     assert re.search(traces, (await ask(url, model=f"sim-{fault}")).body)
 
 
@@ -90,27 +90,27 @@ def why_unreadable(data: bytes) -> type[ValueError] | None:
 
 
 @pytest.mark.parametrize("fault", ["bad-json", "bad-utf8", "bad-utf8-content"])
-async def test_one_bad_frame_is_the_sixth_and_the_rest_goes_on(url: str, fault: str) -> None:
+async def test_one_frame_is_bad_and_the_stream_continues(url: str, fault: str) -> None:
     answer = await ask(url, "unicode=1", f"sim-{fault}")
     frames = answer.body.split(b"\n\n")
     errors = [why_unreadable(frame.removeprefix(b"data: ")) for frame in frames[:-2]]
     wanted = json.JSONDecodeError if fault == "bad-json" else UnicodeDecodeError
-    assert errors == [None] * 6 + [wanted] + [None] * 55  # after the role chunk and five of content
+    assert errors == [None] * 6 + [wanted] + [None] * 55  # after the role chunk and five chunks of content
     assert answer.done
     in_content = re.search(rb'"content":"[^"]*\xc3\x28', frames[6])
     assert bool(in_content) == (fault == "bad-utf8-content")
 
 
-async def test_at_says_where_and_times_how_often(url: str) -> None:
-    struck = [(await ask(url, "fault=truncate at=12 times=2 label=twice")).text() for _ in range(3)]
+async def test_at_sets_the_position_and_times_the_count(url: str) -> None:
+    texts = [(await ask(url, "fault=truncate at=12 times=2 label=twice")).text() for _ in range(3)]
     cut = "".join(pieces(7, 60)[:12])
-    assert struck == [cut, cut, WHOLE]
+    assert texts == [cut, cut, WHOLE]
     assert (await ask(url, "fault=truncate at=0")).text() == ""
     assert (await ask(url, "fault=truncate at=999")).text() == WHOLE
     assert [call["outcome"] for call in await calls(url, "twice")] == ["fault:truncate", "fault:truncate", "completed"]
 
 
-async def test_a_fault_can_strike_between_pieces_of_a_tool_call(url: str) -> None:
+async def test_a_fault_can_occur_between_pieces_of_a_tool_call(url: str) -> None:
     [(_, _, arguments)] = (await ask(url, "tools=1 fault=truncate at=3")).tool_calls
     assert arguments == "".join(tool_calls(7, 1)[0].pieces[:2])
 
@@ -131,8 +131,8 @@ async def test_a_broken_connection_ends_inside_a_frame(url: str, fault: str, res
     assert 0 < len(half) < int(size, 16)
 
 
-async def writes(url: str, directive: str) -> list[bytes]:
-    """The answer's body in the pieces in which it was written: one chunk of the encoding each."""
+async def written_pieces(url: str, directive: str) -> list[bytes]:
+    """The body of a response in the pieces in which it was written, one per chunk of the encoding."""
     async with socket_to(url, body(directive)) as (reader, _):
         rest = (await reader.read()).split(b"\r\n\r\n", 1)[1]
     written: list[bytes] = []
@@ -144,31 +144,31 @@ async def writes(url: str, directive: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("directive", "most"), [("fault=split split=1", 1), ("split=3", 3), ("fault=split", 7)])
-async def test_split_cuts_everywhere_even_inside_characters_and_line_ends(url: str, directive: str, most: int) -> None:
-    written = await writes(url, f"{directive} unicode=1 newlines=crlf")
+async def test_split_cuts_also_within_characters_and_line_ends(url: str, directive: str, most: int) -> None:
+    written = await written_pieces(url, f"{directive} unicode=1 newlines=crlf")
     assert max(map(len, written)) == most
     assert any(bit[-1:] == b"\r" for bit in written)
     assert any(0x80 <= bit[0] <= 0xBF for bit in written[:-1])
 
 
-async def test_trickle_gives_each_frame_the_time_it_has(url: str) -> None:
+async def test_trickle_spreads_each_frame_over_its_time(url: str) -> None:
     began = time.monotonic()
-    written = await writes(url, "fault=trickle speed=20 length=1 shape=gabforge")
+    written = await written_pieces(url, "fault=trickle speed=20 length=1 shape=gabforge")
     assert {len(bit) for bit in written} == {1}
     assert time.monotonic() - began > 0.1  # a chunk and [DONE], each spread over 1/20 s
 
 
-async def test_gzip_only_for_clients_that_accept_it(url: str) -> None:
-    asked = [await post(url, body("fault=gzip"), {"Accept-Encoding": coding}) for coding in ("gzip", "identity")]
-    assert [answer.headers.get("content-encoding") for answer in asked] == ["gzip", None]
-    assert [answer.text() for answer in asked] == [WHOLE, WHOLE]
+async def test_gzip_is_used_only_for_clients_that_accept_it(url: str) -> None:
+    answers = [await post(url, body("fault=gzip"), {"Accept-Encoding": coding}) for coding in ("gzip", "identity")]
+    assert [answer.headers.get("content-encoding") for answer in answers] == ["gzip", None]
+    assert [answer.text() for answer in answers] == [WHOLE, WHOLE]
 
 
-# --- silence, and leaving
+# --- silence and disconnects
 
 
 @pytest.mark.parametrize(("fault", "sent"), [("stall", 5), ("comments", 5), ("silent", 0), ("mute", 0)])
-async def test_silence_lasts_until_the_client_leaves(url: str, fault: str, sent: int) -> None:
+async def test_silence_lasts_until_the_client_disconnects(url: str, fault: str, sent: int) -> None:
     label = f"silence-{fault}"
     async with socket_to(url, body(f"fault={fault} keepalive=0.02 label={label}")) as (reader, _):
         if fault != "mute":
@@ -188,7 +188,7 @@ async def test_silence_lasts_until_the_client_leaves(url: str, fault: str, sent:
 
 
 @pytest.mark.parametrize("speed", [0, 100])
-async def test_a_client_that_leaves_is_noticed(url: str, speed: int) -> None:
+async def test_a_disconnect_is_detected(url: str, speed: int) -> None:
     label = f"leaves-{speed}"
     async with socket_to(url, body(f"speed={speed} length=100000000 label={label}")) as (reader, _):
         await reader.readuntil(b"data: ")
@@ -197,7 +197,7 @@ async def test_a_client_that_leaves_is_noticed(url: str, speed: int) -> None:
     assert 0 < call["chunks_sent"] < 1_000_000
 
 
-async def test_slow_headers_keep_the_status_line_back(url: str) -> None:
+async def test_slow_headers_delay_the_status_line(url: str) -> None:
     began = time.monotonic()
     async with socket_to(url, body("fault=slow-headers delay=0.3")) as (reader, _):
         assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
@@ -205,7 +205,7 @@ async def test_slow_headers_keep_the_status_line_back(url: str) -> None:
         assert (await reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-# --- answers that are no stream
+# --- responses without a stream
 
 ERRORS = [
     ("400", openai.BadRequestError),
@@ -223,7 +223,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("status", "raised"), ERRORS)
-async def test_error_statuses_raise_the_sdks_own_types(
+async def test_error_statuses_raise_the_exceptions_of_the_sdk(
     url: str, status: str, raised: type[openai.APIStatusError], stream: bool
 ) -> None:
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
@@ -262,7 +262,7 @@ async def test_stream_options_are_refused_by_name(url: str, directive: str) -> N
         ("redirect to=http://127.0.0.1:9/v1", 307, None, b""),
     ],
 )
-async def test_other_things_in_place_of_an_answer(
+async def test_a_response_can_be_replaced(
     url: str, fault: str, status: int, content_type: str | None, within: bytes, stream: bool
 ) -> None:
     answer = await ask(url, f"fault={fault}", stream=stream)
@@ -272,7 +272,7 @@ async def test_other_things_in_place_of_an_answer(
 
 
 @pytest.mark.parametrize("fault", ["rst", "cut", "truncate", "bad-json", "bad-utf8-content", "gzip", "slow-headers"])
-async def test_faults_of_an_answer_in_one_piece(url: str, fault: str) -> None:
+async def test_faults_of_a_response_without_streaming(url: str, fault: str) -> None:
     answer = await post(url, body(f"fault={fault} delay=0.01", stream=False), {"Accept-Encoding": "gzip"})
     assert (answer.error is not None) == (fault in ("rst", "cut", "truncate"))
     if fault in ("gzip", "slow-headers"):
@@ -284,7 +284,7 @@ async def test_faults_of_an_answer_in_one_piece(url: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["stall", "silent", "mute"])
-async def test_silence_before_the_end_of_an_answer_in_one_piece(url: str, fault: str) -> None:
+async def test_silence_in_a_response_without_streaming(url: str, fault: str) -> None:
     label = f"whole-{fault}"
     async with socket_to(url, body(f"fault={fault} label={label}", stream=False)) as (reader, _):
         if fault != "mute":
@@ -294,7 +294,7 @@ async def test_silence_before_the_end_of_an_answer_in_one_piece(url: str, fault:
     assert (await call_of(url, label))["outcome"] == "disconnected"
 
 
-async def test_a_redirect_leads_next_door_if_nowhere_is_named(url: str) -> None:
+async def test_a_redirect_without_a_target_leads_to_the_next_port(url: str) -> None:
     port = httpx2.URL(url).port
     assert port
     answer = await ask(url, model="sim-redirect")

@@ -1,14 +1,14 @@
-/* The physical limit beside which `make bench` puts the gateway: events to N connections with nothing in between.
+/* The physical limit with which `make bench` compares the gateway: events to N connections without a backend.
  *
- * One thread and epoll, no Redis, no HTTP but what a client needs: events are framed once into one buffer, in bytes
- * what the gateway sends in its own dialect (a chunk of the chunked encoding for what is emitted together), and a
- * connection is an offset into it. Prints `LISTENING <port>`, then `READY` when all are connected, and begins with a
- * line from standard input (or its end). One line of JSON follows when everybody has been sent everything.
+ * One thread and epoll, no Redis, and only the HTTP that a client needs. Events are framed once into one buffer, with
+ * the bytes that the gateway sends in its native dialect (events emitted together are one chunk of the chunked
+ * encoding). A connection is an offset into the buffer. Prints `LISTENING <port>`, and `READY` when all are connected.
+ * Starts with a line (or the end) of standard input. Prints one line of JSON when all events have been sent.
  *
  *   -p PORT  (0: any)    -n N  connections (100)    -e N  events (2000)
- *   -r RATE  events a second (200); 0 is a flood, everything as fast as it goes
+ *   -r RATE  events per second (200); 0: a flood, as fast as possible
  *   -k N     events emitted together in a flood or a replay (1)
- *   -R       replay: all events are there before the first connection, which gets them at once
+ *   -R       replay: all events exist before the first connection and are sent at once
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,7 +27,7 @@
 
 #include "common.h"
 
-#define FRAME_SIZE 320 /* at least what a frame and its share of the chunked encoding take */
+#define FRAME_SIZE 320 /* at least the size of a frame and its share of the chunked encoding */
 #define CHUNK_SIZE 16
 
 static const char HEAD[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -43,7 +43,7 @@ static const char ENDING[] = "id: 1850812345678901-%ld\nevent: completed\n"
 typedef struct {
   int fd;
   size_t offset;
-  bool streaming, full; /* its request has come; the kernel takes no more for now */
+  bool streaming, full; /* the request was received; the socket buffer is full */
   char last[4];         /* bytes of the request: it ends with an empty line */
 } Connection;
 
@@ -54,7 +54,7 @@ static bool replay;
 static char *buffer;
 static size_t filled;
 static uint64_t sends;
-static Connection *connections, listener, timer, input; /* the last three only to be told apart */
+static Connection *connections, listener, timer, input; /* the last three only as identities for epoll */
 
 static bool watch(Connection *c, int operation, uint32_t what) {
   struct epoll_event event = {.events = what, .data.ptr = c};
@@ -63,7 +63,7 @@ static bool watch(Connection *c, int operation, uint32_t what) {
 
 /* --- events ------------------------------------------------------------------------------------------------------- */
 
-/* So many more as one chunk; behind the last one the terminal event and the end of the body. */
+/* Emit `count` more events as one chunk; after the last one the terminal event and the end of the body. */
 static void emit(long count) {
   static char *frames;
   static size_t room;
@@ -82,7 +82,7 @@ static void emit(long count) {
 
 static void emit_together(void) { emit(total - seq < together ? total - seq : together); }
 
-/* What is due by now; the timer is set to when the next one is. */
+/* Emit all due events, and set the timer to the next one. */
 static void emit_due(uint64_t began) {
   long due = (long)((double)(now() - began) * rate / 1e6) + 1;
   if (due > total) due = total;
@@ -111,7 +111,7 @@ static void push(Connection *c) {
       c->full = true;
       return;
     } else {
-      forget(c); /* with all it wanted, or it will say so itself */
+      forget(c); /* it is complete, or reports the error itself */
       return;
     }
   }
@@ -173,10 +173,10 @@ static void run(void) {
   static struct epoll_event found[1024];
   uint64_t began = 0, sends_before = 0, ticks;
   double cpu_before = 0;
-  bool said = false;
+  bool announced = false;
   do {
-    bool hurry = began && rate == 0 && seq < total;
-    int count = epoll_wait(poller, found, 1024, hurry ? 0 : -1);
+    bool busy = began && rate == 0 && seq < total;
+    int count = epoll_wait(poller, found, 1024, busy ? 0 : -1);
     bool go = false;
     for (int i = 0; i < count; i++) {
       Connection *c = found[i].data.ptr;
@@ -196,11 +196,11 @@ static void run(void) {
         push(c);
       }
     }
-    if (joined == amount && !said) {
-      said = true;
+    if (joined == amount && !announced) {
+      announced = true;
       printf("READY\n");
       fflush(stdout);
-      if (!replay && !watch(&input, EPOLL_CTL_ADD, EPOLLIN)) go = true; /* /dev/null or a file: nobody to wait for */
+      if (!replay && !watch(&input, EPOLL_CTL_ADD, EPOLLIN)) go = true; /* /dev/null or a file: start now */
     }
     if (go && !began) began = now(), cpu_before = cpu(), sends_before = sends;
     if (began && seq < total) {
@@ -228,9 +228,9 @@ int main(int count, char **arguments) {
       case 'r': rate = atof(optarg); break;
       case 'k': together = atoi(optarg); break;
       case 'R': replay = true; break;
-      default: fprintf(stderr, "The options are at the head of fanout.c.\n"); return 2;
+      default: fprintf(stderr, "The options are documented at the top of fanout.c.\n"); return 2;
     }
-  as_many_files_as_allowed();
+  raise_file_limit();
   signal(SIGPIPE, SIG_IGN);
   connections = calloc((size_t)amount, sizeof *connections);
   buffer = malloc((size_t)total * (FRAME_SIZE + CHUNK_SIZE) + 4096);

@@ -1,8 +1,8 @@
-/* What the load client measures, and how it says it. */
+/* The figures of the load client, and their output. */
 #include <stdint.h>
 #include <stdio.h>
 
-/* Microseconds in 64 classes for each power of two: a percentile is at most 1.6 % too low. */
+/* Microseconds in 64 classes per power of two: a percentile is at most 1.6 % too low. */
 #define CLASSES (64 * 48)
 typedef struct {
   uint64_t count[CLASSES], total, max;
@@ -29,14 +29,14 @@ static uint64_t percentile(const Histogram *histogram, double share) {
   return histogram->max;
 }
 
-static Histogram latency, first_event, span; /* of each event; from request to first event; from request to complete */
+static Histogram latency, first_event, span; /* per event; from request to first event; from request to completion */
 static uint64_t events, gaps, duplicates, bytes, reads, first_at, last_at;
 static int connected, complete, ended_early, http_errors, connection_errors;
 
-/* `ready` is 0 if it never was; `timeouts` are the connections of which nothing has become. */
+/* `ready` is 0 if never ready; `timeouts` is the number of connections without an outcome. */
 static void report(int amount, int timeouts, uint64_t started, uint64_t ready) {
   double seconds = last_at > first_at ? (double)(last_at - first_at) / 1e6 : 1e-6;
-  double mb = events ? (double)bytes / 1e6 : 0; /* heads and heartbeats alone have no rate */
+  double mb = events ? (double)bytes / 1e6 : 0; /* no rate if only headers and heartbeats were received */
   printf("{\"conns\":%d,\"connected\":%d,\"connect_s\":%.4f,\"complete\":%d,\"eof_early\":%d,\"http_err\":%d,"
          "\"conn_err\":%d,\"timeouts\":%d,\"events\":%lu,\"gaps\":%lu,\"dups\":%lu,",
          amount, connected, ready ? (double)(ready - started) / 1e6 : -1.0, complete, ended_early, http_errors,

@@ -1,24 +1,24 @@
 /* The load client of `make bench`: N subscribers of server-sent events, in one thread.
  *
- * Opens N connections, asks for a path on each, and checks that every one of them is given every event once and in
- * order. An event is a `data:` line that holds the marker
+ * Opens N connections, requests a path on each, and checks that each receives every event once and in order. An event
+ * is a `data:` line that contains the marker
  *
  *     chatcmpl-S<seq, 7 digits>T<CLOCK_REALTIME at its emission in microseconds, 16 digits>
  *
- * with `seq` from 0 on in each generation; a line that begins with `data: [DONE]` is an end. Prints `READY <seconds>`
- * once everybody is connected, and one line of JSON at the end. Exit status 0: everything came; 1: something did not.
+ * with `seq` counted from 0 in each generation. A line that begins with `data: [DONE]` is an end. Prints
+ * `READY <seconds>` when all are connected, and one line of JSON at the end. Exit status 0: complete; 1: events are missing.
  *
  *   -h HOST  address (127.0.0.1)      -p PORT   (8000)        -n N  connections (100)
- *   -u PATH  may be repeated; connection i asks for path i modulo their number
- *   -f FILE  paths, one a line, behind those of -u
+ *   -u PATH  may be repeated; connection i requests path i modulo their number
+ *   -f FILE  paths, one per line, added to those of -u
  *   -H LINE  a header, may be repeated
- *   -e N     events for each connection, which is complete with them (without: with [DONE], or when its body ends)
- *   -s SEQ   the first event's seq (0): for who goes on behind something
- *   -t S     seconds from READY to the end of patience (60)      -T S  the same for connecting (60)
- *   -i S     stay S seconds after READY, whatever comes, then report: what idle connections cost
- *   -c N     connections under way to their answer at a time (64)
- *   -r WHEN  READY when all have: h, an answer's head (default); c, sent the request; n, at once (for a replay, where
- *            time runs from the first connect)
+ *   -e N     events after which a connection is complete (default: [DONE], or the end of its body)
+ *   -s SEQ   seq of the first event (0), for resumed streams
+ *   -t S     timeout in seconds after READY (60)      -T S  timeout for connecting (60)
+ *   -i S     stay connected for S seconds after READY and then report, to measure idle connections
+ *   -c N     concurrent connection attempts (64)
+ *   -r WHEN  READY when all have: h, received the response headers (default); c, sent the request; n, immediately (for
+ *            a replay, where the time is counted from the first connect)
  *   -k       keep complete connections open until all are complete
  */
 #define _GNU_SOURCE
@@ -40,7 +40,7 @@
 
 #define READ_SIZE (256 * 1024)
 #define MARKER "chatcmpl-S"
-#define MARKER_PREFIX 10                 /* of which so many bytes say that it is one */
+#define MARKER_PREFIX 10                 /* the bytes that identify a marker */
 #define MARKER_SIZE (MARKER_PREFIX + 24) /* S, 7 digits, T, 16 digits */
 #define MAX_HEAD 65536
 
@@ -53,10 +53,10 @@ enum Part { SIZE, EXTENSION, DATA, DATA_END }; /* of a chunked body */
 typedef struct {
   int fd;
   uint8_t state, framing, part;
-  bool arrived, settled, complete; /* out of the connect phase; with an outcome; with everything it wants */
+  bool arrived, settled, complete; /* past the connect phase; has an outcome; has all events */
   int64_t next;                    /* seq */
   uint64_t left;                   /* bytes of the body, or of the chunk */
-  char *rest;                      /* of a head or a line whose end has not come */
+  char *rest;                      /* incomplete headers or an incomplete line */
   size_t rest_size, rest_room;
   uint64_t asked_at;
   bool had_event;
@@ -69,7 +69,7 @@ static char **paths;
 static int path_count;
 static char headers[8192];
 static int64_t expected = -1, first_seq;
-static double patience = 60, connect_patience = 60, idle;
+static double timeout = 60, connect_timeout = 60, idle;
 static char ready_when = 'h';
 static bool keep;
 
@@ -89,7 +89,7 @@ static void arrive(Connection *c) {
   arrived++;
 }
 
-/* The one outcome of a connection goes into the counter. */
+/* Count the only outcome of a connection. */
 static void settle(Connection *c, int *counter) {
   if (c->settled) return;
   c->settled = true;
@@ -123,7 +123,7 @@ static void keep_rest(Connection *c, const char *data, size_t size) {
   c->rest_size += size;
 }
 
-/* --- what comes, from the events up to the socket ----------------------------------------------------------------- */
+/* --- parsing, from the events up to the socket -------------------------------------------------------------------- */
 
 static uint64_t number(const char *digits, int count) {
   uint64_t value = 0;
@@ -149,7 +149,7 @@ static void take_event(Connection *c, int64_t seq, uint64_t emitted_at, uint64_t
   if (expected >= 0 && c->next >= first_seq + expected) has_all(c, at);
 }
 
-/* Without its line feed; a carriage return before that does not matter to what is looked for. */
+/* The line is without its line feed; a carriage return before it does not matter. */
 static inline void take_line(Connection *c, const char *line, const char *end, uint64_t at) {
   if (end - line < 6 || memcmp(line, "data:", 5)) return;
   line += line[5] == ' ' ? 6 : 5;
@@ -177,7 +177,7 @@ static void take_body(Connection *c, const char *data, size_t size, uint64_t at)
   if (data < end) keep_rest(c, data, (size_t)(end - data));
 }
 
-/* Whether the body ends here; what may follow the last chunk is of no interest. */
+/* Returns whether the body ends here; data after the last chunk is ignored. */
 static bool take_chunks(Connection *c, const char *data, size_t size, uint64_t at) {
   const char *end = data + size;
   while (data < end) {
@@ -207,7 +207,7 @@ static bool take_chunks(Connection *c, const char *data, size_t size, uint64_t a
   return false;
 }
 
-/* Bytes of the head, or 0 where it is not all there; the state is CLOSED where it is not to be had. */
+/* Returns the size of the headers, or 0 if they are incomplete or invalid; the state is CLOSED if invalid. */
 static size_t take_head(Connection *c) {
   char *end = memmem(c->rest, c->rest_size, "\r\n\r\n", 4);
   if (!end) {
@@ -236,7 +236,7 @@ static size_t take_head(Connection *c) {
   return (size_t)(end + 4 - c->rest);
 }
 
-/* A body that ended as bodies end, or a connection that did. */
+/* The regular end of a body (`clean`), or the end of the connection. */
 static void ended(Connection *c, bool clean, uint64_t at) {
   if (c->state != BODY)
     settle(c, &connection_errors);
@@ -283,7 +283,7 @@ static void readable(Connection *c) {
       keep_rest(c, input, (size_t)size);
       size_t head = take_head(c);
       if (head) {
-        char *all = c->rest; /* the body may be given parts of itself to keep */
+        char *all = c->rest; /* `take` may store parts of the body in `rest` */
         size_t all_size = c->rest_size;
         c->rest = NULL;
         c->rest_size = c->rest_room = 0;
@@ -343,7 +343,7 @@ static void stop(int signal) {
   stopped = 1;
 }
 
-/* Returns when it was ready, 0 if never. */
+/* Returns the time at which all were ready, 0 if never. */
 static uint64_t run(uint64_t started) {
   static struct epoll_event found[1024];
   uint64_t ready = 0;
@@ -357,7 +357,7 @@ static uint64_t run(uint64_t started) {
       fflush(stdout);
     }
     double waited = (double)(at - (ready ? ready : started)) / 1e6;
-    if (waited > (!ready ? connect_patience : idle > 0 ? idle : patience)) break;
+    if (waited > (!ready ? connect_timeout : idle > 0 ? idle : timeout)) break;
     if (ready && idle == 0 && settled == amount) break;
     int count = epoll_wait(poller, found, 1024, 50);
     for (int i = 0; i < count; i++) {
@@ -409,13 +409,13 @@ int main(int count, char **arguments) {
       case 'H': add_header(optarg); break;
       case 'e': expected = atoll(optarg); break;
       case 's': first_seq = atoll(optarg); break;
-      case 't': patience = atof(optarg); break;
-      case 'T': connect_patience = atof(optarg); break;
+      case 't': timeout = atof(optarg); break;
+      case 'T': connect_timeout = atof(optarg); break;
       case 'i': idle = atof(optarg); break;
       case 'c': most_arriving = atoi(optarg); break;
       case 'r': ready_when = *optarg; break;
       case 'k': keep = true; break;
-      default: fprintf(stderr, "The options are at the head of subscribers.c.\n"); return 2;
+      default: fprintf(stderr, "The options are documented at the top of subscribers.c.\n"); return 2;
     }
   if (!path_count) add_path("/");
   address.sin_port = htons((uint16_t)port);
@@ -423,7 +423,7 @@ int main(int count, char **arguments) {
     fprintf(stderr, "not an IPv4 address: %s\n", host);
     return 2;
   }
-  as_many_files_as_allowed();
+  raise_file_limit();
   signal(SIGINT, stop);
   signal(SIGTERM, stop);
   signal(SIGPIPE, SIG_IGN);

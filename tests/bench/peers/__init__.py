@@ -1,1 +1,1 @@
-"""What others serve the same subscribers with, to be measured beside the gateway."""
+"""Other servers for the same subscribers, measured next to the gateway."""

@@ -1,7 +1,7 @@
-"""nginx with nchan, the fan-out server in C: messages in its memory, published and read over HTTP.
+"""nginx with nchan, a fan-out server in C that keeps messages in memory and publishes and serves them over HTTP.
 
-`/pub/<name>` takes a message with POST, `/sub/<name>` is its EventSource stream, from the oldest message on. Debian has
-it as libnginx-mod-nchan.
+`/pub/<name>` accepts a message with POST, `/sub/<name>` is its EventSource stream from the oldest message. The Debian
+package is libnginx-mod-nchan.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ http {{
 
 
 class NoNchan(Exception):
-    """nginx or its module is not here; the message says which."""
+    """nginx or its module is not installed; see the message."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Nchan:
 
 
 def installed() -> tuple[str, Path]:
-    """nginx and its module. NoNchan if there is none."""
+    """The paths of nginx and its module. Raises NoNchan if one is missing."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if program is None:
         raise NoNchan("nchan is not measured: there is no nginx (on Debian and Ubuntu: libnginx-mod-nchan).")
@@ -78,12 +78,12 @@ def installed() -> tuple[str, Path]:
     directory = re.search(r"--modules-path=(\S+)", about)
     found = Path(directory[1] if directory else "/usr/lib/nginx/modules") / "ngx_nchan_module.so"
     if not found.exists():
-        raise NoNchan("nchan is not measured: nginx has no such module (on Debian and Ubuntu: libnginx-mod-nchan).")
+        raise NoNchan("nchan is not measured: nginx has no nchan module (on Debian and Ubuntu: libnginx-mod-nchan).")
     return program, found
 
 
 def configure(directory: Path, module: Path, port: int, workers: int, messages: int) -> Path:
-    directory.chmod(0o755)  # its workers may be somebody else
+    directory.chmod(0o755)  # its workers may run as another user
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 1 << 20 if files == resource.RLIM_INFINITY else min(files, 1 << 20)
     values = {"directory": directory, "module": module, "port": port, "workers": workers, "messages": messages}
@@ -94,7 +94,7 @@ def configure(directory: Path, module: Path, port: int, workers: int, messages: 
 
 @asynccontextmanager
 async def nchan(*, workers: int = 1, messages: int = 5000) -> AsyncGenerator[Nchan, None]:
-    """Running; with room for so many messages in each channel. NoNchan if that cannot be."""
+    """Run nchan with a buffer of `messages` messages per channel. Raises NoNchan if that is not possible."""
     program, module = installed()
     with tempfile.TemporaryDirectory(prefix="tokencast-nchan-") as directory:
         port = free_port()
@@ -108,7 +108,7 @@ async def nchan(*, workers: int = 1, messages: int = 5000) -> AsyncGenerator[Nch
 
             async def answers() -> bool:
                 if process.returncode is not None:
-                    raise NoNchan(f"nchan is not measured, nginx ends at once: {errors.read_text().strip()}")
+                    raise NoNchan(f"nchan is not measured, nginx exits immediately: {errors.read_text().strip()}")
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                 except OSError:

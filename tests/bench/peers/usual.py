@@ -1,6 +1,6 @@
-"""The gateway as it is usually written: Starlette, sse-starlette, and for each subscriber an XREAD loop of its own.
+"""The usual implementation of a gateway: Starlette and sse-starlette, with one XREAD loop per subscriber.
 
-Follows the Redis stream `s:<name>` under `/s/<name>`; each entry has one field `d`, and the last one is `[DONE]`.
+`/s/<name>` follows the Redis stream `s:<name>`. Each entry has one field `d`, and the last one is `[DONE]`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def follow(request: Request) -> EventSourceResponse:
 
 
 def application() -> Starlette:
-    """For uvicorn, in a process of its own. A subscriber takes two sockets: its own, and one to Redis."""
+    """The application for uvicorn, in its own process. A subscriber needs two sockets: its own and one to Redis."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return Starlette(routes=[Route("/s/{name}", follow)])
@@ -48,7 +48,7 @@ def application() -> Starlette:
 
 @asynccontextmanager
 async def usual_gateway(redis_url: str) -> AsyncGenerator[tuple[int, Service], None]:
-    """Its port and its process."""
+    """Run the gateway. Yields its port and its process."""
     options = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "1")
     command = ("uvicorn", "tests.bench.peers.usual:application", "--factory", "--port", "0", *options)
     async with service(*command, REDIS_URL=redis_url) as process:

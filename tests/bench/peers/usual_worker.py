@@ -1,4 +1,4 @@
-"""The worker as it is usually written: a loop over the SDK's chunk objects, and an XADD for each."""
+"""The usual implementation of a worker: a loop over the SDK's chunk objects with one XADD each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Worked(msgspec.Struct):
 
 
 class UsualWorker(Tool[Worked]):
-    """`count` streams of so many chunks at once."""
+    """`count` concurrent streams of `chunks` chunks."""
 
     figures = Worked
 

@@ -48,7 +48,7 @@ async def test_enqueue_follow_get(broker: Broker) -> None:
 async def test_an_idempotency_key_gives_the_same_generation(broker: Broker) -> None:
     first, second = await gather(
         *(broker.enqueue(request_body(), idempotency_key="same") for _ in range(2))
-    )  # even at once
+    )  # even concurrently
     assert first.id == second.id
     assert (await broker.enqueue(request_body(), idempotency_key="other")).id != first.id
     with pytest.raises(IdempotencyConflict):
@@ -57,8 +57,8 @@ async def test_an_idempotency_key_gives_the_same_generation(broker: Broker) -> N
     assert (await broker.enqueue(request_body("else"), idempotency_key="same")).id != first.id
 
 
-async def test_a_generation_is_one_ticket_and_one_ring(broker: Broker, redis: EmbeddedRedis) -> None:
-    """The ticket says generation and tenant; the prompt is in no queue entry."""
+async def test_a_generation_has_one_ticket_without_its_prompt(broker: Broker, redis: EmbeddedRedis) -> None:
+    """The ticket contains the generation's id and the tenant; the prompt is in no queue entry."""
     generation = await broker.enqueue(request_body("the canary sings"))
     queue = broker.queue.redis
     ticket = f"{generation.id}.1"
@@ -66,14 +66,14 @@ async def test_a_generation_is_one_ticket_and_one_ring(broker: Broker, redis: Em
     job = await queue.execute("GET", names.arq_job(ticket))
     assert generation.id.encode() in job
     assert b"canary" not in job
-    assert not await broker.queue.enqueue(generation.id, "default", 1)  # again: nothing new
+    assert not await broker.queue.enqueue(generation.id, "default", 1)  # a repetition adds nothing
     await broker.cancel(generation.id)
     assert await queue.execute("ZSCORE", names.QUEUE, ticket) is None
     assert await queue.execute("EXISTS", names.arq_job(ticket)) == 0
 
 
-async def test_one_tenants_flood_does_not_delay_anothers_next(broker: Broker) -> None:
-    """The ticket of the second tenant stands right behind the head of the queue."""
+async def test_many_tickets_of_one_tenant_do_not_delay_another(broker: Broker) -> None:
+    """The ticket of the second tenant is next after the head of the queue."""
     for number in range(50):
         await broker.queue.enqueue(f"flood{number}", "flooding", 1)
     await broker.queue.enqueue("other", "quiet", 1)
@@ -82,7 +82,7 @@ async def test_one_tenants_flood_does_not_delay_anothers_next(broker: Broker) ->
     await broker.queue.redis.execute("DEL", names.QUEUE)
 
 
-async def test_what_is_asked_for_wrongly(broker: Broker) -> None:
+async def test_invalid_calls_raise_specific_errors(broker: Broker) -> None:
     with pytest.raises(InvalidRequest):
         await broker.enqueue({"model": "m"})
     unknown = "gen_" + "0" * 10 + "10" + "0" * 22
@@ -97,7 +97,7 @@ async def test_what_is_asked_for_wrongly(broker: Broker) -> None:
         await broker.get(generation.id, tenant="somebody-else")
 
 
-async def test_a_deleted_generation_is_gone_for_its_followers_too(broker: Broker) -> None:
+async def test_followers_of_a_deleted_generation_get_gone(broker: Broker) -> None:
     generation = await broker.enqueue(request_body())
     follower = asyncio.create_task(everything(broker, generation.id))
     await wait_until(lambda: broker.hub._feeds.get(generation.id))
@@ -108,7 +108,7 @@ async def test_a_deleted_generation_is_gone_for_its_followers_too(broker: Broker
         await broker.get(generation.id)
 
 
-async def test_a_gap_is_an_exception(broker: Broker) -> None:
+async def test_a_gap_raises_an_exception(broker: Broker) -> None:
     generation = await broker.enqueue(request_body())
     writer = await Writer(broker.store.redis, generation.id).claim()
     await writer.append(*"abcdef")
@@ -120,7 +120,7 @@ async def test_a_gap_is_an_exception(broker: Broker) -> None:
 
 
 async def test_an_ended_generation_expires(broker: Broker) -> None:
-    """Log and record live for the asked-for time after the end; the id is remembered an hour longer."""
+    """Log and metadata live for `ttl_seconds` after the end; the id is remembered for an hour longer."""
     generation = await broker.enqueue(request_body(ttl_seconds=100))
     await broker.cancel(generation.id)
     redis = broker.store.redis
@@ -131,13 +131,13 @@ async def test_an_ended_generation_expires(broker: Broker) -> None:
         await broker.get(generation.id)
 
 
-async def test_scripts_come_back_after_redis_forgot_them(broker: Broker) -> None:
+async def test_scripts_are_loaded_again_after_a_script_flush(broker: Broker) -> None:
     generation = await broker.enqueue(request_body())
     await broker.store.redis.execute("SCRIPT", "FLUSH")
     assert (await broker.cancel(generation.id)).status == "cancelled"
 
 
-async def test_redis_away_is_an_error_of_its_own() -> None:
+async def test_an_unreachable_redis_raises_storage_unavailable() -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
         generation = await broker.enqueue(request_body())
         redis.kill()
@@ -146,8 +146,9 @@ async def test_redis_away_is_an_error_of_its_own() -> None:
                 await action
 
 
-async def test_a_follower_outlives_a_restart_of_redis(tmp_path) -> None:
-    """Readers see a pause: with its file, Redis comes back with the log, and the reader goes on where it was."""
+async def test_a_follower_continues_after_a_restart_of_redis(tmp_path) -> None:
+    """Readers see a pause: Redis restores the log from its append-only file, and the reader continues at its
+    position."""
     async with EmbeddedRedis(appendonly=True, dir=tmp_path) as redis, connect(redis.url) as broker:
         generation = await broker.enqueue(request_body())
         writer = await Writer(broker.store.redis, generation.id).claim()
@@ -175,8 +176,8 @@ async def _appended(writer: Writer) -> bool:
         return False
 
 
-async def test_a_log_that_vanished_is_not_made_anew(broker: Broker) -> None:
-    """A writer that goes on would leave a log without a beginning, and without a lifetime."""
+async def test_a_lost_log_is_not_recreated_by_an_append(broker: Broker) -> None:
+    """An append would otherwise create a log without a beginning and without a lifetime."""
     generation = await broker.enqueue(request_body())
     writer = await Writer(broker.store.redis, generation.id).claim()
     await writer.append("a ")
@@ -186,8 +187,8 @@ async def test_a_log_that_vanished_is_not_made_anew(broker: Broker) -> None:
     assert await broker.store.redis.execute("EXISTS", names.log(generation.id)) == 0
 
 
-async def test_the_list_steps_over_what_has_expired(broker: Broker) -> None:
-    """An index outlives its members: a page is full all the same, and what is dead is dropped on sight."""
+async def test_the_list_skips_expired_generations(broker: Broker) -> None:
+    """An index outlives its members: pages are still full, and expired members are removed when they are found."""
     made = [(await broker.enqueue(request_body(), tenant="lister")).id for _ in range(9)]
     newest_first = sorted(made, reverse=True)
     dead = newest_first[1:5]
@@ -201,8 +202,10 @@ async def test_the_list_steps_over_what_has_expired(broker: Broker) -> None:
     assert not set(members) & set(dead)
 
 
-async def test_connect_takes_only_what_it_is_given(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment belongs to the program: Kubernetes sets PORT for a service that is called so."""
+async def test_connect_with_a_url_ignores_the_environment(
+    redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment belongs to the program: Kubernetes sets such variables for a service of that name."""
     monkeypatch.setenv("PORT", "tcp://10.0.0.1:8000")
     monkeypatch.setenv("TOKENCAST_RETENTION", "never")
     monkeypatch.setenv("TOKENCAST_STREAMS_URL", "redis://127.0.0.1:1")
@@ -216,7 +219,7 @@ async def test_connect_takes_only_what_it_is_given(redis: EmbeddedRedis, monkeyp
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6379", "redis://:Hunter2#tail@127.0.0.1", "redis+cluster://127.0.0.1", ""])
-async def test_connect_says_what_is_wrong_with_a_url(url: str) -> None:
+async def test_connect_reports_an_invalid_url(url: str) -> None:
     with pytest.raises(Misconfigured, match=r"^url: ") as caught:
         await connect(url).__aenter__()
     assert "Hunter2" not in str(caught.value)

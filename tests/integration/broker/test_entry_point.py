@@ -1,4 +1,4 @@
-"""What `Broker` checks is what the HTTP route checks; listing, waiting, and the content of events."""
+"""`Broker` checks requests in the same way as the HTTP route; listing, waiting, and the content of events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def nested(levels: int) -> Any:
 
 
 def of_size(size: int) -> dict[str, Any]:
-    """A body of that many bytes of JSON, in a script of three bytes a character."""
+    """A body with this size in bytes as JSON, of characters with three bytes each."""
     empty = len(msgspec.json.encode(request_body("")))
     return request_body("語" * ((size - empty) // 3) + "x" * ((size - empty) % 3))
 
@@ -56,11 +56,11 @@ BODIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "no model": ({"messages": [{"role": "user", "content": "x"}]}, None),
     "no messages": ({"model": "m"}, None),
     "empty messages": ({"model": "m", "messages": []}, None),
-    "a message that is none": ({"model": "m", "messages": ["x"]}, None),
-    "a role that is none": ({"model": "m", "messages": [{"role": 7}]}, None),
-    "a model that is none": (request_body(model=""), None),
+    "an invalid message": ({"model": "m", "messages": ["x"]}, None),
+    "an invalid role": ({"model": "m", "messages": [{"role": 7}]}, None),
+    "an empty model": (request_body(model=""), None),
     "a long model": (request_body(model="m" * 257), None),
-    "a model that nothing serves": (request_body(model="other"), None),
+    "an unknown model": (request_body(model="other"), None),
     "n": (request_body(n=0), None),
     "a boolean n": (request_body(n=True), None),
     "metadata": (request_body(metadata={"a": 1}), None),
@@ -77,24 +77,24 @@ BODIES: dict[str, tuple[dict[str, Any], str | None]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_bad_request_is_refused_as_over_http(limited: Gateway, direct: Broker, name: str) -> None:
+async def test_an_invalid_request_is_refused_as_over_http(limited: Gateway, direct: Broker, name: str) -> None:
     body, key = BODIES[name]
     headers = {**ANNA, "idempotency-key": key} if key else ANNA
     answer = await limited.http.post("/v1/generations", json=body, headers=headers)
     assert 400 <= answer.status_code < 500
     with pytest.raises(BrokerError) as refused:
         await direct.enqueue(body, idempotency_key=key, tenant="anna")
-    told = answer.json()["error"]
+    reported = answer.json()["error"]
     assert (refused.value.message, refused.value.code, refused.value.param) == (
-        told["message"],
-        told["code"],
-        told["param"],
+        reported["message"],
+        reported["code"],
+        reported["param"],
     )
     assert [one.id for one in (await direct.list(tenant="anna")).data] == []
 
 
-async def test_a_good_request_is_taken_as_over_http(limited: Gateway, direct: Broker) -> None:
-    """The largest body, the longest key, an empty key; and the limits of a tenant count both ways."""
+async def test_a_valid_request_is_accepted_as_over_http(limited: Gateway, direct: Broker) -> None:
+    """With the largest body, the longest key and an empty key. A tenant's limits apply to both."""
     largest = of_size(MOST)
     first = await direct.enqueue(largest, idempotency_key="k" * 255, tenant="anna")
     headers = {**ANNA, "idempotency-key": "k" * 255}
@@ -111,13 +111,13 @@ async def test_a_good_request_is_taken_as_over_http(limited: Gateway, direct: Br
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, b"x", {"x"}, object()])
-async def test_what_is_no_json_is_not_taken(broker: Broker, value: object) -> None:
+async def test_values_that_json_cannot_represent_are_refused(broker: Broker, value: object) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await broker.enqueue(request_body(temperature=value))
     assert refused.value.code == "invalid_json"
 
 
-async def test_a_body_that_no_stack_holds_is_too_deep(broker: Broker) -> None:
+async def test_an_extremely_deep_body_is_refused(broker: Broker) -> None:
     with pytest.raises(InvalidRequest, match="levels of arrays"):
         await broker.enqueue(request_body(tools=nested(100_000)))
 
@@ -183,8 +183,8 @@ async def test_events_have_their_data_and_their_text(broker: Broker) -> None:
     assert events[-1].json["finish_reason"] == "stop"
 
 
-async def test_a_generation_belongs_to_the_application_s_trace(broker: Broker) -> None:
-    """To that of the span around `enqueue`; outside of one it has none."""
+async def test_a_generation_belongs_to_the_trace_of_the_application(broker: Broker) -> None:
+    """The trace of the span around `enqueue`; without a span there is none."""
     context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
     with trace.use_span(trace.NonRecordingSpan(context)):
         traced = await broker.enqueue(request_body())
@@ -192,8 +192,8 @@ async def test_a_generation_belongs_to_the_application_s_trace(broker: Broker) -
     assert (await broker.get((await broker.enqueue(request_body())).id)).trace == ""
 
 
-async def test_an_outage_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However long it is, and however many follow: one line, and the followers go on where they were."""
+async def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for any duration and any number of followers, which continue at their positions."""
     async with EmbeddedRedis(appendonly=True) as redis, connect(redis.url) as broker:
         generation = await broker.enqueue(request_body())
         writer = await Writer(broker.store.redis, generation.id).claim()
@@ -208,7 +208,9 @@ async def test_an_outage_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> 
         await wait_until(lambda: all("before " in texts for texts in seen))
         with caplog.at_level(logging.WARNING):
             redis.kill()
-            await wait_until(lambda: any(reader._backoff._next >= 0.4 for reader in broker.hub._readers))  # three times
+            await wait_until(
+                lambda: any(reader._backoff._next >= 0.4 for reader in broker.hub._readers)
+            )  # after three attempts
             await redis.restart()
             await writer.append("after")
             await writer.finish()
@@ -220,6 +222,6 @@ async def test_an_outage_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> 
 
 def test_every_error_can_be_imported_from_the_package() -> None:
     public = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    internal = {"InvalidKey"}  # of the gateway
+    internal = {"InvalidKey"}  # used only in the gateway
     assert public - internal <= set(package.__all__)
     assert all(hasattr(package, name) for name in package.__all__)

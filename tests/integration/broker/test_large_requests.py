@@ -1,4 +1,4 @@
-"""Requests of many kilobytes: parsed next to the loop, and otherwise like any other."""
+"""Requests of many kilobytes: parsed in a thread, with the same results as small ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from broker.settings.settings import Settings
 from tests.support import gather, request_body
 
 
-class Turns:
-    """Counts the turns of the event loop."""
+class LoopIterations:
+    """Counts iterations of the event loop."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,19 +31,19 @@ class Turns:
             await asyncio.sleep(0)
 
 
-async def read(body: bytes, turns: Turns | None = None) -> tuple[CompletionRequest, int]:
-    """The request of a body, and the turns between the body's arrival and that."""
-    turns = turns or Turns()
+async def read(body: bytes, iterations: LoopIterations | None = None) -> tuple[CompletionRequest, int]:
+    """The request parsed from a body, and the number of loop iterations between arrival and result."""
+    iterations = iterations or LoopIterations()
     arrived = 0
 
     async def receive() -> dict[str, Any]:
         nonlocal arrived
-        arrived = turns.count
+        arrived = iterations.count
         return {"type": "http.request", "body": body}
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
     async with connect(settings=Settings(max_body=64 * 1024 * 1024)) as broker:
-        return await read_request(Request(scope, receive), broker), turns.count - arrived
+        return await read_request(Request(scope, receive), broker), iterations.count - arrived
 
 
 def picture(size: int) -> list[dict[str, Any]]:
@@ -56,20 +56,20 @@ def picture(size: int) -> list[dict[str, Any]]:
     [picture(8 * pieces.PIECE), [{"role": "user", "content": "word " * 200}] * 8_000],
     ids=["one picture", "many messages"],
 )
-async def test_the_loop_goes_on_while_a_large_body_is_parsed(messages: list[dict[str, Any]]) -> None:
-    """Parsed by the loop itself, it would be the next thing that the loop does."""
-    turns = Turns()
-    counting = asyncio.create_task(turns.run())
+async def test_the_event_loop_runs_while_a_large_body_is_parsed(messages: list[dict[str, Any]]) -> None:
+    """Parsed in the event loop itself, the body would be done in the next iteration."""
+    iterations = LoopIterations()
+    counting = asyncio.create_task(iterations.run())
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    (answer,) = await gather(read(body, turns))
+    (answer,) = await gather(read(body, iterations))
     counting.cancel()
     asked, passed = answer
     assert json.loads(asked.upstream)["messages"] == messages
     assert passed >= 5
 
 
-async def test_a_fingerprint_does_not_depend_on_how_the_body_is_written() -> None:
-    """On the order of its keys, its spaces and its escapes."""
+async def test_a_fingerprint_does_not_depend_on_the_formatting_of_the_body() -> None:
+    """Key order, white space and escapes do not matter."""
     body = {**request_body(), "messages": [{"role": "user", "content": "ö😀" * pieces.PIECE}]}
     plain, _ = await read(json.dumps(body).encode())
     other, _ = await read(json.dumps(dict(reversed(body.items())), indent=2, ensure_ascii=False).encode())
@@ -86,9 +86,9 @@ async def test_a_fingerprint_does_not_depend_on_how_the_body_is_written() -> Non
         (b'{"model":"m","messages":["' + b"x" * 2 * pieces.PIECE, "invalid_json"),
         (b'{"model":"m","messages":["' + b"x" * 2 * pieces.PIECE + b'\xff"]}', "invalid_json"),
     ],
-    ids=["a message that is none", "cut off", "not UTF-8"],
+    ids=["an invalid message", "cut off", "not UTF-8"],
 )
-async def test_a_large_body_is_refused_as_a_small_one_is(body: bytes, code: str) -> None:
+async def test_an_invalid_large_body_is_refused(body: bytes, code: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await read(body)
     assert refused.value.code == code

@@ -1,4 +1,4 @@
-"""The appender against a real server that forgets, refuses, stalls and goes away: each event once, in order."""
+"""The appender with a real server that loses data, refuses, stalls and disconnects: each event once and in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import APPEND, FINISH
 from tests.servers.redis_proxy import RedisProxy, redis_proxy
-from tests.support import DEADLINE, beside, request_body, wait_until
+from tests.support import DEADLINE, in_background, request_body, wait_until
 from worker import appender as appender_module
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
@@ -48,7 +48,7 @@ def ending(status: str = "completed", data: bytes = b'{"finish_reason":"stop","u
 @asynccontextmanager
 async def appending(url: str, **more: Any) -> AsyncGenerator[Appender, None]:
     appender = Appender(settings(url, **more))
-    async with beside(appender.run()):
+    async with in_background(appender.run()):
         await appender.ready()
         yield appender
 
@@ -61,7 +61,7 @@ async def claimed(broker: Broker, **more: Any) -> Claim:
 
 
 async def log_of(broker: Broker, gid: str) -> list[tuple[int, bytes]]:
-    """(seq, content or type) of the newest attempt."""
+    """`(seq, content or type)` of each event of the newest attempt."""
     events = [event async for event in broker.store.read(gid, START)]
     newest = max(event.cursor.attempt for event in events)
     return [(e.cursor.seq, content(e.data) or e.type) for e in events if e.cursor.attempt == newest]
@@ -86,7 +86,7 @@ async def proxy(redis: EmbeddedRedis) -> AsyncGenerator[RedisProxy, None]:
         yield started
 
 
-async def test_what_is_pushed_is_in_the_log_once_dense_and_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_pushed_chunks_are_in_the_log_once_and_in_order(redis: EmbeddedRedis, broker: Broker) -> None:
     texts = [f"t{i}" for i in range(3000)]
     async with appending(redis.url) as appender:
         attempt = appender.open(await claimed(broker))
@@ -102,7 +102,7 @@ async def test_what_is_pushed_is_in_the_log_once_dense_and_in_order(redis: Embed
     assert generation.first_token_at is not None
 
 
-async def test_events_larger_than_a_call_go_one_by_one(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_events_larger_than_one_call_are_appended_one_by_one(redis: EmbeddedRedis, broker: Broker) -> None:
     texts = ["x" * 900_000, "a", "y" * 400_000, "b"]
     async with appending(redis.url) as appender:
         attempt = appender.open(await claimed(broker))
@@ -111,7 +111,7 @@ async def test_events_larger_than_a_call_go_one_by_one(redis: EmbeddedRedis, bro
     assert await log_of(broker, attempt.claim.gid) == expected(texts, b"ok")
 
 
-async def test_an_append_whose_reply_was_lost_is_not_repeated(proxy: RedisProxy, broker: Broker) -> None:
+async def test_an_append_with_a_lost_reply_is_not_duplicated(proxy: RedisProxy, broker: Broker) -> None:
     async with appending(proxy.url) as appender:
         attempt = appender.open(await claimed(broker))
         for turn in range(4):
@@ -126,8 +126,9 @@ async def test_an_append_whose_reply_was_lost_is_not_repeated(proxy: RedisProxy,
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_what_redis_forgot_is_sent_again(redis: EmbeddedRedis, broker: Broker, silent: bool) -> None:
-    """A failover that loses the tail: noticed by the next append, or by the next touch where nothing is appended."""
+async def test_events_that_redis_lost_are_sent_again(redis: EmbeddedRedis, broker: Broker, silent: bool) -> None:
+    """A failover that loses the tail of a log is noticed by the next append, or by the next touch if nothing is
+    appended."""
     execute = broker.store.redis.execute
     async with appending(redis.url, lease=3) as appender:
         attempt = appender.open(await claimed(broker, lease=3))
@@ -149,8 +150,9 @@ async def test_what_redis_forgot_is_sent_again(redis: EmbeddedRedis, broker: Bro
         await wait_until(whole)
 
 
-async def test_an_attempt_may_be_dropped_at_any_moment(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Between the calls that find it lost and put it back, too: a reply to who is gone ended the worker once."""
+async def test_an_attempt_can_be_discarded_at_any_moment(redis: EmbeddedRedis, broker: Broker) -> None:
+    """Also between the calls that detect a loss and put it back: a reply for a discarded attempt once ended the
+    worker."""
     async with appending(redis.url) as appender:
         for turns in range(60):
             attempt = appender.open(await claimed(broker))
@@ -164,7 +166,7 @@ async def test_an_attempt_may_be_dropped_at_any_moment(redis: EmbeddedRedis, bro
     assert await log_of(broker, attempt.claim.gid) == expected("", b"ok")
 
 
-async def test_an_ending_that_redis_forgot_is_sent_again_after_a_reconnect(proxy: RedisProxy, broker: Broker) -> None:
+async def test_an_ending_that_redis_lost_is_sent_again_after_a_reconnect(proxy: RedisProxy, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(proxy.url) as appender:
         attempt = appender.open(await claimed(broker))
@@ -186,7 +188,7 @@ async def ended(broker: Broker, gid: str) -> bool:
     return (await broker.get(gid)).ended
 
 
-async def test_forgotten_scripts_are_loaded_again(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_lost_scripts_are_loaded_again(redis: EmbeddedRedis, broker: Broker) -> None:
     async with appending(redis.url) as appender:
         attempt = appender.open(await claimed(broker))
         for text in "abc":
@@ -198,7 +200,7 @@ async def test_forgotten_scripts_are_loaded_again(redis: EmbeddedRedis, broker: 
     assert await log_of(broker, attempt.claim.gid) == expected("abc", b"ok")
 
 
-async def test_events_wait_while_redis_is_away(proxy: RedisProxy, broker: Broker, caplog: Any) -> None:
+async def test_events_wait_while_redis_is_unreachable(proxy: RedisProxy, broker: Broker, caplog: Any) -> None:
     async with appending(proxy.url) as appender:
         attempt = appender.open(await claimed(broker))
         attempt.push(chunks("a"))
@@ -233,14 +235,14 @@ async def test_a_producer_far_ahead_of_redis_waits(proxy: RedisProxy, broker: Br
 
 
 async def interrupted(attempt: Attempt) -> str:
-    """The reason that ends a producer which has nothing to say."""
+    """The reason for which a waiting producer is interrupted."""
     with pytest.raises(AttemptEnded) as caught:
         async with attempt.run_until(asyncio.get_running_loop().time() + DEADLINE):
             await asyncio.Event().wait()
     return caught.value.reason
 
 
-async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
+async def test_external_endings_reach_an_attempt_while_the_upstream_is_silent(
     redis: EmbeddedRedis, broker: Broker
 ) -> None:
     execute = broker.store.redis.execute
@@ -248,7 +250,7 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
         cancelled, deleted, fenced, expired = [appender.open(await claimed(broker)) for _ in range(4)]
         await broker.cancel(cancelled.claim.gid)
         await broker.delete(deleted.claim.gid)
-        await execute("HSET", keys.meta(fenced.claim.gid), "own", "somebody else")
+        await execute("HSET", keys.meta(fenced.claim.gid), "own", "another owner")
         await execute("DEL", keys.meta(expired.claim.gid))
         reasons = await asyncio.gather(*map(interrupted, (cancelled, deleted, fenced, expired)))
         assert reasons == ["CLOSED", "GONE", "FENCED", "GONE"]
@@ -257,20 +259,20 @@ async def test_endings_from_elsewhere_come_home_while_the_upstream_is_silent(
                 await attempt.finish(ending())
 
 
-async def test_a_waiting_finish_learns_that_somebody_else_has_ended_it(proxy: RedisProxy, broker: Broker) -> None:
+async def test_a_waiting_finish_is_refused_if_another_owner_ended_the_generation(
+    proxy: RedisProxy, broker: Broker
+) -> None:
     async with appending(proxy.url) as appender:
         attempt = appender.open(await claimed(broker))
         await proxy.close()
         finishing = asyncio.create_task(attempt.finish(ending()))
-        await broker.store.redis.execute("HSET", keys.meta(attempt.claim.gid), "own", "somebody else")
+        await broker.store.redis.execute("HSET", keys.meta(attempt.claim.gid), "own", "another owner")
         await proxy.open()
         with pytest.raises(AttemptEnded, match="FENCED"):
             await asyncio.wait_for(finishing, DEADLINE)
 
 
-async def test_an_output_beyond_the_cap_is_ended_as_failed_with_what_it_has(
-    redis: EmbeddedRedis, broker: Broker
-) -> None:
+async def test_an_output_above_the_limit_fails_and_keeps_its_events(redis: EmbeddedRedis, broker: Broker) -> None:
     async with appending(redis.url, max_output=1024) as appender:
         attempt = appender.open(await claimed(broker))
         sent = 0
@@ -289,7 +291,7 @@ async def test_an_output_beyond_the_cap_is_ended_as_failed_with_what_it_has(
     assert (await broker.get(attempt.claim.gid)).status == "failed"
 
 
-async def test_a_full_redis_is_waited_for(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_events_wait_while_redis_is_full(redis: EmbeddedRedis, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
         attempt = appender.open(await claimed(broker))
@@ -304,7 +306,7 @@ async def test_a_full_redis_is_waited_for(redis: EmbeddedRedis, broker: Broker) 
     assert await log_of(broker, attempt.claim.gid) == expected("a", b"ok")
 
 
-async def test_a_redis_that_stays_full_still_takes_the_ending(
+async def test_a_redis_that_stays_full_accepts_the_ending(
     redis: EmbeddedRedis, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(appender_module, "STORAGE_FULL_TIMEOUT", 0.3)
@@ -325,8 +327,8 @@ async def test_a_redis_that_stays_full_still_takes_the_ending(
     assert await log_of(broker, attempt.claim.gid) == expected("ab", b"f")
 
 
-async def test_a_busy_attempt_keeps_its_lease_too(redis: EmbeddedRedis, broker: Broker) -> None:
-    """An append does not renew it, so a generation that never pauses is touched as well."""
+async def test_a_busy_attempt_keeps_its_lease(redis: EmbeddedRedis, broker: Broker) -> None:
+    """An append does not renew the lease, so a generation without pauses is also touched."""
     async with appending(redis.url, lease=1) as appender:
         attempt = appender.open(await claimed(broker, lease=1))
         first = int(await broker.store.redis.execute("HGET", keys.meta(attempt.claim.gid), "le"))
@@ -339,7 +341,7 @@ async def test_a_busy_attempt_keeps_its_lease_too(redis: EmbeddedRedis, broker: 
         await attempt.finish(ending())
 
 
-async def test_an_append_that_redis_will_never_take_ends_the_attempt(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_an_append_that_redis_always_refuses_ends_the_attempt(redis: EmbeddedRedis, broker: Broker) -> None:
     execute = broker.store.redis.execute
     async with appending(redis.url) as appender:
         attempt, other = [appender.open(await claimed(broker)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Generations run by a worker process on the simulated upstream: what readers get of each thing that can happen."""
+"""Generations run by a worker process on the simulated upstream: the events that readers get in each case."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Run:
         return [json.loads(event.data) for event in self.events if event.name == "chunk"]
 
 
-def asking(directive: str, **more: Any) -> dict[str, Any]:
+def request_with(directive: str, **more: Any) -> dict[str, Any]:
     content = f"Say something. [[sim seed=7 length=20 speed=0 {directive}]]"
     return {"model": "sim", **more, "messages": [{"role": "user", "content": content}]}
 
 
 async def run(broker: Broker, directive: str = "", **more: Any) -> Run:
-    created = await broker.enqueue(asking(directive, **more))
+    created = await broker.enqueue(request_with(directive, **more))
     events = [event async for event in broker.follow(created.id)]
     return Run(await broker.get(created.id), events)
 
@@ -69,18 +69,18 @@ async def calls(sim: str, label: str) -> list[dict[str, Any]]:
         return (await client.get(sim.removesuffix("/v1") + "/sim/calls", params={"label": label})).json()
 
 
-def said(length: int = 20, seed: int = 7, first: int | None = None) -> str:
-    """What the model says, or the first pieces of it."""
+def expected_text(length: int = 20, seed: int = 7, first: int | None = None) -> str:
+    """The model's text, or its first pieces."""
     return "".join(text.pieces(seed, length)[:first])
 
 
-async def test_a_generation_runs_to_its_end(broker: Broker, process: Service) -> None:
+async def test_a_generation_completes(broker: Broker, process: Service) -> None:
     done = await run(broker)
     assert done.names == ["created", "started", *["chunk"] * 23, "completed"]  # role, 20, finish, usage
     generation = done.generation
     assert generation.status == "completed"
-    assert generation.text == said()
-    assert generation.choices[0]["message"] == {"role": "assistant", "content": said(), "refusal": None}
+    assert generation.text == expected_text()
+    assert generation.choices[0]["message"] == {"role": "assistant", "content": expected_text(), "refusal": None}
     assert generation.choices[0]["finish_reason"] == generation.finish_reason == "stop"
     assert generation.usage == json.loads(done.events[-1].data)["usage"]
     assert generation.usage is not None
@@ -105,22 +105,22 @@ async def test_a_generation_runs_to_its_end(broker: Broker, process: Service) ->
         "keepalive=0.1 delay=0.3", "reasoning=5", "fault=tool-no-index tools=2", "refusal=3 length=0", "finish=length",
     ],
 )  # fmt: skip
-async def test_unusual_answers_are_completed(broker: Broker, process: Service, directive: str) -> None:
+async def test_unusual_replies_complete(broker: Broker, process: Service, directive: str) -> None:
     done = await run(broker, directive)
     assert done.names[-1] == "completed"
     if "unicode" in directive or "surrogate" in directive:
         assert done.generation.text == "".join(text.pieces(7, 20, unicode=True))
     elif "tools" not in directive and "refusal" not in directive:
-        assert done.generation.text == said()
+        assert done.generation.text == expected_text()
 
 
 @pytest.mark.parametrize("directive", ["fault=done-only", "shape=gabforge"])
-async def test_done_without_a_finish_reason_is_completed_and_counted(
+async def test_done_without_a_finish_reason_completes_with_estimated_usage(
     broker: Broker, process: Service, directive: str
 ) -> None:
     done = await run(broker, f"{directive} usage=never")
     assert done.names[-1] == "completed"
-    assert done.generation.text == said()
+    assert done.generation.text == expected_text()
     assert done.generation.usage is not None
     assert done.generation.usage["estimated"] is True
     assert done.generation.usage["completion_tokens"] == 20
@@ -155,23 +155,21 @@ async def test_done_without_a_finish_reason_is_completed_and_counted(
         ("fault=silent keepalive=0.1", "upstream_timeout", 0),
     ],
 )
-async def test_every_failure_has_its_code_and_keeps_what_was_shown(
+async def test_every_failure_has_its_code_and_keeps_the_delivered_text(
     broker: Broker, process: Service, directive: str, code: str, shown: int
 ) -> None:
     done = await run(broker, directive)
     assert done.error["code"] == code
     assert done.error["message"]
     assert done.generation.status == "failed"
-    assert done.generation.text == said(first=shown)
+    assert done.generation.text == expected_text(first=shown)
     if code == "upstream_rate_limited":
         assert done.error["retry_after"] == 60
         assert done.error["status"] == 429
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
-async def test_what_the_upstream_says_of_the_request_is_passed_on(
-    broker: Broker, process: Service, status: int
-) -> None:
+async def test_an_upstream_error_about_the_request_is_passed_on(broker: Broker, process: Service, status: int) -> None:
     done = await run(broker, f"fault={status}")
     assert done.error["status"] == status
     assert done.error["type"] == "invalid_request_error"
@@ -179,7 +177,7 @@ async def test_what_the_upstream_says_of_the_request_is_passed_on(
 
 
 @pytest.mark.parametrize("fault", ["429 retry_after=0.1", "500", "503", "cut at=0", "rst at=0"])
-async def test_a_call_that_fails_before_the_first_token_is_repeated(
+async def test_a_call_that_fails_before_the_first_token_is_retried(
     broker: Broker, process: Service, fault: str
 ) -> None:
     done = await run(broker, f"fault={fault} times=1 label={fault.split()[0]}-again")
@@ -188,33 +186,33 @@ async def test_a_call_that_fails_before_the_first_token_is_repeated(
     waiting = json.loads(done.events[2].data)
     assert waiting["reason"].startswith("upstream_")
     assert waiting["retry_at"] > done.generation.created_at
-    assert done.generation.text == said()
+    assert done.generation.text == expected_text()
     assert done.generation.attempt == 1
 
 
-async def test_after_a_shown_token_a_generation_may_start_anew(broker: Broker, process: Service) -> None:
+async def test_a_generation_can_restart_after_delivered_tokens(broker: Broker, process: Service) -> None:
     done = await run(broker, "fault=cut times=1 label=anew", on_upstream_error="restart")
     assert done.names.count("reset") == 1
     assert json.loads(done.events[done.names.index("reset")].data) == {"attempt": 2, "reason": "upstream_error"}
     assert done.generation.status == "completed"
     assert done.generation.attempt == 2
-    assert done.generation.text == said()
+    assert done.generation.text == expected_text()
 
 
-async def test_starting_anew_has_a_budget(broker: Broker, process: Service) -> None:
+async def test_restarts_are_limited(broker: Broker, process: Service) -> None:
     done = await run(broker, "fault=cut", on_upstream_error="restart")
     assert done.names.count("reset") == 2
     assert done.error["code"] == "upstream_truncated"
     assert done.generation.attempt == 3
-    assert done.generation.text == said(first=5)
+    assert done.generation.text == expected_text(first=5)
 
 
-async def test_a_request_that_is_wrong_is_not_started_anew(broker: Broker, process: Service) -> None:
+async def test_an_invalid_request_is_not_restarted(broker: Broker, process: Service) -> None:
     done = await run(broker, "fault=400", on_upstream_error="restart")
     assert done.names == ["created", "started", "failed"]
 
 
-async def test_the_upstream_gets_the_callers_body_and_nothing_of_ours(
+async def test_the_upstream_gets_the_body_of_the_caller_without_our_parameters(
     broker: Broker, process: Service, sim: str
 ) -> None:
     more = {"temperature": 0.5, "unheard_of": {"a": [1, None]}, "metadata": {"a": "b"}, "ttl_seconds": 60}
@@ -226,7 +224,7 @@ async def test_the_upstream_gets_the_callers_body_and_nothing_of_ours(
     assert call["outcome"] == "completed"
 
 
-async def test_a_refused_usage_option_is_left_out(broker: Broker, process: Service, sim: str) -> None:
+async def test_a_refused_usage_option_is_omitted_in_a_second_call(broker: Broker, process: Service, sim: str) -> None:
     done = await run(broker, "usage=reject label=reject")
     assert done.generation.status == "completed"
     first, second = await calls(sim, "reject")
@@ -234,7 +232,7 @@ async def test_a_refused_usage_option_is_left_out(broker: Broker, process: Servi
     assert "stream_options" not in second["parameters"]
 
 
-async def test_each_of_several_choices_must_finish(broker: Broker, process: Service) -> None:
+async def test_every_choice_must_finish(broker: Broker, process: Service) -> None:
     done = await run(broker, "fault=no-done", n=3)
     assert done.generation.status == "completed"
     assert len(done.generation.choices) == 3
@@ -242,7 +240,7 @@ async def test_each_of_several_choices_must_finish(broker: Broker, process: Serv
 
 
 async def test_a_cancel_closes_a_silent_upstream(broker: Broker, process: Service, sim: str) -> None:
-    created = await broker.enqueue(asking("delay=60 label=cancel"))
+    created = await broker.enqueue(request_with("delay=60 label=cancel"))
     await wait_until(lambda: calls(sim, "cancel"))
     cancelled = await broker.cancel(created.id)
     assert cancelled.status == "cancelled"
@@ -257,7 +255,7 @@ async def test_a_cancel_closes_a_silent_upstream(broker: Broker, process: Servic
 
 
 async def test_a_deleted_generation_closes_its_upstream(broker: Broker, process: Service, sim: str) -> None:
-    created = await broker.enqueue(asking("speed=20 length=1000 label=delete"))
+    created = await broker.enqueue(request_with("speed=20 length=1000 label=delete"))
     await wait_until(lambda: calls(sim, "delete"))
     await broker.delete(created.id)
 
@@ -268,11 +266,13 @@ async def test_a_deleted_generation_closes_its_upstream(broker: Broker, process:
     await process.says(f"{created.id}: ended elsewhere .GONE.")
 
 
-async def test_an_output_beyond_the_cap_fails_with_what_was_shown(broker: Broker, process: Service, sim: str) -> None:
+async def test_an_output_above_the_limit_fails_with_the_delivered_text(
+    broker: Broker, process: Service, sim: str
+) -> None:
     done = await run(broker, "length=5000 label=big")
     assert done.error["code"] == "output_too_large"
     assert len(done.generation.text) > 1000
-    assert said(5000).startswith(done.generation.text)
+    assert expected_text(5000).startswith(done.generation.text)
     logged = [choice["delta"].get("content") or "" for chunk in done.chunks for choice in chunk["choices"]]
     assert "".join(logged) == done.generation.text
 
@@ -282,7 +282,7 @@ async def test_an_output_beyond_the_cap_fails_with_what_was_shown(broker: Broker
     await wait_until(disconnected)
 
 
-async def test_a_generation_has_a_longest_run_and_an_upstream(sim: str) -> None:
+async def test_max_duration_and_unknown_models_fail_a_generation(sim: str) -> None:
     limits = {"TOKENCAST_MODELS": "sim-*", "TOKENCAST_MAX_DURATION": "0.5"}
     async with EmbeddedRedis() as redis, worker(redis.url, sim, **limits), connect(redis.url) as broker:
         slow, unknown = await gather(
@@ -299,13 +299,15 @@ async def test_a_generation_has_a_longest_run_and_an_upstream(sim: str) -> None:
     await wait_until(disconnected)
 
 
-async def test_many_at_once_are_all_whole(broker: Broker, process: Service) -> None:
+async def test_concurrent_generations_have_their_own_texts(broker: Broker, process: Service) -> None:
     runs = await gather(*(run(broker, f"length=200 seed={seed}") for seed in range(40)))
     for seed, done in enumerate(runs):
-        assert done.generation.text == said(200, seed)
+        assert done.generation.text == expected_text(200, seed)
 
 
-async def test_no_prompt_is_in_a_log_or_in_the_queue(redis: EmbeddedRedis, broker: Broker, process: Service) -> None:
+async def test_no_prompt_is_in_the_output_or_in_the_queue(
+    redis: EmbeddedRedis, broker: Broker, process: Service
+) -> None:
     canary, key = "xyzzy-canary", "simulated"
     execute = broker.queue.redis.execute
     done = await run(broker, f"label={canary}", user=canary)
@@ -316,6 +318,6 @@ async def test_no_prompt_is_in_a_log_or_in_the_queue(redis: EmbeddedRedis, broke
     assert f'"{key}"' not in process.output
     for pattern in ("arq:*", "tc:queue*", "tc:bell", "tc:fair", "tc:w*"):
         for name in await execute("KEYS", pattern):
-            assert canary.encode() not in (await execute("DUMP", name) or b"")  # it may have gone
+            assert canary.encode() not in (await execute("DUMP", name) or b"")  # it may no longer exist
     assert await broker.queue.depth() == 0
     assert await execute("EXISTS", keys.QUEUE) == 0

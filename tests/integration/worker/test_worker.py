@@ -1,4 +1,4 @@
-"""A worker process's life: it starts, waits, is told to stop, dies."""
+"""The life cycle of a worker process: start, waiting, stop, death."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ async def sim() -> AsyncGenerator[str, None]:
         yield url
 
 
-def asking(directive: str) -> dict[str, Any]:
+def request_with(directive: str) -> dict[str, Any]:
     return {"model": "sim", "messages": [{"role": "user", "content": f"Go on. [[sim seed=7 {directive}]]"}]}
 
 
 async def run(broker: Broker, directive: str) -> list[str]:
-    created = await broker.enqueue(asking(directive))
+    created = await broker.enqueue(request_with(directive))
     return [event.name async for event in broker.follow(created.id)]
 
 
 async def in_progress(broker: Broker, gid: str, attempt: int = 1) -> bool:
-    """Running, with text to be seen."""
+    """Whether the generation is running and has text."""
     generation = await broker.get(gid)
     return generation.status == "in_progress" and bool(generation.text) and generation.attempt == attempt
 
@@ -51,27 +51,27 @@ async def check(redis_url: str) -> int:
         return await process.wait()
 
 
-async def test_without_a_key_it_says_which_variable_is_missing(redis: EmbeddedRedis) -> None:
+async def test_a_missing_api_key_is_named(redis: EmbeddedRedis) -> None:
     async with service("worker", REDIS_URL=redis.url) as process:
         assert await process.wait() == 2
     assert process.output.count("\n") == 0
     assert process.output.startswith("tokencast worker: OPENAI_API_KEY is not set")
 
 
-async def test_without_a_key_for_any_of_several_upstreams_it_names_theirs(redis: EmbeddedRedis) -> None:
+async def test_missing_api_keys_of_all_upstreams_are_named(redis: EmbeddedRedis) -> None:
     upstreams = [{"name": name, "base_url": "http://x", "api_key_env": f"{name}_KEY"} for name in ("A", "B")]
     async with service("worker", REDIS_URL=redis.url, TOKENCAST_UPSTREAMS=json.dumps(upstreams)) as process:
         assert await process.wait() == 2
     assert process.output.startswith("tokencast worker: A_KEY and B_KEY are not set")
 
 
-async def test_a_setting_that_is_wrong_is_named(redis: EmbeddedRedis) -> None:
+async def test_an_invalid_setting_is_named(redis: EmbeddedRedis) -> None:
     async with service("worker", REDIS_URL=redis.url, TOKENCAST_SLOTS="many") as process:
         assert await process.wait() == 2
     assert process.output.startswith("tokencast worker: TOKENCAST_SLOTS: ")
 
 
-async def test_check_tells_whether_a_worker_of_this_host_is_alive(
+async def test_check_reports_whether_a_worker_of_this_host_is_alive(
     redis: EmbeddedRedis, broker: Broker, sim: str
 ) -> None:
     assert await check(redis.url) == 1
@@ -89,11 +89,11 @@ async def test_check_tells_whether_a_worker_of_this_host_is_alive(
     assert not await broker.queue.redis.execute("EXISTS", keys.worker(worker_id.decode()), keys.WORKERS)
 
 
-async def test_check_fails_where_redis_is_away() -> None:
+async def test_check_fails_if_redis_is_unreachable() -> None:
     assert await check(f"redis://127.0.0.1:{free_port()}/0") == 1
 
 
-async def test_it_waits_for_redis_and_names_it_without_its_password(sim: str) -> None:
+async def test_a_worker_waits_for_redis_and_logs_its_url_without_the_password(sim: str) -> None:
     port = free_port()
     environment = clean_environment(
         REDIS_URL=f"redis://:s3cret@127.0.0.1:{port}/0", OPENAI_BASE_URL=sim, OPENAI_API_KEY="simulated"
@@ -109,7 +109,7 @@ async def test_it_waits_for_redis_and_names_it_without_its_password(sim: str) ->
         await process.stop()
 
 
-async def test_it_starts_as_soon_as_redis_answers(sim: str) -> None:
+async def test_a_worker_starts_as_soon_as_redis_answers(sim: str) -> None:
     async with EmbeddedRedis() as redis:
         redis.kill()
         environment = clean_environment(REDIS_URL=redis.url, OPENAI_BASE_URL=sim, OPENAI_API_KEY="simulated")
@@ -124,15 +124,15 @@ async def test_it_starts_as_soon_as_redis_answers(sim: str) -> None:
             await process.stop()
 
 
-async def test_a_stop_lets_generations_end_and_takes_no_new_ones(
+async def test_a_stopping_worker_completes_its_generations_and_takes_no_new_ones(
     redis: EmbeddedRedis, broker: Broker, sim: str
 ) -> None:
     async with worker(redis.url, sim) as process:
-        created = await broker.enqueue(asking("length=40 speed=40"))
+        created = await broker.enqueue(request_with("length=40 speed=40"))
         await wait_until(lambda: in_progress(broker, created.id))
         process.send(signal.SIGTERM)
         await process.says("stopping")
-        late = await broker.enqueue(asking("length=3 speed=0"))
+        late = await broker.enqueue(request_with("length=3 speed=0"))
         assert await process.wait() == 0
     assert (await broker.get(created.id)).status == "completed"
     assert (await broker.get(late.id)).status == "queued"
@@ -141,12 +141,15 @@ async def test_a_stop_lets_generations_end_and_takes_no_new_ones(
 
 
 @pytest.mark.parametrize("signals", [2, 1])
-async def test_what_does_not_end_is_handed_over(redis: EmbeddedRedis, broker: Broker, sim: str, signals: int) -> None:
-    """At a second signal, or when TOKENCAST_WORKER_DRAIN is over. The next worker starts it anew, at no cost."""
+async def test_generations_running_after_the_drain_are_handed_over(
+    redis: EmbeddedRedis, broker: Broker, sim: str, signals: int
+) -> None:
+    """At a second signal, or after TOKENCAST_WORKER_DRAIN. The next worker restarts them without using up an
+    attempt."""
     label = f"handed-{signals}"
     drain = {1: "0.2", 2: "300"}[signals]
     async with worker(redis.url, sim, TOKENCAST_WORKER_DRAIN=drain) as process:
-        created = await broker.enqueue(asking(f"length=30 speed=20 label={label}"))
+        created = await broker.enqueue(request_with(f"length=30 speed=20 label={label}"))
         await wait_until(lambda: in_progress(broker, created.id))
         process.send(signal.SIGINT)
         await process.says("stopping")
@@ -168,10 +171,10 @@ async def test_what_does_not_end_is_handed_over(redis: EmbeddedRedis, broker: Br
     assert (await broker.get(created.id)).text == "".join(text.pieces(7, 30))
 
 
-async def test_a_stop_while_redis_is_away_does_not_hang(sim: str) -> None:
+async def test_a_stop_while_redis_is_unreachable_does_not_hang(sim: str) -> None:
     async with EmbeddedRedis() as redis, worker(redis.url, sim) as process:
         async with connect(redis.url) as broker:
-            created = await broker.enqueue(asking("length=1000 speed=100"))
+            created = await broker.enqueue(request_with("length=1000 speed=100"))
             await wait_until(lambda: in_progress(broker, created.id))
         redis.kill()
         await process.says("events wait")
@@ -181,10 +184,10 @@ async def test_a_stop_while_redis_is_away_does_not_hang(sim: str) -> None:
         assert await process.wait() == 0
 
 
-async def test_a_restart_of_redis_is_a_pause(sim: str) -> None:
+async def test_a_restart_of_redis_is_only_a_pause(sim: str) -> None:
     async with EmbeddedRedis(appendonly=True) as redis, worker(redis.url, sim) as process:
         async with connect(redis.url) as broker:
-            created = await broker.enqueue(asking("length=60 speed=40"))
+            created = await broker.enqueue(request_with("length=60 speed=40"))
             await wait_until(lambda: in_progress(broker, created.id))
         redis.kill()
         await process.says("events wait")
@@ -199,19 +202,19 @@ async def test_a_restart_of_redis_is_a_pause(sim: str) -> None:
             assert generation.status == "completed"
             assert generation.attempt == 1
             assert generation.text == "".join(text.pieces(7, 60))
-            # The queue's loop has begun anew as well.
+            # The queue's loop has also restarted.
             assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
 
 
-async def test_a_killed_workers_generation_starts_anew(sim: str) -> None:
+async def test_the_generation_of_a_killed_worker_restarts(sim: str) -> None:
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
         worker(redis.url, sim, TOKENCAST_LEASE="1") as other,
     ):
-        other.send(signal.SIGSTOP)  # the tickets are the first one's
+        other.send(signal.SIGSTOP)  # so that the other worker takes the tickets
         async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
-            created = await broker.enqueue(asking("length=40 speed=40 label=killed"))
+            created = await broker.enqueue(request_with("length=40 speed=40 label=killed"))
             await wait_until(lambda: in_progress(broker, created.id))
             other.send(signal.SIGCONT)
             process.send(signal.SIGKILL)
@@ -226,7 +229,7 @@ async def test_a_killed_workers_generation_starts_anew(sim: str) -> None:
 async def test_a_generation_that_kills_its_workers_fails(sim: str) -> None:
     lease = {"TOKENCAST_LEASE": "0.5", "TOKENCAST_MAX_ATTEMPTS": "2"}
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        created = await broker.enqueue(asking("length=1000 speed=100"))
+        created = await broker.enqueue(request_with("length=1000 speed=100"))
         for attempt in (1, 2):
             async with worker(redis.url, sim, **lease) as process:
                 await wait_until(partial(in_progress, broker, created.id, attempt))
@@ -239,19 +242,19 @@ async def test_a_generation_that_kills_its_workers_fails(sim: str) -> None:
         assert (await broker.get(created.id)).attempt == 2
 
 
-async def test_a_stopped_worker_cannot_write_when_it_goes_on(sim: str) -> None:
+async def test_a_paused_worker_cannot_write_after_it_resumes(sim: str) -> None:
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
-        worker(redis.url, sim, TOKENCAST_LEASE="1") as zombie,
+        worker(redis.url, sim, TOKENCAST_LEASE="1") as ghost,
     ):
-        created = await broker.enqueue(asking("length=200 speed=100"))
+        created = await broker.enqueue(request_with("length=200 speed=100"))
         await wait_until(lambda: in_progress(broker, created.id))
-        zombie.send(signal.SIGSTOP)
+        ghost.send(signal.SIGSTOP)
         async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
             await process.says(f"{created.id}: attempt 2")
-            zombie.send(signal.SIGCONT)
-            await zombie.says(f"{created.id}: ended elsewhere .FENCED.")
+            ghost.send(signal.SIGCONT)
+            await ghost.says(f"{created.id}: ended elsewhere .FENCED.")
             events = [event async for event in broker.follow(created.id)]
         second = [event for event in events if event.cursor.attempt == events[-1].cursor.attempt]
         assert [event.cursor.seq for event in second] == list(range(len(second)))
@@ -261,17 +264,18 @@ async def test_a_stopped_worker_cannot_write_when_it_goes_on(sim: str) -> None:
 
 async def test_a_lost_ticket_is_written_again(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
-        created = await broker.enqueue(asking("length=3 speed=0"))
+        created = await broker.enqueue(request_with("length=3 speed=0"))
         await broker.queue.withdraw(created.id, "default", 1)
-        await broker.store.redis.execute("ZADD", keys.live(created.id[14:16]), 1, created.id)  # its time has come
+        await broker.store.redis.execute("ZADD", keys.live(created.id[14:16]), 1, created.id)  # due now
         async with worker(redis.url, sim, TOKENCAST_LEASE="0.5"):
             assert [event.name async for event in broker.follow(created.id)][-1] == "completed"
 
 
-async def test_more_than_a_hundred_run_with_an_empty_queue_and_a_new_one_starts(sim: str) -> None:
-    """arq alone would never see the new one: its poll reads the first hundred tickets, and those run."""
+async def test_a_generation_starts_while_more_than_a_hundred_run(sim: str) -> None:
+    """arq alone would never see the new ticket: its poll reads the first hundred tickets, which belong to running
+    jobs."""
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="130"):
-        await asyncio.gather(*(broker.enqueue(asking("delay=600 label=many")) for _ in range(120)))
+        await asyncio.gather(*(broker.enqueue(request_with("delay=600 label=many")) for _ in range(120)))
 
         async def all_run() -> bool:
             running, _ = await broker.store.list("default", "in_progress", 300)
@@ -289,21 +293,21 @@ async def test_more_than_a_hundred_run_with_an_empty_queue_and_a_new_one_starts(
         await asyncio.gather(*(broker.cancel(generation.id) for generation in running))
 
 
-async def test_the_bell_is_heard_while_a_slot_is_free(redis: EmbeddedRedis, broker: Broker, sim: str) -> None:
+async def test_the_bell_is_read_only_while_a_slot_is_free(redis: EmbeddedRedis, broker: Broker, sim: str) -> None:
     async with worker(redis.url, sim, TOKENCAST_SLOTS="1"):
         assert (await run(broker, "length=3 speed=0"))[-1] == "completed"
 
-        async def unheard() -> int:
+        async def bell_entries() -> int:
             return await broker.queue.redis.execute("LLEN", keys.BELL)
 
-        async def heard() -> bool:
-            return await unheard() == 0  # a poll takes tickets, but never the bell's tokens
+        async def bell_is_empty() -> bool:
+            return await bell_entries() == 0  # a poll takes tickets, but no bell entries
 
-        await wait_until(heard)
-        busy = await broker.enqueue(asking("delay=600"))
+        await wait_until(bell_is_empty)
+        busy = await broker.enqueue(request_with("delay=600"))
         await wait_until(partial(has_status, broker, busy.id, "in_progress"))
-        waiting = await broker.enqueue(asking("length=3 speed=0"))
-        assert await unheard() >= 1
+        waiting = await broker.enqueue(request_with("length=3 speed=0"))
+        assert await bell_entries() >= 1
         assert (await broker.get(waiting.id)).status == "queued"
         await broker.cancel(busy.id)
         assert [event.name async for event in broker.follow(waiting.id)][-1] == "completed"
@@ -313,9 +317,9 @@ async def has_status(broker: Broker, gid: str, status: str) -> bool:
     return (await broker.store.state(gid, "default")).status == status
 
 
-async def test_a_worker_takes_no_more_than_it_has_slots(sim: str) -> None:
+async def test_a_worker_runs_at_most_one_generation_per_slot(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, worker(redis.url, sim, TOKENCAST_SLOTS="3"):
-        created = [await broker.enqueue(asking("length=8 speed=40")) for _ in range(12)]
+        created = [await broker.enqueue(request_with("length=8 speed=40")) for _ in range(12)]
         most = 0
         completed = 0
         while completed < len(created):

@@ -1,4 +1,4 @@
-"""Whether a caller wants JSON or an event stream, by its `Accept`."""
+"""Content negotiation: JSON or an event stream, from the `Accept` header."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def test_json_is_preferred(accept: str) -> None:
         "application/json;q=nan, */*",
     ],
 )
-def test_it_is_not(accept: str) -> None:
+def test_json_is_not_preferred(accept: str) -> None:
     assert not prefers_json(Headers({"accept": accept}))
 
 
-def test_without_the_header_everything_is_accepted_and_nothing_named() -> None:
+def test_without_the_header_neither_json_nor_an_event_stream_is_preferred() -> None:
     assert not prefers_json(Headers({}))
     assert not names_event_stream(Headers({}))
 
 
-def test_several_headers_are_one_list() -> None:
+def test_several_accept_headers_form_one_list() -> None:
     assert not prefers_json(Headers(raw=[(b"accept", b"application/json"), (b"accept", b"text/event-stream")]))
 
 
-def test_an_event_stream_is_accepted_by_name() -> None:
+def test_an_event_stream_must_be_named() -> None:
     assert names_event_stream(Headers({"accept": "application/json, text/event-stream"}))
     assert not names_event_stream(Headers({"accept": "text/event-stream;q=0"}))
     assert not names_event_stream(Headers({"accept": "text/*"}))

@@ -20,14 +20,14 @@ def crc16(data: bytes) -> int:
     return crc
 
 
-def test_the_shards_lie_evenly_over_a_cluster() -> None:
+def test_shards_are_spread_evenly_over_the_slots() -> None:
     slots = [crc16(shard.encode()) % 16384 for shard in SHARDS]
     assert all(abs(slot - (position * 512 + 256)) <= 16 for position, slot in enumerate(slots))
     assert len(set(SHARDS)) == 32
 
 
 @given(st.integers(0, 32**10 - 1), st.integers(0, 32**10 - 1))
-def test_ids_sort_by_time_and_carry_it(first: int, second: int) -> None:
+def test_ids_contain_their_time_and_sort_by_it(first: int, second: int) -> None:
     a, b = new_id(first, "t"), new_id(second, "t")
     assert len(a) == len(b) == 38
     assert (created_ms(a), created_ms(b)) == (first, second)
@@ -35,8 +35,8 @@ def test_ids_sort_by_time_and_carry_it(first: int, second: int) -> None:
         assert (a < b) == (first < second)
 
 
-def test_an_idempotency_key_decides_the_shard() -> None:
-    """The record and the generation must lie in one slot, for any key and tenant."""
+def test_an_idempotency_key_determines_the_shard() -> None:
+    """The record and the generation must be in the same slot, for any key and tenant."""
     for key in map(str, range(50)):
         assert shard_of(new_id(1, "t", key)) == idempotency_shard("t", key)
     assert len({idempotency_shard("t", str(key)) for key in range(500)}) == 32
@@ -45,13 +45,13 @@ def test_an_idempotency_key_decides_the_shard() -> None:
 @pytest.mark.parametrize(
     "text", ["", "gen_", "gen_" + "0" * 33, "gen_" + "0" * 34, "gen_" + "u" * 34, "x" * 38, "gen_é"]
 )
-def test_what_cannot_be_an_id_is_not_found(text: str) -> None:
+def test_a_malformed_id_is_not_found(text: str) -> None:
     with pytest.raises(GenerationNotFound):
         check_id(text)
 
 
 @given(st.text())
-def test_only_two_whole_numbers_are_a_cursor(text: str) -> None:
+def test_a_cursor_consists_of_two_integers(text: str) -> None:
     try:
         cursor = parse_cursor(text)
     except InvalidCursor:
@@ -61,5 +61,5 @@ def test_only_two_whole_numbers_are_a_cursor(text: str) -> None:
 
 
 @given(st.integers(0, 10**16 - 1), st.integers(0, 10**10 - 1))
-def test_cursors_survive_their_text(attempt: int, seq: int) -> None:
+def test_a_cursor_survives_formatting_and_parsing(attempt: int, seq: int) -> None:
     assert parse_cursor(str(Cursor(attempt, seq))) == Cursor(attempt, seq)

@@ -24,7 +24,7 @@ def nested(levels: int) -> bytes:
         (rb'["\"' + b"[" * 1000 + rb'\\"]', False),
         (b'"unfinished ' + b"[" * 1000, True),
     ],
-    ids=["empty", "at the limit", "above", "mixed", "wide", "in a string", "behind an escaped quote", "not JSON"],
+    ids=["empty", "at the limit", "above", "mixed", "wide", "in a string", "after an escaped quote", "not JSON"],
 )
 def test_the_depth_of_a_text(text: bytes, deep: bool) -> None:
     assert is_too_deep(text) is deep
@@ -33,5 +33,5 @@ def test_the_depth_of_a_text(text: bytes, deep: bool) -> None:
 
 
 @pytest.mark.parametrize("value", ["text", 1, None, [], {}, [1, "a"]])
-def test_what_is_hardly_nested_is_not_too_deep(value: object) -> None:
+def test_a_flat_value_is_not_nested_too_deeply(value: object) -> None:
     assert not is_nested_too_deeply(value)

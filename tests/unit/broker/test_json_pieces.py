@@ -1,4 +1,4 @@
-"""JSON in pieces is the same JSON."""
+"""JSON that is parsed and dumped in pieces equals the result of one call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_pieces() -> Any:
-    """Everything is split that can be."""
+    """Split everything that can be split."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE", 4)
         patch.setattr(pieces, "_ITEMS", 3)
@@ -30,14 +30,14 @@ def _small_pieces() -> Any:
 
 
 @given(VALUES, st.sampled_from([None, 1]), st.booleans())
-def test_decoding_gives_the_value(value: Any, indent: int | None, ascii_only: bool) -> None:
+def test_decoding_in_pieces_gives_the_same_value(value: Any, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()
     assert pieces.decode(text) == value
 
 
 @given(VALUES)
-def test_dumping_gives_the_bytes_of_one_call(value: Any) -> None:
-    """Which idempotency records hold the hash of, so that any version knows a repeated request again."""
+def test_dumping_in_pieces_gives_the_same_bytes(value: Any) -> None:
+    """Idempotency records contain their hash, so every version recognizes a repeated request."""
     whole = json.dumps(value, sort_keys=True, separators=(",", ":"))
     assert "".join(pieces.dump(value)) == pieces.dump_whole(value) == whole
 
@@ -45,6 +45,6 @@ def test_dumping_gives_the_bytes_of_one_call(value: Any) -> None:
 @pytest.mark.parametrize(
     "text", [b'{"a":1,"b":}', b'{"a":[1,2,x]}', b'["long enough", "\xff"]', b'["a","b"', b'{"a" 1}', b"[NaN, 1]"]
 )
-def test_what_is_no_json_is_refused(text: bytes) -> None:
+def test_invalid_json_is_refused(text: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         pieces.decode(text)

@@ -1,4 +1,4 @@
-"""Checking a chat.completions body."""
+"""Validation of a chat.completions body."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ BODY: dict[str, Any] = {"model": "m", "messages": MESSAGES}
         ({**BODY, "ttl_seconds": 1e12}, "ttl_seconds", "invalid_value"),
     ],
 )
-def test_what_is_wrong_is_named(body: dict[str, Any], param: str, code: str) -> None:
+def test_the_invalid_parameter_is_named(body: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request(body)
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"x"', b"[]", b"{\xff}", b'{"a":NaN}', b"[" * 100_000, b'{"a":1}x'])
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse_json(body)
 
 
-def test_the_upstream_gets_everything_but_what_is_ours() -> None:
+def test_the_upstream_gets_everything_except_our_parameters() -> None:
     body = {
         **BODY,
         "temperature": 0.1,
@@ -75,7 +75,7 @@ def test_the_upstream_gets_everything_but_what_is_ours() -> None:
     assert (request.metadata, request.ttl_seconds, request.on_upstream_error) == ({"k": "v"}, 5.0, "restart")
 
 
-def test_the_fingerprint_leaves_out_how_the_answer_is_sent() -> None:
+def test_the_fingerprint_omits_stream_options() -> None:
     plain = parse_request(BODY).fingerprint
     assert parse_request({**BODY, "stream": True, "stream_options": {"include_usage": True}}).fingerprint == plain
     assert parse_request(dict(reversed(BODY.items()))).fingerprint == plain
@@ -92,11 +92,11 @@ def test_the_fingerprint_leaves_out_how_the_answer_is_sent() -> None:
         {"role": "assistant", "content": [], "tool_calls": 7, "x": {"y": [{}]}},
     ],
 )
-def test_what_only_the_upstream_can_judge_is_passed_on(message: dict[str, Any]) -> None:
+def test_unknown_roles_and_contents_are_passed_on(message: dict[str, Any]) -> None:
     assert json.loads(parse_request({**BODY, "messages": [message]}).upstream)["messages"] == [message]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_body() -> None:
+def test_a_byte_order_mark_is_skipped() -> None:
     text = json.dumps(BODY).encode()
     assert parse_json(b"\xef\xbb\xbf" + text) == BODY
     with pytest.raises(InvalidRequest):
@@ -122,7 +122,7 @@ def test_half_a_surrogate_pair_is_replaced(escaped: str, text: str) -> None:
     assert parse_json(f'{{"{escaped}":["{escaped}"]}}'.encode()) == {text: [text]}
 
 
-def test_what_is_wrong_besides_half_a_pair_is_still_said() -> None:
+def test_a_body_with_half_a_pair_and_another_error_is_refused() -> None:
     for body in (
         rb'{"a":"\ud83d',
         rb'{"a":"\ud83d",}',
@@ -137,8 +137,8 @@ def test_what_is_wrong_besides_half_a_pair_is_still_said() -> None:
 
 @pytest.mark.parametrize("more", [0, 1, 875, 100_000])
 @pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"x":', b"}")])
-def test_a_body_has_a_hundred_levels(begin: bytes, end: bytes, more: int) -> None:
-    """The object that it is counts as one."""
+def test_a_body_can_have_a_hundred_levels(begin: bytes, end: bytes, more: int) -> None:
+    """The outermost object counts as one."""
     levels = MAX_DEPTH - 1 + more
     body = json.dumps(BODY).encode()[:-1] + b',"x":' + begin * levels + b"1" + end * levels + b"}"
     if more:
@@ -150,13 +150,13 @@ def test_a_body_has_a_hundred_levels(begin: bytes, end: bytes, more: int) -> Non
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000, "NaN", "Infinity", "01", "1.", "+1"])
-def test_a_number_that_nothing_can_hold_is_refused(number: str) -> None:
+def test_a_number_out_of_range_is_refused(number: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_json(f'{{"a":{number}}}'.encode())
     assert caught.value.code == "invalid_json"
 
 
-# As callers may write them: with halves of pairs, integers of any length, floats up to the largest.
+# Values that callers may send: halves of surrogate pairs, integers of any length, floats up to the largest.
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=8)
 NUMBERS = st.integers() | st.integers(10**18, 10**400) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -169,7 +169,7 @@ VALID = st.fixed_dictionaries({"role": TEXTS, "content": VALUES})
 
 
 def as_text(value: Any) -> Any:
-    """With U+FFFD for each half of a surrogate pair, and whole pairs as what they are."""
+    """Replace each half of a surrogate pair with U+FFFD and join whole pairs."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -184,7 +184,7 @@ def as_text(value: Any) -> Any:
     ),
     st.booleans(),
 )
-def test_a_body_is_refused_or_can_be_run(messages: list[Any], more: dict[str, Any], ascii_only: bool) -> None:
+def test_a_body_is_refused_or_accepted_unchanged(messages: list[Any], more: dict[str, Any], ascii_only: bool) -> None:
     """An accepted body reaches the upstream unchanged and is valid JSON; no body makes the check raise."""
     body = json.dumps({**more, "model": "m", "messages": messages}, ensure_ascii=ascii_only)
     try:

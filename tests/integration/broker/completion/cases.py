@@ -1,4 +1,4 @@
-"""The table of merging, `cases.json`, as the tests read it."""
+"""The table of merge cases, `cases.json`."""
 
 from __future__ import annotations
 

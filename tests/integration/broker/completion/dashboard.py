@@ -14,8 +14,8 @@ from tests.support import ROOT
 
 
 def sections(chunks: dict[str, list[Any]], folder: Path) -> dict[str, list[list[str]]]:
-    """`[heading, text]` of what the dashboard shows of each list of chunks, in its order, and at last `["finish", …]`.
-    Copies the page's modules into the folder, where they are known as modules."""
+    """Return the sections that the dashboard shows for each list of chunks: `[heading, text]`, the last is `["finish",
+    …]`. Copies the page's modules into the folder, where Node.js recognizes them as ES modules."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node.js is not installed")

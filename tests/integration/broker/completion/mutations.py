@@ -1,4 +1,4 @@
-"""Replies that were good, with what an upstream or a proxy may do to them."""
+"""Valid replies with random damage as an upstream or a proxy could cause it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ODD: list[Any] = [
 
 
 def mutated(chooser: random.Random) -> list[Json]:
-    """The chunks of one to three cases of the table: some of their values exchanged, their order changed, some twice,
-    some lost."""
+    """The chunks of one to three cases of the table, with some values replaced and some chunks reordered, repeated or
+    lost."""
     chunks: list[Json] = []
     for case in chooser.sample(list(CASES.values()), chooser.randint(1, 3)):
         chunks += copy.deepcopy(chunks_of(case))
@@ -45,17 +45,17 @@ def mutated(chooser: random.Random) -> list[Json]:
 
 
 def _change(value: Any, chooser: random.Random) -> None:
-    """One value somewhere within: exchanged, dropped, or twice."""
-    places = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    if not places:
+    """Replace, remove or repeat one nested value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    if not keys:
         return
-    place = chooser.choice(list(places))
-    inner = value[place]
+    key = chooser.choice(list(keys))
+    inner = value[key]
     if isinstance(inner, dict | list) and inner and chooser.random() < 0.8:
         _change(inner, chooser)
     elif isinstance(value, list) and chooser.random() < 0.3:
-        value.insert(place, copy.deepcopy(inner))
+        value.insert(key, copy.deepcopy(inner))
     elif chooser.random() < 0.2:
-        del value[place]
+        del value[key]
     else:
-        value[place] = copy.deepcopy(chooser.choice(ODD))
+        value[key] = copy.deepcopy(chooser.choice(ODD))

@@ -1,4 +1,4 @@
-"""The table of merging, held against the fold, the chat answer and the command line."""
+"""The table of merge cases, checked against the fold, the chat response and the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folded(chunks: list[Json]) -> list[Json]:
 
 
 def answered(choices: list[Json], status: str = "completed") -> Json:
-    """The chat answer of a generation with these choices."""
+    """The chat response of a generation with these choices."""
     generation = Generation("gen_1", status, "m", 1.0, None, None, None, 1, Cursor(1, 1), None, None, {})
     return completion(replace(generation, choices=choices))
 
@@ -45,7 +45,7 @@ def test_the_chunks_are_merged(case: Json) -> None:
 
 
 @each_case
-def test_bytes_of_a_log_say_the_same(case: Json) -> None:
+def test_chunks_decoded_from_bytes_are_merged_the_same(case: Json) -> None:
     assert folded([decode_chunk(json.dumps(chunk).encode()) for chunk in chunks_of(case)]) == choices_of(case)
 
 
@@ -58,7 +58,7 @@ def test_the_command_line_prints_the_text(case: Json, capsys: pytest.CaptureFixt
 
 
 @each_case
-def test_the_chat_answer_is_one_of_openai_s(case: Json) -> None:
+def test_the_chat_response_has_the_format_of_openai(case: Json) -> None:
     for choice, merged in zip(answered(choices_of(case))["choices"], choices_of(case), strict=True):
         message = choice["message"]
         assert message["content"] == merged["message"]["content"]
@@ -90,7 +90,7 @@ CALL = {"id": "call_a", "type": "function", "function": {"name": "tides", "argum
         ([{"id": "call_a", "function": "x", "name": "tides", "arguments": {}}], [CALL]),
     ],
 )
-def test_calls_of_any_stored_form_are_a_list_of_whole_ones_or_absent(stored: object, answer: object) -> None:
+def test_stored_tool_calls_of_any_form_become_complete_calls_or_are_omitted(stored: object, answer: object) -> None:
     message = {"role": "assistant", "content": "Rain.", "tool_calls": stored}
     (choice,) = answered([{"index": 0, "message": message, "finish_reason": None}])["choices"]
     assert choice["message"].get("tool_calls", None) == answer

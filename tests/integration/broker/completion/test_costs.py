@@ -1,4 +1,4 @@
-"""What merging costs: it grows with the size of a reply, not with its square."""
+"""The cost of merging: linear in the size of a reply, not quadratic."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ SHAPES: dict[str, Callable[[int], list[Json]]] = {
     "pieces of a text": lambda n: [delta(content="x") for _ in range(n)],
     "calls": lambda n: [delta(tool_calls=[call(number)]) for number in range(n)],
     "calls in one delta": lambda n: [delta(tool_calls=[call(number) for number in range(n)])],
-    "calls in turns": lambda n: [delta(tool_calls=[call(number % 50)]) for number in range(n)],
+    "alternating calls": lambda n: [delta(tool_calls=[call(number % 50)]) for number in range(n)],
     "calls at one index": lambda n: [delta(tool_calls=[{**call(number), "index": 0}]) for number in range(n)],
     "calls without an index": lambda n: [delta(tool_calls=[without(call(number), "index")]) for number in range(n)],
-    "calls with nothing": lambda n: [delta(tool_calls=[without(call(number), "index", "id")]) for number in range(n)],
+    "calls without index and id": lambda n: [
+        delta(tool_calls=[without(call(number), "index", "id")]) for number in range(n)
+    ],
     "pieces of one call": lambda n: [delta(tool_calls=[call(0, arguments="1")]) for _ in range(n)],
     "pieces of a name": lambda n: [delta(tool_calls=[call(0, name="ab"[number % 2])]) for number in range(n)],
     "arguments as objects": lambda n: [delta(tool_calls=[call(0, arguments={f"a{number}": 1})]) for number in range(n)],
-    "whole calls again and again": lambda n: [delta(tool_calls=[call(0, arguments='{"a":1}')]) for _ in range(n)],
+    "repeated complete calls": lambda n: [delta(tool_calls=[call(0, arguments='{"a":1}')]) for _ in range(n)],
     "brackets in a text": lambda n: [delta(tool_calls=[call(0, arguments='{"a}')]) for _ in range(n)],
     "objects as text": lambda n: [delta(tool_calls=[call(0, arguments=f'{{"a{number}":1}}')]) for number in range(n)],
-    "objects within one": lambda n: [
+    "nested objects": lambda n: [
         delta(tool_calls=[call(0, arguments={"a": {f"b{number}": {"c": 1}}})]) for number in range(n)
     ],
-    "an object and what says nothing": lambda n: [
+    "an object and empty arguments": lambda n: [
         delta(tool_calls=[call(0, arguments='{"a":1}' if number == 0 else ["{}", " ", "null"][number % 3])])
         for number in range(n)
     ],
@@ -60,7 +62,7 @@ SHAPES: dict[str, Callable[[int], list[Json]]] = {
         {"choices": [{"delta": {"content": "x"}, "message": {"content": "x", "role": "assistant"}}]} for _ in range(n)
     ],
     "choices without an index": lambda n: [{"choices": [{"delta": {"content": "x"}}] * n}],
-    "text and thoughts in turns": lambda n: [
+    "alternating text and thoughts": lambda n: [
         delta(content="x" if number % 2 else [{"type": "thinking", "thinking": "y"}]) for number in range(n)
     ],
     "details": lambda n: [
@@ -73,13 +75,13 @@ SHAPES: dict[str, Callable[[int], list[Json]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_twice_as_many_pieces_take_twice_as_many_steps(shape: Callable[[int], list[Json]]) -> None:
+def test_twice_as_many_pieces_take_at_most_twice_as_many_steps(shape: Callable[[int], list[Json]]) -> None:
     few, many = steps(shape(400)), steps(shape(800))
     assert many < 2.3 * few
 
 
 def steps(chunks: list[Json]) -> int:
-    """Calls of functions, built-in ones included, until all is merged and rendered."""
+    """The number of function calls, including built-in functions, to merge and render all chunks."""
     count = 0
 
     def counted(_: object, event: str, __: object) -> None:

@@ -1,4 +1,4 @@
-"""The table of merging, held against the dashboard's own code."""
+"""The table of merge cases, checked against the dashboard's own code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_dashboard_shows_what_is_merged(name: str, shown: dict[str, list[list[str]]]) -> None:
+def test_the_dashboard_shows_the_merged_message(name: str, shown: dict[str, list[list[str]]]) -> None:
     case = CASES[name]
     found = [[title, paired(text)] for title, text in shown[name] if not title.startswith("2. ")]
     assert found == [*expected(case), ["finish", finish_of(case)]]
 
 
 def expected(case: Json) -> list[list[str]]:
-    """Under which heading stands what of choice 0."""
+    """The headings and texts of choice 0."""
     refusal = case.get("refusal", "")
     texts = [["Reasoning", case.get("reasoning", "")], ["Answer", text_of_case(case)], ["Refusal", refusal]]
     calls = [[f"Tool call: {name}", arguments] for name, arguments in calls_of(case)]
@@ -38,5 +38,5 @@ def finish_of(case: Json) -> Any:
 
 
 def paired(text: str) -> str:
-    """As a page shows it: half a surrogate pair is U+FFFD."""
+    """The text as a page shows it: half a surrogate pair is U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""What holds of the merging of any JSON at all."""
+"""Properties of merging that hold for any JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check(chunks: list[Json]) -> None:
     choices = folded(chunks)
     stored = msgspec.json.encode(choices)
     assert msgspec.json.decode(stored) == choices == json.loads(json.dumps(choices, allow_nan=False))
-    assert folded(chunks) == choices, "it is deterministic"
+    assert folded(chunks) == choices, "merging is not deterministic"
     assert isinstance(text_of(choices), str)
     for status in ("in_progress", "completed"):
         check_answer(answered(choices, status))
@@ -88,18 +88,18 @@ def check_answer(answer: Json) -> None:
 
 
 @given(CHUNKS)
-def test_any_json_is_merged_stored_and_answered(chunks: list[Json]) -> None:
+def test_any_json_can_be_merged_stored_and_returned(chunks: list[Json]) -> None:
     check(chunks)
 
 
 @given(REPLIES)
-def test_a_reply_that_was_tampered_with_is_merged_stored_and_answered(chunks: list[Json]) -> None:
+def test_a_damaged_reply_can_be_merged_stored_and_returned(chunks: list[Json]) -> None:
     check(chunks)
 
 
 @given(CHUNKS | REPLIES, st.integers(0, 8))
-def test_a_fold_that_is_read_on_the_way_is_the_same(chunks: list[Json], at: int) -> None:
-    """As a gateway folds: what is new since the last read, after rendering what was there."""
+def test_reading_a_fold_midway_does_not_change_the_result(chunks: list[Json], at: int) -> None:
+    """A gateway folds in this way: it renders the events so far and later adds the new ones."""
     events = [
         Event(Cursor(1, number), CHUNK, 0, json.dumps(chunk).encode()) for number, chunk in enumerate(chunks, start=1)
     ]
@@ -117,7 +117,7 @@ def test_the_command_line_shows_any_chunk(chunks: list[Json]) -> None:
 
 
 @given(JSON, st.binary(max_size=8))
-def test_a_log_may_hold_anything(value: Any, garbage: bytes) -> None:
+def test_a_log_can_contain_anything(value: Any, garbage: bytes) -> None:
     for data in (json.dumps(value).encode(), garbage):
         completion = Completion()
         completion.add(decode_chunk(data))
@@ -125,7 +125,7 @@ def test_a_log_may_hold_anything(value: Any, garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 6000, "1.5e300", "NaN", "Infinity"])
-def test_a_number_of_any_size_can_be_stored_and_read(number: str) -> None:
+def test_numbers_of_any_size_can_be_stored_and_read(number: str) -> None:
     completion = Completion()
     completion.add(decode_chunk(b'{"choices":[{"delta":{"content":"a","x":%b,"y":[%b]}}]}' % ((number.encode(),) * 2)))
     stored = msgspec.json.encode(completion.choices)
@@ -135,7 +135,7 @@ def test_a_number_of_any_size_can_be_stored_and_read(number: str) -> None:
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH - 6, MAX_DEPTH + 1, 5000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"content":', "}]")])
-def test_what_is_nested_too_deeply_costs_its_chunk_and_no_more(depth: int, opening: str, closing: str) -> None:
+def test_a_chunk_nested_too_deeply_is_skipped(depth: int, opening: str, closing: str) -> None:
     levels = depth // opening.count("[") if opening == "[" else depth // len(closing)
     completion = Completion()
     completion.add({"choices": [{"delta": {"content": "a"}}]})
@@ -147,7 +147,7 @@ def test_what_is_nested_too_deeply_costs_its_chunk_and_no_more(depth: int, openi
 
 @pytest.mark.node
 def test_the_dashboard_shows_any_reply_and_the_same_calls(tmp_path: Path) -> None:
-    """Two implementations of one table agree on replies that are in no table."""
+    """The two implementations also agree on replies outside the table."""
     replies = {str(seed): mutated(random.Random(seed)) for seed in range(1000)}
     shown = sections(replies, tmp_path)
     for seed, chunks in replies.items():
@@ -159,7 +159,7 @@ def test_the_dashboard_shows_any_reply_and_the_same_calls(tmp_path: Path) -> Non
 
 
 def calls_of(chunks: list[Json]) -> list[list[str]]:
-    """Heading and text of the calls of choice 0 in the chat answer."""
+    """Heading and text of the tool calls of choice 0 in the chat response."""
     messages = [choice["message"] for choice in answered(folded(chunks))["choices"] if choice["index"] == 0]
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     bodies = [call.get("function") or call["custom"] for call in calls]

@@ -1,4 +1,4 @@
-"""Reads of generations whose logs hold what chat.completions has no word for: parts of content, and odd JSON."""
+"""Reads of generations whose logs contain content parts and malformed JSON."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def answer(api: Gateway, gid: str) -> Json:
     return response.json()
 
 
-async def test_parts_of_content_are_read_while_it_runs_and_after_a_cancel(api: Gateway, broker: Broker) -> None:
-    """The text is text, and the thoughts stand before it, at every moment and in every form."""
+async def test_content_parts_are_read_during_and_after_the_generation(api: Gateway, broker: Broker) -> None:
+    """In every format, thoughts are separate from the text and come before it."""
     writer = await started(api, broker)
     chunks = chunks_of(PARTS)
     await append(writer, chunks[:2])
@@ -49,7 +49,7 @@ async def test_parts_of_content_are_read_while_it_runs_and_after_a_cancel(api: G
         assert generation["choices"] == choices_of(PARTS)
 
 
-async def test_the_command_line_follows_parts_of_content(api: Gateway, broker: Broker) -> None:
+async def test_the_command_line_follows_content_parts(api: Gateway, broker: Broker) -> None:
     writer = await started(api, broker)
     await append(writer, chunks_of(PARTS))
     await writer.finish()
@@ -61,7 +61,7 @@ async def test_the_command_line_follows_parts_of_content(api: Gateway, broker: B
 
 
 async def test_every_case_is_read_from_a_log(api: Gateway, broker: Broker) -> None:
-    """Through Redis and the gateway: the running generation's snapshot, and its chat answer."""
+    """Through Redis and the gateway: the running generation's snapshot and its chat response."""
 
     async def read(case: Json) -> tuple[Json, Json]:
         writer = await started(api, broker)
@@ -77,8 +77,8 @@ async def test_every_case_is_read_from_a_log(api: Gateway, broker: Broker) -> No
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_no_log_makes_a_read_fail(api: Gateway, broker: Broker, seed: int) -> None:
-    """Also one that an older worker wrote, or a broken one: every read is answered, before and after the ending."""
+async def test_every_log_is_readable(api: Gateway, broker: Broker, seed: int) -> None:
+    """Including damaged logs and logs of older workers: every read succeeds, before and after the ending."""
     chooser = random.Random(seed)
     writer = await started(api, broker)
     garbage = [

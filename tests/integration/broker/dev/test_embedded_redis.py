@@ -1,4 +1,4 @@
-"""The server that `tokencast dev` and these tests run on: there when asked for, gone without a trace."""
+"""The embedded Redis server of `tokencast dev` and of these tests: it starts on demand and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BINARIES = sorted({server_binary(), *filter(None, map(shutil.which, ("valkey-ser
 
 @pytest.fixture(params=BINARIES, ids=lambda path: Path(path).name)
 def binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every engine there is on this machine."""
+    """Every engine installed on this machine."""
     path: str = request.param
     monkeypatch.setattr(embedded, "server_binary", lambda: path)
     return path
@@ -33,7 +33,7 @@ def binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
+    """The directory for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -50,30 +50,30 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_it_answers_and_leaves_nothing(binary: str, temporary: Path) -> None:
+async def test_the_server_answers_and_leaves_no_files(binary: str, temporary: Path) -> None:
     async with EmbeddedRedis() as server:
         assert await ask(server, "PING") == b"PONG"
         assert await ask(server, "CONFIG", "GET", "save") == [b"save", b""]
-        assert os.listdir(temporary) == [], "not even while it runs"
+        assert os.listdir(temporary) == [], "files while the server runs"
         pid = server.pid
     assert server.exited()
     assert not alive(pid)
     assert os.listdir(temporary) == []
 
 
-async def test_after_a_restart_it_is_empty_at_the_same_address(binary: str) -> None:
+async def test_a_restarted_server_is_empty_and_has_the_same_address(binary: str) -> None:
     async with EmbeddedRedis() as server:
         await ask(server, "SET", "key", "value")
         url = server.url
         server.kill()
         assert server.exited()
-        server.kill()  # once more harms nobody
+        server.kill()  # a second call has no effect
         await server.restart()
         assert server.url == url
         assert await ask(server, "GET", "key") is None
 
 
-async def test_with_a_file_it_has_its_data_back(binary: str, temporary: Path) -> None:
+async def test_an_append_only_file_keeps_the_data_over_a_restart(binary: str, temporary: Path) -> None:
     async with EmbeddedRedis(appendonly=True) as server:
         await ask(server, "SET", "key", "value")
         await server.restart()
@@ -81,27 +81,27 @@ async def test_with_a_file_it_has_its_data_back(binary: str, temporary: Path) ->
     assert os.listdir(temporary) == []
 
 
-async def test_a_directory_that_was_given_stays_and_can_be_used_again(binary: str, tmp_path: Path) -> None:
+async def test_a_given_directory_is_kept_and_reusable(binary: str, tmp_path: Path) -> None:
     async with EmbeddedRedis(appendonly=True, dir=tmp_path) as server:
         await ask(server, "SET", "key", "value")
     async with EmbeddedRedis(appendonly=True, dir=tmp_path) as another:
         assert await ask(another, "GET", "key") == b"value"
 
 
-async def test_a_file_that_lies_about_is_not_read(binary: str, temporary: Path) -> None:
-    (temporary / "dump.rdb").write_bytes(b"not what it should be")
+async def test_a_foreign_dump_file_is_not_read(binary: str, temporary: Path) -> None:
+    (temporary / "dump.rdb").write_bytes(b"not a dump file")
     async with EmbeddedRedis() as server:
         assert await ask(server, "DBSIZE") == 0
 
 
-async def test_many_at_once_do_not_get_into_each_others_way() -> None:
+async def test_many_servers_can_start_at_once() -> None:
     async with AsyncExitStack() as stack:
         servers = await gather(*(stack.enter_async_context(EmbeddedRedis()) for _ in range(20)))
         for server in servers:
             assert f"process_id:{server.pid}\r\n" in (await ask(server, "INFO", "server")).decode()
 
 
-async def test_a_port_that_was_taken_meanwhile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_taken_in_the_meantime_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with EmbeddedRedis() as first:
         ports = iter((first.port, first.port, embedded.free_port()))
         monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
@@ -110,7 +110,7 @@ async def test_a_port_that_was_taken_meanwhile_is_not_used(monkeypatch: pytest.M
             assert f"process_id:{second.pid}\r\n" in (await ask(second, "INFO", "server")).decode()
 
 
-async def test_without_any_server_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_server_program_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "find_spec", lambda _: None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(Misconfigured, match=r"install .* or set REDIS_URL"):
@@ -118,7 +118,7 @@ async def test_without_any_server_it_says_what_to_do(monkeypatch: pytest.MonkeyP
             pass
 
 
-async def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "server_binary", lambda: str(shutil.which("false")))
     with pytest.raises(Misconfigured, match=r"failed to start \(.*false\)"):
         async with EmbeddedRedis():
@@ -138,8 +138,8 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
-async def test_it_dies_with_a_parent_that_is_killed() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux notifies a process of its parent's death")
+async def test_the_server_ends_when_its_parent_is_killed() -> None:
     owner = await asyncio.create_subprocess_exec(
         sys.executable, "-c", OWNER, stdout=subprocess.PIPE, env=clean_environment()
     )

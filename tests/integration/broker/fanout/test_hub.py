@@ -1,4 +1,4 @@
-"""Fan-out with peers of every temper: on other servers, slow, stalled, broken."""
+"""Fan-out to different peers: on other ASGI servers, slow, stalled, broken."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from broker.fanout.buffer import Slice
 from broker.fanout.hub import Hub
 from broker.ids import START
 from broker.store.store import Store
-from tests.support import DEADLINE, Frame, Writer, beside, gather, request_body, texts, wait_until
+from tests.support import DEADLINE, Frame, Writer, gather, in_background, request_body, texts, wait_until
 
 
 @asynccontextmanager
 async def on_another_server(broker: Broker) -> AsyncGenerator[str, None]:
-    """The same application under plain ASGI: a server that hands out no transport."""
+    """The same application under plain ASGI, on a server that does not expose its transport."""
     server = uvicorn.Server(uvicorn.Config(create_app(broker), port=0, http="h11", ws="none", log_config=None))
-    server.capture_signals = nullcontext  # the signals are the test runner's
+    server.capture_signals = nullcontext  # the test runner handles the signals
     running = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)
     try:
@@ -55,7 +55,7 @@ async def test_plain_asgi_servers_get_the_same_bytes(broker: Broker) -> None:
     assert frames[-1].event == "completed"
 
 
-async def test_a_reader_on_another_server_may_leave(broker: Broker) -> None:
+async def test_a_reader_on_another_server_is_released_when_it_disconnects(broker: Broker) -> None:
     writer = await generation(broker)
     async with on_another_server(broker) as url, httpx2.AsyncClient(base_url=url) as http:
         async with http.stream("GET", f"/v1/generations/{writer.gid}/events") as response:
@@ -65,7 +65,7 @@ async def test_a_reader_on_another_server_may_leave(broker: Broker) -> None:
 
 
 class Peer:
-    """A wire whose other end the test plays."""
+    """A wire whose peer is played by the test."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -94,7 +94,7 @@ class Peer:
     def abort(self) -> None:
         self.closing = True
 
-    def takes_everything(self) -> None:
+    def read_everything(self) -> None:
         self.stuck, self.pending = False, 0
         self.writable()
 
@@ -104,15 +104,15 @@ async def hub_of(broker: Broker, *, send_timeout: float = 60, heartbeat: float =
     hub = Hub(Store(broker.store.redis, 100), heartbeat=heartbeat, cache_bytes=cache)
     connections = Connections(hub, heartbeat=heartbeat, send_timeout=send_timeout)
     try:
-        async with beside(hub.run()), beside(connections.run()):
+        async with in_background(hub.run()), in_background(connections.run()):
             yield hub
     finally:
         await hub.close()
 
 
-async def test_a_broken_peer_harms_nobody(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """A transport that raises costs itself the stream, and no other subscriber an event. (Escaped from one such peer,
-    the exception once cost up to 84 % of the others their last event.)"""
+async def test_a_broken_peer_does_not_affect_the_others(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """A transport that raises loses its own stream, and no other subscriber loses an event. (An exception that escaped
+    from one such peer once cost up to 84 % of the others their last event.)"""
     writer = await generation(broker)
     async with hub_of(broker) as hub, hub.open(writer.gid, "default") as (feed, _):
         peers = [Peer() for _ in range(30)]
@@ -135,12 +135,12 @@ async def test_a_broken_peer_harms_nobody(broker: Broker, caplog: pytest.LogCapt
             assert reason == "ended"
             assert peer.received == peers[1].received
             assert b"event: completed" in peer.received
-    assert "failed" not in caplog.text  # and the reader went on
+    assert "failed" not in caplog.text  # and the reader continued
 
 
 async def test_a_stalled_peer_lags_in_the_log_not_in_memory(broker: Broker) -> None:
-    """It holds a constant, whatever is written meanwhile, and gets everything once it reads again, even though the
-    shared buffer has moved on long before."""
+    """Its memory is constant regardless of the amount written. When it reads again it gets everything, although the
+    shared buffer no longer has the events."""
     writer = await generation(broker)
     async with hub_of(broker, cache=1 << 20) as hub, hub.open(writer.gid, "default") as (feed, _):
         stalled, quick = Peer(), Peer()
@@ -157,13 +157,13 @@ async def test_a_stalled_peer_lags_in_the_log_not_in_memory(broker: Broker) -> N
             assert len(quick.received) > 4_000_000
             assert stalled.pending < 256 * 1024
             assert not slow.ended.done()
-            stalled.takes_everything()
+            stalled.read_everything()
             async with asyncio.timeout(20):
                 assert await slow.ended == "ended"
         assert stalled.received == quick.received
 
 
-async def test_a_peer_that_takes_nothing_is_dropped(broker: Broker) -> None:
+async def test_a_peer_that_reads_nothing_is_dropped(broker: Broker) -> None:
     writer = await generation(broker)
     async with (
         hub_of(broker, send_timeout=0.1, heartbeat=0.3) as hub,
@@ -178,8 +178,8 @@ async def test_a_peer_that_takes_nothing_is_dropped(broker: Broker) -> None:
         assert stalled.closing
 
 
-async def test_what_nobody_reads_is_forgotten_under_pressure(broker: Broker) -> None:
-    """Finished logs stay in a cache of bounded size: the least recently read go first."""
+async def test_the_least_recently_read_buffers_are_evicted(broker: Broker) -> None:
+    """Finished logs stay in a cache of bounded size, with the least recently read evicted first."""
     writers = [await generation(broker) for _ in range(6)]
     for writer in writers:
         await writer.append(*["x" * 1000] * 500)

@@ -1,4 +1,4 @@
-"""Fan-out's worst peers at its worst moments: slow ones at a heartbeat, broken ones at a farewell, and very many."""
+"""Fan-out in edge cases: slow peers during a heartbeat, broken peers during the last write, and very many peers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tests.support import wait_until
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """The gateway's own loop, whose timers are coarser."""
+    """The event loop of a gateway, whose timers are coarser."""
     return "asyncio", {"use_uvloop": True}
 
 
 class SlowPeer(Peer):
-    """Takes two hundred bytes between any two looks at it."""
+    """Reads two hundred bytes between any two checks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.untaken = 0
+        self.unread = 0
 
     @property
     def pending(self) -> int:  # type: ignore[override]
-        self.untaken = max(0, self.untaken - 200)
-        return self.untaken
+        self.unread = max(0, self.unread - 200)
+        return self.unread
 
     @pending.setter
     def pending(self, _: int) -> None:
@@ -41,7 +41,7 @@ class SlowPeer(Peer):
 
     def write(self, part: Slice) -> None:
         super().write(part)
-        self.untaken += len(part.data)
+        self.unread += len(part.data)
 
 
 class TimedPeer(Peer):
@@ -52,8 +52,8 @@ class TimedPeer(Peer):
         self.last_written = time.monotonic()
 
 
-async def test_who_takes_little_is_not_taken_for_who_takes_nothing(broker: Broker) -> None:
-    """A heartbeat finds some bytes untaken, and more are to come. As long as some go, so does the stream."""
+async def test_a_slow_peer_is_not_considered_stalled(broker: Broker) -> None:
+    """A heartbeat finds unread bytes, and more follow. The stream continues while the peer reads some of them."""
     writer = await generation(broker)
     async with (
         hub_of(broker, send_timeout=0.4, heartbeat=0.3) as hub,
@@ -62,7 +62,7 @@ async def test_who_takes_little_is_not_taken_for_who_takes_nothing(broker: Broke
         slow = SlowPeer()
         async with hub.subscribe(feed, NATIVE, slow, START) as subscriber:
             await wait_until(lambda: b": hb" in slow.received)
-            slow.untaken = 20_000
+            slow.unread = 20_000
             await wait_until(lambda: subscriber.stalled)
             await writer.append(*["x" * 1000] * 60)
             await writer.finish()
@@ -71,8 +71,8 @@ async def test_who_takes_little_is_not_taken_for_who_takes_nothing(broker: Broke
         assert b"event: completed" in slow.received
 
 
-async def test_a_small_rest_that_nobody_takes_is_noticed_too(broker: Broker) -> None:
-    """Far less waits than a buffer holds, and nothing more is to come: the next heartbeat finds it untaken."""
+async def test_a_small_unread_remainder_is_noticed(broker: Broker) -> None:
+    """Far less than a buffer is pending and nothing more follows: the next heartbeat finds it unread."""
     writer = await generation(broker)
     async with (
         hub_of(broker, send_timeout=0.2, heartbeat=0.3) as hub,
@@ -86,8 +86,8 @@ async def test_a_small_rest_that_nobody_takes_is_noticed_too(broker: Broker) -> 
         assert stalled.closing
 
 
-async def test_a_peer_that_breaks_at_its_farewell_harms_nobody(broker: Broker) -> None:
-    """Neither in a drain nor when the generation is deleted."""
+async def test_a_peer_that_breaks_at_the_last_write_does_not_affect_the_others(broker: Broker) -> None:
+    """Neither in a drain nor when a generation is deleted."""
     for ending in ("draining", "gone"):
         writer = await generation(broker)
         async with (
@@ -106,15 +106,15 @@ async def test_a_peer_that_breaks_at_its_farewell_harms_nobody(broker: Broker) -
                 await broker.store.redis.execute("DEL", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}")
             async with asyncio.timeout(20):
                 reasons = [await subscriber.ended for subscriber in subscribers]
-        words = b"retry: " if ending == "draining" else b"event: gone"
+        last_frame = b"retry: " if ending == "draining" else b"event: gone"
         for number, (peer, reason) in enumerate(zip(peers, reasons, strict=True)):
             assert reason == ("left" if number % 3 == 0 else ending)
-            assert (words in peer.received) == (number % 3 != 0)
+            assert (last_frame in peer.received) == (number % 3 != 0)
 
 
-async def test_a_drain_takes_its_window_however_many_there_are(broker: Broker) -> None:
-    """Ten thousand in two seconds: a pause after each would be shorter than the loop's clock can tell, which rounds it
-    to nothing, and all would be sent off at once; or to a millisecond, and the drain would not end in time."""
+async def test_a_drain_of_many_connections_takes_its_window(broker: Broker) -> None:
+    """Ten thousand in two seconds: a pause after each would be shorter than the resolution of the loop's clock. Rounded
+    to zero, all would be closed at once; rounded to a millisecond, the drain would not end in time."""
     writer = await generation(broker)
     async with (
         hub_of(broker) as hub,

@@ -1,5 +1,5 @@
-"""What is delivered was read just before, however long it waited for its turn. The hub's loop is held up at the very
-moment of a write, so that what comes meanwhile comes at the same point every time."""
+"""A delivery contains the events read just before it, however long it waited for its turn. The tests block the hub's
+loop during a write, so that events arriving in the meantime always arrive at the same point."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import Writer, wait_until
 
 
 class Listener(Peer):
-    """Keeps what it is given in one write as one, and lets the test do something before it takes the first `mark`."""
+    """Records each write separately, and calls a function of the test before it accepts the first write with a mark."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Listener(Peer):
             self.at.pop(mark)()
 
 
-class At:
-    """Appends without the loop's help, and waits until the log's reader has it in its socket."""
+class BlockingAppend:
+    """Appends without the event loop, and waits until the reader's socket has received the entry."""
 
     def __init__(self, url: str, hub: Hub, writer: Writer, seq: int, text: str) -> None:
         self._redis = redis_py.Redis.from_url(url)
@@ -78,34 +78,37 @@ async def following(hub: Hub, writer: Writer, listeners: list[Listener]) -> Asyn
         yield
 
 
-async def all_have_one(hub: Hub, listeners: Sequence[Listener]) -> None:
-    """By a pass or by a page; and the passes are over, and every reader waits for what comes behind it."""
+async def all_idle_after_one(hub: Hub, listeners: Sequence[Listener]) -> None:
+    """Wait until all listeners have the first chunk, no delivery is under way and every reader blocks in its next
+    read."""
 
     def waits(reader: LogReader) -> bool:
         return reader._reply is not None and not reader._reply.done()  # pyright: ignore
 
-    def at_rest() -> bool:
+    def all_idle() -> bool:
         read = all(feed.tail.seq == 1 for feed in hub._feeds.values())  # pyright: ignore
         given = all("one " in listener.writes for listener in listeners)
         return read and given and hub._scheduler._holder is None and all(map(waits, hub._readers))  # pyright: ignore
 
-    await wait_until(at_rest)
+    await wait_until(all_idle)
 
 
 @pytest.fixture(autouse=True)
-def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one write each."""
+def single_write_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of one write each."""
     monkeypatch.setattr(turns, "SLICE_SECONDS", 0.0)
 
 
-async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRedis, broker: Broker) -> None:
-    """And those before are given it next: nothing twice, nothing left out."""
+async def test_later_listeners_of_a_pass_get_events_that_arrived_during_it(
+    redis: EmbeddedRedis, broker: Broker
+) -> None:
+    """The earlier listeners get them in the next pass: nothing is repeated or omitted."""
     writer = await generation(broker)
     listeners = [Listener() for _ in range(6)]
     async with hub_of(broker) as hub, following(hub, writer, listeners):
-        listeners[3].at[b"two "] = At(redis.url, hub, writer, 3, "three ")
+        listeners[3].at[b"two "] = BlockingAppend(redis.url, hub, writer, 3, "three ")
         await writer.append("one ")
-        await all_have_one(hub, listeners)
+        await all_idle_after_one(hub, listeners)
         await writer.append("two ")
         await wait_until(lambda: all(b"three " in listener.received for listener in listeners))
         given = [listener.writes[-2:] for listener in listeners]
@@ -114,32 +117,32 @@ async def test_who_is_served_last_is_given_what_came_meanwhile(redis: EmbeddedRe
         assert len({listener.received for listener in listeners}) == 1
 
 
-async def test_who_waited_for_its_turn_is_given_what_came_meanwhile(
+async def test_a_reader_waiting_for_its_turn_delivers_events_that_arrived_meanwhile(
     redis: EmbeddedRedis, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "ACTIVE_PER_READER", 1)
     first, second, third = [await generation(broker) for _ in range(3)]
-    herd, other, last = [Listener() for _ in range(9)], Listener(), Listener()
+    crowd, other, last = [Listener() for _ in range(9)], Listener(), Listener()
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(hub_of(broker))
-        for writer, listeners in ((first, herd), (second, [other]), (third, [last])):
+        for writer, listeners in ((first, crowd), (second, [other]), (third, [last])):
             await stack.enter_async_context(following(hub, writer, listeners))
             await writer.append("one ")
-        await all_have_one(hub, [*herd, other, last])
-        more = [At(redis.url, hub, writer, 3, "three ") for writer in (second, third)]
+        await all_idle_after_one(hub, [*crowd, other, last])
+        more = [BlockingAppend(redis.url, hub, writer, 3, "three ") for writer in (second, third)]
 
-        def for_the_next_in_line() -> None:
+        def append_for_next_reader() -> None:
             line = hub._scheduler._queue  # pyright: ignore
             for at in [at for at in more if line and line[0][1] is at.reader]:
                 more.remove(at)
                 at()
 
-        for listener in (*herd, other, last):
-            listener.at[b"two "] = for_the_next_in_line
-        wake = [At(redis.url, hub, writer, 2, "two ") for writer in (second, third)]
-        herd[0].at[b"two "] = lambda: [at() for at in wake]
+        for listener in (*crowd, other, last):
+            listener.at[b"two "] = append_for_next_reader
+        wake = [BlockingAppend(redis.url, hub, writer, 2, "two ") for writer in (second, third)]
+        crowd[0].at[b"two "] = lambda: [at() for at in wake]
         await first.append("two ")
-        wanted = {b"three ": [other, last], b"two ": herd}
+        wanted = {b"three ": [other, last], b"two ": crowd}
         await wait_until(lambda: all(text in one.received for text, these in wanted.items() for one in these))
         assert other.writes[-1] == last.writes[-1] == "two three "
-        assert all(listener.writes[-1] == "two " for listener in herd)
+        assert all(listener.writes[-1] == "two " for listener in crowd)

@@ -1,5 +1,5 @@
-"""Each thing of arq's, documented or not, that the queue and the worker rely on. arq 0.28 is frozen; should that
-end, these say what changed."""
+"""The behaviour of arq, documented or not, on which the queue and the worker rely. arq 0.28 is frozen; if that changes,
+these tests show the differences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def pool(redis: EmbeddedRedis) -> AsyncGenerator[ArqRedis, None]:
 def worker(
     pool: ArqRedis, job: Callable[..., Awaitable[None]], max_jobs: int = 10, kind: type[Worker] = Worker
 ) -> Worker:
-    """As worker/consumer.py builds it."""
+    """A worker configured as in worker/consumer.py."""
     return kind(
         [func(job, name=JOB_NAME)],  # type: ignore[arg-type]
         queue_name=keys.QUEUE,
@@ -56,7 +56,7 @@ def worker(
 
 
 class Recorder:
-    """A job that notes how it was called, and returns when it may."""
+    """A job that records its calls and returns when the test allows it."""
 
     def __init__(self, *, blocking: bool = False) -> None:
         self.started: Started = []
@@ -90,7 +90,7 @@ async def running(arq_worker: Worker) -> AsyncGenerator[asyncio.Task[None], None
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_job_that_enqueue_lua_wrote_is_arqs_own(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_job_written_by_enqueue_lua_is_a_valid_arq_job(pool: ArqRedis, broker: Broker) -> None:
     [ticket] = await enqueue(broker, tenant="tenant7")
     job = Job(ticket, pool, keys.QUEUE, deserialize)
     info = await job.info()
@@ -100,7 +100,7 @@ async def test_the_job_that_enqueue_lua_wrote_is_arqs_own(pool: ArqRedis, broker
     assert not await broker.queue.enqueue("gen_0", "tenant7", 1)
 
 
-async def test_a_job_that_returns_leaves_nothing_behind(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_finished_job_leaves_no_keys(pool: ArqRedis, broker: Broker) -> None:
     tickets = await enqueue(broker, 3)
     recorder = Recorder()
     arq_worker = worker(pool, recorder.job)
@@ -111,10 +111,10 @@ async def test_a_job_that_returns_leaves_nothing_behind(pool: ArqRedis, broker: 
     assert await broker.queue.redis.execute("KEYS", "arq:*") == []
 
 
-async def test_after_job_end_comes_when_the_ticket_is_gone_with_what_the_job_noted(
+async def test_after_job_end_is_called_after_the_ticket_is_removed_with_the_job_context(
     pool: ArqRedis, broker: Broker
 ) -> None:
-    """So a ticket of the same name may be written there."""
+    """A ticket of the same name can therefore be written in it."""
     [ticket] = await enqueue(broker)
     seen: list[Any] = []
 
@@ -136,9 +136,7 @@ async def empty(broker: Broker) -> bool:
     return await broker.queue.depth() == 0
 
 
-async def test_a_running_job_is_marked_for_as_long_as_in_progress_timeout_s_says(
-    pool: ArqRedis, broker: Broker
-) -> None:
+async def test_the_mark_of_a_running_job_lives_for_in_progress_timeout_s(pool: ArqRedis, broker: Broker) -> None:
     [ticket] = await enqueue(broker)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job)
@@ -147,7 +145,7 @@ async def test_a_running_job_is_marked_for_as_long_as_in_progress_timeout_s_says
         await wait_until(lambda: recorder.started)
         assert 30_000 < await broker.queue.redis.execute("PTTL", in_progress_key_prefix + ticket) <= 60_000
         assert await broker.queue.redis.execute("PTTL", retry_key_prefix + ticket) > 0
-        assert await broker.queue.depth() == 1  # which is why ours return at once
+        assert await broker.queue.depth() == 1  # which is why our jobs return immediately
         assert set(arq_worker.tasks) == {ticket}
         assert arq_worker.main_task is not None
         recorder.may_return.set()
@@ -155,7 +153,7 @@ async def test_a_running_job_is_marked_for_as_long_as_in_progress_timeout_s_says
     assert await broker.queue.redis.execute("EXISTS", in_progress_key_prefix + ticket) == 0
 
 
-async def test_a_poll_takes_as_many_as_queue_read_limit_says_at_that_moment(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_poll_reads_the_current_queue_read_limit(pool: ArqRedis, broker: Broker) -> None:
     await enqueue(broker, 10)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job)
@@ -171,7 +169,7 @@ async def test_a_poll_takes_as_many_as_queue_read_limit_says_at_that_moment(pool
     assert len(recorder.started) == 5
 
 
-async def test_a_poll_takes_nothing_where_allow_pick_jobs_says_so(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_poll_takes_nothing_if_allow_pick_jobs_is_false(pool: ArqRedis, broker: Broker) -> None:
     await enqueue(broker)
     recorder = Recorder()
     arq_worker = worker(pool, recorder.job)
@@ -184,9 +182,7 @@ async def test_a_poll_takes_nothing_where_allow_pick_jobs_says_so(pool: ArqRedis
     assert len(recorder.started) == 1
 
 
-async def test_a_name_that_is_no_text_ends_a_poll_unless_start_jobs_leaves_it_out(
-    pool: ArqRedis, broker: Broker
-) -> None:
+async def test_an_undecodable_job_id_ends_a_poll_unless_start_jobs_skips_it(pool: ArqRedis, broker: Broker) -> None:
     await broker.queue.redis.execute("ZADD", keys.QUEUE, 0.5, b"\xff")
     await enqueue(broker)
     arq_worker = worker(pool, Recorder().job)
@@ -228,7 +224,7 @@ async def test_two_workers_never_start_the_same_ticket(pool: ArqRedis, broker: B
 
 
 async def test_small_scores_are_due_and_the_smallest_is_first(pool: ArqRedis, broker: Broker) -> None:
-    """The score is a fair tag, not a time: one tenant's many tickets stand behind another's first."""
+    """The score is a fair tag, not a time: the many tickets of one tenant come after the first of another."""
     for number in range(5):
         await broker.queue.enqueue(f"gen_many{number}", "many", 1)
     await broker.queue.enqueue("gen_one", "one", 1)
@@ -241,7 +237,7 @@ async def test_small_scores_are_due_and_the_smallest_is_first(pool: ArqRedis, br
     assert "one" in [tenant for _, _, tenant in recorder.started]
 
 
-async def test_a_job_that_asks_for_it_is_run_again(pool: ArqRedis, broker: Broker) -> None:
+async def test_a_job_that_raises_retry_runs_again(pool: ArqRedis, broker: Broker) -> None:
     calls: list[int] = []
 
     async def job(ctx: dict[str, Any], gid: str, tenant: str) -> None:
@@ -265,8 +261,8 @@ async def test_a_job_that_asks_for_it_is_run_again(pool: ArqRedis, broker: Broke
     assert await broker.queue.depth() == 0
 
 
-async def test_an_error_of_redis_ends_the_loop_and_leaks_a_slot(broker: Broker, redis: EmbeddedRedis) -> None:
-    """So the loop is begun anew, with a new worker."""
+async def test_a_redis_error_ends_the_loop_and_leaks_a_slot(broker: Broker, redis: EmbeddedRedis) -> None:
+    """The loop is therefore restarted with a new worker."""
     async with EmbeddedRedis() as other:
         connection = open_pool(other.url)
         pool = ArqRedis(connection.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)

@@ -1,4 +1,4 @@
-"""The order of tickets: each tenant has one turn a round, whatever the others have queued and whatever Redis lost."""
+"""The order of tickets: each tenant gets one turn per round, regardless of the other tenants and of lost data."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ async def put(broker: Broker, tenant: str, count: int = 1) -> None:
 
 
 async def order(broker: Broker) -> list[str]:
-    """Whose tickets they are, from the head on."""
+    """The tenants of the tickets, from the head of the queue."""
     tickets = await broker.queue.redis.execute("ZRANGE", keys.QUEUE, 0, -1)
     jobs = await broker.queue.redis.pipeline([("GET", keys.arq_job(ticket.decode())) for ticket in tickets])
     return [next(tenant for tenant in [*TENANTS, "default"] if f'"{tenant}"' in job.decode()) for job in jobs]
 
 
 async def take(broker: Broker, count: int) -> None:
-    """As a worker would, from the head."""
+    """Take tickets from the head of the queue, as a worker does."""
     await broker.queue.redis.execute("ZPOPMIN", keys.QUEUE, count)
 
 
-async def test_many_tenants_have_one_turn_each_before_any_has_another(broker: Broker) -> None:
+async def test_every_tenant_gets_one_turn_before_any_gets_another(broker: Broker) -> None:
     for count, tenant in enumerate(TENANTS, start=1):
         await put(broker, tenant, count)
     turns = await order(broker)
@@ -47,7 +47,7 @@ async def test_many_tenants_have_one_turn_each_before_any_has_another(broker: Br
         assert set(round_) == waiting
 
 
-async def test_who_used_an_idle_queue_owes_nothing_and_who_did_not_has_saved_nothing(broker: Broker) -> None:
+async def test_past_use_of_an_idle_queue_gives_no_debt_and_no_credit(broker: Broker) -> None:
     await put(broker, "tenant1", 100)
     await take(broker, 90)
     await put(broker, "tenant2", 100)
@@ -58,8 +58,9 @@ async def test_who_used_an_idle_queue_owes_nothing_and_who_did_not_has_saved_not
     assert set((await order(broker))[:2]) == {"tenant1", "tenant3"}
 
 
-async def test_lost_tags_cost_one_turn_at_most(broker: Broker) -> None:
-    """Without them the flood begins at the head again: two of its turns a round, until the older ones are through."""
+async def test_lost_fair_tags_cost_at_most_one_turn(broker: Broker) -> None:
+    """Without them the flooding tenant starts at the head again: it gets two turns per round until its older tickets
+    are done."""
     await put(broker, "tenant1", 100)
     await take(broker, 10)
     await broker.queue.redis.execute("DEL", keys.FAIR)
@@ -69,7 +70,7 @@ async def test_lost_tags_cost_one_turn_at_most(broker: Broker) -> None:
 
 
 async def test_a_lost_queue_is_rebuilt_in_fair_order(broker: Broker) -> None:
-    """By the reaper, from the logs: whoever had queued much has no more turns than before."""
+    """By the reaper, from the logs: a tenant with many tickets gets no more turns than before."""
     body = request_body()
     for _ in range(30):
         await broker.enqueue(body, tenant="tenant1")

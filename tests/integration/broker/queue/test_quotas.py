@@ -1,4 +1,4 @@
-"""Places and parked tickets, on the real scripts: who is next, and that no place is lost for long."""
+"""Reservations and parked tickets, on the real scripts: the order of tickets, and the recovery of lost reservations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANNA, BEN = "anna", "ben"
 
 @pytest.fixture
 async def queue(broker: Broker) -> Queue:
-    """Where each tenant may have one running."""
+    """A queue with a limit of one running generation per tenant."""
     await broker.queue.redis.execute("FLUSHALL")
     return Queue(broker.queue.redis, 3600, TenantLimits(running=1, lease=60))
 
@@ -35,14 +35,14 @@ async def tickets(queue: Queue) -> list[str]:
 
 
 async def park(queue: Queue, *gids: str) -> None:
-    """As a worker does that took them."""
+    """Park tickets, as a worker does after it took them."""
     for gid in gids:
         assert not await queue.quotas.acquire(ANNA, gid)
         assert not await queue.enqueue(gid, ANNA, 1, park=True)
 
 
-async def test_a_free_place_is_the_oldest_parked_one_s_and_it_is_next(queue: Queue) -> None:
-    """It has had its turn: those that stand in the queue meanwhile are behind it."""
+async def test_a_released_reservation_goes_to_the_oldest_parked_ticket(queue: Queue) -> None:
+    """It already had its turn: tickets queued in the meantime come after it."""
     running, first, second, third = named(4)
     assert await queue.quotas.acquire(ANNA, running)
     await park(queue, third, first, second)
@@ -55,8 +55,8 @@ async def test_a_free_place_is_the_oldest_parked_one_s_and_it_is_next(queue: Que
     assert not await queue.quotas.acquire(ANNA, second)
 
 
-async def test_a_parked_ticket_is_written_once_there_is_a_place_and_no_sooner(queue: Queue) -> None:
-    """By the reaper, which finds what waits without a ticket."""
+async def test_a_parked_ticket_is_not_rewritten_before_the_quota_has_room(queue: Queue) -> None:
+    """By the reaper, which finds waiting generations without a ticket."""
     running, waiting = named(2)
     assert await queue.quotas.acquire(ANNA, running)
     await park(queue, waiting)
@@ -68,8 +68,8 @@ async def test_a_parked_ticket_is_written_once_there_is_a_place_and_no_sooner(qu
     assert not await queue.enqueue(waiting, ANNA, 1)
 
 
-async def test_who_found_no_place_a_moment_ago_may_find_one_now(queue: Queue) -> None:
-    """The place was given back between the two: nobody else would tell."""
+async def test_a_ticket_is_not_parked_if_a_reservation_was_released_meanwhile(queue: Queue) -> None:
+    """The reservation was released between the two calls, so no later release would unpark the ticket."""
     running, waiting = named(2)
     assert await queue.quotas.acquire(ANNA, running)
     assert not await queue.quotas.acquire(ANNA, waiting)
@@ -78,7 +78,7 @@ async def test_who_found_no_place_a_moment_ago_may_find_one_now(queue: Queue) ->
     assert await tickets(queue) == [waiting]
 
 
-async def test_the_place_of_a_withdrawn_one_is_the_next_one_s(queue: Queue) -> None:
+async def test_the_reservation_of_a_withdrawn_ticket_goes_to_the_next(queue: Queue) -> None:
     running, first, second = named(3)
     assert await queue.quotas.acquire(ANNA, running)
     await park(queue, first, second)
@@ -88,7 +88,7 @@ async def test_the_place_of_a_withdrawn_one_is_the_next_one_s(queue: Queue) -> N
     assert await tickets(queue) == [second]
 
 
-async def test_a_place_ends_with_its_lease(queue: Queue) -> None:
+async def test_a_reservation_ends_with_its_lease(queue: Queue) -> None:
     short = Queue(queue.redis, 3600, TenantLimits(running=1, lease=0.001))
     dead, alive = named(2)
     assert await short.quotas.acquire(ANNA, dead)
@@ -108,8 +108,8 @@ async def stored(queue: Queue) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-async def test_a_tenant_at_its_share_of_bytes_is_refused_until_some_are_given_back(queue: Queue) -> None:
-    """The one that passes the limit is the last, so that a request longer than the share can be made at all."""
+async def test_a_tenant_at_its_share_of_bytes_is_refused_until_some_are_released(queue: Queue) -> None:
+    """The request that exceeds the limit is still accepted, so that a request larger than the share is possible."""
     admit, large = queue.quotas.admit, bytes_of(5 * SHARE)
     await admit(ANNA, "g1", bytes_of(1), SHARE)
     await admit(ANNA, "g2", large, SHARE)
@@ -120,7 +120,7 @@ async def test_a_tenant_at_its_share_of_bytes_is_refused_until_some_are_given_ba
     await admit(ANNA, "g5", bytes_of(1), SHARE)
 
 
-async def test_a_creation_that_was_forgone_stores_nothing(queue: Queue) -> None:
+async def test_a_cancelled_admission_stores_nothing(queue: Queue) -> None:
     one = bytes_of(SHARE)
     for _ in range(3):
         counted = await queue.quotas.admit(ANNA, "g", one, SHARE)
@@ -128,8 +128,9 @@ async def test_a_creation_that_was_forgone_stores_nothing(queue: Queue) -> None:
     assert (await stored(queue))[b"sum"] == b"0"
 
 
-async def test_what_has_expired_is_stored_no_longer_and_the_sum_heals(queue: Queue) -> None:
-    """Once an hour the sum is made anew, of what is left; a sum that was wrong, or a negative part, does not last."""
+async def test_expired_bytes_are_subtracted_and_a_wrong_sum_is_corrected(queue: Queue) -> None:
+    """Once an hour the sum is recomputed from the remaining parts, so a wrong sum or a negative part does not
+    persist."""
     this_hour = int(time.time() * 1000) // HOUR_MS
     await queue.quotas.admit(ANNA, "g", bytes_of(10, hours=5), SHARE)
     wrong = ("hour", this_hour - 1, "sum", 10**9, this_hour - 3, 700, this_hour, 600, this_hour + 2, -400)

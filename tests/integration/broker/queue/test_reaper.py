@@ -1,4 +1,4 @@
-"""The reaper beside real owners: it takes what nobody holds, and nothing else."""
+"""The reaper with real owners: it takes generations without a valid lease, and no others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broker.redis.client import connect_redis
 from broker.settings.settings import Settings
 from broker.store import keys
 from tests.servers.redis_proxy import redis_proxy
-from tests.support import beside, request_body, wait_until
+from tests.support import in_background, request_body, wait_until
 from worker.appender import Appender
 from worker.claims import Claim, claim
 
@@ -29,7 +29,7 @@ async def reaping(url: str, **more: Any) -> AsyncGenerator[Reaper, None]:
     own = settings(url, **more)
     async with connect_redis(url, socket_timeout=1.0) as redis:
         reaper = Reaper(redis, Queue(redis, own.retention), own)
-        async with beside(reaper.run()):
+        async with in_background(reaper.run()):
             yield reaper
 
 
@@ -46,10 +46,10 @@ async def status(broker: Broker, gid: str) -> str:
 
 
 async def test_an_outage_longer_than_the_lease_restarts_nothing() -> None:
-    """All leases run out while nobody can renew them. Afterwards the owners are given the time to come back."""
+    """All leases expire while they cannot be renewed. Afterwards the owners get the time to reconnect."""
     async with EmbeddedRedis() as redis, connect(redis.url) as broker, redis_proxy(redis.url) as proxy:
         appender = Appender(settings(proxy.url, lease=1))
-        async with beside(appender.run()), reaping(proxy.url, lease=1):
+        async with in_background(appender.run()), reaping(proxy.url, lease=1):
             await appender.ready()
             attempt = appender.open(await claimed(broker, 1))
             await proxy.close()
@@ -57,10 +57,10 @@ async def test_an_outage_longer_than_the_lease_restarts_nothing() -> None:
             async def lease_end() -> float:
                 return int(await broker.store.redis.execute("HGET", keys.meta(attempt.claim.gid), "le")) / 1000
 
-            async def long_over() -> bool:
+            async def lease_expired_long_ago() -> bool:
                 return await lease_end() < time.time() - 1
 
-            await wait_until(long_over)
+            await wait_until(lease_expired_long_ago)
             await proxy.open()
 
             async def held_for_two_leases() -> bool:
@@ -72,7 +72,7 @@ async def test_an_outage_longer_than_the_lease_restarts_nothing() -> None:
             assert attempt.ended is None
 
 
-async def test_one_generation_that_cannot_be_reaped_stops_no_other() -> None:
+async def test_a_generation_that_cannot_be_reaped_does_not_stop_the_others() -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
         execute = broker.store.redis.execute
         broken, other = [await claimed(broker, 0.5) for _ in range(2)]
@@ -86,7 +86,7 @@ async def test_one_generation_that_cannot_be_reaped_stops_no_other() -> None:
             await wait_until(queued)
 
 
-async def test_a_reaper_that_lost_its_redis_goes_on_when_it_is_back() -> None:
+async def test_a_reaper_continues_after_redis_restarts() -> None:
     async with EmbeddedRedis(appendonly=True) as redis, connect(redis.url) as broker, reaping(redis.url, lease=0.5):
         redis.kill()
         await redis.restart()

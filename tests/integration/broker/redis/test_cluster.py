@@ -1,4 +1,4 @@
-"""The logs on a Redis Cluster of real processes, the queue on a server of its own, gateway and worker beside them."""
+"""Logs on a Redis Cluster of real processes, with the queue on a separate server and a real gateway and worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from broker.ids import SHARDS, idempotency_shard, shard_of
 from broker.redis.client import connect_redis
 from broker.redis.cluster import slot_of
 from broker.store import keys
-from tests.servers.redis_servers import ENGINES, Clustered, Server, clustered
+from tests.servers.redis_servers import ENGINES, ClusterGroup, Server, cluster_group
 from tests.support import (
     Frame,
     Gateway,
@@ -33,8 +33,8 @@ LEASE = {"TOKENCAST_LEASE": "3"}
 
 
 @pytest.fixture(scope="module")
-async def cluster() -> AsyncGenerator[Clustered, None]:
-    async with clustered(ENGINES["redis"]) as started:
+async def cluster() -> AsyncGenerator[ClusterGroup, None]:
+    async with cluster_group(ENGINES["redis"]) as started:
         yield started
         for server in started.servers:
             if await server.role() == "master":
@@ -43,8 +43,8 @@ async def cluster() -> AsyncGenerator[Clustered, None]:
 
 
 @pytest.fixture(scope="module")
-def logs(cluster: Clustered) -> dict[str, str]:
-    """The setting that says where the logs are."""
+def logs(cluster: ClusterGroup) -> dict[str, str]:
+    """The settings for the logs."""
     return {"TOKENCAST_STREAMS_URL": cluster.url, **LEASE}
 
 
@@ -55,7 +55,7 @@ async def api(redis: EmbeddedRedis, logs: dict[str, str]) -> AsyncGenerator[Gate
 
 
 class Workers:
-    """One worker, which can be replaced by another one."""
+    """One worker that can be replaced."""
 
     def __init__(self, stack: AsyncExitStack, start: Callable[[], AbstractAsyncContextManager[Service]]) -> None:
         self._stack = stack
@@ -78,7 +78,7 @@ async def workers(redis: EmbeddedRedis, sim: str, logs: dict[str, str]) -> Async
 
 
 def key_for(shard: str, number: int) -> str:
-    """An idempotency key whose generation comes into the shard."""
+    """An idempotency key whose generation is in the shard."""
     wanted = (f"{shard}-{number}-{n}" for n in range(10_000))
     return next(key for key in wanted if idempotency_shard("default", key) == shard)
 
@@ -97,8 +97,10 @@ def check_text(frames: list[Any], seed: int, length: int, resets: int = 0) -> No
     assert texts(frames[last:]) == "".join(pieces(seed, length))
 
 
-async def test_the_whole_way_over_all_shards(api: Gateway, workers: Workers, sim: str, cluster: Clustered) -> None:
-    """64 generations, two in each shard; followed live and read late; listed, repeated."""
+async def test_generations_of_all_shards_are_created_followed_and_listed(
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
+) -> None:
+    """64 generations, two in each shard, are followed live, read afterwards, listed and repeated."""
     prompt = "[[sim seed={n} length=30 speed=60 label=way]]"
     made = [await in_shard(api, SHARDS[n % 32], prompt.format(n=n), n) for n in range(64)]
     for _ in range(2):  # live, then from the log
@@ -119,11 +121,11 @@ async def test_the_whole_way_over_all_shards(api: Gateway, workers: Workers, sim
         listed += [generation["id"] for generation in page["data"]]
     assert listed == sorted(made, reverse=True)
     held = [await server.ask("DBSIZE") for server in cluster.masters]
-    assert min(held) > 50  # each has its part
+    assert min(held) > 50  # the keys are spread over all masters
 
 
-async def test_all_shards_are_watched_on_one_connection(api: Gateway, workers: Workers) -> None:
-    """Beginnings and ends of a generation in each, told in one stream; and their events in another."""
+async def test_all_shards_are_followed_on_one_connection(api: Gateway, workers: Workers) -> None:
+    """One stream has the lifecycle events of a generation in each shard, another one their events."""
     async with asyncio.timeout(60), aclosing(api.stream("GET", "/v1/activity?after=latest")) as activity:
         await anext(activity)
         made = [await in_shard(api, shard, "[[sim length=5 speed=60]]", 900) for shard in SHARDS]
@@ -152,10 +154,10 @@ async def test_cancel_and_delete(api: Gateway, workers: Workers) -> None:
         assert (await api.http.get(f"/v1/generations/{gid}")).status_code == 410
 
 
-async def test_a_killed_workers_generations_start_again(api: Gateway, workers: Workers) -> None:
+async def test_generations_of_a_killed_worker_restart(api: Gateway, workers: Workers) -> None:
     made = [await in_shard(api, shard, f"[[sim seed={n} length=100 speed=50]]", 200) for n, shard in shards(8)]
     readers = [asyncio.create_task(api.events(gid)) for gid in made]
-    await wait_until(lambda: begun(api, made[-1]))
+    await wait_until(lambda: has_first_token(api, made[-1]))
     await workers.kill_and_replace()
     for number, frames in enumerate(await gather(*readers)):
         check_text(frames, number, 100, resets=1)
@@ -165,12 +167,12 @@ def shards(count: int) -> list[tuple[int, str]]:
     return list(enumerate(SHARDS[:: 32 // count]))
 
 
-async def begun(api: Gateway, gid: str) -> bool:
+async def has_first_token(api: Gateway, gid: str) -> bool:
     return (await api.get(gid))["first_token_at"] is not None
 
 
 class Move:
-    """A shard on its way from one master to another."""
+    """The migration of a shard from one master to another."""
 
     def __init__(self, slot: int, source: Server, target: Server, ids: dict[Server, str]) -> None:
         self._slot = slot
@@ -179,7 +181,7 @@ class Move:
         self._ids = ids
 
     @classmethod
-    async def of(cls, cluster: Clustered, shard: str) -> Move:
+    async def of(cls, cluster: ClusterGroup, shard: str) -> Move:
         slot = slot_of(shard)
         source = await cluster.owner(slot)
         target = next(server for server in cluster.masters if server is not source)
@@ -204,10 +206,10 @@ class Move:
 
 
 async def test_a_shard_moves_under_running_generations(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:
-    """While some of its keys are here and some there, its scripts and reads are answered ASK or TRYAGAIN, and then
-    MOVED. Its readers see nothing of it; creating there waits."""
+    """While its keys are split between two masters, scripts and reads get ASK or TRYAGAIN, and later MOVED. Readers
+    notice nothing; creations in the shard wait."""
     shard = SHARDS[9]
     move = await Move.of(cluster, shard)
     prompt = "[[sim seed={} length=800 speed=50 label=moves]]"
@@ -220,13 +222,13 @@ async def test_a_shard_moves_under_running_generations(
     await move.begin()
     late = asyncio.create_task(wait_until(lambda: created(api, shard, prompt.format(3))))
     await move.keys(keys.meta(first), keys.log(first))
-    await goes_on(seen[first])  # over there, and read with others that are here
-    await goes_on(seen[second])
+    await more_frames(seen[first])  # on the target, read together with others on the source
+    await more_frames(seen[second])
     assert [(await api.get(gid))["status"] for gid in (first, second)] == ["in_progress"] * 2
     await move.all_keys()
-    await goes_on(seen[first])  # ASK is followed: the connection stays
-    await goes_on(seen[second])
-    await wait_until(lambda: answered(sim, "third"))  # its ending waits: one of the script's keys is nowhere
+    await more_frames(seen[first])  # ASK is followed and the connection is kept
+    await more_frames(seen[second])
+    await wait_until(lambda: answered(sim, "third"))  # its ending waits: one of the script's keys does not exist yet
     assert "lost Redis: ASK" not in api.process.output
     await move.end()
     await gather(*readers)
@@ -237,10 +239,10 @@ async def test_a_shard_moves_under_running_generations(
 
 
 @pytest.mark.parametrize(("alone", "number"), [("record", 500), ("live", 501)])
-async def test_a_key_that_moves_alone_ends_no_lease(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered, alone: str, number: int
+async def test_a_key_that_moves_alone_does_not_end_a_lease(
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup, alone: str, number: int
 ) -> None:
-    """Leases are renewed and events appended while one of the keys that a renewal also writes is elsewhere."""
+    """Leases are renewed and events appended while another key that a renewal writes is on the other master."""
     shard = SHARDS[20]
     move = await Move.of(cluster, shard)
     gid = await in_shard(api, shard, f"[[sim seed=4 length=350 speed=40 label=alone-{alone}]]", number)
@@ -256,7 +258,7 @@ async def test_a_key_that_moves_alone_ends_no_lease(
         return await lease_end(move.source, gid) > before + 3000
 
     await wait_until(renewed_for_a_whole_lease)
-    await goes_on(frames)
+    await more_frames(frames)
     await move.all_keys()
     await move.end()
     await gather(reader)
@@ -266,15 +268,15 @@ async def test_a_key_that_moves_alone_ends_no_lease(
 
 
 async def lease_end(server: Server, gid: str) -> int:
-    """In ms, by the server's clock."""
+    """The end of a generation's lease in ms, by the server's clock."""
     return int(await server.ask("HGET", keys.meta(gid), "le"))
 
 
 @pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
-async def test_a_cluster_whose_replies_name_no_host(
-    redis: EmbeddedRedis, logs: dict[str, str], sim: str, cluster: Clustered, endpoint: str
+async def test_a_cluster_with_replies_without_a_host(
+    redis: EmbeddedRedis, logs: dict[str, str], sim: str, cluster: ClusterGroup, endpoint: str
 ) -> None:
-    """CLUSTER SLOTS, MOVED and ASK then mean the host that was asked."""
+    """CLUSTER SLOTS, MOVED and ASK then refer to the host that sent the reply."""
     for server in cluster.servers:
         await server.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", endpoint)
     shard, number = SHARDS[25], 600 + len(endpoint)
@@ -288,7 +290,7 @@ async def test_a_cluster_whose_replies_name_no_host(
             move = await Move.of(cluster, shard)
             await move.begin()
             await move.all_keys()
-            await goes_on(frames)
+            await more_frames(frames)
             await move.end()
             await gather(reader)
             check_text(frames, 6, 120)
@@ -302,7 +304,7 @@ async def test_a_cluster_whose_replies_name_no_host(
 
 
 async def created(api: Gateway, shard: str, prompt: str) -> str | None:
-    """None where the gateway says that the storage is not available for now."""
+    """Create a generation. Returns None if the gateway reports that the storage is unavailable."""
     body, headers = request_body(prompt, model="sim"), {"idempotency-key": key_for(shard, 303)}
     answer = await api.http.post("/v1/generations", json=body, headers=headers)
     assert answer.status_code in (202, 503), answer.text
@@ -314,7 +316,7 @@ async def collect(api: Gateway, gid: str, into: list[Frame]) -> None:
         into.append(frame)
 
 
-async def goes_on(frames: list[Frame]) -> None:
+async def more_frames(frames: list[Frame]) -> None:
     seen = len(frames)
     await wait_until(lambda: len(frames) > seen + 5)
 
@@ -325,10 +327,10 @@ async def answered(sim: str, label: str) -> bool:
 
 
 async def test_a_killed_master_stalls_only_its_shards(
-    api: Gateway, workers: Workers, sim: str, cluster: Clustered
+    api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:
-    """Its generations pause until a replica has taken over, and what the replica lacks is sent again; the others'
-    readers notice nothing."""
+    """Its generations pause until a replica has taken over, and events that the replica lacks are sent again. Readers
+    of other shards notice nothing."""
     doomed = cluster.masters[1]
     own, others = [], []
     for number, shard in shards(16):
@@ -340,7 +342,7 @@ async def test_a_killed_master_stalls_only_its_shards(
     doomed.kill()
     assert (await api.http.get("/readyz")).status_code == 200  # for the others
     for _, gid in others:
-        await goes_on(seen[gid])
+        await more_frames(seen[gid])
     await gather(*readers)
     for number, gid in (*own, *others):
         check_text(seen[gid], number, 250)
@@ -356,7 +358,7 @@ async def is_replica(server: Server) -> bool:
     return await server.role() == "slave"
 
 
-async def test_rights_are_asked_of_each_master(cluster: Clustered, redis: EmbeddedRedis) -> None:
+async def test_permissions_are_checked_on_each_master(cluster: ClusterGroup, redis: EmbeddedRedis) -> None:
     rights = ("on", ">pw", "~*", "&*", "+@all")
     for master in cluster.masters:
         await master.ask("ACL", "SETUSER", "weak", *rights)
@@ -367,8 +369,8 @@ async def test_rights_are_asked_of_each_master(cluster: Clustered, redis: Embedd
             pass
 
 
-async def test_what_a_url_may_say(cluster: Clustered, redis: EmbeddedRedis) -> None:
-    """The queue on a cluster is refused in one line, a cluster that is none is told so."""
+async def test_cluster_urls_that_cannot_work_are_refused(cluster: ClusterGroup, redis: EmbeddedRedis) -> None:
+    """A queue on a cluster is refused in one line, and a server without cluster support is reported as such."""
     with pytest.raises(
         AssertionError, match=r"^ended.*\ntokencast worker: REDIS_URL: the queue cannot be on a Redis Cluster[^\n]*$"
     ):

@@ -1,4 +1,4 @@
-"""Connections to Redis: how few there are, and that none is lost, leaked or believed in once it is dead."""
+"""Connections to Redis: their number, and that none is leaked or used after it is dead."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ async def proxy(redis: EmbeddedRedis) -> AsyncGenerator[RedisProxy, None]:
         yield started
 
 
-def may_open_many_files() -> None:
-    """As many sockets here as in the gateway; the usual limit is 1,024."""
+def raise_file_limit() -> None:
+    """The test opens as many sockets as the gateway; the usual limit is 1,024."""
     resource = pytest.importorskip("resource")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def clients(redis: Redis, command: str = "") -> dict[str, str]:
-    """Those of a server whose last command it was: id → address."""
+    """The clients of a server whose last command was `command`: id → address."""
     listed = (await redis.execute("CLIENT", "LIST", "TYPE", "normal")).decode().splitlines()
     fields = [dict(field.partition("=")[::2] for field in line.split()) for line in listed]
     return {each["id"]: each["addr"] for each in fields if each["cmd"].startswith(command)}
@@ -59,16 +59,16 @@ async def claimed(broker: Broker) -> Writer:
     return await Writer(broker.store.redis, generation.id).claim()
 
 
-# --- how many ---------------------------------------------------------------------------------------------------
+# --- number ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("generations", [1, 100])
-async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int) -> None:
-    """One connection reads for every few generations, however many follow; the pool's are as many as it may have."""
-    may_open_many_files()
-    everything_speaks = {"TOKENCAST_HEARTBEAT": "600"}  # for quite a while
+async def test_a_thousand_subscribers_need_few_connections(own_redis: EmbeddedRedis, generations: int) -> None:
+    """One connection reads for a group of generations, regardless of subscribers; the pool stays within its maximum."""
+    raise_file_limit()
+    all_active = {"TOKENCAST_HEARTBEAT": "600"}  # seconds until a log counts as idle
     async with (
-        gateway(own_redis.url, **everything_speaks) as api,
+        gateway(own_redis.url, **all_active) as api,
         connect(own_redis.url) as broker,
         AsyncExitStack() as stack,
     ):
@@ -79,7 +79,7 @@ async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int
         for number in range(1000):
             incoming, outgoing = await asyncio.open_connection(host, int(port))
             stack.callback(outgoing.transport.abort)
-            writing.append(outgoing)  # which closes the connection when nobody holds it
+            writing.append(outgoing)  # the connection closes when its writer is collected
             gid = writers[number % generations].gid
             outgoing.write(f"GET /v1/generations/{gid}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             streams.append(incoming)
@@ -92,13 +92,13 @@ async def test_a_thousand_subscribers(own_redis: EmbeddedRedis, generations: int
         assert await clients(broker.store.redis, "xread") == reading
 
 
-def connections(speaking: int = 0, quiet: int = 0) -> int:
-    """That so many followed logs take."""
-    return -(-speaking // readers.ACTIVE_PER_READER) + -(-quiet // readers.IDLE_PER_READER)
+def connections(active: int = 0, idle: int = 0) -> int:
+    """The number of connections for these numbers of active and idle logs."""
+    return -(-active // readers.ACTIVE_PER_READER) + -(-idle // readers.IDLE_PER_READER)
 
 
-async def test_a_thousand_followed_streams(redis: EmbeddedRedis) -> None:
-    """A few in one read, each of them heard."""
+async def test_a_thousand_followed_logs_share_few_connections(redis: EmbeddedRedis) -> None:
+    """Several logs are in one read, and the events of each arrive."""
     settings = Settings(REDIS_URL=redis.url, heartbeat=600)  # type: ignore[call-arg]
     async with connect(settings=settings) as broker, AsyncExitStack() as stack:
         writers = [await claimed(broker) for _ in range(1000)]
@@ -110,36 +110,36 @@ async def test_a_thousand_followed_streams(redis: EmbeddedRedis) -> None:
         assert len(await clients(broker.store.redis, "xread")) == connections(1000)
 
 
-async def test_quiet_streams_are_read_together_and_apart_from_those_that_speak(
+async def test_idle_logs_are_read_separately_from_active_ones(
     redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not one word is lost while they move."""
+    """No event is lost while logs move between the groups."""
     monkeypatch.setattr(reader, "IDLE", 0.1)
     settings = Settings(REDIS_URL=redis.url, heartbeat=1)  # type: ignore[call-arg]
     async with connect_redis(redis.url) as watching, connect(settings=settings) as broker, AsyncExitStack() as stack:
         writers = [await claimed(broker) for _ in range(150)]
         feeds = [(await stack.enter_async_context(broker.hub.open(w.gid, "default")))[0] for w in writers]
-        await wait_until(lambda: _count(watching, "xread", connections(quiet=150)))
+        await wait_until(lambda: _count(watching, "xread", connections(idle=150)))
 
-        async def some_speak() -> bool:
+        async def append_to_some() -> bool:
             await gather(*(writer.append("word") for writer in writers[:20]))
-            return await _count(watching, "xread", connections(speaking=20, quiet=130))
+            return await _count(watching, "xread", connections(active=20, idle=130))
 
-        await wait_until(some_speak)
+        await wait_until(append_to_some)
         await gather(*(writer.append("word") for writer in writers))
         for writer, feed in zip(writers, feeds, strict=True):
             await wait_until(lambda writer=writer, feed=feed: feed.tail.seq == writer.n)
-        await wait_until(lambda: _count(watching, "xread", connections(quiet=150)))
+        await wait_until(lambda: _count(watching, "xread", connections(idle=150)))
 
 
 async def _count(redis: Redis, command: str, expected: int) -> bool:
     return len(await clients(redis, command)) == expected
 
 
-async def test_a_quiet_stream_keeps_its_connection(
+async def test_an_idle_log_keeps_its_connection(
     redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For many blocks on end; the socket's deadline is beyond the block's, whatever that is."""
+    """For many consecutive blocking reads. The socket timeout is always longer than the block."""
     assert worker_main.BELL_TIMEOUT > worker_main.BELL_BLOCK
     assert reader.SLACK > 0
     monkeypatch.setattr(reader, "BLOCK_MS", 20)
@@ -168,11 +168,11 @@ async def _more_calls(redis: Redis, command: str, than: int) -> bool:
     return await _calls(redis, command) > than
 
 
-# --- none is leaked ---------------------------------------------------------------------------------------------
+# --- leaks -----------------------------------------------------------------------------------------------------
 
 
 async def test_ten_thousand_cancelled_commands(redis: EmbeddedRedis) -> None:
-    """None keeps its connection, and no later command gets one's reply."""
+    """None keeps its connection, and no later command gets the reply of a cancelled one."""
     pool = open_pool(redis.url, max_connections=8)
     try:
         for _ in range(100):
@@ -200,14 +200,14 @@ def in_use(pool: Redis) -> int:
     return len(pool.client.connection_pool._in_use_connections)
 
 
-async def test_subscribers_that_come_and_go_leave_nothing_behind(own_redis: EmbeddedRedis) -> None:
-    """2,000 of them, leaving at any moment; afterwards a gateway's connections are few, and all of them idle."""
-    may_open_many_files()
+async def test_short_lived_subscribers_leak_no_connections(own_redis: EmbeddedRedis) -> None:
+    """2,000 subscribers disconnect at random moments. Afterwards the gateway has few connections, all of them idle."""
+    raise_file_limit()
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         writers = [await claimed(broker) for _ in range(20)]
         host, _, port = api.url.removeprefix("http://").partition(":")
 
-        async def come_and_go(number: int) -> None:
+        async def connect_and_leave(number: int) -> None:
             for turn in range(20):
                 _, outgoing = await asyncio.open_connection(host, int(port))
                 gid = writers[(number + turn) % 20].gid
@@ -215,7 +215,7 @@ async def test_subscribers_that_come_and_go_leave_nothing_behind(own_redis: Embe
                 await asyncio.sleep(random.uniform(0, 0.03))
                 outgoing.transport.abort()
 
-        await gather(*map(come_and_go, range(100)))
+        await gather(*map(connect_and_leave, range(100)))
         for writer in writers:
             await writer.append("a")
             await writer.finish()
@@ -224,8 +224,10 @@ async def test_subscribers_that_come_and_go_leave_nothing_behind(own_redis: Embe
         assert len(await clients(broker.store.redis)) <= 64 + 10
 
 
-async def test_a_herd_leaves_no_connections_behind(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as were needed at once, and soon none; the next command opens one."""
+async def test_surplus_connections_of_the_pool_are_closed(
+    redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool opens as many as are needed at once and closes them when they are idle. The next command opens one."""
     monkeypatch.setattr(pool_module, "IDLE", 0.2)
     async with connect_redis(redis.url) as watching:
         pool = open_pool(redis.url)
@@ -242,7 +244,7 @@ async def test_a_herd_leaves_no_connections_behind(redis: EmbeddedRedis, monkeyp
             await pool.close()
 
 
-async def test_who_reads_nothing_any_more_lets_its_connection_go(
+async def test_a_reader_without_logs_closes_its_connection(
     redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(reader, "IDLE", 0.1)
@@ -264,10 +266,10 @@ async def _only(redis: Redis, known: dict[str, str]) -> bool:
     return (await clients(redis)).keys() <= known.keys()
 
 
-# --- none is believed in once it is dead ------------------------------------------------------------------------
+# --- dead connections -------------------------------------------------------------------------------------------
 
 
-async def test_a_reset_under_a_blocked_read_is_not_seen(proxy: RedisProxy, broker: Broker) -> None:
+async def test_followers_do_not_notice_a_reset_during_a_blocked_read(proxy: RedisProxy, broker: Broker) -> None:
     async with connect(proxy.url) as through:
         writer = await claimed(broker)
         async with aclosing(through.follow(writer.gid)) as events:
@@ -280,8 +282,9 @@ async def test_a_reset_under_a_blocked_read_is_not_seen(proxy: RedisProxy, broke
                 assert str((await news).cursor) == f"{writer.attempt}-{number + 1}"
 
 
-async def test_a_demotion_under_a_blocked_read_leads_away_from_the_replica(own_redis: EmbeddedRedis) -> None:
-    """UNBLOCKED; nobody reads there while it is a replica, and all go on once it is a master again."""
+async def test_a_demotion_during_a_blocked_read_ends_reads_from_the_replica(own_redis: EmbeddedRedis) -> None:
+    """The read ends with UNBLOCKED. The server is not read while it is a replica; reading continues when it is a master
+    again."""
     async with connect(own_redis.url) as broker:
         redis = broker.store.redis
         writer = await claimed(broker)
@@ -303,8 +306,8 @@ async def test_a_demotion_under_a_blocked_read_leads_away_from_the_replica(own_r
 
 
 async def test_half_open_connections_are_noticed_and_nothing_is_lost(own_redis: EmbeddedRedis, sim: str) -> None:
-    """All connections of worker and gateway die without a word, the logs' and the queue's. Five seconds later the
-    worker sends again what was lost on the way, and readers go on."""
+    """All connections of worker and gateway die silently, for logs and queue. Five seconds later the worker sends the
+    lost events again, and readers continue."""
     async with (
         redis_proxy(own_redis.url) as proxy,
         gateway(proxy.url) as api,
@@ -333,13 +336,13 @@ async def _collect(api: Gateway, gid: str, into: list[Frame]) -> None:
 
 
 async def _accepted(api: Gateway) -> str | None:
-    """The id; None while the gateway finds that one more of its connections is dead."""
+    """The id of a new generation, or None while the gateway still meets a dead connection."""
     answer = await api.http.post("/v1/generations", json=request_body("[[sim speed=0]]", model="sim"))
     return answer.json().get("id")
 
 
-async def test_a_refused_pipeline_is_trouble_of_the_storage(own_redis: EmbeddedRedis) -> None:
-    """In the server's own words, without the command, which may hold a secret."""
+async def test_a_refused_pipeline_is_storage_unavailable(own_redis: EmbeddedRedis) -> None:
+    """With the server's message but without the command, which can contain a secret."""
     async with connect_redis(own_redis.url) as redis:
         await redis.execute("CONFIG", "SET", "min-replicas-to-write", 1)
         for refused in (redis.execute("SET", "a", "canary"), redis.pipeline([("SET", "a", "canary")])):

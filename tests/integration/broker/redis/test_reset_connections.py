@@ -1,4 +1,4 @@
-"""A peer that resets every connection: trouble of the storage, never a crash, on the event loop that processes run."""
+"""A peer that resets every connection: a storage error and never a crash, on uvloop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import DEADLINE
 
 @contextmanager
 def resetting_server() -> Iterator[int]:
-    """Accepts and resets, as a proxy does whose server is away; gives its port."""
+    """Accept and reset connections, like a proxy whose server is down. Yields the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
 
         def serve() -> None:
@@ -38,8 +38,8 @@ def resetting_server() -> Iterator[int]:
         thread.join(timeout=DEADLINE)
 
 
-async def refused(command: Callable[[], Awaitable[object]], trouble: type[Exception]) -> int:
-    """How many of 1,000, twenty at a time."""
+async def refused(command: Callable[[], Awaitable[object]], error: type[Exception]) -> int:
+    """The number of failures with this error in 1,000 calls, twenty at a time."""
     count = 0
 
     async def some() -> None:
@@ -47,16 +47,16 @@ async def refused(command: Callable[[], Awaitable[object]], trouble: type[Except
         for _ in range(50):
             try:
                 await command()
-            except trouble:
+            except error:
                 count += 1
 
     await asyncio.gather(*(some() for _ in range(20)))
     return count
 
 
-def test_a_reset_before_the_first_command_is_trouble_of_the_storage_or_the_connection() -> None:
-    """uvloop raises RuntimeError for a write to a connection that was reset, where asyncio has an OSError: of 2,000
-    commands some 50 meet it. Neither our callers nor arq, which has the library's client, shall know it."""
+def test_a_reset_before_the_first_command_is_a_connection_error() -> None:
+    """For a write to a reset connection, uvloop raises RuntimeError where asyncio raises OSError; about 50 of 2,000
+    commands are affected. Our callers and arq, which uses the library's client, must not see it."""
 
     async def both(port: int) -> tuple[int, int]:
         redis = open_pool(f"redis://127.0.0.1:{port}/0")

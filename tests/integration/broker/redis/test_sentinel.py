@@ -1,7 +1,7 @@
-"""Sentinel with real processes, of Redis and of Valkey: three sentinels, a master and its replicas.
+"""Sentinel with real Redis and Valkey processes: three sentinels, a master and its replicas.
 
-Readers of a generation whose Redis fails over get its text without a hole, a repetition or a reset, and the upstream
-is called once: what the new master lacks, the worker sends again."""
+During a failover, readers get the text without gaps, repetitions or resets, and the upstream is called once: the worker
+sends the events that the new master lacks again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from broker.ids import START, Cursor, entry_cursor
 from broker.redis.client import connect_redis
 from broker.redis.errors import NotMaster, RespError
 from broker.store import keys
-from tests.servers.redis_servers import ENGINES, SERVICE, Server, Watched, watched
+from tests.servers.redis_servers import ENGINES, SERVICE, SentinelGroup, Server, sentinel_group
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
 from worker.simulator.text import pieces
 
@@ -24,13 +24,13 @@ LEASE = {"TOKENCAST_LEASE": "5"}
 
 
 @asynccontextmanager
-async def redis_or_valkey(engine: str, **options: Any) -> AsyncGenerator[Watched, None]:
-    async with watched(ENGINES[engine], **options) as started:
+async def redis_or_valkey(engine: str, **options: Any) -> AsyncGenerator[SentinelGroup, None]:
+    async with sentinel_group(ENGINES[engine], **options) as started:
         yield started
 
 
 def check_whole(frames: list[Frame], seed: int, length: int) -> None:
-    """One attempt, every id once and in order, the upstream's text, and the end."""
+    """Check for one attempt, every id once and in order, the upstream's text, and the ending."""
     names = [frame.event for frame in frames if frame.event]
     assert names[:2] == ["created", "started"]
     assert names[-1] == "completed"
@@ -41,11 +41,11 @@ def check_whole(frames: list[Frame], seed: int, length: int) -> None:
     assert texts(frames) == "".join(pieces(seed, length))
 
 
-async def begun(api: Gateway, gid: str) -> bool:
+async def has_first_token(api: Gateway, gid: str) -> bool:
     return (await api.get(gid))["first_token_at"] is not None
 
 
-async def test_a_killed_master_costs_readers_nothing_but_a_pause(sim: str) -> None:
+async def test_readers_see_a_killed_master_as_a_pause(sim: str) -> None:
     async with (
         redis_or_valkey("redis") as servers,
         gateway(servers.url, **LEASE) as api,
@@ -53,8 +53,8 @@ async def test_a_killed_master_costs_readers_nothing_but_a_pause(sim: str) -> No
     ):
         made = await generations(api, "killed", 8, 250)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
-        await wait_until(lambda: begun(api, made[-1]))
+        await api.wait_for_subscribers(len(readers))
+        await wait_until(lambda: has_first_token(api, made[-1]))
         old = await servers.master()
         old.kill()
         await servers.failed_over(old)
@@ -62,14 +62,14 @@ async def test_a_killed_master_costs_readers_nothing_but_a_pause(sim: str) -> No
             check_whole(frames, position // 2, 250)
         assert len(await upstream_calls(sim, "killed")) == len(made)
         await wait_until(lambda: "events wait" in process.output)
-        # Everything goes on there, the queue too.
+        # Everything continues there, including the queue.
         (after,) = await generations(api, "after", 1, 5)
         check_whole(await api.events(after), 0, 5)
 
 
-async def test_what_a_demoted_master_still_took_is_sent_again(sim: str) -> None:
-    """For eight seconds after the failover the old master is not told of it, and takes what will be lost. Worker and
-    gateway ask the sentinels meanwhile, and go."""
+async def test_events_accepted_by_a_demoted_master_are_sent_again(sim: str) -> None:
+    """For eight seconds after the failover the old master does not know of it and accepts writes that will be lost.
+    Worker and gateway ask the sentinels in the meantime and change to the new one."""
     async with (
         redis_or_valkey("valkey") as servers,
         gateway(servers.url, **LEASE) as api,
@@ -77,8 +77,8 @@ async def test_what_a_demoted_master_still_took_is_sent_again(sim: str) -> None:
     ):
         made = await generations(api, "demoted", 4, 160, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
-        await wait_until(lambda: begun(api, made[-1]))
+        await api.wait_for_subscribers(len(readers))
+        await wait_until(lambda: has_first_token(api, made[-1]))
         old, new = servers.servers
         await servers.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
 
@@ -89,7 +89,7 @@ async def test_what_a_demoted_master_still_took_is_sent_again(sim: str) -> None:
         for position, frames in enumerate(await gather(*readers)):
             check_whole(frames, position // 2, 160)
         assert len(await upstream_calls(sim, "demoted")) == len(made)
-        await wait_until(lambda: nobody_reads(old))
+        await wait_until(lambda: has_no_readers(old))
 
 
 PARTITION = (
@@ -103,9 +103,9 @@ PARTITION = (
 )
 
 
-async def test_a_master_that_is_cut_off_is_left_and_what_it_took_is_sent_again(sim: str) -> None:
-    """Neither sentinels nor replicas reach it, but worker and gateway do: with `min-replicas-to-write` it refuses
-    writes after two seconds, and both find the new one. Passwords everywhere."""
+async def test_an_isolated_master_is_left_and_its_events_are_sent_again(sim: str) -> None:
+    """Worker and gateway reach it, but sentinels and replicas do not: with `min-replicas-to-write` it refuses writes
+    after two seconds, and both find the new master. All connections have passwords."""
     watcher = (f"sentinel auth-user {SERVICE} watcher", f"sentinel auth-pass {SERVICE} sentinel")
     setup = {"options": PARTITION, "sentinel_options": watcher, "password": "client", "replicas": 2}
     async with (
@@ -115,8 +115,8 @@ async def test_a_master_that_is_cut_off_is_left_and_what_it_took_is_sent_again(s
     ):
         made = await generations(api, "partition", 4, 120, speed=20)
         readers = [asyncio.create_task(api.events(gid)) for gid in made for _ in range(2)]
-        await api.followed_by(len(readers))
-        await wait_until(lambda: begun(api, made[-1]))
+        await api.wait_for_subscribers(len(readers))
+        await wait_until(lambda: has_first_token(api, made[-1]))
         old = await servers.master()
         for user in ("watcher", "copy"):
             await old.ask("ACL", "SETUSER", user, "off")
@@ -127,17 +127,17 @@ async def test_a_master_that_is_cut_off_is_left_and_what_it_took_is_sent_again(s
         for position, frames in enumerate(await gather(*readers)):
             check_whole(frames, position // 2, 120)
         assert len(await upstream_calls(sim, "partition")) == len(made)
-        await wait_until(lambda: nobody_reads(old))
+        await wait_until(lambda: has_no_readers(old))
 
 
-async def test_sentinels_that_are_away_are_passed_over_and_a_replica_is_refused(sim: str) -> None:
+async def test_unreachable_sentinels_are_skipped_and_a_replica_is_refused(sim: str) -> None:
     async with redis_or_valkey("valkey") as servers:
         for sentinel in servers.sentinels[:2]:
             sentinel.kill()
         async with connect_redis(servers.url) as redis:
             assert await redis.unavailable_reason() is None
             servers.sentinels[2].kill()
-            assert await redis.unavailable_reason() is None  # connections that are there stay
+            assert await redis.unavailable_reason() is None  # open connections are kept
         async with connect_redis(servers.url) as redis:
             assert await redis.unavailable_reason() == "Redis does not answer."
         replica = servers.servers[1]
@@ -148,18 +148,18 @@ async def test_sentinels_that_are_away_are_passed_over_and_a_replica_is_refused(
 
 
 async def generations(api: Gateway, label: str, count: int, length: int, speed: int = 50) -> list[str]:
-    """Their ids; the n-th says the text of seed n."""
+    """Create generations and return their ids. The n-th has the text of seed n."""
     prompt = f"[[sim seed={{}} length={length} speed={speed} label={label}]]"
     return [(await api.create(request_body(prompt.format(n), model="sim")))["id"] for n in range(count)]
 
 
 async def newest(server: Server, gid: str) -> Cursor:
-    """Of the log; START if the server does not have it yet."""
+    """The newest cursor of a log on this server; START if it does not have the log yet."""
     entries = await server.ask("XREVRANGE", keys.log(gid), "+", "-", "COUNT", 1)
     return entry_cursor(entries[0][0]) if entries else START
 
 
-async def nobody_reads(server: Server) -> bool:
-    """A read that waits while its logs move to another connection may outlive the last reader, by its block."""
+async def has_no_readers(server: Server) -> bool:
+    """A blocked read can outlive the last reader by its block time when its logs move to another connection."""
     clients = (await server.ask("CLIENT", "LIST", "TYPE", "normal")).splitlines()
     return not any(b"cmd=xread" in each and b"flags=b" in each for each in clients)

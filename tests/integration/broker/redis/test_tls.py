@@ -1,4 +1,4 @@
-"""TLS to Redis: an option means the same for both kinds of connection and for sentinels, or is refused by its name."""
+"""TLS to Redis: an option has the same effect on both kinds of connection and on sentinels, or is refused by name."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from tests.servers.redis_certificates import Certificates
 from tests.servers.redis_servers import SERVICE, Server, directory_of_servers
 from tests.support import ENGINES, gateway, request_body, service, worker
 
-pytestmark = pytest.mark.engine  # the one that speaks TLS
+pytestmark = pytest.mark.engine  # the engine built with TLS
 
 
 class Secured:
-    """Servers whose certificates are for another name, for the address, and for the address with clients' required."""
+    """Servers with a certificate for another name, for the address, and for the address with client certificates."""
 
     def __init__(self, certificates: Certificates, misnamed: int, named: int, strict: int, plain: int) -> None:
         self._certificates = certificates
         self.misnamed, self.named, self.strict, self.plain = misnamed, named, strict, plain
 
     def url(self, port: int, query: str) -> str:
-        """`{ca}` and `{data}` are the authority, `{dir}` where the certificates are."""
+        """A URL in whose query `{ca}` and `{data}` stand for the authority and `{dir}` for the directory of
+        certificates."""
         ca = self._certificates.ca
         filled = query.format(ca=f"ssl_ca_certs={ca}", data=f"ssl_ca_data={quote(ca.read_text())}", dir=ca.parent)
         return f"rediss://127.0.0.1:{port}/0?{filled}"
@@ -39,7 +40,7 @@ class Secured:
 async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Secured, None]:
     binary = ENGINES["redis"]
     if binary is None:
-        pytest.skip("not run: there is no redis-server")
+        pytest.skip("redis-server is not installed")
     certificates = Certificates(tmp_path_factory.mktemp("certificates"))
     misnamed, named = certificates.issue("internal", "DNS:redis.internal"), certificates.issue("good", "IP:127.0.0.1")
     ports = [free_port() for _ in range(3)]
@@ -56,12 +57,12 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Se
 
 
 async def outcomes(url: str) -> tuple[str | None, str | None]:
-    """Why the pool cannot be used, and why a raw connection cannot."""
+    """The errors of the connection pool and of a raw connection, or None."""
     async with connect_redis(url) as redis:
-        return await redis.unavailable_reason(), await raw_trouble(redis)
+        return await redis.unavailable_reason(), await raw_connection_error(redis)
 
 
-async def raw_trouble(redis: Redis) -> str | None:
+async def raw_connection_error(redis: Redis) -> str | None:
     try:
         connection = await redis.topology.open()
     except OSError as error:
@@ -77,7 +78,7 @@ UNTRUSTED, MISNAMED = "not signed by a trusted authority", "not valid for 127.0.
 
 
 @pytest.mark.parametrize(
-    ("port", "query", "says"),
+    ("port", "query", "expected"),
     [
         ("named", "{ca}", None),
         ("named", "{data}", None),
@@ -96,27 +97,27 @@ UNTRUSTED, MISNAMED = "not signed by a trusted authority", "not valid for 127.0.
         ("plain", "{ca}", "does not (support TLS|answer the TLS handshake)"),
     ],
 )
-async def test_both_kinds_of_connection_mean_the_same(
-    secured: Secured, port: str, query: str, says: str | None
+async def test_an_option_affects_both_kinds_of_connection(
+    secured: Secured, port: str, query: str, expected: str | None
 ) -> None:
-    for trouble in await outcomes(secured.url(getattr(secured, port), query)):
-        check(trouble, says)
+    for error in await outcomes(secured.url(getattr(secured, port), query)):
+        check(error, expected)
 
 
-def check(trouble: str | None, says: str | None) -> None:
-    if says is None:
-        assert trouble is None
+def check(error: str | None, expected: str | None) -> None:
+    if expected is None:
+        assert error is None
     else:
-        assert re.search(says, trouble or "")
+        assert re.search(expected, error or "")
 
 
-async def test_a_server_that_speaks_tls_is_not_taken_for_one_that_is_away(secured: Secured) -> None:
-    for trouble in await outcomes(f"redis://127.0.0.1:{secured.misnamed}/0"):
-        assert "rediss://" in (trouble or "")
+async def test_a_plain_url_for_a_tls_server_is_reported(secured: Secured) -> None:
+    for error in await outcomes(f"redis://127.0.0.1:{secured.misnamed}/0"):
+        assert "rediss://" in (error or "")
 
 
 @pytest.mark.parametrize(
-    ("query", "says"),
+    ("query", "expected"),
     [
         ("ssl_ca_certs=/nope.pem", "ssl_ca_certs: No such file or directory: /nope.pem"),
         ("ssl_ca_certs={dir}", "ssl_ca_certs: Is a directory"),
@@ -133,14 +134,14 @@ async def test_a_server_that_speaks_tls_is_not_taken_for_one_that_is_away(secure
         ("ssl_ciphers=nonsense", "ssl_ciphers: "),
     ],
 )
-async def test_an_option_that_cannot_hold_is_refused_by_its_name(secured: Secured, query: str, says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{says}"):
+async def test_an_invalid_option_is_refused_by_name(secured: Secured, query: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}"):
         async with connect_redis(secured.url(secured.named, query)):
             pass
 
 
 @pytest.mark.parametrize("kind", ["api", "worker"])
-async def test_a_file_that_cannot_be_read_ends_the_start_in_one_line(secured: Secured, kind: str) -> None:
+async def test_an_unreadable_file_ends_the_start_in_one_line(secured: Secured, kind: str) -> None:
     url = secured.url(secured.named, "ssl_ca_certs=/nope.pem")
     async with service(kind, REDIS_URL=url, PORT="0", OPENAI_API_KEY="k") as process:
         assert await process.wait() == 2
@@ -148,8 +149,8 @@ async def test_a_file_that_cannot_be_read_ends_the_start_in_one_line(secured: Se
     assert "REDIS_URL: ssl_ca_certs: No such file or directory: /nope.pem" in line
 
 
-async def test_a_certificate_for_another_name_is_said_and_nothing_is_ready(secured: Secured) -> None:
-    """Until it is mended, over there."""
+async def test_a_certificate_for_another_name_is_reported_and_no_process_is_ready(secured: Secured) -> None:
+    """The processes keep running, since the certificate can be replaced."""
     url = secured.url(secured.misnamed, "{ca}")
     async with gateway(url) as api, service("worker", REDIS_URL=url, OPENAI_API_KEY="k") as process:
         for each in (api.process, process):
@@ -162,7 +163,7 @@ async def test_a_certificate_for_another_name_is_said_and_nothing_is_ready(secur
 
 
 @pytest.mark.parametrize(("port", "query"), [("named", "{ca}"), ("misnamed", "{ca}&ssl_check_hostname=false")])
-async def test_a_generation_over_tls(secured: Secured, sim: str, port: str, query: str) -> None:
+async def test_a_generation_completes_over_tls(secured: Secured, sim: str, port: str, query: str) -> None:
     url = secured.url(getattr(secured, port), query)
     async with gateway(url) as api, worker(url, sim):
         assert (await api.http.get("/readyz")).status_code == 200
@@ -170,7 +171,7 @@ async def test_a_generation_over_tls(secured: Secured, sim: str, port: str, quer
         assert (await api.events(made["id"]))[-1].event == "completed"
 
 
-async def test_python_programs_are_told_the_same(secured: Secured) -> None:
+async def test_the_python_api_reports_the_same_tls_error(secured: Secured) -> None:
     async with connect(secured.url(secured.misnamed, "{ca}")) as broker:
         with pytest.raises(StorageUnavailable, match=MISNAMED):
             await broker.enqueue(request_body())
@@ -178,7 +179,7 @@ async def test_python_programs_are_told_the_same(secured: Secured) -> None:
 
 @asynccontextmanager
 async def sentinel_over_tls(binary: str, certificates: dict[str, str], master: int) -> AsyncGenerator[int, None]:
-    """One that watches this master; its port."""
+    """A sentinel that monitors this master. Yields its port."""
     port = free_port()
     async with directory_of_servers() as (directory, servers):
         options = (
@@ -193,18 +194,18 @@ async def sentinel_over_tls(binary: str, certificates: dict[str, str], master: i
         yield port
 
 
-async def test_sentinels_are_verified_too(secured: Secured, tmp_path: Path) -> None:
-    """By host name, under their own login; the master that they name is verified as well."""
+async def test_certificates_of_sentinels_are_verified(secured: Secured, tmp_path: Path) -> None:
+    """By host name and with separate credentials. The certificate of the master is verified too."""
     binary = ENGINES["redis"]
     assert binary is not None
     certificates = Certificates(tmp_path)
-    for name, port, trouble in (("127.0.0.1", secured.named, None), ("127.0.0.2", secured.named, "not valid for")):
+    for name, port, error in (("127.0.0.1", secured.named, None), ("127.0.0.2", secured.named, "not valid for")):
         async with sentinel_over_tls(binary, certificates.issue("sentinel", f"IP:{name}"), port) as sentinel:
             trusted = tmp_path / "both.pem"
             trusted.write_text(certificates.ca.read_text() + secured._certificates.ca.read_text())
             login = "sentinel_username=sentinel&sentinel_password=s3ntinel"
             url = f"rediss+sentinel://127.0.0.1:{sentinel}/{SERVICE}?ssl_ca_certs={trusted}&{login}"
             for found in await outcomes(url):
-                check(found, trouble)
+                check(found, error)
             for found in await outcomes(url.replace("s3ntinel", "wrong")):
                 assert found is not None

@@ -1,4 +1,5 @@
-"""Every key has a lifetime, whatever happens to a generation, and none outlives what store/keys.py says of it."""
+"""Every key has a lifetime in every state of a generation, and none exceeds the lifetime documented in
+store/keys.py."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from broker.store.commands import KEEP_CHOICES, REAP, RESTORE, TOUCH, lifecycle_
 from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
 from broker.store.store import new_epoch
-from tests.support import WATCHFUL, Writer, gateway, last_asking, request_body, wait_until, worker
+from tests.support import REAPER_OBSERVATION, Writer, clients_by_last_command, gateway, request_body, wait_until, worker
 from worker.claims import Claim, claim, release
 
 RETENTION = 600
@@ -44,12 +45,12 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "ticket": ("sampleticket", r"gen_.{34}\.[0-9]+"),
     "worker_id": ("sampleworker", ".+"),
 }
-"""Of each parameter that a builder of keys takes: a value, and what real ones look like."""
-ARQS_OWN = re.compile("arq:(in-progress|retry):gen_.*")
+"""A value for each parameter of a key function, and the pattern of real values."""
+ARQ_KEYS = re.compile("arq:(in-progress|retry):gen_.*")
 
 
 class Kind:
-    """One builder of broker/store/keys.py, or one constant, and how long its keys may live at most, in seconds."""
+    """One function or constant of broker/store/keys.py, and the maximum lifetime of its keys in seconds."""
 
     def __init__(self, name: str, patterns: list[str], doc: str) -> None:
         self.name = name
@@ -74,19 +75,19 @@ def kinds() -> Iterator[Kind]:
     for name, value in vars(keys).items():
         if inspect.isfunction(value) and value.__module__ == keys.__name__:
             yield Kind(name, list(_patterns(value)), value.__doc__ or "")
-    for assigned, said in itertools.pairwise(TREE):
+    for assigned, docstring in itertools.pairwise(TREE):
         if isinstance(assigned, ast.Assign) and isinstance(assigned.value, ast.Constant):
-            assert isinstance(said, ast.Expr)
-            assert isinstance(said.value, ast.Constant)
-            yield Kind(ast.unparse(assigned.targets[0]), [re.escape(assigned.value.value)], said.value.value)
+            assert isinstance(docstring, ast.Expr)
+            assert isinstance(docstring.value, ast.Constant)
+            yield Kind(ast.unparse(assigned.targets[0]), [re.escape(assigned.value.value)], docstring.value.value)
 
 
 TREE = ast.parse(Path(inspect.getfile(keys)).read_text("utf-8")).body
 
 
 def _patterns(builder: Any) -> Iterator[str]:
-    """What it builds with all its parameters, and without the last ones that may be left out; but never without any
-    of those: that is a prefix."""
+    """Patterns of the keys of a function: with all parameters, and with some optional ones omitted. Not without all of
+    them: that is a prefix."""
     parameters = list(inspect.signature(builder).parameters.values())
     optional = sum(parameter.default is not parameter.empty for parameter in parameters)
     for left_out in range(max(optional, 1)):
@@ -96,13 +97,13 @@ def _patterns(builder: Any) -> Iterator[str]:
             pattern = re.sub("[0-9a-f]{64}", lambda _: SAMPLES["key"][1], pattern)
         pattern = pattern.replace(r"\{10\}", r"\{..\}")
         for name in names:
-            value, looks = SAMPLES[name]
-            pattern = pattern.replace(re.escape(str(value)), looks) if name != "shard" else pattern
+            value, form = SAMPLES[name]
+            pattern = pattern.replace(re.escape(str(value)), form) if name != "shard" else pattern
         yield pattern
 
 
-class Seen:
-    """What keys there were after each step, and for how long they would have lived on."""
+class KeyLifetimes:
+    """The keys that existed after each step, and their longest remaining lifetime."""
 
     def __init__(self, broker: Broker) -> None:
         self._redis = broker.store.redis
@@ -129,27 +130,27 @@ async def broker(engine: str) -> AsyncGenerator[Broker, None]:
             yield connected
 
 
-async def test_every_key_has_its_lifetime_whatever_happens(broker: Broker, sim: str) -> None:
-    """Each script, each transition, and everything that workers and gateways write beside them; and no kind of key is
-    left out, nor one written that is not spelled in broker/store/keys.py."""
-    seen = Seen(broker)
+async def test_every_key_has_its_documented_lifetime(broker: Broker, sim: str) -> None:
+    """After each script, each transition and all other writes of workers and gateways. The test writes every kind of
+    key, and none that is not defined in broker/store/keys.py."""
+    seen = KeyLifetimes(broker)
     await _lifecycle(broker, seen)
     await _losses(broker, seen)
     await _limits(broker, seen)
     await _processes(broker, seen, sim)
-    await seen.after("the mark of an embedded server", mark_embedded(broker.queue.redis))
+    await seen.after("mark_embedded", mark_embedded(broker.queue.redis))
     watch = Preflight(broker.store.redis, broker.queue.redis, broker.settings, log)
-    await seen.after("the watch", watch.wait_until_accepted())
+    await seen.after("preflight", watch.wait_until_accepted())
     every = list(kinds())
     assert {kind.name for kind in every if not any(map(kind.matches, seen.longest))} == set()
     for name, seconds in seen.longest.items():
         of = [kind for kind in every if kind.matches(name)]
-        assert of or ARQS_OWN.fullmatch(name), f"{name} is not spelled in broker/store/keys.py"
+        assert of or ARQ_KEYS.fullmatch(name), f"{name} is not defined in broker/store/keys.py"
         for kind in of:
-            assert seconds <= kind.most + 1, f"{name} would live for {seconds} s, {kind.name} says {kind.most}"
+            assert seconds <= kind.most + 1, f"{name} has a lifetime of {seconds} s, {kind.name} allows {kind.most}"
 
 
-async def _lifecycle(broker: Broker, seen: Seen) -> None:
+async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
     redis, after = broker.store.redis, seen.after
     writer = await after("create.lua", claimable(broker, idempotency_key="k"))
     await after("claim.lua", writer.claim())
@@ -173,15 +174,15 @@ async def _lifecycle(broker: Broker, seen: Seen) -> None:
         lost = await claimed(broker)
         await redis.execute("HSET", keys.meta(lost.gid), "le", 1)
         await redis.execute("ZADD", keys.live(shard_of(lost.gid)), 1, lost.gid)
-        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *WATCHFUL]))
+        await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *REAPER_OBSERVATION]))
     left = await claimable(broker)
     await redis.execute("ZADD", keys.live(shard_of(left.gid)), 1, left.gid)
-    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *WATCHFUL]))
+    await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *REAPER_OBSERVATION]))
     await after("the list", broker.store.list("default"))
 
 
-async def _limits(broker: Broker, seen: Seen) -> None:
-    """What a tenant with limits leaves in the queue's Redis."""
+async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
+    """The keys of a tenant with limits in the queue's Redis."""
     queue, after = Queue(broker.queue.redis, RETENTION, TenantLimits(running=1, queued=9, per_minute=9)), seen.after
     running, waiting = [new_id(n, "limited") for n in range(2)]
     for gid in (running, waiting):
@@ -198,14 +199,14 @@ async def _limits(broker: Broker, seen: Seen) -> None:
     await queue.redis.execute("DEL", keys.running("limited"))
     await after("quota_release.lua", queue.release(running, "limited"))
     await queue.redis.execute("DEL", counted)
-    await after("a creation that was none", queue.quotas.cancel_admission("limited", waiting, counted, stored, 10_000))
+    await after("a cancelled admission", queue.quotas.cancel_admission("limited", waiting, counted, stored, 10_000))
     await queue.redis.execute("DEL", keys.stored("limited"))
-    await after("bytes given back", queue.quotas.release_bytes("limited", stored, 10_000))
+    await after("released bytes", queue.quotas.release_bytes("limited", stored, 10_000))
     await after("a withdrawal", queue.withdraw(waiting, "limited", 1))
 
 
-async def _losses(broker: Broker, seen: Seen) -> None:
-    """From an empty Redis, and from one that has forgotten the claim."""
+async def _losses(broker: Broker, seen: KeyLifetimes) -> None:
+    """Restores to an empty Redis, and to one that lost the claim."""
     execute = broker.store.redis.execute
     for step in ("restore.lua, empty", "restore.lua, no claim"):
         created = await broker.enqueue(request_body(), idempotency_key=step)
@@ -234,9 +235,9 @@ async def _losses(broker: Broker, seen: Seen) -> None:
         assert reply[0] == b"OK"
 
 
-async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
-    """A gateway and a worker, a generation that is followed, one more while the reader blocks (the first does not pass
-    for quiet, however long the worker takes), and a stream token."""
+async def _processes(broker: Broker, seen: KeyLifetimes, sim: str) -> None:
+    """A gateway and a worker, a followed generation, a second one while the reader blocks (the first never counts as
+    idle, however long the worker takes), and a stream token."""
     url, more = broker.store.redis.url, {"TOKENCAST_RETENTION": str(RETENTION), "TOKENCAST_HEARTBEAT": "600"}
     async with gateway(url, **more) as api, worker(url, sim, **more, TOKENCAST_SLOTS="1"):
         busy = (await api.create(request_body("[[sim length=100000 speed=20]]", model="sim")))["id"]
@@ -245,7 +246,7 @@ async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
             async for frame in stream:
                 if frame.event == "chunk":
                     break
-            await wait_until(lambda: last_asking(broker.store.redis, "xread"))
+            await wait_until(lambda: clients_by_last_command(broker.store.redis, "xread"))
             await anext(other)
             await api.http.post(f"/v1/generations/{busy}/token")
 
@@ -271,19 +272,19 @@ async def claimed(broker: Broker) -> Claim:
 
 
 async def remaining(broker: Broker, gid: str, key: str) -> list[float]:
-    """Seconds that log, tombstone and idempotency record have left."""
+    """The remaining seconds of log, tombstone and idempotency record."""
     names = [keys.log(gid), keys.meta(gid), keys.idempotency(shard_of(gid), "default", key)]
     return [ms / 1000 for ms in await broker.store.redis.pipeline([("PTTL", name) for name in names])]
 
 
-async def test_log_tombstone_and_idempotency_record_live_and_die_together(broker: Broker) -> None:
-    """Seven days ahead while the generation lives, renewed with its lease; from its end on for the retention."""
+async def test_log_tombstone_and_idempotency_record_have_matching_lifetimes(broker: Broker) -> None:
+    """Seven days while the generation runs, renewed with its lease; the retention from its end."""
     redis = broker.store.redis
     created = await broker.enqueue(request_body(), idempotency_key="together")
     writer = await Writer(redis, created.id).claim()
     touched = [keys.meta(writer.gid), keys.log(writer.gid), keys.live(shard_of(writer.gid))]
     for renew in (False, True):
-        if renew:  # it has run for long
+        if renew:  # as if it had run for a long time
             for name in (keys.log(writer.gid), keys.idempotency(shard_of(writer.gid), "default", "together")):
                 await redis.execute("EXPIRE", name, 5)
             await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
@@ -299,8 +300,8 @@ async def test_log_tombstone_and_idempotency_record_live_and_die_together(broker
     assert record_left == pytest.approx(log_left, abs=1)
 
 
-async def test_behind_the_retention_it_is_gone_for_an_hour_and_then_unknown(broker: Broker) -> None:
-    """For every way to ask; and the idempotency key is free again."""
+async def test_after_the_retention_a_generation_is_gone_for_an_hour_and_then_unknown(broker: Broker) -> None:
+    """On every route. The idempotency key can be used again."""
     execute = broker.store.redis.execute
     async with gateway(broker.store.redis.url) as api:
         asked = {"idempotency-key": "once"}
@@ -312,7 +313,7 @@ async def test_behind_the_retention_it_is_gone_for_an_hour_and_then_unknown(brok
         assert [(await api.http.get(path)).status_code for path in paths] == [200, 200, 200]
         for name in (keys.log(gid), keys.idempotency(shard_of(gid), "default", "once")):
             assert 0 < await execute("PTTL", name) <= 60_000
-            await execute("PEXPIREAT", name, 1)  # the minute is over
+            await execute("PEXPIREAT", name, 1)  # expire the minute
         answers = [await api.http.get(path) for path in paths]
         assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [
             (410, "generation_gone")
@@ -324,7 +325,7 @@ async def test_behind_the_retention_it_is_gone_for_an_hour_and_then_unknown(brok
         again = await api.http.post("/v1/generations", json=request_body("else"), headers=asked)
         assert again.status_code == 202
         assert HOUR < await execute("TTL", keys.meta(gid)) <= HOUR + 60
-        await execute("PEXPIREAT", keys.meta(gid), 1)  # and the hour
+        await execute("PEXPIREAT", keys.meta(gid), 1)  # expire the hour
         assert [(await api.http.get(path)).status_code for path in paths] == [404, 404, 404]
 
 
@@ -334,15 +335,15 @@ async def _indexes_with(broker: Broker, gid: str) -> list[str]:
     return [name for name in names if await execute("ZSCORE", name, gid) is not None]
 
 
-@pytest.mark.parametrize("how", ["another is created", "listed", "deleted"])
-async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str) -> None:
-    """Neither the request nor the text, which may be long, and somebody's."""
+@pytest.mark.parametrize("how", ["another creation", "listed", "deleted"])
+async def test_an_expired_generation_leaves_only_a_tombstone(broker: Broker, how: str) -> None:
+    """Without the request and the text, which can be long and private."""
     execute = broker.store.redis.execute
     gid = (await broker.enqueue(request_body("secret " * 1000, ttl_seconds=60), idempotency_key=how)).id
     writer = await Writer(broker.store.redis, gid).claim()
     await writer.append("a ")
     await writer.finish()
-    await execute("PEXPIREAT", keys.log(gid), 1)  # the minute is over
+    await execute("PEXPIREAT", keys.log(gid), 1)  # expire the minute
     if how == "listed":
         await broker.store.list("default")
     elif how == "deleted":
@@ -363,13 +364,13 @@ async def test_of_what_has_expired_a_tombstone_is_left(broker: Broker, how: str)
     for asked in (broker.get(gid), broker.store.request(gid), broker.cancel(gid), broker.delete(gid)):
         with pytest.raises(GenerationGone):
             await asked
-    # Who had asked before, and read less than all:
+    # A reader that had started earlier and has read only a part:
     assert await broker.store.redis.run(KEEP_CHOICES, lifecycle_keys(gid), [gid, "[]"]) == b"GONE"
     assert set(await execute("HKEYS", keys.meta(gid))) == {b"st", b"tn", b"ca", b"xa"}
 
 
-async def test_a_tenant_that_never_lists_does_not_pile_up_what_has_expired(broker: Broker) -> None:
-    """Each that comes makes room for some that are dead; what lives stays."""
+async def test_creations_remove_expired_entries_of_a_tenant_that_never_lists(broker: Broker) -> None:
+    """Each creation removes some expired entries and keeps the others."""
     redis = broker.store.redis
     shard = shard_of((await broker.enqueue(request_body(), idempotency_key="first")).id)
     index, by_status = keys.index(shard, "default"), keys.index(shard, "default", "completed")
@@ -380,14 +381,14 @@ async def test_a_tenant_that_never_lists_does_not_pile_up_what_has_expired(broke
     living = [(await broker.enqueue(request_body(), idempotency_key=next(here))).id for _ in range(60)]
     members = {member.decode() for member in await redis.execute("ZRANGE", index, 0, -1)}
     assert set(living) <= members
-    # About 5 are to be expected; half of them left would be one case in many millions.
+    # About 5 are expected; half of them remaining has a probability of one in many millions.
     assert len(members & set(dead)) < 30
     completed = await redis.execute("ZRANGE", by_status, 0, -1)
     assert {member.decode() for member in completed} == members & set(dead)
 
 
-async def test_a_ticket_lives_as_long_as_its_generation_may_wait(engine: str) -> None:
-    """However short the retention: an end's, not a queue's."""
+async def test_a_ticket_lives_as_long_as_its_generation_can_wait(engine: str) -> None:
+    """Regardless of the retention, which applies after the end and not in the queue."""
     async with EmbeddedRedis(binary=engine) as redis:
         settings = Settings(REDIS_URL=redis.url, retention=1)  # pyright: ignore[reportCallIssue]
         async with connect(settings=settings) as broker:

@@ -1,4 +1,4 @@
-"""Lists and counts on a real Redis: complete whatever the ids, and bounded whatever has expired."""
+"""Lists and counts on a real Redis: complete for any ids, and bounded for any number of expired generations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def made(broker: Broker, *gids: str) -> list[str]:
 
 
 async def expired(broker: Broker, count: int, since_ms: int) -> None:
-    """Members of which nothing else is left: their generations expired long ago."""
+    """Add index members of generations that expired long ago."""
     members: dict[str, list[str | int]] = {}
     for number in range(count):
         gid = new_id(since_ms + number // 10, TENANT)
@@ -70,8 +70,9 @@ async def all_pages(broker: Broker, limit: int, status: str | None = None) -> li
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 40])
-async def test_no_page_loses_or_repeats_one_however_many_share_a_millisecond(broker: Broker, limit: int) -> None:
-    """In one shard and across shards; ids differ in their shard first, so also a page can end between two of them."""
+async def test_no_page_loses_or_repeats_a_generation_of_the_same_millisecond(broker: Broker, limit: int) -> None:
+    """In one shard and across shards. Ids of the same millisecond differ first in their shard, so a page can end
+    between two."""
     await fresh(broker)
     dice = random.Random(limit)
     now = int(time.time() * 1000)
@@ -84,7 +85,7 @@ async def test_no_page_loses_or_repeats_one_however_many_share_a_millisecond(bro
     assert await all_pages(broker, limit, "queued") == newest_first
 
 
-async def test_a_page_goes_on_behind_one_that_is_gone(broker: Broker) -> None:
+async def test_a_page_continues_after_a_deleted_generation(broker: Broker) -> None:
     await fresh(broker)
     now = int(time.time() * 1000)
     newest_first = sorted(await made(broker, *(new_id(now, TENANT) for _ in range(12))), reverse=True)
@@ -95,8 +96,8 @@ async def test_a_page_goes_on_behind_one_that_is_gone(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("status", [None, "completed"])
-async def test_what_has_expired_is_removed_in_bulk(broker: Broker, status: str | None) -> None:
-    """One call of a script for some two hundred of them, not one for each; nothing that can be read goes with them."""
+async def test_expired_entries_are_removed_in_bulk(broker: Broker, status: str | None) -> None:
+    """One script call removes about two hundred of them. No readable generation is removed."""
     await fresh(broker)
     now = int(time.time() * 1000)
     await expired(broker, 20_000, now - 86_400_000)
@@ -109,10 +110,10 @@ async def test_what_has_expired_is_removed_in_bulk(broker: Broker, status: str |
     assert await indexed(broker) == len(alive)
 
 
-async def test_more_than_one_answer_can_remove_is_left_to_the_next(
+async def test_expired_entries_beyond_the_limit_of_one_request_are_left_to_the_next(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty page that says there is more: the same question again goes on where it stopped."""
+    """An empty page with `has_more`: the same request again continues where it stopped."""
     await fresh(broker)
     monkeypatch.setattr(lists, "LIST_ROUNDS", 1)
     now = int(time.time() * 1000)
@@ -125,7 +126,7 @@ async def test_more_than_one_answer_can_remove_is_left_to_the_next(
     assert await indexed(broker) == 1
 
 
-async def test_what_has_expired_is_not_counted_for_long(broker: Broker) -> None:
+async def test_counts_remove_expired_entries(broker: Broker) -> None:
     await fresh(broker)
     now = int(time.time() * 1000)
     await expired(broker, 3_000, now - 86_400_000)

@@ -1,4 +1,4 @@
-"""What a Redis user may not do is named, command by command, on both engines; and nothing is changed to find it out."""
+"""Missing permissions of a Redis user are named command by command, on both engines, without changing data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTSIDE_OF_SCRIPTS = ("PING", "SCRIPT|LOAD", "EVAL", "EVALSHA", "BLPOP", "WATCH"
 
 
 class Users:
-    """A server, and connections to it under rights of one's own."""
+    """A server, and connections to it with given permissions."""
 
     def __init__(self, redis: EmbeddedRedis, admin: RespConnection) -> None:
         self._redis = redis
@@ -42,39 +42,39 @@ async def users(engine: str) -> AsyncGenerator[Users, None]:
         admin.close()
 
 
-async def test_each_command_that_is_missing_is_named(users: Users) -> None:
+async def test_each_missing_command_is_named(users: Users) -> None:
     assert await users.missing("+@all") is None
     for command in (*LOGS, *QUEUE, *OUTSIDE_OF_SCRIPTS):
         granted = command.lower()
-        said = await users.missing("+@all", f"-{granted}")
-        assert said == f"this user has no permissions to run {command.replace('|', ' ')} (ACL: +{granted})"
+        reason = await users.missing("+@all", f"-{granted}")
+        assert reason == f"this user has no permissions to run {command.replace('|', ' ')} (ACL: +{granted})"
 
 
-async def test_several_are_named_together_and_each_server_needs_its_own(users: Users) -> None:
-    said = await users.missing("+@all", "-xadd", "-blpop", "-xread")
-    assert said is not None
-    assert all(name in said for name in ("XADD", "BLPOP", "XREAD", "+xadd", "+blpop", "+xread"))
+async def test_all_missing_commands_are_named_and_each_server_needs_its_own(users: Users) -> None:
+    reason = await users.missing("+@all", "-xadd", "-blpop", "-xread")
+    assert reason is not None
+    assert all(name in reason for name in ("XADD", "BLPOP", "XREAD", "+xadd", "+blpop", "+xread"))
     assert await users.missing("+@all", "-blpop", logs=True, queue=False) is None
     assert await users.missing("+@all", "-xadd", logs=False, queue=True) is None
 
 
-async def test_the_keys_are_tried_too(users: Users) -> None:
+async def test_missing_key_permissions_are_named(users: Users) -> None:
     for patterns in (("resetkeys", "~tc:*"), ("resetkeys", "~arq:*"), ("resetkeys",)):
-        said = await users.missing("+@all", *patterns)
-        assert said is not None
-        assert "~tc:* ~arq:*" in said
+        reason = await users.missing("+@all", *patterns)
+        assert reason is not None
+        assert "~tc:* ~arq:*" in reason
     assert await users.missing("+@all", "resetkeys", "~tc:*", "~arq:*") is None
     assert await users.missing("+@all", "resetkeys", "~tc:*", queue=False) is None
 
 
-async def test_nothing_is_left_of_it_but_one_text_for_ten_seconds(users: Users) -> None:
+async def test_the_check_leaves_one_key_for_ten_seconds(users: Users) -> None:
     await users.missing("+@all")
     left = await users.admin.call("KEYS", "*", timeout=5)
     assert left == [keys.rights(SHARDS[0]).encode()]
     assert 0 < await users.admin.call("PTTL", left[0], timeout=5) <= 10_000
 
 
-def test_every_command_of_the_scripts_is_tried() -> None:
+def test_every_command_of_the_scripts_is_checked() -> None:
     scripts = list((ROOT / "broker").glob("*/lua/*.lua"))
     assert scripts
     for path in scripts:

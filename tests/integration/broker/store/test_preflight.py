@@ -1,4 +1,4 @@
-"""What gateways and workers say of their Redis before they use it, and afterwards."""
+"""Checks of Redis by gateways and workers, at the start and while they run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import ROOT, Gateway, Service, clean_environment, gateway, re
 QUICK = {"TOKENCAST_LEASE": "0.5"}
 EVICTING = {"maxmemory-policy": "allkeys-lru"}
 READY = {"api": "listening on", "worker": "ready: "}
-# The worker's key is no simulated one's, of which it would say so.
+# Not the simulator's key, which would add a warning to the worker's output.
 VARIABLES = {"PORT": "0", "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", **QUICK}
 
 
@@ -36,15 +36,15 @@ async def both(redis_url: str, **variables: str) -> AsyncGenerator[tuple[Service
 
 
 async def refused(*processes: Service) -> list[str]:
-    """The one line that each ends with."""
+    """The one line with which each process ends."""
     for process in processes:
         assert await process.wait() == 2, process.output
     assert [len(process.lines) for process in processes] == [1] * len(processes), processes[0].output
     return [process.lines[0] for process in processes]
 
 
-async def test_a_server_that_evicts_is_refused_in_one_line(engine: str) -> None:
-    """Without a limit too: one that is set while we run would find nobody to refuse."""
+async def test_a_server_that_evicts_keys_is_refused_in_one_line(engine: str) -> None:
+    """Even without `maxmemory`: it can be set later, while processes run."""
     async with EmbeddedRedis(binary=engine, options=EVICTING) as redis:
         url = await user_of(redis, "somebody", "+@all")
         async with both(url) as processes:
@@ -55,7 +55,7 @@ async def test_a_server_that_evicts_is_refused_in_one_line(engine: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "reason"),
     [
         ("/99", "database 99 cannot be used: DB index is out of range"),
         ("/abc", "REDIS_URL: a database must be a number"),
@@ -65,14 +65,14 @@ async def test_a_server_that_evicts_is_refused_in_one_line(engine: str) -> None:
         ("/0#Hunter2", "REDIS_URL: .*percent-encode"),
     ],
 )
-async def test_a_url_that_does_not_fit_is_refused_in_one_line(redis: EmbeddedRedis, path: str, says: str) -> None:
+async def test_an_invalid_url_is_refused_in_one_line(redis: EmbeddedRedis, path: str, reason: str) -> None:
     async with both(redis.url.replace("/0", path)) as processes:
         for line in await refused(*processes):
-            assert re.search(says, line)
+            assert re.search(reason, line)
             assert "Hunter2" not in line
 
 
-async def test_a_queue_that_evicts_is_refused_too() -> None:
+async def test_a_queue_that_evicts_keys_is_refused() -> None:
     async with (
         EmbeddedRedis() as logs,
         EmbeddedRedis(options=EVICTING) as queue,
@@ -84,11 +84,11 @@ async def test_a_queue_that_evicts_is_refused_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "options", "says"),
+    ("path", "options", "reason"),
     [("/0", EVICTING, "maxmemory-policy is allkeys-lru"), ("/99", {}, "database 99 cannot be used")],
 )
-async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes(
-    path: str, options: dict[str, str], says: str
+async def test_a_server_unreachable_at_the_start_is_checked_when_it_answers(
+    path: str, options: dict[str, str], reason: str
 ) -> None:
     async with EmbeddedRedis() as redis:
         redis.kill()
@@ -99,13 +99,13 @@ async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_comes(
             await redis.restart()
             for process in processes:
                 assert await process.wait() == 2
-                assert says in process.lines[-1]
+                assert reason in process.lines[-1]
                 assert "Traceback" not in process.output
 
 
 @asynccontextmanager
-async def called_old(target: str) -> AsyncGenerator[str, None]:
-    """The URL of a way to the server on which it calls itself 6.0."""
+async def with_old_version(target: str) -> AsyncGenerator[str, None]:
+    """The URL of a proxy that changes the server's version to 6.0."""
     parts = urlsplit(target)
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,13 +125,13 @@ async def called_old(target: str) -> AsyncGenerator[str, None]:
         yield f"redis://{address}/0"
 
 
-async def test_a_server_that_is_too_old_is_refused_in_one_line(redis: EmbeddedRedis) -> None:
-    async with called_old(redis.url) as url, both(url) as processes:
+async def test_an_unsupported_version_is_refused_in_one_line(redis: EmbeddedRedis) -> None:
+    async with with_old_version(redis.url) as url, both(url) as processes:
         for line in await refused(*processes):
             assert re.search(r"Redis 6\.0\S* is too old, 6\.2 or newer is required", line)
 
 
-async def test_another_number_of_shards_is_refused(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_a_different_number_of_shards_is_refused(redis: EmbeddedRedis, broker: Broker) -> None:
     execute = broker.queue.redis.execute
     await execute("SET", keys.SHARD_COUNT, "16", "EX", 600)
     async with both(redis.url) as processes:
@@ -141,20 +141,20 @@ async def test_another_number_of_shards_is_refused(redis: EmbeddedRedis, broker:
     await execute("DEL", keys.SHARD_COUNT)
 
 
-async def test_a_server_without_a_file_is_said_once(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_missing_persistence_is_reported_once(redis: EmbeddedRedis, broker: Broker) -> None:
     async with both(redis.url) as processes:
         for process, ready in zip(processes, READY.values(), strict=True):
             await process.says(ready)
         assert await broker.queue.redis.execute("GET", keys.SHARD_COUNT) == b"32"
-        await looked_again(broker)
-        await looked_again(broker)
+        await checked_again(broker)
+        await checked_again(broker)
         for process in processes:
             [line] = [line for line in process.lines if "append-only" in line]
             assert "WARNING" in line
 
 
-async def looked_again(broker: Broker) -> None:
-    """Somebody has, as the mark that each look renews shows."""
+async def checked_again(broker: Broker) -> None:
+    """Wait for the next check, which renews the expiry of a key."""
     execute = broker.queue.redis.execute
     await execute("PEXPIRE", keys.SHARD_COUNT, 60_000)
 
@@ -164,8 +164,8 @@ async def looked_again(broker: Broker) -> None:
     await wait_until(renewed)
 
 
-async def test_another_server_with_other_settings_is_said_and_lived_with(sim: str) -> None:
-    """Somebody sets a policy while we run; or Redis starts again, with what somebody wrote into its file."""
+async def test_changed_server_settings_are_reported_and_tolerated(sim: str) -> None:
+    """The policy is set while processes run, or Redis restarts with another configuration file."""
     async with (
         EmbeddedRedis(appendonly=True) as redis,
         connect(redis.url) as broker,
@@ -197,14 +197,14 @@ async def user_of(redis: EmbeddedRedis, name: str, *rights: str) -> str:
 
 
 async def runs(broker: Broker) -> bool:
-    """Whether a generation completes whose ticket was lost, so that the reaper must find it too."""
+    """Whether a generation completes whose ticket was lost, so that the reaper has to find it."""
     generation = await broker.enqueue(request_body("[[sim length=3 speed=0]]", model="sim"))
     await broker.queue.withdraw(generation.id, "default", 1)
-    await broker.store.redis.execute("ZADD", keys.live(generation.id[14:16]), 1, generation.id)  # its time has come
+    await broker.store.redis.execute("ZADD", keys.live(generation.id[14:16]), 1, generation.id)  # due now
     return [event.name async for event in broker.follow(generation.id)][-1] == "completed"
 
 
-async def test_where_info_is_not_allowed_it_says_so_and_goes_on(engine: str, sim: str) -> None:
+async def test_without_permission_for_info_processes_warn_and_continue(engine: str, sim: str) -> None:
     async with EmbeddedRedis(binary=engine, options=EVICTING) as redis, connect(redis.url) as broker:
         url = await user_of(redis, "weak", "+@all", "-info", "-config")
         async with gateway(url, **QUICK) as api, worker(url, sim, **QUICK) as process:
@@ -215,7 +215,7 @@ async def test_where_info_is_not_allowed_it_says_so_and_goes_on(engine: str, sim
 
 
 @pytest.mark.parametrize("command", ["xread", "xadd", "evalsha"])
-async def test_a_user_without_a_command_that_is_needed_is_refused(redis: EmbeddedRedis, command: str) -> None:
+async def test_a_user_without_a_required_command_is_refused(redis: EmbeddedRedis, command: str) -> None:
     url = await user_of(redis, "weak", "+@all", f"-{command}")
     async with both(url) as processes:
         for line in await refused(*processes):
@@ -223,15 +223,15 @@ async def test_a_user_without_a_command_that_is_needed_is_refused(redis: Embedde
             assert "hunter2" not in line
 
 
-async def test_a_user_of_other_keys_is_refused(redis: EmbeddedRedis) -> None:
+async def test_a_user_without_access_to_our_keys_is_refused(redis: EmbeddedRedis) -> None:
     url = await user_of(redis, "weak", "+@all", "resetkeys", "~other:*")
     async with both(url) as processes:
         for line in await refused(*processes):
             assert "~tc:*" in line
 
 
-async def test_rights_that_are_taken_away_are_said_by_name_and_seldom(sim: str) -> None:
-    """While we run: once a minute, and nothing is ready until they are back. What runs waits, and then ends well."""
+async def test_revoked_permissions_are_named_at_most_once_a_minute(sim: str) -> None:
+    """While processes run. They are not ready until the permissions are back; generations wait and then complete."""
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
@@ -240,11 +240,11 @@ async def test_rights_that_are_taken_away_are_said_by_name_and_seldom(sim: str) 
     ):
         made = await api.create(request_body("[[sim length=150 speed=50]]", model="sim"))
         following = asyncio.create_task(api.events(made["id"]))
-        await wait_until(lambda: begun(api, made["id"]))
-        for command, says in (("xread", "lost Redis: .*XREAD"), ("evalsha", "events wait: .*EVALSHA")):
+        await wait_until(lambda: has_first_token(api, made["id"]))
+        for command, reason in (("xread", "lost Redis: .*XREAD"), ("evalsha", "events wait: .*EVALSHA")):
             rights = broker.store.redis.execute
             await rights("ACL", "SETUSER", "weak", f"-{command}")
-            await (api.process if command == "xread" else process).says(says)
+            await (api.process if command == "xread" else process).says(reason)
             for each in (api.process, process):
                 await each.says(rf"ERROR.*no permissions to run {command.upper()} \(ACL: \+{command}\)")
             ready = await wait_until(lambda: unready(api))
@@ -257,7 +257,7 @@ async def test_rights_that_are_taken_away_are_said_by_name_and_seldom(sim: str) 
         assert "Traceback" not in api.process.output + process.output
 
 
-async def begun(api: Gateway, gid: str) -> bool:
+async def has_first_token(api: Gateway, gid: str) -> bool:
     return (await api.get(gid))["first_token_at"] is not None
 
 
@@ -270,8 +270,8 @@ async def is_ready(api: Gateway) -> bool:
     return (await api.http.get("/readyz")).status_code == 200
 
 
-async def test_the_composed_systems_user_may_all_that_is_needed(engine: str, sim: str) -> None:
-    """Without administrator's rights, and nothing of it is refused."""
+async def test_the_redis_user_of_the_compose_file_has_all_required_permissions(engine: str, sim: str) -> None:
+    """Without administrative permissions, and no command is refused."""
     user = re.search(r"--user, tokencast, (.*),\n", (ROOT / "docker-compose.yml").read_text("utf-8"))
     assert user is not None
     rights = [word for word in re.findall(r'"([^"]+)"', user[1]) if word[0] in "+-"]
@@ -280,15 +280,15 @@ async def test_the_composed_systems_user_may_all_that_is_needed(engine: str, sim
         url = await user_of(redis, "tokencast", *rights)
         async with gateway(url, **QUICK) as api, worker(url, sim, **QUICK) as process:
             assert await runs(broker)
-            await looked_again(broker)
+            await checked_again(broker)
             assert await broker.store.redis.execute("ACL", "LOG") == []
             warned = [line for line in api.process.lines + process.lines if "WARNING" in line]
             assert [line for line in warned if "SIMULATED" not in line and "CVE" not in line] == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 @pytest.mark.parametrize("kind", READY)
-async def test_few_files_are_said(redis: EmbeddedRedis, kind: str) -> None:
+async def test_a_low_file_limit_is_reported(redis: EmbeddedRedis, kind: str) -> None:
     environment = clean_environment(**VARIABLES, REDIS_URL=redis.url)
     pipe = asyncio.subprocess.PIPE
     limited = ("sh", "-c", 'ulimit -n 512 && exec "$0" -m "$1"', sys.executable, kind)
@@ -302,8 +302,8 @@ async def test_few_files_are_said(redis: EmbeddedRedis, kind: str) -> None:
         await process.stop()
 
 
-async def test_tokencast_dev_warns_of_nothing_but_its_made_up_answers(tmp_path: Path) -> None:
-    """What its own Redis does not keep stands below, once."""
+async def test_tokencast_dev_warns_only_of_simulated_answers(tmp_path: Path) -> None:
+    """That its Redis keeps no data is reported once, in the summary."""
     async with dev(tmp_path) as running:
         await running.says("Ctrl-C stops everything")
         assert [line for line in running.lines if "WARNING" in line and "SIMULATED" not in line] == []

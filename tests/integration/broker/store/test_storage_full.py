@@ -1,4 +1,4 @@
-"""A Redis without room, on both engines: what keeps or makes room passes, what needs room waits, then says so."""
+"""A full Redis, on both engines: writes that free memory succeed; others wait and then fail with an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broker.ids import shard_of
 from broker.redis.client import Redis
 from broker.store import keys
 from broker.store.commands import REAP, TOUCH, lifecycle_keys
-from tests.support import WATCHFUL, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
+from tests.support import REAPER_OBSERVATION, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.simulator.text import pieces
 
 
@@ -40,8 +40,8 @@ async def running(broker: Broker) -> Writer:
     return writer
 
 
-async def test_every_ending_passes(broker: Broker) -> None:
-    """Whoever writes it; with its status, and nothing is left that a reaper would look at."""
+async def test_every_ending_is_written_to_a_full_redis(broker: Broker) -> None:
+    """By any writer, with its status, and without entries left for the reaper."""
     redis = broker.store.redis
     finished, cancelled, deleted, exhausted = [await running(broker) for _ in range(4)]
     lost = keys.meta(exhausted.gid)
@@ -51,7 +51,7 @@ async def test_every_ending_passes(broker: Broker) -> None:
         assert await finished.finish() == b"OK"
         assert (await broker.cancel(cancelled.gid)).status == "cancelled"
         await broker.delete(deleted.gid)
-        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3, *WATCHFUL])
+        verdict = await redis.run(REAP, lifecycle_keys(exhausted.gid), [exhausted.gid, 5, 3, *REAPER_OBSERVATION])
         assert verdict[0] == b"FAILED"
         for writer, status in ((finished, "completed"), (cancelled, "cancelled"), (exhausted, "failed")):
             generation = await broker.get(writer.gid)
@@ -60,7 +60,7 @@ async def test_every_ending_passes(broker: Broker) -> None:
             assert 0 < await redis.execute("PTTL", keys.log(writer.gid)) <= 86_400_000
 
 
-async def test_what_would_need_room_is_refused_and_leaves_nothing(broker: Broker) -> None:
+async def test_writes_that_need_memory_are_refused_and_leave_nothing(broker: Broker) -> None:
     redis = broker.store.redis
     writer, waiting = await running(broker), await broker.enqueue(request_body())
     before = await redis.execute("DBSIZE")
@@ -79,8 +79,8 @@ async def test_what_would_need_room_is_refused_and_leaves_nothing(broker: Broker
     assert (await broker.enqueue(request_body(), idempotency_key="k")).status == "queued"
 
 
-async def test_a_lease_is_renewed_all_the_same(broker: Broker) -> None:
-    """Else every generation would be started again once there is room, and paid for twice."""
+async def test_leases_are_renewed_in_a_full_redis(broker: Broker) -> None:
+    """Otherwise every generation would restart as soon as memory is free, and be paid for twice."""
     redis, writer = broker.store.redis, await running(broker)
     await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
     touched = [keys.meta(writer.gid), keys.log(writer.gid), keys.live(shard_of(writer.gid))]
@@ -91,8 +91,8 @@ async def test_a_lease_is_renewed_all_the_same(broker: Broker) -> None:
     assert float(await redis.execute("ZSCORE", keys.live(shard_of(writer.gid)), writer.gid)) > now
 
 
-async def test_readers_get_the_ending_and_afterwards_all_is_as_before(engine: str, sim: str) -> None:
-    """A gateway and a worker, from a running generation over a full Redis to a new one."""
+async def test_readers_get_the_ending_and_the_system_recovers(engine: str, sim: str) -> None:
+    """A gateway and a worker with a running generation, a full Redis, and a new generation afterwards."""
     quick = {"TOKENCAST_LEASE": "1"}
     async with (
         EmbeddedRedis(binary=engine) as redis,
@@ -120,7 +120,7 @@ async def test_readers_get_the_ending_and_afterwards_all_is_as_before(engine: st
                     assert refused.headers.get("x-should-retry") != "false"
                 cancelled = await api.http.post(f"/v1/generations/{silent['id']}/cancel")
                 assert cancelled.json()["status"] == "cancelled"
-            assert cancelled.json()["attempt"] == 1, "it kept its lease"
+            assert cancelled.json()["attempt"] == 1, "the lease was lost"
         again = await api.create(request_body("[[sim seed=4 length=20 speed=0]]", model="sim"))
         (rest,) = await gather(asyncio.create_task(api.events(again["id"])))
         assert [frame.event for frame in rest][-1] == "completed"
@@ -131,7 +131,7 @@ async def until_text(stream: AsyncGenerator[Frame, None]) -> Frame:
     async for frame in stream:
         if texts([frame]):
             return frame
-    raise AssertionError("ended before")
+    raise AssertionError("the stream ended without text")
 
 
 async def has_text(broker: Broker, gid: str) -> bool:

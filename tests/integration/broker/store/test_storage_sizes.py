@@ -1,4 +1,4 @@
-"""What a generation may take in Redis is bounded, whoever asks and whatever the upstream says."""
+"""The memory of a generation in Redis is bounded for any caller and any upstream."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from worker.simulator.text import pieces
 DEFAULT = Settings()  # pyright: ignore[reportCallIssue]
 
 
-async def test_ten_megabytes_of_an_upstream_end_at_eight(own_redis: EmbeddedRedis, sim: str) -> None:
-    """With everything as it is set by default: what was shown stays, and the rest never reaches Redis."""
+async def test_ten_megabytes_of_output_end_at_eight(own_redis: EmbeddedRedis, sim: str) -> None:
+    """With default settings: the delivered part is kept, and the rest never reaches Redis."""
     async with connect(own_redis.url) as broker, worker(own_redis.url, sim):
         execute = broker.store.redis.execute
         before = int(await memory(broker))
@@ -43,7 +43,7 @@ async def memory(broker: Broker) -> str:
     return next(line.partition(":")[2] for line in info.splitlines() if line.startswith("used_memory:"))
 
 
-async def test_a_body_is_bounded_at_both_doors(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_a_body_is_bounded_over_http_and_in_the_python_api(redis: EmbeddedRedis, broker: Broker) -> None:
     body = request_body("x" * DEFAULT.max_body)
     with pytest.raises(BodyTooLarge):
         await broker.enqueue(body)
@@ -57,13 +57,13 @@ async def test_a_body_is_bounded_at_both_doors(redis: EmbeddedRedis, broker: Bro
     "metadata", [{str(n): "" for n in range(17)}, {"k" * 65: ""}, {"k": "v" * 513}, {"k": {"nested": "v"}}]
 )
 async def test_metadata_is_bounded(broker: Broker, metadata: dict[str, str]) -> None:
-    """It stands in every list and every activity event."""
+    """It is contained in every list and every activity event."""
     with pytest.raises(InvalidRequest):
         await broker.enqueue(request_body(metadata=metadata))
 
 
 async def test_activity_keeps_a_bounded_history(redis: EmbeddedRedis, broker: Broker) -> None:
-    """About two thousand events of each shard; the oldest go."""
+    """About two thousand events per shard; the oldest are trimmed."""
     first = await broker.enqueue(request_body(), idempotency_key="0")
     name = keys.activity(shard_of(first.id))
     for n in range(2600):
@@ -73,7 +73,7 @@ async def test_activity_keeps_a_bounded_history(redis: EmbeddedRedis, broker: Br
 
 
 async def test_an_ended_generation_leaves_nothing_in_the_queue(redis: EmbeddedRedis, broker: Broker) -> None:
-    """Neither tickets, nor bells beyond their cap, nor an entry that a reaper would look at."""
+    """No tickets, no bell entries above their limit, and no entry for the reaper."""
     queue = broker.queue.redis
     for n in range(40):
         created = await broker.enqueue(request_body())
@@ -91,7 +91,7 @@ async def test_an_ended_generation_leaves_nothing_in_the_queue(redis: EmbeddedRe
     assert await queue.execute("LLEN", keys.BELL) == 1000
 
 
-async def test_a_retention_is_bounded_as_the_indexes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_retention_is_limited_to_the_lifetime_of_the_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENCAST_RETENTION", str(MAX_TTL_SECONDS + 1))
     with pytest.raises(Misconfigured, match="TOKENCAST_RETENTION"):
         load(Settings)
@@ -99,7 +99,7 @@ async def test_a_retention_is_bounded_as_the_indexes_are(monkeypatch: pytest.Mon
     assert load(Settings).retention == MAX_TTL_SECONDS
 
 
-async def test_the_longest_lifetime_is_within_the_indexes(broker: Broker) -> None:
+async def test_indexes_outlive_the_longest_lifetime_of_a_generation(broker: Broker) -> None:
     created = await broker.enqueue(request_body(ttl_seconds=MAX_TTL_SECONDS))
     writer = await Writer(broker.store.redis, created.id).claim()
     await writer.finish()

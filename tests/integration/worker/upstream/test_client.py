@@ -1,4 +1,4 @@
-"""The HTTP client of a worker: keys, headers, cookies, certificates, and the lists of models."""
+"""The HTTP client of a worker: keys, headers, cookies, certificates and lists of models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def whole(status: bytes, body: bytes) -> bytes:
 
 
 class Server:
-    """An upstream: what it was asked, and what it answers. The paths begin with the name of the entry."""
+    """An upstream that records requests and returns prepared responses. Paths begin with the name of the entry."""
 
     def __init__(self) -> None:
         self.heads: list[str] = []
@@ -54,14 +54,14 @@ class Server:
         self.chat: dict[str, bytes] = {}
         self.url = ""
 
-    def asked(self, entry: str, path: str = "") -> list[str]:
+    def requests(self, entry: str, path: str = "") -> list[str]:
         return [head for head in self.heads if f"/{entry}/v1{path}" in head.partition("\r\n")[0]]
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
             while True:
                 first = await reader.readexactly(1)
-                if first == b"\x16":  # a handshake
+                if first == b"\x16":  # a TLS handshake
                     writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
                     return
                 head = (first + await reader.readuntil(b"\r\n\r\n")).decode()
@@ -105,8 +105,8 @@ HEADERS = {"X-Team": "canary-team", "Authorization": "Basic ${A_LOGIN}", "User-A
 
 
 @dataclass(frozen=True)
-class Place:
-    """A worker and its upstreams."""
+class Deployment:
+    """A worker and its upstream servers."""
 
     plain: Server
     trusted: Server
@@ -114,18 +114,20 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-async def place(redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Place, None]:
-    ours, other, strange = (tmp_path_factory.mktemp(name) for name in ("ours", "other", "strange"))
+async def deployment(
+    redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Deployment, None]:
+    ours, other, untrusted = (tmp_path_factory.mktemp(name) for name in ("ours", "other", "untrusted"))
     authority = make_authority(ours)
     make_certificate(ours, authority)
     make_certificate(other, authority, "DNS:elsewhere.example")
-    make_certificate(strange, make_authority(strange))
+    make_certificate(untrusted, make_authority(untrusted))
     (ours / "login").write_text("canary-login\n")
     async with (
         serving() as plain,
         serving(server_context(ours)) as trusted,
         serving(server_context(other)) as misnamed,
-        serving(server_context(strange)) as stranger,
+        serving(server_context(untrusted)) as untrusted_server,
     ):
         plain.models = {name: answer for name, (_, answer) in LISTS.items()}
         plain.models["headers"] = whole(b"403 Forbidden", b'{"error": {"message": "Basic canary-login, no."}}')
@@ -133,7 +135,7 @@ async def place(redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) 
             *(entry(name, plain.url) for name in ("cookies", "large", *LISTS)),
             entry("trusted", trusted.url),
             entry("misnamed", misnamed.url),
-            entry("stranger", stranger.url),
+            entry("stranger", untrusted_server.url),
             entry("no-tls", plain.url.replace("http:", "https:")),
             entry("without-its-key", plain.url, api_key_env="B_KEY"),
             entry("keyless", plain.url, api_key_env=None),
@@ -148,11 +150,11 @@ async def place(redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) 
         }
         async with service("worker", REDIS_URL=redis.url, **variables) as process:
             await process.says("ready: ")
-            yield Place(plain, trusted, process)
+            yield Deployment(plain, trusted, process)
 
 
 async def run(broker: Broker, model: str) -> Generation:
-    """A generation that has ended."""
+    """Run a generation and return it after its end."""
     created = await broker.enqueue({"model": model, "messages": [{"role": "user", "content": "Say something."}]})
     async for _ in broker.follow(created.id):
         pass
@@ -164,83 +166,85 @@ def value_of(head: str, name: str) -> str | None:
     return found[1] if found else None
 
 
-async def test_cookies_of_one_answer_are_not_sent_with_the_next_call(place: Place, broker: Broker) -> None:
-    place.plain.chat["cookies"] = stream(b"Set-Cookie: backend=one; Path=/", b"Set-Cookie: session=first; Path=/")
+async def test_cookies_of_a_response_are_not_sent_with_the_next_call(deployment: Deployment, broker: Broker) -> None:
+    deployment.plain.chat["cookies"] = stream(b"Set-Cookie: backend=one; Path=/", b"Set-Cookie: session=first; Path=/")
     for _ in range(3):
         assert (await run(broker, "cookies-1")).text == "Good morning"
-    asked = place.plain.asked("cookies", "/chat/completions")
-    assert [value_of(head, "cookie") for head in asked] == [None] * 3
+    requests = deployment.plain.requests("cookies", "/chat/completions")
+    assert [value_of(head, "cookie") for head in requests] == [None] * 3
 
 
 @pytest.mark.parametrize(("size", "error"), [(16, None), (60, None), (100, "bad_upstream_response")])
-async def test_a_large_header_is_taken_or_refused_after_one_call(
-    place: Place, broker: Broker, size: int, error: str | None
+async def test_a_large_header_is_accepted_or_refused_after_one_call(
+    deployment: Deployment, broker: Broker, size: int, error: str | None
 ) -> None:
-    before = len(place.plain.asked("large", "/chat/completions"))
-    place.plain.chat["large"] = stream(b"X-Trace: " + b"t" * (size * 1024))
+    before = len(deployment.plain.requests("large", "/chat/completions"))
+    deployment.plain.chat["large"] = stream(b"X-Trace: " + b"t" * (size * 1024))
     ended = await run(broker, "large-1")
     assert (ended.error or {}).get("code") == error
-    assert len(place.plain.asked("large", "/chat/completions")) == before + 1
+    assert len(deployment.plain.requests("large", "/chat/completions")) == before + 1
 
 
-async def test_a_private_authority_is_trusted_if_it_is_named(place: Place, broker: Broker) -> None:
+async def test_a_configured_private_authority_is_trusted(deployment: Deployment, broker: Broker) -> None:
     assert (await run(broker, "trusted-1")).text == "Good morning"
 
 
 @pytest.mark.parametrize("name", ["misnamed", "stranger"])
-async def test_a_certificate_that_is_not_trusted_is_called_so(place: Place, broker: Broker, name: str) -> None:
+async def test_an_untrusted_certificate_is_reported(deployment: Deployment, broker: Broker, name: str) -> None:
     error = (await run(broker, f"{name}-1")).error or {}
     assert error["code"] == "upstream_unreachable"
     assert error["message"].startswith("The upstream's certificate is not trusted: ")
-    await place.worker.says(f"no list of models from upstream {name} .* certificate is not trusted")
+    await deployment.worker.says(f"no list of models from upstream {name} .* certificate is not trusted")
 
 
-async def test_a_server_that_speaks_no_tls_is_called_so(place: Place, broker: Broker) -> None:
+async def test_a_server_without_tls_is_reported(deployment: Deployment, broker: Broker) -> None:
     error = (await run(broker, "no-tls-1")).error or {}
     assert error["code"] == "upstream_unreachable"
     assert error["message"] == "The upstream does not speak TLS (https://)."
 
 
-async def test_an_upstream_without_its_key_does_not_stop_the_others(place: Place, broker: Broker) -> None:
-    await place.worker.says("upstream without-its-key cannot be used: B_KEY is not set")
+async def test_an_upstream_without_a_key_does_not_stop_the_others(deployment: Deployment, broker: Broker) -> None:
+    await deployment.worker.says("upstream without-its-key cannot be used: B_KEY is not set")
     error = (await run(broker, "without-its-key-1")).error or {}
     assert (error["code"], error["message"]) == ("upstream_auth", "B_KEY is not set on the worker.")
-    assert place.plain.asked("without-its-key") == []
+    assert deployment.plain.requests("without-its-key") == []
 
 
-async def test_headers_of_an_entry_go_with_each_call_and_into_no_log(place: Place, broker: Broker) -> None:
+async def test_headers_of_an_entry_are_sent_with_each_call_and_not_logged(
+    deployment: Deployment, broker: Broker
+) -> None:
     assert (await run(broker, "headers-1")).text == "Good morning"
-    await place.worker.says("no list of models from upstream headers .*: status 403$")
-    asked = place.plain.asked("headers")
-    assert len(asked) == 2
-    for head in asked:
+    await deployment.worker.says("no list of models from upstream headers .*: status 403$")
+    requests = deployment.plain.requests("headers")
+    assert len(requests) == 2
+    for head in requests:
         assert value_of(head, "authorization") == "Basic canary-login"
         assert value_of(head, "x-team") == "canary-team"
         assert value_of(head, "user-agent") == "tokencast"
-    assert "canary" not in place.worker.output
+    assert "canary" not in deployment.worker.output
 
 
-async def test_a_list_of_models_that_is_refused_or_unreadable_is_a_warning_and_no_more(
-    place: Place, broker: Broker
-) -> None:
+async def test_an_unavailable_list_of_models_is_only_a_warning(deployment: Deployment, broker: Broker) -> None:
     for name, (why, _) in LISTS.items():
-        await place.worker.says(f"WARNING.* no list of models from upstream {name} at {place.plain.url}/.*: {why}$")
-        [asked] = place.plain.asked(name, "/models") or [""]
-        assert value_of(asked, "accept") == "application/json"
+        await deployment.worker.says(
+            f"WARNING.* no list of models from upstream {name} at {deployment.plain.url}/.*: {why}$"
+        )
+        [request] = deployment.plain.requests(name, "/models") or [""]
+        assert value_of(request, "accept") == "application/json"
     assert (await run(broker, "list-half-1")).text == "Good morning"
-    [asked] = place.plain.asked("list-half", "/chat/completions")
-    assert value_of(asked, "accept") == "text/event-stream"
-    assert "canary" not in place.worker.output
+    [request] = deployment.plain.requests("list-half", "/chat/completions")
+    assert value_of(request, "accept") == "text/event-stream"
+    assert "canary" not in deployment.worker.output
 
 
-async def test_an_upstream_that_wants_no_key_gets_none(place: Place, broker: Broker) -> None:
+async def test_an_upstream_without_a_configured_key_gets_none(deployment: Deployment, broker: Broker) -> None:
     assert (await run(broker, "keyless-1")).text == "Good morning"
-    await wait_until(lambda: place.plain.asked("keyless", "/models"))
-    asked = place.plain.asked("keyless")
-    assert [value_of(head, "authorization") for head in asked] == [None, None]
+    await wait_until(lambda: deployment.plain.requests("keyless", "/models"))
+    requests = deployment.plain.requests("keyless")
+    assert [value_of(head, "authorization") for head in requests] == [None, None]
 
 
-async def test_a_server_of_ones_own_needs_no_key(broker: Broker, own_redis: EmbeddedRedis) -> None:
+async def test_a_self_hosted_server_needs_no_key(broker: Broker, own_redis: EmbeddedRedis) -> None:
     async with (
         serving() as server,
         connect(own_redis.url) as own,
@@ -255,7 +259,7 @@ async def test_a_server_of_ones_own_needs_no_key(broker: Broker, own_redis: Embe
 async def test_authorities_are_read_from_a_file_or_a_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """The context that upstreams and the command line's gateway are asked with."""
+    """The SSL context for upstreams and for the command line's requests."""
     authority = make_authority(tmp_path)
     make_certificate(tmp_path, authority)
     for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
@@ -271,20 +275,20 @@ async def test_authorities_are_read_from_a_file_or_a_directory(
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "said"),
+    ("name", "path", "expected"),
     [
         ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE: No such file or directory: /nowhere.pem"),
         ("SSL_CERT_FILE", "/dev/null", "SSL_CERT_FILE: no certificates in PEM format: /dev/null"),
         ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: no such directory: /nowhere"),
     ],
 )
-def test_certificates_that_cannot_be_read_end_the_start(
-    monkeypatch: pytest.MonkeyPatch, name: str, path: str, said: str
+def test_unreadable_certificates_end_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, path: str, expected: str
 ) -> None:
     for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, path)
     with pytest.raises(Misconfigured) as caught:
         check_client([default_upstream("https://127.0.0.1:9/v1", "k", ("*",))])
-    assert caught.value.message == said
+    assert caught.value.message == expected
     check_client([default_upstream("http://127.0.0.1:9/v1", "k", ("*",))])

@@ -1,4 +1,4 @@
-"""What an open gateway serves, and what it refuses: by the host it was asked for, the page that asks, and the body."""
+"""Guard of a gateway without API keys: the requests that it serves and refuses, by host, origin and body."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from api.middleware.guard import STATUS, Policy, refusal
 from broker.settings.settings import Settings
 
 LOCAL = Policy.of(Settings(allowed_hosts="tokencast.example,*.team.example", cors_origins="https://app.example"))  # type: ignore[arg-type]
-ON_PURPOSE = Policy.of(Settings(allow_open=True, HOST="0.0.0.0", allowed_hosts="tokencast.example"))  # type: ignore[call-arg, arg-type]
+ALLOW_OPEN = Policy.of(Settings(allow_open=True, HOST="0.0.0.0", allowed_hosts="tokencast.example"))  # type: ignore[call-arg, arg-type]
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 
 
 def code_of(policy: Policy, method: str = "GET", path: str = "/v1/generations", **sent: str) -> str | None:
-    """The code of the refusal; None where it is served. Headers as keywords; `host` is localhost:8000 if not said."""
+    """The error code of the refusal, or None if the request is served. Headers are keywords; `host` has a default."""
     headers = {"host": "localhost:8000", **{name.replace("_", "-"): value for name, value in sent.items()}}
     found = refusal(policy, method, path, Headers(headers))
     return None if found is None else json.loads(found.body)["error"]["code"]
@@ -45,7 +45,7 @@ def code_of(policy: Policy, method: str = "GET", path: str = "/v1/generations", 
     ],
 )
 @pytest.mark.parametrize("agent", ["curl/8.14.1", FIREFOX])
-def test_its_own_names_are_answered(host: str, agent: str) -> None:
+def test_own_and_allowed_hosts_are_served(host: str, agent: str) -> None:
     assert code_of(LOCAL, host=host, user_agent=agent) is None
 
 
@@ -73,31 +73,31 @@ def test_its_own_names_are_answered(host: str, agent: str) -> None:
     ],
 )
 @pytest.mark.parametrize("agent", ["curl/8.14.1", FIREFOX])
-def test_any_other_name_is_refused(host: str, agent: str) -> None:
+def test_other_hosts_are_refused(host: str, agent: str) -> None:
     assert code_of(LOCAL, host=host, user_agent=agent) == "host_not_allowed"
 
 
-def test_a_host_that_is_given_twice_is_refused() -> None:
+def test_a_duplicate_host_header_is_refused() -> None:
     twice = Headers(raw=[(b"host", b"localhost"), (b"host", b"evil.example")])
     assert refusal(LOCAL, "GET", "/", twice) is not None
 
 
-def test_no_browser_leaves_the_host_out() -> None:
+def test_a_missing_host_is_refused_only_from_a_browser() -> None:
     assert refusal(LOCAL, "GET", "/healthz", Headers({})) is None
     assert refusal(LOCAL, "GET", "/healthz", Headers({"user-agent": FIREFOX})) is not None
 
 
 @pytest.mark.parametrize("host", ["gateway:8000", "api", "tokencast.svc.cluster.local", "10.1.2.3:8000", "weird~name"])
-def test_opened_on_purpose_it_answers_programs_by_any_name(host: str) -> None:
-    assert code_of(ON_PURPOSE, host=host) is None
-    assert code_of(ON_PURPOSE, host=host, user_agent="python-httpx/0.28.1", sec_fetch_mode="cors") is None
+def test_allow_open_serves_programs_under_any_host(host: str) -> None:
+    assert code_of(ALLOW_OPEN, host=host) is None
+    assert code_of(ALLOW_OPEN, host=host, user_agent="python-httpx/0.28.1", sec_fetch_mode="cors") is None
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3:8000", "[2001:db8::5]:8000", "tokencast.example", "localhost:8000"])
-def test_opened_on_purpose_it_answers_browsers_by_addresses_and_listed_names(host: str) -> None:
+def test_allow_open_serves_browsers_under_addresses_and_listed_hosts(host: str) -> None:
     own = {"origin": f"http://{host}", "content_type": "application/json", "content_length": "9"}
-    assert code_of(ON_PURPOSE, host=host, user_agent=FIREFOX) is None
-    assert code_of(ON_PURPOSE, "POST", host=host, **own) is None
+    assert code_of(ALLOW_OPEN, host=host, user_agent=FIREFOX) is None
+    assert code_of(ALLOW_OPEN, "POST", host=host, **own) is None
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_opened_on_purpose_it_answers_browsers_by_addresses_and_listed_names(hos
     [{"user_agent": FIREFOX}, {"origin": "http://evil.example:8000"}, {"sec_fetch_site": "same-origin"}],
     ids=["agent", "origin", "site"],
 )
-def test_opened_on_purpose_it_answers_no_browser_by_any_other_name(marks: dict[str, str]) -> None:
-    """DNS rebinding: to the browser the attacker's page and the gateway are one origin."""
-    assert code_of(ON_PURPOSE, host="evil.example:8000", **marks) == "host_not_allowed"
+def test_allow_open_refuses_browsers_under_other_hosts(marks: dict[str, str]) -> None:
+    """DNS rebinding: for the browser, the attacker's page and the gateway have the same origin."""
+    assert code_of(ALLOW_OPEN, host="evil.example:8000", **marks) == "host_not_allowed"
 
 
-# --- the page ------------------------------------------------------------------------------------------------
+# --- the origin ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_opened_on_purpose_it_answers_no_browser_by_any_other_name(marks: dict[s
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
-def test_its_own_pages_and_listed_ones_are_served(host: str, sent: dict[str, str], method: str) -> None:
+def test_own_and_listed_origins_are_served(host: str, sent: dict[str, str], method: str) -> None:
     assert code_of(LOCAL, method, host=host, **sent) is None
 
 
@@ -162,17 +162,17 @@ def test_its_own_pages_and_listed_ones_are_served(host: str, sent: dict[str, str
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
-def test_no_other_page_is(sent: dict[str, str], method: str) -> None:
+def test_other_origins_are_refused(sent: dict[str, str], method: str) -> None:
     assert code_of(LOCAL, method, **sent) == "origin_not_allowed"
 
 
-def test_an_origin_that_is_given_twice_is_refused() -> None:
+def test_a_duplicate_origin_header_is_refused() -> None:
     twice = [(b"host", b"localhost"), (b"origin", b"https://app.example"), (b"origin", b"https://evil.example")]
     assert refusal(LOCAL, "GET", "/", Headers(raw=twice)) is not None
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/static/app.js"])
-def test_a_link_to_its_pages_may_be_followed_from_anywhere(path: str) -> None:
+def test_a_link_from_any_site_to_a_page_is_served(path: str) -> None:
     link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
     assert code_of(LOCAL, path=path, **link) is None
     assert code_of(LOCAL, path=path, **{**link, "sec_fetch_dest": "iframe"}) == "origin_not_allowed"
@@ -181,18 +181,18 @@ def test_a_link_to_its_pages_may_be_followed_from_anywhere(path: str) -> None:
     assert code_of(LOCAL, path=path, **link, host="evil.example") == "host_not_allowed"
 
 
-def test_what_leads_nowhere_is_left_to_the_router() -> None:
+def test_unknown_paths_are_left_to_the_router() -> None:
     assert code_of(LOCAL, path="/v1/generations/", host="evil.example", origin="https://evil.example") is None
     assert code_of(LOCAL, path="/", host="evil.example") == "host_not_allowed"
 
 
-def test_where_every_origin_is_listed_the_host_still_counts() -> None:
-    """A page of a name that DNS has pointed here is let in by no list."""
-    everybody = Policy.of(Settings(cors_origins="*"))  # type: ignore[arg-type]
+def test_the_host_is_checked_even_if_every_origin_is_listed() -> None:
+    """No list of origins admits a page whose host name was rebound to the gateway."""
+    any_origin = Policy.of(Settings(cors_origins="*"))  # type: ignore[arg-type]
     for origin in ("https://evil.example", "null"):
-        assert code_of(everybody, "POST", origin=origin, sec_fetch_site="cross-site") is None
-    assert code_of(everybody, origin="http://evil.example", host="evil.example") == "host_not_allowed"
-    assert code_of(everybody, sec_fetch_site="cross-site") == "origin_not_allowed"
+        assert code_of(any_origin, "POST", origin=origin, sec_fetch_site="cross-site") is None
+    assert code_of(any_origin, origin="http://evil.example", host="evil.example") == "host_not_allowed"
+    assert code_of(any_origin, sec_fetch_site="cross-site") == "origin_not_allowed"
 
 
 HEADERS = ("host", "origin", "sec-fetch-site", "sec-fetch-mode", "user-agent", "content-type", "content-length")
@@ -203,7 +203,7 @@ VALUES = st.binary(max_size=20) | st.lists(PARTS).map(lambda parts: "".join(part
 @given(st.lists(st.tuples(st.sampled_from(HEADERS), VALUES)), st.sampled_from(["GET", "POST", "x"]), st.text())
 def test_no_header_crashes_the_guard(headers: list[tuple[str, bytes]], method: str, path: str) -> None:
     raw = [(name.encode(), value) for name, value in headers]
-    for policy in (LOCAL, ON_PURPOSE):
+    for policy in (LOCAL, ALLOW_OPEN):
         found = refusal(policy, method, path, Headers(raw=raw))
         assert found is None or json.loads(found.body)["error"]["code"] in STATUS
 
@@ -218,7 +218,7 @@ OWN = {"origin": "http://localhost:8000"}
 @pytest.mark.parametrize("length", [{"content_length": "9"}, {"transfer_encoding": "chunked"}], ids=["whole", "chunks"])
 @pytest.mark.parametrize("page", [{}, OWN, {"origin": "https://app.example"}], ids=["program", "own", "listed"])
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/chat/completions"])
-def test_a_body_is_json_by_its_type(length: dict[str, str], page: dict[str, str], path: str) -> None:
+def test_a_body_must_have_a_json_content_type(length: dict[str, str], page: dict[str, str], path: str) -> None:
     for kind in JSON:
         assert code_of(LOCAL, "POST", path, content_type=kind, **length, **page) is None, kind
     for kind in SIMPLE:
@@ -226,14 +226,14 @@ def test_a_body_is_json_by_its_type(length: dict[str, str], page: dict[str, str]
 
 
 @pytest.mark.parametrize("kind", [{}, {"content_type": "application/x-www-form-urlencoded"}], ids=["none", "form"])
-def test_what_curl_says_of_a_body_is_taken_from_programs_alone(kind: dict[str, str]) -> None:
-    """Forms and beacons of a page say it too."""
+def test_the_default_content_type_of_curl_is_accepted_only_from_programs(kind: dict[str, str]) -> None:
+    """Forms and beacons in a page send it too."""
     assert code_of(LOCAL, "POST", content_length="9", **kind) is None
     for browser in (OWN, {"sec_fetch_site": "same-origin"}, {"user_agent": FIREFOX}):
         assert code_of(LOCAL, "POST", content_length="9", **kind, **browser) == "unsupported_media_type"
 
 
-def test_no_body_needs_no_type() -> None:
+def test_a_request_without_a_body_needs_no_content_type() -> None:
     for length in ({}, {"content_length": "0"}):
         assert code_of(LOCAL, "POST", "/v1/generations/gen_x/cancel", **length, **OWN) is None
         assert code_of(LOCAL, "DELETE", "/v1/generations/gen_x", **length, **OWN) is None

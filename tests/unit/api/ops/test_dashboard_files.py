@@ -1,4 +1,4 @@
-"""The dashboard's folders: small, importing in one direction, and served as they are."""
+"""The dashboard's folders: their size, their import order and their routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODULES = sorted(path for folder in MAY_IMPORT for path in (STATIC / folder).ite
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_module_imports_downwards_and_what_exists(path: PurePosixPath) -> None:
+def test_a_module_imports_existing_files_of_lower_layers(path: PurePosixPath) -> None:
     text = (STATIC / path).read_text()
     for target in re.findall(r'^import .+ from "(\..+)";$', text, re.MULTILINE):
         imported = (STATIC / path.parent / target).resolve()

@@ -1,4 +1,4 @@
-"""Stream tokens: their content, and that only the key's holder can make one."""
+"""Stream tokens: their claims, and that only the holder of the key can sign one."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ CLAIMS: dict[str, Any] = {"sub": "anna", "gen": TOKEN.gid, "scope": "read", "exp
 
 
 @given(st.text(min_size=1, max_size=300).filter(str.isalnum), st.integers(1, LONGEST * 1000), st.binary(min_size=1))
-def test_it_says_what_it_was_given(tenant: str, lifetime_ms: int, key: bytes) -> None:
+def test_a_token_survives_encoding_and_decoding(tenant: str, lifetime_ms: int, key: bytes) -> None:
     token = Token(TOKEN.gid, tenant, (NOW * 1000 + lifetime_ms) / 1000)
     assert decode(token.encode(key), key, NOW) == token
 
 
-def test_it_needs_no_escaping_in_a_url_and_is_short() -> None:
+def test_a_token_is_short_and_needs_no_escaping_in_a_url() -> None:
     assert re.fullmatch(r"[\w.-]+", TEXT, re.ASCII)
     assert len(TEXT) < 256
 
 
-def test_it_is_a_jwt_of_four_claims() -> None:
+def test_a_token_is_a_jwt_with_four_claims() -> None:
     options = {"verify_exp": False}
     assert jwt.get_unverified_header(TEXT) == {"alg": "HS256", "typ": "JWT"}
     assert jwt.decode(TEXT, KEY, ["HS256"], options) == {**CLAIMS, "exp": TOKEN.expires_at}
@@ -45,7 +45,7 @@ def test_it_is_a_jwt_of_four_claims() -> None:
 @pytest.mark.parametrize(
     "extra", [{}, {"iat": NOW + 9999, "iss": "a backend", "role": ["x"]}, {"nbf": NOW}, {"exp": int(NOW + LONGEST)}]
 )
-def test_a_backend_s_own_is_as_good(extra: dict[str, Any]) -> None:
+def test_a_token_signed_by_a_backend_is_valid(extra: dict[str, Any]) -> None:
     claims = {**CLAIMS, **extra}
     assert decode(jwt.encode(claims, KEY, "HS256"), KEY, NOW) == Token(TOKEN.gid, "anna", claims["exp"])
 
@@ -58,7 +58,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_claim_that_is_missing_or_wrong_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_missing_or_wrong_claim_is_refused(wrong: dict[str, Any]) -> None:
     claims = {name: value for name, value in {**CLAIMS, **wrong}.items() if value is not None}
     with pytest.raises(InvalidToken) as refused:
         decode(_signed(claims), KEY, NOW)
@@ -66,11 +66,11 @@ def test_a_claim_that_is_missing_or_wrong_is_refused(wrong: dict[str, Any]) -> N
 
 
 def _signed(claims: dict[str, Any]) -> str:
-    """Without PyJWT's own checks of what it encodes."""
+    """Sign claims without PyJWT's own validation of them."""
     return jwt.PyJWS().encode(json.dumps(claims).encode(), KEY, "HS256")
 
 
-def test_its_end_is_to_the_moment() -> None:
+def test_a_token_expires_exactly_at_its_expiry_time() -> None:
     assert decode(TEXT, KEY, TOKEN.expires_at - 0.001) == TOKEN
     for later in (0.0, 0.001, 86400.0):
         with pytest.raises(TokenExpired):
@@ -78,8 +78,8 @@ def test_its_end_is_to_the_moment() -> None:
 
 
 @pytest.mark.parametrize("at", range(len(TEXT)))
-def test_no_character_can_be_another(at: int) -> None:
-    """Not even the last one, of which base64 leaves two bits unused."""
+def test_no_character_can_be_replaced(at: int) -> None:
+    """Not even the last one, where base64 leaves two bits unused."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
     for other in alphabet:
         if other != TEXT[at]:
@@ -102,31 +102,31 @@ def _base64(text: str) -> str:
         jwt.PyJWS().encode(b"[]", KEY, "HS256"), jwt.PyJWS().encode(b"\xff", KEY, "HS256"),
     ],
 )  # fmt: skip
-def test_any_other_text_is_none(text: str) -> None:
+def test_a_malformed_token_is_refused(text: str) -> None:
     with pytest.raises(InvalidToken):
         decode(text, KEY, NOW)
 
 
 @given(st.text())
-def test_whatever_is_written_is_none(text: str) -> None:
+def test_arbitrary_text_is_not_a_token(text: str) -> None:
     with pytest.raises(InvalidToken):
         decode(text, KEY, NOW)
 
 
-def test_another_key_s_is_none() -> None:
+def test_a_token_of_another_key_is_refused() -> None:
     with pytest.raises(InvalidToken):
         decode(TEXT, b"another", NOW)
 
 
-def test_one_of_the_earlier_form_is_none_although_it_is_signed() -> None:
+def test_a_signed_token_of_the_previous_format_is_refused() -> None:
     text = "tct1_" + _base64(f"{round((NOW + 60) * 1000)} {TOKEN.gid} anna")
     signature = base64.urlsafe_b64encode(hmac.digest(KEY, text.encode(), "sha256")).rstrip(b"=").decode()
     with pytest.raises(InvalidToken):
         decode(f"{text}.{signature}", KEY, NOW)
 
 
-def test_a_secret_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has one token can try secrets on it for as long as it takes."""
+def test_a_guessable_secret_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder of one token can try secrets on it offline, without a limit."""
     monkeypatch.setenv("TOKENCAST_SECRET", "hunter2")
     with pytest.raises(Misconfigured, match=r"^TOKENCAST_SECRET: ") as caught:
         load(Settings)

@@ -41,7 +41,7 @@ def chunk(content: str, index: int = 0) -> Received:
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(-1, "0s"), (0.4, "0s"), (59.9, "59s"), (60, "1m"), (7199, "1h"), (7200, "2h"), (2e5, "2d")]
 )
-def test_a_duration_is_short(seconds: float, shown: str) -> None:
+def test_a_duration_is_abbreviated(seconds: float, shown: str) -> None:
     assert tables.duration(seconds) == shown
 
 
@@ -54,22 +54,22 @@ def test_a_duration_is_short(seconds: float, shown: str) -> None:
         ({"completion_tokens": 12, "estimated": True}, "~12"),
     ],
 )
-def test_tokens_say_when_they_are_an_estimate(usage: dict[str, object] | None, shown: str) -> None:
+def test_an_estimated_number_of_tokens_is_marked(usage: dict[str, object] | None, shown: str) -> None:
     assert tables.tokens(usage) == shown
 
 
-def test_a_table_is_aligned_and_cannot_move_the_cursor() -> None:
+def test_a_table_is_aligned_and_free_of_control_characters() -> None:
     lines = list(tables.table([("ID", "MODEL"), ("gen_1", "a\x1b[2J\nb"), ("g", "")]))
     assert lines == ["ID     MODEL", "gen_1  a\ufffd[2J b", "g"]
 
 
-def test_a_line_of_ls_says_what_there_is_to_know() -> None:
+def test_a_row_of_ls() -> None:
     assert tables.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5")
     queued = {**GENERATION, "status": "queued", "attempt": 0, "usage": None}
     assert tables.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-")
 
 
-def test_the_facts_of_show() -> None:
+def test_the_fields_of_show() -> None:
     facts = dict(tables.facts({**GENERATION, "error": {"message": "gone", "code": "x"}}, 1005.0))
     assert facts["first token"] == "after 0.500 s"
     assert facts["duration"] == "2.000 s"
@@ -85,28 +85,28 @@ def test_only_the_content_of_choice_0_is_text() -> None:
     assert text_of_chunk({"choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]}) == "a"
 
 
-def test_an_event_in_json_is_one_line_with_its_data_as_it_came() -> None:
+def test_an_event_in_json_is_one_line_with_its_data_unchanged() -> None:
     line = json_event(Received("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
     assert "\n" not in line
     assert '"data":{"a": "\\ud83d",  "b": 1.0}' in line
     assert json.loads(line)["id"] == "7-1"
 
 
-def test_the_text_goes_out_as_it_is_and_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_printed_unchanged_and_ends_with_a_line_break(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     for received in (chunk("Hel"), chunk("lo"), chunk("other", index=1), Received("1-4", "completed", "{}")):
         printer.show(received)
     assert capsys.readouterr() == ("Hello\n", "")
 
 
-def test_halves_of_a_character_are_put_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_halves_of_a_surrogate_pair_are_joined(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     for content in ("a\ud83d", "\ude00b", "c\ud83d", "d\ude00"):
         printer.show(chunk(content))
     assert capsys.readouterr().out == "a😀bc\ufffdd\ufffd"
 
 
-def test_a_remark_leaves_the_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_notice_goes_to_stderr_without_changing_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     printer.show(chunk("Hel"))
     printer.note("connection lost, reconnecting")
@@ -114,7 +114,7 @@ def test_a_remark_leaves_the_text_alone(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == ("Hello", "tokencast: connection lost, reconnecting\n")
 
 
-def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reset_is_announced_on_stderr_and_text_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     reset = Received("2-0", "reset", '{"attempt": 2, "reason": "worker_lost"}')
     for received in (chunk("Hel"), reset, chunk("Hello"), Received("2-2", "completed", "{}")):
@@ -125,24 +125,26 @@ def test_a_reset_is_said_beside_the_text_which_begins_on_a_new_line(capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("event", "data", "said"),
+    ("event", "data", "message"),
     [
         ("gap", "{}", "part of the text is no longer stored"),
         ("waiting", '{"reason": "rate limited"}', "waiting for the upstream (rate limited)"),
         ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
         ("cancelled", "{}", "cancelled"),
         ("gone", "{}", "deleted"),
-        ("of tomorrow", "not even JSON", ""),
+        ("unknown", "not even JSON", ""),
     ],
 )
-def test_what_is_no_text_goes_to_stderr(event: str, data: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_without_text_go_to_stderr(
+    event: str, data: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Printer().show(Received("1-1", event, data))
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
 
 
-def test_a_prompt_must_be_text() -> None:
+def test_a_prompt_must_be_nonempty_utf_8() -> None:
     assert commands.read_prompt("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
         commands.read_prompt("\udcff")
@@ -150,14 +152,14 @@ def test_a_prompt_must_be_text() -> None:
         commands.read_prompt("")
 
 
-def test_metadata_is_key_and_value() -> None:
+def test_metadata_has_the_form_key_value() -> None:
     assert commands.parse_metadata(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
             commands.parse_metadata([wrong])
 
 
-def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_generations_are_prefixed_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A line is printed when it is complete, or at the end of its generation; notices go to stderr."""
     one, other = "gen_" + "0" * 33 + "1", "gen_" + "0" * 33 + "2"
     lines = LinePrinter()
@@ -172,8 +174,8 @@ def test_several_are_told_apart_line_by_line(capsys: pytest.CaptureFixture[str])
     assert json_event(Received("1-1", "chunk", "{}", one)).startswith(f'{{"generation":"{one}","id":"1-1",')
 
 
-def test_a_pipe_is_told_nothing_while_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    """No requests are sent: there is no thread for it."""
+def test_no_progress_is_written_to_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """No requests are sent either: no thread is started."""
     before = threading.active_count()
     with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as progress:
         assert threading.active_count() == before

@@ -1,4 +1,4 @@
-"""The table of `top`: its content, and that no text leaves its place on the screen."""
+"""The table of `top`: its content, and that no text leaves its cell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ids(shown: TopTable, status: str | None = None) -> list[int]:
     return [int(one["id"][4:]) for one in shown.rows(status)]
 
 
-def test_what_runs_comes_first_and_then_the_newest() -> None:
+def test_running_generations_come_first_followed_by_the_newest() -> None:
     shown = TopTable()
     for number, status in enumerate(("completed", "queued", "in_progress", "failed", "in_progress")):
         shown.update(generation(number, status, created_at=float(number)))
@@ -35,14 +35,14 @@ def test_what_runs_comes_first_and_then_the_newest() -> None:
     assert ids(shown, "in_progress") == [4, 2]
 
 
-def test_an_old_word_changes_nothing() -> None:
+def test_an_outdated_event_changes_nothing() -> None:
     shown = TopTable()
     for status, cursor in (("in_progress", "7-3"), ("completed", "7-12"), ("in_progress", "7-9"), ("queued", "0-1")):
         shown.update(generation(1, status, cursor))
     assert [one["status"] for one in shown.rows(None)] == ["completed"]
 
 
-def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_generations_and_the_newest_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "KEPT", 3)
     shown = TopTable()
     shown.update(generation(0, "in_progress"))
@@ -51,7 +51,7 @@ def test_it_keeps_what_runs_and_the_newest_of_the_rest(monkeypatch: pytest.Monke
     assert ids(shown) == [0, 6, 5, 4]
 
 
-def test_the_gateways_counters_are_better_than_ours() -> None:
+def test_the_counters_of_the_gateway_take_precedence() -> None:
     shown = TopTable()
     shown.update(generation(1))
     assert shown.summary() == "0 queued  0 in_progress  1 completed  0 failed  0 cancelled"
@@ -64,7 +64,7 @@ def test_the_gateways_counters_are_better_than_ours() -> None:
     assert shown.summary() == f"{counted}  queue 7, 1m  2 workers, 2/150 slots"
 
 
-def test_a_line_says_how_far_and_how_fast() -> None:
+def test_a_row_shows_progress_and_speed() -> None:
     shown = TopTable()
     running = generation(1, "in_progress", "7-30")
     ended = generation(2, usage={"completion_tokens": 21, "estimated": True})
@@ -79,7 +79,7 @@ def test_a_line_says_how_far_and_how_fast() -> None:
 
 @pytest.mark.parametrize("width", [1, 9, 40, 72, 120, 300])
 @pytest.mark.parametrize("model", ["a\x1b[2J\nb\x07\u202eevil\u2028", "模型" * 40, "e\u0301" * 90])
-def test_nothing_leaves_its_line(model: str, width: int) -> None:
+def test_no_text_exceeds_its_line(model: str, width: int) -> None:
     lines = list(TopTable().lines([generation(1, model=model)], 1001.0, width))
     assert len(lines) == 2
     for line in lines:
@@ -87,7 +87,7 @@ def test_nothing_leaves_its_line(model: str, width: int) -> None:
         assert all(char.isprintable() for char in line.text)
 
 
-def test_a_wide_character_is_not_cut_in_two() -> None:
+def test_a_wide_character_is_not_cut() -> None:
     assert pad("模型模型", 4) == "模… "
     assert pad("ab", 4) == "ab  "
     assert pad("ab", 4, right=True) == "  ab"

@@ -64,13 +64,13 @@ def test_tool_calls_are_merged_by_index() -> None:
     ]
 
 
-def test_a_tool_call_without_index_is_whole() -> None:
-    """Gemini's compatible endpoint sends them so."""
+def test_a_tool_call_without_index_is_complete() -> None:
+    """Gemini's compatible endpoint sends tool calls in this form."""
     (choice,) = merged(delta(tool_calls=[{"id": "a"}]), delta(tool_calls=[{"id": "b"}]))
     assert [call["id"] for call in choice["message"]["tool_calls"]] == ["a", "b"]
 
 
-def test_the_pieces_of_a_tool_call_without_index_go_to_the_last_one() -> None:
+def test_pieces_without_index_and_id_belong_to_the_last_tool_call() -> None:
     (choice,) = merged(
         delta(tool_calls=[{"id": "a", "function": {"name": "f", "arguments": ""}}]),
         delta(tool_calls=[{"function": {"arguments": '{"x":'}}]),
@@ -81,21 +81,21 @@ def test_the_pieces_of_a_tool_call_without_index_go_to_the_last_one() -> None:
     assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", '{"x":1}'), ("b", "{}")]
 
 
-def test_log_probabilities_are_a_list_that_grows() -> None:
+def test_log_probabilities_are_concatenated() -> None:
     (choice,) = merged(
         *({"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": t}]}}]} for t in "ab")
     )
     assert choice["logprobs"] == {"content": [{"token": "a"}, {"token": "b"}]}
 
 
-def test_choices_are_kept_apart_and_odd_chunks_do_no_harm() -> None:
+def test_choices_are_separate_and_malformed_chunks_are_ignored() -> None:
     choices = merged(
         {"choices": [], "prompt_filter_results": []},
         delta(1, content="b"),
         delta(0, content="a"),
         {"choices": [{"delta": {"content": "c"}}]},
         {"choices": None},
-        {"choices": [{"index": 0, "message": "not a stream's word"}]},
+        {"choices": [{"index": 0, "message": "not part of a stream"}]},
         {"choices": [{"index": 1, "delta": None, "finish_reason": "length"}]},
         {"usage": {"total_tokens": 3}, "choices": []},
     )
@@ -105,7 +105,7 @@ def test_choices_are_kept_apart_and_odd_chunks_do_no_harm() -> None:
     ]
 
 
-def test_usage_is_the_newest() -> None:
+def test_the_last_usage_counts() -> None:
     completion = Completion()
     for chunk in ({"usage": None}, {"usage": {"total_tokens": 1}, "choices": []}, {"usage": None}):
         completion.add(chunk)
@@ -114,7 +114,7 @@ def test_usage_is_the_newest() -> None:
 
 @given(st.text(), st.lists(st.integers(0, 200)))
 def test_text_survives_any_cut_even_inside_a_surrogate_pair(text: str, cuts: list[int]) -> None:
-    """As escapes in JSON a pair is two halves, and upstreams have sent them in two chunks."""
+    """JSON escapes a pair as two halves, and some upstreams send them in two chunks."""
     halves = json.loads('"' + "".join(f"\\u{unit:04x}" for unit in _units(text)) + '"') if text else ""
     units = [f"\\u{unit:04x}" for unit in _units(text)]
     bounds = sorted({min(cut, len(units)) for cut in cuts} | {0, len(units)})
@@ -130,8 +130,8 @@ def _units(text: str) -> list[int]:
     return [int.from_bytes(encoded[i : i + 2]) for i in range(0, len(encoded), 2)]
 
 
-def test_whatever_is_merged_can_be_written_as_json() -> None:
-    """Half a surrogate pair may stand in any string of a chunk, names and keys included."""
+def test_every_merged_value_can_be_encoded_as_json() -> None:
+    """Half a surrogate pair can occur in any string of a chunk, including names and keys."""
     half = "\ud83c"
     completion = Completion()
     completion.add({"choices": [{"finish_reason": half, "delta": {"role": half, half: half, "x": [half, {half: 1}]}}]})

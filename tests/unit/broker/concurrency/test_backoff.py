@@ -1,4 +1,4 @@
-"""Waits that grow until something has worked, and messages that are logged once a minute."""
+"""Backoff: delays that grow until a success. Log throttle: the same message once a minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-async def test_waits_grow_up_to_the_longest_until_something_has_worked(waits: list[float]) -> None:
+async def test_delays_grow_to_the_maximum_until_a_success(waits: list[float]) -> None:
     attempts = Backoff(0.1, longest=0.5)
     for _ in range(5):
         await attempts.wait()
@@ -36,21 +36,21 @@ async def test_waits_grow_up_to_the_longest_until_something_has_worked(waits: li
         assert most / 2 <= slept <= most
 
 
-def test_what_is_still_the_matter_is_logged_again_after_a_minute(
+def test_a_persisting_message_is_logged_again_after_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(backoff.time, "monotonic", lambda: now)
-    troubles = LogThrottle()
+    throttle = LogThrottle()
     for _ in range(100):
-        troubles.tell(log, "away")
-    troubles.tell(log, "full")
+        throttle.tell(log, "away")
+    throttle.tell(log, "full")
     assert caplog.messages == ["away", "full"]
     now += backoff.REPEATED
-    troubles.tell(log, "away")
-    troubles.over()
-    troubles.tell(log, "away")
+    throttle.tell(log, "away")
+    throttle.over()
+    throttle.tell(log, "away")
     assert caplog.messages == ["away", "full", "away", "away"]
-    troubles.tell(log, "lost", topic="connection")
-    troubles.tell(log, "refused", topic="connection")
+    throttle.tell(log, "lost", topic="connection")
+    throttle.tell(log, "refused", topic="connection")
     assert caplog.messages[4:] == ["lost"]

@@ -1,4 +1,4 @@
-"""Cancelling."""
+"""cancel_and_wait: tasks are cancelled until they are done."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import suppress
 from broker.concurrency.cancellation import cancel_and_wait
 
 
-async def test_who_misses_a_cancellation_is_cancelled_again() -> None:
-    """As a loop does that meets it in `asyncio.wait_for`, at the moment of the result."""
+async def test_a_task_that_ignores_a_cancellation_is_cancelled_again() -> None:
+    """`asyncio.wait_for` can swallow a cancellation that coincides with its result."""
     turns = 0
 
     async def loop() -> None:
@@ -25,7 +25,7 @@ async def test_who_misses_a_cancellation_is_cancelled_again() -> None:
     assert turns == 3
 
 
-async def test_it_tells_how_each_ended() -> None:
+async def test_the_outcome_of_each_task_is_returned() -> None:
     async def fail() -> None:
         raise ValueError
 

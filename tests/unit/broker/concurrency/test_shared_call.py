@@ -10,7 +10,7 @@ from broker.concurrency.shared_call import SharedCall
 
 
 class Counted:
-    """An execution that waits for the test; its result is its number."""
+    """A function that waits for the test. Its result is the number of the execution."""
 
     def __init__(self) -> None:
         self.count = 0

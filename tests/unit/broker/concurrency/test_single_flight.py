@@ -1,4 +1,4 @@
-"""One question for all who ask it at once, and never an answer that is older than the asking."""
+"""Single-flight: concurrent identical calls share one execution that begins after each of them was made."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tests.support import gather
 
 
 class Source:
-    """Answers how often it was asked, when it is let."""
+    """A function that waits for `open`. Its result is the number of the execution and its arguments."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.executions = 0
         self.open = asyncio.Event()
 
-    async def answer(self, *question: str) -> tuple[int, tuple[str, ...]]:
-        self.asked += 1
-        number = self.asked
+    async def run(self, *arguments: str) -> tuple[int, tuple[str, ...]]:
+        self.executions += 1
+        number = self.executions
         await self.open.wait()
-        return number, question
+        return number, arguments
 
 
 async def _settled() -> None:
@@ -29,24 +29,24 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_who_comes_while_one_is_under_way_shares_the_next() -> None:
+async def test_calls_during_an_execution_share_the_next_one() -> None:
     source = Source()
-    together = SingleFlight(source.answer)
-    first = asyncio.create_task(together.call("a"))
+    flight = SingleFlight(source.run)
+    first = asyncio.create_task(flight.call("a"))
     await _settled()
-    herd = [asyncio.create_task(together.call("a")) for _ in range(50)]
-    other = asyncio.create_task(together.call("b", "c"))
+    concurrent = [asyncio.create_task(flight.call("a")) for _ in range(50)]
+    other = asyncio.create_task(flight.call("b", "c"))
     await _settled()
-    assert source.asked == 2  # the first, and the other question
+    assert source.executions == 2  # the first call, and the one with other arguments
     source.open.set()
     assert await first == (1, ("a",))
     assert await other == (2, ("b", "c"))
-    assert set(await gather(*herd)) == {(3, ("a",))}
-    assert source.asked == 3
-    assert await together.call("a") == (4, ("a",))
+    assert set(await gather(*concurrent)) == {(3, ("a",))}
+    assert source.executions == 3
+    assert await flight.call("a") == (4, ("a",))
 
 
-async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
+async def test_concurrent_calls_share_a_failure_and_the_next_call_runs_again() -> None:
     failing = [OSError("away")]
 
     async def answer() -> str:
@@ -55,16 +55,16 @@ async def test_a_failure_is_everybody_s_and_the_next_asks_anew() -> None:
             raise failing.pop()
         return "there"
 
-    together = SingleFlight(answer)
-    results = await asyncio.gather(together.call(), together.call(), return_exceptions=True)
+    flight = SingleFlight(answer)
+    results = await asyncio.gather(flight.call(), flight.call(), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError]
-    assert await together.call() == "there"
+    assert await flight.call() == "there"
 
 
-async def test_who_leaves_takes_nobody_s_answer_away() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
     source = Source()
-    together = SingleFlight(source.answer)
-    leaving, staying = asyncio.create_task(together.call("a")), asyncio.create_task(together.call("a"))
+    flight = SingleFlight(source.run)
+    leaving, staying = asyncio.create_task(flight.call("a")), asyncio.create_task(flight.call("a"))
     await _settled()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,5 +1,5 @@
-"""The shared framed buffer: whatever is appended, read back, evicted and asked for, in any order, a reader gets
-exactly the frames behind its position."""
+"""The shared frame buffer: in any order of appends, backfills, evictions and reads, a reader gets exactly the frames
+after its position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from broker.ids import START, Cursor
 
 
 def log_of(attempts: list[int]) -> list[Event]:
-    """A log with so many chunks per attempt, and a terminal event."""
+    """A log with the given numbers of chunks, one for each attempt, and a terminal event."""
     events = [Event(Cursor(0, 1), CREATED, 0, b"{}")]
     for number, chunks in enumerate(attempts, start=1):
         attempt = number * 1000
@@ -32,7 +32,7 @@ def framed(events: list[Event]) -> bytes:
 
 
 class Reader:
-    """Reads a view to its end, filling holes from the log as the hub does, in pages of `page` events."""
+    """Reads a buffer to its end and fills holes from the log as the hub does, in pages of `page` events."""
 
     def __init__(self, view: FrameBuffer, log: list[Event], page: int) -> None:
         self.view = view
@@ -45,8 +45,8 @@ class Reader:
         while position < tail:
             part = self.view.slice(position)
             if part is None:
-                behind = [event for event in self.log if event.cursor > position][: self.page]
-                self.view.insert(position, behind)
+                following = [event for event in self.log if event.cursor > position][: self.page]
+                self.view.insert(position, following)
                 self.loads += 1
                 continue
             assert part.end > position
@@ -62,7 +62,7 @@ class Reader:
     room=st.sampled_from([64, 300, 65536]),
     data=st.data(),
 )
-def test_any_reader_gets_exactly_what_follows_its_position(
+def test_every_reader_gets_exactly_the_events_after_its_position(
     attempts: list[int], live_from: int, page: int, room: int, data: st.DataObject
 ) -> None:
     """Live events are appended, older ones are read in pages, segments are evicted at random in between."""
@@ -75,7 +75,7 @@ def test_any_reader_gets_exactly_what_follows_its_position(
         reader = Reader(view, log[:live_from], page)
         live = live_from - 1
         while live < len(log) - 1:
-            # What one read brings, of one attempt as a feed hands it on; Redis may have more by the time of a page.
+            # The events of one read, all of one attempt, as a feed passes them on. A page may already contain more.
             batch = [log[live + 1]]
             if batch[0].type == CHUNK:
                 most = data.draw(st.integers(1, 8))
@@ -91,10 +91,12 @@ def test_any_reader_gets_exactly_what_follows_its_position(
                 if log[at].cursor.seq == 0:
                     starts.append(Cursor(log[at].cursor.attempt, -1))  # right before an attempt
                 for position in starts:
-                    behind = [event for event in log if event.cursor > position]
+                    following = [event for event in log if event.cursor > position]
                     received = reader.read(position, log[live].cursor)
-                    assert framed(behind).startswith(received)
-                    assert len(received) >= len(framed([event for event in behind if event.cursor <= log[live].cursor]))
+                    assert framed(following).startswith(received)
+                    assert len(received) >= len(
+                        framed([event for event in following if event.cursor <= log[live].cursor])
+                    )
             elif action == "evict" and kept:
                 victim = data.draw(st.sampled_from(list(kept)))
                 del kept[victim]
@@ -105,8 +107,8 @@ def test_any_reader_gets_exactly_what_follows_its_position(
         segments.SEGMENT_BYTES = original
 
 
-def test_a_page_that_is_ahead_of_the_live_reader_leaves_nobody_behind_it_out() -> None:
-    """Part of what a read brings is known, the rest is not: it follows the known part, and not what stood before."""
+def test_a_page_ahead_of_the_live_reader_leaves_no_hole() -> None:
+    """A read returns some known and some new events. The new ones follow the known ones, not the older segment."""
     view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([9])
     view.extend(START, log[:1])
@@ -117,7 +119,7 @@ def test_a_page_that_is_ahead_of_the_live_reader_leaves_nobody_behind_it_out() -
     assert Reader(view, log, page=2).read(START, log[8].cursor) == framed(log[:9])
 
 
-def test_who_reads_a_sealed_segment_whole_takes_no_memory_for_it() -> None:
+def test_a_whole_sealed_segment_is_read_without_a_copy() -> None:
     view = FrameBuffer(NATIVE, lambda *_: None)
     view.insert(START, log_of([5]))
     segment = view.segments[-1]
@@ -126,7 +128,7 @@ def test_who_reads_a_sealed_segment_whole_takes_no_memory_for_it() -> None:
     assert part.data is segment.data
 
 
-def test_readers_at_one_position_share_one_slice() -> None:
+def test_readers_at_the_same_position_share_one_slice() -> None:
     view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([5])
     view.insert(START, log)
@@ -134,7 +136,7 @@ def test_readers_at_one_position_share_one_slice() -> None:
 
 
 def test_a_slice_never_crosses_attempts() -> None:
-    """So that a dialect can stop a reader right where another attempt begins."""
+    """A dialect can therefore stop a reader exactly at the beginning of another attempt."""
     view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([2, 2])
     view.insert(START, log)
@@ -149,7 +151,7 @@ def test_a_slice_never_crosses_attempts() -> None:
     assert opens == [False, True, True]
 
 
-def test_history_is_read_once_for_all() -> None:
+def test_history_is_read_once_for_all_readers() -> None:
     view = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([40])
     first = Reader(view, log, page=10)

@@ -1,4 +1,4 @@
-"""Redis URLs: what they name, what is wrong with them, and what of them may stand in a log."""
+"""Redis URLs: parsing, error messages, and masking of passwords."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from broker.settings.settings import Settings
         ("rediss+cluster://:p@a,b:2", RedisUrl("cluster", (("a", 6379), ("b", 2)), password="p")),
     ],
 )
-def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
+def test_a_url_is_parsed(url: str, expected: RedisUrl) -> None:
     address = parse_redis_url(url)
     assert address == expected
     assert (address.tls is not None) == url.startswith("rediss")
@@ -92,7 +92,7 @@ def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_without_the_password(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_url_is_reported_without_its_password(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENCAST_STREAMS_URL", url)
     with pytest.raises(Misconfigured, match=f"^TOKENCAST_STREAMS_URL: .*({why})") as caught:
         load(Settings)
@@ -128,7 +128,7 @@ UNENCODED = [
 def test_a_password_that_is_not_encoded_is_refused_with_a_hint(
     variable: str, form: str, secret: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whatever the URL is taken for, no byte of it is shown."""
+    """In whatever way the URL is parsed, no byte of the password is shown."""
     url = form.format(secret)
     if variable.endswith("_FILE"):
         (tmp_path / "url").write_text(url)
@@ -139,20 +139,20 @@ def test_a_password_that_is_not_encoded_is_refused_with_a_hint(
         with pytest.raises(Misconfigured, match=f"^{variable.removesuffix('_FILE')}: .*percent-encode") as caught:
             load(Settings)
         shown = caught.value.message
-    else:  # here it means itself
+    else:  # in this URL the character is valid
         assert secret in (address.password, address.sentinel_password)
         shown = repr(address)
     for part in re.split(r"\W", secret):
         assert len(part) < 2 or part not in shown + without_password(url)
 
 
-def test_a_url_that_is_wrong_is_not_shown_to_programs_either() -> None:
+def test_a_validation_error_does_not_show_the_url() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(REDIS_URL="redis://:Hunter2#tail@h")  # pyright: ignore[reportCallIssue]
     assert "Hunter2" not in str(caught.value)
 
 
-def test_the_queue_is_on_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_cannot_be_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis+cluster://h:1")
     with pytest.raises(Misconfigured, match="REDIS_URL: the queue cannot be on a Redis Cluster; use a"):
         load(Settings)
@@ -177,11 +177,11 @@ def test_the_queue_is_on_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_no_password_stands_in_a_log(url: str, shown: str) -> None:
+def test_passwords_are_masked(url: str, shown: str) -> None:
     assert without_password(url) == shown
 
 
-def test_each_shard_is_a_slot_of_its_own() -> None:
+def test_each_shard_has_its_own_slot() -> None:
     assert len({slot_of(shard) for shard in SHARDS}) == 32
     assert slot_of("tc:{10}:m:gen_x") == slot_of("10")
 
@@ -197,5 +197,5 @@ def test_each_shard_is_a_slot_of_its_own() -> None:
     ],
 )
 def test_redirections(error: str, expected: tuple[str, tuple[str, int]] | None) -> None:
-    """Where no host is named it is the one that was asked."""
+    """A redirection without a host refers to the host that sent it."""
     assert redirection_of(Exception(error), ("10.0.0.7", 6379)) == expected

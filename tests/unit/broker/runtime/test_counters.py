@@ -1,4 +1,4 @@
-"""Figures that are derived and not counted: gaps between tokens, the rhythm readers see, sums over processes."""
+"""Derived metrics: token gaps, delivery timings, sums over processes."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ def attempt_of(model: str, ordinal: int = 1, **meta: bytes) -> Attempt:
     return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known), lambda _: None)
 
 
-def came(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
+def received(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
     attempt.push([Chunk(b"c", b"{}", tokens, (), None)])
     attempt.items[-2] = b"%d" % at_ms
 
 
-def test_gaps_are_between_tokens_and_each_is_counted_once() -> None:
-    tally, attempt = WorkerCounters(Settings()), attempt_of("m")
-    tally.started(attempt)
-    came(attempt, 900)
-    tally.update()
-    came(attempt, 920)
-    came(attempt, 925, tokens=0)  # a role, or usage: nobody waits for it
-    tally.update()
-    came(attempt, 960)
-    came(attempt, 960)
-    tally.closed(attempt)
-    gaps = tally.gaps["default", "*"]
+def test_token_gaps_are_counted_once() -> None:
+    counters, attempt = WorkerCounters(Settings()), attempt_of("m")
+    counters.started(attempt)
+    received(attempt, 900)
+    counters.update()
+    received(attempt, 920)
+    received(attempt, 925, tokens=0)  # a role or usage: without text
+    counters.update()
+    received(attempt, 960)
+    received(attempt, 960)
+    counters.closed(attempt)
+    gaps = counters.gaps["default", "*"]
     assert sum(gaps.counts) == 3
     assert gaps.sum == pytest.approx(0.020 + 0.040 + 0)
-    assert tally.bytes["default", "*"] == 5 * len(b"{}")
+    assert counters.bytes["default", "*"] == 5 * len(b"{}")
 
 
-def test_what_others_invent_names_no_metric() -> None:
-    tally = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
+def test_foreign_strings_do_not_become_label_values() -> None:
+    counters = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
     for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
         attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
-        tally.started(attempt)
-        tally.finished(attempt, UpstreamError(f"code-{number}", "…"))
-        tally.closed(attempt)
-    assert set(tally.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
-    assert tally.resets == {("worker_lost",): 3, ("other",): 1}
-    assert {code for *_, code in tally.ended} == {"other"}
+        counters.started(attempt)
+        counters.finished(attempt, UpstreamError(f"code-{number}", "…"))
+        counters.closed(attempt)
+    assert set(counters.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
+    assert counters.resets == {("worker_lost",): 3, ("other",): 1}
+    assert {code for *_, code in counters.ended} == {"other"}
 
 
-def test_the_wait_in_the_queue_is_of_first_attempts() -> None:
-    tally = WorkerCounters(Settings())
+def test_the_queue_wait_is_measured_for_first_attempts_only() -> None:
+    counters = WorkerCounters(Settings())
     for ordinal in (1, 2):
-        tally.started(attempt_of("m", ordinal))
-    assert (sum(tally.queue_waits.counts), tally.queue_waits.sum) == (1, pytest.approx(0.25))
+        counters.started(attempt_of("m", ordinal))
+    assert (sum(counters.queue_waits.counts), counters.queue_waits.sum) == (1, pytest.approx(0.25))
 
 
 class Clock:
@@ -101,7 +101,7 @@ def entry(attempt: int, seq: int, at_ms: int, kind: bytes = b"c") -> tuple[bytes
     return b"%d-%d" % (attempt, seq), [b"t", kind, b"m", b"%d" % at_ms, b"d", b"{}"]
 
 
-def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
+def test_chunks_delivered_in_one_pass_have_no_gap_between_them() -> None:
     attempt = NOW * 1024
     clock = Clock(NOW / 1000)
     timings: Any = DeliveryTimings(clock)  # pyright: ignore[reportArgumentType]
@@ -112,7 +112,7 @@ def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
         timings.delivered(feed, feed.tail)
         timings.delivery_ended(feed.tail, feed.newest)
     gaps = timings.gaps()
-    assert sum(gaps.counts) == 4  # to the first chunk, to the next, and two within a write
+    assert sum(gaps.counts) == 4  # to the first chunk, to the next, and two within one write
     assert gaps.counts[0] >= 2
     assert sum(timings.first_tokens.counts) == 1
     assert timings.first_tokens.sum == pytest.approx(0.083, abs=1e-4)
@@ -121,7 +121,7 @@ def test_readers_see_a_gap_for_a_pass_and_none_within_it() -> None:
     assert sum(timings.gaps().counts) == 4
 
 
-def test_who_comes_late_sees_no_first_token() -> None:
+def test_a_late_reader_has_no_time_to_first_token() -> None:
     timings = DeliveryTimings(Clock(NOW / 1000))  # pyright: ignore[reportArgumentType]
     feed = feed_of(NOW * 1024, 7, first_token_at=1.0)
     feed.extend([entry(NOW * 1024, 8, 5)])
@@ -129,7 +129,7 @@ def test_who_comes_late_sees_no_first_token() -> None:
     assert sum(timings.first_tokens.counts) == 0
 
 
-def test_processes_are_added_up(tmp_path: Path) -> None:
+def test_metrics_of_several_processes_are_added_up(tmp_path: Path) -> None:
     buckets = Buckets(GAPS)
     buckets.observe(0.003)
 
@@ -140,7 +140,9 @@ def test_processes_are_added_up(tmp_path: Path) -> None:
 
     one, other = (Exposition(collect, str(tmp_path)) for _ in range(2))
     other._write()  # pyright: ignore[reportPrivateUsage]
-    (tmp_path / "half.json").write_text('[["tokencast_a", ')  # no process writes so, but a disk may be full
+    (tmp_path / "half.json").write_text(
+        '[["tokencast_a", '
+    )  # no process writes this, but it is the result of a full disk
     text = one.answer("", Families())[0].decode()
     assert 'tokencast_a_total{of="x"} 4.0' in text
     assert "tokencast_subscriber_lag_events 7.0" in text

@@ -1,4 +1,4 @@
-"""Origins and host names in the settings: as browsers send them, or refused by name."""
+"""Origins and host names in the settings: normalized to the form that browsers send, or refused."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from broker.settings.settings import Settings
         ("*", "*"),
     ],
 )
-def test_an_origin_is_held_as_browsers_send_it(written: str, sent: str) -> None:
+def test_an_origin_is_normalized_to_the_form_that_browsers_send(written: str, sent: str) -> None:
     assert normalize_origin(written) == sent
 
 
 @pytest.mark.parametrize(
-    ("written", "says"),
+    ("written", "reason"),
     [
         ("app.example", "no scheme"),
         ("localhost:3000", "no scheme"),
@@ -49,9 +49,9 @@ def test_an_origin_is_held_as_browsers_send_it(written: str, sent: str) -> None:
         ("NULL", "sandboxed"),
     ],
 )
-def test_what_is_no_origin_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str, says: str) -> None:
+def test_an_invalid_origin_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str, reason: str) -> None:
     monkeypatch.setenv("TOKENCAST_CORS_ORIGINS", f"http://fine.example,{written}")
-    with pytest.raises(Misconfigured, match=f"^TOKENCAST_CORS_ORIGINS: .*{says}"):
+    with pytest.raises(Misconfigured, match=f"^TOKENCAST_CORS_ORIGINS: .*{reason}"):
         load(Settings)
 
 
@@ -63,7 +63,7 @@ def test_a_password_in_an_origin_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("written", "held"),
+    ("written", "normalized"),
     [
         ("Tokencast.Example", "tokencast.example"),
         ("tokencast.example.", "tokencast.example"),
@@ -74,14 +74,14 @@ def test_a_password_in_an_origin_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
         ("2001:db8:0::5", "2001:db8::5"),
     ],
 )
-def test_a_host_is_held_in_one_form(written: str, held: str) -> None:
-    assert normalize_host(written) == held
+def test_a_host_is_normalized(written: str, normalized: str) -> None:
+    assert normalize_host(written) == normalized
 
 
 @pytest.mark.parametrize(
     "written", ["https://a.example", "a.example:8000", "a.example/x", "*", "*.", "a.*.example", "-"]
 )
-def test_what_is_no_host_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+def test_an_invalid_host_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TOKENCAST_ALLOWED_HOSTS", written)
     with pytest.raises(Misconfigured, match=r"^TOKENCAST_ALLOWED_HOSTS: .*not a host name"):
         load(Settings)

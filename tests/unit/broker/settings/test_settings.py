@@ -1,4 +1,4 @@
-"""The environment, and the table of it in docs/reference.md."""
+"""Settings from the environment, and their table in docs/reference.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_reference_lists_every_variable_with_its_default() -> None:
         )
 
 
-def test_a_wrong_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_is_named_and_its_value_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "s3cret")
     monkeypatch.setenv("TOKENCAST_LEASE", "0")
     with pytest.raises(Misconfigured) as caught:
@@ -41,7 +41,7 @@ def test_a_wrong_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPa
     assert "s3cret" not in caught.value.message
 
 
-def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secrets_can_be_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("unix:///from-file\n")
     for name in ("OPENAI_API_KEY", "TOKENCAST_API_KEY", "REDIS_URL"):
         monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "key"))
@@ -54,8 +54,8 @@ def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize("name", [*SECRETS, "A_KEY"])
-def test_a_secret_that_is_set_twice_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """Whichever counted, somebody would have thought of the other one."""
+def test_a_secret_set_twice_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Whichever of the two took precedence, some operators would expect the other."""
     upstreams = '[{"name":"a","base_url":"http://a/v1","api_key_env":"A_KEY"}]'
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", upstreams)
     (tmp_path / "secret").write_text("s3cret")
@@ -69,31 +69,31 @@ def test_a_secret_that_is_set_twice_is_named(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
 @pytest.mark.parametrize("name", ["TOKENCAST_API_KEYS", "OPENAI_API_KEY"])
-def test_a_file_without_a_secret_is_named(
+def test_an_empty_secret_file_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes
 ) -> None:
-    """Taken for "not set", it would open the gateway to everybody."""
+    """Treated as "not set", it would open the gateway to everybody."""
     (tmp_path / "secret").write_bytes(content)
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     with pytest.raises(Misconfigured, match=f"{name}_FILE"):
         load(Settings)
 
 
-def test_keys_that_are_none_are_not_an_open_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_list_does_not_open_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENCAST_API_KEYS", " , ")
     with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS"):
         load(Settings)
 
 
-def test_in_a_file_each_key_may_have_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_file_can_have_one_key_per_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one, other = "a" * 64, "b" * 64
     (tmp_path / "keys").write_text(f"anna:{one}\nben:{other},\n")
     monkeypatch.setenv("TOKENCAST_API_KEYS_FILE", str(tmp_path / "keys"))
     assert load(Settings).tenants == {one: "anna", other: "ben"}
 
 
-def test_a_child_process_is_given_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the same secret stood in a file: both would be an error there."""
+def test_explicit_variables_of_a_child_process_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also over a secret in a file: both together would be an error in the child process."""
     monkeypatch.setenv("REDIS_URL_FILE", "/run/secrets/redis")
     monkeypatch.setenv("OPENAI_API_KEY_FILE", "/run/secrets/key")
     given = environment(REDIS_URL="redis://127.0.0.1/0")
@@ -101,7 +101,7 @@ def test_a_child_process_is_given_what_it_is_given(monkeypatch: pytest.MonkeyPat
     assert "REDIS_URL_FILE" not in given
 
 
-def test_no_secret_is_shown_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_representation_of_settings_contains_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRETS:
         monkeypatch.setenv(
             name, "redis://:s3cret-s3cret-s3cret@127.0.0.1/0" if "URL" in name else "s3cret-s3cret-s3cret"

@@ -1,4 +1,4 @@
-"""Which URLs are of this machine, and which addresses a gateway may listen on without keys."""
+"""Loopback URLs, and the addresses on which a gateway without keys may listen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from broker.settings.urls import is_loopback
         "foo.localhost",
     ],
 )
-def test_each_spelling_of_this_machine_is_known(host: str) -> None:
+def test_each_spelling_of_loopback_is_recognized(host: str) -> None:
     assert is_loopback(f"http://{host}:8000")
 
 
@@ -39,18 +39,18 @@ def test_each_spelling_of_this_machine_is_known(host: str) -> None:
     "host",
     ["10.1", "128.0.0.1", "1", "[::2]", "[::ffff:10.0.0.1]", "127.0.0.1.example", "localhost.example", "gateway"],
 )
-def test_other_machines_are_not(host: str) -> None:
+def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not is_loopback(f"http://{host}:8000")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "::ffff:127.0.0.1", "127.0.0.2"])
-def test_a_gateway_without_keys_listens_on_this_machine(host: str) -> None:
+def test_a_gateway_without_keys_may_listen_on_loopback(host: str) -> None:
     settings = Settings(HOST=host)  # type: ignore[call-arg]
     assert "[" not in settings.host
     check_open(settings)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "::ffff:10.0.0.1", "gateway.example"])
-def test_a_gateway_without_keys_listens_nowhere_else(host: str) -> None:
+def test_a_gateway_without_keys_may_not_listen_elsewhere(host: str) -> None:
     with pytest.raises(Misconfigured, match="open to anyone"):
         check_open(Settings(HOST=host))  # type: ignore[call-arg]

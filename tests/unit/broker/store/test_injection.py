@@ -1,5 +1,5 @@
-"""Whatever a model or an upstream says, it says it inside `data:`: no text can forge a frame, an id or an ending, for a
-reader by the specification or for the stock SDK."""
+"""Everything from a model or an upstream stays inside `data:`. No text can forge a frame, an id or an ending, for a
+specification-conforming parser or for the stock SDK."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Seen(NamedTuple):
 
 
 def by_specification(stream: bytes) -> Iterator[Seen]:
-    """WHATWG HTML §9.2.6: UTF-8 with a BOM at the front ignored, lines end with CRLF, LF or CR, a blank line
-    dispatches what has data."""
+    """WHATWG HTML §9.2.6: UTF-8, a leading BOM is ignored, lines end with CRLF, LF or CR, and a blank line
+    dispatches an event that has data."""
     last_id = event = ""
     data: list[str] = []
     for line in re.split("\r\n|\n|\r", stream.decode("utf-8-sig")):
@@ -64,7 +64,7 @@ def by_specification(stream: bytes) -> Iterator[Seen]:
         elif name == "id" and "\0" not in value:
             last_id = value
         else:
-            assert not name, f"no field of ours: {line!r}"
+            assert not name, f"unexpected field: {line!r}"
 
 
 def by_openai(stream: bytes) -> Iterator[Seen]:
@@ -73,8 +73,8 @@ def by_openai(stream: bytes) -> Iterator[Seen]:
 
 
 def check(dialect: Dialect, payloads: list[bytes], message: str) -> None:
-    """Chunks as an upstream sent them, then a failure that quotes it: each is one frame, with its own id and name, and
-    says what was sent."""
+    """Frame chunks of an upstream, followed by a failure that quotes it: each is one frame with its own id, name and
+    unchanged data."""
     chunks = [decode_payload(payload) for payload in payloads]
     events = [Event(Cursor(7, n), chunk.type, 0, chunk.data) for n, chunk in enumerate(chunks, start=1)]
     error = msgspec.json.encode({"error": {"message": message, "type": "server_error", "code": "upstream_error"}})
@@ -88,7 +88,7 @@ def check(dialect: Dialect, payloads: list[bytes], message: str) -> None:
         assert [one.event for one in seen] == names
         assert [json.loads(one.data) for one in seen] == [json.loads(event.data) for event in shown]
     stream.decode("ascii" if stream.isascii() else "utf-8")
-    if dialect is not NATIVE:  # older SDKs take a stream apart with `splitlines`, which knows more line breaks
+    if dialect is not NATIVE:  # older SDKs split a stream with `splitlines`, which knows more line breaks
         assert [line for line in stream.decode().splitlines() if line] == stream.decode().replace("\n\n", "\n").split(
             "\n"
         )[:-1]
@@ -99,7 +99,7 @@ def check(dialect: Dialect, payloads: list[bytes], message: str) -> None:
     texts=st.lists(HOSTILE, min_size=1, max_size=4), ascii_only=st.booleans(), indent=st.sampled_from([None, 1, "\r"])
 )
 def test_no_text_forges_a_frame(dialect: Dialect, texts: list[str], ascii_only: bool, indent: Any) -> None:
-    """However it is encoded: escaped or raw, on one line or on many."""
+    """In every encoding: escaped or raw, on one line or on many."""
     payloads: list[bytes] = []
     for text in texts:
         value = {"choices": [{"index": 0, "delta": {"content": text}}], "x": {text: text}}
@@ -121,7 +121,7 @@ def test_no_text_forges_a_frame(dialect: Dialect, texts: list[str], ascii_only: 
     )
 )
 def test_no_bytes_between_tokens_forge_a_frame(dialect: Dialect, noise: list[bytes]) -> None:
-    """An upstream that does not even send JSON: refused, or one frame all the same."""
+    """Bytes that are not valid JSON are refused, or become one frame."""
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":%b}' % b"".join(noise)
     try:
         decode_payload(payload)

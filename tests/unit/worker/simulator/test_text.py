@@ -1,4 +1,4 @@
-"""What the simulated model says is a pure function of the seed; what may be asked of it is documented."""
+"""The simulated model's text is a pure function of the seed, and every directive is documented."""
 
 import ast
 import json
@@ -21,15 +21,15 @@ seeds = st.integers(min_value=0, max_value=2**31)
 
 
 @given(seeds, st.integers(0, 200), st.booleans())
-def test_length_is_the_number_of_pieces_and_the_text_is_always_the_same(seed: int, length: int, unicode: bool) -> None:
-    said = pieces(seed, length, unicode=unicode)
-    assert len(said) == length
-    assert all(said)
-    assert said == pieces(seed, length, unicode=unicode) == list(iter_pieces(seed, length, unicode=unicode))
+def test_a_text_is_deterministic_and_has_the_requested_number_of_pieces(seed: int, length: int, unicode: bool) -> None:
+    text_pieces = pieces(seed, length, unicode=unicode)
+    assert len(text_pieces) == length
+    assert all(text_pieces)
+    assert text_pieces == pieces(seed, length, unicode=unicode) == list(iter_pieces(seed, length, unicode=unicode))
 
 
 @given(seeds, st.integers(1, 150), st.integers(1, 150))
-def test_a_shorter_text_is_the_beginning_of_a_longer_one_but_for_its_full_stop(seed: int, some: int, more: int) -> None:
+def test_a_shorter_text_is_the_beginning_of_a_longer_one_except_its_full_stop(seed: int, some: int, more: int) -> None:
     short, long = pieces(seed, some), pieces(seed, some + more)
     assert short[:-1] == long[: some - 1]
     assert short[-1].endswith(".")
@@ -48,25 +48,25 @@ def test_the_text_never_changes_between_releases() -> None:
     assert digest[:16] == "c533a9dd37c9b91e"
 
 
-def test_sentences_are_numbered_so_that_gaps_and_repeats_show() -> None:
+def test_sentences_are_numbered_and_distinct() -> None:
     lines = "".join(pieces(11, 1000)).split("\n")
     assert [int(line.split(".")[0]) for line in lines] == list(range(1, len(lines) + 1))
     assert len(set(lines)) == len(lines) > 50
 
 
-def test_neighbouring_seeds_and_other_voices_say_something_else() -> None:
-    said = [pieces(seed, 60, voice=voice) for seed in range(50) for voice in ("content", "reasoning", "refusal")]
-    assert len({"".join(each) for each in said}) == 150
+def test_neighbouring_seeds_and_other_voices_give_different_texts() -> None:
+    text_pieces = [pieces(seed, 60, voice=voice) for seed in range(50) for voice in ("content", "reasoning", "refusal")]
+    assert len({"".join(each) for each in text_pieces}) == 150
 
 
 @given(seeds)
-def test_unicode_brings_every_kind_of_trouble_within_68_pieces(seed: int) -> None:
+def test_unicode_includes_every_special_character_within_68_pieces(seed: int) -> None:
     whole = "".join(pieces(seed, 4 * len(TROUBLE) + 1, unicode=True))
     assert not [each for each in TROUBLE if each not in whole]
 
 
 @given(seeds, st.integers(0, 150))
-def test_split_surrogates_moves_halves_but_neither_pieces_nor_text(seed: int, length: int) -> None:
+def test_split_surrogates_keeps_the_text_and_the_number_of_pieces(seed: int, length: int) -> None:
     whole = pieces(seed, length, unicode=True)
     halves = list(split_surrogates(whole))
     assert len(halves) == len(whole)
@@ -91,7 +91,7 @@ def test_the_text_needs_only_the_standard_library() -> None:
     assert {name.split(".")[0] for name in imports} <= sys.stdlib_module_names
 
 
-def test_a_directive_overrides_its_preset_and_leaves_the_rest_alone() -> None:
+def test_a_directive_overrides_only_its_keys_of_a_preset() -> None:
     preset = {"reasoning": 12, "speed": 4.0}
     assert parse("[[sim speed=0 stamp]] and [[sim stamp=0 unicode=1]]", preset) == Directive(
         reasoning=12, speed=0, unicode=True
@@ -102,12 +102,12 @@ def test_a_directive_overrides_its_preset_and_leaves_the_rest_alone() -> None:
 @pytest.mark.parametrize(
     "words", ["colour=red", "length=-1", "length=x", "speed=nan", "shape=round", "stamp=2", "fault=none"]
 )
-def test_a_directive_that_cannot_be_understood_is_an_error(words: str) -> None:
+def test_an_invalid_directive_is_an_error(words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         parse(f"[[sim {words}]]")
 
 
-def test_the_seed_comes_from_the_messages_without_their_directives() -> None:
+def test_the_seed_is_computed_from_the_messages_without_directives() -> None:
     plain = seed_of([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}])
     parts = [{"type": "text", "text": "Hello [[sim fault=rst at=3]]"}, {"type": "image_url", "image_url": {"url": "x"}}]
     assert seed_of([{"role": "system", "content": "Be kind."}, {"role": "user", "content": parts}]) == plain

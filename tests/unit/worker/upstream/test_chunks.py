@@ -1,4 +1,4 @@
-"""What the worker stores of an upstream's bytes: one line of valid UTF-8 and JSON per chunk, else verbatim."""
+"""Chunks as the worker stores them: one line of valid UTF-8 JSON each, otherwise byte for byte as received."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ UNKNOWN = st.dictionaries(st.text(max_size=8).map("x_".__add__), JSON, max_size=
 
 
 @given(UNKNOWN, st.lists(UNKNOWN, min_size=1, max_size=3), st.booleans())
-def test_a_usual_chunk_is_kept_byte_for_byte(fields: dict[str, Any], deltas: list[Any], ascii_only: bool) -> None:
+def test_a_well_formed_chunk_is_stored_byte_for_byte(
+    fields: dict[str, Any], deltas: list[Any], ascii_only: bool
+) -> None:
     choices = [{"index": index, "delta": {"content": "a", **delta}} for index, delta in enumerate(deltas)]
     payload = encoded({**fields, "choices": choices}, ascii_only=ascii_only)
     assert kept(payload).data == payload
@@ -61,7 +63,7 @@ CHOICES = st.lists(
 
 
 @given(FIELDS, CHOICES | JSON, st.sampled_from([b"", b"error", b"ping"]))
-def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, choices: Any, event: bytes) -> None:
+def test_a_stored_chunk_has_a_list_of_choices_each_with_a_delta(fields: Any, choices: Any, event: bytes) -> None:
     found = decode_payload(encoded({**fields, "choices": choices}), event)
     if not isinstance(found, Chunk) or (found.error is not None and not found.data):
         return
@@ -73,7 +75,7 @@ def test_what_is_stored_has_a_list_of_choices_each_with_a_delta(fields: Any, cho
 
 
 @given(st.binary(max_size=60))
-def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> None:
+def test_a_stored_chunk_is_one_line_of_standard_json(noise: bytes) -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"x":' + noise + b"}"
     try:
         found = decode_payload(payload)
@@ -102,7 +104,7 @@ def test_what_is_stored_is_one_line_that_every_parser_takes(noise: bytes) -> Non
     ],
     ids=lambda payload: payload[:40].decode(errors="replace"),
 )
-def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
+def test_an_unparsable_chunk_is_refused(payload: bytes) -> None:
     with pytest.raises(InvalidChunk):
         decode_payload(payload)
 
@@ -124,7 +126,7 @@ def test_what_a_reader_could_not_parse_is_refused(payload: bytes) -> None:
         b"{}",
     ],
 )
-def test_a_keep_alive_is_no_chunk(payload: bytes) -> None:
+def test_a_keep_alive_is_not_a_chunk(payload: bytes) -> None:
     assert decode_payload(payload) is None
 
 
@@ -133,7 +135,7 @@ def test_raw_line_breaks_between_tokens_become_spaces() -> None:
     assert kept(payload).data == b'{  "choices":[ {"index":0,"delta":{"content":"a"}}] }'
 
 
-def test_half_a_surrogate_pair_is_kept_as_it_came() -> None:
+def test_half_a_surrogate_pair_is_stored_unchanged() -> None:
     payload = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}'
     assert kept(payload) == Chunk(CHUNK, payload, 1, (), None)
     assert decode_chunk(payload)["choices"][0]["delta"]["content"] == "\ud83d"
@@ -155,7 +157,7 @@ def test_half_a_surrogate_pair_is_kept_as_it_came() -> None:
         ({}, 0),
     ],
 )
-def test_a_chunk_counts_if_it_says_something(delta: dict[str, Any], tokens: int) -> None:
+def test_a_chunk_counts_as_a_token_if_it_has_content(delta: dict[str, Any], tokens: int) -> None:
     assert kept(chunk(**delta)).tokens == tokens
 
 
@@ -163,7 +165,7 @@ def test_a_chunk_counts_if_it_says_something(delta: dict[str, Any], tokens: int)
     ("value", "kind"),
     [
         ({"choices": [], "usage": {"total_tokens": 3}}, USAGE),
-        ({"choices": [], "usage": None, "prompt_filter_results": []}, CHUNK),  # Azure's first
+        ({"choices": [], "usage": None, "prompt_filter_results": []}, CHUNK),  # the first chunk of Azure
         ({"usage": {"total_tokens": 3}}, USAGE),
         ({"choices": None, "usage": {"total_tokens": 3}}, USAGE),
         ({"choices": [7], "usage": {"total_tokens": 3}}, USAGE),
@@ -174,7 +176,7 @@ def test_only_a_usage_object_without_choices_is_a_usage_chunk(value: dict[str, A
     assert kept(json.dumps(value).encode()).type == kind
 
 
-def test_finish_reasons_are_told_by_choice() -> None:
+def test_finish_reasons_are_recognized_for_each_choice() -> None:
     reasons = ["stop", None, "length", "", "None", "eos"]
     choices = [{"index": i, "delta": {}, "finish_reason": reason} for i, reason in enumerate(reasons)]
     assert kept(json.dumps({"choices": choices}).encode()).finished == (0, 2, 5)
@@ -195,11 +197,11 @@ def test_finish_reasons_are_told_by_choice() -> None:
     ],
     ids=json.dumps,
 )
-def test_an_unusual_choice_is_stored_as_a_usual_one(given: Any, stored: Any) -> None:
+def test_an_unusual_choice_is_stored_in_the_standard_form(given: Any, stored: Any) -> None:
     assert json.loads(kept(json.dumps({"choices": [given]}).encode()).data)["choices"] == [stored]
 
 
-def test_arguments_that_are_an_object_are_stored_as_their_text() -> None:
+def test_arguments_given_as_an_object_are_stored_as_a_string() -> None:
     call = {"index": 0, "function": {"name": "lookup", "arguments": {"city": "Oslo"}}}
     [choice] = json.loads(kept(chunk(tool_calls=[call])).data)["choices"]
     assert json.loads(choice["delta"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Oslo"}
@@ -227,11 +229,11 @@ ERRORS: list[Any] = [
 
 
 @pytest.mark.parametrize("value", ERRORS, ids=json.dumps)
-def test_an_error_is_told_in_all_its_forms(value: Any) -> None:
+def test_every_form_of_an_error_is_recognized(value: Any) -> None:
     assert kept(json.dumps(value).encode()).error
 
 
-def test_an_event_named_error_is_one() -> None:
+def test_an_event_named_error_is_an_error() -> None:
     found = decode_payload(b'{"reason":"no"}', b"error")
     assert isinstance(found, Chunk)
     assert found.error == {"reason": "no"}
@@ -251,7 +253,7 @@ def test_an_event_named_error_is_one() -> None:
     ],
     ids=json.dumps,
 )
-def test_what_only_looks_like_an_error_is_none(more: dict[str, Any]) -> None:
+def test_an_empty_error_field_is_not_an_error(more: dict[str, Any]) -> None:
     assert kept(json.dumps({"choices": [{"index": 0, "delta": {"content": "a"}}], **more}).encode()).error is None
 
 
@@ -267,7 +269,7 @@ PAYLOADS = st.lists(
     st.booleans(),
     st.booleans(),
 )
-def test_payloads_come_out_whole_however_the_reads_are_cut(
+def test_payloads_are_complete_regardless_of_read_boundaries(
     payloads: list[str], newline: str, cuts: list[int], noise: bool, bom: bool
 ) -> None:
     other = ["event: chunk", "id: 7", "retry: 1", ": comment"] if noise else []
@@ -282,28 +284,28 @@ def test_payloads_come_out_whole_however_the_reads_are_cut(
     assert {name for name, _ in got} <= {b"chunk" if noise else b""}
 
 
-def test_data_over_several_lines_is_joined() -> None:
+def test_several_data_lines_are_joined() -> None:
     assert SseSplitter().feed(b"data: {\ndata:  1\r\ndata:}\r\n\r\n") == [(b"", b"{\n 1\n}")]
 
 
-def test_an_event_that_no_blank_line_ends_is_not_delivered() -> None:
+def test_an_event_without_a_blank_line_is_not_delivered() -> None:
     splitter = SseSplitter()
     assert splitter.feed(b"data: a\n\ndata: b\n") == [(b"", b"a")]
     assert splitter.feed(b"") == []
 
 
-def test_the_name_of_an_event_is_its_own_alone() -> None:
+def test_the_name_of_an_event_does_not_carry_over() -> None:
     assert SseSplitter().feed(b"event: error\ndata: a\n\nevent: x\n\ndata: b\n\n") == [(b"error", b"a"), (b"", b"b")]
 
 
-def test_a_byte_order_mark_is_skipped_where_a_write_may_have_begun() -> None:
+def test_a_byte_order_mark_is_skipped_before_an_event() -> None:
     splitter = SseSplitter()
     assert splitter.feed(BOM[:2]) == []
     events = splitter.feed(BOM[2:] + b"data: a\n\n" + BOM + b"data: b\n\ndata: " + BOM + b"c\n\n")
     assert events == [(b"", b"a"), (b"", b"b"), (b"", BOM + b"c")]
 
 
-def test_a_line_and_an_event_above_the_limit_are_refused() -> None:
+def test_lines_and_events_above_the_limit_are_refused() -> None:
     splitter = SseSplitter(1000)
     splitter.feed(b"data: " + b"x" * 994)
     with pytest.raises(LineTooLong):

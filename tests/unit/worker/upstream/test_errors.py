@@ -1,4 +1,4 @@
-"""What an upstream's refusals become, and how often a call is repeated."""
+"""Upstream errors: their conversion, and how often a call is retried."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
 
 
-def test_half_a_surrogate_pair_in_an_error_does_no_harm() -> None:
-    """JSON may hold it as an escape; stored as it is, it would make the generation unreadable."""
+def test_half_a_surrogate_pair_in_an_error_is_replaced() -> None:
+    """JSON can contain it as an escape. Stored unchanged, it would make the generation unreadable."""
     error = from_response(400, {}, {"message": "bad \ud83c", "code": "c\udc00"}, (KEY,))
     assert msgspec.json.encode(error.to_json())
     assert error.message == "bad ?"
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
-def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None:
+def test_an_error_about_the_request_is_passed_on(status: int) -> None:
     error = from_response(status, {}, OWN, (KEY,))
     assert error.to_json() == {**OWN, "status": status}
     assert not error.retryable
@@ -45,12 +45,12 @@ def test_what_the_upstream_says_of_the_request_is_passed_on(status: int) -> None
         (307, "bad_upstream_response", False, True),
     ],
 )
-def test_other_statuses_have_codes_of_ours(status: int, code: str, retryable: bool, restartable: bool) -> None:
+def test_other_statuses_are_mapped_to_our_codes(status: int, code: str, retryable: bool, restartable: bool) -> None:
     error = from_response(status, {}, OWN, (KEY,))
     assert (error.code, error.retryable, error.restartable) == (code, retryable, restartable)
 
 
-def test_an_empty_purse_is_not_waited_for() -> None:
+def test_an_insufficient_quota_is_not_retried() -> None:
     assert not from_response(429, {}, {**OWN, "code": "insufficient_quota"}, (KEY,)).retryable
 
 
@@ -62,20 +62,20 @@ def test_error_bodies_of_any_shape_are_read(body: Any) -> None:
 
 @pytest.mark.parametrize("error", ["No.", {"message": "No."}, {"message": "No.", "code": 400}, [], 5])
 def test_error_frames_of_any_shape_are_read(error: Any) -> None:
-    told = from_stream_error(error, (KEY,)).to_json()
-    assert told["message"]
-    assert told["type"] == "server_error"
-    assert isinstance(told["code"], str)
+    converted = from_stream_error(error, (KEY,)).to_json()
+    assert converted["message"]
+    assert converted["type"] == "server_error"
+    assert isinstance(converted["code"], str)
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
-def test_our_key_is_in_no_message(status: int) -> None:
+def test_no_error_contains_the_api_key(status: int) -> None:
     leaky = {"message": f"Incorrect API key: {KEY}", "code": KEY, "type": KEY, "param": KEY}
     assert KEY not in repr(from_response(status, {}, leaky, (KEY,)).to_json())
     assert KEY not in repr(from_stream_error(leaky, (KEY,)).to_json())
 
 
-def test_an_error_does_not_say_its_message_where_it_is_logged() -> None:
+def test_the_representation_of_an_error_omits_its_message() -> None:
     assert "No." not in repr(from_response(400, {}, OWN, (KEY,)))
 
 
@@ -91,16 +91,16 @@ def test_an_error_does_not_say_its_message_where_it_is_logged() -> None:
         ({"retry-after-ms": "nan?"}, None),
     ],
 )
-def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+def test_every_form_of_retry_after_is_parsed(headers: dict[str, str], seconds: float | None) -> None:
     assert from_response(429, headers, OWN, (KEY,)).retry_after == seconds
 
 
-def test_retry_after_a_date_to_come() -> None:
+def test_retry_after_can_be_a_future_date() -> None:
     date = email.utils.formatdate(time.time() + 600, usegmt=True)
     assert from_response(429, {"retry-after": date}, OWN, (KEY,)).retry_after == pytest.approx(600, abs=60)
 
 
-def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
+def test_retry_delays_grow_within_the_budget() -> None:
     retries = Retries(30)
     first, *more = itertools.islice(iter(lambda: retries.next_delay(None), None), 12)
     assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
@@ -108,7 +108,7 @@ def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
     assert max(more) > 4
 
 
-def test_no_call_is_repeated_later_than_the_budget_allows() -> None:
+def test_no_call_is_retried_after_the_budget() -> None:
     assert Retries(30).next_delay(31) is None
     delay = Retries(30).next_delay(5.0)
     assert delay is not None

@@ -1,4 +1,4 @@
-"""A reply's meaning, from its bytes: whatever they are, it ends, once, and what was stored of it can be read."""
+"""The upstream's reply, parsed from bytes: any bytes lead to exactly one ending, and every stored chunk is readable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST = 4 << 20
 STREAMS = {
     name: b"".join(part for part in reply.parts if isinstance(part, bytes))
     for name, reply in REPLIES.items()
-    if name not in ("image", "usage-huge")  # too large to be mutated a thousand times
+    if name not in ("image", "usage-huge")  # too large for a thousand mutations
 }
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.just("\ud83d"),
@@ -32,7 +32,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 def play(stream: bytes, reads: list[int], choices: int = 1, *, clean: bool = True) -> tuple[Reply, list[Chunk]]:
-    """The reply after all of the stream, in reads of these sizes in turn."""
+    """Feed a stream to a reply in reads of these sizes, repeated in turn."""
     reply, chunks, at, turn = Reply(choices, (KEY,), LONGEST), list[Chunk](), 0, 0
     while at < len(stream) and not reply.done and reply.error is None:
         size = reads[turn % len(reads)]
@@ -44,7 +44,7 @@ def play(stream: bytes, reads: list[int], choices: int = 1, *, clean: bool = Tru
 
 
 def check(reply: Reply, chunks: list[Chunk]) -> None:
-    """It has an ending, and every read of what is stored works."""
+    """Check that the reply has an ending and that every stored chunk can be decoded."""
     assert reply.done != (reply.error is not None)
     if reply.error is not None:
         assert reply.error.message
@@ -60,7 +60,7 @@ def check(reply: Reply, chunks: list[Chunk]) -> None:
 
 
 def mutated(value: Any, chance: random.Random, spare: Any) -> Any:
-    """The value with something in it replaced, emptied, doubled, wrapped or taken away."""
+    """The value with one part replaced, emptied, doubled, wrapped or removed."""
     if isinstance(value, dict) and value and chance.random() < 0.8:
         name = chance.choice(list(value))
         if chance.random() < 0.1:
@@ -86,7 +86,7 @@ def mutated(value: Any, chance: random.Random, spare: Any) -> Any:
     st.lists(st.integers(1, 300), min_size=1, max_size=4),
     st.integers(1, 3),
 )
-def test_a_mutated_reply_ends_and_can_be_read(
+def test_a_mutated_reply_ends_and_is_readable(
     name: str, chance: random.Random, spare: Any, reads: list[int], choices: int
 ) -> None:
     events = [one + b"\n\n" for one in STREAMS[name].split(b"\n\n") if one]
@@ -115,7 +115,7 @@ def test_a_mutated_reply_ends_and_can_be_read(
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"data: ", GOOD, GOOD + STOP]))
-def test_noise_ends_and_can_be_read(noise: bytes, before: bytes) -> None:
+def test_random_bytes_end_and_are_readable(noise: bytes, before: bytes) -> None:
     reply, chunks = play(before + noise, [17])
     check(reply, chunks)
     if STOP in before:
@@ -123,7 +123,7 @@ def test_noise_ends_and_can_be_read(noise: bytes, before: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_reply_is_the_same_however_it_is_cut(name: str) -> None:
+def test_a_reply_does_not_depend_on_read_boundaries(name: str) -> None:
     whole, once = play(STREAMS[name], [1 << 20])
     bytewise, pieces = play(STREAMS[name], [1])
     check(whole, once)
@@ -142,7 +142,7 @@ def test_a_finished_reply_stays_finished(after: bytes) -> None:
     assert reply.done
 
 
-def test_what_is_finished_and_counted_is_known() -> None:
+def test_finish_and_usage_are_recognized() -> None:
     reply = Reply(1, (KEY,), LONGEST)
     reply.feed(GOOD + STOP)
     assert (reply.finished, reply.has_usage, reply.done) == (True, False, False)
@@ -150,13 +150,13 @@ def test_what_is_finished_and_counted_is_known() -> None:
     assert reply.has_usage
 
 
-def test_each_choice_that_was_asked_for_must_finish() -> None:
+def test_every_requested_choice_must_finish() -> None:
     stream = chunk(content="a") + chunk(index=1, content="b") + STOP
     assert play(stream, [99], 2)[0].error
     assert play(stream + chunk("stop", 1), [99], 2)[0].done
 
 
-def test_a_line_longer_than_an_output_may_be_is_named() -> None:
+def test_a_line_above_the_output_limit_is_output_too_large() -> None:
     reply = Reply(1, (KEY,), 1000)
     reply.feed(GOOD + b"data: " + b"x" * 1000)
     assert reply.error is not None
@@ -164,7 +164,7 @@ def test_a_line_longer_than_an_output_may_be_is_named() -> None:
     assert not reply.error.restartable
 
 
-def test_the_key_is_in_no_error() -> None:
+def test_no_error_of_a_reply_contains_the_api_key() -> None:
     for stream in (event({"error": {"message": f"bad key {KEY}"}}), event(f'"{KEY}"', "error"), f'{{"error":"{KEY}"}}'):
         reply, _ = play(stream if isinstance(stream, bytes) else stream.encode(), [99])
         assert reply.error is not None

@@ -1,4 +1,4 @@
-"""What it costs to be in the middle: the loads W7 to W9."""
+"""The overhead of the broker between client and upstream: the loads W7 to W9."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = list[Row]
 
 
 async def ingest(quick: bool, runs: int) -> Rows:
-    """W7: an upstream that sends as fast as it can. The peer: a loop over the SDK's objects, one XADD each."""
+    """W7: an upstream that sends as fast as possible. The peer is a loop over the SDK's objects with one XADD each."""
     table: Rows = []
     async with (
         EmbeddedRedis() as redis,
@@ -31,7 +31,7 @@ async def ingest(quick: bool, runs: int) -> Rows:
             load = f"W7 · {count} at once"
             targets = (*((Target(40_000),) if count == 100 else ()), Target(5, False, "usual"))
             rate = Row(load, "chunks/s of a worker", targets)
-            cpu = Row(load, "its CPU, µs per chunk")
+            cpu = Row(load, "worker CPU, µs per chunk")
             table += [rate, cpu]
             for run in range(runs):
                 used = cpu_seconds(process.process.pid)
@@ -48,7 +48,7 @@ async def ingest(quick: bool, runs: int) -> Rows:
 
 
 async def _ingested(broker: Broker, count: int, chunks: int, run: int) -> float:
-    """Chunks a second, from the first start to the last end as the log has them."""
+    """Chunks per second, from the first start to the last end according to the log."""
     bodies = [request_body(f"{run}.{n} [[sim length={chunks} speed=0]]", model="sim") for n in range(count)]
     ids = [one.id for one in await gather(*(broker.enqueue(body) for body in bodies))]
 
@@ -73,8 +73,8 @@ async def _ingested(broker: Broker, count: int, chunks: int, run: int) -> float:
 
 
 @asynccontextmanager
-async def _whole_way() -> AsyncGenerator[tuple[Gateway, Broker, str], None]:
-    """A gateway and two workers; the upstream's own address."""
+async def _end_to_end() -> AsyncGenerator[tuple[Gateway, Broker, str], None]:
+    """A gateway and two workers. Yields also the upstream's own address."""
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
@@ -86,16 +86,16 @@ async def _whole_way() -> AsyncGenerator[tuple[Gateway, Broker, str], None]:
         yield api, broker, upstream.removesuffix("/v1")
 
 
-async def whole_way(quick: bool, runs: int) -> Rows:
-    """W8, and what W7 says of an idle worker: upstream and broker asked in turns, by the same client."""
+async def end_to_end(quick: bool, runs: int) -> Rows:
+    """W8, and the latency rows of W7: the same client calls upstream and broker alternately."""
     others = 200 if quick else 1000
     table: Rows = []
-    async with _whole_way() as (api, broker, upstream):
-        places = {"tokencast": api.url, "direct": upstream}
-        for url in places.values():  # connections, imports, caches
+    async with _end_to_end() as (api, broker, upstream):
+        urls = {"tokencast": api.url, "direct": upstream}
+        for url in urls.values():  # connections, imports, caches
             await stream_lags(url, "[[sim stamp=1 length=20 speed=0]]")
-        table += await _lags(places, 50 if quick else 100, runs)
-        table += await _firsts("W8 · POST to first chunk", places, 30 if quick else 60, runs)
+        table += await _lags(urls, 50 if quick else 100, runs)
+        table += await _firsts("W8 · POST to first chunk", urls, 30 if quick else 60, runs)
         bodies = [request_body(f"{n} [[sim length=100000 speed=1]]", model="sim") for n in range(others)]
         running = [one.id for one in await gather(*(broker.enqueue(body) for body in bodies))]
 
@@ -103,8 +103,8 @@ async def whole_way(quick: bool, runs: int) -> Rows:
             return await _count(broker, "in_progress") >= others
 
         await wait_until(all_run)
-        load = f"W8 · the same beside {others:,} that run"
-        table += await _firsts(load, places, 30 if quick else 60, runs)
+        load = f"W8 · POST to first chunk, {others:,} running"
+        table += await _firsts(load, urls, 30 if quick else 60, runs)
         for gid in running:
             await broker.cancel(gid)
     return table
@@ -120,26 +120,26 @@ async def _count(broker: Broker, status: str) -> int:
         after = page[-1].id
 
 
-async def _lags(places: dict[str, str], length: int, runs: int) -> Rows:
+async def _lags(urls: dict[str, str], length: int, runs: int) -> Rows:
     load = "W7 · 1 at 50/s, upstream to reader"
     p50, p99 = Row(load, "p50, ms"), Row(load, "p99, ms")
     for run in range(runs):
-        for name, url in places.items():
+        for name, url in urls.items():
             lags = await stream_lags(url, f"{run} [[sim stamp=1 length={length} speed=50]]")
             p50.add(name, statistics.median(lags))
             p99.add(name, statistics.quantiles(lags, n=100, method="inclusive")[98])
     return [p50, p99]
 
 
-async def _firsts(load: str, places: dict[str, str], count: int, runs: int) -> Rows:
-    """The difference is what is to be reached, so that stands as a row of its own."""
+async def _firsts(load: str, urls: dict[str, str], count: int, runs: int) -> Rows:
+    """The added latency has its own rows, since it has the targets."""
     p50, p99 = Row(load, "p50, ms"), Row(load, "p99, ms")
     added50 = Row(load, "added at p50, ms", (Target(10, True),))
     added99 = Row(load, "added at p99, ms", (Target(30, True),))
     for run in range(runs):
-        times: dict[str, list[float]] = {name: [] for name in places}
+        times: dict[str, list[float]] = {name: [] for name in urls}
         for n in range(count):
-            for name, url in places.items():
+            for name, url in urls.items():
                 times[name].append(await first_chunk(url, f"{run}.{n} [[sim length=3 speed=0]]"))
         for name, values in times.items():
             p50.add(name, statistics.median(values))
@@ -149,10 +149,10 @@ async def _firsts(load: str, places: dict[str, str], count: int, runs: int) -> R
     return [p50, p99, added50, added99]
 
 
-async def requests(quick: bool, runs: int) -> Rows:
-    """W9: POSTs from 32 connections, and what each asks of Redis."""
+async def create_requests(quick: bool, runs: int) -> Rows:
+    """W9: POSTs from 32 connections, and their round trips to Redis."""
     load = "W9 · POST /v1/generations × 32"
-    rate, p99 = Row(load, "requests/s", (Target(1000),)), Row(load, "p99, ms")
+    rate, p99 = Row(load, "create_requests/s", (Target(1000),)), Row(load, "p99, ms")
     trips = Row(load, "reads by Redis per request")
     count = 2000 if quick else 6000
     async with tokencast() as system:
@@ -169,6 +169,6 @@ async def requests(quick: bool, runs: int) -> Rows:
 
 
 async def _reads(broker: Broker) -> int:
-    """How often Redis has read from a socket: with no more than one command or pipeline under way, its round trips."""
+    """The number of reads by Redis from its sockets: its round trips, if only one command or pipeline is in flight."""
     lines = (await broker.store.redis.info("stats", "")).decode().splitlines()
     return int(next(line for line in lines if line.startswith("total_reads_processed:")).split(":")[1])

@@ -1,4 +1,4 @@
-"""Each wrong value of a setting is one line that names the variable and holds no byte of a secret."""
+"""Each wrong value of a setting is reported in one line that names the variable and contains no byte of a secret."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def complaint(kind: type[Settings | ClientSettings]) -> str:
+def error_message(kind: type[Settings | ClientSettings]) -> str:
     with pytest.raises(Misconfigured) as caught:
         load(ClientSettings) if kind is ClientSettings else load_for_process()
     assert "\n" not in caught.value.message
@@ -65,11 +65,11 @@ def complaint(kind: type[Settings | ClientSettings]) -> str:
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_wrong_value_of_a_gateway_or_a_worker_is_named(
+def test_a_wrong_setting_of_a_gateway_or_worker_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    message = complaint(Settings)
+    message = error_message(Settings)
     assert message.startswith(name)
     assert "unter2" not in message
 
@@ -78,21 +78,21 @@ def test_a_wrong_value_of_a_gateway_or_a_worker_is_named(
     ("name", "value"),
     [(name, value) for name, values in WRONG_FOR_CLIENTS.items() for value in values],
 )
-def test_a_wrong_value_of_a_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_setting_of_a_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    message = complaint(ClientSettings)
+    message = error_message(ClientSettings)
     assert message.startswith(f"{name}: ")
     assert "unter2" not in message
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", WRONG_NUMBERS)
-def test_a_number_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_malformed_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     if not value:  # as if it were not set
         load_for_process()
         return
-    assert complaint(Settings).startswith(f"{name}: ")
+    assert error_message(Settings).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "TOKENCAST_API_KEY", "A_KEY"])
@@ -108,7 +108,7 @@ def test_a_key_in_a_file_may_end_with_a_line_break(
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", '[{"name": "a", "base_url": "http://a/v1", "api_key_env": "A_KEY"}]')
     kind = ClientSettings if name == "TOKENCAST_API_KEY" else Settings
     if not right:
-        assert complaint(kind).startswith(f"{name}: ")
+        assert error_message(kind).startswith(f"{name}: ")
     elif kind is ClientSettings:
         assert load(ClientSettings).api_key == "sk-1"
     else:
@@ -117,9 +117,9 @@ def test_a_key_in_a_file_may_end_with_a_line_break(
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_in_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_secret_given_instead_of_a_file_name_is_not_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"{name}_FILE", "redis://:Hunter2@127.0.0.1/0" if "URL" in name else "Hunter2")
-    message = complaint(ClientSettings if name == "TOKENCAST_API_KEY" else Settings)
+    message = error_message(ClientSettings if name == "TOKENCAST_API_KEY" else Settings)
     assert message.startswith(f"{name}_FILE: No such file or directory")
     assert "unter2" not in message
 
@@ -152,39 +152,41 @@ ENTRIES = {
 }
 
 
-@pytest.mark.parametrize("said", ENTRIES)
-def test_a_mistake_in_an_entry_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    monkeypatch.setenv("TOKENCAST_UPSTREAMS", json.dumps(ENTRIES[said]))
-    message = complaint(Settings)
-    assert message.startswith(f"TOKENCAST_UPSTREAMS{said}")
+@pytest.mark.parametrize("expected", ENTRIES)
+def test_an_error_in_an_upstream_entry_is_reported_with_its_position(
+    monkeypatch: pytest.MonkeyPatch, expected: str
+) -> None:
+    monkeypatch.setenv("TOKENCAST_UPSTREAMS", json.dumps(ENTRIES[expected]))
+    message = error_message(Settings)
+    assert message.startswith(f"TOKENCAST_UPSTREAMS{expected}")
     assert "unter2" not in message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ('[{"name": "a",}]', "not valid JSON: Expecting property name enclosed in double quotes at line 1, column 15"),
         ('[\n{"name": "a"\n', "not valid JSON: Expecting ',' delimiter at line 3, column 1"),
         ('[{"name": "a", "name": "b"}]', "the field 'name' is given twice in one object"),
     ],
 )
-def test_what_is_no_json_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+def test_invalid_json_is_reported_with_its_position(monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", text)
-    assert complaint(Settings) == f"TOKENCAST_UPSTREAMS: {said}"
+    assert error_message(Settings) == f"TOKENCAST_UPSTREAMS: {expected}"
 
 
-def test_a_variable_that_an_entry_names_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_referenced_by_an_upstream_entry_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {**GOOD, "api_key_env": "A_KEY", "headers": {"X-A": "${A_TOKEN}"}}
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", json.dumps([entry]))
     assert load_for_process().all_upstreams()[0].missing == ("A_KEY", "A_TOKEN")
     monkeypatch.setenv("A_KEY", "right")
     monkeypatch.setenv("A_TOKEN", "Hunter2\r")
-    message = complaint(Settings)
+    message = error_message(Settings)
     assert message.startswith("A_TOKEN: contains a line break")
     assert "unter2" not in message
 
 
-def test_headers_are_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_an_upstream_entry_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"X-Literal": "s3cret-literal", "Authorization": "Basic ${A_LOGIN}", "X-Two": "${A_LOGIN} ${A_LOGIN}"}
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", json.dumps([{**GOOD, "api_key_env": None, "headers": headers}]))
     monkeypatch.setenv("A_LOGIN", "s3cret-login")
@@ -208,7 +210,7 @@ def test_headers_are_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         ("http://127.0.0.1:11434/v1", ()),
     ],
 )
-def test_a_server_of_ones_own_needs_no_key(
+def test_a_self_hosted_server_needs_no_key(
     monkeypatch: pytest.MonkeyPatch, base_url: str | None, missing: tuple[str, ...]
 ) -> None:
     if base_url:
@@ -220,7 +222,7 @@ def test_a_server_of_ones_own_needs_no_key(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("TOKENCAST_SLOT", "TOKENCAST_SLOT is not a setting; did you mean TOKENCAST_SLOTS?"),
         ("TOKENCAST_APIKEY", "TOKENCAST_APIKEY is not a setting; did you mean TOKENCAST_API_KEY?"),
@@ -235,15 +237,15 @@ def test_a_server_of_ones_own_needs_no_key(
                                  "set OPENAI_BASE_URL instead"),
     ],
 )  # fmt: skip
-def test_a_name_that_nothing_reads_is_told_with_the_nearest(
-    monkeypatch: pytest.MonkeyPatch, name: str, said: str
+def test_an_unknown_variable_is_reported_with_the_most_similar_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.setenv(name, "5")
-    assert unknown_variables() == {name: said}
+    assert unknown_variables() == {name: expected}
     assert name not in environment(*unknown_variables())
 
 
-def test_names_that_are_known_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_variables_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENCAST_UPSTREAMS", json.dumps([{**GOOD, "api_key_env": "TOKENCAST_MY_KEY"}]))
     for name in (
         *(name for name, _, _ in variables() if name != "TOKENCAST_UPSTREAMS"),
@@ -253,5 +255,5 @@ def test_names_that_are_known_are_not_told(monkeypatch: pytest.MonkeyPatch) -> N
         "TOKENCAST_SERVICE_HOST", "TOKENCAST_GATEWAY_SERVICE_PORT_HTTP", "TOKENCAST_GATEWAY_PORT_8000_TCP_ADDR",
     ):  # fmt: skip
         monkeypatch.setenv(name, "5")
-    monkeypatch.setenv("TOKENCAST_PORT", "tcp://10.0.0.1:8000")  # what Kubernetes says of a service `tokencast`
+    monkeypatch.setenv("TOKENCAST_PORT", "tcp://10.0.0.1:8000")  # what Kubernetes sets for a service named `tokencast`
     assert unknown_variables() == {}

@@ -1,5 +1,5 @@
-"""What a connection, a question or a generation took is free when it is over. Left to the collector, which comes
-rarely, those of half an hour were thousands."""
+"""The memory of a connection, a call or a generation is freed at its end, without the garbage collector. The collector
+runs rarely: the garbage of half an hour was thousands of objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from broker.concurrency.single_flight import SingleFlight
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationNotFound
 from broker.settings.settings import SIMULATED_KEY, Settings
-from tests.support import Writer, beside, gather, request_body, wait_until
+from tests.support import Writer, gather, in_background, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
@@ -39,19 +39,19 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def left(*kinds: type) -> list[Any]:
+def alive(*kinds: type) -> list[Any]:
     return [each for each in gc.get_objects() if isinstance(each, kinds)]
 
 
-def left_beside(known: list[Any], *kinds: type) -> list[Any]:
-    """But for what was there before: a test that ran earlier in this process may hold some."""
+def alive_except(known: list[Any], *kinds: type) -> list[Any]:
+    """Without the objects that existed before: an earlier test in this process may hold some."""
     ids = set(map(id, known))
-    return [each for each in left(*kinds) if id(each) not in ids]
+    return [each for each in alive(*kinds) if id(each) not in ids]
 
 
 @asynccontextmanager
 async def serving(broker: Broker, settings: Settings) -> AsyncGenerator[str]:
-    """A gateway in this process; its address."""
+    """A gateway in this process. Yields its URL."""
     sock = listen(settings)
 
     app = create_app(broker)
@@ -69,8 +69,8 @@ async def serving(broker: Broker, settings: Settings) -> AsyncGenerator[str]:
         await task
 
 
-@pytest.mark.parametrize("how", ["to the end", "leaves", "keeps alive"])
-async def test_a_connection_that_is_over_waits_for_no_collector(redis: EmbeddedRedis, how: str) -> None:
+@pytest.mark.parametrize("how", ["reads to the end", "disconnects", "keep-alive"])
+async def test_a_closed_connection_is_freed_immediately(redis: EmbeddedRedis, how: str) -> None:
     settings = Settings(REDIS_URL=redis.url, PORT="0")  # type: ignore[call-arg]
     async with connect(settings=settings) as broker, serving(broker, settings) as url:
         writer = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
@@ -78,10 +78,10 @@ async def test_a_connection_that_is_over_waits_for_no_collector(redis: EmbeddedR
         path = f"/v1/generations/{writer.gid}/events"
         with no_collector():
             async with httpx2.AsyncClient(base_url=url) as http:
-                if how == "keeps alive":
+                if how == "keep-alive":
                     for _ in range(3):
                         assert (await http.get(f"/v1/generations/{writer.gid}")).status_code == 200
-                elif how == "leaves":
+                elif how == "disconnects":
                     async with http.stream("GET", path) as response:
                         await anext(response.aiter_raw())
                 else:
@@ -90,19 +90,19 @@ async def test_a_connection_that_is_over_waits_for_no_collector(redis: EmbeddedR
                     await writer.finish()
                     (response,) = await gather(reading)
                     assert b"event: completed" in response.content
-            await wait_until(lambda: not left(HttpProtocol))
+            await wait_until(lambda: not alive(HttpProtocol))
 
 
-async def test_a_question_that_failed_waits_for_no_collector() -> None:
+async def test_a_failed_call_is_freed_immediately() -> None:
     async def ask(gid: str) -> None:
         raise GenerationNotFound(gid)
 
-    asked = SingleFlight(ask)
+    flight = SingleFlight(ask)
     with no_collector():
         for _ in range(3):
             with pytest.raises(GenerationNotFound):
-                await asked.call("gen_x")
-        await wait_until(lambda: not left(GenerationNotFound))
+                await flight.call("gen_x")
+        await wait_until(lambda: not alive(GenerationNotFound))
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ async def test_a_question_that_failed_waits_for_no_collector() -> None:
         ("length=100000", "cancelled"),
     ],
 )
-async def test_a_generation_that_is_over_waits_for_no_collector(
+async def test_an_ended_generation_is_freed_immediately(
     redis: EmbeddedRedis, sim: str, monkeypatch: pytest.MonkeyPatch, directive: str, status: str
 ) -> None:
     monkeypatch.setattr("worker.ended_attempts.RETENTION", 0.1)
     kinds = (Attempt, Claim, UpstreamStream, UpstreamError, AttemptEnded)
     gc.collect()
-    known = left(*kinds)
-    mute = directive in ("fault=stall", "fault=silent")  # only these wait for a timeout; the others must not meet one
+    known = alive(*kinds)
+    mute = directive in ("fault=stall", "fault=silent")  # only these wait for a timeout; the others must not reach one
     settings = Settings(  # type: ignore[call-arg]
         REDIS_URL=redis.url,
         OPENAI_BASE_URL=sim,
@@ -138,7 +138,7 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
         max_output=100_000,
     )
     appender = Appender(settings)
-    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, beside(appender.run()):
+    async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, in_background(appender.run()):
         await appender.ready()
         generator = GenerationRunner(broker.store.redis, appender, upstreams, settings)
         with no_collector():
@@ -148,23 +148,23 @@ async def test_a_generation_that_is_over_waits_for_no_collector(
             running = asyncio.create_task(generator.run(claimed))
             del claimed
             if status == "cancelled":
-                await wait_until(lambda: any(attempt.published for attempt in left_beside(known, Attempt)))
+                await wait_until(lambda: any(attempt.published for attempt in alive_except(known, Attempt)))
                 await broker.cancel(gid)
             await gather(running)
             del running
             assert (await broker.get(gid)).status == status
-            await wait_until(lambda: not left_beside(known, *kinds))
+            await wait_until(lambda: not alive_except(known, *kinds))
 
 
-async def test_an_ending_that_is_refused_waits_for_no_collector(broker: Broker) -> None:
+async def test_a_refused_ending_is_freed_immediately(broker: Broker) -> None:
     gid = (await broker.enqueue(request_body())).id
     claimed = await claim(broker.store.redis, gid, broker.settings)
     assert isinstance(claimed, Claim)
     gc.collect()
-    known = left(Attempt)
+    known = alive(Attempt)
     with no_collector():
         attempt = Attempt(claimed, lambda attempt: attempt.abort("FENCED"))
         with pytest.raises(AttemptEnded):
             await attempt.finish(Ending(b"completed", "completed", b"{}", "stop", b"", b"", b"[]"))
         del attempt
-        await wait_until(lambda: not left_beside(known, Attempt))
+        await wait_until(lambda: not alive_except(known, Attempt))

@@ -1,4 +1,4 @@
-"""What subscribers feel: the loads W1 to W6 and W10."""
+"""Benchmarks of subscribers: the loads W1 to W6 and W10."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from tests.bench.table import Row, Target
 
 Rows = list[Row]
 REPLAYED = 5000
-SPEED = 50  # chunks a second of each, in W10
-SORTED = 7  # seconds, by which the gateway has told the quiet from those that speak
-PAGES = math.ceil((REPLAYED + 3) / PAGE)  # with what stands before and behind the chunks
+SPEED = 50  # chunks per second of each generation, in W10
+SORTED = 7  # seconds until the gateway has separated idle from active logs
+PAGES = math.ceil((REPLAYED + 3) / PAGE)  # including the events before and after the chunks
 
 
 def note(rows: Rows, system: str, received: Received) -> None:
-    """A star for what did not reach everybody."""
+    """Mark rows with a star if not every subscriber received every event."""
     for row in rows:
         if not received.whole:
             row.remarks.add(system)
 
 
-async def beside(load: Load, names: tuple[Name, ...], runs: int, messages: int) -> AsyncIterator[tuple[str, Received]]:
-    """The same load on each of the systems in turn, `runs` times."""
+async def alternating(
+    load: Load, names: tuple[Name, ...], runs: int, messages: int
+) -> AsyncIterator[tuple[str, Received]]:
+    """Run the same load on each system alternately, `runs` times."""
     wanted = await _available(names)
     async with systems(*wanted, messages=messages) as running:
         for _ in range(runs):
             for name, system in running.items():
-                yield name, await system.carry(load)
+                yield name, await system.run(load)
 
 
 async def _available(names: tuple[Name, ...]) -> tuple[Name, ...]:
@@ -58,20 +60,20 @@ async def _available(names: tuple[Name, ...]) -> tuple[Name, ...]:
 
 
 async def live(quick: bool, runs: int) -> Rows:
-    """W1: one generation, 200 chunks a second."""
+    """W1: one generation, 200 chunks per second."""
     table: Rows = []
-    everybody: tuple[Name, ...] = ("tokencast", "limit", "nchan", "usual")
+    all_systems: tuple[Name, ...] = ("tokencast", "limit", "nchan", "usual")
     for subscribers, targets, names in (
-        (100, ((Target(1.3, True, "nchan"),), (Target(4, True),), ()), everybody),
-        (1000, ((), (Target(35, True),), ()), everybody[:3] if quick else everybody),
-        (5000, ((), (Target(150, True),), (Target(0.95, False, "limit"),)), everybody[:2] if quick else everybody[:3]),
+        (100, ((Target(1.3, True, "nchan"),), (Target(4, True),), ()), all_systems),
+        (1000, ((), (Target(35, True),), ()), all_systems[:3] if quick else all_systems),
+        (5000, ((), (Target(150, True),), (Target(0.95, False, "limit"),)), all_systems[: 2 if quick else 3]),
     ):
         load = f"W1 · 1 live × {subscribers:,}, 200/s"
         p50, p99 = Row(load, "p50, ms", targets[0]), Row(load, "p99, ms", targets[1])
         rate, together = Row(load, "delivered/s", targets[2]), Row(load, "events per read")
         table += [p50, p99, rate, together]
         events = 300 if quick else 1000
-        async for name, got in beside(Load(1, subscribers, events, 200, timeout=40), names, runs, events + 100):
+        async for name, got in alternating(Load(1, subscribers, events, 200, timeout=40), names, runs, events + 100):
             note([p50, p99, rate], name, got)
             together.add(name, got.events / got.recvs)
             p50.add(name, got.lat_us.p50 / 1000)
@@ -81,7 +83,7 @@ async def live(quick: bool, runs: int) -> Rows:
 
 
 async def flood(quick: bool, runs: int) -> Rows:
-    """W2: one generation as fast as it can be appended. The peers get fewer events: they would take minutes."""
+    """W2: one generation as fast as it can be appended. The peers get fewer events, since they would take minutes."""
     load = "W2 · 1 flood × 500"
     row = Row(
         load, "delivered/s", (Target(0.75, False, "limit"), Target(20, False, "nchan"), Target(100, False, "usual"))
@@ -96,19 +98,19 @@ async def flood(quick: bool, runs: int) -> Rows:
     ):
         for _ in range(runs):
             for name, system in running.items():
-                got = await system.carry(whole if name in ("tokencast", "limit") else part)
+                got = await system.run(whole if name in ("tokencast", "limit") else part)
                 note([row], name, got)
                 row.add(name, got.ev_s)
                 together.add(name, got.events / got.recvs)
-            got = await pair.carry(whole)
+            got = await pair.run(whole)
             note([two], "tokencast", got)
             two.add("tokencast", got.ev_s)
     return [row, together, two]
 
 
-async def many(quick: bool, runs: int) -> Rows:
-    """W3: 200 live generations with 5 subscribers each; the limit sends as often to as many, of one. And on, until a
-    load is not carried any more."""
+async def many_generations(quick: bool, runs: int) -> Rows:
+    """W3: 200 live generations with 5 subscribers each. The limit sends one generation, as often and to the same
+    number. Then the rate grows until the load is no longer sustained."""
     table: Rows = []
     few: tuple[Name, ...] = ("tokencast", "limit", "nchan")
     for rate, most, names in ((50, 30, few if quick else (*few, "usual")), (200, 150, few[:2])):
@@ -120,7 +122,7 @@ async def many(quick: bool, runs: int) -> Rows:
         )
         table += [p50, p99, delivered]
         events = rate * (2 if quick else 4)
-        async for name, got in beside(Load(200, 5, events, rate, timeout=30), names, runs, events + 100):
+        async for name, got in alternating(Load(200, 5, events, rate, timeout=30), names, runs, events + 100):
             note([p50, p99, delivered], name, got)
             p50.add(name, got.lat_us.p50 / 1000)
             p99.add(name, got.lat_us.p99 / 1000)
@@ -129,41 +131,42 @@ async def many(quick: bool, runs: int) -> Rows:
         load = "W3 · 200 live × 5, 200/s each, two processes"
         p99 = Row(load, "p99, ms")
         for _ in range(runs):
-            got = await pair.carry(Load(200, 5, 400 if quick else 800, 200, timeout=30))
+            got = await pair.run(Load(200, 5, 400 if quick else 800, 200, timeout=30))
             note([p99], "tokencast", got)
             p99.add("tokencast", got.lat_us.p99 / 1000)
         table.append(p99)
     if not quick:
-        table += await _largest()
+        table += await _maximum()
     return table
 
 
-async def _largest() -> Rows:
-    carried, p99 = Row("W3 · 200 live × 5, the most", "appends/s"), Row("W3 · 200 live × 5, the most", "p99, ms")
+async def _maximum() -> Rows:
+    sustained, p99 = Row("W3 · 200 live × 5, maximum", "appends/s"), Row("W3 · 200 live × 5, maximum", "p99, ms")
     best: tuple[int, float] = (0, 0.0)
     async with tokencast() as system:
         for rate in (100, 150, 200, 250, 300, 400, 500, 600, 800):
-            got = await system.carry(Load(200, 5, rate * 4, rate, timeout=30))
+            got = await system.run(Load(200, 5, rate * 4, rate, timeout=30))
             if not got.whole or got.ev_s < 0.97 * rate * 1000 or got.lat_us.p99 > 1_000_000:
                 break
             best = rate * 200, got.lat_us.p99 / 1000
-    carried.add("tokencast", best[0])
+    sustained.add("tokencast", best[0])
     p99.add("tokencast", best[1])
-    return [carried, p99]
+    return [sustained, p99]
 
 
 async def replay(quick: bool, runs: int) -> Rows:
-    """W4: a finished generation of 5,000 chunks, everybody at once, from the first connect to the last event."""
+    """W4: a finished generation of 5,000 chunks for all subscribers at once, from the first connect to the last
+    event."""
     load = "W4 · replay of 5,000 × 500"
     rate = Row(load, "delivered/s", (Target(0.75, False, "limit"), Target(15, False, "nchan")))
-    reads = Row(load, "times read from Redis", (Target(1, True),))
+    reads = Row(load, "reads of the log from Redis", (Target(1, True),))
     whole = Load(1, 500, REPLAYED, replay=True, timeout=60)
     part = Load(1, 500, 1000, replay=True, timeout=60)
     async with systems(*await _available(("tokencast", "limit", "nchan", "usual"))) as running:
         for _ in range(runs):
             for name, system in running.items():
                 before = await pages_read(system)
-                got = await system.carry(whole if name in ("tokencast", "limit") or not quick else part)
+                got = await system.run(whole if name in ("tokencast", "limit") or not quick else part)
                 note([rate], name, got)
                 rate.add(name, got.events / ((got.last_us - got.start_us) / 1e6))
                 if isinstance(system, Tokencast):
@@ -180,10 +183,10 @@ async def pages_read(system: System) -> int:
 
 
 async def idle(quick: bool, runs: int) -> Rows:
-    """W5: subscribers of a generation that waits."""
+    """W5: subscribers of a queued generation."""
     connections = 2000 if quick else 10_000
     load = f"W5 · {connections:,} idle"
-    memory, cpu = Row(load, "KiB each", (Target(18, True),)), Row(load, "% of a core", (Target(2, True),))
+    memory, cpu = Row(load, "KiB per subscriber", (Target(18, True),)), Row(load, "% of a core", (Target(2, True),))
     connects = Row(load, "connects/s", (Target(3000),))
     for _ in range(1 if quick else runs):
         for name in await _available(("tokencast", "nchan")):
@@ -207,23 +210,24 @@ async def idle(quick: bool, runs: int) -> Rows:
     return [memory, cpu, connects]
 
 
-async def alone(quick: bool, runs: int) -> Rows:
-    """W6: one subscriber, 50 chunks a second."""
+async def single(quick: bool, runs: int) -> Rows:
+    """W6: one subscriber, 50 chunks per second."""
     load = "W6 · 1 live × 1, 50/s"
     p50, p99 = Row(load, "p50, ms", (Target(0.8, True),)), Row(load, "p99, ms", (Target(2, True),))
     events = 100 if quick else 300
     names: tuple[Name, ...] = ("tokencast", "limit", "nchan", "usual")
-    async for name, got in beside(Load(1, 1, events, 50), names, runs, events + 100):
+    async for name, got in alternating(Load(1, 1, events, 50), names, runs, events + 100):
         note([p50, p99], name, got)
         p50.add(name, got.lat_us.p50 / 1000)
         p99.add(name, got.lat_us.p99 / 1000)
     return [p50, p99]
 
 
-async def quiet(quick: bool, runs: int) -> Rows:
-    """W10: ten generations speak, 50 chunks a second each; followed are they alone, or 990 silent ones too."""
+async def mostly_idle(quick: bool, runs: int) -> Rows:
+    """W10: ten active generations with 50 chunks per second each, followed on their own or together with 990 idle
+    ones."""
     row = Row(
-        "W10 · 1,000 followed, 10 of them live", "Redis CPU per chunk / that with 10 followed", (Target(1.5, True),)
+        "W10 · 1,000 followed, 10 of them live", "Redis CPU per chunk, relative to 10 followed", (Target(1.5, True),)
     )
     seconds = 2 if quick else 5
     async with tokencast() as system:
@@ -234,7 +238,7 @@ async def quiet(quick: bool, runs: int) -> Rows:
 
 
 async def _cost(system: Tokencast, followed: int, after: int, seconds: int) -> float:
-    """Redis's CPU seconds per delivered chunk, from so many seconds after the beginning on."""
+    """Redis's CPU seconds per delivered chunk, beginning `after` seconds after the start."""
     events = (after + seconds) * SPEED
     names = await system.begin(followed)
     live = names[:: followed // 10]
@@ -259,6 +263,6 @@ async def _cost(system: Tokencast, followed: int, after: int, seconds: int) -> f
 
 
 async def _redis_cpu(system: Tokencast) -> float:
-    """Its seconds; the kernel's own count has ten milliseconds for the smallest step."""
+    """Redis's CPU seconds from its own count, since the kernel's has a resolution of ten milliseconds."""
     lines = (await system.broker.store.redis.info("cpu", "")).decode().splitlines()
     return sum(float(line.split(":")[1]) for line in lines if line.startswith(("used_cpu_sys:", "used_cpu_user:")))
