@@ -149,6 +149,7 @@ _BY_CODE = {
     "upstream_timeout": 504,
     "timeout": 504,
     "storage_full": 503,
+    "queue_timeout": 503,
     "attempts_exhausted": 500,
 }
 

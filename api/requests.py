@@ -79,13 +79,17 @@ async def read_request(request: Request, broker: Broker) -> CompletionRequest:
     return await broker.parse(await read_body(request, broker.settings.max_body))
 
 
-async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
-    """Submit a checked body, under the request's Idempotency-Key if it has one."""
+async def submit(
+    broker: Broker, request: Request, asked: CompletionRequest, tenant: str, queue_timeout: float
+) -> Created:
+    """Submit a checked body, under the request's Idempotency-Key if it has one. `queue_timeout`: seconds for which it
+    may wait if the body does not say."""
     given = set(request.headers.getlist("idempotency-key"))
     if len(given) > 1:
         raise InvalidRequest("`Idempotency-Key` is given more than once.", param="idempotency-key")
     request.scope[ACCEPTED] = ""
-    created = await broker.submit(asked, tenant, next(iter(given), None), request.is_disconnected)
+    key = next(iter(given), None)
+    created = await broker.submit(asked, tenant, key, request.is_disconnected, queue_timeout=queue_timeout)
     request.scope[ACCEPTED] = created.id
     logger.info("%s: %s (%s)", created.id, "requested again" if created.replayed else "accepted", REQUEST_ID.get())
     return created

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from broker.queue.tickets import JOB_NAME, Queue, deserialize, serialize, upstre
 from broker.redis.client import Redis, open_pool, topology_of, without_password
 from broker.redis.connection import RespConnection
 from broker.redis.errors import RespError, describe_error, forbidden_command
-from broker.settings.settings import Settings
+from broker.settings.settings import NO_LANE, Settings
 from broker.store import commands as store_commands
 from broker.store import keys
 from worker.appender import Appender
@@ -193,7 +193,16 @@ class Consumer:
         )
         places.note_born(pulled.born)
         self._granted.update(ticket.decode() for ticket in pulled.tickets)
+        if pulled.misplaced:
+            await self._place(pulled.misplaced)
         return pulled
+
+    async def _place(self, tickets: Sequence[Ticket]) -> None:
+        """Put tickets into the lanes of their models. Without one, this worker runs and fails them."""
+        models = await self._store.pipeline([("HGET", keys.meta(ticket.gid), "md") for ticket in tickets])
+        for ticket, model in zip(tickets, models, strict=True):
+            lane = self._settings.lane_of((model or b"").decode())
+            await self._queue.offer(ticket._replace(lane=self._upstreams[0].resource if lane == NO_LANE else lane))
 
     async def run_job(
         self, ctx: dict[str, Any], gid: str, tenant: str, resource: str, lane: str, priority: int, tokens: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from broker.ids import created_ms
 from broker.redis.client import Argument, Redis, Script
 from broker.store import keys
 
@@ -42,11 +43,13 @@ class UpstreamLimits(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """`tickets`: names for arq. `wait_ms`: time until something may change; None if unknown. `born`: see pull.lua."""
+    """`tickets`: names for arq. `wait_ms`: time until something may change; None if unknown. `born`: see pull.lua.
+    `misplaced`: tickets to put into another lane, which they do not name yet."""
 
     tickets: Sequence[bytes]
     wait_ms: int | None
     born: int
+    misplaced: Sequence[Ticket]
 
 
 class Place(NamedTuple):
@@ -85,8 +88,13 @@ async def pull(
     parts: list[Argument] = [most, lease_ms, born, tenant_running, other_tenants, ageing_ms]
     for one in upstreams:
         parts += (one.resource, one.concurrency, one.per_minute, one.tokens_per_minute, int(one.adaptive), one.weight)
-    tickets, wait, since = await redis.run(PULL, [], parts)
-    return Pulled(tickets, int(wait) if int(wait) >= 0 else None, int(since))
+    tickets, wait, since, misplaced = await redis.run(PULL, [], parts)
+    return Pulled(tickets, int(wait) if int(wait) >= 0 else None, int(since), [_misplaced(*one) for one in misplaced])
+
+
+def _misplaced(member: bytes, tenant: bytes, priority: int) -> Ticket:
+    gid, number, tokens = member.decode().split(".")
+    return Ticket(gid, tenant.decode(), int(number), "", priority, int(tokens), created_ms(gid))
 
 
 async def begun(redis: Redis, gid: str, resource: str) -> None:

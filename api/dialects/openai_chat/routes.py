@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +23,7 @@ from broker.broker import Broker
 from broker.completion.fold import finish_reason
 from broker.completion.merging import as_call
 from broker.completion.text import json_text
+from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
 from broker.fanout.feed import Feed
 from broker.generation import Generation
@@ -55,7 +59,7 @@ class ChatCompletionRoutes:
         if self._connections.draining:
             return draining_error({"retry-after": "1"})  # another gateway takes it
         self._access.subscribers.check(tenant)
-        created = await submit(self._broker, request, asked, tenant)
+        created = await submit(self._broker, request, asked, tenant, self._broker.settings.retry_budget)
         headers = {"x-generation-id": created.id}
         if created.replayed:
             headers["idempotent-replayed"] = "true"
@@ -79,14 +83,34 @@ class ChatCompletionRoutes:
         """Return the response to an accepted generation, streamed or whole as requested."""
 
         async def begin(feed: Feed, generation: Generation) -> Start | Response:
-            if not asked.stream:
-                return await self._whole(request, feed, tenant)
-            refused = await self._refusal(feed, tenant)
+            async with self._expire_in_time(generation):
+                if not asked.stream:
+                    return await self._whole(request, feed, tenant)
+                refused = await self._refusal(feed, tenant)
             return refused or Start(feed, dialect, await self._newest_attempt(generation))
 
         response = await self._follow.generation(ReadAccess(tenant), gid, begin)
         response.headers.update(headers)
         return response
+
+    @asynccontextmanager
+    async def _expire_in_time(self, generation: Generation) -> AsyncGenerator[None]:
+        """End a generation whose waiting has lasted too long while the block runs: reapers look every two seconds, and
+        the caller would no longer get the error's status."""
+        if generation.deadline is None:
+            yield
+            return
+
+        async def expire(deadline: float) -> None:
+            await asyncio.sleep(deadline - await self._broker.store.clock.now())
+            with suppress(StorageUnavailable):
+                await self._broker.expire(generation.id)
+
+        task = asyncio.create_task(expire(generation.deadline))
+        try:
+            yield
+        finally:
+            await cancel_and_wait((task,))
 
     async def _refusal(self, feed: Feed, tenant: str) -> Response | None:
         """Return the error of a generation that failed before its first chunk; None if it did not."""

@@ -6,7 +6,8 @@
 --       tenants with others ({tenant: [running, weight]}; '' = none), ms after which a priority is next, then for each
 --       upstream that the caller can use: name, most at once, per minute, tokens per minute (0 = any), 1 = learns its
 --       limit, weight (0 = in order)
--- Returns tickets, ms until something may change (-1 = unknown), born
+-- Returns tickets, ms until something may change (-1 = unknown), born, and {ticket, tenant, priority} of tickets in lanes
+-- that no process serves: they have been removed, and the caller puts them into another lane
 local most, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local tenant_limit, others = tonumber(ARGV[4]), ARGV[5] ~= '' and cjson.decode(ARGV[5]) or {}
 local ageing = tonumber(ARGV[6])
@@ -19,7 +20,7 @@ local function look_again(at)
 end
 
 local born = trusted_since(now, lease, ARGV[3])
-if now - born < GRACE then return {{}, int(born + GRACE - now), int(born)} end
+if now - born < GRACE then return {{}, int(born + GRACE - now), int(born), {}} end
 
 local paused, flat = {}, redis.call('HGETALL', 'tc:paused')
 for i = 1, #flat, 2 do paused[flat[i]] = true end
@@ -35,7 +36,7 @@ if first[2] then look_again(math.max(tonumber(first[2]), now + 1)) end
 for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'tc:fullz', '-inf', int(now), 'LIMIT', 0, 20)) do readmit(tenant) end
 local ends = redis.call('ZRANGE', 'tc:fullz', 0, 0, 'WITHSCORES')
 if ends[2] then look_again(tonumber(ends[2])) end
-if paused.all then return {{}, -1, int(born)} end
+if paused.all then return {{}, -1, int(born), {}} end
 
 local known, used = {}, {}
 for i = 7, #ARGV, 6 do
@@ -131,6 +132,32 @@ for i = 1, #flat, 2 do
       local at = tonumber(redis.call('HGET', 'tc:at', level) or now)
       if at > now then redis.call('HSET', 'tc:at', level, int(now)) end
       starved[level] = now - at > ageing
+    end
+  end
+end
+
+-- Lanes that were named by settings which no process has any more, or has yet.
+local misplaced = {}
+local function is_served(text)
+  for name in string.gmatch(text, '[^,]+') do
+    local at = redis.call('HGET', state(name), 'maxat')
+    if at and now - tonumber(at) < MINUTE then return true end
+  end
+  return false
+end
+for text, lane in pairs(lanes) do
+  if not lane[1] and not is_served(text) then
+    for p = 1, 5 do
+      local level = text .. ':' .. p
+      for _, tenant in ipairs(redis.call('ZRANGE', turns(level), 0, 9)) do
+        for _, member in ipairs(redis.call('ZRANGE', waiting(level, tenant), 0, 9)) do
+          redis.call('ZREM', waiting(level, tenant), member)
+          count('tc:depth', level, -1)
+          count('tc:qn', tenant, -1)
+          misplaced[#misplaced + 1] = {member, tenant, p}
+        end
+        if redis.call('EXISTS', waiting(level, tenant)) == 0 then redis.call('ZREM', turns(level), tenant) end
+      end
     end
   end
 end
@@ -272,4 +299,4 @@ while #tickets < most and looks < LOOKS do
     end
   end
 end
-return {tickets, next_at and int(next_at - now) or -1, int(born)}
+return {tickets, next_at and int(next_at - now) or -1, int(born), misplaced}

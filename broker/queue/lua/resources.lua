@@ -11,7 +11,7 @@ local function governing(h, name, given, now, key)
   if lower or now - at > 30000 or now < at then
     known = given
     redis.call('HSET', key, name, given, name .. 'at', int(now))
-  elseif known == given and now - at > 10000 then
+  elseif now - at > 10000 and known == given then
     redis.call('HSET', key, name .. 'at', int(now))
   end
   return known
