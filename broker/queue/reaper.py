@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
 from broker.queue.commands import Ticket
+from broker.queue.refill import Refill
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, RedisError
 from broker.redis.continuity import SLOW, Continuity
@@ -39,6 +40,7 @@ class Reaper:
         self._redis = redis
         self._queue = queue
         self._data_loss = data_loss
+        self._refill = Refill(redis, queue, settings)
         self._settings = settings
         self._lease_ms = int(settings.lease * 1000)
         self._max_attempts = settings.max_attempts
@@ -55,8 +57,16 @@ class Reaper:
     async def run(self) -> None:
         """Sweep until cancelled; survives every error."""
         while True:
-            await asyncio.gather(*map(self._try_sweep, self.continuity))
+            await asyncio.gather(self._try_refill(), *map(self._try_sweep, self.continuity))
             await asyncio.sleep(self._period * random.uniform(0.8, 1))
+
+    async def _try_refill(self) -> None:
+        try:
+            await self._refill.check()
+        except StorageUnavailable:
+            log.debug("the queue cannot be checked")
+        except Exception:
+            log.exception("refilling the queue failed")
 
     async def _try_sweep(self, group: str) -> None:
         """Sweep one group; each server of a cluster separately, so that an unavailable one does not delay the

@@ -1,0 +1,99 @@
+"""Puts the waiting generations back into a queue that has lost its data.
+
+The loss is noticed by `born`, which pull.lua and hold.lua write: a process that finds another one than before, or a
+young one at its start, offers every generation that waits, shard by shard. Of several processes one takes a shard.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from broker.errors import StorageUnavailable
+from broker.ids import SHARDS, created_ms
+from broker.queue.commands import Ticket
+from broker.queue.tickets import Queue
+from broker.redis.client import Redis
+from broker.request.options import DEFAULT_PRIORITY
+from broker.settings.settings import Settings
+from broker.store import keys
+
+AT_ONCE = 200  # tickets of one pipeline
+CLAIM_MS = 60_000  # time for which a process has a shard
+YOUNG = 60.0  # seconds; a queue of this age may be the successor of one with data
+FIELDS = ("st", "own", "tn", "md", "ln", "pr", "es", "ra", "nt", "tk")
+log = logging.getLogger("tokencast.queue")
+
+
+class Refill:
+    """Watches the queue's Redis; `check` is called every few seconds."""
+
+    def __init__(self, logs: Redis, queue: Queue, settings: Settings) -> None:
+        self._logs = logs
+        self._queue = queue
+        self._settings = settings
+        self._born: bytes | None = None
+
+    async def check(self) -> None:
+        """Refill the queue if it has lost its data since the last call. Raises StorageUnavailable."""
+        born, now = await self._queue.redis.pipeline([("GET", keys.BORN), ("TIME",)])
+        known, self._born = self._born, born or self._born
+        if born is None or born == known:
+            return
+        if known is None and int(now[0]) - int(born) / 1000 > YOUNG:
+            return
+        try:
+            await self._refill()
+        except StorageUnavailable:
+            self._born = known
+            raise
+
+    async def _refill(self) -> None:
+        began, offered = time.monotonic(), 0
+        claims = [("SET", keys.refill(shard), "1", "NX", "PX", CLAIM_MS) for shard in SHARDS]
+        taken = await self._queue.redis.pipeline(claims)
+        for shard, reply in zip(SHARDS, taken, strict=True):
+            if reply is not None:
+                offered += await self._refill_shard(shard)
+        if offered:
+            log.warning("queue refilled: %d generations in %.1f s", offered, time.monotonic() - began)
+
+    async def _refill_shard(self, shard: str) -> int:
+        gids = [gid.decode() for gid in await self._logs.execute("ZRANGE", keys.live(shard), 0, -1)]
+        offered = 0
+        for first in range(0, len(gids), AT_ONCE):
+            some = gids[first : first + AT_ONCE]
+            metas = await self._logs.pipeline([("HMGET", keys.meta(gid), *FIELDS) for gid in some])
+            tickets = [self._ticket(gid, *meta) for gid, meta in zip(some, metas, strict=True) if _waits(meta)]
+            await self._queue.offer_many(tickets)
+            offered += len(tickets)
+        return offered
+
+    def _ticket(
+        self,
+        gid: str,
+        _status: bytes,
+        _own: bytes,
+        tenant: bytes,
+        model: bytes,
+        lane: bytes | None,
+        priority: bytes | None,
+        tokens: bytes | None,
+        run_at: bytes | None,
+        not_before: bytes | None,
+        number: bytes,
+    ) -> Ticket:
+        return Ticket(
+            gid,
+            tenant.decode(),
+            int(number),
+            self._settings.current_lane((lane or b"").decode(), model.decode()),
+            int(priority or DEFAULT_PRIORITY),
+            int(tokens or 0),
+            int(run_at or created_ms(gid)),
+            max(int(run_at or 0), int(not_before or 0)),
+        )
+
+
+def _waits(meta: list[bytes | None]) -> bool:
+    return meta[0] == b"queued" and not meta[1]
