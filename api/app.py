@@ -58,7 +58,9 @@ def create_app(broker: Broker) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        background = [asyncio.create_task(part) for part in (reaper.run(), metrics.run(), connections.run())]
+        background = [
+            asyncio.create_task(part) for part in (reaper.run(), metrics.run(), connections.run(), broker.waiting.run())
+        ]
         yield
         await cancel_and_wait(background)
         for one in mounted:

@@ -40,6 +40,7 @@ from broker.settings.messages import format_errors
 from broker.settings.settings import Settings
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
+from broker.waiting import Waiting
 
 logger = logging.getLogger("tokencast.broker")
 
@@ -72,6 +73,7 @@ class Broker:
             heartbeat=settings.heartbeat,
             cache_bytes=settings.cache_bytes,
         )
+        self.waiting = Waiting(self.store, self.queue, self.hub)
         self.created = Count()
         self.ended = Count()
         """Generations that this process has ended, by upstream, model, status and code."""
@@ -185,7 +187,8 @@ class Broker:
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Return a generation with its text so far. Raises GenerationNotFound, GenerationGone or StorageUnavailable."""
-        return await self.store.get(gid, tenant)
+        [generation] = await self.waiting.explain([await self.store.get(gid, tenant)], tenant)
+        return generation
 
     async def list(
         self,
@@ -201,7 +204,8 @@ class Broker:
             raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
         if not 1 <= limit <= LIST_LIMIT:
             raise InvalidRequest(f"`limit` must be between 1 and {LIST_LIMIT}.", param="limit")
-        return Page(*await self.store.list(tenant, status, limit, after))
+        found, more = await self.store.list(tenant, status, limit, after)
+        return Page(await self.waiting.explain(found, tenant), more)
 
     async def wait(self, gid: str, *, timeout: float | None = None, tenant: str = OPEN_TENANT) -> Generation:
         """Wait until a generation has ended; return it with its text, whether it has completed, failed or been

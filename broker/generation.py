@@ -24,7 +24,7 @@ TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _SAME = tuple(name for name in records.GenerationSummary.__struct_fields__ if name not in ("object", "cursor"))
 FIELDS = (
     *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
-    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd"),
+    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es"),
 )
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
@@ -55,6 +55,10 @@ class Generation:
     """The upstreams that serve its model, in the queue's notation."""
     deadline: float | None = None
     """End of its waiting."""
+    ticket: int = 1
+    """Number of its ticket."""
+    tokens: int = 0
+    """Tokens that a call reserves."""
     finish_reason: str | None = None
     text: str = ""
     choices: Sequence[Json] = ()
@@ -152,6 +156,8 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
         lane=_text(m["ln"]) or "",
         deadline=_seconds(m["qd"]),
+        ticket=int(m["tk"] or 1),
+        tokens=int(m["es"] or 0),
         finish_reason=(m["fr"] or b"").decode() or None,
         trace=(m["tp"] or b"").decode(),
     )

@@ -33,8 +33,6 @@ STORAGE_FULL_TIMEOUT = 30.0  # seconds of "out of memory" replies after which an
 MOVING_PAUSE = 0.05  # seconds until the next try while a cluster moves a shard
 FULL_PAUSE = 0.25  # seconds until the next try if Redis is full
 log = logging.getLogger("tokencast.worker")
-
-
 TOUCHING, RESTORING = -1, -2
 
 
@@ -252,11 +250,11 @@ class ShardAppender:
             quiet, untouched = now - attempt.replied_at, now - attempt.touched_at
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
-                gid, own = attempt.claim.gid, attempt.claim.own
-                command = touch_command(
-                    gid, own, self._lease_ms, with_live=attempt not in self._migrating, begun=attempt.begun
-                )
-                calls.append(Call(attempt, TOUCHING, command))
+                calls.append(Call(attempt, TOUCHING, self._touch_command(attempt)))
+
+    def _touch_command(self, attempt: Attempt) -> tuple[Argument, ...]:
+        claim, whole = attempt.claim, attempt not in self._migrating
+        return touch_command(claim.gid, claim.own, self._lease_ms, with_live=whole, begun=attempt.begun)
 
     def _append_command(self, attempt: Attempt, last: int) -> tuple[Argument, ...]:
         claim, acked = attempt.claim, attempt.acked

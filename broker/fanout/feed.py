@@ -13,6 +13,10 @@ from broker.generation import Generation
 from broker.ids import Cursor
 
 
+def _waiting(generation: Generation) -> Generation | None:
+    return generation if generation.status == "queued" else None
+
+
 class OutOfOrder(Exception):
     """An entry does not follow the tail: the log went back or lost entries, and must be read again."""
 
@@ -35,6 +39,8 @@ class Feed:
         self.ended = generation.ended
         self.has_chunk = generation.first_token_at is not None
         self.gone = False
+        self.waits = _waiting(generation)
+        """The generation while it waits in the queue; None once a worker has it."""
         # For fanout/timing.py: the last delivered position and its time, the newest entry, and whether the first chunk
         # was delivered.
         self.timed = True
@@ -49,6 +55,7 @@ class Feed:
             self._clear_buffers()
         self.tail = generation.cursor
         self.ended = generation.ended
+        self.waits = _waiting(generation)
         self.gone = False
         self.has_chunk = self.first_chunk_delivered = generation.first_token_at is not None
         self.delivered_attempt = -1
@@ -108,6 +115,7 @@ class Feed:
             self.has_chunk = True
         elif kind in (STARTED, RESET):
             self.has_chunk = False
+            self.waits = None
         elif kind in TERMINAL:
             self.ended = True
             self.gone = kind == GONE

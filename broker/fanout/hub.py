@@ -92,6 +92,10 @@ class Hub:
             if feed.users == 0:
                 self._release(feed)
 
+    def waiting_feeds(self) -> list[Feed]:
+        """Return the followed feeds whose generations wait in the queue."""
+        return [feed for feed in self._feeds.values() if feed.users and feed.waits is not None and not feed.ended]
+
     def _release(self, feed: Feed) -> None:
         self._readers.unfollow(feed)
         for buffer in feed.buffers.values():

@@ -156,8 +156,11 @@ async def withdraw(redis: Redis, ticket: Ticket) -> bool:
     return bool(await redis.run(WITHDRAW, [], [gid, number, tokens, lane, priority, tenant, order_ms]))
 
 
-async def position(redis: Redis, ticket: Ticket) -> int | None:
-    """Return the position in its lane, from 1; None if it does not wait there or cannot be told cheaply."""
-    gid, tenant, number, lane, priority, tokens, *_ = ticket
-    found = int(await redis.run(POSITION, [], [gid, number, tokens, lane, priority, tenant]))
-    return found if found > 0 else None
+async def positions(redis: Redis, tickets: Sequence[Ticket]) -> list[int | None]:
+    """Return the positions in their lanes, from 1; None for one that does not wait there, or whose position cannot be
+    told cheaply."""
+    calls = [
+        ((), (ticket.gid, ticket.number, ticket.tokens, ticket.lane, ticket.priority, ticket.tenant))
+        for ticket in tickets
+    ]
+    return [int(found) if int(found) > 0 else None for found in await redis.run_many(POSITION, calls)]

@@ -75,9 +75,14 @@ class Queue:
         """Remove a ticket. A worker that already has it finds the generation ended."""
         await commands.withdraw(self.redis, ticket)
 
-    async def position(self, ticket: Ticket) -> int | None:
-        """Return the position in its lane, from 1; None if it does not wait there or cannot be told cheaply."""
-        return await commands.position(self.redis, ticket)
+    async def positions(self, tickets: Sequence[Ticket]) -> list[int | None]:
+        """Return the positions in their lanes, from 1; None for one that does not wait there, or whose position cannot
+        be told cheaply."""
+        return await commands.positions(self.redis, tickets)
+
+    async def full_levels(self, tenant: str) -> frozenset[str]:
+        """Return the levels in which a tenant waits because it is at its limit."""
+        return frozenset(level.decode() for level in await self.redis.execute("SMEMBERS", keys.full(tenant)))
 
     async def depth(self) -> int:
         return (await self.queue_depth()).depth

@@ -169,7 +169,7 @@ TICK = "tc:tick"
 """string · ms of the newest pull or hold · 7 d · pull, hold"""
 
 PAUSED = "tc:paused"
-"""hash · `all`, `u:<upstream>` or `t:<tenant>` → ms since when it is paused · stays · operators"""
+"""hash · `all`, `u:<upstream>` or `t:<tenant>` → ms since when it is paused · 30 d, renewed by pull · operators"""
 
 
 def refill(shard: str) -> str:

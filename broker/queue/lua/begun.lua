@@ -10,7 +10,7 @@ local key, now = state(resource), now_ms()
 local h = load(resource)
 redis.call('HSET', key, 'okat', int(now))
 redis.call('EXPIRE', key, WEEK)
-redis.call('DEL', 'tc:fg:' .. resource)
+redis.call('DEL', failures(resource))
 if redis.call('ZSCORE', places(resource), gid) then
   redis.call('SADD', begun(resource), gid)
   redis.call('EXPIRE', begun(resource), 86400)
@@ -22,7 +22,7 @@ if h.circuit == 'open' then
   return 'OK'
 end
 local limit = tonumber(h.L or limit_of(h, tonumber(h.max or 0), true))
-if redis.call('ZCARD', places(resource)) < limit or redis.call('EXISTS', 'tc:depth') == 0 then return 'OK' end
+if redis.call('ZCARD', places(resource)) < limit or redis.call('EXISTS', DEPTH) == 0 then return 'OK' end
 local ceil, held, need = tonumber(h.ceil or ''), tonumber(h.held or 0) + 1, tonumber(h.need or 2)
 if not ceil then
   limit = limit + 1

@@ -11,6 +11,9 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+local DEPTH, COUNTS, TIMES, LATER, FULL = 'tc:depth', 'tc:qn', 'tc:at', 'tc:later', 'tc:fullz'
+local BELL, BORN, TICK, PAUSED, READY, WORKERS = 'tc:bell', 'tc:born', 'tc:tick', 'tc:paused', 'tc:ready', 'tc:workers'
+
 local function waiting(level, tenant) return 'tc:w:' .. level .. ':' .. tenant end
 local function turns(level) return 'tc:turn:' .. level end
 local function full(tenant) return 'tc:full:' .. tenant end
@@ -18,6 +21,10 @@ local function running(tenant) return 'tc:r:' .. tenant end
 local function places(resource) return 'tc:ur:' .. resource end
 local function begun(resource) return 'tc:ub:' .. resource end
 local function state(resource) return 'tc:u:' .. resource end
+local function tags(priority) return 'tc:tag:' .. priority end
+local function failures(resource) return 'tc:fg:' .. resource end
+local function reservations(tenant) return 'tc:q:' .. tenant end
+local function job_of(ticket) return 'arq:job:' .. ticket end
 local function priority_of(level) return string.sub(level, -1) end
 
 local function count(key, field, by)
@@ -26,20 +33,20 @@ local function count(key, field, by)
 end
 
 local function ring()
-  if redis.call('LLEN', 'tc:bell') < 64 then redis.call('LPUSH', 'tc:bell', '') end
-  redis.call('EXPIRE', 'tc:bell', 60)
+  if redis.call('LLEN', BELL) < 64 then redis.call('LPUSH', BELL, '') end
+  redis.call('EXPIRE', BELL, 60)
 end
 
 -- Gives a tenant its place in the turns of a level, unless it has one or is at its limit. `back`: its last turn ended
 -- without a run, so it is not a round late.
 local function add_turn(level, tenant, back)
   if redis.call('SISMEMBER', full(tenant), level) == 1 then return end
-  local tags = redis.call('HMGET', 'tc:tag:' .. priority_of(level), tenant, '')
+  local tags = redis.call('HMGET', tags(priority_of(level)), tenant, '')
   local tag = math.max(tonumber(tags[1] or 0), tonumber(tags[2] or 0))
   if back then
     tag = tag - 1
-    redis.call('HSET', 'tc:tag:' .. priority_of(level), tenant, string.format('%.6f', tag))
-    redis.call('EXPIRE', 'tc:tag:' .. priority_of(level), WEEK)
+    redis.call('HSET', tags(priority_of(level)), tenant, string.format('%.6f', tag))
+    redis.call('EXPIRE', tags(priority_of(level)), WEEK)
   end
   redis.call('ZADD', turns(level), 'NX', tag, tenant)
   redis.call('EXPIRE', turns(level), WEEK)
@@ -50,7 +57,7 @@ local function readmit(tenant)
   local levels = redis.call('SMEMBERS', full(tenant))
   if #levels == 0 then return end
   redis.call('DEL', full(tenant))
-  redis.call('ZREM', 'tc:fullz', tenant)
+  redis.call('ZREM', FULL, tenant)
   for _, level in ipairs(levels) do add_turn(level, tenant, false) end
 end
 
@@ -59,9 +66,9 @@ local function add_waiting(level, tenant, member, order, now)
   local key = waiting(level, tenant)
   if redis.call('ZADD', key, 'NX', order, member) == 0 then return false end
   redis.call('EXPIRE', key, WEEK)
-  if redis.call('HEXISTS', 'tc:depth', level) == 0 then redis.call('HSET', 'tc:at', level, int(now)) end
-  redis.call('EXPIRE', 'tc:at', WEEK)
-  count('tc:depth', level, 1)
+  if redis.call('HEXISTS', DEPTH, level) == 0 then redis.call('HSET', TIMES, level, int(now)) end
+  redis.call('EXPIRE', TIMES, WEEK)
+  count(DEPTH, level, 1)
   add_turn(level, tenant, not string.match(member, '%.1%.%d+$'))
   return true
 end
@@ -76,13 +83,13 @@ end
 -- whose clock was set, may count too few. Workers put their places back within five seconds of noticing. `seen`: the
 -- time that the caller has seen before; '' if it has just started, and may be the first of all.
 local function trusted_since(now, lease, seen)
-  local born, tick = redis.call('GET', 'tc:born'), redis.call('GET', 'tc:tick')
+  local born, tick = redis.call('GET', BORN), redis.call('GET', TICK)
   local jumped = seen ~= '' and tick and (now - tick > math.max(lease, 3000) or tick - now > 1000)
   if not born or jumped then
     born = int(seen == '' and now - GRACE or now)
-    for _, tenant in ipairs(redis.call('ZRANGE', 'tc:fullz', 0, -1)) do redis.call('ZADD', 'tc:fullz', 0, tenant) end
+    for _, tenant in ipairs(redis.call('ZRANGE', FULL, 0, -1)) do redis.call('ZADD', FULL, 0, tenant) end
   end
-  redis.call('SET', 'tc:born', born, 'EX', WEEK)
-  redis.call('SET', 'tc:tick', int(now), 'EX', WEEK)
+  redis.call('SET', BORN, born, 'EX', WEEK)
+  redis.call('SET', TICK, int(now), 'EX', WEEK)
   return tonumber(born)
 end

@@ -46,7 +46,7 @@ elseif outcome == 'fail' then
   if h.circuit == 'open' then
     if h.probe == gid then open_circuit(math.min(MINUTE, tonumber(h.wait) * 2)) end
   else
-    local failed = 'tc:fg:' .. resource
+    local failed = failures(resource)
     redis.call('ZADD', failed, int(now), gid .. ' ' .. worker)
     redis.call('ZREMRANGEBYSCORE', failed, '-inf', int(now - 300000))
     redis.call('EXPIRE', failed, 300)
@@ -56,7 +56,7 @@ elseif outcome == 'fail' then
       if not generations[one] then generations[one], n = true, n + 1 end
       if not workers[by] then workers[by], w = true, w + 1 end
     end
-    local present = redis.call('ZCOUNT', 'tc:workers', int(now - 15000), '+inf')
+    local present = redis.call('ZCOUNT', WORKERS, int(now - 15000), '+inf')
     if n >= 5 and (w >= 2 or present < 2) then open_circuit(5000) end
   end
 elseif outcome == 'ok' then
@@ -69,6 +69,6 @@ if tpm > 0 and ARGV[8] ~= '' then
   redis.call('HSET', key, 'tt', string.format('%.3f', math.max(now, tonumber(h.tt or 0) - surplus)))
 end
 redis.call('EXPIRE', key, WEEK)
-if redis.call('EXISTS', 'tc:depth') == 1 then ring() end
+if redis.call('EXISTS', DEPTH) == 1 then ring() end
 local is = redis.call('HMGET', key, 'okat', 'circuit')
 return {int(tonumber(is[1] or 0)), int(now), is[2] == 'open' and 1 or 0}

@@ -5,16 +5,16 @@
 -- Returns 1, or 0 if it was there
 local gid, tenant, order, not_before = ARGV[1], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local member, level, now = gid .. '.' .. ARGV[2] .. '.' .. ARGV[3], ARGV[4] .. ':' .. ARGV[5], now_ms()
-redis.call('ZREM', 'tc:q:' .. tenant, gid)
+redis.call('ZREM', reservations(tenant), gid)
 if not_before > now then
   if redis.call('ZSCORE', waiting(level, tenant), member) then return 0 end
   local entry = table.concat({ARGV[4], ARGV[5], tenant, order, member}, ' ')
-  local added = redis.call('ZADD', 'tc:later', 'NX', int(not_before), entry)
-  redis.call('EXPIRE', 'tc:later', 2 * WEEK)
-  if added == 1 then count('tc:qn', tenant, 1) end
+  local added = redis.call('ZADD', LATER, 'NX', int(not_before), entry)
+  redis.call('EXPIRE', LATER, 2 * WEEK)
+  if added == 1 then count(COUNTS, tenant, 1) end
   return added
 end
 if not add_waiting(level, tenant, member, order, now) then return 0 end
-count('tc:qn', tenant, 1)
+count(COUNTS, tenant, 1)
 ring()
 return 1

@@ -8,7 +8,7 @@ local level = lane .. ':' .. ARGV[5]
 local own = redis.call('ZRANK', waiting(level, tenant), ARGV[1] .. '.' .. ARGV[2] .. '.' .. ARGV[3])
 if not own then return -1 end
 local ahead = own
-for other = 1, p - 1 do ahead = ahead + tonumber(redis.call('HGET', 'tc:depth', lane .. ':' .. other) or 0) end
+for other = 1, p - 1 do ahead = ahead + tonumber(redis.call('HGET', DEPTH, lane .. ':' .. other) or 0) end
 local found = redis.call('ZRANGE', turns(level), 0, 200, 'WITHSCORES')
 if #found > 400 then return -1 end
 local tag = tonumber(redis.call('ZSCORE', turns(level), tenant) or 0)

@@ -22,19 +22,20 @@ end
 local born = trusted_since(now, lease, ARGV[3])
 if now - born < GRACE then return {{}, int(born + GRACE - now), int(born), {}} end
 
-local paused, flat = {}, redis.call('HGETALL', 'tc:paused')
+local paused, flat = {}, redis.call('HGETALL', PAUSED)
 for i = 1, #flat, 2 do paused[flat[i]] = true end
+if flat[1] then redis.call('EXPIRE', PAUSED, 30 * 86400) end
 
 -- What was scheduled, and tenants one of whose places has ended.
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'tc:later', '-inf', int(now), 'LIMIT', 0, 100)) do
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', int(now), 'LIMIT', 0, 100)) do
   local lane, p, tenant, order, member = string.match(entry, '^(%S+) (%d) (%S+) (%S+) (%S+)$')
-  redis.call('ZREM', 'tc:later', entry)
-  if not add_waiting(lane .. ':' .. p, tenant, member, order, now) then count('tc:qn', tenant, -1) end
+  redis.call('ZREM', LATER, entry)
+  if not add_waiting(lane .. ':' .. p, tenant, member, order, now) then count(COUNTS, tenant, -1) end
 end
-local first = redis.call('ZRANGE', 'tc:later', 0, 0, 'WITHSCORES')
+local first = redis.call('ZRANGE', LATER, 0, 0, 'WITHSCORES')
 if first[2] then look_again(math.max(tonumber(first[2]), now + 1)) end
-for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'tc:fullz', '-inf', int(now), 'LIMIT', 0, 20)) do readmit(tenant) end
-local ends = redis.call('ZRANGE', 'tc:fullz', 0, 0, 'WITHSCORES')
+for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', FULL, '-inf', int(now), 'LIMIT', 0, 20)) do readmit(tenant) end
+local ends = redis.call('ZRANGE', FULL, 0, 0, 'WITHSCORES')
 if ends[2] then look_again(tonumber(ends[2])) end
 if paused.all then return {{}, -1, int(born), {}} end
 
@@ -113,7 +114,7 @@ end
 
 local lanes, depth = {}, {}
 local starved = {}
-flat = redis.call('HGETALL', 'tc:depth')
+flat = redis.call('HGETALL', DEPTH)
 for i = 1, #flat, 2 do
   local level, n = flat[i], tonumber(flat[i + 1])
   local text, p = string.match(level, '^(.*):(%d)$')
@@ -129,8 +130,8 @@ for i = 1, #flat, 2 do
     end
     if lane[1] then
       lane.levels[#lane.levels + 1] = {key = level, p = tonumber(p)}
-      local at = tonumber(redis.call('HGET', 'tc:at', level) or now)
-      if at > now then redis.call('HSET', 'tc:at', level, int(now)) end
+      local at = tonumber(redis.call('HGET', TIMES, level) or now)
+      if at > now then redis.call('HSET', TIMES, level, int(now)) end
       starved[level] = now - at > ageing
     end
   end
@@ -152,8 +153,8 @@ for text, lane in pairs(lanes) do
       for _, tenant in ipairs(redis.call('ZRANGE', turns(level), 0, 9)) do
         for _, member in ipairs(redis.call('ZRANGE', waiting(level, tenant), 0, 9)) do
           redis.call('ZREM', waiting(level, tenant), member)
-          count('tc:depth', level, -1)
-          count('tc:qn', tenant, -1)
+          count(DEPTH, level, -1)
+          count(COUNTS, tenant, -1)
           misplaced[#misplaced + 1] = {member, tenant, p}
         end
         if redis.call('EXISTS', waiting(level, tenant)) == 0 then redis.call('ZREM', turns(level), tenant) end
@@ -201,8 +202,8 @@ local function is_full(tenant)
   prune(running(tenant), now, lease)
   if redis.call('ZCARD', running(tenant)) < limit then return false end
   local till = redis.call('ZRANGE', running(tenant), 0, 0, 'WITHSCORES')[2]
-  redis.call('ZADD', 'tc:fullz', till, tenant)
-  redis.call('EXPIRE', 'tc:fullz', WEEK)
+  redis.call('ZADD', FULL, till, tenant)
+  redis.call('EXPIRE', FULL, WEEK)
   look_again(tonumber(till))
   return true
 end
@@ -250,19 +251,19 @@ local function grant(turn, member)
   end
   local ticket = gid .. '.' .. number
   local p = priority_of(level)
-  redis.call('SET', 'arq:job:' .. ticket, cjson.encode({t = cjson.null, f = 'generate', k = {}, et = now,
+  redis.call('SET', job_of(ticket), cjson.encode({t = cjson.null, f = 'generate', k = {}, et = now,
     a = {gid, tenant, u.name, string.sub(level, 1, -3), tonumber(p), tonumber(tokens)}}), 'PX', 7200000)
-  redis.call('ZADD', 'tc:ready', 1, ticket)
-  redis.call('EXPIRE', 'tc:ready', WEEK)
-  count('tc:depth', level, -1)
-  count('tc:qn', tenant, -1)
+  redis.call('ZADD', READY, 1, ticket)
+  redis.call('EXPIRE', READY, WEEK)
+  count(DEPTH, level, -1)
+  count(COUNTS, tenant, -1)
   depth[level] = depth[level] - 1
-  redis.call('HSET', 'tc:at', level, int(now))
+  redis.call('HSET', TIMES, level, int(now))
   starved[level] = false
   local weight = others[tenant] and others[tenant][2] or 1
   local tag = turn.tag + 1 / weight
-  redis.call('HSET', 'tc:tag:' .. p, tenant, string.format('%.6f', tag), '', string.format('%.6f', turn.tag))
-  redis.call('EXPIRE', 'tc:tag:' .. p, WEEK)
+  redis.call('HSET', tags(p), tenant, string.format('%.6f', tag), '', string.format('%.6f', turn.tag))
+  redis.call('EXPIRE', tags(p), WEEK)
   if redis.call('EXISTS', waiting(level, tenant)) == 1 then
     redis.call('ZADD', turns(level), tag, tenant)
   else
@@ -276,7 +277,7 @@ while #tickets < most and looks < LOOKS do
   looks = looks + 1
   local turn = next_turn()
   if not turn then break end
-  local newest = tonumber(redis.call('HGET', 'tc:tag:' .. priority_of(turn.level), turn.tenant) or 0)
+  local newest = tonumber(redis.call('HGET', tags(priority_of(turn.level)), turn.tenant) or 0)
   if newest > turn.tag then -- it was served in another lane
     redis.call('ZADD', turns(turn.level), newest, turn.tenant)
     heads[turn.level] = nil

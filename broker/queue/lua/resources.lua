@@ -5,16 +5,17 @@ local FIRST_LIMIT = 4
 
 -- Returns the limit that governs: an operator's; otherwise the lowest that a process has given in the last 30 s.
 local function governing(h, name, given, now, key)
-  if h['o' .. name] and h['o' .. name] ~= '' then return tonumber(h['o' .. name]) end
   local known, at = tonumber(h[name] or 0), tonumber(h[name .. 'at'] or 0)
   local lower = given > 0 and (known == 0 or given < known)
   if lower or now - at > 30000 or now < at then
     known = given
     redis.call('HSET', key, name, given, name .. 'at', int(now))
+    redis.call('EXPIRE', key, WEEK)
   elseif now - at > 10000 and known == given then
     redis.call('HSET', key, name .. 'at', int(now))
   end
-  return known
+  local own = h['o' .. name]
+  return own and own ~= '' and tonumber(own) or known
 end
 
 local function load(resource)

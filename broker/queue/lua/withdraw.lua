@@ -5,19 +5,19 @@
 -- Returns 1 if it was there, otherwise 0
 local gid, tenant, level = ARGV[1], ARGV[6], ARGV[4] .. ':' .. ARGV[5]
 local member = gid .. '.' .. ARGV[2] .. '.' .. ARGV[3]
-redis.call('ZREM', 'tc:q:' .. tenant, gid)
+redis.call('ZREM', reservations(tenant), gid)
 if redis.call('ZREM', waiting(level, tenant), member) == 1 then
-  count('tc:depth', level, -1)
-  count('tc:qn', tenant, -1)
+  count(DEPTH, level, -1)
+  count(COUNTS, tenant, -1)
   if redis.call('EXISTS', waiting(level, tenant)) == 0 then redis.call('ZREM', turns(level), tenant) end
   return 1
 end
-if redis.call('ZREM', 'tc:later', table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], member}, ' ')) == 1 then
-  count('tc:qn', tenant, -1)
+if redis.call('ZREM', LATER, table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], member}, ' ')) == 1 then
+  count(COUNTS, tenant, -1)
   return 1
 end
-local job = 'arq:job:' .. gid .. '.' .. ARGV[2]
-if redis.call('ZREM', 'tc:ready', gid .. '.' .. ARGV[2]) == 0 then return 0 end
+local job = job_of(gid .. '.' .. ARGV[2])
+if redis.call('ZREM', READY, gid .. '.' .. ARGV[2]) == 0 then return 0 end
 local granted = redis.call('GET', job)
 if granted then
   redis.call('ZREM', places(cjson.decode(granted).a[3]), gid)

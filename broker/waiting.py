@@ -1,0 +1,142 @@
+"""Why generations wait, and at which position: for those who ask, and for the readers of their streams.
+
+The reason follows from the state of the upstreams of a lane, which is read at most once a second. Readers are told when
+it changes, by a process that has readers of that generation: a generation that nobody follows costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import msgspec
+
+from broker.errors import StorageUnavailable
+from broker.events import WaitingReason
+from broker.fanout.hub import Hub
+from broker.generation import Generation
+from broker.ids import created_ms
+from broker.queue.commands import Ticket
+from broker.queue.tickets import Queue
+from broker.queue.upstreams import UpstreamState, UpstreamStates
+from broker.records import QueueState
+from broker.store import commands
+from broker.store.store import Store
+
+PERIOD = 1.0  # seconds between two looks at the generations with readers
+logger = logging.getLogger("tokencast.broker")
+
+
+class Reason(NamedTuple):
+    """Why a generation waits, and the next try (unix seconds) if it is known."""
+
+    reason: WaitingReason
+    retry_at: float | None
+
+
+class Waiting:
+    """Explains waiting generations."""
+
+    def __init__(self, store: Store, queue: Queue, hub: Hub) -> None:
+        self.upstreams = UpstreamStates(queue.redis)
+        self._store = store
+        self._queue = queue
+        self._hub = hub
+        self._noted: dict[str, str] = {}  # generation with readers → the reason that they were told last
+
+    async def explain(self, generations: Sequence[Generation], tenant: str) -> list[Generation]:
+        """Return the generations, with reason and position of those that wait. If the queue's Redis cannot be reached,
+        they stay as they are."""
+        waiting = [one for one in generations if one.queue is not None]
+        if not waiting:
+            return list(generations)
+        try:
+            reasons = await self._reasons(waiting, tenant)
+            positions = await self._queue.positions([_ticket(one, tenant) for one in waiting])
+        except StorageUnavailable:
+            return list(generations)
+        states = {
+            one.id: QueueState(
+                position if reason.reason in ("queued", "upstream_limit") else None, reason.reason, reason.retry_at
+            )
+            for one, reason, position in zip(waiting, reasons, positions, strict=True)
+        }
+        return [replace(one, queue=states.get(one.id)) for one in generations]
+
+    async def _reasons(self, generations: Sequence[Generation], tenant: str) -> list[Reason]:
+        now = await self._store.clock.now()
+        paused = await self.upstreams.paused()
+        lanes = {one.lane for one in generations}
+        names = sorted({name for lane in lanes for name in lane.split(",") if name})
+        states = await self.upstreams.read(names, now)
+        levels = {f"{one.lane}:{one.priority}" for one in generations}
+        full = await self._queue.full_levels(tenant) if levels else frozenset[str]()
+        return [_reason(one, states, now, tenant, paused, full) for one in generations]
+
+    async def run(self) -> None:
+        """Tell the readers of waiting generations when the reason changes, until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            try:
+                await self._note()
+            except StorageUnavailable:
+                logger.debug("reasons not noted")
+            except Exception:
+                logger.exception("noting reasons failed")
+
+    async def _note(self) -> None:
+        by_tenant: dict[str, list[Generation]] = {}
+        for feed in self._hub.waiting_feeds():
+            if feed.waits is not None:
+                by_tenant.setdefault(feed.tenant, []).append(feed.waits)
+        for tenant, generations in by_tenant.items():
+            reasons = await self._reasons(generations, tenant)
+            for generation, (reason, retry_at) in zip(generations, reasons, strict=True):
+                known = self._noted.get(generation.id) or (generation.queue.reason if generation.queue else "queued")
+                if reason == known:
+                    continue
+                data = msgspec.json.encode({"reason": reason, "retry_at": retry_at})
+                at = None if retry_at is None else int(retry_at * 1000)
+                if await commands.note(self._store.redis, generation.id, reason, at, data):
+                    self._noted[generation.id] = reason
+        self._noted = {
+            one.id: self._noted[one.id] for group in by_tenant.values() for one in group if one.id in self._noted
+        }
+
+
+def _ticket(generation: Generation, tenant: str) -> Ticket:
+    order = created_ms(generation.id) if generation.run_at is None else int(generation.run_at * 1000)
+    return Ticket(
+        generation.id, tenant, generation.ticket, generation.lane, generation.priority, generation.tokens, order
+    )
+
+
+def _reason(
+    generation: Generation,
+    states: dict[str, UpstreamState],
+    now: float,
+    tenant: str,
+    paused: frozenset[str],
+    full: frozenset[str],
+) -> Reason:
+    if generation.run_at is not None and generation.run_at > now:
+        return Reason("scheduled", generation.run_at)
+    if paused & {"all", f"t:{tenant}"}:
+        return Reason("paused", None)
+    known = generation.queue
+    if known is not None and known.reason == "upstream_down" and (known.retry_at or 0) > now:
+        return Reason(known.reason, known.retry_at)
+    if f"{generation.lane}:{generation.priority}" in full:
+        return Reason("tenant_limit", None)
+    found = [states[name].reason(now) for name in generation.lane.split(",") if name in states]
+    if not found or None in found:
+        return Reason("queued", None)
+    closed = [one for one in found if one is not None]
+    return Reason(*min(closed, key=lambda one: _ORDER.index(one[0])))
+
+
+_ORDER = ("upstream_limit", "upstream_busy", "upstream_down", "paused")
+"""Of several upstreams that take no call, the reason of the one that is likely to take the next."""
