@@ -31,6 +31,7 @@ from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
+from api.ops.queue import QueueRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
 from broker.broker import Broker
@@ -72,6 +73,7 @@ def create_app(broker: Broker) -> Starlette:
             *(route for one in mounted for route in one.routes),
             *OverviewRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
+            *QueueRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),

@@ -28,6 +28,7 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.InvalidKey: 401,
     errors.InvalidToken: 401,
     errors.ModelNotFound: 404,
+    errors.UpstreamNotFound: 404,
     errors.GenerationNotFound: 404,
     errors.GenerationGone: 410,
     errors.BodyTooLarge: 413,

@@ -47,6 +47,12 @@ class ModelNotFound(BrokerError):
     param = "model"
 
 
+class UpstreamNotFound(BrokerError):
+    """There is no such upstream."""
+
+    code = "upstream_not_found"
+
+
 class InvalidKey(BrokerError):
     """The API key is missing or unknown."""
 

@@ -37,6 +37,16 @@ class Reason(NamedTuple):
     retry_at: float | None
 
 
+class Level(NamedTuple):
+    """Generations of one priority that wait for the same upstreams, and why."""
+
+    lane: str
+    priority: int
+    waiting: int
+    reason: WaitingReason
+    retry_at: float | None
+
+
 class Waiting:
     """Explains waiting generations."""
 
@@ -75,6 +85,18 @@ class Waiting:
         levels = {f"{one.lane}:{one.priority}" for one in generations}
         full = await self._queue.full_levels(tenant) if levels else frozenset[str]()
         return [_reason(one, states, now, tenant, paused, full) for one in generations]
+
+    async def levels(self) -> tuple[list[Level], int]:
+        """Return what waits in each lane and priority, of all tenants, and the number of scheduled ones."""
+        counts, later = await self._queue.levels()
+        now = await self._store.clock.now()
+        paused = "all" in await self.upstreams.paused()
+        states = await self.upstreams.read(sorted({name for lane, _ in counts for name in lane.split(",")}), now)
+        found: list[Level] = []
+        for (lane, priority), waiting in sorted(counts.items()):
+            reason = Reason("paused", None) if paused else _lane_reason(lane, states, now)
+            found.append(Level(lane, priority, waiting, *reason))
+        return found, later
 
     async def run(self) -> None:
         """Tell the readers of waiting generations when the reason changes, until cancelled."""
@@ -131,7 +153,11 @@ def _reason(
         return Reason(known.reason, known.retry_at)
     if f"{generation.lane}:{generation.priority}" in full:
         return Reason("tenant_limit", None)
-    found = [states[name].reason(now) for name in generation.lane.split(",") if name in states]
+    return _lane_reason(generation.lane, states, now)
+
+
+def _lane_reason(lane: str, states: dict[str, UpstreamState], now: float) -> Reason:
+    found = [states[name].reason(now) for name in lane.split(",") if name in states]
     if not found or None in found:
         return Reason("queued", None)
     closed = [one for one in found if one is not None]

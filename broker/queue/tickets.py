@@ -87,6 +87,15 @@ class Queue:
     async def depth(self) -> int:
         return (await self.queue_depth()).depth
 
+    async def levels(self) -> tuple[dict[tuple[str, int], int], int]:
+        """Return (lane, priority) → number of waiting tickets, and the number of scheduled ones."""
+        flat, later = await self.redis.pipeline([("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER)])
+        counts: dict[tuple[str, int], int] = {}
+        for level, count in zip(flat[::2], flat[1::2], strict=True):
+            lane, _, priority = level.decode().rpartition(":")
+            counts[lane, int(priority)] = int(count)
+        return counts, int(later)
+
     async def queue_depth(self) -> QueueDepth:
         counts, since = await self.redis.pipeline([("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER)])
         levels = {level.decode(): int(count) for level, count in zip(counts[::2], counts[1::2], strict=True)}
