@@ -15,7 +15,7 @@ from tests.contract.stage import Stage, ended, running
 from tests.support import gather
 
 _TRANSIENT = re.compile(
-    r"tc:(bell|fair|queue)$|tc:\{\w\w\}:(w:|rights)|arq:(job|in-progress|retry|result):|tc:rate:|.*health-check"
+    r"tc:(bell|fair|queue)$|tc:(q|r|park):|tc:\{\w\w\}:(w:|rights)|arq:(job|in-progress|retry|result):|tc:rate:|.*health-check"
 )
 """Keys that may or may not exist at the time of the recording."""
 
