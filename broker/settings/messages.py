@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic_core import ErrorDetails
 
-from broker.settings.upstreams import UpstreamSettings
+from broker.settings.upstream_entries import FORMS, UpstreamSettings
 
 _WORDS = {
     "string_type": "is not a string",
@@ -16,6 +16,9 @@ _WORDS = {
     "model_type": "is not an object",
     "bool_type": "is not true or false",
     "bool_parsing": "is not true or false",
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "float_parsing": "is not a number",
     "missing": "is missing",
 }
 """Replacements for messages of pydantic that use Python's names of types: the user wrote JSON."""
@@ -29,7 +32,7 @@ def format_errors(variables: Mapping[str, str], errors: Sequence[ErrorDetails]) 
 
 
 def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
-    first, *inner = wrong["loc"]
+    first, *inner = (part for part in wrong["loc"] if part not in FORMS)
     where = variables.get(str(first), str(first))
     message = wrong["msg"].removeprefix("Value error, ")
     if wrong["type"] == "extra_forbidden":

@@ -6,7 +6,6 @@ secret can also be in a file, whose path is in `<NAME>_FILE`.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from functools import cached_property
 from typing import Annotated, Literal
@@ -14,33 +13,22 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from broker.errors import Misconfigured, ModelNotFound
+from broker.errors import Misconfigured
 from broker.redis.url import parse_redis_url
 from broker.request.options import MAX_DELAY, MAX_TTL_SECONDS
 from broker.runtime.environment import is_utf8
 from broker.settings.api_keys import tenants_of
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
-from broker.settings.upstreams import (
-    Upstream,
-    UpstreamSettings,
-    check_base_url,
-    check_key,
-    check_names,
-    decode_upstreams,
-    default_upstream,
-    upstream_of,
-)
+from broker.settings.upstreams import UpstreamGroup
 
-NO_LANE = "-"
-"""Lane of models that no upstream of this process serves."""
 SIMULATED_KEY = "simulated"
 """API key of the simulated upstream, by which a worker recognizes it."""
 _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
-class Settings(BaseSettings):
+class Settings(UpstreamGroup, BaseSettings):
     """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
@@ -54,22 +42,6 @@ class Settings(BaseSettings):
         description="Redis of the queue, and of the logs unless `TOKENCAST_STREAMS_URL` is set",
     )
     streams_url: str | None = Field(None, repr=False, description="Redis of the logs; default `REDIS_URL`")
-    openai_base_url: str | None = Field(
-        None,
-        validation_alias="OPENAI_BASE_URL",
-        description="Base URL of the upstream; default `https://api.openai.com/v1`",
-    )
-    openai_api_key: str | None = Field(
-        None, validation_alias="OPENAI_API_KEY", repr=False, description="API key of the upstream"
-    )
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("*",), description="Models of that upstream, as comma-separated patterns"
-    )
-    upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
-        (),
-        description="Several upstreams instead, as JSON: "
-        '`[{"name", "base_url", "api_key_env", "models", "usage", "headers"}]`',
-    )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="Address the gateway binds to")
     port: int = Field(
         8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free port"
@@ -189,16 +161,6 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("openai_base_url")
-    @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_base_url(value)
-
-    @field_validator("openai_api_key")
-    @classmethod
-    def _check_key(cls, value: str | None) -> str | None:
-        return None if value is None else check_key(value)
-
     @field_validator("secret")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
@@ -206,16 +168,6 @@ class Settings(BaseSettings):
         if value is not None and (value != value.strip() or not value.isprintable()):
             raise ValueError("contains a control character, such as a line break, or white space at its start or end")
         return value
-
-    @field_validator("upstreams", mode="before")
-    @classmethod
-    def _decode_upstreams(cls, value: object) -> object:
-        return decode_upstreams(value) if isinstance(value, str) else value
-
-    @field_validator("upstreams")
-    @classmethod
-    def _check_upstreams(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
-        return check_names(value)
 
     @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
@@ -281,40 +233,6 @@ class Settings(BaseSettings):
             return tenants_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
-
-    def all_upstreams(self) -> tuple[Upstream, ...]:
-        """Return the upstreams in lookup order. Built once: each request calls this."""
-        return self._all_upstreams
-
-    @cached_property
-    def _all_upstreams(self) -> tuple[Upstream, ...]:
-        if self.upstreams:
-            return tuple(map(upstream_of, self.upstreams))
-        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models),)
-
-    def upstream_for(self, model: str) -> Upstream:
-        """Return the first upstream that serves a model. Raises ModelNotFound."""
-        for upstream in self.all_upstreams():
-            if upstream.serves(model):
-                return upstream
-        raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
-
-    def route(self, model: str) -> tuple[Upstream, ...]:
-        """Return the upstreams that serve a model, in the order in which they are asked."""
-        return tuple(upstream for upstream in self.all_upstreams() if upstream.serves(model))
-
-    def lane_of(self, model: str) -> str:
-        """Return the lane of a model: the names of the resources that serve it, for the queue."""
-        return ",".join(upstream.resource for upstream in self.route(model)) or NO_LANE
-
-    def label_of(self, model: str) -> tuple[str, str]:
-        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
-        can invent model names, so these are not used as labels."""
-        for upstream in self.all_upstreams():
-            for pattern in upstream.models:
-                if fnmatch.fnmatchcase(model, pattern):
-                    return upstream.name, pattern
-        return "", ""
 
     @classmethod
     def settings_customise_sources(

@@ -19,7 +19,8 @@ from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, Tra
 
 from broker.errors import ModelNotFound
 from broker.runtime.http_tls import causes
-from broker.settings.settings import Settings, Upstream
+from broker.settings.settings import Settings
+from broker.settings.upstreams import Upstream
 from worker.upstream.chunks import Chunk
 from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
@@ -56,14 +57,18 @@ class Upstreams:
             await client.close()
 
     @asynccontextmanager
-    async def open(self, model: str, body: Json) -> AsyncGenerator[UpstreamStream]:
-        """Call the upstream that serves `model` and yield its response stream, which is closed on exit. The call and
-        the iteration raise UpstreamError."""
-        upstream = self._upstream(model)
-        watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
+    async def open(self, model: str, body: Json, resource: str | None = None) -> AsyncGenerator[UpstreamStream]:
+        """Call an upstream that serves `model` and yield its response stream, which is closed on exit. `resource`: name
+        of the resource that the call uses; default: the first upstream. The call and the iteration raise
+        UpstreamError."""
+        upstream = self._upstream(model, resource)
+        watchdog = Watchdog(
+            upstream.first_token_timeout or self._settings.first_token_timeout,
+            upstream.idle_timeout or self._settings.idle_timeout,
+        )
         try:
             async with watchdog:
-                response = await self._respond(upstream, body)
+                response = await self._respond(upstream, {**body, "model": upstream.sent_model(model)})
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
                 stream = UpstreamStream(response, watchdog, reply)
@@ -86,9 +91,9 @@ class Upstreams:
         """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
         return await read_models(self._clients[upstream.name])
 
-    def _upstream(self, model: str) -> Upstream:
+    def _upstream(self, model: str, resource: str | None) -> Upstream:
         for upstream in self._upstreams:
-            if upstream.serves(model):
+            if upstream.serves(model) and resource in (None, upstream.resource_of(model)):
                 if upstream.usable:
                     return upstream
                 raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")
