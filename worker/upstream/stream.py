@@ -24,6 +24,7 @@ from broker.settings.upstreams import Upstream
 from worker.upstream.chunks import Chunk
 from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
+from worker.upstream.rate_limits import read_rate_limits
 from worker.upstream.reply import Reply, wrong_type
 from worker.upstream.watchdog import Watchdog
 
@@ -150,6 +151,8 @@ class UpstreamStream:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
+        self.rate_limits = read_rate_limits(response.headers)
+        """The upstream's rate limits, if the response tells them."""
         self.abandoned = False
         """Whether a read was cancelled; nothing more can be read after that."""
         self._watchdog = watchdog

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx2
 import pytest
 
 from broker.settings.loading import load
@@ -79,3 +80,26 @@ async def test_an_entry_has_timeouts_of_its_own(
             await call(upstreams, "sim", directive)
     assert (caught.value.code, caught.value.message) == ("upstream_timeout", says)
     assert time.monotonic() - began < settings.idle_timeout
+
+
+async def test_rate_limits_are_read_from_answers_and_refusals(
+    monkeypatch: pytest.MonkeyPatch, sims: tuple[str, str]
+) -> None:
+    settings = entries(monkeypatch, {"name": "one", "base_url": sims[1]})
+    body = {"model": "sim", "messages": [{"role": "user", "content": "Hello. [[sim length=1 speed=0]]"}]}
+    async with httpx2.AsyncClient() as http, Upstreams(settings) as upstreams:
+        control = sims[1].removesuffix("/v1") + "/sim/quota"
+        await http.put(control, json={"requests_per_minute": 1, "minute": 3600})
+        async with upstreams.open("sim", body) as stream:
+            assert stream.rate_limits is not None
+            assert stream.rate_limits.requests[:2] == (1, 0)
+        with pytest.raises(UpstreamError) as caught:
+            async with upstreams.open("sim", body):
+                pass
+        await http.put(control, json={})
+        async with upstreams.open("sim", body) as stream:
+            assert stream.rate_limits is None
+    assert caught.value.outcome == "busy"
+    assert caught.value.retry_after is not None
+    assert 0 < caught.value.retry_after <= 3600
+    assert caught.value.rate_limits is not None
