@@ -15,15 +15,16 @@ class SubscriberQuotas:
     """Counts subscribers in this process, without a call to Redis. Without API keys there is no limit."""
 
     def __init__(self, settings: Settings) -> None:
-        self._most = settings.tenant_subscribers
+        self._quota_of = settings.quota_of
         self._most_of_generation = settings.generation_subscribers
         self._of_tenant: Counter[str] = Counter()
         self._of_generation: Counter[tuple[str, str]] = Counter()
 
     def check(self, tenant: str) -> None:
         """LimitExceeded if the tenant has reached its limit."""
-        if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
-            raise LimitExceeded(f"Subscriber limit reached: {self._most} streams are already open.", retry_after=SOON)
+        most = self._quota_of(tenant).subscribers
+        if tenant != OPEN_TENANT and 0 < most <= self._of_tenant[tenant]:
+            raise LimitExceeded(f"Subscriber limit reached: {most} streams are already open.", retry_after=SOON)
 
     def by_generation(self, tenant: str, most: int) -> dict[str, int]:
         """Return the number of subscribers of the tenant's `most` most followed generations."""

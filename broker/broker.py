@@ -64,7 +64,7 @@ class Broker:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
         self.queue = Queue(queue, settings.retention, TenantLimits.of(settings))
-        self.share = StorageShare(streams, settings.tenant_bytes)
+        self.share = StorageShare(streams, lambda tenant: settings.quota_of(tenant).bytes)
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
@@ -170,7 +170,7 @@ class Broker:
             return "", NOTHING
 
     def _share(self, tenant: str) -> int:
-        return 0 if tenant == OPEN_TENANT else self.share.limit
+        return 0 if tenant == OPEN_TENANT else self.share.limit_of(tenant)
 
     async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
         with suppress(StorageUnavailable):  # the reservation expires by itself

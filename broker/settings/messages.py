@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from broker.settings.tenants import TenantSettings
 from broker.settings.upstream_entries import FORMS, UpstreamSettings
 
 _WORDS = {
@@ -36,7 +38,7 @@ def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
     where = variables.get(str(first), str(first))
     message = wrong["msg"].removeprefix("Value error, ")
     if wrong["type"] == "extra_forbidden":
-        message = _unknown_field(str(inner.pop()))
+        message = _unknown_field(str(inner.pop()), TenantSettings if first == "TOKENCAST_TENANTS" else UpstreamSettings)
     elif inner:
         message = _WORDS.get(wrong["type"], message)
     for part in inner:
@@ -44,6 +46,6 @@ def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
     return f"{where}: {message}"
 
 
-def _unknown_field(name: str) -> str:
-    near = difflib.get_close_matches(name, UpstreamSettings.model_fields, n=1)
+def _unknown_field(name: str, entry: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name, entry.model_fields, n=1)
     return f"unknown field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")

@@ -20,6 +20,7 @@ from broker.runtime.environment import is_utf8
 from broker.settings.api_keys import tenants_of
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
+from broker.settings.tenants import TenantGroup, check_keys
 from broker.settings.upstreams import UpstreamGroup
 
 SIMULATED_KEY = "simulated"
@@ -28,7 +29,7 @@ _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
-class Settings(UpstreamGroup, BaseSettings):
+class Settings(UpstreamGroup, TenantGroup):
     """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
@@ -64,19 +65,6 @@ class Settings(UpstreamGroup, BaseSettings):
         repr=False,
         description="Secret that signs stream tokens; default: a random one in the queue's Redis",
     )
-    tenant_running: int = Field(
-        20, ge=0, description="Maximum running generations per tenant; 0 = no limit, here and below"
-    )
-    tenant_queued: int = Field(100, ge=0, description="Maximum waiting generations per tenant")
-    tenant_per_minute: int = Field(60, ge=0, description="Maximum new generations per tenant and minute")
-    tenant_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Maximum bytes of stored requests per tenant; default: a quarter of the `maxmemory` of the logs' "
-        "Redis, if it has one",
-    )
-    tenant_subscribers: int = Field(500, ge=0, description="Maximum subscribers per tenant on one gateway")
-    generation_subscribers: int = Field(50, ge=0, description="Maximum subscribers per generation on one gateway")
     slots: int = Field(100, ge=1, description="Maximum generations a worker runs at once")
     max_attempts: int = Field(
         3, ge=1, description="Maximum attempts of a generation; then it fails with `attempts_exhausted`"
@@ -233,6 +221,14 @@ class Settings(UpstreamGroup, BaseSettings):
             return tenants_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
+
+    def check_tenants(self) -> None:
+        """Raise Misconfigured if a tenant has limits and no key. Workers may have no keys, and then check nothing."""
+        if self.tenants:
+            try:
+                check_keys(self.tenant_settings, dict.fromkeys(self.tenants.values()))
+            except ValueError as error:
+                raise Misconfigured(f"TOKENCAST_TENANTS: {error}") from None
 
     @classmethod
     def settings_customise_sources(

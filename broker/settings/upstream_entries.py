@@ -167,16 +167,21 @@ def _check_header(name: str, value: str) -> None:
 
 def decode_upstreams(text: str) -> object:
     """Decode TOKENCAST_UPSTREAMS. Raises ValueError with the position of a syntax error."""
+    value = decode_json(text)
+    if not isinstance(value, list):
+        raise ValueError('must be a list of objects: [{"name": …, "base_url": …}]')
+    return cast(object, value)
+
+
+def decode_json(text: str) -> object:
+    """Decode JSON without repeated fields. Raises ValueError with the position of a syntax error."""
     try:
-        value: object = json.loads(text, object_pairs_hook=_reject_duplicates)
+        return json.loads(text, object_pairs_hook=_reject_duplicates)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    if not isinstance(value, list):
-        raise ValueError('must be a list of objects: [{"name": …, "base_url": …}]')
-    return cast(object, value)
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

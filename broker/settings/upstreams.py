@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Annotated
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, Field, field_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode
 
 from broker.errors import Misconfigured, ModelNotFound
 from broker.runtime.environment import read_variable
@@ -215,7 +215,7 @@ def _check_part(value: str) -> str:
     return value
 
 
-class UpstreamGroup(BaseModel):
+class UpstreamGroup(BaseSettings):
     """The settings of upstreams, and what is made of them."""
 
     openai_base_url: str | None = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.__main__ import check_open
 from broker.errors import Misconfigured
 from broker.runtime.environment import environment
 from broker.settings.client_settings import ClientSettings
@@ -168,6 +169,36 @@ def test_a_mistake_in_an_entry_is_told_by_its_place(monkeypatch: pytest.MonkeyPa
     message = complaint(Settings)
     assert message.startswith(f"TOKENCAST_UPSTREAMS{said}")
     assert "unter2" not in message
+
+
+TENANTS = {
+    ".anna: unknown field `runing`; did you mean `running`?": '{"anna": {"runing": 1}}',
+    ".anna: unknown field `adaptive`": '{"anna": {"adaptive": true}}',
+    ".anna: is not an object": '{"anna": 5}',
+    ".anna.running: is not a whole number": '{"anna": {"running": "5"}}',
+    ".anna.queued: Input should be greater than or equal to 0": '{"anna": {"queued": -1}}',
+    ".anna.weight: Input should be greater than 0": '{"anna": {"weight": 0}}',
+    ": must be an object": "[]",
+    ": not valid JSON": "{",
+    ": the field 'anna' is given twice in one object": '{"anna": {}, "anna": {}}',
+    ": the tenant `ana` has no key in TOKENCAST_API_KEYS": '{"ana": {"running": 1}}',
+    ": the tenant has no key in TOKENCAST_API_KEYS": '{"an na": {"running": 1}}',
+}
+
+
+@pytest.mark.parametrize("said", TENANTS)
+def test_a_mistake_in_a_tenant_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", f"anna:{'a' * 64}")
+    monkeypatch.setenv("TOKENCAST_TENANTS", TENANTS[said])
+    assert complaint(Settings).startswith(f"TOKENCAST_TENANTS{said}")
+
+
+def test_a_worker_without_keys_takes_all_tenants_and_a_gateway_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_TENANTS", '{"ana": {"running": 1}}')
+    settings = load_for_process()
+    assert settings.quota_of("ana").running == 1
+    with pytest.raises(Misconfigured, match="TOKENCAST_TENANTS: a gateway without TOKENCAST_API_KEYS"):
+        check_open(settings)
 
 
 @pytest.mark.parametrize(
