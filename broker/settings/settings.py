@@ -17,7 +17,7 @@ from broker.errors import Misconfigured
 from broker.redis.url import parse_redis_url
 from broker.request.options import MAX_DELAY, MAX_TTL_SECONDS
 from broker.runtime.environment import is_utf8
-from broker.settings.api_keys import tenants_of
+from broker.settings.api_keys import ApiKey, keys_of
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
 from broker.settings.tenants import TenantGroup, check_keys
@@ -48,7 +48,10 @@ class Settings(UpstreamGroup, TenantGroup):
         8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free port"
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), repr=False, description="Comma-separated `tenant:sha256-of-key`; empty = no authentication, loopback only"
+        (),
+        repr=False,
+        description="Comma-separated `tenant:sha256-of-key`, with `:operator` or `:read` for a [role]"
+        "(deploying.md#roles-of-keys); empty = no authentication, loopback only",
     )
     allow_open: bool = Field(False, description="1 = bind to addresses other than loopback even without keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -215,12 +218,17 @@ class Settings(UpstreamGroup, TenantGroup):
         return self.streams_url or self.redis_url
 
     @cached_property
-    def tenants(self) -> dict[str, str]:
-        """SHA-256 of each key (hex) → its tenant. Raises Misconfigured if an entry is not `tenant:sha256`."""
+    def keys(self) -> dict[str, ApiKey]:
+        """SHA-256 of each key (hex) → its tenant and role. Raises Misconfigured if an entry is malformed."""
         try:
-            return tenants_of(self.api_keys)
+            return keys_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
+
+    @property
+    def tenants(self) -> dict[str, str]:
+        """SHA-256 of each key (hex) → its tenant. Raises as `keys`."""
+        return {digest: key.tenant for digest, key in self.keys.items()}
 
     def check_tenants(self) -> None:
         """Raise Misconfigured if a tenant has limits and no key. Workers may have no keys, and then check nothing."""

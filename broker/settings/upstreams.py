@@ -150,8 +150,7 @@ def default_upstream(base_url: str | None, api_key: str | None, models: tuple[st
         api_key=api_key,
         secrets=(api_key,) if api_key else (),
         missing=() if api_key or not _is_openai(url) else (OPENAI_KEY,),
-        limits=limits,
-        limited_by_model=_is_openai(url),
+        limits=limits,  # of all models together: a gateway may not know the URL, and must find the same resource
     )
 
 

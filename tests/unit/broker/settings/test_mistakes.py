@@ -32,7 +32,8 @@ WRONG = {
     "TOKENCAST_MODELS": (",", " , \n", "a,\udcff"),
     "TOKENCAST_API_KEYS": (
         "Hunter2", "anna:Hunter2", f"an na:{'0' * 64}", f":{'0' * 64}", f"anna:{'A' * 64}", f"anna:{'0' * 64},ben",
-        f"anna:{'0' * 64},ben:{'0' * 64}", " , ",
+        f"anna:{'0' * 64},ben:{'0' * 64}", " , ", f"anna:{'0' * 64}:Hunter2", f"anna:{'0' * 64}:",
+        f"anna:{'0' * 64}:tenant", f"anna:{'0' * 64},anna:{'0' * 64}:read", f"anna:{'0' * 64}:read:operator",
     ),
     "TOKENCAST_SECRET": ("Hunter2", "Hunter2Hunter2Hunter2\n", " Hunter2Hunter2Hunter2", "Hunter2Hunter2\rHunter2"),
     "TOKENCAST_ALLOW_OPEN": ("maybe", "2"),

@@ -100,7 +100,7 @@ def test_a_single_upstream_has_limits_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert resource.usable
     monkeypatch.delenv("OPENAI_BASE_URL")
     [resource] = settings(monkeypatch, TOKENCAST_UPSTREAM_TPM="1000").resources()
-    assert (resource.name, resource.tpm, resource.usable) == ("default/%2A", 1000, False)
+    assert (resource.name, resource.tpm, resource.usable) == ("default", 1000, False)
 
 
 def test_models_are_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
