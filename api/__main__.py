@@ -68,7 +68,9 @@ async def _watch(watch: Preflight) -> None:
 
 
 def check_open(settings: Settings) -> None:
-    """Misconfigured if anyone on the network could use the gateway."""
+    """Misconfigured if anyone on the network could use the gateway, or if tenants have limits and no keys."""
+    if not settings.tenants and settings.tenant_settings:
+        raise Misconfigured("TOKENCAST_TENANTS: a gateway without TOKENCAST_API_KEYS has no tenants")
     if settings.tenants or settings.allow_open:
         return
     if not is_loopback(settings.host):

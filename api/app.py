@@ -49,7 +49,7 @@ DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
 
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
-    access = Access(broker.settings, broker.tokens)
+    access = Access(broker.settings, broker.tokens, broker.store.owner)
     settings = broker.settings
     connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
     follow = Follow(broker.hub, access, connections)

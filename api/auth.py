@@ -1,4 +1,5 @@
-"""Access control: `Authorization: Bearer KEY` identifies a tenant, and a tenant sees its own generations only.
+"""Access control: `Authorization: Bearer KEY` identifies a tenant, and a tenant sees its own generations only. A key
+with the role `operator` sees those of all tenants, one with the role `read` changes nothing.
 
 Keys are 256 random bits, so their plain SHA-256 is configured and stored: keys cannot be guessed, and hashes are of no
 use to a thief. A `?token=` (`auth/stream_tokens.py`) allows reading one generation; routes that need a tenant do not
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
@@ -16,38 +18,71 @@ from starlette.requests import HTTPConnection
 from api.query import text_of
 from api.quotas import SubscriberQuotas
 from broker.auth.stream_tokens import Tokens
-from broker.errors import GenerationNotFound, InvalidKey, InvalidToken
+from broker.errors import GenerationNotFound, InvalidKey, InvalidToken, OperatorRequired, ReadOnlyKey
+from broker.ids import ALL_TENANTS
 from broker.queue.quotas import OPEN_TENANT
+from broker.settings.api_keys import ApiKey
 from broker.settings.settings import Settings
+
+_OPEN = ApiKey(OPEN_TENANT, "operator")
+"""What every caller may do if no keys are configured."""
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_SCOPE_KEY = "tokencast.key"
+"""Where a connection's scope holds the key that was found for it: a request asks several times."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadAccess:
-    """The tenant that reads a generation, and when its access expires (unix seconds, by this machine's clock)."""
+    """Access to a generation, or to those of a tenant."""
 
     tenant: str
+    """The tenant of the generations; ALL_TENANTS for all."""
     until: float | None = None
+    """End of the access, in unix seconds by this machine's clock."""
+    caller: str = ""
+    """The tenant whose subscriber it is; "": the same."""
 
 
 class Access:
     """Identifies tenants. If no keys are configured, all callers are the same tenant."""
 
-    def __init__(self, settings: Settings, tokens: Tokens) -> None:
-        self._tenants = settings.tenants
-        self._names = frozenset(self._tenants.values()) or {OPEN_TENANT}
+    def __init__(self, settings: Settings, tokens: Tokens, owner: Callable[[str], Awaitable[str | None]]) -> None:
+        """`owner`: returns the tenant of a generation, None if it is unknown."""
+        self._keys = settings.keys
+        self._names = frozenset(settings.tenants.values()) or {OPEN_TENANT}
         self._tokens = tokens
+        self._owner = owner
         self.subscribers = SubscriberQuotas(settings)
 
     def tenant(self, connection: HTTPConnection) -> str:
-        """Return the caller's tenant. InvalidKey if keys are configured and the caller presents none of them."""
-        if not self._tenants:
-            return OPEN_TENANT
-        key = _bearer(connection)
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        for known, tenant in self._tenants.items():
-            if key and hmac.compare_digest(known, digest):
-                return tenant
-        raise InvalidKey
+        """Return the caller's tenant. InvalidKey if keys are configured and the caller presents none of them;
+        ReadOnlyKey if the request may change something and the key may not."""
+        return self._key(connection).tenant
+
+    def require_operator(self, connection: HTTPConnection) -> None:
+        """InvalidKey, or OperatorRequired without the role; everybody has it if no keys are configured."""
+        if self._key(connection).role != "operator":
+            raise OperatorRequired
+
+    def names_tenants(self, connection: HTTPConnection) -> bool:
+        """Return whether the caller sees generations of several tenants, so that each must be named."""
+        return bool(self._keys and _bearer(connection)) and self._key(connection).role == "operator"
+
+    def scope(self, connection: HTTPConnection) -> str:
+        """Return the tenant whose generations a list shows; for an operator ALL_TENANTS, or the tenant in `?tenant=`.
+        OperatorRequired if anybody else names another tenant."""
+        key, named = self._key(connection), text_of(connection, "tenant")
+        if key.role == "operator" and self._keys:
+            return named or ALL_TENANTS
+        if named not in (None, key.tenant):
+            raise OperatorRequired
+        return key.tenant
+
+    async def owner(self, connection: HTTPConnection, gid: str) -> str:
+        """Return the tenant as which the caller uses a generation: an operator as its own tenant, which costs a round
+        trip, and anybody else as the caller's."""
+        tenant = self.tenant(connection)
+        return (await self._owner(gid) or tenant) if self.names_tenants(connection) else tenant
 
     async def reader(self, connection: HTTPConnection, gid: str) -> ReadAccess:
         """Authorise reading a generation, by key, or by a token for this generation if no key is presented.
@@ -57,13 +92,30 @@ class Access:
         """
         text = text_of(connection, "token")
         if not text or _bearer(connection):
-            return ReadAccess(self.tenant(connection))
+            return ReadAccess(await self.owner(connection, gid), caller=self.tenant(connection))
         token = await self._tokens.check(text)
         if token.tenant not in self._names:
             raise InvalidToken  # its tenant's keys were removed
         if token.gid != gid:
             raise GenerationNotFound
         return ReadAccess(token.tenant, self._tokens.clock.to_local(token.expires_at))
+
+    def _key(self, connection: HTTPConnection) -> ApiKey:
+        if not self._keys:
+            return _OPEN
+        key: ApiKey | None = connection.scope.get(_SCOPE_KEY)
+        if key is None:
+            key = connection.scope[_SCOPE_KEY] = self._look_up(_bearer(connection))
+        if key.role == "read" and connection.scope.get("method") not in _READING:
+            raise ReadOnlyKey
+        return key
+
+    def _look_up(self, presented: str) -> ApiKey:
+        digest = hashlib.sha256(presented.encode()).hexdigest()
+        for known, key in self._keys.items():
+            if presented and hmac.compare_digest(known, digest):
+                return key
+        raise InvalidKey
 
 
 def _bearer(connection: HTTPConnection) -> str:

@@ -27,6 +27,8 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.InvalidCursor: 400,
     errors.InvalidKey: 401,
     errors.InvalidToken: 401,
+    errors.ReadOnlyKey: 403,
+    errors.OperatorRequired: 403,
     errors.ModelNotFound: 404,
     errors.UpstreamNotFound: 404,
     errors.GenerationNotFound: 404,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from broker.errors import LimitExceeded
+from broker.ids import ALL_TENANTS
 from broker.queue.quotas import OPEN_TENANT
 from broker.settings.settings import Settings
 
@@ -15,23 +16,28 @@ class SubscriberQuotas:
     """Counts subscribers in this process, without a call to Redis. Without API keys there is no limit."""
 
     def __init__(self, settings: Settings) -> None:
-        self._most = settings.tenant_subscribers
+        self._quota_of = settings.quota_of
         self._most_of_generation = settings.generation_subscribers
         self._of_tenant: Counter[str] = Counter()
         self._of_generation: Counter[tuple[str, str]] = Counter()
 
     def check(self, tenant: str) -> None:
         """LimitExceeded if the tenant has reached its limit."""
-        if tenant != OPEN_TENANT and 0 < self._most <= self._of_tenant[tenant]:
-            raise LimitExceeded(f"Subscriber limit reached: {self._most} streams are already open.", retry_after=SOON)
+        most = self._quota_of(tenant).subscribers
+        if tenant != OPEN_TENANT and 0 < most <= self._of_tenant[tenant]:
+            raise LimitExceeded(f"Subscriber limit reached: {most} streams are already open.", retry_after=SOON)
 
     def by_generation(self, tenant: str, most: int) -> dict[str, int]:
-        """Return the number of subscribers of the tenant's `most` most followed generations."""
-        mine = Counter({gid: count for (name, gid), count in self._of_generation.items() if name == tenant and gid})
-        return dict(mine.most_common(most))
+        """Return the number of subscribers of the `most` most followed generations of a tenant, or of ALL_TENANTS."""
+        found: Counter[str] = Counter()
+        for (name, gid), count in self._of_generation.items():
+            if gid and tenant in (name, ALL_TENANTS):
+                found[gid] += count
+        return dict(found.most_common(most))
 
     def total(self, tenant: str) -> int:
-        return self._of_tenant[tenant]
+        """Return the number of subscribers of a tenant, or of ALL_TENANTS."""
+        return self._of_tenant.total() if tenant == ALL_TENANTS else self._of_tenant[tenant]
 
     def one(self, tenant: str, gid: str = "") -> SubscriberSlot:
         """Count one more subscriber until the returned context manager exits; of a generation, or of none.

@@ -66,7 +66,7 @@ class Broker:
         self.settings = settings
         self.store = Store(streams, settings.retention, settings.lease + 5)
         self.queue = Queue(queue, TenantLimits.of(settings))
-        self.share = StorageShare(streams, settings.tenant_bytes)
+        self.share = StorageShare(streams, lambda tenant: settings.quota_of(tenant).bytes)
         self.tokens = Tokens(queue, settings.secret)
         self.hub = Hub(
             self.store,
@@ -179,7 +179,7 @@ class Broker:
             return "", NOTHING
 
     def _share(self, tenant: str) -> int:
-        return 0 if tenant == OPEN_TENANT else self.share.limit
+        return 0 if tenant == OPEN_TENANT else self.share.limit_of(tenant)
 
     async def _forgo(self, gid: str, tenant: str, counted: str, stored: Stored) -> None:
         with suppress(StorageUnavailable):  # the reservation expires by itself
@@ -187,7 +187,7 @@ class Broker:
 
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Return a generation with its text so far. Raises GenerationNotFound, GenerationGone or StorageUnavailable."""
-        [generation] = await self.waiting.explain([await self.store.get(gid, tenant)], tenant)
+        [generation] = await self.waiting.explain([await self.store.get(gid, tenant)])
         return generation
 
     async def list(
@@ -205,7 +205,7 @@ class Broker:
         if not 1 <= limit <= LIST_LIMIT:
             raise InvalidRequest(f"`limit` must be between 1 and {LIST_LIMIT}.", param="limit")
         found, more = await self.store.list(tenant, status, limit, after)
-        return Page(await self.waiting.explain(found, tenant), more)
+        return Page(await self.waiting.explain(found), more)
 
     async def wait(self, gid: str, *, timeout: float | None = None, tenant: str = OPEN_TENANT) -> Generation:
         """Wait until a generation has ended; return it with its text, whether it has completed, failed or been

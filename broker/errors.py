@@ -59,6 +59,18 @@ class InvalidKey(BrokerError):
     code = "invalid_api_key"
 
 
+class ReadOnlyKey(BrokerError):
+    """This API key can only read."""
+
+    code = "read_only_key"
+
+
+class OperatorRequired(BrokerError):
+    """This needs an API key with the role `operator`."""
+
+    code = "operator_required"
+
+
 class InvalidToken(BrokerError):
     """The stream token is not valid."""
 

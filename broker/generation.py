@@ -21,7 +21,9 @@ Json = dict[str, Any]
 USAGE_BYTES = 4096
 """Maximum size of a `usage` object in bytes; a larger one is reduced to its totals."""
 TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
-_SAME = tuple(name for name in records.GenerationSummary.__struct_fields__ if name not in ("object", "cursor"))
+_SAME = tuple(
+    name for name in records.GenerationSummary.__struct_fields__ if name not in ("object", "cursor", "tenant")
+)
 FIELDS = (
     *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
     *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es"),
@@ -51,6 +53,8 @@ class Generation:
     retry_of: str | None = None
     upstream: str | None = None
     queue: records.QueueState | None = None
+    tenant: str = ""
+    """Its owner; "" if it is not known here."""
     lane: str = ""
     """The upstreams that serve its model, in the queue's notation."""
     deadline: float | None = None
@@ -77,14 +81,15 @@ class Generation:
             return False
         return self.ended or (self.status == "in_progress" and position.attempt != self.cursor.attempt)
 
-    def summary(self) -> records.GenerationSummary:
-        """Return the record without text and choices."""
-        return records.GenerationSummary(**self._public())
+    def summary(self, *, named: bool = False) -> records.GenerationSummary:
+        """Return the record without text and choices. `named`: with its tenant."""
+        return records.GenerationSummary(**self._public(), tenant=self.tenant if named else UNSET)
 
-    def record(self, request: Json | UnsetType | None = UNSET) -> records.Generation:
-        """Return the whole record, with a request body if one is given."""
+    def record(self, request: Json | UnsetType | None = UNSET, *, named: bool = False) -> records.Generation:
+        """Return the whole record, with a request body if one is given. `named`: with its tenant."""
         choices = cast(list[records.Choice], list(self.choices))
-        return records.Generation(**self._public(), text=self.text, choices=choices, request=request)
+        tenant = self.tenant if named else UNSET
+        return records.Generation(**self._public(), tenant=tenant, text=self.text, choices=choices, request=request)
 
     def to_json(self) -> Json:
         """Return the whole record as a dictionary."""
@@ -99,7 +104,7 @@ class Generation:
         return replace(self, choices=choices, text=text_of(choices))
 
 
-def queued(gid: str, request: CompletionRequest) -> Generation:
+def queued(gid: str, request: CompletionRequest, tenant: str = "") -> Generation:
     """Return the record of a generation that has just been created."""
     created, options = created_ms(gid), request.options
     run_at = options.run_at_ms(created)
@@ -120,6 +125,7 @@ def queued(gid: str, request: CompletionRequest) -> Generation:
         run_at=None if run_at is None else run_at / 1000,
         group=options.group,
         queue=_queue_state(None, run_at, None),
+        tenant=tenant,
     )
 
 
@@ -154,6 +160,7 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         retry_of=_text(m["ro"]),
         upstream=_text(m["up"]),
         queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
+        tenant=_text(m["tn"]) or "",
         lane=_text(m["ln"]) or "",
         deadline=_seconds(m["qd"]),
         ticket=int(m["tk"] or 1),

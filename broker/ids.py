@@ -17,6 +17,9 @@ from broker.errors import GenerationNotFound, InvalidCursor
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUE = {digit: value for value, digit in enumerate(_DIGITS)}
 
+ALL_TENANTS = "*"
+"""In place of a tenant: all of them. No tenant can have this name."""
+
 # Hash tags of the 32 shards, found by brute force over two-digit strings: each Redis Cluster slot is within 16 of
 # the middle of one of 32 equal ranges, so any even number of masters gets an equal share ("00".."31" would put
 # 15, 9 and 8 shards on three masters). Changing a tag makes the data of its shard unreachable.

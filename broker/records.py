@@ -55,6 +55,7 @@ class GenerationSummary(Struct, frozen=True, kw_only=True):
     retry_of: Annotated[str | None, Meta(description="The generation that this one repeats.")]
     upstream: Annotated[str | None, Meta(description="The upstream that has it or had it last.")]
     queue: Annotated[QueueState | None, Meta(description="Only while it waits in the queue.")]
+    tenant: Annotated[str | UnsetType, Meta(description="Only for operators, who see several tenants.")] = UNSET
 
 
 class Choice(TypedDict):

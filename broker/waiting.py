@@ -57,15 +57,15 @@ class Waiting:
         self._hub = hub
         self._noted: dict[str, str] = {}  # generation with readers → the reason that they were told last
 
-    async def explain(self, generations: Sequence[Generation], tenant: str) -> list[Generation]:
+    async def explain(self, generations: Sequence[Generation]) -> list[Generation]:
         """Return the generations, with reason and position of those that wait. If the queue's Redis cannot be reached,
         they stay as they are."""
         waiting = [one for one in generations if one.queue is not None]
         if not waiting:
             return list(generations)
         try:
-            reasons = await self._reasons(waiting, tenant)
-            positions = await self._queue.positions([_ticket(one, tenant) for one in waiting])
+            reasons = await self._reasons(waiting)
+            positions = await self._queue.positions([_ticket(one) for one in waiting])
         except StorageUnavailable:
             return list(generations)
         states = {
@@ -76,15 +76,14 @@ class Waiting:
         }
         return [replace(one, queue=states.get(one.id)) for one in generations]
 
-    async def _reasons(self, generations: Sequence[Generation], tenant: str) -> list[Reason]:
+    async def _reasons(self, generations: Sequence[Generation]) -> list[Reason]:
         now = await self._store.clock.now()
         paused = await self.upstreams.paused()
         lanes = {one.lane for one in generations}
         names = sorted({name for lane in lanes for name in lane.split(",") if name})
         states = await self.upstreams.read(names, now)
-        levels = {f"{one.lane}:{one.priority}" for one in generations}
-        full = await self._queue.full_levels(tenant) if levels else frozenset[str]()
-        return [_reason(one, states, now, tenant, paused, full) for one in generations]
+        full = await self._queue.full_levels(sorted({one.tenant for one in generations}))
+        return [_reason(one, states, now, paused, full[one.tenant]) for one in generations]
 
     async def levels(self) -> tuple[list[Level], int]:
         """Return what waits in each lane and priority, of all tenants, and the number of scheduled ones."""
@@ -110,29 +109,32 @@ class Waiting:
                 logger.exception("noting reasons failed")
 
     async def _note(self) -> None:
-        by_tenant: dict[str, list[Generation]] = {}
-        for feed in self._hub.waiting_feeds():
-            if feed.waits is not None:
-                by_tenant.setdefault(feed.tenant, []).append(feed.waits)
-        for tenant, generations in by_tenant.items():
-            reasons = await self._reasons(generations, tenant)
-            for generation, (reason, retry_at) in zip(generations, reasons, strict=True):
-                known = self._noted.get(generation.id) or (generation.queue.reason if generation.queue else "queued")
-                if reason == known:
-                    continue
-                data = msgspec.json.encode({"reason": reason, "retry_at": retry_at})
-                at = None if retry_at is None else int(retry_at * 1000)
-                if await commands.note(self._store.redis, generation.id, reason, at, data):
-                    self._noted[generation.id] = reason
-        self._noted = {
-            one.id: self._noted[one.id] for group in by_tenant.values() for one in group if one.id in self._noted
-        }
+        generations = [feed.waits for feed in self._hub.waiting_feeds() if feed.waits is not None]
+        if not generations:
+            self._noted.clear()
+            return
+        for generation, (reason, retry_at) in zip(generations, await self._reasons(generations), strict=True):
+            known = self._noted.get(generation.id) or (generation.queue.reason if generation.queue else "queued")
+            if reason == known:
+                continue
+            data = msgspec.json.encode({"reason": reason, "retry_at": retry_at})
+            at = None if retry_at is None else int(retry_at * 1000)
+            if await commands.note(self._store.redis, generation.id, reason, at, data):
+                self._noted[generation.id] = reason
+        alive = {generation.id for generation in generations}
+        self._noted = {gid: reason for gid, reason in self._noted.items() if gid in alive}
 
 
-def _ticket(generation: Generation, tenant: str) -> Ticket:
+def _ticket(generation: Generation) -> Ticket:
     order = created_ms(generation.id) if generation.run_at is None else int(generation.run_at * 1000)
     return Ticket(
-        generation.id, tenant, generation.ticket, generation.lane, generation.priority, generation.tokens, order
+        generation.id,
+        generation.tenant,
+        generation.ticket,
+        generation.lane,
+        generation.priority,
+        generation.tokens,
+        order,
     )
 
 
@@ -140,13 +142,12 @@ def _reason(
     generation: Generation,
     states: dict[str, UpstreamState],
     now: float,
-    tenant: str,
     paused: frozenset[str],
     full: frozenset[str],
 ) -> Reason:
     if generation.run_at is not None and generation.run_at > now:
         return Reason("scheduled", generation.run_at)
-    if paused & {"all", f"t:{tenant}"}:
+    if paused & {"all", f"t:{generation.tenant}"}:
         return Reason("paused", None)
     known = generation.queue
     if known is not None and known.reason == "upstream_down" and (known.retry_at or 0) > now:

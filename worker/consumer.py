@@ -28,7 +28,8 @@ from broker.queue.tickets import JOB_NAME, Queue, deserialize, serialize, upstre
 from broker.redis.client import Redis, open_pool, topology_of, without_password
 from broker.redis.connection import RespConnection
 from broker.redis.errors import RespError, describe_error, forbidden_command
-from broker.settings.settings import NO_LANE, Settings
+from broker.settings.settings import Settings
+from broker.settings.upstreams import NO_LANE
 from broker.store import commands as store_commands
 from broker.store import keys
 from worker.appender import Appender
@@ -151,6 +152,7 @@ class Consumer:
         self._store = store
         self._queue = queue
         self._upstreams = upstream_limits(settings)
+        self._own_limits = queue.quotas.limits.encode_own()
         self._granted: set[str] = set()  # tickets that this process has pulled and not started
         self._on_exhausted = on_exhausted
         self._slots = slots
@@ -187,7 +189,7 @@ class Consumer:
             lease_ms=int(settings.lease * 1000),
             born=places.born,
             tenant_running=settings.tenant_running,
-            other_tenants=b"",
+            other_tenants=self._own_limits,
             ageing_ms=int(settings.queue_ageing * 1000),
             upstreams=[one for one in self._upstreams if not places.is_paused(one.resource)],
         )

@@ -45,12 +45,11 @@ class Refusal:
     lane: str
 
 
-def outcome_of(failure: UpstreamError) -> Outcome:
+def _outcome_of(failure: UpstreamError) -> Outcome:
     """Return the outcome of a call for its upstream."""
-    if not failure.retryable:
-        return "none"
-    busy = failure.code == "upstream_rate_limited" or failure.retry_after is not None
-    return "busy" if busy else "fail"
+    if failure.outcome in ("busy", "denied"):
+        return failure.outcome
+    return "fail" if failure.retryable else "none"
 
 
 class HandBack:
@@ -117,12 +116,14 @@ def _ticket(claim: Claim, number: int, lane: str, not_before_ms: int) -> Ticket:
 
 
 def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
-    outcome = outcome_of(failure)
+    outcome = _outcome_of(failure)
     if outcome == "busy":
         retry_after = failure.retry_after
         wait = BUSY_WAIT * random.uniform(0.75, 1.25) if retry_after is None else retry_after
         return Refusal(outcome, "upstream_busy", wait, 0.0, wait, claim.lane)
     others = [one for one in claim.lane.split(",") if one != claim.resource]
+    if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
+        outcome = "none"
     if others and claim.failures < len(others):  # the next upstream is asked at once
         return Refusal(outcome, "upstream_down", None, 0.0, 0.0, ",".join([*others, claim.resource]))
     delay = min(FIRST_DELAY * 2 ** min(claim.failures, 10), LONGEST_DELAY)

@@ -34,7 +34,7 @@ log = logging.getLogger("tokencast.worker")
 
 
 def check_upstreams(settings: Settings) -> None:
-    """Raise Misconfigured if no upstream is usable; warn of one that is unusable, has no key, or is simulated."""
+    """Raise Misconfigured if no upstream is usable; warn of one that is unusable or simulated."""
     upstreams = settings.all_upstreams()
     if not any(upstream.usable for upstream in upstreams):
         missing = sorted({name for upstream in upstreams for name in upstream.missing})
@@ -47,12 +47,7 @@ def check_upstreams(settings: Settings) -> None:
         if not upstream.usable:
             log.warning("upstream %s cannot be used: %s is not set", upstream.name, " and ".join(upstream.missing))
         elif not upstream.api_key and upstream.api_key_env:
-            log.warning(
-                "upstream %s at %s is called without a key: %s is not set",
-                upstream.name,
-                upstream.base_url,
-                upstream.api_key_env,
-            )
+            log.info("upstream %s at %s is called without a key", upstream.name, upstream.base_url)
         elif upstream.api_key == SIMULATED_KEY:
             log.warning("upstream %s at %s is SIMULATED: no real model is called", upstream.name, upstream.base_url)
 

@@ -48,7 +48,9 @@ class Overview(Struct, tag_field="object", tag="overview"):
     """A status summary."""
 
     at: Annotated[float, Meta(description="Unix seconds, by the clock of Redis.")]
-    generations: Annotated[GenerationCounts, Meta(description="The caller's generations by status.")]
+    generations: Annotated[
+        GenerationCounts, Meta(description="The caller's generations by status; for operators those of all tenants.")
+    ]
     queue: Annotated[QueueStatus, Meta(description="The queue of all tenants.")]
     workers: list[WorkerStatus]
     subscribers: Annotated[SubscriberCounts, Meta(description="The caller's open streams at this gateway.")]
@@ -58,7 +60,7 @@ class OverviewRoutes:
     """The handler of `/v1/overview`.
 
     It reports the caller's generations by status and their subscribers at this gateway; and the queue and the workers,
-    which all tenants share and which `/metrics` reports too.
+    which all tenants share and which `/metrics` reports too. An operator's are those of all tenants, or of `?tenant=`.
     """
 
     def __init__(self, broker: Broker, access: Access) -> None:
@@ -69,7 +71,7 @@ class OverviewRoutes:
         return [by_method("/v1/overview", GET=self.get)]
 
     async def get(self, request: Request) -> Response:
-        tenant, queue, store = self._access.tenant(request), self._broker.queue, self._broker.store
+        tenant, queue, store = self._access.scope(request), self._broker.queue, self._broker.store
         counts, waiting, fleet = await asyncio.gather(store.counts(tenant), queue.queue_depth(), queue.workers())
         now = await store.clock.now()
         subscribers = self._access.subscribers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -119,13 +120,13 @@ class QueueRoutes:
         )
 
     def _level(self, level: Level) -> QueueLevel:
-        names = [self._broker.settings.name_of(resource) for resource in level.lane.split(",")]
+        names = [unquote(resource) for resource in level.lane.split(",")]
         return QueueLevel(names, level.priority, level.waiting, level.reason, level.retry_at)
 
     def _shown(self, name: str) -> str:
         kind, _, rest = name.partition(":")
         if kind == "u":
-            return f"upstream {self._broker.settings.name_of(rest)}"
+            return f"upstream {unquote(rest)}"
         return f"tenant {rest}" if kind == "t" else name
 
     async def pause(self, request: Request) -> Response:
@@ -139,7 +140,7 @@ class QueueRoutes:
 
     async def _names(self, request: Request) -> list[str]:
         """Return what a request pauses or resumes, in the queue's notation."""
-        self._access.operator(request)
+        self._access.require_operator(request)
         body = await read_body(request, self._broker.settings.max_body)
         asked = _parse(body or b"{}", Pause)
         names = [f"u:{self._resource(asked.upstream)}"] if asked.upstream is not None else []
@@ -152,14 +153,14 @@ class QueueRoutes:
 
     async def _records(self) -> list[UpstreamRecord]:
         settings, waiting = self._broker.settings, self._broker.waiting
-        resources = [upstream.resource for upstream in settings.all_upstreams()]
+        resources = [one.name for one in settings.resources()]
         states = await waiting.upstreams.read(resources, await self._broker.store.clock.now())
         levels, _ = await waiting.levels()
         return [self._record(states[one], levels) for one in resources]
 
     def _record(self, state: UpstreamState, levels: list[Level]) -> UpstreamRecord:
         return UpstreamRecord(
-            name=self._broker.settings.name_of(state.resource),
+            name=unquote(state.resource),
             max_concurrency=state.max_concurrency,
             requests_per_minute=state.requests_per_minute,
             tokens_per_minute=state.tokens_per_minute,
@@ -173,7 +174,7 @@ class QueueRoutes:
         )
 
     async def change(self, request: Request) -> Response:
-        self._access.operator(request)
+        self._access.require_operator(request)
         resource = self._resource(request.path_params["name"])
         patch = _parse(await read_body(request, self._broker.settings.max_body), UpstreamPatch)
         upstreams = self._broker.waiting.upstreams
@@ -193,9 +194,9 @@ class QueueRoutes:
 
     def _resource(self, name: str) -> str:
         """Return the upstream of this name, as the queue names it. Raises UpstreamNotFound."""
-        for upstream in self._broker.settings.all_upstreams():
-            if upstream.name == name:
-                return upstream.resource
+        for resource in self._broker.settings.resources():
+            if unquote(resource.name) == name:
+                return resource.name
         raise UpstreamNotFound(f"There is no upstream `{name[:100]}`.")
 
 

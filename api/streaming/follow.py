@@ -92,7 +92,7 @@ class Follow:
     async def _enter(
         self, stack: AsyncExitStack, access: ReadAccess, gid: str, source: AbstractAsyncContextManager[Opened]
     ) -> Opened:
-        stack.enter_context(self.access.subscribers.one(access.tenant, gid))
+        stack.enter_context(self.access.subscribers.one(access.caller or access.tenant, gid))
         return await stack.enter_async_context(source)
 
     def _respond(

@@ -8,15 +8,23 @@ import secrets
 import click
 
 from broker.cli.options import examples, json_line
-from broker.settings.api_keys import is_tenant
+from broker.settings.api_keys import ROLES, ApiKey, Role, is_tenant
 
 
 @click.command(
-    "key", short_help="Create an API key.", epilog=examples("tokencast key anna", "tokencast key anna --json")
+    "key",
+    short_help="Create an API key.",
+    epilog=examples("tokencast key anna", "tokencast key anna --json", "tokencast key ops --role operator"),
 )
 @click.argument("tenant")
+@click.option(
+    "--role",
+    type=click.Choice(ROLES),
+    default=ROLES[0],
+    help="operator: sees all tenants and controls the queue; read: changes nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help='One line of JSON: {"key", "entry"}.')
-def new_key(tenant: str, as_json: bool) -> None:
+def new_key(tenant: str, role: Role, as_json: bool) -> None:
     """Create an API key for TENANT and print it, with the entry for the gateway's TOKENCAST_API_KEYS.
 
     The key is shown only once. The entry holds its SHA-256 hash and is not secret.
@@ -24,5 +32,5 @@ def new_key(tenant: str, as_json: bool) -> None:
     if not is_tenant(tenant):
         raise click.BadParameter("a tenant name consists of letters and digits.", param_hint="TENANT")
     key = "tck_" + secrets.token_urlsafe(32)  # 256 random bits cannot be guessed, so a plain hash is enough
-    entry = f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"
+    entry = ApiKey(tenant, role).entry(hashlib.sha256(key.encode()).hexdigest())
     click.echo(json_line({"key": key, "entry": entry}) if as_json else f"key    {key}\nentry  {entry}")

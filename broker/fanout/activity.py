@@ -1,4 +1,4 @@
-"""The activity of each tenant: which generations were created, started and ended, without their text.
+"""The activity of each tenant, and of all: which generations were created, started and ended, without their text.
 
 The Lua scripts write it to one stream per shard. A process reads all of these streams with one blocking read (one per
 server of a cluster), and only while there is at least one watcher. Watchers are subscribers of their tenant's in-memory
@@ -9,11 +9,14 @@ known of its generation.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
+
+import msgspec
 
 from broker.concurrency.backoff import Backoff
 from broker.concurrency.cancellation import cancel_and_wait
@@ -21,7 +24,7 @@ from broker.fanout.dialect import Dialect
 from broker.fanout.hub import Hub
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.fanout.reader import BLOCK_MS, COUNT, SLACK, StreamEntries
-from broker.ids import SHARDS, Cursor
+from broker.ids import ALL_TENANTS, SHARDS, Cursor
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
 from broker.redis.connection import RespConnection
@@ -51,12 +54,23 @@ class Entry(NamedTuple):
     data: bytes
 
 
-class History(MemoryFeed):
-    """One tenant's channel. The `at_ms` of an event is the id to resume from: everything that was written up to that
-    time has been delivered before it."""
+class Watched(NamedTuple):
+    """What a channel holds: the events of a tenant, or of ALL_TENANTS. `named`: each with its tenant. `history`: with
+    the history."""
 
-    def __init__(self, tenant: str, dialect: Dialect) -> None:
+    tenant: str
+    named: bool
+    history: bool
+
+
+class History(MemoryFeed):
+    """The channel of a tenant, or of all. The `at_ms` of an event is the id to resume from: everything that was written
+    up to that time has been delivered before it."""
+
+    def __init__(self, tenant: str, dialect: Dialect, *, named: bool = False) -> None:
+        """`named`: each event has its tenant."""
         super().__init__(tenant, dialect, WINDOW)
+        self._named = named
         self.loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loaded: dict[str, tuple[int, int]] = {}  # shard → newest entry of the loaded history
         self.pending: list[Entry] | None = []  # entries that arrived while loading
@@ -70,7 +84,7 @@ class History(MemoryFeed):
         if entry.at <= self.loaded.get(entry.shard, (0, 0)):
             return
         self.id = max(self.id, min(entry.at[0], read_up_to))
-        self.add(entry.kind, self.id, entry.data)
+        self.add(entry.kind, self.id, _with_tenant(entry) if self._named else entry.data)
         self._times.append(entry.at[0])
         while self._first <= self.window.earliest.seq:
             self.complete_since = max(self.complete_since, self._times.popleft())
@@ -94,7 +108,7 @@ class Activity:
         self._hub = hub
         self._dialect: Dialect = dialect
         self._clock = RedisClock(redis)
-        self._channels: dict[tuple[str, bool], History] = {}  # by tenant, and whether the history is included
+        self._channels: dict[Watched, History] = {}
         self._loads = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._start_under_way: asyncio.Task[None] | None = None
@@ -104,15 +118,15 @@ class Activity:
         self._newest = 0
 
     @asynccontextmanager
-    async def open(self, tenant: str, *, history: bool = True) -> AsyncGenerator[History]:
-        """Keep a channel of the tenant up to date until the context is left. `history`: include the history, which is
-        read for the first watcher that wants it; without it the channel begins now, or with what has been read for
-        others. Raises StorageUnavailable."""
-        known = self._channels.get((tenant, True))
-        key = tenant, history or (known is not None and known.loading.done())
+    async def open(self, tenant: str, *, history: bool = True, named: bool = False) -> AsyncGenerator[History]:
+        """Keep a channel of a tenant, or of ALL_TENANTS, up to date until the context is left. `history`: include the
+        history, which is read for the first watcher that wants it; without it the channel begins now, or with what has
+        been read for others. `named`: name the tenant in each event. Raises StorageUnavailable."""
+        known = self._channels.get(Watched(tenant, named, history=True))
+        key = Watched(tenant, named, history or (known is not None and known.loading.done()))
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = History(tenant, self._dialect)
+            channel = self._channels[key] = History(tenant, self._dialect, named=named)
             channel.loading = asyncio.create_task(self._load(channel, history=history))
         channel.users += 1
         try:
@@ -148,8 +162,8 @@ class Activity:
         channel.id = max(channel.id, self._read_up_to)
 
     async def _read_history(self, tenant: str, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
-        """Return the tenant's newest events, the newest entry of each shard, and the time (ms) since which the events
-        are complete."""
+        """Return the newest events of a tenant, or of ALL_TENANTS, the newest entry of each shard, and the time (ms)
+        since which the events are complete."""
         entries: list[Entry] = []
         loaded: dict[str, tuple[int, int]] = {}
         for shard in SHARDS:
@@ -158,7 +172,7 @@ class Activity:
                 loaded[shard] = found[-1].at
             if not complete:
                 since = max(since, found[0].at[0])
-            entries += (entry for entry in found if entry.tenant == tenant)
+            entries += (entry for entry in found if tenant in (entry.tenant, ALL_TENANTS))
             entries.sort(key=_written)
             if len(entries) > MAX_EVENTS:
                 since = max(since, entries[-MAX_EVENTS - 1].at[0])
@@ -265,8 +279,8 @@ class Activity:
     async def _distribute(self, entries: Sequence[Entry]) -> None:
         changed: dict[History, None] = {}
         for entry in entries:
-            for history in (True, False):
-                channel = self._channels.get((entry.tenant, history))
+            for key in _channels_of(entry.tenant):
+                channel = self._channels.get(key)
                 if channel is None:
                     continue
                 if channel.pending is not None:
@@ -290,3 +304,18 @@ def _entry(shard: str, entry_id: bytes, fields: Sequence[bytes]) -> Entry:
 
 def _written(entry: Entry) -> tuple[int, int]:
     return entry.at
+
+
+def _channels_of(tenant: str) -> Iterator[Watched]:
+    """Return the channels that hold the events of a tenant."""
+    for name in (tenant, ALL_TENANTS):
+        for named, history in _KINDS:
+            yield Watched(name, named, history)
+
+
+_KINDS = tuple(itertools.product((False, True), repeat=2))
+
+
+def _with_tenant(entry: Entry) -> bytes:
+    """Return an entry's data, a JSON object that is not empty, with its tenant."""
+    return b'%b,"tenant":%b}' % (entry.data.rstrip()[:-1], msgspec.json.encode(entry.tenant))

@@ -7,7 +7,11 @@ belong to `OPEN_TENANT`, which has no limits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
 
 from broker.errors import LimitExceeded
 from broker.redis.client import Redis, Script
@@ -24,26 +28,57 @@ LATER = 60  # seconds; Retry-After if the tenant's stored bytes are at the limit
 SOON = 5  # seconds; Retry-After if the tenant's queue is full
 
 
+class TenantLimit(NamedTuple):
+    """Limits of one tenant: concurrent generations and creations per minute; 0 = no limit. `weight`: share of the
+    turns, relative to other tenants."""
+
+    running: int
+    queued: int
+    per_minute: int
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """Limits of a tenant: concurrent generations and creations per minute; 0 = no limit. `lease`: seconds."""
+    """Limits of all tenants: concurrent generations and creations per minute; 0 = no limit. `lease`: seconds. `own`:
+    tenants with other limits."""
 
     running: int = 0
     queued: int = 0
     per_minute: int = 0
     lease: float = 15.0
+    own: Mapping[str, TenantLimit] = field(default_factory=dict[str, TenantLimit])
 
     @classmethod
     def of(cls, settings: Settings) -> TenantLimits:
-        return cls(settings.tenant_running, settings.tenant_queued, settings.tenant_per_minute, settings.lease)
+        own = {
+            tenant: TenantLimit(quota.running, quota.queued, quota.per_minute, quota.weight)
+            for tenant, quota in settings.own_quotas.items()
+        }
+        return cls(settings.tenant_running, settings.tenant_queued, settings.tenant_per_minute, settings.lease, own)
+
+    def of_tenant(self, tenant: str) -> TenantLimit:
+        """Return the limits of a tenant; none for the one without keys."""
+        if tenant == OPEN_TENANT:
+            return _NO_LIMIT
+        return self.own.get(tenant) or TenantLimit(self.running, self.queued, self.per_minute)
+
+    def encode_own(self) -> bytes:
+        """Return the tenants with other limits as JSON: {tenant: [running, weight]}; "" if there are none."""
+        shares = {tenant: (limit.running, limit.weight) for tenant, limit in self.own.items()}
+        return msgspec.json.encode(shares) if shares else b""
 
     def needs_admission(self, tenant: str) -> bool:
         """Return whether new generations of this tenant need admission."""
-        return tenant != OPEN_TENANT and bool(self.queued or self.per_minute)
+        limit = self.of_tenant(tenant)
+        return bool(limit.queued or limit.per_minute)
 
     def is_counted(self, tenant: str) -> bool:
         """Return whether the number of this tenant's running generations is limited."""
-        return tenant != OPEN_TENANT and self.running > 0
+        return self.of_tenant(tenant).running > 0
+
+
+_NO_LIMIT = TenantLimit(0, 0, 0)
 
 
 class Quotas:
@@ -58,8 +93,8 @@ class Quotas:
     async def admit(self, tenant: str, gid: str, stored: Stored = NOTHING, share: int = 0) -> str:
         """Reserve a place in the queue, and count a creation and the bytes of its request. Return the key that counted
         the creation, or "". `share`: maximum bytes of the tenant's stored requests; 0 = no limit. LimitExceeded."""
-        limits = self.limits
-        if tenant == OPEN_TENANT or not (limits.needs_admission(tenant) or share):
+        limits = self.limits.of_tenant(tenant)
+        if tenant == OPEN_TENANT or not (self.limits.needs_admission(tenant) or share):
             return ""
         reply = await self._redis.run(
             ADMIT,

@@ -25,7 +25,11 @@ NO_LIMITS = TenantLimits()
 
 def upstream_limits(settings: Settings) -> list[UpstreamLimits]:
     """Return the usable upstreams of a worker, with their limits."""
-    return [UpstreamLimits(upstream.resource) for upstream in settings.all_upstreams() if upstream.usable]
+    return [
+        UpstreamLimits(one.name, one.max_concurrency or 0, one.rpm or 0, one.tpm or 0, one.adaptive, one.weight or 0)
+        for one in settings.resources()
+        if one.usable
+    ]
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -80,9 +84,12 @@ class Queue:
         be told cheaply."""
         return await commands.positions(self.redis, tickets)
 
-    async def full_levels(self, tenant: str) -> frozenset[str]:
-        """Return the levels in which a tenant waits because it is at its limit."""
-        return frozenset(level.decode() for level in await self.redis.execute("SMEMBERS", keys.full(tenant)))
+    async def full_levels(self, tenants: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return, for each tenant, the levels in which it waits because it is at its limit."""
+        found = await self.redis.pipeline([("SMEMBERS", keys.full(tenant)) for tenant in tenants])
+        return {
+            tenant: frozenset(level.decode() for level in levels) for tenant, levels in zip(tenants, found, strict=True)
+        }
 
     async def depth(self) -> int:
         return (await self.queue_depth()).depth

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker.settings.settings import Settings
-from broker.settings.upstreams import check_key
+from broker.settings.upstream_entries import check_key
 from broker.settings.urls import check_http_url
 
 

@@ -36,6 +36,7 @@ def load_for_process() -> Settings:
     """Return the settings of a gateway or a worker, with the parts checked that are otherwise read on first use."""
     settings = load(Settings)
     _ = settings.tenants, settings.all_upstreams()
+    settings.check_tenants()
     return settings
 
 
@@ -53,7 +54,7 @@ def variables() -> Iterator[tuple[str, str, str]]:
 
 
 def _shown(default: object) -> str:
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from broker.settings.upstreams import UpstreamSettings
+from broker.settings.tenants import TenantSettings
+from broker.settings.upstream_entries import FORMS, UpstreamSettings
 
 _WORDS = {
     "string_type": "is not a string",
@@ -16,6 +18,9 @@ _WORDS = {
     "model_type": "is not an object",
     "bool_type": "is not true or false",
     "bool_parsing": "is not true or false",
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "float_parsing": "is not a number",
     "missing": "is missing",
 }
 """Replacements for messages of pydantic that use Python's names of types: the user wrote JSON."""
@@ -29,11 +34,11 @@ def format_errors(variables: Mapping[str, str], errors: Sequence[ErrorDetails]) 
 
 
 def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
-    first, *inner = wrong["loc"]
+    first, *inner = (part for part in wrong["loc"] if part not in FORMS)
     where = variables.get(str(first), str(first))
     message = wrong["msg"].removeprefix("Value error, ")
     if wrong["type"] == "extra_forbidden":
-        message = _unknown_field(str(inner.pop()))
+        message = _unknown_field(str(inner.pop()), TenantSettings if first == "TOKENCAST_TENANTS" else UpstreamSettings)
     elif inner:
         message = _WORDS.get(wrong["type"], message)
     for part in inner:
@@ -41,6 +46,6 @@ def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
     return f"{where}: {message}"
 
 
-def _unknown_field(name: str) -> str:
-    near = difflib.get_close_matches(name, UpstreamSettings.model_fields, n=1)
+def _unknown_field(name: str, entry: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name, entry.model_fields, n=1)
     return f"unknown field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")

@@ -6,42 +6,30 @@ secret can also be in a file, whose path is in `<NAME>_FILE`.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from functools import cached_property
 from typing import Annotated, Literal
-from urllib.parse import unquote
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from broker.errors import Misconfigured, ModelNotFound
+from broker.errors import Misconfigured
 from broker.redis.url import parse_redis_url
 from broker.request.options import MAX_DELAY, MAX_TTL_SECONDS
 from broker.runtime.environment import is_utf8
-from broker.settings.api_keys import tenants_of
+from broker.settings.api_keys import ApiKey, keys_of
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
-from broker.settings.upstreams import (
-    Upstream,
-    UpstreamSettings,
-    check_base_url,
-    check_key,
-    check_names,
-    decode_upstreams,
-    default_upstream,
-    upstream_of,
-)
+from broker.settings.tenants import TenantGroup, check_keys
+from broker.settings.upstreams import UpstreamGroup
 
-NO_LANE = "-"
-"""Lane of models that no upstream of this process serves."""
 SIMULATED_KEY = "simulated"
 """API key of the simulated upstream, by which a worker recognizes it."""
 _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
-class Settings(BaseSettings):
+class Settings(UpstreamGroup, TenantGroup):
     """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
@@ -55,28 +43,15 @@ class Settings(BaseSettings):
         description="Redis of the queue, and of the logs unless `TOKENCAST_STREAMS_URL` is set",
     )
     streams_url: str | None = Field(None, repr=False, description="Redis of the logs; default `REDIS_URL`")
-    openai_base_url: str | None = Field(
-        None,
-        validation_alias="OPENAI_BASE_URL",
-        description="Base URL of the upstream; default `https://api.openai.com/v1`",
-    )
-    openai_api_key: str | None = Field(
-        None, validation_alias="OPENAI_API_KEY", repr=False, description="API key of the upstream"
-    )
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("*",), description="Models of that upstream, as comma-separated patterns"
-    )
-    upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
-        (),
-        description="Several upstreams instead, as JSON: "
-        '`[{"name", "base_url", "api_key_env", "models", "usage", "headers"}]`',
-    )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="Address the gateway binds to")
     port: int = Field(
         8000, ge=0, le=65535, validation_alias="PORT", description="Port the gateway binds to; 0 = any free port"
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), repr=False, description="Comma-separated `tenant:sha256-of-key`; empty = no authentication, loopback only"
+        (),
+        repr=False,
+        description="Comma-separated `tenant:sha256-of-key`, with `:operator` or `:read` for a [role]"
+        "(deploying.md#roles-of-keys); empty = no authentication, loopback only",
     )
     allow_open: bool = Field(False, description="1 = bind to addresses other than loopback even without keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -93,19 +68,6 @@ class Settings(BaseSettings):
         repr=False,
         description="Secret that signs stream tokens; default: a random one in the queue's Redis",
     )
-    tenant_running: int = Field(
-        20, ge=0, description="Maximum running generations per tenant; 0 = no limit, here and below"
-    )
-    tenant_queued: int = Field(100, ge=0, description="Maximum waiting generations per tenant")
-    tenant_per_minute: int = Field(60, ge=0, description="Maximum new generations per tenant and minute")
-    tenant_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Maximum bytes of stored requests per tenant; default: a quarter of the `maxmemory` of the logs' "
-        "Redis, if it has one",
-    )
-    tenant_subscribers: int = Field(500, ge=0, description="Maximum subscribers per tenant on one gateway")
-    generation_subscribers: int = Field(50, ge=0, description="Maximum subscribers per generation on one gateway")
     slots: int = Field(100, ge=1, description="Maximum generations a worker runs at once")
     max_attempts: int = Field(
         3, ge=1, description="Maximum attempts of a generation; then it fails with `attempts_exhausted`"
@@ -193,16 +155,6 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("openai_base_url")
-    @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_base_url(value)
-
-    @field_validator("openai_api_key")
-    @classmethod
-    def _check_key(cls, value: str | None) -> str | None:
-        return None if value is None else check_key(value)
-
     @field_validator("secret")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
@@ -210,16 +162,6 @@ class Settings(BaseSettings):
         if value is not None and (value != value.strip() or not value.isprintable()):
             raise ValueError("contains a control character, such as a line break, or white space at its start or end")
         return value
-
-    @field_validator("upstreams", mode="before")
-    @classmethod
-    def _decode_upstreams(cls, value: object) -> object:
-        return decode_upstreams(value) if isinstance(value, str) else value
-
-    @field_validator("upstreams")
-    @classmethod
-    def _check_upstreams(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
-        return check_names(value)
 
     @field_validator("models", "api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
@@ -279,55 +221,25 @@ class Settings(BaseSettings):
         return self.streams_url or self.redis_url
 
     @cached_property
-    def tenants(self) -> dict[str, str]:
-        """SHA-256 of each key (hex) → its tenant. Raises Misconfigured if an entry is not `tenant:sha256`."""
+    def keys(self) -> dict[str, ApiKey]:
+        """SHA-256 of each key (hex) → its tenant and role. Raises Misconfigured if an entry is malformed."""
         try:
-            return tenants_of(self.api_keys)
+            return keys_of(self.api_keys)
         except ValueError as error:
             raise Misconfigured(f"TOKENCAST_API_KEYS: {error}") from None
 
-    def all_upstreams(self) -> tuple[Upstream, ...]:
-        """Return the upstreams in lookup order. Built once: each request calls this."""
-        return self._all_upstreams
+    @property
+    def tenants(self) -> dict[str, str]:
+        """SHA-256 of each key (hex) → its tenant. Raises as `keys`."""
+        return {digest: key.tenant for digest, key in self.keys.items()}
 
-    @cached_property
-    def _all_upstreams(self) -> tuple[Upstream, ...]:
-        if self.upstreams:
-            return tuple(map(upstream_of, self.upstreams))
-        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models),)
-
-    def upstream_for(self, model: str) -> Upstream:
-        """Return the first upstream that serves a model. Raises ModelNotFound."""
-        for upstream in self.all_upstreams():
-            if upstream.serves(model):
-                return upstream
-        raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
-
-    def route(self, model: str) -> tuple[Upstream, ...]:
-        """Return the upstreams that serve a model, in the order in which they are asked."""
-        return tuple(upstream for upstream in self.all_upstreams() if upstream.serves(model))
-
-    def lane_of(self, model: str) -> str:
-        """Return the lane of a model: the names of the resources that serve it, for the queue."""
-        return ",".join(upstream.resource for upstream in self.route(model)) or NO_LANE
-
-    def name_of(self, resource: str) -> str:
-        """Return the name of an upstream that the queue calls `resource`."""
-        return next((one.name for one in self.all_upstreams() if one.resource == resource), unquote(resource))
-
-    def current_lane(self, lane: str, model: str) -> str:
-        """Return a lane unchanged; that of the model if this process knows none of its upstreams."""
-        known = {upstream.resource for upstream in self.all_upstreams()}
-        return lane if known.intersection(lane.split(",")) else self.lane_of(model)
-
-    def label_of(self, model: str) -> tuple[str, str]:
-        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
-        can invent model names, so these are not used as labels."""
-        for upstream in self.all_upstreams():
-            for pattern in upstream.models:
-                if fnmatch.fnmatchcase(model, pattern):
-                    return upstream.name, pattern
-        return "", ""
+    def check_tenants(self) -> None:
+        """Raise Misconfigured if a tenant has limits and no key. Workers may have no keys, and then check nothing."""
+        if self.tenants:
+            try:
+                check_keys(self.tenant_settings, dict.fromkeys(self.tenants.values()))
+            except ValueError as error:
+                raise Misconfigured(f"TOKENCAST_TENANTS: {error}") from None
 
     @classmethod
     def settings_customise_sources(

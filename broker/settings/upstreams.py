@@ -1,139 +1,62 @@
-"""Upstreams in the settings: the entries of TOKENCAST_UPSTREAMS, and the resolved upstreams that a worker uses."""
+"""The upstreams that a process uses, and their resources; and the group of settings from which they are made."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
-from urllib.parse import quote, urlsplit
+from functools import cached_property
+from typing import Annotated
+from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode
 
-from broker.errors import Misconfigured
+from broker.errors import Misconfigured, ModelNotFound
 from broker.runtime.environment import read_variable
-from broker.settings.urls import check_http_url
-
-OPENAI = "https://api.openai.com/v1"
-OPENAI_KEY = "OPENAI_API_KEY"
-EXAMPLE = "http://127.0.0.1:11434/v1"
-_VARIABLE = r"[A-Z_][A-Z0-9_]*"
-_REFERENCE = re.compile(r"\$\{(.*?)\}")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
-_LONGEST_NAME = 64
-_LEAST_SECRET = 8  # minimum length of a header's value that is removed from the upstream's messages
-# Headers that the client sets itself, or that would break the connection.
-_OWN_HEADERS = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+from broker.settings.upstream_entries import (
+    OPENAI_KEY,
+    REFERENCE,
+    UpstreamSettings,
+    check_base_url,
+    check_key,
+    check_names,
+    decode_upstreams,
 )
 
-
-def check_key(key: str) -> str:
-    """Return the key unchanged. Raises ValueError with the reason why it is not valid in a header, without quoting
-    it."""
-    if not key.strip():
-        raise ValueError("contains only white space")
-    if key.splitlines() != [key]:
-        raise ValueError("contains a line break (a carriage return, from a file made on Windows?); remove it")
-    if key != key.strip():
-        raise ValueError("has white space before or after the key; remove it")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError("contains a character that is not valid in a key: use printable ASCII only")
-    if " " in key:
-        raise ValueError("contains white space; is it a single key?")
-    return key
+OPENAI = "https://api.openai.com/v1"
+NO_LANE = "-"
+"""Lane of models that no upstream of this process serves."""
+_LEAST_SECRET = 8  # minimum length of a header's value that is removed from the upstream's messages
 
 
-def check_base_url(url: str) -> str:
-    """Return the URL unchanged. Raises ValueError if it is not a valid base URL."""
-    return check_http_url(url, example=EXAMPLE)
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Configured limits of a resource; None: none. The meanings are those of the fields of `UpstreamSettings`."""
+
+    max_concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    adaptive: bool = True
+    weight: float | None = None
 
 
-def _check_variable(name: str) -> str:
-    if not re.fullmatch(_VARIABLE, name):
-        raise ValueError(
-            "is not the name of an environment variable in capitals, such as OPENAI_API_KEY; the key is its value"
-        )
-    return name
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What limits, refusals and the circuit hang on: an upstream, or one pattern of its models."""
 
-
-def _check_name(name: str) -> str:
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"must be 1 to {_LONGEST_NAME} printable characters")
-    return name
-
-
-def _check_models(models: tuple[str, ...]) -> tuple[str, ...]:
-    if not models or not all(models):
-        raise ValueError("lists no model; omit it for all models")
-    return models
-
-
-class UpstreamSettings(BaseModel):
-    """One entry of TOKENCAST_UPSTREAMS."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str, AfterValidator(_check_name)]
-    base_url: Annotated[str, AfterValidator(check_base_url)]
-    api_key_env: Annotated[str, AfterValidator(_check_variable)] | None = OPENAI_KEY
-    """Name of the variable that contains the key; None: no key is sent."""
-    models: Annotated[tuple[str, ...], AfterValidator(_check_models)] = ("*",)
-    usage: bool = True
-    """Whether the upstream supports `stream_options.include_usage`."""
-    headers: dict[str, str] = Field(default={}, repr=False)
-    """Headers of each request; `${NAME}` in a value is replaced with the value of a variable."""
-
-    @field_validator("headers")
-    @classmethod
-    def _check_headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        seen: set[str] = set()
-        for name, value in headers.items():
-            if not _HEADER_NAME.fullmatch(name):
-                raise ValueError("contains an invalid header name")
-            if name.lower() in _OWN_HEADERS:
-                raise ValueError(f"{name} cannot be set: the client sets it itself")
-            if name.lower() in seen:
-                raise ValueError(f"{name} is given twice")
-            seen.add(name.lower())
-            _check_header(name, value)
-        return headers
-
-    @model_validator(mode="after")
-    def _check_authorization(self) -> UpstreamSettings:
-        if self.api_key_env is not None and "authorization" in map(str.lower, self.headers):
-            raise ValueError("has an Authorization header and a key; with such a header, `api_key_env` must be null")
-        return self
-
-
-def _check_header(name: str, value: str) -> None:
-    """Raise ValueError for an invalid value, with the name of the header and without the value."""
-    if value != value.strip() or not value.isascii() or not value.isprintable():
-        raise ValueError(
-            f"the value of {name} has a line break, white space at its start or end, or a non-ASCII character"
-        )
-    for reference in _REFERENCE.findall(value):
-        if not re.fullmatch(_VARIABLE, reference):
-            raise ValueError(f"the value of {name} has a ${{…}} that is not the name of a variable in capitals")
+    name: str
+    """Percent-encoded, because lanes and keys join names with `,`, `:`, `/` and spaces."""
+    upstream: str
+    pattern: str
+    """The pattern of the models; "" for all models of the upstream."""
+    max_concurrency: int | None
+    rpm: int | None
+    tpm: int | None
+    adaptive: bool
+    weight: float | None
+    usable: bool
+    """Whether this process can call the upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +68,48 @@ class Upstream:
     models: tuple[str, ...]
     usage: bool
     api_key_env: str | None
-    api_key: str | None = field(repr=False)
+    api_key: str | None = field(default=None, repr=False)
     """None: requests are sent without a key."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Strings that are removed from messages: the upstream may quote the request."""
     missing: tuple[str, ...] = ()
     """Required variables that are not set."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Patterns of requested models, and the model that is sent instead."""
+    limits: Limits = Limits()
+    limited_by_model: bool = False
+    """Whether each pattern of the models has the limits for itself."""
+    first_token_timeout: float | None = None
+    """Seconds; None: as in the settings, as `idle_timeout`."""
+    idle_timeout: float | None = None
 
     @property
-    def resource(self) -> str:
-        """Name in the queue: limits, refusals and the circuit hang on it. Percent-encoded, because the queue's keys
-        join names with `,`, `:` and spaces."""
-        return quote(self.name, safe="")
+    def resources(self) -> tuple[Resource, ...]:
+        """The resources that requests to this upstream use."""
+        patterns = dict.fromkeys(self.models) if self.limited_by_model else ("",)
+        return tuple(map(self._resource, patterns))
+
+    def resource_of(self, model: str) -> str:
+        """Return the name of the resource for a model that the upstream serves."""
+        return self._name(self._pattern_of(model) or "") if self.limited_by_model else self._name("")
+
+    def _resource(self, pattern: str) -> Resource:
+        limits = self.limits
+        return Resource(
+            self._name(pattern),
+            self.name,
+            pattern,
+            limits.max_concurrency,
+            limits.requests_per_minute,
+            limits.tokens_per_minute,
+            limits.adaptive,
+            limits.weight,
+            self.usable,
+        )
+
+    def _name(self, pattern: str) -> str:
+        return f"{_encode(self.name)}/{_encode(pattern)}" if pattern else _encode(self.name)
 
     @property
     def usable(self) -> bool:
@@ -171,37 +123,65 @@ class Upstream:
 
     def serves(self, model: str) -> bool:
         """Return whether a model matches one of the patterns."""
-        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        return self._pattern_of(model) is not None
+
+    def sent_model(self, model: str) -> str:
+        """Return the name that the upstream has for a requested model."""
+        return dict(self.renamed).get(self._pattern_of(model) or "", model)
+
+    def _pattern_of(self, model: str) -> str | None:
+        return next((pattern for pattern in self.models if fnmatch.fnmatchcase(model, pattern)), None)
 
 
-def default_upstream(base_url: str | None, api_key: str | None, models: tuple[str, ...]) -> Upstream:
+def _encode(name: str) -> str:
+    """Percent-encode a name; never as `-`, which is the lane of models without an upstream."""
+    return "%2D" if name == "-" else quote(name, safe="")
+
+
+def default_upstream(base_url: str | None, api_key: str | None, models: tuple[str, ...], limits: Limits) -> Upstream:
     """Return the upstream of OPENAI_BASE_URL."""
     url = base_url or OPENAI
-    missing = () if api_key or not _needs_key(url) else (OPENAI_KEY,)
-    return Upstream("default", url, models, True, OPENAI_KEY, api_key, (), (api_key,) if api_key else (), missing)
+    return Upstream(
+        "default",
+        url,
+        models,
+        usage=True,
+        api_key_env=OPENAI_KEY,
+        api_key=api_key,
+        secrets=(api_key,) if api_key else (),
+        missing=() if api_key or not _is_openai(url) else (OPENAI_KEY,),
+        limits=limits,  # of all models together: a gateway may not know the URL, and must find the same resource
+    )
 
 
 def upstream_of(entry: UpstreamSettings) -> Upstream:
     """Resolve an entry's variables. Raises Misconfigured with the name of one whose value is not valid in a header."""
     missing: list[str] = []
     key = _read(entry.api_key_env, check_key) if entry.api_key_env else None
-    if entry.api_key_env and key is None and ("api_key_env" in entry.model_fields_set or _needs_key(entry.base_url)):
+    if entry.api_key_env and key is None and ("api_key_env" in entry.model_fields_set or _is_openai(entry.base_url)):
         missing.append(entry.api_key_env)
     headers: list[tuple[str, str]] = []
     for name, value in entry.headers.items():
-        values = {each: _read(each, _check_part) for each in _REFERENCE.findall(value)}
+        values = {each: _read(each, _check_part) for each in REFERENCE.findall(value)}
         missing += [each for each, found in values.items() if found is None]
-        headers.append((name, _REFERENCE.sub(lambda match, found=values: found[match[1]] or "", value)))
+        headers.append((name, REFERENCE.sub(lambda match, found=values: found[match[1]] or "", value)))
     return Upstream(
         entry.name,
         entry.base_url,
-        entry.models,
+        tuple(entry.models),
         entry.usage,
         entry.api_key_env,
         key,
         tuple(headers),
         _secrets(key, [value for _, value in headers]),
         tuple(missing),
+        renamed=tuple(entry.models.items()) if isinstance(entry.models, dict) else (),
+        limits=Limits(
+            entry.max_concurrency, entry.requests_per_minute, entry.tokens_per_minute, entry.adaptive, entry.weight
+        ),
+        limited_by_model=_is_openai(entry.base_url) if entry.limits is None else entry.limits == "model",
+        first_token_timeout=entry.first_token_timeout,
+        idle_timeout=entry.idle_timeout,
     )
 
 
@@ -211,39 +191,9 @@ def _secrets(key: str | None, values: list[str]) -> tuple[str, ...]:
     return tuple(sorted({key, *words} if key else set(words), key=len, reverse=True))
 
 
-def decode_upstreams(text: str) -> object:
-    """Decode TOKENCAST_UPSTREAMS. Raises ValueError with the position of a syntax error."""
-    try:
-        value: object = json.loads(text, object_pairs_hook=_reject_duplicates)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    if not isinstance(value, list):
-        raise ValueError('must be a list of objects: [{"name": …, "base_url": …}]')
-    return cast(object, value)
-
-
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the field {name[:_LONGEST_NAME]!r} is given twice in one object")
-    return dict(pairs)
-
-
-def check_names(entries: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
-    """Return the entries unchanged. Raises ValueError if two have the same name."""
-    names = [entry.name for entry in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two entries have the name {name!r}")
-    return entries
-
-
-def _needs_key(base_url: str) -> bool:
-    """Return whether the server requires a key: OpenAI's does, a self-hosted one may not."""
+def _is_openai(base_url: str) -> bool:
+    """Return whether the server is OpenAI's: it requires a key, and limits each model for itself. A self-hosted one may
+    do neither."""
     return urlsplit(base_url).hostname == urlsplit(OPENAI).hostname
 
 
@@ -262,3 +212,110 @@ def _check_part(value: str) -> str:
     for word in value.split(" "):
         check_key(word)
     return value
+
+
+class UpstreamGroup(BaseSettings):
+    """The settings of upstreams, and what is made of them."""
+
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias="OPENAI_BASE_URL",
+        description="Base URL of the upstream; default `https://api.openai.com/v1`",
+    )
+    openai_api_key: str | None = Field(
+        None, validation_alias="OPENAI_API_KEY", repr=False, description="API key of the upstream"
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description="Models of that upstream, as comma-separated patterns"
+    )
+    upstream_concurrency: int = Field(
+        0,
+        ge=0,
+        description="Maximum concurrent calls of that upstream, of all workers together; 0 = no configured limit, here "
+        "and in the next two",
+    )
+    upstream_rpm: int = Field(0, ge=0, description="Maximum calls of that upstream per minute")
+    upstream_tpm: int = Field(0, ge=0, description="Maximum tokens of that upstream per minute")
+    upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
+        (),
+        description="Several upstreams instead, as JSON: `[{"
+        + ", ".join(f'"{name}"' for name in UpstreamSettings.model_fields)
+        + "}]`: [Upstreams](upstreams.md#settings)",
+    )
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _check_base_url(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        return None if value is None else check_key(value)
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _decode_upstreams(cls, value: object) -> object:
+        return decode_upstreams(value) if isinstance(value, str) else value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _check_upstreams(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+        return check_names(value)
+
+    def all_upstreams(self) -> tuple[Upstream, ...]:
+        """Return the upstreams in lookup order. Built once: each request calls this."""
+        return self._all_upstreams
+
+    @cached_property
+    def _all_upstreams(self) -> tuple[Upstream, ...]:
+        if self.upstreams:
+            return tuple(map(upstream_of, self.upstreams))
+        limits = Limits(self.upstream_concurrency or None, self.upstream_rpm or None, self.upstream_tpm or None)
+        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models, limits),)
+
+    def upstream_for(self, model: str) -> Upstream:
+        """Return the first upstream that serves a model. Raises ModelNotFound."""
+        for upstream in self.all_upstreams():
+            if upstream.serves(model):
+                return upstream
+        raise ModelNotFound(f"The model `{model[:100]}` does not exist or is not served here.")
+
+    def route(self, model: str) -> tuple[Upstream, ...]:
+        """Return the upstreams that serve a model, in the order in which they are asked."""
+        return tuple(upstream for upstream in self.all_upstreams() if upstream.serves(model))
+
+    def lane_of(self, model: str) -> str:
+        """Return the lane of a model: the names of the resources that serve it, for the queue."""
+        return ",".join(upstream.resource_of(model) for upstream in self.route(model)) or NO_LANE
+
+    def current_lane(self, lane: str, model: str) -> str:
+        """Return a lane unchanged; that of the model if this process knows none of its upstreams."""
+        return lane if self._resources.keys() & set(lane.split(",")) else self.lane_of(model)
+
+    def name_of(self, resource: str) -> str:
+        """Return the name of the upstream that a resource belongs to."""
+        upstream = self.upstream_of(resource)
+        return unquote(resource) if upstream is None else upstream.name
+
+    def resources(self) -> tuple[Resource, ...]:
+        """Return the resources of all upstreams, with their limits."""
+        return tuple(resource for resource, _ in self._resources.values())
+
+    def upstream_of(self, resource: str) -> Upstream | None:
+        """Return the upstream that a resource belongs to, by its name; None if these settings do not have it."""
+        found = self._resources.get(resource)
+        return None if found is None else found[1]
+
+    @cached_property
+    def _resources(self) -> dict[str, tuple[Resource, Upstream]]:
+        return {each.name: (each, upstream) for upstream in self.all_upstreams() for each in upstream.resources}
+
+    def label_of(self, model: str) -> tuple[str, str]:
+        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
+        can invent model names, so these are not used as labels."""
+        for upstream in self.all_upstreams():
+            for pattern in upstream.models:
+                if fnmatch.fnmatchcase(model, pattern):
+                    return upstream.name, pattern
+        return "", ""

@@ -53,7 +53,8 @@ def live(shard: str) -> str:
 def index(shard: str, tenant: str | None = None, status: str | None = None) -> str:
     """zset · generation → created ms · 32 d · lifecycle scripts; create, list and counts remove expired members
 
-    Without a tenant: the base from which scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`.
+    Without a tenant: the base from which scripts derive `<base>:<tenant>` and `<base>:<tenant>:<status>`. The scripts
+    keep the same indexes for ALL_TENANTS.
     """
     return ":".join(filter(None, (f"tc:{{{shard}}}:i", tenant, status)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from broker.concurrency.cancellation import cancel_and_wait
@@ -34,21 +35,21 @@ NOTHING = Stored(0, 0)
 
 
 class StorageShare:
-    """`configured`: the configured limit; None: a fraction of `maxmemory`, which is read in the background so that no
-    request waits for it. Until the first answer, and if INFO is not allowed, there is no limit."""
+    """`configured`: returns the limit set for a tenant, None for a fraction of `maxmemory`. This is read in the
+    background, so that no request waits for it: until the first answer, and if INFO is not allowed, it is no limit."""
 
-    def __init__(self, redis: Redis, configured: int | None) -> None:
+    def __init__(self, redis: Redis, configured: Callable[[str], int | None]) -> None:
         self._redis = redis
         self._configured = configured
         self._known = 0
         self._query_at = 0.0
         self._query: asyncio.Task[None] | None = None
 
-    @property
-    def limit(self) -> int:
-        """The limit in bytes; 0 = no limit."""
-        if self._configured is not None:
-            return self._configured
+    def limit_of(self, tenant: str) -> int:
+        """Return the limit of a tenant in bytes; 0 = no limit."""
+        configured = self._configured(tenant)
+        if configured is not None:
+            return configured
         if time.monotonic() >= self._query_at and (self._query is None or self._query.done()):
             self._query = asyncio.get_running_loop().create_task(self._read_maxmemory())
         return self._known

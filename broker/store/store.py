@@ -195,6 +195,12 @@ class Store:
             raise GenerationGone
         return from_fields(gid, fields)
 
+    async def owner(self, gid: str) -> str | None:
+        """Return the tenant of a generation, also of a deleted one; None if it is unknown. Raises GenerationNotFound
+        for a malformed id, and StorageUnavailable."""
+        tenant: bytes | None = await self.redis.execute("HGET", keys.meta(check_id(gid)), "tn")
+        return None if tenant is None else tenant.decode()
+
     async def get(self, gid: str, tenant: str) -> Generation:
         """Return the whole generation: with its stored choices if it has ended, otherwise folded from the log so
         far."""
@@ -288,14 +294,15 @@ class Store:
         return request if policy in (None, b"fail") else {**request, "on_upstream_error": policy.decode()}
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """Return the number of the tenant's generations by status; some may have expired (broker/store/listing.py)."""
+        """Return the number of the generations of a tenant, or of ALL_TENANTS, by status; some may have expired
+        (broker/store/listing.py)."""
         return await self._listing.counts(tenant)
 
     async def list(
         self, tenant: str, status: str | None = None, limit: int = 20, after: str | None = None
     ) -> tuple[list[Generation], bool]:
-        """Return a page of generations, newest first, and whether there are more. `after`: id of the last one of the
-        previous page. A page may end before `limit` (broker/store/listing.py)."""
+        """Return a page of the generations of a tenant, or of ALL_TENANTS, newest first, and whether there are more.
+        `after`: id of the last one of the previous page. A page may end before `limit` (broker/store/listing.py)."""
         if after is not None:
             check_id(after)
         rows, more = await self._listing.page(tenant, status, limit, after)

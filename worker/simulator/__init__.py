@@ -6,7 +6,11 @@
     GET    /v1/models
     GET    /healthz
     GET    /sim/calls[?label=L]   the calls so far: their parameters and outcomes
-    DELETE /sim/calls             reset the calls, and the counts of faults with `times`
+    DELETE /sim/calls             reset the calls, the counts, and those of faults with `times`
+    GET    /sim/counts            {"calls", "refused", "unavailable", "in_flight", "max_in_flight"}
+    GET    /sim/quota             the quota
+    PUT    /sim/quota             replace the quota, for instance by {"concurrency": 4, "retry_after": 1}
+    PATCH  /sim/quota             change the named fields of the quota only
 
 The model's name selects the reply: `sim` and `gabforge-coder` (both plain) or `sim-<style or fault>`. A directive
 anywhere in the last user message has precedence:
@@ -79,6 +83,20 @@ redirect        307 to `to`
 
 STYLES          (models sim-<style>) fast, slow, long, reasoning, tools, refusal, length, filter, gabforge, azure,
                 extra, no-usage, stamp, crlf, unicode, surrogate, keepalive
+
+QUOTA               MEANING (and default); a JSON object: the body of PUT and PATCH, and the option --quota
+concurrency         calls in flight at once; the rest gets 429 (null: no limit, as for the rates)
+requests_per_minute calls in each minute; x-ratelimit-limit-, -remaining- and -reset-requests are in every response
+tokens_per_minute   tokens of prompts and replies in each minute; the same headers, -tokens
+minute              length of a minute in seconds (60)
+retry_after         seconds in the Retry-After header of a 429 (null: no header)
+retry_after_ms      milliseconds in the retry-after-ms header of a 429 (null: no header)
+outage              true: every call gets 503 | seconds: for that time from now (false)
+outage_status       status in an outage (503)
+outage_retry_after  seconds in its Retry-After header (null: no header)
+header_delay        seconds before the status line of each admitted call (0)
+
+A request that fails on every upstream and at any time has the directive `fault=500`, without `times`.
 
 The text of a reply is `text.pieces(seed, length)`, so a test can compute it. With `stream: false` these faults apply:
 error statuses, huge-error, html, json-200, redirect, mute, silent, slow-headers, gzip, rst, cut, truncate (as cut),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -11,6 +12,7 @@ from worker.simulator.calls import Call
 from worker.simulator.directives import ChatRequest
 from worker.simulator.faults import FAULTS, FaultPosition, Refusal
 from worker.simulator.frames import TOKENS, Frame, Kind
+from worker.simulator.quota import retry_headers
 from worker.simulator.replies import REPLIES
 from worker.simulator.stream import Wire, send
 
@@ -26,7 +28,7 @@ async def answer(request: web.Request, chat: ChatRequest, call: Call) -> web.Str
     if options.reply and chat.stream:
         return await send_reply(request, chat, call)
     if fault and fault.refusal:
-        return refuse(call, fault.refusal, name=chat.fault, retry_after=options.retry_after)
+        return refuse(call, fault.refusal, name=chat.fault, headers=retry_headers(options.retry_after, None))
     match chat.fault:
         case "html":
             return _plain_response(call, 200, PORTAL, {"Content-Type": "text/html; charset=utf-8"})
@@ -115,12 +117,12 @@ async def complete(request: web.Request, chat: ChatRequest, call: Call) -> web.S
     return response
 
 
-def refuse(call: Call, refusal: Refusal, *, name: str = "", retry_after: float | None = None) -> web.StreamResponse:
+def refuse(
+    call: Call, refusal: Refusal, *, name: str = "", headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
     """Respond with an error in OpenAI's form. `name`: name of the fault; default: the status."""
     call.fault = name or str(refusal.status)
-    headers = {"Content-Type": "application/json"}
-    if retry_after is not None:
-        headers["Retry-After"] = f"{retry_after:g}"
+    headers = {"Content-Type": "application/json", **(headers or {})}
     return _plain_response(call, refusal.status, json.dumps(error_body(refusal)), headers)
 
 
@@ -169,6 +171,7 @@ def _end(call: Call, chat: ChatRequest) -> None:
 
 def _headers(call: Call, content_type: str | None = None) -> dict[str, str]:
     headers = {"Server": "upstream-sim", "x-request-id": f"req_sim_{call.number}", "Cache-Control": "no-cache"}
+    headers.update(call.rate_headers)
     return headers | {"Content-Type": content_type} if content_type else headers
 
 

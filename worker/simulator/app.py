@@ -1,4 +1,4 @@
-"""The HTTP application: routes, API key, journal of calls.
+"""The HTTP application: routes, API key, journal of calls, quota.
 
 It uses aiohttp, whose handlers have access to the connection's transport, which the faults need, and are cancelled at
 once when the client disconnects.
@@ -7,21 +7,25 @@ once when the client disconnects.
 import asyncio
 import hashlib
 import hmac
+from dataclasses import asdict
 
+import msgspec
 from aiohttp import web
 
 from worker.simulator.answers import answer, error_body, refuse
 from worker.simulator.calls import Call, Journal
 from worker.simulator.directives import MODELS, BadRequest, ChatRequest, UnknownModel, read
 from worker.simulator.faults import Refusal
+from worker.simulator.quota import Gate, Quota, read_quota
 
 MAX_BODY = 64 * 1024 * 1024  # bytes
 WRONG_KEY = Refusal(401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
 
 
-def create_app(required_key: str | None = None) -> web.Application:
-    """Return the application. `required_key`: API key that requests under /v1 must have."""
-    simulator = Simulator(required_key)
+def create_app(required_key: str | None = None, quota: Quota | None = None) -> web.Application:
+    """Return the application. `required_key`: API key that requests under /v1 must have. `quota`: what it admits until
+    it is changed; default: every call."""
+    simulator = Simulator(required_key, quota or Quota())
     app = web.Application(client_max_size=MAX_BODY)
     app.add_routes(
         [
@@ -30,6 +34,10 @@ def create_app(required_key: str | None = None) -> web.Application:
             web.get("/healthz", simulator.health),
             web.get("/sim/calls", simulator.calls),
             web.delete("/sim/calls", simulator.reset),
+            web.get("/sim/counts", simulator.counts),
+            web.get("/sim/quota", simulator.quota),
+            web.put("/sim/quota", simulator.set_quota),
+            web.patch("/sim/quota", simulator.set_quota),
             web.route("*", "/{path:.*}", simulator.not_found),
         ]
     )
@@ -39,9 +47,10 @@ def create_app(required_key: str | None = None) -> web.Application:
 class Simulator:
     """The route handlers and their shared state."""
 
-    def __init__(self, required_key: str | None) -> None:
+    def __init__(self, required_key: str | None, quota: Quota) -> None:
         self._bearer = None if required_key is None else f"Bearer {required_key}".encode()
         self._journal = Journal()
+        self._gate = Gate(quota, self._journal.counts)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Respond to a completion request; each call is recorded in the journal, whatever its outcome."""
@@ -52,6 +61,10 @@ class Simulator:
                 return refuse(call, WRONG_KEY)
             chat = self._limit_fault(read(raw))
             record_request(call, chat)
+            if refused := self._gate.refusal(call, chat):
+                error, headers = refused
+                return refuse(call, error, headers=headers)
+            await asyncio.sleep(self._gate.quota.header_delay)
             return await answer(request, chat, call)
         except BadRequest as error:
             return refuse(call, Refusal(400, "invalid_request_error", None, error.message, error.param))
@@ -62,6 +75,8 @@ class Simulator:
         except (asyncio.CancelledError, ConnectionResetError):
             call.end("disconnected")
             raise
+        finally:
+            call.leave()
 
     def _limit_fault(self, chat: ChatRequest) -> ChatRequest:
         """Remove the fault from the request if it has occurred often enough or does not apply."""
@@ -88,6 +103,22 @@ class Simulator:
     async def reset(self, _: web.Request) -> web.Response:
         self._journal.reset()
         return web.Response(status=204)
+
+    async def counts(self, _: web.Request) -> web.Response:
+        return web.json_response(asdict(self._journal.counts))
+
+    async def quota(self, _: web.Request) -> web.Response:
+        return web.json_response(msgspec.structs.asdict(self._gate.quota))
+
+    async def set_quota(self, request: web.Request) -> web.Response:
+        """Replace the quota; a PATCH keeps the fields that it does not name."""
+        try:
+            base = self._gate.quota if request.method == "PATCH" else None
+            self._gate.set(read_quota(await request.read(), base))
+        except BadRequest as error:
+            refusal = Refusal(400, "invalid_request_error", None, error.message, error.param)
+            return web.json_response(error_body(refusal), status=refusal.status)
+        return await self.quota(request)
 
     async def not_found(self, request: web.Request) -> web.Response:
         message = f"Unknown request URL: {request.method} {request.path}."

@@ -1,4 +1,4 @@
-"""The journal of calls, in which a test sees the requests that reached the upstream."""
+"""The journal of calls, in which a test sees the requests that reached the upstream, and the counts of calls."""
 
 import time
 from collections import Counter, deque
@@ -7,6 +7,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MAX_CALLS = 10_000  # maximum number of calls; a development server may run for weeks
+_UNLISTED = frozenset({"rate_headers", "place"})
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the simulator has counted since its start or the last reset."""
+
+    calls: int = 0
+    refused: int = 0
+    """Calls refused with 429 because of the quota."""
+    unavailable: int = 0
+    """Calls refused because of an outage."""
+    in_flight: int = 0
+    """Accepted calls whose response has not ended; it does not change at a reset."""
+    max_in_flight: int = 0
 
 
 @dataclass(slots=True)
@@ -30,6 +45,23 @@ class Call:
     """Content chunks written, all choices together; in a reply without content, tool or refusal chunks."""
     outcome: str | None = None
     """`completed`, `disconnected` or `fault:<name>`; None while it runs."""
+    rate_headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Headers about the quota in its response."""
+    place: Counts | None = None
+    """The counts in which it is in flight."""
+
+    def enter(self, counts: Counts) -> None:
+        """Count the call as in flight."""
+        self.place = counts
+        counts.in_flight += 1
+        counts.max_in_flight = max(counts.max_in_flight, counts.in_flight)
+
+    def leave(self) -> None:
+        """Stop counting the call as in flight. Called before the last bytes of the response are written: a client that
+        has them may send its next call at once."""
+        counts, self.place = self.place, None
+        if counts is not None:
+            counts.in_flight -= 1
 
     def mark_started(self) -> None:
         self.first_byte_at = self.first_byte_at or time.time()
@@ -46,10 +78,12 @@ class Journal:
 
     calls: deque[Call] = field(default_factory=lambda: deque[Call](maxlen=MAX_CALLS))
     fault_counts: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    counts: Counts = field(default_factory=Counts)
     numbered: int = 0
 
     def open(self, body_sha256: str, headers: Mapping[str, str | bool | None]) -> Call:
         self.numbered += 1
+        self.counts.calls += 1
         call = Call(self.numbered, time.time(), body_sha256, headers)
         self.calls.append(call)
         return call
@@ -62,10 +96,17 @@ class Journal:
         return False
 
     def listed(self, label: str | None) -> list[dict[str, Any]]:
-        return [asdict(call) for call in self.calls if label is None or call.label == label]
+        return [
+            {name: value for name, value in asdict(call).items() if name not in _UNLISTED}
+            for call in self.calls
+            if label is None or call.label == label
+        ]
 
     def reset(self) -> None:
-        """Remove all calls and counts; running calls are no longer listed."""
+        """Remove all calls and counts; running calls are no longer listed, but still counted as in flight."""
         self.calls.clear()
         self.fault_counts.clear()
         self.numbered = 0
+        counts = self.counts
+        counts.calls = counts.refused = counts.unavailable = 0
+        counts.max_in_flight = counts.in_flight

@@ -88,6 +88,8 @@ class Wire:
 
         A client that stops reading at [DONE] then never disconnects before the end of the response.
         """
+        if last:
+            self.call.leave()
         if self.newline != b"\n":
             data = data.replace(b"\n", self.newline)
         if self.trickle is not None or self.split:
@@ -122,6 +124,7 @@ class Wire:
     async def break_off(self, data: bytes, *, reset: bool) -> None:
         """Announce the length of `data`, send half of it, and end the connection."""
         self.call.mark_started()
+        self.call.leave()
         data = data.replace(b"\n", self.newline)
         size = b"%x\r\n" % len(data) if data and self.response.content_length is None else b""
         self.transport.write(size + data[: len(data) // 2])

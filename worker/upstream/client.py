@@ -22,8 +22,8 @@ from openai._vendor.httpx_aiohttp import AiohttpTransport
 from broker.errors import Misconfigured
 from broker.runtime.environment import read_variable
 from broker.runtime.http_tls import causes, ssl_context, tls_failure
-from broker.settings.settings import Upstream
-from broker.settings.upstreams import check_key
+from broker.settings.upstream_entries import check_key
+from broker.settings.upstreams import Upstream
 from worker.upstream.errors import UpstreamError
 
 # When a request is opened, the SDK raises its own types. In mid-stream, and while it reads an error's body, exceptions

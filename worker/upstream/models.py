@@ -9,7 +9,7 @@ import msgspec
 
 from broker.errors import StorageUnavailable
 from broker.redis.client import Redis, Script
-from broker.settings.settings import Upstream
+from broker.settings.upstreams import Upstream
 from broker.store import keys
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams

@@ -19,10 +19,12 @@ from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, Tra
 
 from broker.errors import ModelNotFound
 from broker.runtime.http_tls import causes
-from broker.settings.settings import Settings, Upstream
+from broker.settings.settings import Settings
+from broker.settings.upstreams import Upstream
 from worker.upstream.chunks import Chunk
 from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
+from worker.upstream.rate_limits import read_rate_limits
 from worker.upstream.reply import Reply, wrong_type
 from worker.upstream.watchdog import Watchdog
 
@@ -56,14 +58,18 @@ class Upstreams:
             await client.close()
 
     @asynccontextmanager
-    async def open(self, model: str, body: Json, resource: str = "") -> AsyncGenerator[UpstreamStream]:
-        """Call an upstream that serves `model` and yield its response stream, which is closed on exit. `resource`: its
-        name in the queue; by default the first one. The call and the iteration raise UpstreamError."""
+    async def open(self, model: str, body: Json, resource: str | None = None) -> AsyncGenerator[UpstreamStream]:
+        """Call an upstream that serves `model` and yield its response stream, which is closed on exit. `resource`: name
+        of the resource that the call uses; default: the first upstream. The call and the iteration raise
+        UpstreamError."""
         upstream = self._upstream(model, resource)
-        watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
+        watchdog = Watchdog(
+            upstream.first_token_timeout or self._settings.first_token_timeout,
+            upstream.idle_timeout or self._settings.idle_timeout,
+        )
         try:
             async with watchdog:
-                response = await self._respond(upstream, body)
+                response = await self._respond(upstream, {**body, "model": upstream.sent_model(model)})
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
                 stream = UpstreamStream(response, watchdog, reply)
@@ -86,9 +92,9 @@ class Upstreams:
         """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
         return await read_models(self._clients[upstream.name])
 
-    def _upstream(self, model: str, resource: str) -> Upstream:
+    def _upstream(self, model: str, resource: str | None) -> Upstream:
         for upstream in self._upstreams:
-            if upstream.serves(model) and resource in ("", upstream.resource):
+            if upstream.serves(model) and resource in (None, upstream.resource_of(model)):
                 if upstream.usable:
                     return upstream
                 raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")
@@ -145,6 +151,8 @@ class UpstreamStream:
         self.response = response
         self.reads = response.iter_bytes()
         self.reply = reply
+        self.rate_limits = read_rate_limits(response.headers)
+        """The upstream's rate limits, if the response tells them."""
         self.abandoned = False
         """Whether a read was cancelled; nothing more can be read after that."""
         self._watchdog = watchdog

@@ -38,7 +38,9 @@ class ActivityRoutes:
         return [by_method("/v1/activity", GET=self.watch)]
 
     async def watch(self, request: Request) -> Response:
-        access = ReadAccess(self._follow.access.tenant(request))
+        access = self._follow.access
+        watched, named = access.scope(request), access.names_tenants(request)
+        reader = ReadAccess(watched, caller=access.tenant(request))
         last, query = last_event_id_of(request), text_of(request, "after")
         if not last and query and query != "latest" and not _ID.fullmatch(query):
             raise InvalidCursor("`after` must be an id of this stream, or `latest`.")
@@ -49,8 +51,8 @@ class ActivityRoutes:
         async def begin(channel: History) -> Start:
             return Start(channel, LIFECYCLE, *_begin(channel, wanted))
 
-        source = self._activity.open(access.tenant, history=wanted != "latest")
-        return self._follow.draining or await or_retry_later(self._follow.source(access, "", source, begin))
+        source = self._activity.open(watched, history=wanted != "latest", named=named)
+        return self._follow.draining or await or_retry_later(self._follow.source(reader, "", source, begin))
 
 
 def _begin(channel: History, wanted: str) -> tuple[Cursor, bytes]:

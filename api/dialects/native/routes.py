@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,6 +34,7 @@ from broker.ids import START, Cursor, parse_cursor
 from broker.request.body import parse_json, ttl_of
 
 EVENTS_LIMIT = 1000
+Json = dict[str, Any]
 
 
 class GenerationRoutes:
@@ -62,40 +64,52 @@ class GenerationRoutes:
             headers["idempotent-replayed"] = "true"
             async with reserve(request, tenant, partial(self._broker.store.size, created.id)):
                 generation = await self._broker.get(created.id, tenant)
-                return JSONResponse(generation.record(), HTTPStatus.OK, headers)
-        return JSONResponse(queued(created.id, asked).record(), HTTPStatus.ACCEPTED, headers)
+                return JSONResponse(self._record(request, generation), HTTPStatus.OK, headers)
+        return JSONResponse(self._record(request, queued(created.id, asked, tenant)), HTTPStatus.ACCEPTED, headers)
+
+    def _record(
+        self, request: Request, generation: Generation, body: Json | UnsetType | None = UNSET
+    ) -> records.Generation:
+        return generation.record(body, named=self._access.names_tenants(request))
 
     async def list(self, request: Request) -> Response:
-        tenant = self._access.tenant(request)
+        tenant, named = self._access.scope(request), self._access.names_tenants(request)
         status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
         limit = whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT)
         async with reserve(request, tenant):
             page, more = await self._broker.list(status=status, limit=limit, after=after, tenant=tenant)
-            return JSONResponse(records.GenerationList([one.summary() for one in page], more))
+            return JSONResponse(records.GenerationList([one.summary(named=named) for one in page], more))
 
     async def get(self, request: Request) -> Response:
         """Return one generation; with `include=request` also its request. That needs an API key: stream tokens are
         given to readers of the answer, who may not be allowed to see the prompt."""
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
-        tenant = self._access.tenant(request) if include else (await self._access.reader(request, gid)).tenant
+        if include:
+            tenant = await self._access.owner(request, gid)
+        else:
+            tenant = (await self._access.reader(request, gid)).tenant
         async with reserve(request, tenant, partial(self._broker.store.size, gid)):
             generation = await self._broker.get(gid, tenant=tenant)
-            return JSONResponse(generation.record(await self._broker.store.request(gid) if include else UNSET))
+            body = await self._broker.store.request(gid) if include else UNSET
+            return JSONResponse(self._record(request, generation, body))
 
     async def cancel(self, request: Request) -> Response:
-        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        gid = request.path_params["id"]
+        tenant = await self._access.owner(request, gid)
         await self._broker.end(gid, tenant)
         async with reserve(request, tenant, partial(self._broker.store.size, gid)):
-            return JSONResponse((await self._broker.get(gid, tenant)).record())
+            return JSONResponse(self._record(request, await self._broker.get(gid, tenant)))
 
     async def delete(self, request: Request) -> Response:
-        await self._broker.delete(request.path_params["id"], tenant=self._access.tenant(request))
+        gid = request.path_params["id"]
+        await self._broker.delete(gid, tenant=await self._access.owner(request, gid))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def token(self, request: Request) -> Response:
         """Issue a stream token, for clients that cannot send a key, to read this generation. `events_url` is relative
         to the gateway's origin."""
-        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        gid = request.path_params["id"]
+        tenant = await self._access.owner(request, gid)
         body = await read_body(request, self._broker.settings.max_body)
         seconds = ttl_of(parse_json(body), LONGEST) if body else None
         await self._broker.store.state(gid, tenant)

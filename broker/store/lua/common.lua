@@ -88,6 +88,7 @@ local function summary()
     .. ',"retry_of":' .. text_or_null(m[16]) .. ',"upstream":' .. text_or_null(m[17]) .. ',"queue":' .. queue .. '}'
 end
 
+--#include all_tenants
 local function announce(tenant, event)
   redis.call('XADD', ACTIVITY, 'MAXLEN', '~', 2000, '*', 'tn', tenant, 'g', GID, 'e', event, 'd', summary())
   redis.call('PEXPIRE', ACTIVITY, DAY)
@@ -97,6 +98,7 @@ end
 local function transition(from, to, event)
   local m = redis.call('HMGET', META, 'tn', 'ca')
   local tenant = INDEX .. ':' .. m[1]
+  list_among_all(m[2], from, to)
   if from then redis.call('ZREM', tenant .. ':' .. from, GID) end
   redis.call('ZADD', tenant, m[2], GID)
   redis.call('PEXPIRE', tenant, 32 * DAY)

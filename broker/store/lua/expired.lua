@@ -1,5 +1,6 @@
 -- Removal of generations that can no longer be read. `index` is the base of the tenant's indexes.
 local function unlist(index, ...)
+  if index ~= all_tenants() then unlist(all_tenants(), ...) end
   redis.call('ZREM', index, ...)
   for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
     redis.call('ZREM', index .. ':' .. status, ...)

@@ -8,7 +8,7 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.cli.test_cli import tokencast
-from tests.support import gateway, gather
+from tests.support import gateway, gather, request_body
 
 
 async def test_a_printed_key_authenticates_its_tenant(redis: EmbeddedRedis) -> None:
@@ -21,6 +21,20 @@ async def test_a_printed_key_authenticates_its_tenant(redis: EmbeddedRedis) -> N
         gid = (await api.create(**anna))["id"]
         assert (await api.http.get(f"/v1/generations/{gid}", headers=anna)).status_code == 200
         assert (await api.http.get(f"/v1/generations/{gid}", headers=ben)).status_code == 404
+
+
+async def test_a_key_has_a_role(redis: EmbeddedRedis) -> None:
+    roles = ("operator", "read", "tenant")
+    made = await gather(*(tokencast("key", "ops", "--role", role, "--json", url="") for role in roles))
+    found = {role: json.loads(done.out) for role, done in zip(roles, made, strict=True)}
+    assert [found[role]["entry"].split(":")[2:] for role in roles] == [["operator"], ["read"], []]
+    async with gateway(redis.url, TOKENCAST_API_KEYS=",".join(found[role]["entry"] for role in roles)) as api:
+        for role, status in (("operator", 202), ("read", 403), ("tenant", 202)):
+            headers = {"authorization": f"Bearer {found[role]['key']}"}
+            answer = await api.http.post("/v1/generations", json=request_body(), headers=headers)
+            assert (answer.status_code, "tenant" in answer.json()) == (status, role == "operator")
+    refused = await tokencast("key", "ops", "--role", "admin", url="")
+    assert refused.code == 2
 
 
 async def test_every_printed_key_is_different() -> None:

@@ -51,7 +51,7 @@ OFF = {
 
 
 @asynccontextmanager
-async def gateway_with_limits(url: str, **limits: int) -> AsyncGenerator[Gateway, None]:
+async def gateway_with_limits(url: str, **limits: int | str) -> AsyncGenerator[Gateway, None]:
     """A gateway with keys and only these limits."""
     variables = {**OFF, **{f"TOKENCAST_{name.upper()}": str(most) for name, most in limits.items()}}
     async with gateway(url, TOKENCAST_API_KEYS=KEYS, **variables, **QUICK) as started:
@@ -123,6 +123,30 @@ async def test_the_limit_of_waiting_generations(redis: EmbeddedRedis) -> None:
         fourth = accepted_id(await post(api, **ANNA))
         for gid in (third, fourth):
             await api.http.delete(f"/v1/generations/{gid}", headers=ANNA)
+
+
+async def test_a_tenant_has_limits_of_its_own(own_redis: EmbeddedRedis) -> None:
+    own = '{"ben": {"queued": 1, "per_minute": 3, "subscribers": 1, "bytes": 0}}'
+    async with (
+        connect(own_redis.url) as broker,
+        gateway_with_limits(own_redis.url, tenant_queued=2, tenant_bytes=1, tenants=own) as api,
+        AsyncExitStack() as stack,
+    ):
+        await wait_for_first_part_of_minute(broker)
+        first = accepted_id(await post(api, **BEN))
+        assert_refused(await post(api, **BEN), 5)
+        streams = [api.stream("GET", f"/v1/generations/{first}/events", headers=BEN) for _ in range(2)]
+        assert (await anext(await stack.enter_async_context(aclosing(streams[0])))).event == "created"
+        [told] = [frame async for frame in streams[1]]
+        assert b"Subscriber limit reached: 1 streams" in told.raw
+        await api.http.delete(f"/v1/generations/{first}", headers=BEN)
+        for _ in range(2):  # its stored bytes are not limited
+            gid = accepted_id(await post(api, **BEN))
+            await api.http.delete(f"/v1/generations/{gid}", headers=BEN)
+        assert_refused(await post(api, **BEN), 60)
+        of_anna = accepted_id(await post(api, **ANNA))
+        assert_refused(await post(api, **ANNA), 60)  # hers are
+        await api.http.delete(f"/v1/generations/{of_anna}", headers=ANNA)
 
 
 async def test_an_idempotency_conflict_takes_no_reservation(redis: EmbeddedRedis) -> None:

@@ -36,7 +36,7 @@ HOUR, DAY = 3600, 86400
 SAMPLES: dict[str, tuple[Any, str]] = {
     "gid": ("gen_0123456789" + "10" + "s" * 22, "gen_.{34}"),
     "shard": ("10", ".."),
-    "tenant": ("sampletenant", "(default|limited)"),
+    "tenant": ("sampletenant", "(default|limited|[*])"),
     "minute": (77777777, "[0-9]+"),
     "status": ("samplestatus", "[a-z_]+"),
     "key": ("samplekey", "[0-9a-f]{64}"),

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from broker import Broker
-from broker.ids import SHARDS, new_id, shard_of
+from broker.ids import ALL_TENANTS, SHARDS, new_id, shard_of
 from broker.request.body import parse_request
 from broker.store import keys
 from broker.store import listing as lists
-from tests.support import request_body
+from tests.support import Writer, request_body
 
 TENANT = "lister"
 
@@ -136,3 +136,53 @@ async def test_counts_remove_expired_entries(broker: Broker) -> None:
     assert counts["queued"] == 1
     assert counts["completed"] < 1_000
     assert await calls(broker, "evalsha") - before <= 2 * 2 * len(SHARDS)
+
+
+async def test_the_lists_of_all_tenants_follow_each_change(broker: Broker) -> None:
+    await fresh(broker)
+    request = parse_request(request_body())
+    ran, waits, deleted = [(await broker.store.create(request, tenant, None)).id for tenant in ("anna", "ben", "ben")]
+    writer = await Writer(broker.store.redis, ran).claim()
+
+    async def seen(status: str | None = None) -> set[tuple[str, str]]:
+        page, _ = await broker.store.list(ALL_TENANTS, status)
+        return {(one.id, one.tenant) for one in page}
+
+    assert await seen() == {(ran, "anna"), (waits, "ben"), (deleted, "ben")}
+    await broker.store.delete(deleted, "ben")
+    assert await seen("queued") == {(waits, "ben")}
+    assert await seen("in_progress") == {(ran, "anna")}
+    await writer.append("Hello")
+    await writer.finish()
+    assert await seen("in_progress") == set()
+    assert await seen("completed") == {(ran, "anna")}
+    counts = await broker.store.counts(ALL_TENANTS)
+    assert {status: count for status, count in counts.items() if count} == {"queued": 1, "completed": 1}
+
+
+async def test_what_has_expired_leaves_the_lists_of_all_tenants_too(broker: Broker) -> None:
+    """Whoever finds it: its tenant's next generation, its tenant's list, or that of all tenants."""
+    await fresh(broker)
+    redis = broker.store.redis
+    request = parse_request(request_body())
+
+    async def over(tenant: str) -> str:
+        writer = await Writer(redis, (await broker.store.create(request, tenant, None)).id).claim()
+        await writer.append("Hello")
+        await writer.finish()
+        await redis.execute("DEL", keys.log(writer.gid))
+        return writer.gid
+
+    async def listed(gid: str) -> bool:
+        index = keys.index(shard_of(gid), ALL_TENANTS)
+        return bool(
+            await redis.execute("ZSCORE", index, gid) or await redis.execute("ZSCORE", f"{index}:completed", gid)
+        )
+
+    found_by_its_tenant, found_by_all = await over("anna"), await over("ben")
+    assert await listed(found_by_its_tenant)
+    assert await listed(found_by_all)
+    await broker.store.list("anna")
+    assert not await listed(found_by_its_tenant)
+    assert await broker.store.list(ALL_TENANTS) == ([], False)
+    assert not await listed(found_by_all)

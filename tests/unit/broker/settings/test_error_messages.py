@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.__main__ import check_open
 from broker.errors import Misconfigured
 from broker.runtime.environment import environment
 from broker.settings.client_settings import ClientSettings
@@ -31,7 +32,8 @@ WRONG = {
     "TOKENCAST_MODELS": (",", " , \n", "a,\udcff"),
     "TOKENCAST_API_KEYS": (
         "Hunter2", "anna:Hunter2", f"an na:{'0' * 64}", f":{'0' * 64}", f"anna:{'A' * 64}", f"anna:{'0' * 64},ben",
-        f"anna:{'0' * 64},ben:{'0' * 64}", " , ",
+        f"anna:{'0' * 64},ben:{'0' * 64}", " , ", f"anna:{'0' * 64}:Hunter2", f"anna:{'0' * 64}:",
+        f"anna:{'0' * 64}:tenant", f"anna:{'0' * 64},anna:{'0' * 64}:read", f"anna:{'0' * 64}:read:operator",
     ),
     "TOKENCAST_SECRET": ("Hunter2", "Hunter2Hunter2Hunter2\n", " Hunter2Hunter2Hunter2", "Hunter2Hunter2\rHunter2"),
     "TOKENCAST_ALLOW_OPEN": ("maybe", "2"),
@@ -135,6 +137,16 @@ ENTRIES = {
     "[0].models: is not a list": [{**GOOD, "models": "gpt-*"}],
     "[0].models[1]: is not a string": [{**GOOD, "models": ["a", 7]}],
     "[0].models: lists no model": [{**GOOD, "models": []}],
+    "[0].models.a: is not a string": [{**GOOD, "models": {"a": 7}}],
+    "[0].models: renames a model to an empty name": [{**GOOD, "models": {"a": ""}}],
+    "[0].max_concurrency: Input should be greater than or equal to 1": [{**GOOD, "max_concurrency": 0}],
+    "[0].requests_per_minute: is not a whole number": [{**GOOD, "requests_per_minute": "60"}],
+    "[0].tokens_per_minute: is not a whole number": [{**GOOD, "tokens_per_minute": True}],
+    "[0].weight: Input should be greater than 0": [{**GOOD, "weight": 0}],
+    "[0].weight: is not a number": [{**GOOD, "weight": "heavy"}],
+    "[0].idle_timeout: Input should be a finite number": [{**GOOD, "idle_timeout": float("inf")}],
+    "[0].limits: Input should be 'upstream' or 'model'": [{**GOOD, "limits": "none"}],
+    "[0]: unknown field `max_concurency`; did you mean `max_concurrency`?": [{**GOOD, "max_concurency": 4}],
     "[0].usage: is not true or false": [{**GOOD, "usage": "perhaps"}],
     "[1].base_url: must begin with http:// or https://": [GOOD, {"name": "b", "base_url": "a.example/v1"}],
     "[0].api_key_env: is not the name of an environment variable": [{**GOOD, "api_key_env": "sk-Hunter2"}],
@@ -160,6 +172,36 @@ def test_an_error_in_an_upstream_entry_is_reported_with_its_position(
     message = error_message(Settings)
     assert message.startswith(f"TOKENCAST_UPSTREAMS{expected}")
     assert "unter2" not in message
+
+
+TENANTS = {
+    ".anna: unknown field `runing`; did you mean `running`?": '{"anna": {"runing": 1}}',
+    ".anna: unknown field `adaptive`": '{"anna": {"adaptive": true}}',
+    ".anna: is not an object": '{"anna": 5}',
+    ".anna.running: is not a whole number": '{"anna": {"running": "5"}}',
+    ".anna.queued: Input should be greater than or equal to 0": '{"anna": {"queued": -1}}',
+    ".anna.weight: Input should be greater than 0": '{"anna": {"weight": 0}}',
+    ": must be an object": "[]",
+    ": not valid JSON": "{",
+    ": the field 'anna' is given twice in one object": '{"anna": {}, "anna": {}}',
+    ": the tenant `ana` has no key in TOKENCAST_API_KEYS": '{"ana": {"running": 1}}',
+    ": the tenant has no key in TOKENCAST_API_KEYS": '{"an na": {"running": 1}}',
+}
+
+
+@pytest.mark.parametrize("said", TENANTS)
+def test_a_mistake_in_a_tenant_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", f"anna:{'a' * 64}")
+    monkeypatch.setenv("TOKENCAST_TENANTS", TENANTS[said])
+    assert error_message(Settings).startswith(f"TOKENCAST_TENANTS{said}")
+
+
+def test_a_worker_without_keys_takes_all_tenants_and_a_gateway_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_TENANTS", '{"ana": {"running": 1}}')
+    settings = load_for_process()
+    assert settings.quota_of("ana").running == 1
+    with pytest.raises(Misconfigured, match="TOKENCAST_TENANTS: a gateway without TOKENCAST_API_KEYS"):
+        check_open(settings)
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,13 @@ def test_a_malformed_key_list_is_refused(monkeypatch: pytest.MonkeyPatch, keys: 
     monkeypatch.setenv("TOKENCAST_API_KEYS", keys)
     with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS"):
         _ = load(Settings).tenants
+
+
+def test_a_key_may_have_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [digit * 64 for digit in "abc"]
+    entries = [f"anna:{digests[0]}", f"anna:{digests[1]}:read", f"ops:{digests[2]}:operator"]
+    monkeypatch.setenv("TOKENCAST_API_KEYS", ",".join(entries))
+    settings = load(Settings)
+    assert [settings.keys[digest] for digest in digests] == [("anna", "tenant"), ("anna", "read"), ("ops", "operator")]
+    assert [settings.keys[digest].entry(digest) for digest in digests] == entries
+    assert settings.tenants == dict(zip(digests, ("anna", "anna", "ops"), strict=True))

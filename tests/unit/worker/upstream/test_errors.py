@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from worker.generate import FIRST_RETRY, Retries
-from worker.upstream.errors import from_response, from_stream_error
+from worker.upstream.errors import UpstreamError, from_broken_connection, from_response, from_stream_error
 
 KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
@@ -89,6 +89,25 @@ def test_the_representation_of_an_error_omits_its_message() -> None:
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after-ms": "nan?"}, None),
+        ({"retry-after-ms": "nan", "retry-after": "9"}, 9.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e9"}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "99999999"}, 604800.0),
+        ({"retry-after-ms": "0"}, 0.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30.5s"}, 90.5),
+        ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "1m30.5s"}, None),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "2s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "6m0s",
+            },
+            360.0,
+        ),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s", "retry-after": "3"}, 3.0),
     ],
 )
 def test_every_form_of_retry_after_is_parsed(headers: dict[str, str], seconds: float | None) -> None:
@@ -100,7 +119,84 @@ def test_retry_after_can_be_a_future_date() -> None:
     assert from_response(429, {"retry-after": date}, OWN, (KEY,)).retry_after == pytest.approx(600, abs=60)
 
 
-def test_retry_delays_grow_within_the_budget() -> None:
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "outcome"),
+    [
+        (429, {}, {}, "busy"),
+        (429, {}, {"error": {"type": "insufficient_quota"}}, "denied"),
+        (429, {}, {"error": {"code": "billing_hard_limit_reached"}}, "denied"),
+        (529, {}, {}, "busy"),
+        (503, {}, {}, "fail"),
+        (503, {"retry-after": "20"}, {}, "busy"),
+        (503, {"retry-after-ms": "20"}, {}, "busy"),
+        (503, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1s"}, {}, "busy"),
+        (500, {"retry-after": "20"}, {}, "fail"),
+        (502, {}, {}, "fail"),
+        (504, {}, {}, "fail"),
+        (408, {}, {}, "fail"),
+        (307, {}, {}, "fail"),
+        (401, {}, {}, "denied"),
+        (402, {}, {}, "denied"),
+        (403, {}, {"error": {"message": "This key may not use the model."}}, "denied"),
+        (403, {}, {"error": {"message": "Your input was flagged by moderation."}}, "request"),
+        *((status, {}, {}, "request") for status in (400, 404, 413, 422, 451)),
+    ],
+)
+def test_what_a_refusal_means_for_the_upstream(status: int, headers: dict[str, str], body: Any, outcome: str) -> None:
+    error = from_response(status, headers, body, (KEY,))
+    assert error.outcome == outcome
+    assert "outcome" not in error.to_json()
+
+
+@pytest.mark.parametrize(
+    ("reported", "outcome"),
+    [
+        ({"message": "Slow down.", "code": "rate_limit_exceeded"}, "busy"),
+        ({"message": "Slow down.", "type": "overloaded_error"}, "busy"),
+        ({"message": "Slow down.", "code": 429}, "busy"),
+        ({"message": "Slow down.", "code": "503"}, "fail"),
+        ({"message": "No credit.", "code": 402}, "denied"),
+        ({"message": "No credit.", "code": "insufficient_quota"}, "denied"),
+        ({"message": "No.", "code": "invalid_api_key", "type": "invalid_request_error"}, "denied"),
+        ({"message": "Too long.", "type": "invalid_request_error"}, "request"),
+        ({"message": "Too long.", "code": 400}, "request"),
+        ({"message": "Sorry.", "code": "sim_error"}, "fail"),
+        ({"message": "Sorry.", "code": 4290}, "fail"),
+        ("Sorry.", "fail"),
+        ([], "fail"),
+    ],
+)
+def test_what_an_error_in_the_stream_means_for_the_upstream(reported: Any, outcome: str) -> None:
+    assert from_stream_error(reported, (KEY,)).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (UpstreamError("upstream_unreachable", "."), "fail"),
+        (UpstreamError("upstream_timeout", "."), "fail"),
+        (UpstreamError("bad_upstream_response", "."), "fail"),
+        (from_broken_connection(started=False), "fail"),
+        (from_broken_connection(started=True), "fail"),
+        (UpstreamError("upstream_auth", "."), "denied"),
+        (UpstreamError("model_not_found", ".", status=404), "request"),
+        *((UpstreamError(code, "."), "request") for code in ("internal_error", "output_too_large", "timeout")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.code,
+)
+def test_what_a_failure_of_ours_means_for_the_upstream(error: UpstreamError, outcome: str) -> None:
+    assert error.outcome == outcome
+
+
+def test_a_refusal_tells_the_rate_limits() -> None:
+    headers = {"x-ratelimit-limit-requests": "500", "x-ratelimit-remaining-requests": "0"}
+    limits = from_response(429, headers, {}, (KEY,)).rate_limits
+    assert limits is not None
+    assert limits.requests == (500, 0, None)
+    assert from_response(429, {}, {}, (KEY,)).rate_limits is None
+
+
+def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
     retries = Retries(30)
     first, *more = itertools.islice(iter(lambda: retries.next_delay(None), None), 12)
     assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
