@@ -44,12 +44,12 @@ FLOORS = (
     "broker.version broker.errors",
     "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
     "broker.chunks",
-    "broker.events broker.request broker.runtime",
+    "broker.events broker.request broker.runtime broker.webhooks.addresses",
     "broker.completion broker.redis",
     "broker.records",
     "broker.generation broker.settings",
     "broker.store",
-    "broker.auth broker.queue broker.fanout",
+    "broker.auth broker.queue broker.fanout broker.webhooks",
     "broker.broker",
     "broker.gateway_client broker.dev broker",
     "broker.cli",
@@ -129,6 +129,7 @@ def test_each_library_has_its_place() -> None:
     assert importers("openai") == {"worker/upstream/stream.py", "worker/upstream/client.py"}
     assert importers("arq") == {"broker/queue/tickets.py", "worker/consumer.py"}
     assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
+    assert importers("standardwebhooks") == {"broker/webhooks/signing.py"}
     assert importers("prometheus_client") == {"broker/runtime/prometheus.py"}
     for library in ("starlette", "uvicorn"):
         assert {name for name in importers(library) if not name.startswith(("api/", SIMULATOR))} == set()
@@ -172,7 +173,7 @@ def test_functions_fit_on_a_screen() -> None:
 def test_every_script_says_what_it_takes_and_gives() -> None:
     for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
-        if script.stem not in ("common", "expired", "items"):
+        if script.stem not in ("common", "expired", "items", "webhook", "webhook_host"):
             assert "KEYS" in text.split("\nlocal", 1)[0], script.name
 
 

@@ -31,6 +31,7 @@ from broker.settings.upstreams import (
     default_upstream,
     upstream_of,
 )
+from broker.settings.webhook_settings import WebhookSettings
 
 NO_LANE = "-"
 """Lane of models that no upstream of this process serves."""
@@ -40,7 +41,7 @@ _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
-class Settings(BaseSettings):
+class Settings(WebhookSettings):
     """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(
