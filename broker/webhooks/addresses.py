@@ -21,6 +21,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 PORTS = {"http": 80, "https": 443}
 _LOCAL_NAMES = ("localhost", "localdomain", "local", "internal")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE)
+_BRACKETS = re.compile(r"\[[0-9a-f:.]+\](:[0-9]*)?", re.IGNORECASE)
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NEVER = tuple(
@@ -72,7 +73,7 @@ def _check_public(parts: SplitResult) -> None:
 def _is_host(parts: SplitResult) -> bool:
     host = (parts.hostname or "").removesuffix(".")
     if "[" in parts.netloc:
-        return literal_address(host) is not None
+        return bool(_BRACKETS.fullmatch(parts.netloc.rpartition("@")[2])) and literal_address(host) is not None
     return len(host) < 254 and all(len(label) < 64 and _LABEL.fullmatch(label) for label in host.split("."))
 
 

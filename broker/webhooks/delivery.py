@@ -20,11 +20,11 @@ from broker.runtime.prometheus import Families
 from broker.settings.webhook_settings import WebhookSettings
 from broker.webhooks.hosts import STEPS, Hosts, step
 from broker.webhooks.outbox import Attempt, Entry, Host, Outbox
-from broker.webhooks.sender import Answer, Sender
+from broker.webhooks.sender import TIMEOUT, Answer, Sender
 from broker.webhooks.signing import Signer
 
 AT_ONCE = 32
-PERIOD = 1.0  # seconds between two looks into the outbox
+PERIOD = 1.0
 IN_A_ROW = 20  # entries of one host, until others have a turn
 GONE = 410
 CLOSE_WITHIN = 5.0  # seconds that a stopping process gives its deliveries
@@ -34,11 +34,22 @@ log = logging.getLogger("tokencast.webhooks")
 class WebhookDelivery:
     """The deliveries of one process. Without a secret in the settings it delivers nothing."""
 
-    def __init__(self, outbox: Outbox, settings: WebhookSettings, *, steps: Sequence[float] = STEPS) -> None:
-        """`steps`: seconds until the next attempt, of an announcement and of a host."""
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: WebhookSettings,
+        *,
+        steps: Sequence[float] = STEPS,
+        period: float = PERIOD,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """`steps`: seconds until the next attempt, of an announcement and of a host. `period`: seconds between two
+        looks into the outbox. `timeout`: maximum seconds of an attempt."""
         self._outbox = outbox
         self._settings = settings
         self._steps = steps
+        self._period = period
+        self._timeout = timeout
         self._hosts = Hosts(steps)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
@@ -53,7 +64,7 @@ class WebhookDelivery:
         if not self._settings.webhook_secret:
             await asyncio.Event().wait()
         self._signer = Signer(self._settings.webhook_secret)
-        self._sender = Sender(allow_private=self._settings.webhook_allow_private)
+        self._sender = Sender(allow_private=self._settings.webhook_allow_private, timeout=self._timeout)
         try:
             while True:
                 self._look.clear()
@@ -78,7 +89,7 @@ class WebhookDelivery:
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
+            async with asyncio.timeout(self._period * random.uniform(0.8, 1.2)):
                 await self._look.wait()
         except TimeoutError:
             pass
