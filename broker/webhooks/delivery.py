@@ -106,11 +106,14 @@ class WebhookDelivery:
             log.exception("webhooks are not delivered")
 
     async def _sweep(self, group: str) -> None:
-        """Begin deliveries to hosts with due entries."""
+        """Begin deliveries to hosts with due entries, in random order: otherwise the entries of the first shard would
+        be all that is ever tried at a host that is down."""
         if self._hosts.busy >= AT_ONCE:
             self._left_due = True
             return
-        for host in await self._outbox.due_hosts(group):
+        due = await self._outbox.due_hosts(group)
+        random.shuffle(due)
+        for host in due:
             room = min(AT_ONCE - self._hosts.busy, self._hosts.room(host.name))
             closed_for = self._hosts.closed_for(host.name)
             if room > 0 or closed_for is not None:

@@ -48,9 +48,9 @@ class Receiver:
         self._scheme = "https" if tls else "http"
         self.requests: list[Received] = []
         self.reply: Callable[[Received], bytes | None] = lambda _: ACCEPTED
-        self.at_once = 0
-        """Requests that are being answered."""
-        self.most_at_once = 0
+        self.at_once: list[int] = []
+        """Of each request how many were being answered when it came, itself included."""
+        self._busy = 0
 
     @property
     def url(self) -> str:
@@ -77,8 +77,8 @@ class Receiver:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         request = Received(first.split(" ")[1], headers, body)
         self.requests.append(request)
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self._busy += 1
+        self.at_once.append(self._busy)
         try:
             reply = self.reply(request)
             if reply is None:
@@ -88,7 +88,7 @@ class Receiver:
             writer.write(reply)
             await writer.drain()
         finally:
-            self.at_once -= 1
+            self._busy -= 1
 
 
 @asynccontextmanager

@@ -30,10 +30,13 @@ async def delivering(broker: Broker, *steps: float, **more: Any) -> AsyncGenerat
         yield delivery
 
 
-async def announced(broker: Broker, url: str, status: str = "completed", **options: Any) -> str:
+async def announced(
+    broker: Broker, url: str, status: str = "completed", *, idempotency_key: str | None = None, **options: Any
+) -> str:
     """The id of a generation with a webhook that has ended."""
     webhook = {"url": url, **options.pop("webhook", {})}
-    generation = await broker.enqueue(request_body(tokencast={"webhook": webhook, **options}))
+    body = request_body(tokencast={"webhook": webhook, **options})
+    generation = await broker.enqueue(body, idempotency_key=idempotency_key)
     writer = await Writer(broker.store.redis, generation.id).claim()
     await writer.append("Hello")
     data = b'{"error":{"message":"no","type":"server_error","code":"upstream_error"}}'

@@ -85,7 +85,7 @@ async def test_a_generation_that_ends_from_outside(broker: Broker) -> None:
     assert [found[gid].event for gid in ids] == ["cancelled", "failed", "failed"]
     assert json.loads(found[ids[1]].body)["data"]["error"]["code"] == "attempts_exhausted"
     await broker.cancel(ids[0])  # a second cancel changes nothing
-    assert len((await broker.store.redis.execute("KEYS", "tc:*:hb:*"))) == 3
+    assert len(await broker.store.redis.execute("KEYS", "tc:*:hb:*")) == 3
 
 
 async def test_a_default_webhook(broker: Broker) -> None:
@@ -234,6 +234,20 @@ async def test_redelivery(broker: Broker) -> None:
     assert (second.message_id, second.body, second.tries) == (entry.message_id, entry.body, 1)
     assert await broker.outbox.record(second, FAILED, 86_390.0, None) == "OK"  # another day
     assert await entry_due(broker, gid) is not None
+
+
+async def test_redelivery_during_an_attempt(broker: Broker) -> None:
+    """If that attempt fails, the next one is still at once; if it succeeds, there is nothing left to do."""
+    gid = await announced(broker, URL)
+    (entry,) = await taken(broker)
+    await broker.outbox.record(entry, FAILED, 0.0, None)
+    (second,) = await taken(broker)
+    await broker.redeliver(gid, 1)
+    await broker.outbox.record(second, FAILED, 60.0, None)
+    (third,) = await taken(broker)
+    await broker.redeliver(gid, 1)
+    await broker.outbox.record(third, Attempt(1.0, 0.1, 204, None), None, None)
+    assert await taken(broker) == []
 
 
 async def test_a_host_that_is_not_called_is_not_looked_at(broker: Broker) -> None:

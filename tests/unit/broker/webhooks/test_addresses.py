@@ -15,16 +15,16 @@ PRIVATE = """
 192.0.0.192 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 203.0.113.9 224.0.0.1 240.0.0.1 255.255.255.255
 :: ::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 100::1 2001:db8::1 2002:7f00:1::
 2002:a9fe:a9fe::1 2001:0:0:0:0:0:80ff:fffe fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1
-""".split()
-PUBLIC = "8.8.8.8 1.1.1.1 93.184.216.34 2606:4700::1111 2a00:1450:4001::200e 64:ff9b::808:808 ::ffff:8.8.8.8".split()
+"""
+PUBLIC = "8.8.8.8 1.1.1.1 93.184.216.34 2606:4700::1111 2a00:1450:4001::200e 64:ff9b::808:808 ::ffff:8.8.8.8"
 
 
-@pytest.mark.parametrize("address", PRIVATE)
+@pytest.mark.parametrize("address", PRIVATE.split())
 def test_a_private_address(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", PUBLIC)
+@pytest.mark.parametrize("address", PUBLIC.split())
 def test_a_public_address(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
@@ -32,7 +32,11 @@ def test_a_public_address(address: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("https://hooks.example.com", "https://hooks.example.com:8443/a/b?c=d", "https://user:pass@hooks.example.com/"),
+        *(
+            "https://hooks.example.com",
+            "https://hooks.example.com:8443/a/b?c=d",
+            "https://user:pass@hooks.example.com/",
+        ),
         *("https://8.8.8.8/hook", "https://[2606:4700::1111]/hook", "HTTPS://Hooks.Example.com./hook"),
     ],
 )
