@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
@@ -50,6 +51,7 @@ class Sender:
             follow_redirects=False,
             timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT),
             limits=httpx2.Limits(max_keepalive_connections=0),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one receiver's would be sent to another
         )
 
     async def close(self) -> None:

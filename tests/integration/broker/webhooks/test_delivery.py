@@ -128,6 +128,14 @@ async def test_a_redirect_is_not_followed(broker: Broker, receiver: Receiver) ->
     assert await entry_due(broker, gid) is not None
 
 
+async def test_cookies_are_not_sent_with_the_next_delivery(broker: Broker, receiver: Receiver) -> None:
+    receiver.reply = lambda _: answer(204, "set-cookie: session=1")
+    async with delivering(broker):
+        for _ in range(2):
+            await attempts(broker, await announced(broker, receiver.url), 1)
+    assert [request.headers.get("cookie") for request in receiver.requests] == [None, None]
+
+
 async def test_410_stops(broker: Broker, receiver: Receiver) -> None:
     receiver.reply = lambda _: answer(410)
     gid = await announced(broker, receiver.url)
