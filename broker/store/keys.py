@@ -74,12 +74,14 @@ def epoch(shard: str) -> str:
 
 def webhook_hosts(shard: str) -> str:
     """zset · hash of a receiver's host → ms at which one of its entries is due, or the host is called again · 2 d ·
-    lifecycle scripts and webhook_… scripts
-
-    The base from which scripts derive `<base>:<host>`, a zset: the outbox of that host, `<generation>.<event>` → due ms
-    (1: at once, redelivered by hand), and while it is being delivered the end of that lease.
-    """
+    lifecycle scripts and webhook_… scripts, which derive the outbox of a host from it"""
     return f"tc:{{{shard}}}:hk"
+
+
+def webhook_outbox(shard: str, host: str) -> str:
+    """zset · `<generation>.<event>` → ms at which it is due, 1 = at once, redelivered by hand; the end of the lease while
+    it is delivered · 2 d · lifecycle scripts and webhook_… scripts"""
+    return f"{webhook_hosts(shard)}:{host}"
 
 
 def webhook_body(shard: str, gid: str | None = None) -> str:

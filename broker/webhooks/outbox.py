@@ -122,8 +122,7 @@ class Outbox:
         if event is None:
             return DeliveryList([], None)
         name = event.decode()
-        box = f"{keys.webhook_hosts(shard)}:{host.decode()}"
-        due = await self.redis.execute("ZSCORE", box, f"{gid}.{name}")
+        due = await self.redis.execute("ZSCORE", keys.webhook_outbox(shard, host.decode()), f"{gid}.{name}")
         return DeliveryList(
             [_delivery(message_id(gid, name), name, line) for line in log.decode().splitlines()],
             None if due is None else _due_at(float(due)),
@@ -135,7 +134,7 @@ class Outbox:
             [("ZRANGE", keys.webhook_hosts(shard), 0, _COUNTED_HOSTS - 1) for shard in SHARDS]
         )
         boxes = [
-            f"{keys.webhook_hosts(shard)}:{name.decode()}"
+            keys.webhook_outbox(shard, name.decode())
             for shard, names in zip(SHARDS, hosts, strict=True)
             for name in names
         ]

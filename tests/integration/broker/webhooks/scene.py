@@ -50,7 +50,7 @@ async def entry_due(broker: Broker, gid: str) -> float | None:
     event, host = await redis.execute("HMGET", keys.webhook_body(shard, gid), "ev", "ho")
     if event is None:
         return None
-    box = f"{keys.webhook_hosts(shard)}:{host.decode()}"
+    box = keys.webhook_outbox(shard, host.decode())
     score = await redis.execute("ZSCORE", box, f"{gid}.{event.decode()}")
     return None if score is None else float(score)
 
@@ -59,5 +59,5 @@ async def make_due(broker: Broker, gid: str) -> None:
     """Let the time pass until the entry's next attempt, or the end of its lease."""
     redis, shard = broker.store.redis, shard_of(gid)
     event, host = await redis.execute("HMGET", keys.webhook_body(shard, gid), "ev", "ho")
-    await redis.execute("ZADD", f"{keys.webhook_hosts(shard)}:{host.decode()}", "XX", 2, f"{gid}.{event.decode()}")
+    await redis.execute("ZADD", keys.webhook_outbox(shard, host.decode()), "XX", 2, f"{gid}.{event.decode()}")
     await redis.execute("ZADD", keys.webhook_hosts(shard), 2, host)
