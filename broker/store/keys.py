@@ -79,8 +79,8 @@ def webhook_hosts(shard: str) -> str:
 
 
 def webhook_outbox(shard: str, host: str) -> str:
-    """zset · `<generation>.<event>` → ms at which it is due, 1 = at once, redelivered by hand; the end of the lease while
-    it is delivered · 2 d · lifecycle scripts and webhook_… scripts"""
+    """zset · `<generation>.<event>` → ms at which it is due, 1 = at once, redelivered by hand; while it is delivered,
+    end of its lease · 2 d · lifecycle scripts and webhook_… scripts"""
     return f"{webhook_hosts(shard)}:{host}"
 
 

@@ -44,12 +44,14 @@ class WebhookDelivery:
         timeout: float = TIMEOUT,
     ) -> None:
         """`steps`: seconds until the next attempt, of an announcement and of a host. `period`: seconds between two
-        looks into the outbox. `timeout`: maximum seconds of an attempt."""
+        looks into the outbox. `timeout`: maximum seconds of an attempt. Raises Misconfigured if SSL_CERT_FILE or
+        SSL_CERT_DIR cannot be used."""
         self._outbox = outbox
-        self._settings = settings
         self._steps = steps
         self._period = period
-        self._timeout = timeout
+        self._signer = Signer(settings.webhook_secret)
+        allow_private = settings.webhook_allow_private
+        self._sender = Sender(allow_private=allow_private, timeout=timeout) if settings.webhook_secret else None
         self._hosts = Hosts(steps)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
@@ -61,10 +63,8 @@ class WebhookDelivery:
 
     async def run(self) -> None:
         """Deliver until cancelled; survives every error."""
-        if not self._settings.webhook_secret:
+        if self._sender is None:
             await asyncio.Event().wait()
-        self._signer = Signer(self._settings.webhook_secret)
-        self._sender = Sender(allow_private=self._settings.webhook_allow_private, timeout=self._timeout)
         try:
             while True:
                 self._look.clear()
@@ -74,7 +74,8 @@ class WebhookDelivery:
                 await self._wait()
         finally:
             await cancel_and_wait(self._tasks)
-            await self._sender.close()
+            if self._sender is not None:
+                await self._sender.close()
 
     async def close(self) -> None:
         """Begin no more deliveries, and give those under way a few seconds. The others are due again after their
@@ -161,6 +162,7 @@ class WebhookDelivery:
             self._hosts.end(host.name)
 
     async def _deliver(self, entry: Entry) -> None:
+        assert self._sender is not None  # noqa: S101 - nothing is taken without one
         at, began = time.time(), time.monotonic()
         headers = self._signer.headers(entry.message_id, entry.body, int(at))
         answer = await self._sender.post(entry.url, headers, entry.body)
