@@ -14,17 +14,17 @@ local function if_long(value) return value and #value > 2048 and value or '' end
 -- Puts the announcement of the ending into the outbox, if the generation has a webhook for it. It contains a snapshot of
 -- the generation, which may be kept for less than the day of the retries. An ending must not fail because of it.
 local function put_webhook(now, status)
-  local m = redis.call('HMGET', META, 'wh', 'mt', 'us')
-  if not m[1] or m[1] == '' then return end
-  local known, hook = pcall(cjson.decode, m[1])
+  local webhook = redis.call('HGET', META, 'wh')
+  if not webhook or webhook == '' then return end
+  local known, hook = pcall(cjson.decode, webhook)
   if not known or type(hook) ~= 'table' or type(hook.url) ~= 'string' or type(hook.events) ~= 'table' then return end
   local wanted = false
   for _, event in ipairs(hook.events) do wanted = wanted or event == status end
   if not wanted then return end
-  local host, body = host_of(hook.url), hooks('hb:' .. GID)
+  local m, host, body = redis.call('HMGET', META, 'mt', 'us'), host_of(hook.url), hooks('hb:' .. GID)
   redis.call('DEL', body)
   redis.call('HSET', body, 'url', hook.url, 'ev', status, 'ho', host, 'at', int(now), 'ti', int(now + DAY), 'd', summary(),
-    'mt', if_long(m[2]), 'us', if_long(m[3]), 'n', 0, 'log', '')
+    'mt', if_long(m[1]), 'us', if_long(m[2]), 'n', 0, 'log', '')
   redis.call('PEXPIRE', body, DAY + HOUR)
   redis.call('ZADD', hooks('hk:' .. host), int(now), GID .. '.' .. status)
   redis.call('PEXPIRE', hooks('hk:' .. host), 2 * DAY)
