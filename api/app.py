@@ -41,6 +41,7 @@ from broker.queue.reaper import Reaper
 from broker.runtime.logging import REQUEST_ID
 from broker.runtime.tracing import span, tracing
 from broker.settings.settings import Settings
+from broker.webhooks.delivery import WebhookDelivery
 
 logger = logging.getLogger("tokencast.api")
 
@@ -55,14 +56,15 @@ def create_app(broker: Broker) -> Starlette:
     follow = Follow(broker.hub, access, connections)
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
-    metrics = GatewayMetrics(broker, reaper, [dialect.name for dialect in DIALECTS])
+    webhooks = WebhookDelivery(broker.outbox, settings)
+    metrics = GatewayMetrics(broker, reaper, webhooks, [dialect.name for dialect in DIALECTS])
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        background = [
-            asyncio.create_task(part) for part in (reaper.run(), metrics.run(), connections.run(), broker.waiting.run())
-        ]
+        parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run())
+        background = [asyncio.create_task(part) for part in parts]
         yield
+        await webhooks.close()
         await cancel_and_wait(background)
         for one in mounted:
             if one.close is not None:

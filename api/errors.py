@@ -32,6 +32,7 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.ModelNotFound: 404,
     errors.UpstreamNotFound: 404,
     errors.GenerationNotFound: 404,
+    errors.DeliveryNotFound: 404,
     errors.GenerationGone: 410,
     errors.BodyTooLarge: 413,
     errors.IdempotencyConflict: 422,

@@ -42,6 +42,11 @@ def whole_of(connection: HTTPConnection, name: str, default: int, most: int) -> 
     return number
 
 
+def number_of(text: str) -> int:
+    """Return the integer in a path, in digits without leading zeros; 0, which names nothing, for any other text."""
+    return int(text) if _WHOLE.fullmatch(text) else 0
+
+
 def choice_of(connection: HTTPConnection, name: str, *choices: str, empty: bool = False) -> str | None:
     """Return one of the choices; None if there is no value.
 

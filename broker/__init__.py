@@ -14,6 +14,7 @@ from broker.broker import Broker, GapFound, Page, connect
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
+    DeliveryNotFound,
     GenerationGone,
     GenerationNotFound,
     IdempotencyConflict,
@@ -36,6 +37,7 @@ __all__ = [
     "Broker",
     "BrokerError",
     "Cursor",
+    "DeliveryNotFound",
     "Event",
     "GapFound",
     "Generation",

@@ -19,6 +19,7 @@ from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
+    DeliveryNotFound,
     GenerationGone,
     InvalidRequest,
     LimitExceeded,
@@ -32,6 +33,7 @@ from broker.ids import START, Cursor, created_ms, parse_cursor
 from broker.queue.commands import Ticket
 from broker.queue.quotas import OPEN_TENANT, TenantLimits
 from broker.queue.tickets import Queue
+from broker.records import DeliveryList
 from broker.redis.client import Redis, connect_both
 from broker.request.body import CompletionRequest, check_idempotency_key, encode_body, parse_json, parse_request
 from broker.runtime.counters import Count
@@ -41,6 +43,7 @@ from broker.settings.settings import Settings
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
 from broker.waiting import Waiting
+from broker.webhooks.outbox import Outbox
 
 logger = logging.getLogger("tokencast.broker")
 
@@ -64,7 +67,8 @@ class Broker:
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store(streams, settings.retention, settings.lease + 5)
+        self.store = Store(streams, settings.retention, settings.lease + 5, default_webhook=settings.default_webhook)
+        self.outbox = Outbox(streams)
         self.queue = Queue(queue, TenantLimits.of(settings))
         self.share = StorageShare(streams, lambda tenant: settings.quota_of(tenant).bytes)
         self.tokens = Tokens(queue, settings.secret)
@@ -106,6 +110,7 @@ class Broker:
             loop = asyncio.get_running_loop()
             request = await loop.run_in_executor(_PARSER, lambda: parse_request(parse_json(body)))
         self.settings.upstream_for(request.model)
+        self.settings.check_webhook(request.options.webhook)
         return request
 
     async def submit(
@@ -218,6 +223,19 @@ class Broker:
                 async for _ in self.follow(gid, generation.cursor, tenant=tenant):
                     pass
             return await self.store.get(gid, tenant)
+
+    async def deliveries(self, gid: str, tenant: str = OPEN_TENANT) -> DeliveryList:
+        """Return the attempts to deliver a generation's webhook. Raises as `get`."""
+        await self.store.state(gid, tenant)
+        return await self.outbox.deliveries(gid)
+
+    async def redeliver(self, gid: str, number: int, tenant: str = OPEN_TENANT) -> DeliveryList:
+        """Deliver a generation's webhook again, at once, as in its attempt of this number; failures are repeated for
+        another day. Raises DeliveryNotFound; otherwise as `get`."""
+        await self.store.state(gid, tenant)
+        if not await self.outbox.redeliver(gid, number):
+            raise DeliveryNotFound
+        return await self.outbox.deliveries(gid)
 
     async def models(self) -> dict[str, str]:
         """Return the models that can be requested by name → their upstream: those named in the settings and, for

@@ -105,6 +105,13 @@ class GenerationGone(BrokerError):
     param = "id"
 
 
+class DeliveryNotFound(BrokerError):
+    """The generation's webhook has no such attempt."""
+
+    code = "delivery_not_found"
+    param = "n"
+
+
 class IdempotencyConflict(BrokerError):
     """This Idempotency-Key was used with a different body."""
 

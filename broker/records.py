@@ -109,3 +109,34 @@ class Token(Struct, frozen=True):
     token: str
     expires_at: float
     events_url: str
+
+
+DeliveryError = Literal[
+    "refused",
+    "redirected",
+    "timeout",
+    "connection_failed",
+    "tls_failed",
+    "name_not_resolved",
+    "address_refused",
+    "invalid_url",
+]
+
+
+class Delivery(Struct, frozen=True):
+    """An attempt to deliver a webhook."""
+
+    n: Annotated[int, Meta(ge=1, description="Number of the attempt.")]
+    webhook_id: Annotated[str, Meta(description="The same for all attempts.")]
+    type: Annotated[str, Meta(examples=["generation.completed"])]
+    at: Annotated[float, Meta(description="Unix seconds.")]
+    seconds: Annotated[float, Meta(description="Duration until the response was read, or the attempt failed.")]
+    status: Annotated[int | None, Meta(description="HTTP status of the response; null without one.")]
+    error: Annotated[DeliveryError | None, Meta(description="null if the receiver accepted it.")]
+
+
+class DeliveryList(Struct, tag_field="object", tag="list", frozen=True):
+    """The newest 50 attempts to deliver a generation's webhook, oldest first."""
+
+    data: list[Delivery]
+    retry_at: Annotated[float | None, Meta(description="Unix seconds of the next attempt; null if there is none.")]

@@ -44,12 +44,12 @@ LAYERS = (
     "broker.version broker.errors",
     "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
     "broker.chunks",
-    "broker.events broker.request broker.runtime",
+    "broker.events broker.request broker.runtime broker.webhooks.addresses",
     "broker.completion broker.redis",
     "broker.records",
     "broker.generation broker.settings",
     "broker.store",
-    "broker.auth broker.queue broker.fanout",
+    "broker.auth broker.queue broker.fanout broker.webhooks",
     "broker.waiting",
     "broker.broker",
     "broker.gateway_client broker.dev broker",
@@ -130,6 +130,7 @@ def test_each_library_is_imported_only_in_its_modules() -> None:
     assert importers("openai") == {"worker/upstream/stream.py", "worker/upstream/client.py"}
     assert importers("arq") == {"worker/consumer.py"}
     assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
+    assert importers("standardwebhooks") == {"broker/webhooks/signing.py"}
     assert importers("prometheus_client") == {"broker/runtime/prometheus.py"}
     for library in ("starlette", "uvicorn"):
         assert {name for name in importers(library) if not name.startswith(("api/", SIMULATOR))} == set()
@@ -174,7 +175,7 @@ def test_functions_have_at_most_60_lines() -> None:
 def test_every_script_documents_its_arguments() -> None:
     for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
-        if script.stem not in ("common", "expired", "items", "resources"):
+        if script.stem not in ("common", "expired", "items", "resources", "webhook", "webhook_host"):
             assert re.search(r"^-- (KEYS|ARGV): ", text.split("\nlocal", 1)[0], re.MULTILINE), script.name
 
 

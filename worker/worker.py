@@ -17,6 +17,8 @@ from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
 from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store.preflight import Preflight
+from broker.webhooks.delivery import WebhookDelivery
+from broker.webhooks.outbox import Outbox
 from worker.appender import Appender
 from worker.consumer import Consumer
 from worker.generate import GenerationRunner
@@ -104,9 +106,10 @@ class Worker:
         self._consumer = Consumer(logs, tickets, self._slots, self._appender, settings, self._reaper.note_exhausted)
         self._heartbeat = Heartbeat(queue, self._slots, name)
         self._model_lists = ModelLists(queue, upstreams)
+        self._webhooks = WebhookDelivery(Outbox(logs), settings)
         servers = {"logs": logs, "queue": queue}
         self._metrics = WorkerMetrics(
-            runner.counters, self._appender, self._slots, self._reaper, servers, self._not_ready
+            runner.counters, self._appender, self._slots, self._reaper, self._webhooks, servers, self._not_ready
         )
 
     async def run(self) -> int:
@@ -131,6 +134,7 @@ class Worker:
             self._slots.places.run(),
             self._reaper.run(),
             self._model_lists.run(),
+            self._webhooks.run(),
             self._consumer.run(),
             self._preflight.run(),
             self._metrics.run(self._settings),
@@ -157,6 +161,7 @@ class Worker:
     async def _hand_over(self) -> None:
         """Put the generations that still run back into the queue, and unregister the worker."""
         await self._slots.hand_over()
+        await self._webhooks.close()
         with suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(UNREGISTER_TIMEOUT):
                 await self._heartbeat.unregister()

@@ -21,6 +21,7 @@ from broker.queue.reaper import Reaper
 from broker.redis.commands import Redis
 from broker.runtime.counters import ENDED, REDIS, WAITS, Count, Histogram
 from broker.runtime.prometheus import Exposition, Families
+from broker.webhooks.delivery import WebhookDelivery
 
 REDIS_TIMEOUT = 1.0  # maximum seconds that a scrape waits for Redis
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
@@ -42,9 +43,10 @@ class Requests:
 class GatewayMetrics:
     """The handler of `/metrics`; `run` must run in the background."""
 
-    def __init__(self, broker: Broker, reaper: Reaper, dialects: Sequence[str]) -> None:
+    def __init__(self, broker: Broker, reaper: Reaper, webhooks: WebhookDelivery, dialects: Sequence[str]) -> None:
         self._broker = broker
         self._reaper = reaper
+        self._webhooks = webhooks
         self._dialects = dialects  # that are shown from the start
         self.requests = Requests()
         self.connections: Sized = ()
@@ -65,6 +67,7 @@ class GatewayMetrics:
     def _collect(self, families: Families) -> None:
         self._collect_readers(families)
         self._collect_callers(families)
+        self._webhooks.collect(families)
         self._collect_redis(families)
 
     def _collect_readers(self, families: Families) -> None:
@@ -177,6 +180,7 @@ class GatewayMetrics:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 waiting = await self._broker.queue.queue_depth()
                 fleet = await self._broker.queue.workers()
+                webhooks = await self._broker.outbox.waiting()
         except (StorageUnavailable, TimeoutError):
             return
         families.gauge("tokencast_queue_depth", "Generations that are waiting for a worker.", {(): waiting.depth})
@@ -184,6 +188,7 @@ class GatewayMetrics:
         families.gauge(
             "tokencast_queue_oldest_seconds", "Waiting time of the first generation in the queue.", {(): waited}
         )
+        families.gauge("tokencast_webhooks_waiting", "Webhooks that have not been delivered.", {(): webhooks})
         families.gauge("tokencast_workers", "Live workers.", {(): len(fleet)})
         families.gauge(
             "tokencast_slots",

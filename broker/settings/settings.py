@@ -22,6 +22,7 @@ from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
 from broker.settings.tenants import TenantGroup, check_keys
 from broker.settings.upstreams import UpstreamGroup
+from broker.settings.webhook_settings import WebhookSettings
 
 SIMULATED_KEY = "simulated"
 """API key of the simulated upstream, by which a worker recognizes it."""
@@ -29,7 +30,7 @@ _MOST = 2.0**53
 _LONGEST = 2.0**31  # seconds
 
 
-class Settings(UpstreamGroup, TenantGroup):
+class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
     """Settings of gateway and worker. Times are in seconds."""
 
     model_config = SettingsConfigDict(

@@ -74,6 +74,31 @@ def epoch(shard: str) -> str:
     return f"tc:{{{shard}}}:ep"
 
 
+def webhook_hosts(shard: str) -> str:
+    """zset · hash of a receiver's host → ms at which one of its entries is due, or the host is called again · 2 d ·
+    lifecycle scripts and webhook_… scripts, which derive the outbox of a host from it"""
+    return f"tc:{{{shard}}}:hk"
+
+
+def webhook_outbox(shard: str, host: str) -> str:
+    """zset · `<generation>.<event>` → ms at which it is due, 1 = at once, redelivered by hand; while it is delivered,
+    end of its lease · 2 d · lifecycle scripts and webhook_… scripts"""
+    return f"{webhook_hosts(shard)}:{host}"
+
+
+def webhook_body(shard: str, gid: str | None = None) -> str:
+    """hash · what a webhook announces, and its attempts · 25 h after the ending · lifecycle scripts and webhook_…
+    scripts
+
+    url · ev event · ho host · at ended ms · ti ms of the last retry · d summary JSON of the generation · mt, us its
+    metadata and usage, if the summary leaves them out · n number of attempts · log the newest 50 of these, lines
+    `<number> <JSON>`
+
+    Without a generation: the base of these keys, which never exists itself.
+    """
+    return ":".join(filter(None, (f"tc:{{{shard}}}:hb", gid)))
+
+
 def wake(shard: str, process: str, connection: int) -> str:
     """stream · one entry; a new entry wakes the reader connection that blocks on it · 60 s · gateway"""
     return f"tc:{{{shard}}}:w:{process}:{connection}"

@@ -67,11 +67,13 @@ class Withdrawn(NamedTuple):
 class Store:
     """The generations of one Redis. `retention`: seconds, for generations that do not set their own."""
 
-    def __init__(self, redis: Redis, retention: float, grace: float = 20.0) -> None:
-        """`grace`: maximum seconds until a worker has restored a running generation after Redis has lost it."""
+    def __init__(self, redis: Redis, retention: float, grace: float = 20.0, *, default_webhook: bytes = b"") -> None:
+        """`grace`: maximum seconds until a worker has restored a running generation after Redis has lost it.
+        `default_webhook`: JSON of the webhook of generations whose request names none."""
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
+        self._default_webhook = default_webhook
         self.data_loss = DataLossDetector(redis, self.clock, grace)
         self._listing = Listing(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
@@ -126,7 +128,7 @@ class Store:
             deadline_ms=None if wait is None else (run_at or created) + int(wait * 1000),
             run_at_ms=run_at,
             group=options.group or "",
-            webhook=msgspec.json.encode(options.webhook) if options.webhook else b"",
+            webhook=msgspec.json.encode(options.webhook) if options.webhook else self._default_webhook,
             retry_of=retry_of,
             tokens=request.reserved_tokens,
         )

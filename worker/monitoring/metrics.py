@@ -13,6 +13,7 @@ from broker.runtime.counters import ENDED, REDIS
 from broker.runtime.prometheus import Exposition, Families
 from broker.runtime.sockets import bound_socket, shown
 from broker.settings.settings import Settings
+from broker.webhooks.delivery import WebhookDelivery
 from worker.appender import Appender
 from worker.counters import WorkerCounters
 from worker.slots import Slots
@@ -30,6 +31,7 @@ class WorkerMetrics:
         appender: Appender,
         slots: Slots,
         reaper: Reaper,
+        webhooks: WebhookDelivery,
         servers: dict[str, Redis],
         not_ready: Callable[[], str | None],
     ) -> None:
@@ -37,6 +39,7 @@ class WorkerMetrics:
         self._appender = appender
         self._slots = slots
         self._reaper = reaper
+        self._webhooks = webhooks
         self._servers = servers
         self._not_ready = not_ready
         self._exposition = Exposition(self._collect)
@@ -74,6 +77,7 @@ class WorkerMetrics:
         self._counters.update()
         self._collect_generations(families)
         self._collect_upstream(families)
+        self._webhooks.collect(families)
         latencies = {(name,): redis.latency for name, redis in self._servers.items()}
         families.histogram("tokencast_redis_seconds", REDIS, latencies, ("server",))
         families.histogram(

@@ -40,7 +40,7 @@ LINKS: Json = {
 
 
 def paths() -> Json:
-    return {**_generations(), **_generation(), **_events(), **_several()}
+    return {**_generations(), **_generation(), **_deliveries(), **_events(), **_several()}
 
 
 def _generations() -> Json:
@@ -116,6 +116,29 @@ def _generation() -> Json:
     }
 
 
+def _deliveries() -> Json:
+    attempts = json_of("DeliveryList")
+    return {
+        "/v1/generations/{id}/deliveries": {
+            "get": operation(
+                "listDeliveries",
+                "List the attempts to deliver a generation's webhook",
+                _200=answer("The newest attempts, oldest first.", attempts),
+                **errors_with_key("404", "410"),
+            )
+        },
+        "/v1/generations/{id}/deliveries/{n}/redeliver": {
+            "post": operation(
+                "redeliver",
+                "Deliver a generation's webhook again, at once; failures are repeated for a day",
+                {"name": "n", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}},
+                _202=answer("The attempts so far; the next one is due.", attempts),
+                **errors_with_key("404", "410"),
+            )
+        },
+    }
+
+
 def _events() -> Json:
     after = {"anyOf": [CURSOR, {"const": "latest"}]}
     speed = {"type": "number", "minimum": SLOWEST, "maximum": FASTEST}
@@ -177,5 +200,5 @@ SCHEMAS: Json = {
     "TokenRequest": record(
         {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
     ),
-    **schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token),
+    **schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token, records.DeliveryList),
 }

@@ -17,7 +17,7 @@ from api.auth import ReadAccess
 from api.dialects.native.frames import NATIVE, bookmark, unknown_cursor
 from api.dialects.native.paced import Replay, parse_speed
 from api.errors import JSONResponse
-from api.query import choice_of, last_event_id_of, text_of, whole_of
+from api.query import choice_of, last_event_id_of, number_of, text_of, whole_of
 from api.requests import by_method, read_body, read_request, submit
 from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
@@ -53,6 +53,8 @@ class GenerationRoutes:
             by_method(f"{one}/cancel", POST=self.cancel),
             by_method(f"{one}/events", GET=self.events),
             by_method(f"{one}/token", POST=self.token),
+            by_method(f"{one}/deliveries", GET=self.deliveries),
+            by_method(f"{one}/deliveries/{{n}}/redeliver", POST=self.redeliver),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -116,6 +118,15 @@ class GenerationRoutes:
         token, expires_at = await self._broker.tokens.issue(gid, tenant, seconds or LONGEST)
         events_url = f"/v1/generations/{gid}/events?token={token}"
         return JSONResponse(records.Token(token, expires_at, events_url))
+
+    async def deliveries(self, request: Request) -> Response:
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        return JSONResponse(await self._broker.deliveries(gid, tenant))
+
+    async def redeliver(self, request: Request) -> Response:
+        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        number = number_of(request.path_params["n"])
+        return JSONResponse(await self._broker.redeliver(gid, number, tenant), HTTPStatus.ACCEPTED)
 
     async def events(self, request: Request) -> Response:
         """Stream the events, or return a page of them as JSON. Trouble of the gateway never gives a stream an error

@@ -114,6 +114,7 @@ local function expire_ended(now)
   return int(xa)
 end
 
+--#include webhook
 -- An ending from outside, by a process that does not own the attempt (cancel, the reaper): its event gets its own
 -- attempt id, so that it cannot collide with the owner's events. At `<a>-<n+1>` a rollback made readers hang. A missing
 -- log is not created (such a generation can no longer be read): it would lack its beginning and a lifetime.
@@ -125,6 +126,7 @@ local function end_from_outside(now, random, status, type, data, usage, err)
   redis.call('HSET', META, 'st', status, 'own', '', 'a', attempt, 'n', 0, 'le', 0, 'ea', int(now), 'xa', xa, 'us', usage, 'er', err)
   redis.call('ZREM', LIVE, GID)
   transition(m[2], status, status)
+  put_webhook(now, status)
 end
 
 -- Usage counted from the tokens so far: an ending from outside has no better figures.

@@ -17,6 +17,7 @@ redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
 if m[4] ~= '' then redis.call('DEL', m[4]) end
 unlist(index, GID)
+remove_webhook()
 bury(GID, 'deleted', HOUR)
 announce(m[1], 'gone')
 return {'OK', m[2], m[5], dropped, m[6], ticket_fields}

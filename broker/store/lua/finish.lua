@@ -18,4 +18,5 @@ redis.call('HSET', META, 'st', ARGV[5], 'own', '', 'n', n, 'le', 0, 'ea', int(no
 if m[4] == '' and tonumber(ARGV[10]) > 0 then redis.call('HSET', META, 'fa', int(now)) end
 redis.call('ZREM', LIVE, GID)
 transition('in_progress', ARGV[5], ARGV[5])
+put_webhook(now, ARGV[5])
 return {'OK', n}

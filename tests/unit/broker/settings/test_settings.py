@@ -106,6 +106,7 @@ def test_the_representation_of_settings_contains_no_secret(monkeypatch: pytest.M
         monkeypatch.setenv(
             name, "redis://:s3cret-s3cret-s3cret@127.0.0.1/0" if "URL" in name else "s3cret-s3cret-s3cret"
         )
+    monkeypatch.setenv("TOKENCAST_WEBHOOK_SECRET", "whsec_" + "s3cret00" * 4)
     for shown in (load(Settings), load(Settings).all_upstreams(), load(ClientSettings)):
         assert "s3cret" not in f"{shown} {shown!r}"
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import email.utils
-import itertools
 import time
 from typing import Any
 
 import msgspec
 import pytest
 
-from worker.generate import FIRST_RETRY, Retries
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response, from_stream_error
 
 KEY = "sk-very-secret"
@@ -194,18 +192,3 @@ def test_a_refusal_tells_the_rate_limits() -> None:
     assert limits is not None
     assert limits.requests == (500, 0, None)
     assert from_response(429, {}, {}, (KEY,)).rate_limits is None
-
-
-def test_the_delays_between_calls_grow_up_to_the_budget() -> None:
-    retries = Retries(30)
-    first, *more = itertools.islice(iter(lambda: retries.next_delay(None), None), 12)
-    assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
-    assert all(0 < delay <= 8 for delay in more)
-    assert max(more) > 4
-
-
-def test_no_call_is_retried_after_the_budget() -> None:
-    assert Retries(30).next_delay(31) is None
-    delay = Retries(30).next_delay(5.0)
-    assert delay is not None
-    assert 5 <= delay <= 5.5
