@@ -59,8 +59,8 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
 """Arguments with which a command changes nothing. The text is not a number and has none of the other types."""
 
 LOGS = (
-    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT", "PTTL"),
-    *("SET", "TIME"),
+    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT"),
+    *("PTTL", "SET", "TIME"),
     *("XADD", "XRANGE", "XREAD", "XREVRANGE", "XTRIM", "ZADD", "ZCARD", "ZRANDMEMBER", "ZRANGE", "ZRANGEBYSCORE"),
     *("ZREM", "ZREVRANGEBYSCORE", "ZSCORE"),
 )

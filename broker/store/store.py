@@ -26,6 +26,7 @@ from broker.request.options import check_run_at
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, EndReply, NewGeneration
 from broker.store.data_loss import DataLossDetector
+from broker.store.filters import EVERYTHING, Filters
 from broker.store.listing import FIRST_ROWS, Listing
 from broker.store.storage_share import NOTHING, Stored
 
@@ -291,10 +292,17 @@ class Store:
     ) -> tuple[list[Generation], bool]:
         """Return a page of generations, newest first, and whether there are more. `after`: id of the last one of the
         previous page. A page may end before `limit` (broker/store/listing.py)."""
+        filters = Filters(status=frozenset({status})) if status else EVERYTHING
+        return (await self.find(tenant, filters, limit, after))[:2]
+
+    async def find(
+        self, tenant: str, filters: Filters, limit: int = 20, after: str | None = None
+    ) -> tuple[list[Generation], bool, str | None]:
+        """As `list`, of generations that match, and the id that is the next page's `after`."""
         if after is not None:
             check_id(after)
-        rows, more = await self._listing.page(tenant, status, limit, after)
-        return [from_fields(gid, fields) for gid, fields in rows], more
+        rows, more, last = await self._listing.page(tenant, filters, limit, after)
+        return [from_fields(gid, fields) for gid, fields in rows], more, last
 
     async def last_attempt(self, gid: str) -> Cursor:
         """Return the position before the newest attempt of a log whose last event was written from outside."""

@@ -42,4 +42,9 @@ local index = INDEX .. ':' .. ARGV[2]
 for _, other in ipairs(redis.call('ZRANDMEMBER', index, 3)) do
   forget_expired(index, other)
 end
+for _, key in ipairs(secondary(META)) do
+  for _, other in ipairs(redis.call('ZRANDMEMBER', key, 2)) do
+    if other ~= GID and forget_expired(index, other) then redis.call('ZREM', key, other) end
+  end
+end
 return {'OK', redis.call('GET', KEYS[6])}

@@ -4,7 +4,7 @@
 -- "deleted".
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
 -- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl')
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'gr')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 local index = INDEX .. ':' .. m[1]
 if m[2] == 'deleted' or forget_expired(index, GID) then return {'GONE'} end
@@ -15,7 +15,9 @@ redis.call('XTRIM', LOG, 'MAXLEN', 1)
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
 if m[4] ~= '' then redis.call('DEL', m[4]) end
+count(m[2], nil)
 unlist(index, GID)
 bury(GID, 'deleted', HOUR)
+if m[7] and m[7] ~= '' then redis.call('HSET', META, 'gr', m[7]) end -- for those who watch the group's activity
 announce(m[1], 'gone')
 return {'OK', m[2], m[5], dropped, m[6]}
