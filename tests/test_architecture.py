@@ -50,6 +50,7 @@ FLOORS = (
     "broker.generation broker.settings",
     "broker.store",
     "broker.auth broker.queue broker.fanout",
+    "broker.bulk",
     "broker.broker",
     "broker.gateway_client broker.dev broker",
     "broker.cli",

@@ -8,6 +8,7 @@ rebuilds it from the logs' Redis.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +16,7 @@ from arq.jobs import serialize_job
 
 from broker.ids import created_ms
 from broker.queue.quotas import Quotas, TenantLimits
-from broker.redis.client import Redis, Script
+from broker.redis.client import Call, Redis, Script
 from broker.store import keys
 
 ENQUEUE = Script("queue", "enqueue")
@@ -67,14 +68,20 @@ class Queue:
     async def enqueue(self, gid: str, tenant: str, number: int, *, park: bool = False) -> bool:
         """Add a ticket; return whether it is new. May be repeated. `park`: its turn came, but no reservation was
         free."""
+        return bool(await self.redis.run(ENQUEUE, *self._call(gid, tenant, number, park=park)))
+
+    async def enqueue_each(self, gids: Sequence[str], tenant: str) -> list[Exception | None]:
+        """Add the first ticket of each of these generations, in one pipeline; return the error of each."""
+        replies = await self.redis.run_each(ENQUEUE, [self._call(gid, tenant, 1, park=False) for gid in gids])
+        return [reply if isinstance(reply, Exception) else None for reply in replies]
+
+    def _call(self, gid: str, tenant: str, number: int, *, park: bool) -> Call:
         ticket = f"{gid}.{number}"
         job = serialize_job(JOB_NAME, (gid, tenant), {}, None, time.time_ns() // 1_000_000, serializer=serialize)
-        added = await self.redis.run(
-            ENQUEUE,
+        return (
             [keys.arq_job(ticket), keys.QUEUE, keys.BELL, keys.FAIR, *self.quotas.enqueue_keys(tenant)],
             [ticket, job, self._keep_ms, tenant, *self.quotas.enqueue_arguments(tenant, gid, park=park)],
         )
-        return bool(added)
 
     async def release(self, gid: str, tenant: str) -> None:
         """Release a generation that no longer runs: its reservation goes to the oldest parked ticket."""

@@ -118,11 +118,6 @@ async def set_traces(redis: Redis, gids: Sequence[str], traceparent: str) -> Non
     await redis.run_many(TRACE, [((keys.meta(gid),), (traceparent,)) for gid in gids])
 
 
-async def set_trace(redis: Redis, gid: str, traceparent: str) -> None:
-    """Store the trace of a generation if it still exists."""
-    await redis.run(TRACE, [keys.meta(gid)], [traceparent])
-
-
 # --- ending from outside, listing ---
 
 
@@ -140,6 +135,12 @@ class EndReply(NamedTuple):
 async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
     """End a generation as cancelled."""
     return EndReply(*await redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, _random()]))
+
+
+async def cancel_each(redis: Redis, gids: Sequence[str], tenant: str) -> list[EndReply]:
+    """End generations as cancelled."""
+    replies = await redis.run_many(CANCEL, [(lifecycle_keys(gid), (gid, tenant, _random())) for gid in gids])
+    return [EndReply(*reply) for reply in replies]
 
 
 async def delete(redis: Redis, gid: str, tenant: str) -> EndReply:

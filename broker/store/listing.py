@@ -153,9 +153,7 @@ class Listing:
         named = [(shard, key_in(shard)) for key_in in indexes for shard in SHARDS]
         await self._prune(named, tenant, LOOK, "+inf" if newest is None else newest)
 
-    async def _prune(
-        self, indexes: Sequence[tuple[str, str]], tenant: str, count: int, newest: int | str
-    ) -> list[int]:
+    async def _prune(self, indexes: Sequence[tuple[str, str]], tenant: str, count: int, newest: int | str) -> list[int]:
         """Remove unreadable generations from indexes, given as (shard, key), among `count` members of each: those from
         the score `newest` down, or random ones if it is empty. Return the number removed by each; 0 while Redis rejects
         writes, which must not prevent reads."""

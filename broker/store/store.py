@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from broker.store.storage_share import NOTHING, Stored
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
 IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
-_RECORD_MAY_BE_LOST = (
+RECORD_MAY_BE_LOST = (
     "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
     "restored; retry in a few seconds."
 )
@@ -93,19 +93,42 @@ class Store:
         queue_timeout: float | None = None,
         retry_of: str = "",
     ) -> Created:
-        """Create a generation. `gid`: an id made by `make_id`. `lane`: the upstreams that serve its model.
-        `queue_timeout`: seconds for which it may wait if the request does not say. `retry_of`: the generation that it
-        repeats. May be repeated with the same id. IdempotencyConflict if
-        the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
-        lost the record of the key."""
+        """Create a generation, as `describe` describes it. `gid`: an id made by `make_id`. May be repeated with the
+        same id. IdempotencyConflict if the idempotency key was used with another body; StorageUnavailable if Redis is
+        unavailable, or may just have lost the record of the key."""
         gid = gid or await self.make_id(tenant, idempotency_key)
+        described = self.describe(
+            *(request, tenant, idempotency_key, gid), lane=lane, queue_timeout=queue_timeout, retry_of=retry_of
+        )
+        reply = await self._create(shard_of(gid), described)
+        if reply.outcome == b"OK":
+            self.data_loss.observe_epoch(shard_of(gid), reply.value)
+            return Created(gid, replayed=False)
+        if reply.outcome == b"REPLAY":
+            return Created(reply.value.decode(), replayed=True)
+        raise IdempotencyConflict
+
+    def describe(
+        self,
+        request: CompletionRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        gid: str,
+        *,
+        lane: str = "",
+        queue_timeout: float | None = None,
+        retry_of: str = "",
+    ) -> NewGeneration:
+        """Return a generation that can be created. `lane`: the upstreams that serve its model. `queue_timeout`: seconds
+        for which it may wait if the request does not say. `retry_of`: the generation that it repeats. InvalidRequest if
+        it is scheduled for too late a time."""
         shard = shard_of(gid)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
         options, created = request.options, created_ms(gid)
         run_at = options.run_at_ms(created)
         check_run_at(run_at, created)
         wait = queue_timeout if options.queue_timeout is None else options.queue_timeout
-        new = NewGeneration(
+        return NewGeneration(
             gid,
             tenant,
             request.model,
@@ -126,13 +149,6 @@ class Store:
             webhook=msgspec.json.encode(options.webhook) if options.webhook else b"",
             retry_of=retry_of,
         )
-        reply = await self._create(shard, new)
-        if reply.outcome == b"OK":
-            self.data_loss.observe_epoch(shard, reply.value)
-            return Created(gid, replayed=False)
-        if reply.outcome == b"REPLAY":
-            return Created(reply.value.decode(), replayed=True)
-        raise IdempotencyConflict
 
     async def _create(self, shard: str, new: NewGeneration) -> CreateReply:
         """Run create.lua with a deadline that Redis checks: a command in the buffer of a hanging server is not executed
@@ -144,7 +160,7 @@ class Store:
                 while (reply := await self._create_in_time(new, epoch)).outcome == b"UNSURE":
                     epoch = reply.value
                     if await self.data_loss.record_may_be_lost(shard, epoch or None, sent):
-                        raise StorageUnavailable(_RECORD_MAY_BE_LOST)
+                        raise StorageUnavailable(RECORD_MAY_BE_LOST)
                     sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
@@ -167,9 +183,9 @@ class Store:
         latest_ms = int((self.clock.estimate() + IN_TIME) * 1000)
         return await commands.create(self.redis, new, latest_ms=latest_ms, trusted_epoch=epoch)
 
-    async def set_trace(self, gid: str, traceparent: str) -> None:
-        """Attach a generation to a trace, which its later spans become part of."""
-        await commands.set_trace(self.redis, gid, traceparent)
+    async def set_traces(self, gids: Sequence[str], traceparent: str) -> None:
+        """Attach generations to a trace, which their later spans become part of."""
+        await commands.set_traces(self.redis, gids, traceparent)
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """Return the generation without text and choices, in one round trip. GenerationNotFound if it is unknown or
@@ -325,10 +341,15 @@ class Store:
             raise GenerationNotFound
         if reply.outcome == b"GONE":
             raise GenerationGone
-        if reply.outcome != b"OK":
-            return Withdrawn(reply.status.decode())
-        dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
-        return Withdrawn(reply.status.decode(), int(reply.ticket), dropped)
+        return withdrawn(gid, reply)
+
+
+def withdrawn(gid: str, reply: EndReply) -> Withdrawn:
+    """Return the result of a script that ended a generation, or found it ended or missing."""
+    if reply.outcome != b"OK":
+        return Withdrawn(reply.status.decode())
+    dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
+    return Withdrawn(reply.status.decode(), int(reply.ticket), dropped)
 
 
 def new_epoch() -> str:

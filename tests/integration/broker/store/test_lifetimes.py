@@ -32,6 +32,7 @@ from worker.claims import Claim, claim, release
 
 RETENTION = 600
 HOUR, DAY = 3600, 86400
+DIGEST = "[0-9a-f]{16}"
 SAMPLES: dict[str, tuple[Any, str]] = {
     "gid": ("gen_0123456789" + "10" + "s" * 22, "gen_.{34}"),
     "shard": ("10", ".."),
@@ -43,6 +44,10 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "connection": (7777, "[0-9]+"),
     "ticket": ("sampleticket", r"gen_.{34}\.[0-9]+"),
     "worker_id": ("sampleworker", ".+"),
+    "model": ("samplemodel", DIGEST),
+    "code": ("samplecode", DIGEST),
+    "name": ("samplename", DIGEST),
+    "value": ("samplevalue", DIGEST),
 }
 """Of each parameter that a builder of keys takes: a value, and what real ones look like."""
 ARQS_OWN = re.compile("arq:(in-progress|retry):gen_.*")
@@ -72,7 +77,7 @@ def _seconds(lifetime: str) -> int:
 
 def kinds() -> Iterator[Kind]:
     for name, value in vars(keys).items():
-        if inspect.isfunction(value) and value.__module__ == keys.__name__:
+        if inspect.isfunction(value) and value.__module__ == keys.__name__ and not name.startswith("_"):
             yield Kind(name, list(_patterns(value)), value.__doc__ or "")
     for assigned, said in itertools.pairwise(TREE):
         if isinstance(assigned, ast.Assign) and isinstance(assigned.value, ast.Constant):
@@ -94,6 +99,8 @@ def _patterns(builder: Any) -> Iterator[str]:
         pattern = re.escape(builder(*(SAMPLES[name][0] for name in names)))
         if "key" in names:
             pattern = re.sub("[0-9a-f]{64}", lambda _: SAMPLES["key"][1], pattern)
+        if any(SAMPLES[name][1] == DIGEST for name in names):
+            pattern = re.sub(f"(?<=:){DIGEST}", lambda _: DIGEST, pattern)
         pattern = pattern.replace(r"\{10\}", r"\{..\}")
         for name in names:
             value, looks = SAMPLES[name]
@@ -261,7 +268,8 @@ async def _processes(broker: Broker, seen: Seen, sim: str) -> None:
 
 
 async def claimable(broker: Broker, **more: Any) -> Writer:
-    return Writer(broker.store.redis, (await broker.enqueue(request_body(), **more)).id)
+    body = request_body(metadata={"order": "17"}, tokencast={"group": "night"})
+    return Writer(broker.store.redis, (await broker.enqueue(body, **more)).id)
 
 
 async def claimed(broker: Broker) -> Claim:
