@@ -44,27 +44,30 @@ class _ByMethod:
         await response(scope, receive, send)
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """Read the body. BodyTooLarge as soon as it is known to be longer than `most` bytes.
+async def read_body(request: Request, most: int, too_large: str | None = None) -> bytes:
+    """Read the body. BodyTooLarge, with the message `too_large`, as soon as it is known to be longer than `most` bytes;
+    otherwise as `check_codings`."""
+    check_codings(request)
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise BodyTooLarge(too_large)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most:
+            raise BodyTooLarge(too_large)
+    return bytes(body)
 
-    415 for a compressed body, whose length says nothing about its decompressed size; 501 for a transfer encoding that
-    is not supported (RFC 9112 §6.1).
-    """
+
+def check_codings(request: Request) -> None:
+    """415 for a compressed body, whose length says nothing about its decompressed size; 501 for a transfer encoding
+    that is not supported (RFC 9112 §6.1)."""
     if encoding := _coding(request, "content-encoding", {"identity"}):
         message = f"`Content-Encoding: {encoding[:50]}` is not supported; send the body without it."
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, {"accept-encoding": "identity"})
     if encoding := _coding(request, "transfer-encoding", {"identity", "chunked"}):
         message = f"`Transfer-Encoding: {encoding[:50]}` is not supported; send the body without it."
         raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, message)
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > most:
-        raise BodyTooLarge
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise BodyTooLarge
-    return bytes(body)
 
 
 def _coding(request: Request, name: str, known: set[str]) -> str:
@@ -79,13 +82,19 @@ async def read_request(request: Request, broker: Broker) -> CompletionRequest:
     return await broker.parse(await read_body(request, broker.settings.max_body))
 
 
-async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
-    """Submit a checked body, under the request's Idempotency-Key if it has one."""
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the request's Idempotency-Key. InvalidRequest if it has several."""
     given = set(request.headers.getlist("idempotency-key"))
     if len(given) > 1:
         raise InvalidRequest("`Idempotency-Key` is given more than once.", param="idempotency-key")
+    return next(iter(given), None) or None
+
+
+async def submit(broker: Broker, request: Request, asked: CompletionRequest, tenant: str) -> Created:
+    """Submit a checked body, under the request's Idempotency-Key if it has one."""
+    key = idempotency_key_of(request)
     request.scope[ACCEPTED] = ""
-    created = await broker.submit(asked, tenant, next(iter(given), None), request.is_disconnected)
+    created = await broker.submit(asked, tenant, key, request.is_disconnected)
     request.scope[ACCEPTED] = created.id
     logger.info("%s: %s (%s)", created.id, "requested again" if created.replayed else "accepted", REQUEST_ID.get())
     return created

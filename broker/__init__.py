@@ -11,11 +11,13 @@ Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). 
 """
 
 from broker.broker import Broker, GapFound, Page, connect
+from broker.bulk.operations import Retried
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
     GenerationGone,
     GenerationNotFound,
+    GroupNotFound,
     IdempotencyConflict,
     InvalidCursor,
     InvalidRequest,
@@ -23,6 +25,8 @@ from broker.errors import (
     LimitExceeded,
     Misconfigured,
     ModelNotFound,
+    NotEnded,
+    RequestNotKept,
     StorageUnavailable,
     TokenExpired,
 )
@@ -41,6 +45,7 @@ __all__ = [
     "Generation",
     "GenerationGone",
     "GenerationNotFound",
+    "GroupNotFound",
     "IdempotencyConflict",
     "InvalidCursor",
     "InvalidRequest",
@@ -48,7 +53,10 @@ __all__ = [
     "LimitExceeded",
     "Misconfigured",
     "ModelNotFound",
+    "NotEnded",
     "Page",
+    "RequestNotKept",
+    "Retried",
     "StorageUnavailable",
     "TokenExpired",
     "__version__",

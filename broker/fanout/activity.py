@@ -13,7 +13,11 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from itertools import product
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.json import decode
 
 from broker.concurrency.backoff import Backoff
 from broker.concurrency.cancellation import cancel_and_wait
@@ -50,13 +54,31 @@ class Entry(NamedTuple):
     kind: bytes
     data: bytes
 
+    @property
+    def group(self) -> str | None:
+        """The group of the generation. Decoded, since a text in its metadata may look the same."""
+        return decode(self.data, type=_Grouped).group
+
+
+class _Grouped(Struct):
+    group: str | None = None
+
+
+class Watched(NamedTuple):
+    """What a channel contains. `group`: None for all generations of the tenant."""
+
+    tenant: str
+    group: str | None
+    history: bool
+
 
 class History(MemoryFeed):
-    """One tenant's channel. The `at_ms` of an event is the id to resume from: everything that was written up to that
-    time has been delivered before it."""
+    """The channel of one tenant, or of one of its groups. The `at_ms` of an event is the id to resume from: everything
+    that was written up to that time has been delivered before it."""
 
-    def __init__(self, tenant: str, dialect: Dialect) -> None:
+    def __init__(self, tenant: str, dialect: Dialect, group: str | None = None) -> None:
         super().__init__(tenant, dialect, WINDOW)
+        self._group = group
         self.loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loaded: dict[str, tuple[int, int]] = {}  # shard → newest entry of the loaded history
         self.pending: list[Entry] | None = []  # entries that arrived while loading
@@ -64,6 +86,10 @@ class History(MemoryFeed):
         self.id = 0
         self._times: deque[int] = deque()
         self._first = 0  # seq of the first of these
+
+    def wants(self, entry: Entry) -> bool:
+        """Return whether an entry belongs to this channel."""
+        return entry.tenant == self.tenant and (self._group is None or entry.group == self._group)
 
     def append(self, entry: Entry, read_up_to: int) -> None:
         """Append an entry. `read_up_to`: no entry written up to this time (ms) follows after this batch."""
@@ -94,7 +120,7 @@ class Activity:
         self._hub = hub
         self._dialect: Dialect = dialect
         self._clock = RedisClock(redis)
-        self._channels: dict[tuple[str, bool], History] = {}  # by tenant, and whether the history is included
+        self._channels: dict[Watched, History] = {}
         self._loads = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._start_under_way: asyncio.Task[None] | None = None
@@ -104,15 +130,15 @@ class Activity:
         self._newest = 0
 
     @asynccontextmanager
-    async def open(self, tenant: str, *, history: bool = True) -> AsyncGenerator[History]:
-        """Keep a channel of the tenant up to date until the context is left. `history`: include the history, which is
-        read for the first watcher that wants it; without it the channel begins now, or with what has been read for
-        others. Raises StorageUnavailable."""
-        known = self._channels.get((tenant, True))
-        key = tenant, history or (known is not None and known.loading.done())
+    async def open(self, tenant: str, group: str | None = None, *, history: bool = True) -> AsyncGenerator[History]:
+        """Keep a channel of the tenant, or of one of its groups, up to date until the context is left. `history`:
+        include the history, which is read for the first watcher that wants it; without it the channel begins now, or
+        with what has been read for others. Raises StorageUnavailable."""
+        known = self._channels.get(Watched(tenant, group, history=True))
+        key = Watched(tenant, group, history=history or (known is not None and known.loading.done()))
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = History(tenant, self._dialect)
+            channel = self._channels[key] = History(tenant, self._dialect, group)
             channel.loading = asyncio.create_task(self._load(channel, history=history))
         channel.users += 1
         try:
@@ -137,7 +163,7 @@ class Activity:
         since = int(await self._clock.now() * 1000)
         if history:
             async with self._loads:  # one at a time: each may hold megabytes
-                entries, loaded, since = await self._read_history(channel.tenant, since - DAY)
+                entries, loaded, since = await self._read_history(channel, since - DAY)
         for entry in entries:
             channel.append(entry, entry.at[0])
         pending, channel.pending = channel.pending or (), None
@@ -147,8 +173,8 @@ class Activity:
         channel.complete_since = max(channel.complete_since, since)
         channel.id = max(channel.id, self._read_up_to)
 
-    async def _read_history(self, tenant: str, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
-        """Return the tenant's newest events, the newest entry of each shard, and the time (ms) since which the events
+    async def _read_history(self, channel: History, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
+        """Return the channel's newest events, the newest entry of each shard, and the time (ms) since which the events
         are complete."""
         entries: list[Entry] = []
         loaded: dict[str, tuple[int, int]] = {}
@@ -158,7 +184,7 @@ class Activity:
                 loaded[shard] = found[-1].at
             if not complete:
                 since = max(since, found[0].at[0])
-            entries += (entry for entry in found if entry.tenant == tenant)
+            entries += (entry for entry in found if channel.wants(entry))
             entries.sort(key=_written)
             if len(entries) > MAX_EVENTS:
                 since = max(since, entries[-MAX_EVENTS - 1].at[0])
@@ -264,9 +290,11 @@ class Activity:
 
     async def _distribute(self, entries: Sequence[Entry]) -> None:
         changed: dict[History, None] = {}
+        grouped = any(watched.group is not None for watched in self._channels)
         for entry in entries:
-            for history in (True, False):
-                channel = self._channels.get((entry.tenant, history))
+            groups = (None, entry.group) if grouped and entry.group is not None else (None,)
+            for group, history in product(groups, (True, False)):
+                channel = self._channels.get(Watched(entry.tenant, group, history=history))
                 if channel is None:
                     continue
                 if channel.pending is not None:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.auth import ReadAccess
 from api.dialects.native.activity_frames import LIFECYCLE, missed
-from api.query import last_event_id_of, text_of
+from api.query import check_known, last_event_id_of, text_of
 from api.requests import by_method
 from api.streaming.follow import Follow, Start, or_retry_later
 from api.streaming.response import HEADERS
@@ -18,6 +18,7 @@ from broker.errors import InvalidCursor
 from broker.fanout.activity import Activity, History
 from broker.fanout.memory_feed import FIRST
 from broker.ids import Cursor
+from broker.request.options import check_group
 
 _ID = re.compile(r"\d{1,16}", re.ASCII)
 
@@ -39,7 +40,10 @@ class ActivityRoutes:
 
     async def watch(self, request: Request) -> Response:
         access = ReadAccess(self._follow.access.tenant(request))
-        last, query = last_event_id_of(request), text_of(request, "after")
+        check_known(request, "after", "group", "lastEventId")
+        last, query, group = last_event_id_of(request), text_of(request, "after"), text_of(request, "group")
+        if group is not None:
+            check_group(group, "group")
         if not last and query and query != "latest" and not _ID.fullmatch(query):
             raise InvalidCursor("`after` must be an id of this stream, or `latest`.")
         if request.method == "HEAD":
@@ -49,7 +53,7 @@ class ActivityRoutes:
         async def begin(channel: History) -> Start:
             return Start(channel, LIFECYCLE, *_begin(channel, wanted))
 
-        source = self._activity.open(access.tenant, history=wanted != "latest")
+        source = self._activity.open(access.tenant, group, history=wanted != "latest")
         return self._follow.draining or await or_retry_later(self._follow.source(access, "", source, begin))
 
 

@@ -63,7 +63,8 @@ def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
     sources = {str(path.relative_to(root)): path.read_text("utf-8") for path in sorted(root.rglob("*.py"))}
     assert {name for name, source in sources.items() if "query_params" in source} == {"query.py"}
     source = "".join(sources.values())
-    read = set(re.findall(r"""(?:text|texts|whole|choice|flag)_of\(\w+, "([\w-]+)\"""", source))
+    read = set(re.findall(r"""(?:text|texts|whole|choice|flag|list|pairs)_of\(\w+, "([\w-]+)\"""", source))
+    read |= {name for names in re.findall(r"""time_of\(\w+, "(\w+)", "(\w+)"\)""", source) for name in names}
     read |= set(re.findall(r"""(?:request|connection)\.headers\.get\("([\w-]+)\"""", source))
     read |= set(re.findall(r"""request\.headers\.getlist\("([\w-]+)\"""", source))
     read |= {"lastEventId"} if "last_event_id_of(request)" in source else set()
