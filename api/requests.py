@@ -9,7 +9,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from api.middleware.crash import ACCEPTED
@@ -24,12 +24,21 @@ logger = logging.getLogger("tokencast.api")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def by_method(path: str, **handlers: Handler) -> Route:
+def by_method(path: str, kind: type[Route] = Route, **handlers: Handler) -> Route:
     """Make one route per path, so that the answer to a wrong method lists all the right ones. GET answers HEAD too."""
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
 
-    return Route(path, _ByMethod(handlers), methods=list(handlers))
+    return kind(path, _ByMethod(handlers), methods=list(handlers))
+
+
+class FixedRoute(Route):
+    """A route whose path another one with a parameter matches as well: wrong methods get a 405 here, and not the answer
+    of that other route."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return Match.NONE if match is Match.NONE else Match.FULL, child
 
 
 class _ByMethod:

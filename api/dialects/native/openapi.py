@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.dialects.native.bulk import openapi as bulk
-from api.dialects.native.bulk.openapi import FILTERS, GROUP
+from api.dialects.native.bulk.openapi import FILTERS, OF_GROUP
 from api.dialects.native.multiplex import MAX_GENERATIONS
 from api.dialects.native.paced import FASTEST, SLOWEST
 from api.openapi_parts import (
@@ -171,7 +171,7 @@ def _several() -> Json:
                 "watchActivity",
                 "Follow the status changes of all the caller's generations, without texts",
                 query("after", {"anyOf": [whole(0, 10**16 - 1, 0), {"const": "latest"}]}, "Start after this id."),
-                query("group", GROUP, "Only generations of this group."),
+                OF_GROUP,
                 *LAST_EVENT_ID,
                 _200=answer("Server-sent events with generation summaries. The stream does not end.", EVENT_STREAM),
                 **errors_with_key("400"),

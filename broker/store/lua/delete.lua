@@ -15,7 +15,7 @@ redis.call('XTRIM', LOG, 'MAXLEN', 1)
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
 if m[4] ~= '' then redis.call('DEL', m[4]) end
-count(m[2], nil)
+if m[7] and m[7] ~= '' then count(m[1], m[7], m[2], nil) end
 unlist(index, GID)
 bury(GID, 'deleted', HOUR)
 if m[7] and m[7] ~= '' then redis.call('HSET', META, 'gr', m[7]) end -- for those who watch the group's activity

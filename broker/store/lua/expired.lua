@@ -5,7 +5,7 @@ local function unlist(index, ...)
     redis.call('ZREM', index .. ':' .. status, ...)
   end
   for _, gid in ipairs({...}) do
-    for _, key in ipairs(secondary(beside(META, gid))) do redis.call('ZREM', key, gid) end
+    for _, key in ipairs(secondary_of(beside(META, gid))) do redis.call('ZREM', key, gid) end
   end
 end
 

@@ -70,7 +70,7 @@ def test_every_parameter_that_is_read_is_described_and_no_other() -> None:
     read |= {"lastEventId"} if "last_event_id_of(request)" in source else set()
     named = {p["name"] for operation in OPERATIONS.values() for p in operation["parameters"] if p["in"] != "path"}
     known = {name.lower() if name[0].isupper() else name for name in named}
-    of_http = {"accept", "authorization", "content-encoding", "content-length"}
+    of_http = {"accept", "authorization", "content-encoding", "content-length", "content-type"}
     assert read - {*of_http, "token"} == known
     schemes = DOCUMENT["components"]["securitySchemes"]
     assert schemes["token"]["name"] in read

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from api.auth import Access
 from api.errors import JSONResponse, item_error
 from api.middleware.crash import ACCEPTED
-from api.requests import by_method, check_codings, idempotency_key_of, read_body
+from api.requests import FixedRoute, by_method, check_codings, idempotency_key_of, read_body
 from api.server.memory import reserve
 from broker import records
 from broker.broker import Broker
@@ -46,7 +46,7 @@ class BatchRoutes:
         self._access = access
 
     def routes(self) -> list[Route]:
-        return [by_method("/v1/generations/batch", POST=self.create)]
+        return [by_method("/v1/generations/batch", FixedRoute, POST=self.create)]
 
     async def create(self, request: Request) -> Response:
         tenant, key = self._access.tenant(request), idempotency_key_of(request)

@@ -13,7 +13,6 @@ from api.openapi_parts import (
     operation,
     query,
     record,
-    ref,
     schemas_of,
 )
 from broker import records
@@ -22,10 +21,11 @@ from broker.request.options import MAX_GROUP
 
 MOMENT: Json = {"type": "string", "examples": ["1763790000", "2026-01-31T12:00:00Z"]}
 GROUP: Json = {"type": "string", "minLength": 1, "maxLength": MAX_GROUP}
+OF_GROUP = query("group", {"anyOf": [GROUP, {"const": ""}]}, "Only generations of this group.")
 FILTERS = (
     query("model", STRING, "Only generations of this model."),
     query("code", STRING, "Only generations that failed with this error code."),
-    query("group", GROUP, "Only generations of this group."),
+    OF_GROUP,
     {
         **query(
             "metadata",
@@ -114,7 +114,7 @@ SCHEMAS: Json = {
                 "type": "array",
                 "minItems": 1,
                 "maxItems": BATCH_LIMIT,
-                "items": ref("GenerationRequest"),
+                "items": {"description": "A `GenerationRequest`. An invalid one gets an error in its place."},
             }
         }
     ),

@@ -17,7 +17,7 @@ from api.dialects.native.bulk.batch import items_of
 from api.errors import JSONResponse
 from api.middleware.crash import ACCEPTED
 from api.query import seconds_of
-from api.requests import by_method, idempotency_key_of, read_body
+from api.requests import FixedRoute, by_method, idempotency_key_of, read_body
 from api.server.memory import reserve
 from broker import records
 from broker.broker import Broker
@@ -51,7 +51,7 @@ class RetryRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            by_method("/v1/generations/retry", POST=self.retry_all),
+            by_method("/v1/generations/retry", FixedRoute, POST=self.retry_all),
             by_method("/v1/generations/{id}/retry", POST=self.retry),
         ]
 
