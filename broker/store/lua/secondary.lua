@@ -16,7 +16,7 @@ local function secondary(m)
       found[#found + 1] = base .. ':k:' .. digest(key .. '\0' .. value)
     end
   end
-  local code = m[5] == 'failed' and string.match(m[6] or '', '"code":"([^"\\]+)"')
+  local code = m[5] == 'failed' and string.match(m[6] or '', '"code":%s*"([^"\\]+)"')
   if code then found[#found + 1] = base .. ':c:' .. digest(code) end
   return found
 end
