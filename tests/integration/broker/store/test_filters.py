@@ -167,7 +167,9 @@ async def test_expired_generations_leave_an_index_with_the_next_one_or_with_a_li
     for gid in gids:
         await make(broker, gid, metadata={"a": "1"})
     oldest_first = await entries(broker, index)
-    await broker.store.redis.execute("DEL", *(key for gid in oldest_first[:2] for key in (keys.meta(gid), keys.log(gid))))
+    await broker.store.redis.execute(
+        "DEL", *(key for gid in oldest_first[:2] for key in (keys.meta(gid), keys.log(gid)))
+    )
     newest = next(gid for gid in iter(lambda: new_id(now + 99, TENANT), "") if shard_of(gid) == shard)
     await make(broker, newest, metadata={"a": "1"})
     assert await entries(broker, index) == [*oldest_first[2:], newest]

@@ -72,7 +72,9 @@ async def test_usage_and_times_of_a_group(broker: Broker) -> None:
         await broker.group("paid")
     made = [await broker.enqueue(grouped("paid")) for _ in range(3)]
     redis = broker.store.redis
-    for one, usage in zip(made[:2], ('{"prompt_tokens":5,"completion_tokens":70}', '{"prompt_tokens": 2}'), strict=True):
+    for one, usage in zip(
+        made[:2], ('{"prompt_tokens":5,"completion_tokens":70}', '{"prompt_tokens": 2}'), strict=True
+    ):
         writer = await Writer(redis, one.id).claim()
         finish = ["completed", "stop", usage, "", "[]", 0, "ok", 0, "{}"]
         await redis.run(FINISH, lifecycle_keys(one.id), [one.id, writer.own, f"{writer.attempt}-", 1, *finish])
