@@ -16,6 +16,7 @@ from broker.errors import InvalidRequest
 
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+_DATE = re.compile(r"[0-9]{4}-", re.ASCII)
 _OFFSET = re.compile(r"(?<=:\d\d) (\d\d:\d\d)$", re.ASCII)
 _LAST_EVENT_ID = frozenset({"lastEventId", "lastEventID", "Last-Event-ID", "last-event-id"})
 
@@ -80,6 +81,8 @@ def seconds_of(value: float | str | None, param: str) -> float | None:
     try:
         if _NUMBER.fullmatch(value):
             return float(value)
+        if not _DATE.match(value):  # Python also takes 13 digits of milliseconds for a date
+            raise ValueError
         # A `+` that is not escaped in a query means a space.
         moment = datetime.fromisoformat(_OFFSET.sub(r"+\1", value))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

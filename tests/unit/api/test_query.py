@@ -29,7 +29,7 @@ def test_a_time(value: float | str | None, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["now", "-1", "1e9", "٣", "2026-02-30", "2026-01-31T25:00", "1" * 20, "inf", "nan", " 1"]
+    "text", ["now", "-1", "1e9", "٣", "2026-02-30", "2026-01-31T25:00", "1711010000123", "inf", "nan", " 1"]
 )
 def test_no_time(text: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
