@@ -11,7 +11,7 @@ from broker import records
 from broker.bulk.submission import Item, Result, Submission
 from broker.errors import BrokerError, GenerationGone, InvalidRequest, NotEnded
 from broker.events import FINAL_STATUSES, STATUSES
-from broker.generation import Generation
+from broker.generation import Generation, queued
 from broker.queue.quotas import OPEN_TENANT
 from broker.queue.tickets import Queue
 from broker.request.body import MAX_IDEMPOTENCY_KEY, CompletionRequest, check_idempotency_key, encode_body
@@ -143,7 +143,9 @@ class BulkOperations(ABC):
         created = await self.submit(
             request, tenant, idempotency_key, queue_timeout=self.settings.queue_timeout, retry_of=gid
         )
-        return await self.store.state(created.id, tenant), created.replayed
+        if created.replayed:
+            return await self.store.state(created.id, tenant), True
+        return queued(created.id, request, gid), False
 
     async def _repeatable(self, gid: str) -> CompletionRequest:
         async for found in bulk.stored_requests(self.store.redis, [gid]):
