@@ -14,7 +14,13 @@ from broker.events import FINAL_STATUSES, STATUSES
 from broker.generation import Generation, queued
 from broker.queue.quotas import OPEN_TENANT
 from broker.queue.tickets import Queue
-from broker.request.body import MAX_IDEMPOTENCY_KEY, CompletionRequest, check_idempotency_key, encode_body
+from broker.request.body import (
+    MAX_IDEMPOTENCY_KEY,
+    MAX_METADATA,
+    CompletionRequest,
+    check_idempotency_key,
+    encode_body,
+)
 from broker.request.options import check_group
 from broker.settings.settings import Settings
 from broker.store import bulk, commands
@@ -252,6 +258,8 @@ def make_filters(
         raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
     if group is not None:
         check_group(group, "group")
+    if metadata and len(metadata) > MAX_METADATA:
+        raise InvalidRequest(f"`metadata` can have up to {MAX_METADATA} keys.", param="metadata")
     return Filters(
         status=frozenset(named),
         model=model,

@@ -67,6 +67,7 @@ async def test_as_many_are_listed_as_the_limit_says(busy: Gateway, told: Writer)
         ("/v1/generations?until=soon", "until"),
         ("/v1/generations?created_before=2026-13-01", "created_before"),
         ("/v1/generations?group=%00", "group"),
+        ("/v1/generations?" + "&".join(f"metadata[{n}]=1" for n in range(17)), "metadata"),
         ("/v1/generations?after=&after=", "after"),
         ("/v1/generations?status=Queued", "status"),
         ("/v1/generations?status=queued,done", "status"),
