@@ -13,11 +13,12 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker import errors
+from broker import errors, records
 from broker.generation import Generation
 
 logger = logging.getLogger("tokencast.api")
@@ -33,6 +34,9 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.UpstreamNotFound: 404,
     errors.GenerationNotFound: 404,
     errors.DeliveryNotFound: 404,
+    errors.GroupNotFound: 404,
+    errors.NotEnded: 409,
+    errors.RequestNotKept: 409,
     errors.GenerationGone: 410,
     errors.BodyTooLarge: 413,
     errors.IdempotencyConflict: 422,
@@ -85,7 +89,7 @@ def _type(status: int) -> str:
 
 async def on_broker_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, errors.BrokerError)  # noqa: S101 - what the handler is registered for
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    status = status_of(error)
     headers: dict[str, str] = {}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = "1"
@@ -95,9 +99,23 @@ async def on_broker_error(_: Request, error: Exception) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooLarge):
         headers["connection"] = "close"  # the rest of the body is not read
-    if isinstance(error, errors.IdempotencyConflict):
+    if isinstance(error, errors.IdempotencyConflict | errors.NotEnded | errors.RequestNotKept):
         headers |= NO_RETRY
     return error_response(status, error.message, error.code, error.param, headers)
+
+
+def status_of(error: errors.BrokerError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+
+
+def item_error(error: errors.BrokerError) -> records.ItemError:
+    """Return the record of an error that concerns one item of a request."""
+    status = status_of(error)
+    wait = 1 if status == HTTPStatus.SERVICE_UNAVAILABLE else getattr(error, "retry_after", UNSET)
+    return records.ItemError(
+        records.ItemErrorDetail(error.message, _type(status), error.param, error.code, status, wait)
+    )
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -1,20 +1,35 @@
 """Query parameters: each is read once, so that the value which is used is the value which was checked.
 
 An empty value counts as absent. A parameter that is given twice is refused, since proxies and handlers differ in which
-of the two they take. Unknown names are ignored: browser caches, polyfills and trackers add their own.
+of the two they take. The native routes also refuse unknown ones: a misspelt filter would find everything.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from starlette.requests import HTTPConnection
 
 from broker.errors import InvalidRequest
 
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+_DATE = re.compile(r"[0-9]{4}-", re.ASCII)
+_OFFSET = re.compile(r"(?<=:\d\d) (\d\d:\d\d)$", re.ASCII)
 _LAST_EVENT_ID = frozenset({"lastEventId", "lastEventID", "Last-Event-ID", "last-event-id"})
+
+
+def check_known(connection: HTTPConnection, *names: str) -> None:
+    """InvalidRequest for a parameter that is none of these; `name[]` stands for `name[key]` with any key, and
+    `lastEventId` for all its spellings."""
+    for name in connection.query_params:
+        kind = f"{name.partition('[')[0]}[]" if name.endswith("]") else name
+        if kind not in names and not (name in _LAST_EVENT_ID and "lastEventId" in names):
+            listed = ", ".join(f"`{one.replace('[]', '[key]')}`" for one in names)
+            message = f"`{name[:100]}` is not a parameter of this route; it has {listed}."
+            raise InvalidRequest(message, param=name[:100], code="unknown_parameter")
 
 
 def text_of(connection: HTTPConnection, name: str, *, empty: bool = False) -> str | None:
@@ -31,6 +46,49 @@ def text_of(connection: HTTPConnection, name: str, *, empty: bool = False) -> st
 def texts_of(connection: HTTPConnection, name: str) -> Sequence[str]:
     """Return all values of a parameter that may be repeated."""
     return connection.query_params.getlist(name)
+
+
+def list_of(connection: HTTPConnection, name: str) -> list[str]:
+    """Return all values of a parameter that may be repeated, each with one value or several separated by commas."""
+    return [part for value in connection.query_params.getlist(name) for part in value.split(",") if part]
+
+
+def pairs_of(connection: HTTPConnection, name: str) -> dict[str, str]:
+    """Return the values of `name[key]` by their keys. InvalidRequest if a key is given twice."""
+    found: dict[str, str] = {}
+    for full, value in connection.query_params.multi_items():
+        if not full.startswith(f"{name}[") or not full.endswith("]"):
+            continue
+        key = full[len(name) + 1 : -1]
+        if key in found:
+            raise _repeated(full)
+        found[key] = value
+    return found
+
+
+def time_of(connection: HTTPConnection, name: str, alias: str) -> float | None:
+    """Return a time in unix seconds, from a parameter with two names. InvalidRequest if both are given."""
+    first, second = text_of(connection, name), text_of(connection, alias)
+    if first is not None and second is not None:
+        raise InvalidRequest(f"`{name}` and `{alias}` are the same; use one.", param=alias)
+    return seconds_of(first, name) if first is not None else seconds_of(second, alias)
+
+
+def seconds_of(value: float | str | None, param: str) -> float | None:
+    """Return a time in unix seconds, given as a number or by ISO 8601 (UTC if it has no offset). InvalidRequest."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if _NUMBER.fullmatch(value):
+            return float(value)
+        if not _DATE.match(value):  # Python also takes 13 digits of milliseconds for a date
+            raise ValueError
+        # A `+` that is not escaped in a query means a space.
+        moment = datetime.fromisoformat(_OFFSET.sub(r"+\1", value))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        message = f"`{param}` must be unix seconds or a time by ISO 8601, such as 2026-01-31T12:00:00Z."
+        raise InvalidRequest(message, param=param) from None
 
 
 def whole_of(connection: HTTPConnection, name: str, default: int, most: int) -> int:

@@ -11,12 +11,14 @@ Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). 
 """
 
 from broker.broker import Broker, GapFound, Page, connect
+from broker.bulk.operations import Retried
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
     DeliveryNotFound,
     GenerationGone,
     GenerationNotFound,
+    GroupNotFound,
     IdempotencyConflict,
     InvalidCursor,
     InvalidRequest,
@@ -24,6 +26,8 @@ from broker.errors import (
     LimitExceeded,
     Misconfigured,
     ModelNotFound,
+    NotEnded,
+    RequestNotKept,
     StorageUnavailable,
     TokenExpired,
 )
@@ -43,6 +47,7 @@ __all__ = [
     "Generation",
     "GenerationGone",
     "GenerationNotFound",
+    "GroupNotFound",
     "IdempotencyConflict",
     "InvalidCursor",
     "InvalidRequest",
@@ -50,7 +55,10 @@ __all__ = [
     "LimitExceeded",
     "Misconfigured",
     "ModelNotFound",
+    "NotEnded",
     "Page",
+    "RequestNotKept",
+    "Retried",
     "StorageUnavailable",
     "TokenExpired",
     "__version__",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from broker.auth.stream_tokens import Tokens
+from broker.bulk.operations import BulkOperations, make_filters
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import (
     BodyTooLarge,
@@ -26,7 +27,7 @@ from broker.errors import (
     Misconfigured,
     StorageUnavailable,
 )
-from broker.events import RESET, STARTED, STATUSES, Event, is_next
+from broker.events import RESET, STARTED, Event, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, created_ms, parse_cursor
@@ -49,6 +50,7 @@ logger = logging.getLogger("tokencast.broker")
 
 DEFAULT_LIMIT, LIST_LIMIT = 20, 100
 """Generations in a page of a list: the default and the maximum."""
+TICKETS_AT_ONCE = 100  # in one pipeline
 QUICK = 64 * 1024
 """Bytes of a body that is parsed in the event loop, in at most 3 ms. A larger one would delay all streams."""
 _PARSER = ThreadPoolExecutor(1, "parser")
@@ -56,13 +58,15 @@ _PARSER = ThreadPoolExecutor(1, "parser")
 
 
 class Page(NamedTuple):
-    """A page of a list, newest first. It can be shorter than requested although `has_more` is true."""
+    """A page of a list, newest first. It can be shorter than requested although `has_more` is true. `last_id` is the
+    `after` of the next page."""
 
     data: list[Generation]
     has_more: bool
+    last_id: str | None = None
 
 
-class Broker:
+class Broker(BulkOperations):
     """The entry point to the broker, for applications and for the gateway. Create it with `connect`."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
@@ -149,18 +153,28 @@ class Broker:
         if created.replayed:
             await self._forgo(gid, tenant, counted, stored)
         else:
-            await self._write_ticket(created.id, tenant, request)
+            await self._write_tickets([(created.id, request)], tenant)
         return created
 
-    async def _write_ticket(self, gid: str, tenant: str, request: CompletionRequest) -> None:
-        self.created[self.settings.label_of(request.model)] += 1
-        if trace := traceparent():
-            with suppress(BrokerError):
-                await self.store.set_trace(gid, trace)  # before a worker can take the generation
-        try:
-            await self.queue.offer(self._ticket(gid, tenant, request))
-        except BrokerError as error:
-            logger.warning("ticket of %s not written yet: %s", gid, error.code)
+    async def _write_tickets(self, new: Sequence[tuple[str, CompletionRequest]], tenant: str) -> None:
+        """Write the tickets of new generations, given as (id, request). The reaper writes those that are missing."""
+        for _, request in new:
+            self.created[self.settings.label_of(request.model)] += 1
+        trace = traceparent()
+        for at in range(0, len(new), TICKETS_AT_ONCE):
+            some = new[at : at + TICKETS_AT_ONCE]
+            if trace:
+                with suppress(BrokerError):
+                    await self.store.set_traces(
+                        [gid for gid, _ in some], trace
+                    )  # before a worker can take the generations
+            try:
+                errors = await self.queue.offer_each([self._ticket(gid, tenant, request) for gid, request in some])
+            except BrokerError as error:
+                errors = [error] * len(some)
+            for (gid, _), error in zip(some, errors, strict=True):
+                if error is not None:
+                    logger.warning("ticket of %s not written yet: %s", gid, error)
 
     def _ticket(self, gid: str, tenant: str, request: CompletionRequest) -> Ticket:
         created, options = created_ms(gid), request.options
@@ -198,19 +212,29 @@ class Broker:
     async def list(
         self,
         *,
-        status: str | None = None,
+        status: str | Sequence[str] | None = None,
+        model: str | None = None,
+        code: str | None = None,
+        group: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        since: float | None = None,
+        until: float | None = None,
         limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         tenant: str = OPEN_TENANT,
     ) -> Page:
-        """Return up to `limit` generations without their text, newest first, after the id of the previous page's last
-        one. Raises InvalidRequest, GenerationNotFound for a malformed `after`, or StorageUnavailable."""
-        if status is not None and status not in STATUSES:
-            raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
+        """Return up to `limit` generations without their text, newest first, after the previous page's `last_id`.
+
+        Only those that match all filters: one of several statuses; the model; the error code; the group; all pairs of
+        `metadata`; created at `since` or later, and before `until` (unix seconds). Raises InvalidRequest,
+        GenerationNotFound for a malformed `after`, or StorageUnavailable."""
+        filters = make_filters(
+            status=status, model=model, code=code, group=group, metadata=metadata, since=since, until=until
+        )
         if not 1 <= limit <= LIST_LIMIT:
             raise InvalidRequest(f"`limit` must be between 1 and {LIST_LIMIT}.", param="limit")
-        found, more = await self.store.list(tenant, status, limit, after)
-        return Page(await self.waiting.explain(found), more)
+        found, more, last = await self.store.find(tenant, filters, limit, after)
+        return Page(await self.waiting.explain(found), more, last)
 
     async def wait(self, gid: str, *, timeout: float | None = None, tenant: str = OPEN_TENANT) -> Generation:
         """Wait until a generation has ended; return it with its text, whether it has completed, failed or been
@@ -265,6 +289,10 @@ class Broker:
         """End a generation whose waiting has lasted too long; one that runs, or may wait longer, stays unchanged."""
         if await self.store.expire(gid):
             logger.info("%s: waited too long", gid)
+
+    async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:
+        await self._withdraw(gid, tenant, withdrawn)
+        self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""

@@ -98,6 +98,13 @@ class GenerationNotFound(BrokerError):
     param = "id"
 
 
+class GroupNotFound(BrokerError):
+    """No such group."""
+
+    code = "group_not_found"
+    param = "name"
+
+
 class GenerationGone(BrokerError):
     """The generation was deleted or has expired."""
 
@@ -110,6 +117,20 @@ class DeliveryNotFound(BrokerError):
 
     code = "delivery_not_found"
     param = "n"
+
+
+class NotEnded(BrokerError):
+    """The generation has not ended yet."""
+
+    code = "not_ended"
+    param = "id"
+
+
+class RequestNotKept(BrokerError):
+    """The request of this cancelled generation was too long to be kept."""
+
+    code = "request_not_kept"
+    param = "id"
 
 
 class IdempotencyConflict(BrokerError):

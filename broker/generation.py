@@ -104,7 +104,7 @@ class Generation:
         return replace(self, choices=choices, text=text_of(choices))
 
 
-def queued(gid: str, request: CompletionRequest, tenant: str = "") -> Generation:
+def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str | None = None) -> Generation:
     """Return the record of a generation that has just been created."""
     created, options = created_ms(gid), request.options
     run_at = options.run_at_ms(created)
@@ -124,6 +124,7 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "") -> Generation
         priority=options.level,
         run_at=None if run_at is None else run_at / 1000,
         group=options.group,
+        retry_of=retry_of,
         queue=_queue_state(None, run_at, None),
         tenant=tenant,
     )

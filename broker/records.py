@@ -85,6 +85,72 @@ class GenerationList(Struct, tag_field="object", tag="list", frozen=True):
 
     data: list[GenerationSummary]
     has_more: bool
+    last_id: Annotated[
+        GenerationId | None,
+        Meta(description="`after` of the next page. With filters it may be an id that is not on this page."),
+    ] = None
+
+
+class ItemErrorDetail(Struct, frozen=True):
+    """An error, with the status that a request for this item alone would have got."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    status: int
+    retry_after: Annotated[int | UnsetType, Meta(description="Seconds after which to try again.")] = UNSET
+
+
+class ItemError(Struct, frozen=True):
+    """An item of a batch that was not accepted."""
+
+    error: ItemErrorDetail
+
+
+_ITEM = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("GenerationSummary", "ItemError")]}
+Item = Annotated[Any, Meta(extra_json_schema=_ITEM)]
+"""A GenerationSummary, or an ItemError."""
+
+
+class GenerationBatch(Struct, tag_field="object", tag="list", frozen=True):
+    """The result of a batch: for each item, in order, its generation or an error."""
+
+    data: list[Item]
+
+
+class RetryResult(Struct, frozen=True):
+    """The result of a bulk retry."""
+
+    matched: Annotated[int, Meta(description="Number of generations that match, up to `limit`.")]
+    retried: Annotated[int, Meta(description="Number of them that were enqueued again.")]
+    data: Annotated[
+        list[Item],
+        Meta(
+            description="For each match, newest first, the new generation or an error; in a dry run the match itself."
+        ),
+    ]
+    has_more: Annotated[bool, Meta(description="Whether more generations may match.")]
+
+
+class GroupUsage(Struct, frozen=True):
+    """Tokens of all generations of a group that have ended."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Group(Struct, tag_field="object", tag="group", frozen=True, kw_only=True):
+    """A group of generations."""
+
+    name: str
+    counts: Annotated[
+        dict[Status, int], Meta(description="Generations by status, including expired ones but no deleted ones.")
+    ]
+    usage: GroupUsage
+    created_at: Annotated[float, Meta(description="Creation of its first generation.")]
+    ended_at: Annotated[float | None, Meta(description="End of its last generation; null until all have ended.")]
 
 
 class Event(Struct, frozen=True):

@@ -50,7 +50,7 @@ LAYERS = (
     "broker.generation broker.settings",
     "broker.store",
     "broker.auth broker.queue broker.fanout broker.webhooks",
-    "broker.waiting",
+    "broker.waiting broker.bulk",
     "broker.broker",
     "broker.gateway_client broker.dev broker",
     "broker.cli",

@@ -35,6 +35,7 @@ from broker.settings.origins import (
 )
 from broker.settings.settings import Settings
 
+_JSON = frozenset({"application/json", "text/json", "application/x-ndjson", "application/ndjson", "application/jsonl"})
 _PAGES = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico"})
 _OWN_SITE = frozenset({None, "same-origin", "none"})
 """`Sec-Fetch-Site` of requests by our own pages or by the user in the address bar; None: no such header."""
@@ -195,7 +196,7 @@ def _only(headers: Headers, name: str) -> str | None:
 
 
 def _is_json(kind: str) -> bool:
-    return kind in ("application/json", "text/json") or (kind.startswith("application/") and kind.endswith("+json"))
+    return kind in _JSON or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _normal(origin: str) -> str:

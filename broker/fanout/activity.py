@@ -9,14 +9,16 @@ known of its generation.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import product, starmap
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
+from msgspec.json import decode
 
 from broker.concurrency.backoff import Backoff
 from broker.concurrency.cancellation import cancel_and_wait
@@ -53,24 +55,33 @@ class Entry(NamedTuple):
     kind: bytes
     data: bytes
 
+    @property
+    def group(self) -> str | None:
+        """The group of the generation. Decoded, since a text in its metadata may look the same."""
+        return decode(self.data, type=_Grouped).group
+
+
+class _Grouped(Struct):
+    group: str | None = None
+
 
 class Watched(NamedTuple):
-    """What a channel holds: the events of a tenant, or of ALL_TENANTS. `named`: each with its tenant. `history`: with
-    the history."""
+    """What a channel holds: the events of a tenant, or of ALL_TENANTS. `group`: None for all generations. `named`: each
+    with its tenant. `history`: with the history."""
 
     tenant: str
+    group: str | None
     named: bool
     history: bool
 
 
 class History(MemoryFeed):
-    """The channel of a tenant, or of all. The `at_ms` of an event is the id to resume from: everything that was written
-    up to that time has been delivered before it."""
+    """The channel of a tenant, of all tenants, or of a group. The `at_ms` of an event is the id to resume from:
+    everything that was written up to that time has been delivered before it."""
 
-    def __init__(self, tenant: str, dialect: Dialect, *, named: bool = False) -> None:
-        """`named`: each event has its tenant."""
-        super().__init__(tenant, dialect, WINDOW)
-        self._named = named
+    def __init__(self, watched: Watched, dialect: Dialect) -> None:
+        super().__init__(watched.tenant, dialect, WINDOW)
+        self._watched = watched
         self.loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loaded: dict[str, tuple[int, int]] = {}  # shard → newest entry of the loaded history
         self.pending: list[Entry] | None = []  # entries that arrived while loading
@@ -79,12 +90,17 @@ class History(MemoryFeed):
         self._times: deque[int] = deque()
         self._first = 0  # seq of the first of these
 
+    def wants(self, entry: Entry) -> bool:
+        """Return whether an entry belongs to this channel."""
+        of_tenant = self._watched.tenant in (entry.tenant, ALL_TENANTS)
+        return of_tenant and (self._watched.group is None or entry.group == self._watched.group)
+
     def append(self, entry: Entry, read_up_to: int) -> None:
         """Append an entry. `read_up_to`: no entry written up to this time (ms) follows after this batch."""
         if entry.at <= self.loaded.get(entry.shard, (0, 0)):
             return
         self.id = max(self.id, min(entry.at[0], read_up_to))
-        self.add(entry.kind, self.id, _with_tenant(entry) if self._named else entry.data)
+        self.add(entry.kind, self.id, _with_tenant(entry) if self._watched.named else entry.data)
         self._times.append(entry.at[0])
         while self._first <= self.window.earliest.seq:
             self.complete_since = max(self.complete_since, self._times.popleft())
@@ -118,15 +134,18 @@ class Activity:
         self._newest = 0
 
     @asynccontextmanager
-    async def open(self, tenant: str, *, history: bool = True, named: bool = False) -> AsyncGenerator[History]:
-        """Keep a channel of a tenant, or of ALL_TENANTS, up to date until the context is left. `history`: include the
-        history, which is read for the first watcher that wants it; without it the channel begins now, or with what has
-        been read for others. `named`: name the tenant in each event. Raises StorageUnavailable."""
-        known = self._channels.get(Watched(tenant, named, history=True))
-        key = Watched(tenant, named, history or (known is not None and known.loading.done()))
+    async def open(
+        self, tenant: str, group: str | None = None, *, history: bool = True, named: bool = False
+    ) -> AsyncGenerator[History]:
+        """Keep a channel of a tenant, of ALL_TENANTS, or of one of their groups, up to date until the context is left.
+        `history`: include the history, which is read for the first watcher that wants it; without it the channel begins
+        now, or with what has been read for others. `named`: name the tenant in each event. Raises StorageUnavailable.
+        """
+        known = self._channels.get(Watched(tenant, group, named, history=True))
+        key = Watched(tenant, group, named, history=history or (known is not None and known.loading.done()))
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = History(tenant, self._dialect, named=named)
+            channel = self._channels[key] = History(key, self._dialect)
             channel.loading = asyncio.create_task(self._load(channel, history=history))
         channel.users += 1
         try:
@@ -151,7 +170,7 @@ class Activity:
         since = int(await self._clock.now() * 1000)
         if history:
             async with self._loads:  # one at a time: each may hold megabytes
-                entries, loaded, since = await self._read_history(channel.tenant, since - DAY)
+                entries, loaded, since = await self._read_history(channel, since - DAY)
         for entry in entries:
             channel.append(entry, entry.at[0])
         pending, channel.pending = channel.pending or (), None
@@ -161,9 +180,9 @@ class Activity:
         channel.complete_since = max(channel.complete_since, since)
         channel.id = max(channel.id, self._read_up_to)
 
-    async def _read_history(self, tenant: str, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
-        """Return the newest events of a tenant, or of ALL_TENANTS, the newest entry of each shard, and the time (ms)
-        since which the events are complete."""
+    async def _read_history(self, channel: History, since: int) -> tuple[list[Entry], dict[str, tuple[int, int]], int]:
+        """Return the channel's newest events, the newest entry of each shard, and the time (ms) since which the events
+        are complete."""
         entries: list[Entry] = []
         loaded: dict[str, tuple[int, int]] = {}
         for shard in SHARDS:
@@ -172,7 +191,7 @@ class Activity:
                 loaded[shard] = found[-1].at
             if not complete:
                 since = max(since, found[0].at[0])
-            entries += (entry for entry in found if tenant in (entry.tenant, ALL_TENANTS))
+            entries += (entry for entry in found if channel.wants(entry))
             entries.sort(key=_written)
             if len(entries) > MAX_EVENTS:
                 since = max(since, entries[-MAX_EVENTS - 1].at[0])
@@ -278,8 +297,10 @@ class Activity:
 
     async def _distribute(self, entries: Sequence[Entry]) -> None:
         changed: dict[History, None] = {}
+        grouped = any(watched.group is not None for watched in self._channels)
         for entry in entries:
-            for key in _channels_of(entry.tenant):
+            groups = (None, entry.group) if grouped and entry.group is not None else (None,)
+            for key in _channels_of(entry.tenant, groups):
                 channel = self._channels.get(key)
                 if channel is None:
                     continue
@@ -306,14 +327,9 @@ def _written(entry: Entry) -> tuple[int, int]:
     return entry.at
 
 
-def _channels_of(tenant: str) -> Iterator[Watched]:
-    """Return the channels that hold the events of a tenant."""
-    for name in (tenant, ALL_TENANTS):
-        for named, history in _KINDS:
-            yield Watched(name, named, history)
-
-
-_KINDS = tuple(itertools.product((False, True), repeat=2))
+def _channels_of(tenant: str, groups: Sequence[str | None]) -> Iterator[Watched]:
+    """Return the channels that hold the events of a tenant and of these groups."""
+    return starmap(Watched, product((tenant, ALL_TENANTS), groups, (False, True), (False, True)))
 
 
 def _with_tenant(entry: Entry) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.errors import LimitExceeded
-from broker.redis.client import Redis, Script
+from broker.redis.client import Command, Redis, Script
 from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.storage_share import NOTHING, Stored
@@ -81,6 +81,15 @@ class TenantLimits:
 _NO_LIMIT = TenantLimit(0, 0, 0)
 
 
+class Admission(NamedTuple):
+    """How many of several generations were admitted, the key that counted them ("" if none does), and the error of the
+    others."""
+
+    granted: int
+    counted: str = ""
+    refusal: LimitExceeded | None = None
+
+
 class Quotas:
     """The reservations of all tenants. Every call may be repeated. StorageUnavailable if the queue's Redis is
     unavailable."""
@@ -93,44 +102,68 @@ class Quotas:
     async def admit(self, tenant: str, gid: str, stored: Stored = NOTHING, share: int = 0) -> str:
         """Reserve a place in the queue, and count a creation and the bytes of its request. Return the key that counted
         the creation, or "". `share`: maximum bytes of the tenant's stored requests; 0 = no limit. LimitExceeded."""
+        admission = await self.admit_many(tenant, {gid: stored}, share)
+        if admission.refusal is not None:
+            raise admission.refusal
+        return admission.counted
+
+    async def admit_many(self, tenant: str, new: Mapping[str, Stored], share: int = 0) -> Admission:
+        """As `admit`, for as many of these generations as the limits allow: the first ones. Refuses instead of
+        raising LimitExceeded."""
         limits = self.limits.of_tenant(tenant)
         if tenant == OPEN_TENANT or not (self.limits.needs_admission(tenant) or share):
-            return ""
-        reply = await self._redis.run(
+            return Admission(len(new))
+        granted, counted, reason, wait = await self._redis.run(
             ADMIT,
             [keys.queued(tenant), keys.creations(tenant), keys.stored(tenant), keys.WAITING_COUNTS],
-            [gid, limits.queued, limits.per_minute, WAITING_MS, share, stored.size, stored.hour, tenant],
+            [
+                *(limits.queued, limits.per_minute, WAITING_MS, share, tenant),
+                *(part for gid, stored in new.items() for part in (gid, stored.size, stored.hour)),
+            ],
         )
-        if reply[0] == b"QUEUED":
-            message = f"Queue limit reached: {limits.queued} generations are already waiting."
-            raise LimitExceeded(message, retry_after=SOON)
-        if reply[0] == b"RATE":
-            message = f"Rate limit reached: {limits.per_minute} generations were created within this minute."
-            raise LimitExceeded(message, retry_after=int(reply[1]))
-        if reply[0] == b"STORED":
-            message = (
-                f"Storage limit reached: the stored requests have {share} bytes or more; delete generations or wait."
-            )
-            raise LimitExceeded(message, retry_after=LATER)
-        return reply[1].decode()
+        return Admission(int(granted), counted.decode(), _refusal(limits, reason, share, int(wait)))
 
     async def cancel_admission(
         self, tenant: str, gid: str, counted: str, stored: Stored = NOTHING, share: int = 0
     ) -> None:
         """Undo `admit` for a generation that was not created."""
-        if self.limits.needs_admission(tenant):
-            less = [("SET", counted, 0, "NX", "EX", 120), ("DECR", counted)] if counted else []
-            await self._redis.pipeline([("ZREM", keys.queued(tenant), gid), *less])
-        await self.release_bytes(tenant, stored, share)
+        await self.cancel_admissions(tenant, {gid: stored}, counted, share)
+
+    async def cancel_admissions(self, tenant: str, new: Mapping[str, Stored], counted: str, share: int = 0) -> None:
+        """Undo `admit_many` for generations that were not created."""
+        less: list[Command] = []
+        if self.limits.needs_admission(tenant) and new:
+            less.append(("ZREM", keys.queued(tenant), *new))
+            if counted:
+                less += [("SET", counted, 0, "NX", "EX", 120), ("INCRBY", counted, -len(new))]
+        for stored in new.values():
+            less += _release(tenant, stored, share)
+        await self._redis.pipeline(less)
 
     async def release_bytes(self, tenant: str, stored: Stored, share: int) -> None:
         """Subtract bytes that are no longer stored."""
-        if tenant != OPEN_TENANT and share and stored.size:
-            name = keys.stored(tenant)
-            await self._redis.pipeline(
-                [
-                    ("HINCRBY", name, stored.hour, -stored.size),
-                    ("HINCRBY", name, "sum", -stored.size),
-                    ("EXPIRE", name, 32 * 86400),
-                ]
-            )
+        await self._redis.pipeline(_release(tenant, stored, share))
+
+
+def _refusal(limits: TenantLimit, reason: bytes, share: int, wait: int) -> LimitExceeded | None:
+    if reason == b"QUEUED":
+        message = f"Queue limit reached: {limits.queued} generations are already waiting."
+        return LimitExceeded(message, retry_after=SOON)
+    if reason == b"RATE":
+        message = f"Rate limit reached: {limits.per_minute} generations were created within this minute."
+        return LimitExceeded(message, retry_after=wait)
+    if reason == b"STORED":
+        message = f"Storage limit reached: the stored requests have {share} bytes or more; delete generations or wait."
+        return LimitExceeded(message, retry_after=LATER)
+    return None
+
+
+def _release(tenant: str, stored: Stored, share: int) -> list[Command]:
+    if tenant == OPEN_TENANT or not share or not stored.size:
+        return []
+    name = keys.stored(tenant)
+    return [
+        ("HINCRBY", name, stored.hour, -stored.size),
+        ("HINCRBY", name, "sum", -stored.size),
+        ("EXPIRE", name, 32 * 86400),
+    ]

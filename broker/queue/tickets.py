@@ -71,6 +71,11 @@ class Queue:
         """Add a ticket; return whether it is new. May be repeated."""
         return await commands.offer(self.redis, ticket)
 
+    async def offer_each(self, tickets: Sequence[Ticket]) -> list[Exception | None]:
+        """Add tickets in one pipeline; return the error of each."""
+        replies = await self.redis.run_each(commands.OFFER, [((), commands.offer_arguments(one)) for one in tickets])
+        return [reply if isinstance(reply, Exception) else None for reply in replies]
+
     async def offer_many(self, tickets: Sequence[Ticket]) -> None:
         """Add tickets in one round trip."""
         await self.redis.run_many(commands.OFFER, [((), commands.offer_arguments(ticket)) for ticket in tickets])

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from broker.errors import Misconfigured
 from broker.redis.cluster import Cluster, SlotMap
-from broker.redis.commands import Pool, Redis, Script
+from broker.redis.commands import Call, Command, Pool, Redis, Script
 from broker.redis.errors import storage_errors
 from broker.redis.handshake import Argument, Reply
 from broker.redis.topology import SentinelTopology, SingleServer, Topology
@@ -60,6 +60,8 @@ async def connect_both(
 
 __all__ = [
     "Argument",
+    "Call",
+    "Command",
     "Pool",
     "Redis",
     "RedisError",

@@ -33,6 +33,7 @@ from broker.redis.errors import (
     RespError,
     UrlRefused,
     host_or_queried,
+    in_place,
     redirection_of,
     storage_errors,
 )
@@ -228,6 +229,11 @@ class Cluster(Redis):
                 [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls], script.source
             )
 
+    async def run_each(self, script: Script, calls: Sequence[Call]) -> list[Reply | Exception]:
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        with storage_errors(self.latency):
+            return [in_place(reply) for reply in await self._try_send(commands, script.source)]
+
     async def info(self, section: str, group: str) -> bytes:
         with storage_errors(self.latency):
             entry = _PendingCommand(("INFO", section), slot_of(group))
@@ -247,8 +253,12 @@ class Cluster(Redis):
         return raise_for_error(entry.reply)
 
     async def _send(self, commands: Sequence[Command], source: str = "") -> list[Reply]:
-        """Return the replies in order, or raise the first error. `source`: source of the script that all commands run,
-        for masters that have not loaded it."""
+        """Return the replies in order, or raise the first error."""
+        return [raise_for_error(reply) for reply in await self._try_send(commands, source)]
+
+    async def _try_send(self, commands: Sequence[Command], source: str) -> list[Reply]:
+        """Return the replies in order, an error in its command's place. `source`: source of the script that all
+        commands run, for masters that have not loaded it."""
         pending = [_PendingCommand(command, slot_of(_key_of(command))) for command in commands]
         waiting, until = pending, asyncio.get_running_loop().time() + TRY_AGAIN
         while waiting:
@@ -256,7 +266,7 @@ class Cluster(Redis):
             waiting = [entry for entry in waiting if self._should_resend(entry, source, until)]
             if any(entry.pause for entry in waiting):
                 await asyncio.sleep(0.05)
-        return [raise_for_error(entry.reply) for entry in pending]
+        return [entry.reply for entry in pending]
 
     async def _send_round(self, pending: Sequence[_PendingCommand]) -> None:
         to: dict[Node, list[_PendingCommand]] = {}

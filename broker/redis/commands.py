@@ -41,6 +41,7 @@ from broker.redis.errors import (
     RespError,
     TlsFailed,
     configuration_error,
+    in_place,
     is_demoted,
     storage_errors,
 )
@@ -108,6 +109,11 @@ class Redis(ABC):
     @abstractmethod
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Reply]:
         """Run a script with several sets of keys and arguments in one round trip."""
+
+    @abstractmethod
+    async def run_each(self, script: Script, calls: Sequence[Call]) -> list[Reply | Exception]:
+        """As `run_many`, but with each error in its call's place. StorageUnavailable only if all calls failed together:
+        each of them may have been executed then."""
 
     @abstractmethod
     async def info(self, section: str, group: str) -> bytes:
@@ -197,6 +203,19 @@ class Pool(Redis):
         except NoScriptError:
             await self.execute("SCRIPT", "LOAD", script.source)
             return await self.pipeline(commands)
+
+    async def run_each(self, script: Script, calls: Sequence[Call]) -> list[Reply | Exception]:
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        with storage_errors(self.latency):
+            replies = await self.try_pipeline(commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.execute("SCRIPT", "LOAD", script.source)
+            missed = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            with storage_errors(self.latency):
+                again = await self.try_pipeline([commands[at] for at in missed])
+            for at, reply in zip(missed, again, strict=True):
+                replies[at] = reply
+        return [in_place(reply) for reply in replies]
 
     async def info(self, section: str, group: str) -> bytes:
         return await self.execute("INFO", section)

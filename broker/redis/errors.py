@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.exceptions import (
     AuthenticationError,
@@ -172,6 +172,17 @@ class storage_errors:  # noqa: N801 - used like a function: `with storage_errors
             raise StorageUnavailable from error
         if isinstance(error, ResponseError) and (is_out_of_memory(error) or is_temporary(error)):
             raise StorageUnavailable(f"Redis rejects the command: {error}") from error
+
+
+def in_place(reply: Any) -> Any:
+    """Return a reply; the StorageUnavailable for it if it is an error that means that."""
+    if not isinstance(reply, Exception):
+        return reply
+    try:
+        with storage_errors():
+            raise reply
+    except Exception as error:
+        return error
 
 
 def is_forbidden(error: StorageUnavailable) -> bool:

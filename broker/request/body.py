@@ -26,6 +26,7 @@ ASSUMED_TOKENS = 512
 """Tokens of an answer without `max_tokens`, for an upstream's rate; the end of the call corrects it."""
 MOST_TOKENS = 10_000_000
 MAX_IDEMPOTENCY_KEY = 255  # characters
+MAX_METADATA = 16  # keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +212,8 @@ def _metadata(body: Json) -> dict[str, str]:
             raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
         if len(key) > 64 or len(value) > 512:
             raise InvalidRequest("`metadata` keys can have up to 64 characters, values up to 512.", param="metadata")
-    if len(metadata) > 16:
-        raise InvalidRequest("`metadata` can have up to 16 keys.", param="metadata")
+    if len(metadata) > MAX_METADATA:
+        raise InvalidRequest(f"`metadata` can have up to {MAX_METADATA} keys.", param="metadata")
     return cast("dict[str, str]", metadata)
 
 

@@ -21,6 +21,7 @@ MAX_DELAY = 7 * 86400
 """Maximum seconds until a scheduled generation may run, and maximum `queue_timeout`: the lifetime of the keys of a
 generation that nothing renews."""
 DEFAULT_PRIORITY = 3
+MAX_GROUP = 64  # characters of a group's name
 
 Priority = Annotated[int, Meta(ge=1, le=5, description="1 is first, 5 last; strict between levels.")]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
@@ -47,7 +48,7 @@ class Options(Struct, forbid_unknown_fields=True, frozen=True):
     delay_seconds: Delay | None = None
     run_at: RunAt | None = None
     queue_timeout: QueueTimeout | None = None
-    group: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    group: Annotated[str, Meta(min_length=1, max_length=MAX_GROUP)] | None = None
     webhook: WebhookOptions | None = None
     on_upstream_error: Policy | None = None
     ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] | None = None
@@ -85,9 +86,16 @@ def parse_options(value: object) -> Options:
         raise InvalidRequest(f"`{param}`: {message}.", param=param, code="invalid_option") from None
     if options.delay_seconds is not None and options.run_at is not None:
         raise InvalidRequest("Use either `tokencast.delay_seconds` or `tokencast.run_at`.", param="tokencast.run_at")
-    if options.group is not None and not options.group.isprintable():
-        raise InvalidRequest("`tokencast.group` must be printable.", param="tokencast.group")
+    if options.group is not None:
+        check_group(options.group, "tokencast.group")
     return options
+
+
+def check_group(name: str, param: str) -> str:
+    """Return the name of a group. Raises InvalidRequest."""
+    if not 1 <= len(name) <= MAX_GROUP or not name.isprintable():
+        raise InvalidRequest(f"`{param}` must be 1 to {MAX_GROUP} printable characters.", param=param)
+    return name
 
 
 def check_run_at(run_at_ms: int | None, created_ms: int) -> None:

@@ -97,6 +97,11 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         86400, ge=1, le=MAX_TTL_SECONDS, description="Time for which an ended generation stays readable"
     )
     max_body: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes")
+    max_batch: int = Field(
+        32 * 1024 * 1024,
+        ge=1,
+        description="Maximum size of a batch, in bytes; each of its requests has at most TOKENCAST_MAX_BODY",
+    )
     header_timeout: float = Field(
         10, gt=0, description="Timeout for request headers; a body may take longer, at 16 KiB a second or more"
     )

@@ -93,6 +93,19 @@ class CreateReply(NamedTuple):
 async def create(redis: Redis, new: NewGeneration, *, latest_ms: int, trusted_epoch: bytes) -> CreateReply:
     """Create a generation. `latest_ms`: time after which Redis must not execute it. `trusted_epoch`: epoch in which a
     missing idempotency record was not lost recently."""
+    return CreateReply(*await redis.run(CREATE, *_creation(new, latest_ms, trusted_epoch)))
+
+
+async def create_each(
+    redis: Redis, new: Sequence[tuple[NewGeneration, bytes]], *, latest_ms: int
+) -> list[CreateReply | Exception]:
+    """Create several generations, each with its trusted epoch; an error is in its generation's place."""
+    replies = await redis.run_each(CREATE, [_creation(one, latest_ms, epoch) for one, epoch in new])
+    return [reply if isinstance(reply, Exception) else CreateReply(*reply) for reply in replies]
+
+
+def _creation(new: NewGeneration, latest_ms: int, trusted_epoch: bytes) -> tuple[list[str], list[Argument]]:
+    """Return the keys and arguments of create.lua."""
     epoch = keys.epoch(shard_of(new.gid))
     arguments: list[Argument] = [
         *(new.gid, new.tenant, new.model, new.request, new.metadata, new.policy, created_ms(new.gid), new.ttl_ms),
@@ -100,12 +113,12 @@ async def create(redis: Redis, new: NewGeneration, *, latest_ms: int, trusted_ep
         *(new.priority, new.lane, _or_empty(new.deadline_ms), _or_empty(new.run_at_ms)),
         *(new.group, new.webhook, new.retry_of, new.tokens),
     ]
-    return CreateReply(*await redis.run(CREATE, [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments))
+    return [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments
 
 
-async def set_trace(redis: Redis, gid: str, traceparent: str) -> None:
-    """Store the trace of a generation if it still exists."""
-    await redis.run(TRACE, [keys.meta(gid)], [traceparent])
+async def set_traces(redis: Redis, gids: Sequence[str], traceparent: str) -> None:
+    """Store the trace of generations."""
+    await redis.run_many(TRACE, [((keys.meta(gid),), (traceparent,)) for gid in gids])
 
 
 # --- ending from outside, listing ---
@@ -129,6 +142,12 @@ async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
     return EndReply(*await redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, _random()]))
 
 
+async def cancel_each(redis: Redis, gids: Sequence[str], tenant: str) -> list[EndReply]:
+    """End generations as cancelled."""
+    replies = await redis.run_many(CANCEL, [(lifecycle_keys(gid), (gid, tenant, _random())) for gid in gids])
+    return [EndReply(*reply) for reply in replies]
+
+
 async def delete(redis: Redis, gid: str, tenant: str) -> EndReply:
     """Delete a generation. The outcome is never CLOSED."""
     return EndReply(*await redis.run(DELETE, lifecycle_keys(gid), [gid, tenant, _random()]))
@@ -140,12 +159,14 @@ async def keep_choices(redis: Redis, gid: str, choices: bytes) -> bool:
 
 
 async def prune(
-    redis: Redis, shards: Sequence[str], tenant: str, status: str | None, count: int, newest: int | str
+    redis: Redis, indexes: Sequence[tuple[str, str]], tenant: str, count: int, newest: int | str
 ) -> list[int]:
-    """Remove unreadable members from one index of a tenant in each shard; return the number removed from each. Checks
-    `count` members: from the score `newest` down, or random ones if it is empty."""
-    suffix = f":{status}" if status else ""
-    calls = [(lifecycle_keys(gid), (gid, tenant, suffix, count, newest)) for gid in map(any_id, shards)]
+    """Remove unreadable members from indexes of a tenant, given as (shard, key); return the number removed by each.
+    Checks `count` members: from the score `newest` down, or random ones if it is empty."""
+    calls = [
+        ([*lifecycle_keys(gid), key], (gid, tenant, count, newest))
+        for gid, key in ((any_id(shard), key) for shard, key in indexes)
+    ]
     return await redis.run_many(PRUNE, calls)
 
 

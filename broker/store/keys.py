@@ -59,6 +59,39 @@ def index(shard: str, tenant: str | None = None, status: str | None = None) -> s
     return ":".join(filter(None, (f"tc:{{{shard}}}:i", tenant, status)))
 
 
+def model_index(shard: str, tenant: str, model: str) -> str:
+    """zset · generation → created ms · 32 d · lifecycle scripts; create and list remove expired members
+
+    lua/secondary.lua derives the keys of these indexes as well. One with a single member expires with its generation.
+    """
+    return f"{index(shard, tenant)}:m:{_digest(model)}"
+
+
+def code_index(shard: str, tenant: str, code: str) -> str:
+    """zset · failed generation with this error code → created ms · 32 d · as `model_index`"""
+    return f"{index(shard, tenant)}:c:{_digest(code)}"
+
+
+def metadata_index(shard: str, tenant: str, name: str, value: str) -> str:
+    """zset · generation with this pair in its metadata → created ms · 32 d · as `model_index`"""
+    return f"{index(shard, tenant)}:k:{_digest(name, value)}"
+
+
+def group(shard: str, tenant: str, name: str) -> str:
+    """hash · status → number of generations, also of expired ones; pt, ct tokens of prompts and completions; first
+    creation, last end in ms · 32 d · lifecycle scripts"""
+    return f"tc:{{{shard}}}:g:{_digest(tenant, name)}"
+
+
+def group_index(shard: str, tenant: str, name: str) -> str:
+    """zset · generation of the group → created ms · 32 d · as `model_index`"""
+    return f"{group(shard, tenant, name)}:i"
+
+
+def _digest(*values: str) -> str:
+    return hashlib.sha1("\0".join(values).encode(), usedforsecurity=False).hexdigest()[:16]
+
+
 def idempotency(shard: str, tenant: str, key: str) -> str:
     """string · "<generation> <fingerprint>" · expires · create, restore, delete; lifecycle scripts renew it"""
     return f"tc:{{{shard}}}:idem:{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -19,7 +19,6 @@ WITHIN = 2.0  # seconds
 _RIGHTS = Script("store", "rights")
 _TEXT, _NONE = "{text}", "{none}"
 _FORMS: dict[str, tuple[Argument, ...]] = {
-    "DECR": (_TEXT,),
     "DEL": (_NONE,),
     "EXISTS": (_NONE,),
     "EXPIRE": (_NONE, 1),
@@ -32,6 +31,7 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "HSET": (_TEXT, "f", "v"),
     "HSTRLEN": (_NONE, "f"),
     "INCR": (_TEXT,),
+    "INCRBY": (_TEXT, 1),
     "LLEN": (_NONE,),
     "LPUSH": (_TEXT, "v"),
     "PEXPIRE": (_NONE, 1),
@@ -59,14 +59,14 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
 """Arguments with which a command changes nothing. The text is not a number and has none of the other types."""
 
 LOGS = (
-    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT", "PTTL"),
-    *("SET", "TIME"),
+    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT"),
+    *("PTTL", "SET", "TIME"),
     *("XADD", "XRANGE", "XREAD", "XREVRANGE", "XTRIM", "ZADD", "ZCARD", "ZRANDMEMBER", "ZRANGE", "ZRANGEBYSCORE"),
     *("ZREM", "ZREVRANGEBYSCORE", "ZSCORE"),
 )
 QUEUE = (
-    *("DECR", "DEL", "EXISTS", "EXPIRE", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "INCR", "LLEN"),
-    *("LPUSH", "PEXPIRE"),
+    *("DEL", "EXISTS", "EXPIRE", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "INCR", "INCRBY"),
+    *("LLEN", "LPUSH", "PEXPIRE"),
     *("PSETEX", "SET", "TIME", "ZADD", "ZCARD", "ZPOPMIN", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYSCORE"),
     "ZSCORE",
 )

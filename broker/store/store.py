@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,13 +26,14 @@ from broker.request.options import DEFAULT_PRIORITY, check_run_at
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, EndReply, NewGeneration
 from broker.store.data_loss import DataLossDetector
+from broker.store.filters import EVERYTHING, Filters
 from broker.store.listing import FIRST_ROWS, Listing
 from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
 PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
 IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
-_RECORD_MAY_BE_LOST = (
+RECORD_MAY_BE_LOST = (
     "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
     "restored; retry in a few seconds."
 )
@@ -98,19 +99,42 @@ class Store:
         queue_timeout: float | None = None,
         retry_of: str = "",
     ) -> Created:
-        """Create a generation. `gid`: an id made by `make_id`. `lane`: the upstreams that serve its model.
-        `queue_timeout`: seconds for which it may wait if the request does not say. `retry_of`: the generation that it
-        repeats. May be repeated with the same id. IdempotencyConflict if
-        the idempotency key was used with another body; StorageUnavailable if Redis is unavailable, or may just have
-        lost the record of the key."""
+        """Create a generation, as `describe` describes it. `gid`: an id made by `make_id`. May be repeated with the
+        same id. IdempotencyConflict if the idempotency key was used with another body; StorageUnavailable if Redis is
+        unavailable, or may just have lost the record of the key."""
         gid = gid or await self.make_id(tenant, idempotency_key)
+        described = self.describe(
+            *(request, tenant, idempotency_key, gid), lane=lane, queue_timeout=queue_timeout, retry_of=retry_of
+        )
+        reply = await self._create(shard_of(gid), described)
+        if reply.outcome == b"OK":
+            self.data_loss.observe_epoch(shard_of(gid), reply.value)
+            return Created(gid, replayed=False)
+        if reply.outcome == b"REPLAY":
+            return Created(reply.value.decode(), replayed=True)
+        raise IdempotencyConflict
+
+    def describe(
+        self,
+        request: CompletionRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        gid: str,
+        *,
+        lane: str = "",
+        queue_timeout: float | None = None,
+        retry_of: str = "",
+    ) -> NewGeneration:
+        """Return a generation that can be created. `lane`: the upstreams that serve its model. `queue_timeout`: seconds
+        for which it may wait if the request does not say. `retry_of`: the generation that it repeats. InvalidRequest if
+        it is scheduled for too late a time."""
         shard = shard_of(gid)
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._retention
         options, created = request.options, created_ms(gid)
         run_at = options.run_at_ms(created)
         check_run_at(run_at, created)
         wait = queue_timeout if options.queue_timeout is None else options.queue_timeout
-        new = NewGeneration(
+        return NewGeneration(
             gid,
             tenant,
             request.model,
@@ -132,13 +156,6 @@ class Store:
             retry_of=retry_of,
             tokens=request.reserved_tokens,
         )
-        reply = await self._create(shard, new)
-        if reply.outcome == b"OK":
-            self.data_loss.observe_epoch(shard, reply.value)
-            return Created(gid, replayed=False)
-        if reply.outcome == b"REPLAY":
-            return Created(reply.value.decode(), replayed=True)
-        raise IdempotencyConflict
 
     async def _create(self, shard: str, new: NewGeneration) -> CreateReply:
         """Run create.lua with a deadline that Redis checks: a command in the buffer of a hanging server is not executed
@@ -150,7 +167,7 @@ class Store:
                 while (reply := await self._create_in_time(new, epoch)).outcome == b"UNSURE":
                     epoch = reply.value
                     if await self.data_loss.record_may_be_lost(shard, epoch or None, sent):
-                        raise StorageUnavailable(_RECORD_MAY_BE_LOST)
+                        raise StorageUnavailable(RECORD_MAY_BE_LOST)
                     sent = time.monotonic()
         except TimeoutError:
             raise StorageUnavailable from None
@@ -173,9 +190,9 @@ class Store:
         latest_ms = int((self.clock.estimate() + IN_TIME) * 1000)
         return await commands.create(self.redis, new, latest_ms=latest_ms, trusted_epoch=epoch)
 
-    async def set_trace(self, gid: str, traceparent: str) -> None:
-        """Attach a generation to a trace, which its later spans become part of."""
-        await commands.set_trace(self.redis, gid, traceparent)
+    async def set_traces(self, gids: Sequence[str], traceparent: str) -> None:
+        """Attach generations to a trace, which their later spans become part of."""
+        await commands.set_traces(self.redis, gids, traceparent)
 
     async def state(self, gid: str, tenant: str) -> Generation:
         """Return the generation without text and choices, in one round trip. GenerationNotFound if it is unknown or
@@ -305,10 +322,17 @@ class Store:
     ) -> tuple[list[Generation], bool]:
         """Return a page of the generations of a tenant, or of ALL_TENANTS, newest first, and whether there are more.
         `after`: id of the last one of the previous page. A page may end before `limit` (broker/store/listing.py)."""
+        filters = Filters(status=frozenset({status})) if status else EVERYTHING
+        return (await self.find(tenant, filters, limit, after))[:2]
+
+    async def find(
+        self, tenant: str, filters: Filters, limit: int = 20, after: str | None = None
+    ) -> tuple[list[Generation], bool, str | None]:
+        """As `list`, of generations that match, and the id that is the next page's `after`."""
         if after is not None:
             check_id(after)
-        rows, more = await self._listing.page(tenant, status, limit, after)
-        return [from_fields(gid, fields) for gid, fields in rows], more
+        rows, more, last = await self._listing.page(tenant, filters, limit, after)
+        return [from_fields(gid, fields) for gid, fields in rows], more, last
 
     async def last_attempt(self, gid: str) -> Cursor:
         """Return the position before the newest attempt of a log whose last event was written from outside."""
@@ -335,19 +359,24 @@ class Store:
             raise GenerationNotFound
         if reply.outcome == b"GONE":
             raise GenerationGone
-        if reply.outcome != b"OK":
-            return Withdrawn(reply.status.decode())
-        dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
-        lane, priority, tokens, created, run_at = reply.waiting
-        return Withdrawn(
-            reply.status.decode(),
-            dropped,
-            int(reply.ticket),
-            (lane or b"").decode(),
-            int(priority or DEFAULT_PRIORITY),
-            int(tokens or 0),
-            int(run_at or created),
-        )
+        return withdrawn(gid, reply)
+
+
+def withdrawn(gid: str, reply: EndReply) -> Withdrawn:
+    """Return the result of a script that ended a generation, or found it ended or missing."""
+    if reply.outcome != b"OK":
+        return Withdrawn(reply.status.decode())
+    dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
+    lane, priority, tokens, created, run_at = reply.waiting
+    return Withdrawn(
+        reply.status.decode(),
+        dropped,
+        int(reply.ticket),
+        (lane or b"").decode(),
+        int(priority or DEFAULT_PRIORITY),
+        int(tokens or 0),
+        int(run_at or created),
+    )
 
 
 def new_epoch() -> str:

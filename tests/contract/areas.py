@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.contract import (
     access,
     browser,
+    bulk,
     chat,
     command_line,
     events,
@@ -24,6 +25,7 @@ from tests.contract.stage import Stage, stage
 GOLDEN = Path(__file__).parent / "golden"
 AREAS: dict[str, Callable[[Stage, Recorder], Awaitable[None]]] = {
     "native": native.record,
+    "bulk": bulk.record,
     "events": events.record,
     "chat": chat.record,
     "several": several.record,

@@ -16,7 +16,7 @@ from tests.contract.recorder import Recorder
 from tests.support import DEADLINE, Gateway, gateway, gather, upstream_sim, wait_until, worker
 
 ORIGIN = "https://app.example"
-TENANTS = ("native", "events", "chat", "several", "access", "other", "limited", "edge", "command", "storage")
+TENANTS = ("native", "events", "chat", "several", "access", "other", "limited", "edge", "command", "storage", "bulk")
 KEYS = {tenant: f"key-of-{tenant}" for tenant in TENANTS}
 API_KEYS = ",".join(f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in KEYS.items())
 RUNNING = 8

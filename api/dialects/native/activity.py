@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.auth import ReadAccess
 from api.dialects.native.activity_frames import LIFECYCLE, missed
-from api.query import last_event_id_of, text_of
+from api.query import check_known, last_event_id_of, text_of
 from api.requests import by_method
 from api.streaming.follow import Follow, Start, or_retry_later
 from api.streaming.response import HEADERS
@@ -18,6 +18,7 @@ from broker.errors import InvalidCursor
 from broker.fanout.activity import Activity, History
 from broker.fanout.memory_feed import FIRST
 from broker.ids import Cursor
+from broker.request.options import check_group
 
 _ID = re.compile(r"\d{1,16}", re.ASCII)
 
@@ -41,7 +42,10 @@ class ActivityRoutes:
         access = self._follow.access
         watched, named = access.scope(request), access.names_tenants(request)
         reader = ReadAccess(watched, caller=access.tenant(request))
-        last, query = last_event_id_of(request), text_of(request, "after")
+        check_known(request, "after", "group", "lastEventId", "tenant")
+        last, query, group = last_event_id_of(request), text_of(request, "after"), text_of(request, "group")
+        if group is not None:
+            check_group(group, "group")
         if not last and query and query != "latest" and not _ID.fullmatch(query):
             raise InvalidCursor("`after` must be an id of this stream, or `latest`.")
         if request.method == "HEAD":
@@ -51,7 +55,7 @@ class ActivityRoutes:
         async def begin(channel: History) -> Start:
             return Start(channel, LIFECYCLE, *_begin(channel, wanted))
 
-        source = self._activity.open(watched, history=wanted != "latest", named=named)
+        source = self._activity.open(watched, group, history=wanted != "latest", named=named)
         return self._follow.draining or await or_retry_later(self._follow.source(reader, "", source, begin))
 
 

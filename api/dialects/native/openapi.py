@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from api.dialects.native.bulk import openapi as bulk
+from api.dialects.native.bulk.openapi import FILTERS, OF_GROUP
 from api.dialects.native.multiplex import MAX_GENERATIONS
 from api.dialects.native.paced import FASTEST, SLOWEST
 from api.openapi_parts import (
@@ -40,7 +42,7 @@ LINKS: Json = {
 
 
 def paths() -> Json:
-    return {**_generations(), **_generation(), **_deliveries(), **_events(), **_several()}
+    return {**_generations(), **bulk.paths(), **_generation(), **_deliveries(), **_events(), **_several()}
 
 
 def _generations() -> Json:
@@ -65,7 +67,12 @@ def _generations() -> Json:
             "get": operation(
                 "listGenerations",
                 "List the caller's generations, newest first, without texts",
-                query("status", {"enum": list(STATUSES)}, "Only generations with this status."),
+                query(
+                    "status",
+                    {"type": "array", "items": {"enum": list(STATUSES)}},
+                    "Only generations with one of these statuses; repeated, or separated by commas.",
+                ),
+                *FILTERS,
                 query("limit", whole(1, 100, 20), "Page size."),
                 query("after", {"anyOf": [ID, {"const": ""}]}, "The last id of the previous page."),
                 _200=answer(PAGE, json_of("GenerationList")),
@@ -187,6 +194,7 @@ def _several() -> Json:
                 "watchActivity",
                 "Follow the status changes of all the caller's generations, without texts",
                 query("after", {"anyOf": [whole(0, 10**16 - 1, 0), {"const": "latest"}]}, "Start after this id."),
+                OF_GROUP,
                 *LAST_EVENT_ID,
                 _200=answer("Server-sent events with generation summaries. The stream does not end.", EVENT_STREAM),
                 **errors_with_key("400"),
@@ -201,4 +209,5 @@ SCHEMAS: Json = {
         {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
     ),
     **schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token, records.DeliveryList),
+    **bulk.SCHEMAS,
 }

@@ -17,7 +17,17 @@ from api.auth import ReadAccess
 from api.dialects.native.frames import NATIVE, bookmark, unknown_cursor
 from api.dialects.native.paced import Replay, parse_speed
 from api.errors import JSONResponse
-from api.query import choice_of, last_event_id_of, number_of, text_of, whole_of
+from api.query import (
+    check_known,
+    choice_of,
+    last_event_id_of,
+    list_of,
+    number_of,
+    pairs_of,
+    text_of,
+    time_of,
+    whole_of,
+)
 from api.requests import by_method, read_body, read_request, submit
 from api.server.memory import reserve
 from api.streaming.cursors import resolve_cursor
@@ -27,7 +37,6 @@ from broker import records
 from broker.auth.stream_tokens import LONGEST
 from broker.broker import DEFAULT_LIMIT, LIST_LIMIT, Broker
 from broker.errors import InvalidCursor
-from broker.events import STATUSES
 from broker.fanout.feed import Feed
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
@@ -35,6 +44,10 @@ from broker.request.body import parse_json, ttl_of
 
 EVENTS_LIMIT = 1000
 Json = dict[str, Any]
+LIST_PARAMETERS = (
+    *("status", "model", "code", "group", "metadata[]", "since", "until", "created_after", "created_before"),
+    *("limit", "after", "tenant"),
+)
 
 
 class GenerationRoutes:
@@ -76,15 +89,27 @@ class GenerationRoutes:
 
     async def list(self, request: Request) -> Response:
         tenant, named = self._access.scope(request), self._access.names_tenants(request)
-        status, after = choice_of(request, "status", *STATUSES), text_of(request, "after")
-        limit = whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT)
+        check_known(request, *LIST_PARAMETERS)
         async with reserve(request, tenant):
-            page, more = await self._broker.list(status=status, limit=limit, after=after, tenant=tenant)
-            return JSONResponse(records.GenerationList([one.summary(named=named) for one in page], more))
+            page = await self._broker.list(
+                status=list_of(request, "status"),
+                model=text_of(request, "model"),
+                code=text_of(request, "code"),
+                group=text_of(request, "group"),
+                metadata=pairs_of(request, "metadata"),
+                since=time_of(request, "since", "created_after"),
+                until=time_of(request, "until", "created_before"),
+                limit=whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT),
+                after=text_of(request, "after"),
+                tenant=tenant,
+            )
+            rows = [one.summary(named=named) for one in page.data]
+            return JSONResponse(records.GenerationList(rows, page.has_more, page.last_id))
 
     async def get(self, request: Request) -> Response:
         """Return one generation; with `include=request` also its request. That needs an API key: stream tokens are
         given to readers of the answer, who may not be allowed to see the prompt."""
+        check_known(request, "include", "token")
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
         if include:
             tenant = await self._access.owner(request, gid)
@@ -132,6 +157,7 @@ class GenerationRoutes:
         """Stream the events, or return a page of them as JSON. Trouble of the gateway never gives a stream an error
         status: EventSource would not reconnect."""
         gid = request.path_params["id"]
+        check_known(request, "after", "limit", "speed", "token", "lastEventId")
         if prefers_json(request.headers):
             return await self._page(request, gid)
         if request.method == "HEAD":

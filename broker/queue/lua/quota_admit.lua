@@ -1,12 +1,14 @@
--- Admits a new generation: reserves a place among the tenant's waiting ones, and counts a creation and its bytes.
+-- Admits new generations, as many as the limits allow: reserves places among the tenant's waiting ones, and counts the
+-- creations and their bytes.
 -- KEYS: [1] creations under way, [2] base of the creations, from which `<base>:<minute>` is derived, [3] stored bytes,
 --       [4] number of waiting generations by tenant
--- ARGV: gid, most queued, most a minute, ms that a place lasts, most bytes (0 = any, in all three), bytes of this
---       request, hour since the epoch in which it will have expired, tenant
--- Returns OK, and the key that counted it | QUEUED | RATE seconds until the next minute | STORED
+-- ARGV: most queued, most a minute, ms that a place lasts, most bytes (0 = any, in all three), tenant, then for each
+--       generation gid, bytes of its request, hour since the epoch in which it will have expired
+-- Returns the number admitted, which are the first ones; the key that counted them, or ''; and why no more: '' | QUEUED |
+--         RATE seconds until the next minute | STORED
 local t = redis.call('TIME')
 local second, now = tonumber(t[1]), t[1] * 1000 + math.floor(t[2] / 1000)
-local queued, rate, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
+local queued, rate, bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
 local minute = KEYS[2] .. ':' .. string.format('%.0f', math.floor(second / 60))
 
 -- Expired bytes are removed once an hour; then the sum is computed anew, so that an error in it does not persist.
@@ -28,24 +30,33 @@ local function stored()
   return sum
 end
 
+local left, reason = (#ARGV - 5) / 3, ''
+local function allow(most, why)
+  if most < left then left, reason = math.max(0, most), why end
+end
 if queued > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-  local waits = redis.call('ZCARD', KEYS[1]) + tonumber(redis.call('HGET', KEYS[4], ARGV[8]) or 0)
-  if waits >= queued then return {'QUEUED'} end
+  allow(queued - redis.call('ZCARD', KEYS[1]) - tonumber(redis.call('HGET', KEYS[4], ARGV[5]) or 0), 'QUEUED')
 end
-if rate > 0 and tonumber(redis.call('GET', minute) or 0) >= rate then return {'RATE', 60 - second % 60} end
-if bytes > 0 and stored() >= bytes then return {'STORED'} end
-
-if rate > 0 then
-  redis.call('INCR', minute)
+if rate > 0 then allow(rate - tonumber(redis.call('GET', minute) or 0), 'RATE') end
+local sum, admitted = bytes > 0 and left > 0 and stored() or 0, 0
+while admitted < left do
+  if bytes > 0 and sum >= bytes then
+    reason = 'STORED'
+    break
+  end
+  local at = 6 + 3 * admitted
+  if bytes > 0 then
+    sum = sum + tonumber(ARGV[at + 1])
+    redis.call('HINCRBY', KEYS[3], ARGV[at + 2], ARGV[at + 1])
+    redis.call('HINCRBY', KEYS[3], 'sum', ARGV[at + 1])
+  end
+  if queued > 0 then redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[3])), ARGV[at]) end
+  admitted = admitted + 1
+end
+if admitted > 0 and queued > 0 then redis.call('EXPIRE', KEYS[1], 86400) end
+if admitted > 0 and rate > 0 then
+  redis.call('INCRBY', minute, admitted)
   redis.call('EXPIRE', minute, 120)
 end
-if bytes > 0 then
-  redis.call('HINCRBY', KEYS[3], ARGV[7], ARGV[6])
-  redis.call('HINCRBY', KEYS[3], 'sum', ARGV[6])
-end
-if queued > 0 then
-  redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[4])), ARGV[1])
-  redis.call('EXPIRE', KEYS[1], 86400)
-end
-return {'OK', rate > 0 and minute or ''}
+return {admitted, rate > 0 and minute or '', reason, 60 - second % 60}

@@ -94,6 +94,7 @@ local function announce(tenant, event)
   redis.call('PEXPIRE', ACTIVITY, DAY)
 end
 
+--#include secondary
 -- Moves the generation from one status to the next in the indexes, and announces it.
 local function transition(from, to, event)
   local m = redis.call('HMGET', META, 'tn', 'ca')
@@ -104,6 +105,7 @@ local function transition(from, to, event)
   redis.call('PEXPIRE', tenant, 32 * DAY)
   redis.call('ZADD', tenant .. ':' .. to, m[2], GID)
   redis.call('PEXPIRE', tenant .. ':' .. to, 32 * DAY)
+  list_and_count(m[2], from, to)
   announce(m[1], event)
 end
 

@@ -4,7 +4,7 @@
 -- "deleted".
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
 -- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms, {fields that the ticket needs}
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'na')
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'na', 'gr')
 local ticket_fields = redis.call('HMGET', META, 'ln', 'pr', 'es', 'ca', 'ra')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 local index = INDEX .. ':' .. m[1]
@@ -16,8 +16,10 @@ redis.call('XTRIM', LOG, 'MAXLEN', 1)
 redis.call('PEXPIRE', LOG, 60000)
 redis.call('ZREM', LIVE, GID)
 if m[4] ~= '' then redis.call('DEL', m[4]) end
+if m[8] and m[8] ~= '' then count(m[1], m[8], m[2], nil) end
 unlist(index, GID)
 remove_webhook()
 bury(GID, 'deleted', HOUR)
+if m[8] and m[8] ~= '' then redis.call('HSET', META, 'gr', m[8]) end -- for those who watch the group's activity
 announce(m[1], 'gone')
 return {'OK', m[2], m[5], dropped, m[6], ticket_fields}

@@ -5,6 +5,9 @@ local function unlist(index, ...)
   for _, status in ipairs({'queued', 'in_progress', 'completed', 'failed', 'cancelled'}) do
     redis.call('ZREM', index .. ':' .. status, ...)
   end
+  for _, gid in ipairs({...}) do
+    for _, key in ipairs(secondary_of(beside(META, gid))) do redis.call('ZREM', key, gid) end
+  end
 end
 
 -- Replaces the meta by a tombstone that lives for `ms`.

@@ -2,16 +2,16 @@
 --#include expired
 -- Removes members from the indexes of a tenant that can no longer be read. Checks a bounded number of members of one
 -- index: if all of them have expired, a member costs about a microsecond.
--- KEYS: the five of common.lua, of any generation of the shard
--- ARGV: a gid (only its length matters), tenant, suffix of the index (':<status>', or '' for all), members to look at,
---       score of the first one, newest first ('' = random members)
+-- KEYS: the five of common.lua, of any generation of the shard, [6] the index to look at
+-- ARGV: a gid (only its length matters), tenant, members to look at, score of the first one, newest first ('' = random
+--       members)
 -- Returns how many were removed
 local index = INDEX .. ':' .. ARGV[2]
 local members
-if ARGV[5] == '' then
-  members = redis.call('ZRANDMEMBER', index .. ARGV[3], ARGV[4])
+if ARGV[4] == '' then
+  members = redis.call('ZRANDMEMBER', KEYS[6], ARGV[3])
 else
-  members = redis.call('ZREVRANGEBYSCORE', index .. ARGV[3], ARGV[5], '-inf', 'LIMIT', 0, ARGV[4])
+  members = redis.call('ZREVRANGEBYSCORE', KEYS[6], ARGV[4], '-inf', 'LIMIT', 0, ARGV[3])
 end
 if #members == 0 then return 0 end
 
@@ -30,6 +30,7 @@ end
 if #dead == 0 then return 0 end
 
 unlist(index, unpack(dead))
+redis.call('ZREM', KEYS[6], unpack(dead))
 if not buried then
   for _, gid in ipairs(dead) do
     local meta = beside(META, gid)

@@ -106,7 +106,8 @@ def codes() -> Iterator[str]:
     yield from tally.CODES
     yield from (code for code, _ in chat._ENDS.values())
     yield from api_errors._MESSAGES
-    yield from re.findall(r'code="(\w+)"', (ROOT / "broker/request/body.py").read_text("utf-8"))
+    for path in ("broker/request/body.py", "api/query.py"):
+        yield from re.findall(r'code="(\w+)"', (ROOT / path).read_text("utf-8"))
     yield from api_errors._BY_CODE
     yield from guard.STATUS
     yield "not_implemented"  # HTTP itself: the name in HTTPStatus

@@ -63,13 +63,14 @@ def test_exactly_the_used_parameters_are_described() -> None:
     sources = {str(path.relative_to(root)): path.read_text("utf-8") for path in sorted(root.rglob("*.py"))}
     assert {name for name, source in sources.items() if "query_params" in source} == {"query.py"}
     source = "".join(sources.values())
-    read = set(re.findall(r"""(?:text|texts|whole|choice|flag)_of\(\w+, "([\w-]+)\"""", source))
+    read = set(re.findall(r"""(?:text|texts|whole|choice|flag|list|pairs)_of\(\w+, "([\w-]+)\"""", source))
+    read |= {name for names in re.findall(r"""time_of\(\w+, "(\w+)", "(\w+)"\)""", source) for name in names}
     read |= set(re.findall(r"""(?:request|connection)\.headers\.get\("([\w-]+)\"""", source))
     read |= set(re.findall(r"""request\.headers\.getlist\("([\w-]+)\"""", source))
     read |= {"lastEventId"} if "last_event_id_of(request)" in source else set()
     named = {p["name"] for operation in OPERATIONS.values() for p in operation["parameters"] if p["in"] != "path"}
     known = {name.lower() if name[0].isupper() else name for name in named}
-    of_http = {"accept", "authorization", "content-encoding", "content-length"}
+    of_http = {"accept", "authorization", "content-encoding", "content-length", "content-type"}
     assert read - {*of_http, "token"} == known
     schemes = DOCUMENT["components"]["securitySchemes"]
     assert schemes["token"]["name"] in read

@@ -197,7 +197,7 @@ async def test_the_list_skips_expired_generations(broker: Broker) -> None:
     assert ([generation.id for generation in page], more) == ([newest_first[i] for i in (0, 5, 6)], True)
     page, more = await broker.store.list("lister", limit=3, after=page[-1].id)
     assert ([generation.id for generation in page], more) == (newest_first[7:], False)
-    left = [name for gid in dead for name in await broker.store.redis.execute("KEYS", f"tc:{{{gid[14:16]}}}:i:lister*")]
+    left = [names.index(gid[14:16], "lister", status) for gid in dead for status in (None, "queued")]
     members = [m.decode() for name in left for m in await broker.store.redis.execute("ZRANGE", name, 0, -1)]
     assert not set(members) & set(dead)
 

@@ -99,6 +99,26 @@ def check_text(frames: list[Any], seed: int, length: int, resets: int = 0) -> No
     assert texts(frames[last:]) == "".join(pieces(seed, length))
 
 
+async def test_a_batch_over_all_masters(api: Gateway, cluster: ClusterGroup) -> None:
+    """Created, repeated, filtered, retried and cancelled as on one server."""
+    bodies = [request_body(str(n), metadata={"n": str(n % 3)}, tokencast={"group": "all"}) for n in range(150)]
+    batch, key = "/v1/generations/batch", {"idempotency-key": "over all"}
+    made = [
+        item["id"] for item in (await api.http.post(batch, json={"generations": bodies}, headers=key)).json()["data"]
+    ]
+    assert {shard_of(gid) for gid in made} == set(SHARDS)
+    again = (await api.http.post(batch, json={"generations": bodies}, headers=key)).json()["data"]
+    assert [item["id"] for item in again] == made
+    query = {"limit": 100, "group": "all", "metadata[n]": "1", "status": "queued"}
+    listed = (await api.http.get("/v1/generations", params=query)).json()["data"]
+    assert {one["id"] for one in listed} == set(made[1::3])
+    group = (await api.http.post("/v1/groups/all/cancel")).json()
+    assert (group["counts"]["queued"], group["counts"]["cancelled"]) == (0, 150)
+    retried = await api.http.post("/v1/generations/retry", json={"status": "cancelled", "group": "all", "limit": 40})
+    assert (retried.json()["matched"], retried.json()["retried"]) == (40, 40)
+    assert (await api.http.post("/v1/groups/all/cancel")).json()["counts"]["cancelled"] == 190
+
+
 async def test_generations_of_all_shards_are_created_followed_and_listed(
     api: Gateway, workers: Workers, sim: str, cluster: ClusterGroup
 ) -> None:

@@ -34,6 +34,7 @@ from worker.claims import Claim, claim, release
 
 RETENTION = 600
 HOUR, DAY = 3600, 86400
+DIGEST = "[0-9a-f]{16}"
 SAMPLES: dict[str, tuple[Any, str]] = {
     "gid": ("gen_0123456789" + "10" + "s" * 22, "gen_.{34}"),
     "shard": ("10", ".."),
@@ -46,6 +47,10 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "ticket": ("sampleticket", r"gen_.{34}\.[0-9]+"),
     "worker_id": ("sampleworker", ".+"),
     "host": ("samplehost", "[0-9a-f]{16}"),
+    "model": ("samplemodel", DIGEST),
+    "code": ("samplecode", DIGEST),
+    "name": ("samplename", DIGEST),
+    "value": ("samplevalue", DIGEST),
 }
 """A value for each parameter of a key function, and the pattern of real values."""
 ARQ_KEYS = re.compile("arq:(in-progress|retry):gen_.*")
@@ -75,7 +80,7 @@ def _seconds(lifetime: str) -> int:
 
 def kinds() -> Iterator[Kind]:
     for name, value in vars(keys).items():
-        if inspect.isfunction(value) and value.__module__ == keys.__name__:
+        if inspect.isfunction(value) and value.__module__ == keys.__name__ and not name.startswith("_"):
             yield Kind(name, list(_patterns(value)), value.__doc__ or "")
     for assigned, docstring in itertools.pairwise(TREE):
         if isinstance(assigned, ast.Assign) and isinstance(assigned.value, ast.Constant):
@@ -97,6 +102,8 @@ def _patterns(builder: Any) -> Iterator[str]:
         pattern = re.escape(builder(*(SAMPLES[name][0] for name in names)))
         if "key" in names:
             pattern = re.sub("[0-9a-f]{64}", lambda _: SAMPLES["key"][1], pattern)
+        if any(SAMPLES[name][1] == DIGEST for name in names):
+            pattern = re.sub(f"(?<=:){DIGEST}", lambda _: DIGEST, pattern)
         pattern = pattern.replace(r"\{10\}", r"\{..\}")
         for name in names:
             value, form = SAMPLES[name]
@@ -280,7 +287,8 @@ async def _processes(broker: Broker, seen: KeyLifetimes, sim: str) -> None:
 
 
 async def claimable(broker: Broker, **more: Any) -> Writer:
-    return Writer(broker.store.redis, (await broker.enqueue(request_body(), **more)).id)
+    body = request_body(metadata={"order": "17"}, tokencast={"group": "night"})
+    return Writer(broker.store.redis, (await broker.enqueue(body, **more)).id)
 
 
 async def claimed(broker: Broker) -> Claim:

@@ -1,0 +1,296 @@
+"""The methods of `Broker` that concern many generations, or repeat one."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from broker import records
+from broker.bulk.submission import Item, Result, Submission
+from broker.errors import BrokerError, GenerationGone, InvalidRequest, NotEnded
+from broker.events import FINAL_STATUSES, STATUSES
+from broker.generation import Generation, queued
+from broker.queue.quotas import OPEN_TENANT
+from broker.queue.tickets import Queue
+from broker.request.body import (
+    MAX_IDEMPOTENCY_KEY,
+    MAX_METADATA,
+    CompletionRequest,
+    check_idempotency_key,
+    encode_body,
+)
+from broker.request.options import check_group
+from broker.settings.settings import Settings
+from broker.store import bulk, commands
+from broker.store.filters import Filters
+from broker.store.groups import read_group
+from broker.store.storage_share import Stored
+from broker.store.store import Created, Store, Withdrawn, withdrawn
+
+BATCH_LIMIT = 1000
+"""Maximum generations of a batch, and of a bulk retry."""
+SLICE, SLICE_BYTES = 100, 64 * 1024
+"""Requests, and their bytes, that are parsed before other tasks have a turn."""
+PAGE = 100  # generations of a group that are read, and cancelled, together
+WITHDRAWN_AT_ONCE = 16
+PAGES = 100
+"""Maximum pages that a bulk retry reads; each checks up to 10,000 generations."""
+
+
+class Retried(NamedTuple):
+    """The result of `retry_all`. `data`: for each match, newest first, the new generation or its error; in a dry run
+    the match itself."""
+
+    matched: int
+    retried: int
+    data: list[Result]
+    has_more: bool
+
+
+class BulkOperations(ABC):
+    """Base of `Broker`, which provides the attributes and the abstract methods."""
+
+    settings: Settings
+    store: Store
+    queue: Queue
+
+    @abstractmethod
+    async def parse(self, body: bytes) -> CompletionRequest: ...
+
+    @abstractmethod
+    async def submit(
+        self,
+        request: CompletionRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        *,
+        queue_timeout: float | None = None,
+        retry_of: str = "",
+    ) -> Created: ...
+
+    @abstractmethod
+    async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None: ...
+
+    @abstractmethod
+    async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation: ...
+
+    @abstractmethod
+    def _size(self, request: CompletionRequest, gid: str) -> Stored: ...
+
+    @abstractmethod
+    def _share(self, tenant: str) -> int: ...
+
+    @abstractmethod
+    async def _write_tickets(self, new: Sequence[tuple[str, CompletionRequest]], tenant: str) -> None: ...
+
+    # --- batches ------------------------------------------------------------------------------------------
+
+    async def enqueue_batch(
+        self,
+        bodies: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+        tenant: str = OPEN_TENANT,
+    ) -> list[Generation | BrokerError]:
+        """Create up to 1,000 generations; return each one, or the error of its body, in the order of the bodies. An
+        invalid body does not affect the others.
+
+        With an idempotency key K, body i gets the key `K#i`: if the call is repeated with the same key and bodies, it
+        creates only those that are missing. Raises InvalidRequest for the key, and for no bodies or too many.
+        """
+        check_batch(len(bodies), idempotency_key)
+        parsed: list[CompletionRequest | BrokerError] = []
+        for body in bodies:
+            try:
+                parsed.append(await self.parse(encode_body(body)))
+            except BrokerError as error:
+                parsed.append(error)
+            if len(parsed) % SLICE == 0:
+                await asyncio.sleep(0)
+        return await self.submit_batch(parsed, tenant, idempotency_key)
+
+    async def submit_batch(
+        self, parsed: Sequence[CompletionRequest | BrokerError], tenant: str, idempotency_key: str | None
+    ) -> list[Result]:
+        """As `enqueue_batch`, for validated requests, with the errors of the others in their places."""
+        items = [
+            one if isinstance(one, BrokerError) else Item(one, f"{idempotency_key}#{at}" if idempotency_key else None)
+            for at, one in enumerate(parsed)
+        ]
+        return await self._submit_each(items, tenant)
+
+    async def _submit_each(self, items: Sequence[Item | BrokerError], tenant: str) -> list[Result]:
+        submission = Submission(
+            *(self.store, self.queue.quotas, self.settings, tenant, self._share(tenant)),
+            *(self._size, self._write_tickets),
+        )
+        submitted = iter(await submission.submit([item for item in items if isinstance(item, Item)]))
+        return [next(submitted) if isinstance(item, Item) else item for item in items]
+
+    # --- repeating ----------------------------------------------------------------------------------------
+
+    async def retry(self, gid: str, *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT) -> Generation:
+        """Create a new generation with the request of one that has ended, with its metadata, group, priority,
+        retention, error policy and webhook; `retry_of` names the old one. With the same idempotency key, return the
+        same generation.
+
+        Raises NotEnded; RequestNotKept if it was cancelled and its request was too long to be kept; otherwise as
+        `enqueue` and `get`.
+        """
+        return (await self.submit_retry(gid, tenant, idempotency_key))[0]
+
+    async def submit_retry(self, gid: str, tenant: str, idempotency_key: str | None) -> tuple[Generation, bool]:
+        """As `retry`; also return whether the idempotency key already had a generation."""
+        if not (await self.store.state(gid, tenant)).ended:
+            raise NotEnded
+        request = await self._repeatable(gid)
+        created = await self.submit(
+            request, tenant, idempotency_key, queue_timeout=self.settings.queue_timeout, retry_of=gid
+        )
+        if created.replayed:
+            return await self.store.state(created.id, tenant), True
+        return queued(created.id, request, tenant, gid), False
+
+    async def _repeatable(self, gid: str) -> CompletionRequest:
+        async for found in bulk.stored_requests(self.store.redis, [gid]):
+            for _, request in found:
+                if isinstance(request, BrokerError):
+                    raise request
+                self.settings.upstream_for(request.model)
+                return request
+        raise GenerationGone
+
+    async def retry_all(
+        self,
+        *,
+        status: str | Sequence[str] = "failed",
+        code: str | None = None,
+        group: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = BATCH_LIMIT,
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+        tenant: str = OPEN_TENANT,
+    ) -> Retried:
+        """Retry the newest `limit` (at most 1,000) of the generations that match; with `dry_run` only find them. The
+        filters are those of `list`. A generation that was already retried matches again.
+
+        With an idempotency key, each generation is retried once under it, however often the call is repeated. Raises
+        InvalidRequest or StorageUnavailable.
+        """
+        filters = make_filters(status=status, code=code, group=group, since=since, until=until)
+        if not filters.status or not filters.status <= FINAL_STATUSES:
+            raise InvalidRequest("`status` must be completed, failed or cancelled.", param="status")
+        if not 1 <= limit <= BATCH_LIMIT:
+            raise InvalidRequest(f"`limit` must be between 1 and {BATCH_LIMIT}.", param="limit")
+        check_retry_key(idempotency_key)
+        matches, more = await self._matches(filters, limit, tenant)
+        if dry_run:
+            return Retried(len(matches), 0, list(matches), more)
+        data: list[Result] = []
+        async for found in bulk.stored_requests(self.store.redis, [one.id for one in matches]):
+            items = [self._item(gid, request, idempotency_key) for gid, request in found]
+            data += await self._submit_each(items, tenant)
+        return Retried(len(matches), sum(isinstance(one, Generation) for one in data), data, more)
+
+    def _item(self, gid: str, request: CompletionRequest | BrokerError, key: str | None) -> Item | BrokerError:
+        if isinstance(request, BrokerError):
+            return request
+        try:
+            self.settings.upstream_for(request.model)
+        except BrokerError as error:
+            return error
+        return Item(request, f"{key}#{gid}" if key else None, gid)
+
+    async def _matches(self, filters: Filters, limit: int, tenant: str) -> tuple[list[Generation], bool]:
+        found: list[Generation] = []
+        after: str | None = None
+        for _ in range(PAGES):
+            page, more, after = await self.store.find(tenant, filters, min(PAGE, limit - len(found)), after)
+            found += page
+            if not more or len(found) == limit:
+                return found, more
+        return found, True
+
+    # --- groups -------------------------------------------------------------------------------------------
+
+    async def group(self, name: str, *, tenant: str = OPEN_TENANT) -> records.Group:
+        """Return the counts and the usage of a group. Raises GroupNotFound or StorageUnavailable."""
+        return await read_group(self.store.redis, tenant, check_group(name, "name"))
+
+    async def cancel_group(self, name: str, *, tenant: str = OPEN_TENANT) -> records.Group:
+        """Cancel all waiting and running generations of a group; return the group. Raises as `group`."""
+        await self.group(name, tenant=tenant)
+        filters = Filters(group=name, status=frozenset(STATUSES) - FINAL_STATUSES)
+        after: str | None = None
+        more = True
+        while more:
+            page, more, after = await self.store.find(tenant, filters, PAGE, after)
+            await self._cancel_each({one.id: one.model for one in page}, tenant)
+        return await self.group(name, tenant=tenant)
+
+    async def _cancel_each(self, models: Mapping[str, str], tenant: str) -> None:
+        """Cancel generations, given with their models."""
+        replies = await commands.cancel_each(self.store.redis, list(models), tenant)
+        cancelled = [(gid, withdrawn(gid, reply)) for gid, reply in zip(models, replies, strict=True)]
+        cancelled = [(gid, one) for gid, one in cancelled if one.was not in ("", *FINAL_STATUSES)]
+        for at in range(0, len(cancelled), WITHDRAWN_AT_ONCE):
+            some = cancelled[at : at + WITHDRAWN_AT_ONCE]
+            await asyncio.gather(*(self._cancelled(gid, tenant, models[gid], one) for gid, one in some))
+
+
+def make_filters(
+    *,
+    status: str | Sequence[str] | None = None,
+    model: str | None = None,
+    code: str | None = None,
+    group: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> Filters:
+    """Return checked filters. Raises InvalidRequest."""
+    named = [status] if isinstance(status, str) else list(status or ())
+    if any(one not in STATUSES for one in named):
+        raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
+    if group is not None:
+        check_group(group, "group")
+    if metadata and len(metadata) > MAX_METADATA:
+        raise InvalidRequest(f"`metadata` can have up to {MAX_METADATA} keys.", param="metadata")
+    return Filters(
+        status=frozenset(named),
+        model=model,
+        code=code,
+        group=group,
+        metadata=dict(metadata or {}),
+        since_ms=None if since is None else _ms(since, "since"),
+        until_ms=None if until is None else _ms(until, "until"),
+    )
+
+
+def _ms(seconds: float, name: str) -> int:
+    if not -1e12 < seconds < 1e12:
+        raise InvalidRequest(f"`{name}` must be a time in unix seconds.", param=name)
+    return -int(-seconds * 1000 // 1)  # rounded up: creation times have milliseconds
+
+
+def check_batch(count: int, idempotency_key: str | None) -> None:
+    """Raises InvalidRequest for the number of a batch's items, or its key."""
+    if not 1 <= count <= BATCH_LIMIT:
+        raise InvalidRequest(f"`generations` must have 1 to {BATCH_LIMIT} items.", param="generations")
+    _check_key(idempotency_key, len(f"#{BATCH_LIMIT - 1}"))
+
+
+def check_retry_key(idempotency_key: str | None) -> None:
+    """Raises InvalidRequest if the key of a bulk retry is too long for the id that is appended to it."""
+    _check_key(idempotency_key, len("#") + 38)
+
+
+def _check_key(key: str | None, suffix: int) -> None:
+    if key and len(key) > MAX_IDEMPOTENCY_KEY - suffix:
+        message = f"`Idempotency-Key` can have up to {MAX_IDEMPOTENCY_KEY - suffix} characters here."
+        raise InvalidRequest(message, param="idempotency-key")
+    check_idempotency_key(key)
