@@ -9,7 +9,11 @@ redis.call('ZREM', 'tc:q:' .. tenant, gid)
 if redis.call('ZREM', waiting(level, tenant), member) == 1 then
   count('tc:depth', level, -1)
   count('tc:qn', tenant, -1)
-  if redis.call('EXISTS', waiting(level, tenant)) == 0 then redis.call('ZREM', turns(level), tenant) end
+  if redis.call('EXISTS', waiting(level, tenant)) == 0 then
+    redis.call('ZREM', turns(level), tenant)
+    redis.call('SREM', full(tenant), level)
+    if redis.call('EXISTS', full(tenant)) == 0 then redis.call('ZREM', 'tc:fullz', tenant) end
+  end
   return 1
 end
 if redis.call('ZREM', 'tc:later', table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], member}, ' ')) == 1 then
@@ -24,5 +28,6 @@ if granted then
   redis.call('ZREM', running(tenant), gid)
   redis.call('DEL', job)
   readmit(tenant)
+  ring()
 end
 return 1
