@@ -154,7 +154,9 @@ class Places:
             self._start(self.hold())
 
     async def hold(self) -> None:
-        """Renew the places now."""
+        """Renew the places now; before the first pull there are none."""
+        if not self.born:
+            return
         places = [
             Place(one.gid, one.resource, one.tenant if self._limits.is_counted(one.tenant) else "", one.accepted)
             for one in self._held.values()

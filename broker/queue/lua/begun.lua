@@ -21,7 +21,8 @@ if h.circuit == 'open' then
   ring()
   return 'OK'
 end
-local limit = tonumber(h.L or limit_of(h, tonumber(h.max or 0), true))
+local most = h.omax and h.omax ~= '' and h.omax or h.max
+local limit = limit_of({L = h.L}, h.L and 0 or tonumber(most or 0), true)
 if redis.call('ZCARD', places(resource)) < limit or redis.call('EXISTS', DEPTH) == 0 then return 'OK' end
 local ceil, held, need = tonumber(h.ceil or ''), tonumber(h.held or 0) + 1, tonumber(h.need or 2)
 if not ceil then

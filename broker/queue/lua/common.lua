@@ -3,7 +3,6 @@
 -- priority and tenant. It stays there until it can run. In each lane and priority, the zset of turns has the tenants that
 -- wait and are not at their limit, by fair tag: each tag is a round in which every tenant has one turn.
 local WEEK = 604800
-local GRACE = 6000
 
 local function int(n) return string.format('%.0f', n) end
 local function now_ms()
@@ -38,7 +37,7 @@ local function ring()
 end
 
 -- Gives a tenant its place in the turns of a level, unless it has one or is at its limit. `back`: its last turn ended
--- without a run, so it is not a round late.
+-- without a run, so it is a round earlier.
 local function add_turn(level, tenant, back)
   if redis.call('SISMEMBER', full(tenant), level) == 1 then return end
   local tags = redis.call('HMGET', tags(priority_of(level)), tenant, '')
@@ -48,7 +47,7 @@ local function add_turn(level, tenant, back)
     redis.call('HSET', tags(priority_of(level)), tenant, string.format('%.6f', tag))
     redis.call('EXPIRE', tags(priority_of(level)), WEEK)
   end
-  redis.call('ZADD', turns(level), 'NX', tag, tenant)
+  redis.call('ZADD', turns(level), back and 'LT' or 'NX', tag, tenant)
   redis.call('EXPIRE', turns(level), WEEK)
 end
 
@@ -79,17 +78,23 @@ local function prune(key, now, lease)
   redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')
 end
 
--- Returns since when the places can be trusted (ms): a server that lost them, or stood still for longer than a lease, or
--- whose clock was set, may count too few. Workers put their places back within five seconds of noticing. `seen`: the
--- time that the caller has seen before; '' if it has just started, and may be the first of all.
-local function trusted_since(now, lease, seen)
-  local born, tick = redis.call('GET', BORN), redis.call('GET', TICK)
-  local jumped = seen ~= '' and tick and (now - tick > math.max(lease, 3000) or tick - now > 1000)
-  if not born or jumped then
-    born = int(seen == '' and now - GRACE or now)
+-- ms within which workers put their places back: they renew them three times in a lease.
+local function grace(lease) return math.floor(lease / 3) + 1000 end
+
+-- Returns since when the places can be trusted (ms). They may be too few after the server lost them, or stood still until
+-- places ended that were due to be renewed, or its clock was set. `seen`: the time that the caller has seen before; ''
+-- if it has just started. After a loss nothing tells such a caller that others have calls; the next one that has seen
+-- another time does. `unused`: no place is left, not even one that has ended.
+local function trusted_since(now, lease, seen, unused)
+  local born, tick = tonumber(redis.call('GET', BORN) or ''), tonumber(redis.call('GET', TICK) or '')
+  local jumped = tick and (now - tick > math.max(lease / 2, 3000) or tick - now > 1000)
+  local alone = seen == '' and (not born or unused)
+  local missed = born and seen ~= '' and tonumber(seen) ~= born and now - born >= grace(lease)
+  if not born or jumped or missed then
+    born = alone and now - grace(lease) or now
     for _, tenant in ipairs(redis.call('ZRANGE', FULL, 0, -1)) do redis.call('ZADD', FULL, 0, tenant) end
   end
-  redis.call('SET', BORN, born, 'EX', WEEK)
+  redis.call('SET', BORN, int(born), 'EX', WEEK)
   redis.call('SET', TICK, int(now), 'EX', WEEK)
-  return tonumber(born)
+  return born
 end

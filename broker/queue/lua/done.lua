@@ -26,10 +26,10 @@ end
 if outcome == 'busy' then
   redis.call('HINCRBY', key, 'refused', 1)
   local wait = retry >= 0 and retry or 250
-  local till = math.max(tonumber(h.busy or 0), now + wait)
-  if till > now + 3600000 then till = now + 3600000 end
-  redis.call('HSET', key, 'busy', int(till), 'why', 'busy')
-  if now - age >= tonumber(h.cut or 0) then
+  local till = math.min(math.max(busy_until(h, now), now + wait), now + 3600000)
+  redis.call('HSET', key, 'busy', int(till), 'for', int(till - now), 'why', 'busy')
+  local cut = tonumber(h.cut or 0)
+  if now - age >= cut or cut > now then
     local runs = 0
     for _, other in ipairs(redis.call('SMEMBERS', begun(resource))) do
       if redis.call('ZSCORE', places(resource), other) then runs = runs + 1 else redis.call('SREM', begun(resource), other) end
@@ -61,6 +61,11 @@ elseif outcome == 'fail' then
   end
 elseif outcome == 'ok' then
   redis.call('HSET', key, 'okat', int(now))
+end
+
+-- A probe that ended without an answer about the upstream makes room for the next one.
+if h.circuit == 'open' and h.probe == gid and outcome ~= 'fail' and outcome ~= 'denied' then
+  redis.call('HSET', key, 'probe', '')
 end
 
 local tpm = tonumber(h.otpm or '') or tonumber(h.tpm or 0)

@@ -19,8 +19,10 @@ local function look_again(at)
   if at > now and (not next_at or at < next_at) then next_at = at end
 end
 
-local born = trusted_since(now, lease, ARGV[3])
-if now - born < GRACE then return {{}, int(born + GRACE - now), int(born), {}} end
+local unused = true
+for i = 7, #ARGV, 6 do unused = unused and redis.call('EXISTS', places(ARGV[i])) == 0 end
+local born = trusted_since(now, lease, ARGV[3], unused)
+if now - born < grace(lease) then return {{}, int(born + grace(lease) - now), int(born), {}} end
 
 local paused, flat = {}, redis.call('HGETALL', PAUSED)
 for i = 1, #flat, 2 do paused[flat[i]] = true end
@@ -49,21 +51,20 @@ end
 local function read(name)
   local u = used[name]
   if u then return u end
-  local key, given = state(name), known[name]
-  local h = load(name)
+  local key, given, h = state(name), known[name], load(name)
   prune(places(name), now, lease)
   u = {name = name, key = key, weight = given.weight, inflight = redis.call('ZCARD', places(name)), closed = false}
   u.max = governing(h, 'max', given.max, now, key)
   u.rpm, u.tpm = governing(h, 'rpm', given.rpm, now, key), governing(h, 'tpm', given.tpm, now, key)
   u.rt, u.tt = tonumber(h.rt or 0), tonumber(h.tt or 0)
-  local busy = tonumber(h.busy or 0)
+  local busy = busy_until(h, now)
   if h.ramp == '1' and busy <= now then -- after a long wait it begins with what runs, not with what ran before
     h.L = math.max(1, u.inflight)
     redis.call('HSET', key, 'L', h.L, 'ceil', '', 'ramp', '', 'need', 2, 'held', 0)
   end
   u.limit = limit_of(h, u.max, given.adaptive)
   if paused['u:' .. name] then u.closed = true end
-  if busy > now and busy <= now + 3600000 then
+  if busy > now then
     u.closed = true
     look_again(busy)
   end
@@ -77,7 +78,7 @@ local function read(name)
       look_again(tonumber(h.probeat))
     else
       u.half, u.probed = true, h.probed
-      u.limit = 1 + u.inflight
+      u.limit = math.min(1 + u.inflight, u.max > 0 and u.max or 1e9)
     end
   end
   used[name] = u
@@ -139,6 +140,12 @@ end
 
 -- Lanes that were named by settings which no process has any more, or has yet.
 local misplaced = {}
+for name, given in pairs(known) do
+  local at = tonumber(redis.call('HGET', state(name), 'maxat') or 0)
+  if now - at > 10000 or at > now then
+    governing(load(name), 'max', given.max, now, state(name))
+  end
+end
 local function is_served(text)
   for name in string.gmatch(text, '[^,]+') do
     local at = redis.call('HGET', state(name), 'maxat')

@@ -14,6 +14,7 @@ local function governing(h, name, given, now, key)
   elseif now - at > 10000 and known == given then
     redis.call('HSET', key, name .. 'at', int(now))
   end
+  redis.call('EXPIRE', key, WEEK)
   local own = h['o' .. name]
   return own and own ~= '' and tonumber(own) or known
 end
@@ -29,6 +30,13 @@ local function limit_of(h, most, adaptive)
   local limit = most > 0 and most or 1e9
   if adaptive then limit = math.min(limit, tonumber(h.L or (most > 0 and most or FIRST_LIMIT))) end
   return limit
+end
+
+-- Returns ms until which nobody calls, 0 if calls are possible. A time that is farther away than when it was set is from
+-- before the clock went back.
+local function busy_until(h, now)
+  local till = tonumber(h.busy or 0)
+  return till > now and till - now <= tonumber(h['for'] or 0) and till or 0
 end
 
 local function rate_wait(tat, per_minute, amount, now)

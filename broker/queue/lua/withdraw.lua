@@ -9,7 +9,11 @@ redis.call('ZREM', reservations(tenant), gid)
 if redis.call('ZREM', waiting(level, tenant), member) == 1 then
   count(DEPTH, level, -1)
   count(COUNTS, tenant, -1)
-  if redis.call('EXISTS', waiting(level, tenant)) == 0 then redis.call('ZREM', turns(level), tenant) end
+  if redis.call('EXISTS', waiting(level, tenant)) == 0 then
+    redis.call('ZREM', turns(level), tenant)
+    redis.call('SREM', full(tenant), level)
+    if redis.call('EXISTS', full(tenant)) == 0 then redis.call('ZREM', FULL, tenant) end
+  end
   return 1
 end
 if redis.call('ZREM', LATER, table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], member}, ' ')) == 1 then
@@ -24,5 +28,6 @@ if granted then
   redis.call('ZREM', running(tenant), gid)
   redis.call('DEL', job)
   readmit(tenant)
+  ring()
 end
 return 1

@@ -1,0 +1,1 @@
+"""The queue's scripts under random schedules, with a clock that the test sets. Start with `machine.py`."""

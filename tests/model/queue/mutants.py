@@ -1,0 +1,74 @@
+"""Mutants of the queue's scripts, each without one guard. The tests must detect every mutant."""
+
+from __future__ import annotations
+
+from tests.model.queue.scripts import Mutant
+
+SCHEDULED = [
+    Mutant(
+        "a full tenant has no time at which it is looked at again",
+        [("  redis.call('ZADD', 'tc:fullz', till, tenant)\n", "")],
+        "a tenant whose worker died waits forever",
+    ),
+    Mutant(
+        "no grace",
+        [("if now - born < grace(lease) then return", "if false then return")],
+        "more calls than an upstream takes, after a loss or a standstill",
+    ),
+    Mutant(
+        "grace only after a loss",
+        [("if not born or jumped or missed then", "if not born then")],
+        "more calls than an upstream takes, after a standstill or a clock step",
+    ),
+    Mutant(
+        "a standstill is noticed only after a whole lease",
+        [("math.max(lease / 2, 3000)", "math.max(lease, 3000)")],
+        "more calls than an upstream takes: places end two thirds of a lease after their last renewal",
+    ),
+    Mutant(
+        "a worker that has just started notices no standstill",
+        [("local alone = seen == '' and (not born or unused)", "local alone = seen == ''")],
+        "more calls than an upstream takes",
+    ),
+    Mutant(
+        "places after the clock went back stay",
+        [("  redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')\n", "")],
+        "places of dead workers that last an hour",
+    ),
+    Mutant(
+        "a grant leaves the depth",
+        [("  count('tc:depth', level, -1)\n  count('tc:qn', tenant, -1)\n  depth[level]", "  depth[level]")],
+        "counts that differ from what waits",
+    ),
+    Mutant(
+        "a half-open circuit has any number of probes",
+        [("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"), ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n")],
+        "several calls of an upstream that is down",
+    ),
+    Mutant(
+        "a probe passes the limit",
+        [("math.min(1 + u.inflight, u.max > 0 and u.max or 1e9)", "1 + u.inflight")],
+        "more calls than an upstream takes",
+    ),
+    Mutant(
+        "a refusal of the probe keeps its place",
+        [("if h.circuit == 'open' and h.probe == gid and", "if false and")],
+        "nothing",
+    ),
+    Mutant(
+        "a busy time from before a clock step",
+        [("till - now <= tonumber(h['for'] or 0)", "till - now <= 3600000")],
+        "an upstream that nobody calls for half an hour",
+    ),
+    Mutant(
+        "limits without a lifetime",
+        [("  redis.call('EXPIRE', key, WEEK)\n  return known", "  return known")],
+        "a key that stays",
+    ),
+    Mutant(
+        "a withdrawn ticket leaves its tenant among the full ones",
+        [("    redis.call('SREM', full(tenant), level)\n", "")],
+        "a turn of nobody",
+    ),
+]
+"""Mutants that the random schedules detect."""
