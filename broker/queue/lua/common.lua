@@ -40,8 +40,8 @@ end
 -- without a run, so it is a round earlier.
 local function add_turn(level, tenant, back)
   if redis.call('SISMEMBER', full(tenant), level) == 1 then return end
-  local tags = redis.call('HMGET', tags(priority_of(level)), tenant, '')
-  local tag = math.max(tonumber(tags[1] or 0), tonumber(tags[2] or 0))
+  local known = redis.call('HMGET', tags(priority_of(level)), tenant, '')
+  local tag = math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))
   if back then
     tag = tag - 1
     redis.call('HSET', tags(priority_of(level)), tenant, string.format('%.6f', tag))
