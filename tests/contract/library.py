@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from broker.settings.client_settings import ClientSettings
-from broker.settings.settings import SECRETS, Settings
+from broker.settings.secret_files import SECRETS
+from broker.settings.settings import Settings
 from tests.contract.layout import laid_out
 from tests.contract.recorder import Recorder
 from tests.contract.stage import Stage, prompt
