@@ -76,7 +76,7 @@ BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
 async def test_a_bad_ticket_does_not_stop_a_worker(
     redis: EmbeddedRedis, api: Gateway, one_slot: Service, ticket: bytes, payload: bytes | None
 ) -> None:
-    """It is the first of the granted ones. The next generation is still taken, and nothing of the bad ticket is left."""
+    """It is the first of the granted ones. The next generation still runs, and nothing of the bad ticket is left."""
     async with connect(redis.url) as broker:
         execute = broker.queue.redis.execute
         if payload is not None:
@@ -112,7 +112,9 @@ async def test_a_ticket_is_found_without_the_bell(
     async with connect(redis.url) as broker:
         said = await created(broker, "no-bell")
         ticket = Ticket(said.gid, OPEN_TENANT, 1, "default", 3, 10, created_ms(said.gid))
-        unheard = f"local function offer()\n{OFFER.source}\nend\nlocal added = offer()\nredis.call('DEL', '{keys.BELL}')\nreturn added"
+        unheard = (
+            f"local function offer()\n{OFFER.source}\nend local n = offer() redis.call('DEL', '{keys.BELL}') return n"
+        )
         assert await broker.queue.redis.execute("EVAL", unheard, 0, *offer_arguments(ticket)) == 1
     await completes(api, said)
     assert await stored(redis.url, sim, said, "no-bell") == ONCE
@@ -156,3 +158,34 @@ async def test_two_hundred_silent_generations_do_not_delay_a_new_one(own_redis: 
 
 async def all_called(upstream: str, label: str, count: int) -> bool:
     return len(await upstream_calls(upstream, label)) == count
+
+
+async def test_a_refused_generation_does_not_hold_back_others(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The upstream refuses one request always, without a Retry-After: a rate limit of one model, for example."""
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim):
+        refused = await ask(api, "refused-always", more="fault=429")
+        await wait_until(partial(is_called, sim, "refused-always"))
+        for number in range(3):
+            await completes(api, await ask(api, f"next-to-a-refused-{number}", length=5))
+        assert (await api.get(refused.gid))["status"] == "queued"
+        await api.http.post(f"/v1/generations/{refused.gid}/cancel")
+
+
+async def test_long_streams_below_any_limit_do_not_delay_a_new_one(own_redis: EmbeddedRedis, sim: str) -> None:
+    """They start one after the other, so that none of them ever waits; the upstream has refused nothing."""
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim):
+        streams: list[Said] = []
+        for number in range(8):
+            streams.append(await ask(api, f"long-{number}", length=3, more="fault=stall at=3"))
+            await wait_until(partial(has_begun, api, streams[-1]))
+        await completes(api, await ask(api, "next-to-long-streams", length=5))
+        for stream in streams:
+            await api.http.post(f"/v1/generations/{stream.gid}/cancel")
+
+
+async def is_called(upstream: str, label: str) -> bool:
+    return bool(await upstream_calls(upstream, label))
+
+
+async def has_begun(api: Gateway, said: Said) -> bool:
+    return (await api.get(said.gid))["status"] == "in_progress"

@@ -45,6 +45,8 @@ def transaction(name: bytes) -> Matcher:
         if command[0] == b"EXEC":
             found, inside = inside, False
             return found
+        if command[0] == b"MULTI":
+            inside = False
         inside = inside or command[0] == name
         return False
 
