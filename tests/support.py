@@ -19,12 +19,13 @@ from typing import Any
 
 import httpx2
 
+from broker import connect
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
 from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
 
@@ -267,6 +268,7 @@ class Writer:
         return f"{self.attempt}.token"
 
     async def claim(self) -> Writer:
+        """Claim and begin the next attempt."""
         reply = await self.redis.run(
             CLAIM,
             [*lifecycle_keys(self.gid), keys.epoch(shard_of(self.gid))],
@@ -274,6 +276,7 @@ class Writer:
         )
         assert reply[0] == b"OK", reply
         self.attempt, self.n, self.text = reply[1].decode(), 0, ""
+        assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
         return self
 
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
@@ -346,6 +349,14 @@ async def clients_by_last_command(redis: Redis, command: str) -> list[str]:
     """Redis's connections whose last command is this one. A blocking command waits, unless it was just answered."""
     listed: bytes = await redis.execute("CLIENT", "LIST")
     return [line for line in listed.decode().splitlines() if f"cmd={command}" in line]
+
+
+async def forget_refusals(redis_url: str) -> None:
+    """Remove the state of all upstreams from the queue: an upstream that refused a call in one test is not called for
+    some time, which would delay the next test."""
+    async with connect(redis_url) as broker:
+        for name in await broker.queue.redis.execute("KEYS", keys.upstream("*")):
+            await broker.queue.redis.execute("DEL", name)
 
 
 async def gather(*work: Awaitable[Any]) -> list[Any]:

@@ -120,7 +120,9 @@ def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
     if outcome == "busy":
         retry_after = failure.retry_after
         wait = BUSY_WAIT * random.uniform(0.75, 1.25) if retry_after is None else retry_after
-        return Refusal(outcome, "upstream_busy", wait, 0.0, wait, claim.lane)
+        # Any other waiting generation is tried first: the refusal may be about this request, which would otherwise be
+        # called again and again, always as the first.
+        return Refusal(outcome, "upstream_busy", wait, wait + BUSY_WAIT, wait, claim.lane)
     others = [one for one in claim.lane.split(",") if one != claim.resource]
     if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
         outcome = "none"

@@ -49,8 +49,8 @@ def kill(dying: Gateway) -> None:
 CREATE_POINTS = {
     "before the creation": ("create", "before"),
     "after the creation": ("create", "after"),
-    "before the enqueue": ("enqueue", "before"),
-    "after the enqueue": ("enqueue", "after"),
+    "before the offer to the queue": ("offer", "before"),
+    "after the offer to the queue": ("offer", "after"),
 }
 
 
@@ -77,7 +77,7 @@ async def test_a_client_repeats_its_request_at_another_gateway_after_a_crash(
         assert [generation.metadata for generation in listed].count({"label": label}) == 1
 
 
-@pytest.mark.parametrize(("name", "when"), [("create", "after"), ("enqueue", "before")])
+@pytest.mark.parametrize(("name", "when"), [("create", "after"), ("offer", "before")])
 async def test_a_generation_runs_although_its_gateway_died_and_no_request_is_repeated(
     redis: EmbeddedRedis, sim: str, quick: Gateway, doomed: tuple[Gateway, Tripwire],
     name: str, when: When,

@@ -18,7 +18,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.settings.settings import SIMULATED_KEY
 from tests.faults.scene import QUICK, Stored, ask, audience, queue_is_empty, stored
 from tests.faults.subscriber import client
-from tests.faults.tripwire import Matcher, Tripwire, When, command, script, transaction, tripwire
+from tests.faults.tripwire import Command, Matcher, Tripwire, When, command, script, transaction, tripwire
 from tests.support import Gateway, Service, clients_by_last_command, gateway, service, wait_until
 
 
@@ -95,29 +95,52 @@ async def longest_ticket_hold(redis_url: str) -> int:
         return max([await execute("PTTL", name) for name in await execute("KEYS", "arq:in-progress:*")], default=0)
 
 
+def renewal(command: Command) -> bool:
+    """Matches the renewal of at least one place."""
+    return script("hold")(command) and len(command) > len(("EVALSHA", "sha", "0", "lease", "born"))
+
+
 STALL = "fault=stall at=3 times=1"
+SLOW = "delay=0.5"
+REFUSED = "fault=503 times=1 retry_after=0.1"
 AGAIN = {"attempts": 2, "calls": (2,)}
+NOT_BEGUN = {"attempts": 1, "lost": 1}
+"""The claim is lost, which counts as a crash, but readers have seen nothing of the attempt."""
 WORKER_POINTS = {
     "after the bell rang": Point(command(b"BLPOP"), "after"),
+    "before the pull": Point(script("pull"), "before"),
+    "after the pull": Point(script("pull"), "after"),
     "after it took the ticket": Point(transaction(b"PSETEX"), "after"),
     "before the claim": Point(script("claim"), "before"),
+    "told to stop after the pull": Point(script("pull"), "after", by=signal.SIGTERM),
     "told to stop after it took the ticket": Point(transaction(b"PSETEX"), "after", by=signal.SIGTERM),
     "told to stop before the claim": Point(script("claim"), "before", by=signal.SIGTERM),
-    "after the claim": Point(script("claim"), "after", attempts=2),
-    "before it removes the ticket": Point(transaction(b"ZREM"), "before", attempts=2, calls=(1, 2)),
-    "after it removed the ticket": Point(transaction(b"ZREM"), "after", attempts=2, calls=(1, 2)),
+    "after the claim": Point(script("claim"), "after", **NOT_BEGUN),
+    "before it removes the ticket": Point(transaction(b"ZREM"), "before", upstream=SLOW, calls=(1, 2), **NOT_BEGUN),
+    "after it removed the ticket": Point(transaction(b"ZREM"), "after", upstream=SLOW, calls=(1, 2), **NOT_BEGUN),
+    "before the beginning": Point(script("begin"), "before", calls=(2,), **NOT_BEGUN),
+    "after the beginning": Point(script("begin"), "after", **AGAIN),
+    "after the upstream accepted the call": Point(script("begun"), "after", upstream=SLOW, calls=(2,), **NOT_BEGUN),
     "before the first append": Point(script("append"), "before", **AGAIN),
     "after the first append": Point(script("append"), "after", **AGAIN),
     "after an append in the middle": Point(script("append"), "after", nth=3, length=200, **AGAIN),
     "after it renewed the lease": Point(script("touch"), "after", upstream=STALL, **AGAIN),
+    "after it renewed the place": Point(renewal, "after", upstream=STALL, **AGAIN),
     "before the ending": Point(script("finish"), "before", **AGAIN),
     "after the ending": Point(script("finish"), "after"),
+    "before the place is freed": Point(script("done"), "before"),
+    "after the place was freed": Point(script("done"), "after"),
+    "before a refused call is reported": Point(script("done"), "before", upstream=REFUSED, calls=(2,), **NOT_BEGUN),
+    "after a refused call was reported": Point(script("done"), "after", upstream=REFUSED, calls=(2,), **NOT_BEGUN),
+    "before a refused generation waits": Point(script("defer"), "before", upstream=REFUSED, calls=(2,), **NOT_BEGUN),
+    "after a refused generation waits, before the offer": Point(script("defer"), "after", upstream=REFUSED, calls=(2,)),
+    "after a refused generation waits, after the offer": Point(script("offer"), "after", upstream=REFUSED, calls=(2,)),
     "before the hand-over": Point(script("release"), "before", upstream=STALL, stopping=True, **AGAIN),
-    "after the hand-over, before the enqueue": Point(
+    "after the hand-over, before the offer": Point(
         script("release"), "after", upstream=STALL, stopping=True, lost=0, **AGAIN
     ),
-    "after the hand-over and the enqueue": Point(
-        script("enqueue"), "after", upstream=STALL, stopping=True, lost=0, **AGAIN
+    "after the hand-over and the offer": Point(
+        script("offer"), "after", upstream=STALL, stopping=True, lost=0, **AGAIN
     ),
 }
 

@@ -12,7 +12,9 @@ import pytest
 from broker import Broker, connect
 from broker.broker import OPEN_TENANT
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.queue.tickets import ENQUEUE, JOB_NAME
+from broker.ids import created_ms
+from broker.queue.commands import OFFER, Ticket, offer_arguments
+from broker.queue.tickets import JOB_NAME
 from broker.request.body import parse_request
 from broker.store import keys
 from tests.faults.oracle import Said
@@ -49,20 +51,23 @@ async def completes(api: Gateway, said: Said) -> None:
 
 
 def job(*arguments: object, function: str = JOB_NAME) -> bytes:
+    """The payload of a granted ticket, as pull.lua writes it."""
     return msgspec.json.encode({"t": None, "f": function, "a": arguments, "k": {}, "et": 1})
 
 
 NOWHERE = "gen_" + "0" * 10 + "10" + "0" * 22
+GRANTED = ("t", "default", "default", 3, 10)  # tenant, upstream, lane, priority, tokens
 BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
     "not JSON": (b"bad.1", b"\xff{"),
     "JSON of another shape": (b"bad.2", b"[1, 2]"),
-    "a pickle": (b"bad.3", pickle.dumps({"t": None, "f": JOB_NAME, "a": ("x", "y"), "k": {}, "et": 1})),
+    "a pickle": (b"bad.3", pickle.dumps({"t": None, "f": JOB_NAME, "a": ("x", *GRANTED), "k": {}, "et": 1})),
     "no payload": (b"bad.4", None),
-    "an unknown function": (b"bad.5", job(NOWHERE, "t", function="generate_v9")),
+    "an unknown function": (b"bad.5", job(NOWHERE, *GRANTED, function="generate_v9")),
     "too few arguments": (b"bad.6", job(NOWHERE)),
-    "arguments of other types": (b"bad.7", job(17, None)),
-    "an invalid id": (b"bad.8", job("gen_none", "t")),
-    "a generation that never existed": (b"bad.9", job(NOWHERE, "t")),
+    "arguments of other types": (b"bad.7", job(17, None, 1, 2, "x", [])),
+    "an invalid id": (b"bad.8", job("gen_none", *GRANTED)),
+    "a generation that never existed": (b"bad.9", job(NOWHERE, *GRANTED)),
+    "a name without a number": (b"bad", job(NOWHERE, *GRANTED)),
     "a name that is not text": (b"bad.\xff\xfe", None),
 }
 
@@ -71,28 +76,28 @@ BAD_TICKETS: dict[str, tuple[bytes, bytes | None]] = {
 async def test_a_bad_ticket_does_not_stop_a_worker(
     redis: EmbeddedRedis, api: Gateway, one_slot: Service, ticket: bytes, payload: bytes | None
 ) -> None:
-    """It is at the head of the queue. The next generation is still taken, and nothing of the bad ticket is left."""
+    """It is the first of the granted ones. The next generation still runs, and nothing of the bad ticket is left."""
     async with connect(redis.url) as broker:
         execute = broker.queue.redis.execute
         if payload is not None:
             await execute("SET", b"arq:job:" + ticket, payload, "PX", 60_000)
-        await execute("ZADD", keys.QUEUE, 0.5, ticket)
-        await execute("EXPIRE", keys.QUEUE, 60)
+        await execute("ZADD", keys.READY, 0.5, ticket)
+        await execute("EXPIRE", keys.READY, 60)
     await completes(api, await ask(api, "after-a-bad-ticket", length=5))
     await queue_is_empty(redis.url)
     assert one_slot.process.returncode is None
 
 
-async def test_a_generation_whose_ticket_is_of_another_version_is_enqueued_again(
+async def test_a_generation_whose_ticket_is_of_another_version_is_offered_again(
     redis: EmbeddedRedis, sim: str, api: Gateway, one_slot: Service
 ) -> None:
     """A worker that does not know the ticket's function discards it; the generation still runs."""
     async with connect(redis.url) as broker:
         said = await created(broker, "other-version")
         execute = broker.queue.redis.execute
-        payload = job(said.gid, OPEN_TENANT, function="generate_v9")
+        payload = job(said.gid, OPEN_TENANT, *GRANTED[1:], function="generate_v9")
         await execute("SET", keys.arq_job(f"{said.gid}.1"), payload, "PX", 60_000)
-        await execute("ZADD", keys.QUEUE, 1, f"{said.gid}.1")
+        await execute("ZADD", keys.READY, 1, f"{said.gid}.1")
         await queue_is_empty(redis.url)
         assert (await broker.store.state(said.gid, OPEN_TENANT)).status == "queued"
     await is_overdue(redis.url, said.gid)
@@ -106,9 +111,11 @@ async def test_a_ticket_is_found_without_the_bell(
     """The regular poll finds it; nothing else would look for it."""
     async with connect(redis.url) as broker:
         said = await created(broker, "no-bell")
-        names = [keys.arq_job(f"{said.gid}.1"), keys.QUEUE, "nobody:hears:this", keys.FAIR]
-        arguments = [f"{said.gid}.1", job(said.gid, OPEN_TENANT), 60_000, OPEN_TENANT]
-        assert await broker.queue.redis.run(ENQUEUE, names, arguments) == 1
+        ticket = Ticket(said.gid, OPEN_TENANT, 1, "default", 3, 10, created_ms(said.gid))
+        unheard = (
+            f"local function offer()\n{OFFER.source}\nend local n = offer() redis.call('DEL', '{keys.BELL}') return n"
+        )
+        assert await broker.queue.redis.execute("EVAL", unheard, 0, *offer_arguments(ticket)) == 1
     await completes(api, said)
     assert await stored(redis.url, sim, said, "no-bell") == ONCE
 
@@ -136,7 +143,7 @@ async def test_two_hundred_silent_generations_do_not_delay_a_new_one(own_redis: 
         worker(own_redis.url, sim, TOKENCAST_SLOTS="101"),
         connect(own_redis.url) as broker,
     ):
-        mute = prompt("silent", seed=1, length=1, speed=1, more="fault=mute")
+        mute = prompt("silent", seed=1, length=1, speed=1, more="fault=silent")
         silent = await gather(*(broker.enqueue(mute) for _ in range(200)))
         await wait_until(partial(all_called, sim, "silent", 200))
 
@@ -151,3 +158,34 @@ async def test_two_hundred_silent_generations_do_not_delay_a_new_one(own_redis: 
 
 async def all_called(upstream: str, label: str, count: int) -> bool:
     return len(await upstream_calls(upstream, label)) == count
+
+
+async def test_a_refused_generation_does_not_hold_back_others(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The upstream refuses one request always, without a Retry-After: a rate limit of one model, for example."""
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim):
+        refused = await ask(api, "refused-always", more="fault=429")
+        await wait_until(partial(is_called, sim, "refused-always"))
+        for number in range(3):
+            await completes(api, await ask(api, f"next-to-a-refused-{number}", length=5))
+        assert (await api.get(refused.gid))["status"] == "queued"
+        await api.http.post(f"/v1/generations/{refused.gid}/cancel")
+
+
+async def test_long_streams_below_any_limit_do_not_delay_a_new_one(own_redis: EmbeddedRedis, sim: str) -> None:
+    """They start one after the other, so that none of them ever waits; the upstream has refused nothing."""
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim):
+        streams: list[Said] = []
+        for number in range(8):
+            streams.append(await ask(api, f"long-{number}", length=3, more="fault=stall at=3"))
+            await wait_until(partial(has_begun, api, streams[-1]))
+        await completes(api, await ask(api, "next-to-long-streams", length=5))
+        for stream in streams:
+            await api.http.post(f"/v1/generations/{stream.gid}/cancel")
+
+
+async def is_called(upstream: str, label: str) -> bool:
+    return bool(await upstream_calls(upstream, label))
+
+
+async def has_begun(api: Gateway, said: Said) -> bool:
+    return (await api.get(said.gid))["status"] == "in_progress"

@@ -122,20 +122,28 @@ async def before_worker(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Tripwi
         yield wire
 
 
-AT_THE_GATEWAY = ("create", "enqueue")
+AT_THE_GATEWAY = ("create", "offer")
 LOST = {
     ("create", "before"): ONCE,
     ("create", "after"): ONCE,
-    ("enqueue", "before"): ONCE,
-    ("enqueue", "after"): ONCE,
+    ("offer", "before"): ONCE,
+    ("offer", "after"): ONCE,
+    ("pull", "before"): ONCE,
+    ("pull", "after"): ONCE,
     ("claim", "before"): ONCE,
     ("claim", "after"): ONCE,
+    ("begin", "before"): ONCE,
+    ("begin", "after"): ONCE,
+    ("begun", "before"): ONCE,
+    ("begun", "after"): ONCE,
     ("append", "before"): ONCE,
     ("append", "after"): ONCE,
     ("touch", "before"): ONCE,
     ("touch", "after"): ONCE,
     ("finish", "before"): ONCE,
     ("finish", "after"): ONCE,
+    ("done", "before"): ONCE,
+    ("done", "after"): ONCE,
 }
 
 

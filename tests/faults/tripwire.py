@@ -45,6 +45,8 @@ def transaction(name: bytes) -> Matcher:
         if command[0] == b"EXEC":
             found, inside = inside, False
             return found
+        if command[0] == b"MULTI":
+            inside = False
         inside = inside or command[0] == name
         return False
 
@@ -149,8 +151,13 @@ class Tripwire:
 
 
 def _had_no_effect(reply: Any) -> bool:
-    """Whether a blocking command timed out, or the server did not know the script."""
-    return reply is None or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"))
+    """Whether a blocking command timed out, a pull granted nothing, or the server did not know the script."""
+    granted_nothing = isinstance(reply, list) and reply[:1] == [[]]
+    return (
+        reply is None
+        or granted_nothing
+        or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"))
+    )
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 --#include common
 --#include resources
 -- Records that an upstream has accepted a call: its circuit closes, and its learned limit may grow.
--- With no known ceiling the limit grows by one with each accepted call while it is used up. At a ceiling it is tried one
+-- With no known ceiling the limit grows by one with each accepted call while it is used up, also if nothing waits: it is
+-- then one above the calls that run, and the next generation does not wait until one of them ends. At a ceiling it is tried one
 -- higher after `need` rounds of accepted calls; two rounds above it without a refusal end the ceiling.
 -- ARGV: generation, upstream
 -- Returns OK
@@ -23,7 +24,7 @@ if h.circuit == 'open' then
 end
 local most = h.omax and h.omax ~= '' and h.omax or h.max
 local limit = limit_of({L = h.L}, h.L and 0 or tonumber(most or 0), true)
-if redis.call('ZCARD', places(resource)) < limit or redis.call('EXISTS', DEPTH) == 0 then return 'OK' end
+if redis.call('ZCARD', places(resource)) < limit then return 'OK' end
 local ceil, held, need = tonumber(h.ceil or ''), tonumber(h.held or 0) + 1, tonumber(h.need or 2)
 if not ceil then
   limit = limit + 1
@@ -33,5 +34,5 @@ elseif limit > ceil and held >= 2 * limit then
   ceil, held, need = nil, 0, 2
 end
 redis.call('HSET', key, 'L', limit, 'ceil', ceil or '', 'held', held, 'need', need)
-ring()
+if redis.call('EXISTS', DEPTH) == 1 then ring() end
 return 'OK'

@@ -16,8 +16,8 @@ import pytest
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import shard_of
+from broker.queue.commands import OFFER
 from broker.queue.quotas import ADMIT
-from broker.queue.tickets import ENQUEUE
 from broker.redis.client import Script
 from broker.store import keys
 from broker.store.commands import CREATE
@@ -93,8 +93,9 @@ async def wait_for_first_part_of_minute(broker: Broker) -> None:
 async def test_the_limit_of_creations_per_minute(redis: EmbeddedRedis, broker: Broker) -> None:
     async with gateway_with_limits(redis.url, tenant_per_minute=3) as api:
         await wait_for_first_part_of_minute(broker)
+        created = []
         for number in (1, 2, 3):
-            accepted_id(await post(api, **ANNA, **{"idempotency-key": f"minute-{number}"}))
+            created.append(accepted_id(await post(api, **ANNA, **{"idempotency-key": f"minute-{number}"})))
             accepted_id(
                 await post(api, **ANNA, **{"idempotency-key": f"minute-{number}"}), 200
             )  # a replay, not a creation
@@ -103,6 +104,8 @@ async def test_the_limit_of_creations_per_minute(redis: EmbeddedRedis, broker: B
         accepted_id(await post(api, **ANNA, **{"idempotency-key": "minute-1"}), 200)
         of_ben = accepted_id(await post(api, **BEN))
         await api.http.delete(f"/v1/generations/{of_ben}", headers=BEN)
+        for gid in created:
+            await api.http.delete(f"/v1/generations/{gid}", headers=ANNA)
 
 
 async def test_the_limit_of_waiting_generations(redis: EmbeddedRedis) -> None:
@@ -185,7 +188,7 @@ async def test_requests_are_refused_while_quotas_are_unavailable(
         assert (await api.http.get("/v1/generations", headers=ANNA)).json()["data"] == before
 
 
-@pytest.mark.parametrize(("variables", "scripts"), [({}, [CREATE, ENQUEUE]), (KEYED, [ADMIT, CREATE, ENQUEUE])])
+@pytest.mark.parametrize(("variables", "scripts"), [({}, [CREATE, OFFER]), (KEYED, [ADMIT, CREATE, OFFER])])
 async def test_a_creation_costs_one_round_trip_per_script(
     redis: EmbeddedRedis, variables: dict[str, str], scripts: list[Script]
 ) -> None:
@@ -206,7 +209,7 @@ async def test_a_creation_costs_one_round_trip_per_script(
 
 
 def silent_request(label: str) -> dict[str, Any]:
-    return request_body(f"[[sim label={label} fault=mute]]", "sim")
+    return request_body(f"[[sim label={label} fault=silent]]", "sim")
 
 
 async def create(api: Gateway, body: dict[str, Any], headers: dict[str, str]) -> str:
@@ -229,18 +232,20 @@ async def cancel(api: Gateway, *gids: str) -> None:
         await api.http.post(f"/v1/generations/{gid}/cancel", headers=ANNA)
 
 
-async def wait_for_parked(redis: EmbeddedRedis, count: int) -> None:
+async def wait_for_waiting(redis: EmbeddedRedis, count: int) -> None:
+    """Wait until this many of the tenant's generations wait, because it is at its limit."""
     async with connect(redis.url) as broker:
+        execute = broker.queue.redis.execute
 
         async def holds() -> bool:
-            execute = broker.queue.redis.execute
-            return await broker.queue.depth() == 0 and await execute("ZCARD", keys.parked("anna")) == count
+            waiting = int(await execute("HGET", keys.WAITING_COUNTS, "anna") or 0)
+            return waiting == count and (count == 0 or await execute("ZSCORE", keys.FULL, "anna") is not None)
 
         await wait_until(holds)
 
 
 async def let_reaper_check(redis: EmbeddedRedis, gid: str) -> None:
-    """Let a reaper check the generation; it enqueues waiting ones."""
+    """Let a reaper check the generation; it offers waiting ones to the queue."""
     async with connect(redis.url) as broker:
         execute = broker.store.redis.execute
         await execute("ZADD", keys.live(shard_of(gid)), "XX", 1, gid)
@@ -257,22 +262,22 @@ async def test_a_tenant_at_its_limit_waits_without_delaying_others(own_redis: Em
         for running in (first, second):
             await wait_for_status(api, "in_progress", running, ANNA)
         third, fourth, fifth = [await create(api, silent_request("at-the-limit"), ANNA) for _ in range(3)]
-        await wait_for_parked(own_redis, 3)
+        await wait_for_waiting(own_redis, 3)
         of_ben = await create(api, request_body("[[sim length=1 speed=1000]]", "sim"), BEN)
         await wait_for_status(api, "completed", of_ben, BEN)
         await let_reaper_check(own_redis, fifth)
-        await wait_for_parked(own_redis, 3)
+        await wait_for_waiting(own_redis, 3)
         await cancel(api, fourth, second)
         await wait_for_status(api, "in_progress", third, ANNA)  # the oldest waiting one
         assert await status(api, fifth, ANNA) == "queued"
         await cancel(api, first)
         await wait_for_status(api, "in_progress", fifth, ANNA)
-        await wait_for_parked(own_redis, 0)
+        await wait_for_waiting(own_redis, 0)
         await cancel(api, third, fifth)
 
 
 async def test_the_running_limit_is_never_exceeded_and_all_complete(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Two workers with slots for all of them, and generations that are constantly parked and enqueued again."""
+    """Two workers with slots for all of them, and a queue in which the tenant is nearly always at its limit."""
     body = request_body("[[sim label=crowd length=3 speed=100]]", "sim")
     async with (
         gateway_with_limits(own_redis.url, tenant_running=3) as api,
@@ -296,14 +301,12 @@ async def test_reservations_survive_data_loss_and_end_with_their_worker(own_redi
             await broker.queue.redis.execute("DEL", keys.running("anna"))
             await wait_until(lambda: broker.queue.redis.execute("ZCARD", keys.running("anna")))
             second = await create(api, silent_request("outlived"), ANNA)
-            await wait_for_parked(own_redis, 1)
+            await wait_for_waiting(own_redis, 1)
             first_worker.send(signal.SIGKILL)
             await first_worker.wait()
             await cancel(api, first)  # its reservation is not released
             await wait_until(lambda: _no_reservation(broker))
         async with worker_with_limit(own_redis.url, sim, 1):
-            # The reaper checks a waiting generation every thirty seconds; the test does not wait for it.
-            await broker.store.redis.execute("ZADD", keys.live(shard_of(second)), "XX", 1, second)
             await wait_for_status(api, "in_progress", second, ANNA)
             await cancel(api, second)
 
@@ -320,7 +323,7 @@ async def test_a_hand_over_keeps_its_reservation(own_redis: EmbeddedRedis, sim: 
             first = await create(api, silent_request("handed-over"), ANNA)
             await wait_for_status(api, "in_progress", first, ANNA)
             second = await create(api, silent_request("handed-over"), ANNA)
-            await wait_for_parked(own_redis, 1)
+            await wait_for_waiting(own_redis, 1)
             await leaving.stop()
 
         async with worker_with_limit(own_redis.url, sim, 1):

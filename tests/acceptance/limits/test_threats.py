@@ -91,7 +91,7 @@ async def test_a_pickle_in_the_queue_is_never_loaded(
     ticket = f"{new_id(int(time.time() * 1000), 'default')}.1"
     for name in (keys.arq_job(ticket), f"arq:result:{ticket}"):
         await execute("SET", name, bomb, "PX", 60_000)
-    await execute("ZADD", keys.QUEUE, 0.5, ticket)
+    await execute("ZADD", keys.READY, 0.5, ticket)
     generation = await api.create(request_body("[[sim length=1 speed=1000]]", "sim"))
     assert (await api.ended(generation["id"]))["status"] == "completed"
     await wait_until(lambda: _empty(broker))

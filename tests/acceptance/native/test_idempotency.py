@@ -16,8 +16,10 @@ import pytest
 
 from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.redis.client import Script
+from broker.queue.commands import OFFER
+from broker.queue.quotas import OPEN_TENANT
 from broker.store import keys
+from broker.store.commands import CREATE
 from tests.servers.redis_proxy import redis_proxy
 from tests.support import Frame, Gateway, gateway, gather, request_body, texts, upstream_calls, wait_until, worker
 from worker.simulator.text import pieces
@@ -317,7 +319,7 @@ async def test_a_lost_reply_to_the_creation_creates_no_second_generation(
         worker(own_redis.url, sim),
     ):
         await api.create()  # Redis has loaded the script, so that the lost reply is that of the creation
-        proxy.lose_reply_to = Script("store", "create").sha.encode()
+        proxy.lose_reply_to = CREATE.sha.encode()
         first = await streamed(api, body, **key)
         assert (proxy.lost, first.replayed, first.text) == (1, False, "".join(pieces(16, 10)))
         if keyed:
@@ -326,7 +328,7 @@ async def test_a_lost_reply_to_the_creation_creates_no_second_generation(
         await assert_ran_once(own_redis, other, sim, order)
 
 
-async def test_a_lost_reply_to_the_enqueue_writes_no_second_ticket(own_redis: EmbeddedRedis, sim: str) -> None:
+async def test_a_lost_reply_to_the_offer_writes_no_second_ticket(own_redis: EmbeddedRedis, sim: str) -> None:
     """The caller does not notice either. A ticket that the reaper writes later is the same one, or its generation has
     ended."""
     body = sim_request("seed=17 length=10 speed=0 label=lost-ticket", metadata={"order": "lost-ticket"})
@@ -338,11 +340,12 @@ async def test_a_lost_reply_to_the_enqueue_writes_no_second_ticket(own_redis: Em
         connect(own_redis.url) as broker,
     ):
         await api.create()
-        proxy.lose_reply_to = Script("queue", "enqueue").sha.encode()
+        proxy.lose_reply_to = OFFER.sha.encode()
         created = await api.create(body, **key)
         assert (created["status"], proxy.lost) == ("queued", 1)
-        tickets = await broker.queue.redis.execute("ZRANGE", keys.QUEUE, 0, -1)
+        tickets = await broker.queue.redis.execute("ZRANGE", keys.waiting("default:3", OPEN_TENANT), 0, -1)
         assert len([ticket for ticket in tickets if created["id"].encode() in ticket]) == 1
+        assert await broker.queue.depth() == len(tickets) == 2
         async with worker(own_redis.url, sim):
             results = await gather(*(form(gw, body, **key) for gw in (api, other) for form in FORMS))
             assert {(one.gid, one.text) for one in results} == {(created["id"], "".join(pieces(17, 10)))}

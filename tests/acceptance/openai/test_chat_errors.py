@@ -11,7 +11,7 @@ import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import ALL, Json, Sdk, assert_raised, generations, sdk_named
-from tests.support import Gateway, gather, request_body, upstream_calls, worker
+from tests.support import Gateway, forget_refusals, gather, request_body, upstream_calls, worker
 from worker.simulator.directives import seed_of
 from worker.simulator.text import pieces
 
@@ -24,6 +24,11 @@ async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerato
     """A gateway and a worker with short timeouts."""
     async with worker(redis.url, sim, TOKENCAST_IDLE_TIMEOUT="0.3", TOKENCAST_MAX_DURATION="1.5"):
         yield api
+
+
+@pytest.fixture(autouse=True)
+async def usable_upstream(redis: EmbeddedRedis) -> None:
+    await forget_refusals(redis.url)
 
 
 @pytest.fixture(scope="module", params=ALL)

@@ -19,7 +19,8 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from broker.settings.settings import Settings, variable_of
+from broker.settings.secret_files import variable_of
+from broker.settings.settings import Settings
 from tests.support import ROOT
 from worker.simulator.text import pieces
 

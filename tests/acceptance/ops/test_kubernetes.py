@@ -23,7 +23,8 @@ from broker import connect
 from broker.cli import cli
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.settings.loading import variables
-from broker.settings.settings import SECRETS, Settings
+from broker.settings.secret_files import SECRETS
+from broker.settings.settings import Settings
 from tests.support import DEADLINE, ENGINES, ROOT, Service, service, upstream_sim, wait_until
 
 HERE = ROOT / "docs/kubernetes"
