@@ -24,7 +24,7 @@ from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
 from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
 
@@ -266,7 +266,8 @@ class Writer:
     def own(self) -> str:
         return f"{self.attempt}.token"
 
-    async def claim(self) -> Writer:
+    async def claim(self, *, begin: bool = True) -> Writer:
+        """Claim the next attempt, and begin it, as when the upstream has accepted its call."""
         reply = await self.redis.run(
             CLAIM,
             [*lifecycle_keys(self.gid), keys.epoch(shard_of(self.gid))],
@@ -274,6 +275,8 @@ class Writer:
         )
         assert reply[0] == b"OK", reply
         self.attempt, self.n, self.text = reply[1].decode(), 0, ""
+        if begin:
+            assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
         return self
 
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:

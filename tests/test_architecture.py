@@ -127,7 +127,7 @@ def test_api_and_worker_import_only_broker(package: str, allowed: str) -> None:
 
 def test_each_library_is_imported_only_in_its_modules() -> None:
     assert importers("openai") == {"worker/upstream/stream.py", "worker/upstream/client.py"}
-    assert importers("arq") == {"broker/queue/tickets.py", "worker/consumer.py"}
+    assert importers("arq") == {"worker/consumer.py"}
     assert importers("opentelemetry") == {"broker/runtime/tracing.py"}
     assert importers("prometheus_client") == {"broker/runtime/prometheus.py"}
     for library in ("starlette", "uvicorn"):
@@ -147,8 +147,16 @@ def test_redis_keys_are_defined_in_one_file() -> None:
     spelled = {name_of(path) for path in SOURCES if literal.search(path.read_text("utf-8"))}
     spelled |= {name_of(path) for path in SOURCES if re.search(r'f"tc:', path.read_text("utf-8"))}
     assert spelled == {"broker/store/keys.py"}
-    for script in (ROOT / "broker").glob("*/lua/*.lua"):
+    for script in (ROOT / "broker/store/lua").glob("*.lua"):
         assert not literal.search(script.read_text("utf-8")), script.name
+
+
+def test_the_keys_of_the_queue_scripts_are_documented() -> None:
+    """These scripts derive their keys themselves; each key has its definition, with type and lifetime, in keys.py."""
+    documented = set(re.findall(r"""["']((?:tc|arq):[\w-]+:?)""", (ROOT / "broker/store/keys.py").read_text("utf-8")))
+    for script in (ROOT / "broker/queue/lua").glob("*.lua"):
+        spelled = set(re.findall(r"""["']((?:tc|arq):[\w-]*:?)""", script.read_text("utf-8")))
+        assert spelled <= documented, script.name
 
 
 def test_the_environment_is_read_in_one_file() -> None:
@@ -172,8 +180,11 @@ def test_functions_have_at_most_60_lines() -> None:
 def test_every_script_documents_its_arguments() -> None:
     for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
-        if script.stem not in ("common", "expired", "items"):
-            assert "KEYS" in text.split("\nlocal", 1)[0], script.name
+        if script.stem not in ("common", "expired", "items", "resources"):
+            header = text.split("\nlocal", 1)[0]
+            takes = "ARGV" if script.parent.parent.name == "queue" else "KEYS"
+            assert takes in header, script.name
+            assert "-- Returns " in header, script.name
 
 
 def test_lock_files_have_hashes_and_no_urls() -> None:

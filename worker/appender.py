@@ -252,10 +252,8 @@ class ShardAppender:
             quiet, untouched = now - attempt.replied_at, now - attempt.touched_at
             if (quiet >= tick / 2 and untouched >= tick) or untouched >= self._lease_ms / 6000:
                 attempt.touched_at = now
-                gid, own = attempt.claim.gid, attempt.claim.own
-                command = touch_command(
-                    gid, own, self._lease_ms, with_live=attempt not in self._migrating, begun=attempt.begun
-                )
+                gid, own, live = attempt.claim.gid, attempt.claim.own, attempt not in self._migrating
+                command = touch_command(gid, own, self._lease_ms, with_live=live, begun=attempt.begun)
                 calls.append(Call(attempt, TOUCHING, command))
 
     def _append_command(self, attempt: Attempt, last: int) -> tuple[Argument, ...]:

@@ -1,16 +1,14 @@
-"""Upstream errors: their conversion, and how often a call is retried."""
+"""Upstream errors: their conversion."""
 
 from __future__ import annotations
 
 import email.utils
-import itertools
 import time
 from typing import Any
 
 import msgspec
 import pytest
 
-from worker.generate import FIRST_RETRY, Retries
 from worker.upstream.errors import from_response, from_stream_error
 
 KEY = "sk-very-secret"
@@ -98,18 +96,3 @@ def test_every_form_of_retry_after_is_parsed(headers: dict[str, str], seconds: f
 def test_retry_after_can_be_a_future_date() -> None:
     date = email.utils.formatdate(time.time() + 600, usegmt=True)
     assert from_response(429, {"retry-after": date}, OWN, (KEY,)).retry_after == pytest.approx(600, abs=60)
-
-
-def test_retry_delays_grow_within_the_budget() -> None:
-    retries = Retries(30)
-    first, *more = itertools.islice(iter(lambda: retries.next_delay(None), None), 12)
-    assert FIRST_RETRY / 2 <= first <= FIRST_RETRY
-    assert all(0 < delay <= 8 for delay in more)
-    assert max(more) > 4
-
-
-def test_no_call_is_retried_after_the_budget() -> None:
-    assert Retries(30).next_delay(31) is None
-    delay = Retries(30).next_delay(5.0)
-    assert delay is not None
-    assert 5 <= delay <= 5.5
