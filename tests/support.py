@@ -22,11 +22,13 @@ import httpx2
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
+from broker.queue.commands import Ticket
 from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
 from broker.store import commands, keys
 from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
+from worker.claims import Claim
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
@@ -310,6 +312,20 @@ class Writer:
              "ok" if status == "completed" else "f", self.n, data],
         )  # fmt: skip
         return reply[0]
+
+
+async def begun(redis: Redis, claim: Claim) -> Claim:
+    """Begin a claimed attempt, as when the upstream has accepted its call."""
+    assert await commands.begin(redis, claim.gid, claim.own, claim.upstream) == "OK"
+    return claim
+
+
+async def ticket_of(redis: Redis, gid: str) -> Ticket:
+    """The ticket of a generation that waits, by its meta."""
+    fields = await redis.execute("HMGET", keys.meta(gid), "tn", "tk", "ln", "pr", "es", "ca", "ra")
+    tenant, number, lane, priority, tokens, created, run_at = [(field or b"").decode() for field in fields]
+    scheduled = int(run_at or 0)
+    return Ticket(gid, tenant, int(number), lane, int(priority), int(tokens or 0), scheduled or int(created), scheduled)
 
 
 @asynccontextmanager
