@@ -23,11 +23,13 @@ from broker import connect
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.dev.embedded_redis import server_binary
 from broker.ids import shard_of
+from broker.queue.commands import Ticket
 from broker.redis.client import Redis, Script
 from broker.settings.settings import SIMULATED_KEY
 from broker.store import commands, keys
 from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
+from worker.claims import Claim
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
@@ -267,8 +269,8 @@ class Writer:
     def own(self) -> str:
         return f"{self.attempt}.token"
 
-    async def claim(self) -> Writer:
-        """Claim and begin the next attempt."""
+    async def claim(self, *, begin: bool = True) -> Writer:
+        """Claim the next attempt, and begin it, as when the upstream has accepted its call."""
         reply = await self.redis.run(
             CLAIM,
             [*lifecycle_keys(self.gid), keys.epoch(shard_of(self.gid))],
@@ -276,7 +278,8 @@ class Writer:
         )
         assert reply[0] == b"OK", reply
         self.attempt, self.n, self.text = reply[1].decode(), 0, ""
-        assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
+        if begin:
+            assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
         return self
 
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
@@ -310,6 +313,20 @@ class Writer:
              "ok" if status == "completed" else "f", self.n, data],
         )  # fmt: skip
         return reply[0]
+
+
+async def begun(redis: Redis, claim: Claim) -> Claim:
+    """Begin a claimed attempt, as when the upstream has accepted its call."""
+    assert await commands.begin(redis, claim.gid, claim.own, claim.upstream) == "OK"
+    return claim
+
+
+async def ticket_of(redis: Redis, gid: str) -> Ticket:
+    """The ticket of a generation that waits, by its meta."""
+    fields = await redis.execute("HMGET", keys.meta(gid), "tn", "tk", "ln", "pr", "es", "ca", "ra")
+    tenant, number, lane, priority, tokens, created, run_at = [(field or b"").decode() for field in fields]
+    scheduled = int(run_at or 0)
+    return Ticket(gid, tenant, int(number), lane, int(priority), int(tokens or 0), scheduled or int(created), scheduled)
 
 
 @asynccontextmanager

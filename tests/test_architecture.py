@@ -154,6 +154,14 @@ def test_redis_keys_are_defined_in_one_file() -> None:
         assert derives or not literal.search(script.read_text("utf-8")), script.name
 
 
+def test_the_keys_of_the_queue_scripts_are_documented() -> None:
+    """These scripts derive their keys themselves; each key has its definition, with type and lifetime, in keys.py."""
+    documented = set(re.findall(r"""["']((?:tc|arq):[\w-]+:?)""", (ROOT / "broker/store/keys.py").read_text("utf-8")))
+    for script in (ROOT / "broker/queue/lua").glob("*.lua"):
+        spelled = set(re.findall(r"""["']((?:tc|arq):[\w-]*:?)""", script.read_text("utf-8")))
+        assert spelled <= documented, script.name
+
+
 def test_the_environment_is_read_in_one_file() -> None:
     readers = {name_of(path) for path in SOURCES if re.search(r"os\.(environ|getenv)", path.read_text("utf-8"))}
     assert readers == {"broker/runtime/environment.py"}
@@ -175,8 +183,20 @@ def test_functions_have_at_most_60_lines() -> None:
 def test_every_script_documents_its_arguments() -> None:
     for script in (ROOT / "broker").glob("*/lua/*.lua"):
         text = script.read_text("utf-8")
-        if script.stem not in ("common", "expired", "items", "resources", "webhook", "webhook_host"):
-            assert re.search(r"^-- (KEYS|ARGV): ", text.split("\nlocal", 1)[0], re.MULTILINE), script.name
+        if script.stem not in (
+            "common",
+            "expired",
+            "items",
+            "resources",
+            "webhook",
+            "webhook_host",
+            "groups",
+            "all_tenants",
+        ):
+            header = text.split("\nlocal", 1)[0]
+            takes = "ARGV" if script.parent.parent.name == "queue" else "KEYS"
+            assert takes in header, script.name
+            assert "-- Returns " in header, script.name
 
 
 def test_lock_files_have_hashes_and_no_urls() -> None:

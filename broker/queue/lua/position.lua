@@ -9,13 +9,15 @@ local own = redis.call('ZRANK', waiting(level, tenant), ARGV[1] .. '.' .. ARGV[2
 if not own then return -1 end
 local ahead = own
 for other = 1, p - 1 do ahead = ahead + tonumber(redis.call('HGET', DEPTH, lane .. ':' .. other) or 0) end
-local found = redis.call('ZRANGE', turns(level), 0, 200, 'WITHSCORES')
-if #found > 400 then return -1 end
-local tag = tonumber(redis.call('ZSCORE', turns(level), tenant) or 0)
-for i = 1, #found, 2 do
-  if found[i] ~= tenant then
-    local turns_before = own + (tonumber(found[i + 1]) <= tag and 1 or 0)
-    ahead = ahead + math.min(redis.call('ZCARD', waiting(level, found[i])), turns_before)
+local found = redis.call('ZRANGE', turns(level), 0, 200)
+if #found > 200 then return -1 end
+local turn_is_later = false -- than that of the tenant; the zset has them in the order in which they come
+for _, other in ipairs(found) do
+  if other == tenant then
+    turn_is_later = true
+  else
+    local turns_before = own + (turn_is_later and 0 or 1)
+    ahead = ahead + math.min(redis.call('ZCARD', waiting(level, other)), turns_before)
   end
 end
 return ahead + 1

@@ -14,9 +14,9 @@ import msgspec
 from broker.queue import commands
 from broker.queue.commands import Outcome, Place, Pulled, Ticket, UpstreamLimits
 from broker.store import keys
-from tests.model.truth import check
 from tests.model.queue.scripts import CLOCK, Direct, now
 from tests.model.storage import Storage
+from tests.model.truth import check
 
 LEASE = 15_000
 HOLD = LEASE // 3
@@ -225,9 +225,7 @@ class QueueWorld:
             )
         )
         if back is not None:
-            ticket = call.ticket._replace(
-                number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0
-            )
+            ticket = call.ticket._replace(number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0)
             self.offer(ticket)
 
     def die(self, worker: Worker) -> None:

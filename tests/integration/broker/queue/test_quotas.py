@@ -1,4 +1,4 @@
-"""Reservations and parked tickets, on the real scripts: the order of tickets, and the recovery of lost reservations."""
+"""Quotas, on the real scripts: what counts as waiting, and the bytes of stored requests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from broker.queue.quotas import TenantLimits
 from broker.queue.tickets import Queue
 from broker.store import keys
 from broker.store.storage_share import HOUR_MS, Stored
-from tests.support import wait_until
+from tests.integration.broker.queue.waiting import granted, ticket
 
 ANNA, BEN = "anna", "ben"
 
 
 @pytest.fixture
 async def queue(broker: Broker) -> Queue:
-    """A queue with a limit of one running generation per tenant."""
     await broker.queue.redis.execute("FLUSHALL")
-    return Queue(broker.queue.redis, 3600, TenantLimits(running=1, lease=60))
+    return Queue(broker.queue.redis, TenantLimits())
 
 
 def named(count: int) -> list[str]:
@@ -30,70 +29,29 @@ def named(count: int) -> list[str]:
     return [new_id(now + number, ANNA) for number in range(count)]
 
 
-async def tickets(queue: Queue) -> list[str]:
-    return [ticket.decode().removesuffix(".1") for ticket in await queue.redis.execute("ZRANGE", keys.QUEUE, 0, -1)]
+async def test_waiting_scheduled_and_admitted_generations_count_until_they_are_granted(queue: Queue) -> None:
+    limited = Queue(queue.redis, TenantLimits(queued=3))
+    waiting, scheduled, admitted, refused = named(4)
+    for gid, not_before in ((waiting, 0), (scheduled, 4_102_444_800_000)):
+        await limited.quotas.admit(ANNA, gid)
+        await limited.offer(ticket(gid, ANNA, not_before_ms=not_before))
+    await limited.quotas.admit(ANNA, admitted)
+    with pytest.raises(LimitExceeded, match="3 generations are already waiting"):
+        await limited.quotas.admit(ANNA, refused)
+    await limited.quotas.admit(BEN, refused)
+    assert await granted(queue.redis) == [waiting]
+    await limited.quotas.admit(ANNA, refused)
 
 
-async def park(queue: Queue, *gids: str) -> None:
-    """Park tickets, as a worker does after it took them."""
-    for gid in gids:
-        assert not await queue.quotas.acquire(ANNA, gid)
-        assert not await queue.enqueue(gid, ANNA, 1, park=True)
-
-
-async def test_a_released_reservation_goes_to_the_oldest_parked_ticket(queue: Queue) -> None:
-    """It already had its turn: tickets queued in the meantime come after it."""
-    running, first, second, third = named(4)
-    assert await queue.quotas.acquire(ANNA, running)
-    await park(queue, third, first, second)
-    for gid in named(5):
-        await queue.enqueue(gid, BEN, 1)
-    await queue.release(running, ANNA)
-    assert (await tickets(queue))[0] == first
-    assert len(await tickets(queue)) == 6
-    assert await queue.quotas.acquire(ANNA, first)
-    assert not await queue.quotas.acquire(ANNA, second)
-
-
-async def test_a_parked_ticket_is_not_rewritten_before_the_quota_has_room(queue: Queue) -> None:
-    """By the reaper, which finds waiting generations without a ticket."""
-    running, waiting = named(2)
-    assert await queue.quotas.acquire(ANNA, running)
-    await park(queue, waiting)
-    assert not await queue.enqueue(waiting, ANNA, 1)
-    assert await tickets(queue) == []
-    await queue.redis.execute("DEL", keys.running(ANNA))
-    assert await queue.enqueue(waiting, ANNA, 1)
-    assert await tickets(queue) == [waiting]
-    assert not await queue.enqueue(waiting, ANNA, 1)
-
-
-async def test_a_ticket_is_not_parked_if_a_reservation_was_released_meanwhile(queue: Queue) -> None:
-    """The reservation was released between the two calls, so no later release would unpark the ticket."""
-    running, waiting = named(2)
-    assert await queue.quotas.acquire(ANNA, running)
-    assert not await queue.quotas.acquire(ANNA, waiting)
-    await queue.release(running, ANNA)
-    assert await queue.enqueue(waiting, ANNA, 1, park=True)
-    assert await tickets(queue) == [waiting]
-
-
-async def test_the_reservation_of_a_withdrawn_ticket_goes_to_the_next(queue: Queue) -> None:
-    running, first, second = named(3)
-    assert await queue.quotas.acquire(ANNA, running)
-    await park(queue, first, second)
-    await queue.release(running, ANNA)
-    assert await tickets(queue) == [first]
-    await queue.withdraw(first, ANNA, 1)
-    assert await tickets(queue) == [second]
-
-
-async def test_a_reservation_ends_with_its_lease(queue: Queue) -> None:
-    short = Queue(queue.redis, 3600, TenantLimits(running=1, lease=0.001))
-    dead, alive = named(2)
-    assert await short.quotas.acquire(ANNA, dead)
-    await wait_until(lambda: queue.quotas.acquire(ANNA, alive))
-    assert not await queue.quotas.acquire(ANNA, dead)
+async def test_a_withdrawn_ticket_and_a_cancelled_admission_no_longer_count(queue: Queue) -> None:
+    limited = Queue(queue.redis, TenantLimits(queued=1))
+    first, second, third = named(3)
+    await limited.quotas.admit(ANNA, first)
+    await limited.offer(ticket(first, ANNA))
+    await limited.withdraw(ticket(first, ANNA))
+    counted = await limited.quotas.admit(ANNA, second)
+    await limited.quotas.cancel_admission(ANNA, second, counted)
+    await limited.quotas.admit(ANNA, third)
 
 
 SHARE = 1000

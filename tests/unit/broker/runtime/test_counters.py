@@ -26,7 +26,7 @@ NOW = int(time.time() * 1000)
 
 def attempt_of(model: str, ordinal: int = 1, **meta: bytes) -> Attempt:
     known = {b"md": model.encode(), b"ca": b"%d" % (NOW - 250), **{name.encode(): one for name, one in meta.items()}}
-    return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known), lambda _: None)
+    return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known, "default", "default"), lambda _: None)
 
 
 def received(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:

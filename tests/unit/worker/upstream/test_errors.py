@@ -1,4 +1,4 @@
-"""Upstream errors: their conversion, and how often a call is retried."""
+"""Upstream errors: their conversion."""
 
 from __future__ import annotations
 
