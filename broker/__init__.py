@@ -10,12 +10,13 @@
 Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). Start with `broker.py`.
 """
 
-from broker.broker import Broker, GapFound, Page, connect
+from broker.broker import Broker, Page, connect
 from broker.bulk.operations import Retried
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
     DeliveryNotFound,
+    GapFound,
     GenerationGone,
     GenerationNotFound,
     GroupNotFound,

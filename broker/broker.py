@@ -21,6 +21,7 @@ from broker.errors import (
     BodyTooLarge,
     BrokerError,
     DeliveryNotFound,
+    GapFound,
     GenerationGone,
     InvalidRequest,
     LimitExceeded,
@@ -354,17 +355,6 @@ class Broker(BulkOperations):
 
 # The log lost events that were delivered: the next events do not continue them.
 _FORGET = Event(START, RESET, 0, b'{"attempt":1,"reason":"unknown_cursor"}')
-
-
-class GapFound(BrokerError):
-    """The log has no event directly after the cursor: it was trimmed, or the cursor is from another log."""
-
-    code = "gap"
-
-    def __init__(self, requested: Cursor, found: Cursor) -> None:
-        super().__init__(f"After {requested} the log continues with {found}.")
-        self.requested = requested
-        self.found = found
 
 
 class _Given(Settings):

@@ -105,6 +105,11 @@ class Claim:
         return int(self.meta[b"qd"]) / 1000 if self.meta.get(b"qd") else None
 
     @property
+    def returns(self) -> int:
+        """How often it has gone back to the queue."""
+        return int(self.meta.get(b"tk") or 1) - 1
+
+    @property
     def failures(self) -> int:
         """Number of its calls that failed before the first token."""
         return int(self.meta.get(b"nb") or 0)

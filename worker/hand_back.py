@@ -27,6 +27,8 @@ from worker.upstream.errors import UpstreamError
 Json = dict[str, Any]
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds until a generation whose call failed is called again
 BUSY_WAIT = 0.25  # seconds until an upstream that refused without Retry-After is called again
+PATIENT_RETURNS = 3
+"""Refusals of a generation after which it waits longer and longer behind the others."""
 POISON = 5
 """Failed calls of a generation after which the request is to blame, if the upstream accepted others meanwhile."""
 
@@ -45,7 +47,7 @@ class Refusal:
     lane: str
 
 
-def _outcome_of(failure: UpstreamError) -> Outcome:
+def outcome_of(failure: UpstreamError) -> Outcome:
     """Return the outcome of a call for its upstream."""
     if failure.outcome in ("busy", "denied"):
         return failure.outcome
@@ -116,14 +118,17 @@ def _ticket(claim: Claim, number: int, lane: str, not_before_ms: int) -> Ticket:
 
 
 def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
-    outcome = _outcome_of(failure)
+    outcome = outcome_of(failure)
+    others = [one for one in claim.lane.split(",") if one != claim.resource]
     if outcome == "busy":
         retry_after = failure.retry_after
         wait = BUSY_WAIT * random.uniform(0.75, 1.25) if retry_after is None else retry_after
-        # Any other waiting generation is tried first: the refusal may be about this request, which would otherwise be
-        # called again and again, always as the first.
-        return Refusal(outcome, "upstream_busy", wait, wait + BUSY_WAIT, wait, claim.lane)
-    others = [one for one in claim.lane.split(",") if one != claim.resource]
+        if claim.returns < len(others):  # another upstream may take it at once
+            return Refusal(outcome, "upstream_busy", wait, 0.0, wait, claim.lane)
+        # Any other waiting generation is tried first, for longer each time: the refusal may be about this request,
+        # such as one that is larger than the upstream's rate, and it would otherwise be called again and again.
+        behind = min(BUSY_WAIT * 2 ** min(max(0, claim.returns - PATIENT_RETURNS), 10), LONGEST_DELAY)
+        return Refusal(outcome, "upstream_busy", wait, wait + behind, wait, claim.lane)
     if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
         outcome = "none"
     if others and claim.failures < len(others):  # the next upstream is asked at once

@@ -18,8 +18,7 @@ import hiredis
 
 from api.app import create_app
 from broker import Broker
-from broker.broker import GapFound
-from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.errors import BrokerError, GapFound, GenerationGone, GenerationNotFound
 from broker.events import CHUNK
 from broker.fanout.reader import LogReader
 from broker.fanout.reader_pool import IDLE_AFTER

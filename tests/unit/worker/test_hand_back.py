@@ -41,7 +41,20 @@ def test_the_outcome_tells_busy_from_broken(failure: UpstreamError, outcome: str
 
 def test_a_busy_upstream_says_when_it_is_called_again() -> None:
     refusal = _refusal(claim(), error(429, retry_after="7"))
-    assert (refusal.reason, refusal.retry_after, refusal.wait, refusal.delay) == ("upstream_busy", 7.0, 7.0, 0.0)
+    assert (refusal.reason, refusal.retry_after, refusal.wait) == ("upstream_busy", 7.0, 7.0)
+
+
+def test_a_refused_generation_waits_behind_the_others_for_longer_each_time() -> None:
+    """The refusal may be about the request itself: one that is larger than the upstream's rate is always refused."""
+    delays = [_refusal(claim(tk=ticket), error(429, retry_after="7")).delay for ticket in range(1, 20)]
+    assert delays[0] == 7 + BUSY_WAIT
+    assert delays[-1] == 7 + LONGEST_DELAY
+    assert all(shorter <= longer for shorter, longer in pairwise(delays))
+
+
+def test_another_upstream_may_take_a_refused_generation_at_once() -> None:
+    assert _refusal(claim("one,two", "one"), error(429, retry_after="7")).delay == 0
+    assert _refusal(claim("one,two", "two", tk=2), error(429, retry_after="7")).delay > 7
 
 
 def test_without_retry_after_it_is_called_again_soon() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.dialects.native.activity_frames import LIFECYCLE
-from broker.fanout.activity import OVERLAP, Entry, History
+from broker.fanout.activity import OVERLAP, Entry, History, Watched
 from broker.fanout.buffer import SEGMENT_BYTES
 from broker.fanout.memory_feed import FIRST, MemoryFeed
 from broker.ids import Cursor
@@ -45,7 +45,7 @@ def test_a_reader_before_the_window_continues_at_its_beginning() -> None:
 
 async def test_a_resuming_reader_gets_the_events_since_its_position_and_an_overlap() -> None:
     """The time of writing counts, not the id under which an event was sent: while a server lags, that can be lower."""
-    history = History("", LIFECYCLE)
+    history = History(Watched("", None, named=False, history=True), LIFECYCLE)
     for second, read_up_to in ((10, 10), (20, 20), (30, 25), (28, 40), (40, 40)):
         history.append(Entry((second * 1000, 0), f"s{second}", "", b"created", b"{}"), read_up_to * 1000)
     assert history.position_after(0) == FIRST
@@ -57,7 +57,7 @@ async def test_a_resuming_reader_gets_the_events_since_its_position_and_an_overl
 
 
 async def test_an_entry_that_was_loaded_from_the_history_is_not_added_again() -> None:
-    history = History("", LIFECYCLE)
+    history = History(Watched("", None, named=False, history=True), LIFECYCLE)
     history.loaded = {"10": (5000, 1)}
     for at, shard in (((5000, 0), "10"), ((5000, 1), "10"), ((5000, 2), "10"), ((4000, 0), "by")):
         history.append(Entry(at, shard, "", b"created", b"{}"), 6000)
@@ -65,7 +65,7 @@ async def test_an_entry_that_was_loaded_from_the_history_is_not_added_again() ->
 
 
 async def test_the_history_is_incomplete_before_the_window() -> None:
-    history = History("", LIFECYCLE)
+    history = History(Watched("", None, named=False, history=True), LIFECYCLE)
     for number in range(1, 3001):
         history.append(Entry((number, 0), "10", "", b"created", DATA % number), number)
     assert history.complete_since == history.window.earliest.seq + 1 > 1
