@@ -14,7 +14,9 @@ if #found > 400 then return -1 end
 local tag = tonumber(redis.call('ZSCORE', turns(level), tenant) or 0)
 for i = 1, #found, 2 do
   if found[i] ~= tenant then
-    local turns_before = own + (tonumber(found[i + 1]) <= tag and 1 or 0)
+    local rounds = tag + own - tonumber(found[i + 1]) -- with equal tags, the names decide, as in a sorted set
+    local turns_before = math.max(0, math.ceil(rounds))
+    if rounds >= 0 and rounds == turns_before and found[i] < tenant then turns_before = turns_before + 1 end
     ahead = ahead + math.min(redis.call('ZCARD', waiting(level, found[i])), turns_before)
   end
 end

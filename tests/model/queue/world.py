@@ -134,6 +134,9 @@ class QueueWorld:
         self.steps.append(f"withdraw {gid}")
         check(now(commands.withdraw(self.direct.redis, ticket)), "a waiting ticket was not found")
 
+    def position(self, gid: str) -> int | None:
+        return now(commands.position(self.direct.redis, self.waiting[gid]))
+
     def refill(self) -> None:
         """A reaper puts everything back that the server has lost."""
         self.steps.append("refill")
@@ -262,7 +265,7 @@ class QueueWorld:
         self.paused.discard(what)
         self.storage.call("HDEL", keys.PAUSED, what)
         if what.startswith("t:") and self.storage.call("EXISTS", keys.full(what[2:])):
-            self.storage.call("ZADD", keys.FULL, 0, what[2:])  # as the operator's resume does
+            self.storage.pipeline([("ZADD", keys.FULL, 0, what[2:]), ("EXPIRE", keys.FULL, 86_400)])
 
     # --- what must hold -------------------------------------------------------------------------------------------
 
