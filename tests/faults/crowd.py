@@ -21,7 +21,9 @@ def body(prompt: str, model: str = "m", **options: Any) -> dict[str, Any]:
     return request_body(prompt, model=model, **({"tokencast": options} if options else {}))
 
 
-async def ask_many(broker: Broker, count: int, prefix: str = "g", *, tenant: str = "default", **options: Any) -> list[str]:
+async def ask_many(
+    broker: Broker, count: int, prefix: str = "g", *, tenant: str = "default", **options: Any
+) -> list[str]:
     """Create generations one after the other, so that their order is known; return their ids."""
     return [(await broker.enqueue(body(f"{prefix}{n}", **options), tenant=tenant)).id for n in range(count)]
 
@@ -43,7 +45,7 @@ def routes(**upstreams: tuple[CountingUpstream, str]) -> str:
 @asynccontextmanager
 async def split(queue: EmbeddedRedis, logs: EmbeddedRedis, **settings: Any) -> AsyncGenerator[Broker, None]:
     """A broker with a server of its own for the queue."""
-    given = Settings(REDIS_URL=queue.url, TOKENCAST_STREAMS_URL=logs.url, **settings)  # type: ignore[call-arg]
+    given = Settings(REDIS_URL=queue.url, streams_url=logs.url, **settings)  # pyright: ignore[reportCallIssue]
     async with connect(settings=given) as broker:
         yield broker
 
@@ -62,6 +64,16 @@ async def places_are_free(broker: Broker, resource: str = "default") -> None:
         return await broker.queue.redis.execute("ZCOUNT", keys.places(resource), int(seconds) * 1000, "+inf") == 0
 
     await wait_until(free, "all places are free")
+
+
+async def circuit_is_open(broker: Broker) -> None:
+    """Wait until the circuit of an upstream is open and no call of it is under way."""
+
+    async def is_open() -> bool:
+        return (await state_of(broker)).get("circuit") == "open"
+
+    await wait_until(is_open)
+    await places_are_free(broker)
 
 
 async def is_refused(upstream: CountingUpstream, times: int) -> None:

@@ -9,9 +9,9 @@ import pytest
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
-from tests.faults.crowd import all_ended, ask_many, body, places_are_free, routes, split, state_of
+from tests.faults.crowd import all_ended, ask_many, body, circuit_is_open, places_are_free, routes, split, state_of
 from tests.faults.scene import QUICK
-from tests.servers.upstream import CountingUpstream, counting_upstream
+from tests.servers.upstream import counting_upstream
 from tests.support import gateway, wait_until, worker
 
 MANY = 120
@@ -71,11 +71,7 @@ async def test_generations_wait_for_an_upstream_that_is_down(own_redis: Embedded
         else:
             await upstream.close()
         gids = await ask_many(broker, 8)
-
-        async def is_down() -> bool:
-            return (await state_of(broker)).get("circuit") == "open"
-
-        await wait_until(is_down)
+        await circuit_is_open(broker)
         upstream.failing, upstream.hanging = None, False
         if how == "no connection":
             await upstream.open()
@@ -92,11 +88,7 @@ async def test_a_probe_is_a_single_call(own_redis: EmbeddedRedis) -> None:
     ):
         upstream.failing = 503
         gids = await ask_many(broker, 8)
-
-        async def is_open() -> bool:
-            return (await state_of(broker)).get("circuit") == "open"
-
-        await wait_until(is_open)
+        await circuit_is_open(broker)
         upstream.failing = None
         upstream.answering.clear()
         await wait_until(lambda: upstream.in_flight == 1)
@@ -156,9 +148,10 @@ async def test_a_worker_without_a_route_closes_nothing_for_others(own_redis: Emb
 async def test_a_saturated_upstream_does_not_delay_another(own_redis: EmbeddedRedis) -> None:
     async with counting_upstream() as slow, counting_upstream() as quick:
         slow.gate.clear()
+        given = routes(slow=(slow, "slow"), quick=(quick, "quick"))
         async with (
-            worker(own_redis.url, slow.url, TOKENCAST_UPSTREAMS=routes(slow=(slow, "slow"), quick=(quick, "quick"))),
-            two_models(own_redis, slow, quick) as broker,
+            worker(own_redis.url, slow.url, TOKENCAST_UPSTREAMS=given),
+            split(own_redis, own_redis, upstreams=given) as broker,
         ):
             waiting = [(await broker.enqueue(body(f"s{n}", "slow"))).id for n in range(30)]
             await wait_until(lambda: slow.in_flight > 0)
@@ -167,8 +160,3 @@ async def test_a_saturated_upstream_does_not_delay_another(own_redis: EmbeddedRe
             assert len(slow.order) < len(waiting)
             slow.gate.set()
             assert completed_at_once(await all_ended(broker, waiting))
-
-
-def two_models(redis: EmbeddedRedis, slow: CountingUpstream, quick: CountingUpstream):  # type: ignore[no-untyped-def]
-    given = routes(slow=(slow, "slow"), quick=(quick, "quick"))
-    return split(redis, redis, TOKENCAST_UPSTREAMS=given)

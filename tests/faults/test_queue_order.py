@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from broker import Broker, connect
@@ -61,8 +63,6 @@ async def test_a_slow_first_token_on_the_chat_route_is_not_cut(own_redis: Embedd
         connect(own_redis.url) as broker,
     ):
         upstream.answering.clear()
-        import asyncio
-
         answer = asyncio.create_task(api.http.post("/v1/chat/completions", json=body("slow")))
         await wait_until(lambda: upstream.in_flight == 1)
         began = await redis_time(broker)
@@ -106,7 +106,7 @@ async def test_the_next_upstream_takes_over(own_redis: EmbeddedRedis, why: str) 
     async with counting_upstream() as first, counting_upstream() as second:
         given = routes(first=(first, "m"), second=(second, "m"))
         async with (
-            split(own_redis, own_redis, TOKENCAST_UPSTREAMS=given) as broker,
+            split(own_redis, own_redis, upstreams=given) as broker,
             gateway(own_redis.url, TOKENCAST_UPSTREAMS=given) as api,
             worker(own_redis.url, first.url, TOKENCAST_UPSTREAMS=given),
         ):

@@ -31,9 +31,7 @@ class QueueMachine(RuleBasedStateMachine):
         per_minute=st.sampled_from([0, 0, 12]),
         limits=st.tuples(limit, limit, limit),
     )
-    def first(
-        self, a: int, b: int, adaptive: tuple[bool, bool], per_minute: int, limits: tuple[int, int, int]
-    ) -> None:
+    def first(self, a: int, b: int, adaptive: tuple[bool, bool], per_minute: int, limits: tuple[int, int, int]) -> None:
         tenants = {tenant: most for tenant, most in zip(TENANTS, limits, strict=False) if most}
         learns = {"a": adaptive[0], "b": adaptive[1] or not b}
         self.world.begin(Setup({"a": a, "b": b}, learns, per_minute, tenants))

@@ -42,7 +42,10 @@ SCHEDULED = [
     ),
     Mutant(
         "a half-open circuit has any number of probes",
-        [("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"), ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n")],
+        [
+            ("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"),
+            ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n"),
+        ],
         "several calls of an upstream that is down",
     ),
     Mutant(

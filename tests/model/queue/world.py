@@ -14,9 +14,9 @@ import msgspec
 from broker.queue import commands
 from broker.queue.commands import Outcome, Place, Pulled, Ticket, UpstreamLimits
 from broker.store import keys
-from tests.model.truth import check
 from tests.model.queue.scripts import CLOCK, Direct, now
 from tests.model.storage import Storage
+from tests.model.truth import check
 
 LEASE = 15_000
 HOLD = LEASE // 3
@@ -36,6 +36,8 @@ class Call:
     resource: str
     accepted: bool = False
     sent: int = 0
+    is_probe: bool = False
+    """It was sent to an upstream whose circuit was open, and nothing has been accepted there since."""
 
 
 @dataclass
@@ -214,7 +216,12 @@ class QueueWorld:
         self.steps.append(f"begun {gid}")
         call = worker.calls[gid]
         call.accepted = True
+        self._forget_probes(call.resource)
         now(commands.begun(self.direct.redis, gid, call.resource))
+
+    def _forget_probes(self, *resources: str) -> None:
+        for call in self.calls():
+            call.is_probe = call.is_probe and call.resource not in resources
 
     def done(self, worker: Worker, gid: str, outcome: Outcome, *, retry: int = -1, back: int | None = None) -> None:
         """End a call. `back`: ms until its generation is to be called again, which then returns to the queue."""
@@ -228,9 +235,7 @@ class QueueWorld:
             )
         )
         if back is not None:
-            ticket = call.ticket._replace(
-                number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0
-            )
+            ticket = call.ticket._replace(number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0)
             self.offer(ticket)
 
     def die(self, worker: Worker) -> None:
@@ -249,6 +254,7 @@ class QueueWorld:
         """The server comes back empty. The first to notice is a worker that has seen it before."""
         self.steps.append("lose")
         self.storage.call("FLUSHALL")
+        self._forget_probes("a", "b")
         self.lost |= self.waiting
         self.waiting = {}
         self.paused = set()
@@ -293,11 +299,19 @@ class QueueWorld:
             else:
                 new = sum(1 for call in granted if call.resource == resource)
                 check(new == 1, f"{new} probes of {resource}")
+                self._check_probes(resource, granted)
             check(not upstream.closed, f"a call at {resource}, which is closed")
         for tenant in {call.ticket.tenant for call in granted}:
             limit = self._limit(tenant)
             check(not limit or self.running_of(tenant) <= limit, f"{tenant} is above its limit of {limit}")
             check(f"t:{tenant}" not in self.paused, f"{tenant} is paused")
+
+    def _check_probes(self, resource: str, granted: Sequence[Call]) -> None:
+        for call in self.calls():
+            if call.resource == resource and call.is_probe:
+                check(not 0 <= self.clock - call.sent < LEASE, f"another probe of {resource} is under way")
+        for call in granted:
+            call.is_probe = call.is_probe or call.resource == resource
 
     def _check_order(self, worker: Worker, before: Belief, granted: Sequence[Call]) -> None:
         """A ticket of a later priority runs only if none of an earlier one could have had its place."""
