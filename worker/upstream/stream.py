@@ -61,9 +61,11 @@ class Upstreams:
         name in the queue; by default the first one. The call and the iteration raise UpstreamError."""
         upstream = self._upstream(model, resource)
         watchdog = Watchdog(self._settings.first_token_timeout, self._settings.idle_timeout)
+        answered = False
         try:
             async with watchdog:
                 response = await self._respond(upstream, body)
+                answered = True
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
                 stream = UpstreamStream(response, watchdog, reply)
@@ -74,7 +76,8 @@ class Upstreams:
         except TimeoutError:
             if not watchdog.expired:
                 raise
-            raise UpstreamError("upstream_timeout", watchdog.message) from None
+            # Without response headers the upstream has not accepted the call, and may be down.
+            raise UpstreamError("upstream_timeout", watchdog.message, retryable=not answered) from None
 
     def with_patterns(self) -> list[Upstream]:
         """Return the usable upstreams that have models configured by pattern."""
