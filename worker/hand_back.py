@@ -144,7 +144,7 @@ def _is_over(claim: Claim, retry_at: float) -> bool:
 def _is_poison(claim: Claim, failure: UpstreamError, done: Done | None) -> bool:
     """Return whether the request is to blame: it failed often, while the upstream accepted others."""
     return (
-        failure.code == "upstream_error"
+        failure.code in ("upstream_error", "upstream_timeout")
         and done is not None
         and claim.failures + 1 >= POISON
         and done.accepted_ms > claim.first_failure_ms > 0

@@ -16,6 +16,7 @@ from tests.bench.memory import memory
 from tests.bench.native import NoCompiler
 from tests.bench.subscriber_loads import flood, idle, live, many_generations, mostly_idle, replay, single
 from tests.bench.table import Row, markdown
+from tests.bench.waiting import waiting
 from tests.bench.worker_loads import create_requests, end_to_end, ingest
 
 LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
@@ -29,6 +30,7 @@ LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
     "W8": end_to_end,
     "W9": create_requests,
     "W10": mostly_idle,
+    "W11": waiting,
     "memory": memory,
 }
 
@@ -36,7 +38,7 @@ LOADS: dict[str, Callable[[bool, int], Awaitable[list[Row]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "loads", nargs="*", metavar="W1 … W10 memory", help="only these loads (the latency rows of W7 belong to W8)"
+        "loads", nargs="*", metavar="W1 … W11 memory", help="only these loads (the latency rows of W7 belong to W8)"
     )
     parser.add_argument("--quick", action="store_true", help="one run of smaller loads, within three minutes")
     parser.add_argument("--runs", type=int, help="default: 3, and 1 with --quick")

@@ -69,7 +69,6 @@ FAULTS = {
     "fault=bad-utf8-content": ("bad_upstream_response", 5, 1),
     "fault=nan": ("bad_upstream_response", 5, 1),
     # E7, E8
-    "fault=mute": ("upstream_timeout", 0, 1),
     "fault=silent keepalive=0.1": ("upstream_timeout", 0, 1),
     "fault=stall": ("upstream_timeout", 5, 1),
     "fault=comments keepalive=0.1": ("upstream_timeout", 5, 1),

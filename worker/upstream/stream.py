@@ -67,9 +67,11 @@ class Upstreams:
             upstream.first_token_timeout or self._settings.first_token_timeout,
             upstream.idle_timeout or self._settings.idle_timeout,
         )
+        answered = False
         try:
             async with watchdog:
                 response = await self._respond(upstream, {**body, "model": upstream.sent_model(model)})
+                answered = True
                 content_type = _content_type(response)
                 reply = Reply(int(body.get("n") or 1), upstream.secrets, self._settings.max_output, content_type)
                 stream = UpstreamStream(response, watchdog, reply)
@@ -80,7 +82,8 @@ class Upstreams:
         except TimeoutError:
             if not watchdog.expired:
                 raise
-            raise UpstreamError("upstream_timeout", watchdog.message) from None
+            # Without response headers the upstream has not accepted the call, and may be down.
+            raise UpstreamError("upstream_timeout", watchdog.message, retryable=not answered) from None
 
     def with_patterns(self) -> list[Upstream]:
         """Return the usable upstreams that have models configured by pattern."""

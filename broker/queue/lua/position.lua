@@ -9,15 +9,15 @@ local own = redis.call('ZRANK', waiting(level, tenant), ARGV[1] .. '.' .. ARGV[2
 if not own then return -1 end
 local ahead = own
 for other = 1, p - 1 do ahead = ahead + tonumber(redis.call('HGET', DEPTH, lane .. ':' .. other) or 0) end
-local found = redis.call('ZRANGE', turns(level), 0, 200)
-if #found > 200 then return -1 end
-local turn_is_later = false -- than that of the tenant; the zset has them in the order in which they come
-for _, other in ipairs(found) do
-  if other == tenant then
-    turn_is_later = true
-  else
-    local turns_before = own + (turn_is_later and 0 or 1)
-    ahead = ahead + math.min(redis.call('ZCARD', waiting(level, other)), turns_before)
+local found = redis.call('ZRANGE', turns(level), 0, 200, 'WITHSCORES')
+if #found > 400 then return -1 end
+local tag = tonumber(redis.call('ZSCORE', turns(level), tenant) or 0)
+for i = 1, #found, 2 do
+  if found[i] ~= tenant then
+    local rounds = tag + own - tonumber(found[i + 1]) -- with equal tags, the names decide, as in a sorted set
+    local turns_before = math.max(0, math.ceil(rounds))
+    if rounds >= 0 and rounds == turns_before and found[i] < tenant then turns_before = turns_before + 1 end
+    ahead = ahead + math.min(redis.call('ZCARD', waiting(level, found[i])), turns_before)
   end
 end
 return ahead + 1

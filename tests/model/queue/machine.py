@@ -113,7 +113,7 @@ class QueueMachine(RuleBasedStateMachine):
     def hold(self, n: int) -> None:
         self.step(lambda: self.world.hold(self.worker(n)))
 
-    @rule(ms=st.sampled_from([100, 1_000, 6_000, LEASE + 1, 61_000]))
+    @rule(ms=st.sampled_from([100, 1_000, 4_000, 6_000, LEASE + 1, 61_000]))
     def elapse(self, ms: int) -> None:
         self.step(lambda: self.world.elapse(ms))
 
@@ -121,13 +121,22 @@ class QueueMachine(RuleBasedStateMachine):
     def die(self, n: int) -> None:
         self.step(lambda: self.world.die(self.worker(n)))
 
-    @rule(ms=st.sampled_from([12_000, 20_000]))
-    def stand_still(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([14_000, 20_000]), n=choice, starts=st.booleans())
+    def stand_still(self, ms: int, n: int, starts: bool) -> None:
         self.step(lambda: self.world.stand_still(ms))
+        self.pull_first(n, starts)
 
-    @rule(ms=st.sampled_from([HOUR, -HOUR, -HOUR // 2]))
-    def step_clock(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([HOUR, -HOUR, -HOUR // 2]), n=choice, starts=st.booleans())
+    def step_clock(self, ms: int, n: int, starts: bool) -> None:
         self.step(lambda: self.world.step_clock(ms))
+        self.pull_first(n, starts)
+
+    def pull_first(self, n: int, starts: bool) -> None:
+        """The first call after a disturbance, perhaps by a worker that has just started."""
+        if starts and len(self.world.workers) < 4:
+            self.world.start()
+            n = len(self.world.workers) - 1
+        self.step(lambda: self.world.pull(self.worker(n), 8))
 
     @precondition(lambda self: any(worker.born for worker in self.world.workers))
     @rule()

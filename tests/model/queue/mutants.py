@@ -75,3 +75,51 @@ SCHEDULED = [
     ),
 ]
 """Mutants that the random schedules detect."""
+
+DIRECTED = [
+    (
+        "a refused call",
+        Mutant(
+            "a ticket that comes back has no earlier turn",
+            [("add_turn(level, tenant, not string.match(member, '%.1%.%d+$'))", "add_turn(level, tenant, false)")],
+            "a tenant whose calls are refused falls behind",
+        ),
+    ),
+    (
+        "a refused call",
+        Mutant(
+            "a turn that exists is not moved earlier",
+            [("back and 'LT' or 'NX'", "'NX'")],
+            "a tenant whose calls are refused falls behind",
+        ),
+    ),
+    (
+        "the last priority",
+        Mutant("no ageing", [("starved[level] = now - at > ageing", "starved[level] = false")], "starvation"),
+    ),
+    (
+        "an idle tenant",
+        Mutant(
+            "an idle tenant keeps its old turn",
+            [("math.max(tonumber(tags[1] or 0), tonumber(tags[2] or 0))", "tonumber(tags[1] or 0)")],
+            "a tenant that returns has all turns",
+        ),
+    ),
+    (
+        "several lanes",
+        Mutant(
+            "turns of one lane only",
+            [("if newest > turn.tag then", "if false then")],
+            "a tenant in two lanes has twice its share",
+        ),
+    ),
+    (
+        "an idle worker",
+        Mutant(
+            "a worker announces only the upstreams that it looks at",
+            [("if now - at > 10000 or at > now then", "if false then")],
+            "tickets that another worker takes into a lane of its own",
+        ),
+    ),
+]
+"""Mutants that need a certain schedule: the name of the check that detects each."""

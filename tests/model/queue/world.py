@@ -36,6 +36,8 @@ class Call:
     resource: str
     accepted: bool = False
     sent: int = 0
+    is_probe: bool = False
+    """It was sent to an upstream whose circuit was open, and nothing has been accepted there since."""
 
 
 @dataclass
@@ -134,6 +136,9 @@ class QueueWorld:
         self.steps.append(f"withdraw {gid}")
         check(now(commands.withdraw(self.direct.redis, ticket)), "a waiting ticket was not found")
 
+    def position(self, gid: str) -> int | None:
+        return now(commands.position(self.direct.redis, self.waiting[gid]))
+
     def refill(self) -> None:
         """A reaper puts everything back that the server has lost."""
         self.steps.append("refill")
@@ -211,7 +216,12 @@ class QueueWorld:
         self.steps.append(f"begun {gid}")
         call = worker.calls[gid]
         call.accepted = True
+        self._forget_probes(call.resource)
         now(commands.begun(self.direct.redis, gid, call.resource))
+
+    def _forget_probes(self, *resources: str) -> None:
+        for call in self.calls():
+            call.is_probe = call.is_probe and call.resource not in resources
 
     def done(self, worker: Worker, gid: str, outcome: Outcome, *, retry: int = -1, back: int | None = None) -> None:
         """End a call. `back`: ms until its generation is to be called again, which then returns to the queue."""
@@ -244,6 +254,7 @@ class QueueWorld:
         """The server comes back empty. The first to notice is a worker that has seen it before."""
         self.steps.append("lose")
         self.storage.call("FLUSHALL")
+        self._forget_probes("a", "b")
         self.lost |= self.waiting
         self.waiting = {}
         self.paused = set()
@@ -260,7 +271,7 @@ class QueueWorld:
         self.paused.discard(what)
         self.storage.call("HDEL", keys.PAUSED, what)
         if what.startswith("t:") and self.storage.call("EXISTS", keys.full(what[2:])):
-            self.storage.call("ZADD", keys.FULL, 0, what[2:])  # as the operator's resume does
+            self.storage.pipeline([("ZADD", keys.FULL, 0, what[2:]), ("EXPIRE", keys.FULL, 86_400)])
 
     # --- what must hold -------------------------------------------------------------------------------------------
 
@@ -288,11 +299,19 @@ class QueueWorld:
             else:
                 new = sum(1 for call in granted if call.resource == resource)
                 check(new == 1, f"{new} probes of {resource}")
+                self._check_probes(resource, granted)
             check(not upstream.closed, f"a call at {resource}, which is closed")
         for tenant in {call.ticket.tenant for call in granted}:
             limit = self._limit(tenant)
             check(not limit or self.running_of(tenant) <= limit, f"{tenant} is above its limit of {limit}")
             check(f"t:{tenant}" not in self.paused, f"{tenant} is paused")
+
+    def _check_probes(self, resource: str, granted: Sequence[Call]) -> None:
+        for call in self.calls():
+            if call.resource == resource and call.is_probe:
+                check(not 0 <= self.clock - call.sent < LEASE, f"another probe of {resource} is under way")
+        for call in granted:
+            call.is_probe = call.is_probe or call.resource == resource
 
     def _check_order(self, worker: Worker, before: Belief, granted: Sequence[Call]) -> None:
         """A ticket of a later priority runs only if none of an earlier one could have had its place."""

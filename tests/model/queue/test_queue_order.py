@@ -1,0 +1,147 @@
+"""Fair turns, refunds and ageing on the queue's scripts, each with the mutant that its check detects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.model.queue.mutants import DIRECTED
+from tests.model.queue.scripts import Mutant, replaced
+from tests.model.queue.world import AGEING, QueueWorld, Setup
+from tests.model.truth import check
+
+ONE = Setup({"a": 1, "b": 1}, {"a": False, "b": False}, 0, {})
+Check = Callable[[QueueWorld], None]
+
+
+def run_one(world: QueueWorld, *, refused: bool = False) -> str:
+    """Run the next ticket, and return its tenant; or refuse it, and put it back."""
+    worker = world.workers[0]
+    world.pull(worker, 1)
+    ((gid, call),) = worker.calls.items()
+    if refused:
+        world.done(worker, gid, "busy", retry=0, back=0)
+    else:
+        world.done(worker, gid, "ok")
+    world.check()
+    return call.ticket.tenant
+
+
+def a_flood_leaves_others_their_turns(world: QueueWorld) -> None:
+    for _ in range(30):
+        world.create("a", 3, "t0", 0)
+    served = [run_one(world) for _ in range(10)]
+    for _ in range(10):
+        world.create("a", 3, "t1", 0)
+    served += [run_one(world) for _ in range(20)]
+    check(served[10:].count("t1") == 10, f"{served}")
+
+
+def a_refused_call_is_not_a_turn(world: QueueWorld) -> None:
+    """Of two tenants that always wait, each completes the same number, whoever is refused."""
+    for _ in range(20):
+        world.create("a", 3, "t0", 0)
+        world.create("a", 3, "t1", 0)
+    for _ in range(5):
+        check(run_one(world, refused=True) == "t0", "the refused tenant lost its turn")
+    served = [run_one(world) for _ in range(20)]
+    check(served.count("t0") == 10, f"{served}")
+
+
+def the_last_priority_runs_at_last(world: QueueWorld) -> None:
+    world.create("a", 5, "t0", 0)
+    for _ in range(20):
+        world.create("a", 1, "t1", 0)
+    for _ in range(3):
+        check(run_one(world) == "t1", "the last priority ran before the first")
+    world.elapse(AGEING + 1)
+    world.create("a", 1, "t1", 0)
+    served = [run_one(world) for _ in range(2)]
+    check("t0" in served, "the last priority starves")
+
+
+def a_tenant_without_tickets_saves_no_turns(world: QueueWorld) -> None:
+    world.create("a", 3, "t1", 0)
+    run_one(world)
+    for _ in range(40):
+        world.create("a", 3, "t0", 0)
+    for _ in range(20):
+        run_one(world)
+    for _ in range(20):
+        world.create("a", 3, "t1", 0)
+    served = [run_one(world) for _ in range(20)]
+    check(served.count("t1") == 10, f"{served}")
+
+
+def turns_count_in_all_lanes(world: QueueWorld) -> None:
+    """A tenant in two lanes has one turn in a round."""
+    for _ in range(10):
+        world.create("a", 3, "t0", 0)
+        world.create("a,b", 3, "t0", 0)
+        world.create("a", 3, "t1", 0)
+    world.pause("u:b", True)
+    served = [run_one(world) for _ in range(10)]
+    check(served.count("t1") == 5, f"{served}")
+
+
+def a_lane_of_an_idle_worker_is_its_own(world: QueueWorld) -> None:
+    """A worker does not move the tickets of a lane that another one serves, although nobody waited there for long."""
+    first, second = world.workers
+    first.knows, second.knows = ("a",), ("b",)
+    for worker in world.workers:
+        world.pull(worker, 1)
+    for _ in range(4):
+        world.elapse(30_000)
+        for worker in world.workers:
+            world.pull(worker, 1)
+    world.create("b", 3, "t0", 0)
+    world.pull(first, 1)
+    world.pull(second, 1)
+    check(len(second.calls) == 1, "the ticket was not given to its worker")
+
+
+def a_position_is_the_number_of_runs_before(world: QueueWorld) -> None:
+    for tenant, count in (("t0", 5), ("t1", 3)):
+        for _ in range(count):
+            world.create("a", 3, tenant, 0)
+    world.create("a", 1, "t2", 0)
+    positions = {gid: world.position(gid) for gid in world.waiting}
+    worker, order = world.workers[0], list[str]()
+    for _ in range(9):
+        world.pull(worker, 1)
+        (gid,) = worker.calls
+        order.append(gid)
+        world.done(worker, gid, "ok")
+    check(positions == {gid: n + 1 for n, gid in enumerate(order)}, f"{positions}, but {order}")
+
+
+CHECKS: dict[str, Check] = {
+    "a flood": a_flood_leaves_others_their_turns,
+    "a refused call": a_refused_call_is_not_a_turn,
+    "the last priority": the_last_priority_runs_at_last,
+    "an idle tenant": a_tenant_without_tickets_saves_no_turns,
+    "several lanes": turns_count_in_all_lanes,
+    "an idle worker": a_lane_of_an_idle_worker_is_its_own,
+    "positions": a_position_is_the_number_of_runs_before,
+}
+
+
+@pytest.fixture
+def queue(world: QueueWorld) -> QueueWorld:
+    world.begin(ONE)
+    world.pull(world.workers[0], 1)
+    world.pull(world.workers[1], 1)
+    return world
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_order_of_tickets(queue: QueueWorld, name: str) -> None:
+    CHECKS[name](queue)
+
+
+@pytest.mark.parametrize("world", ["valkey"], indirect=True)
+@pytest.mark.parametrize(("name", "mutant"), DIRECTED, ids=[mutant.name for _, mutant in DIRECTED])
+def test_a_check_detects_its_mutant(queue: QueueWorld, name: str, mutant: Mutant) -> None:
+    with replaced(*mutant.changes), pytest.raises(AssertionError):
+        CHECKS[name](queue)
