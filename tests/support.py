@@ -351,6 +351,12 @@ async def clients_by_last_command(redis: Redis, command: str) -> list[str]:
     return [line for line in listed.decode().splitlines() if f"cmd={command}" in line]
 
 
+async def tell_waiting(redis: Redis, gid: str, reason: str, retry_at: float | None = None) -> None:
+    """Write a `waiting` event of a generation that no worker has."""
+    data = json.dumps({"reason": reason, "retry_at": retry_at}).encode()
+    assert await commands.note(redis, gid, reason, None if retry_at is None else int(retry_at * 1000), data)
+
+
 async def forget_refusals(redis_url: str) -> None:
     """Remove the state of all upstreams from the queue: an upstream that refused a call in one test is not called for
     some time, which would delay the next test."""

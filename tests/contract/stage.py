@@ -63,7 +63,6 @@ async def stage() -> AsyncGenerator[Stage, None]:
         url, port = redis.url, free_port()
         settings = {
             "TOKENCAST_METRICS_PORT": str(port),
-            "TOKENCAST_RETRY_BUDGET": "2",
             "TOKENCAST_TENANT_RUNNING": str(RUNNING),
             "TOKENCAST_WORKER_DRAIN": "0",
         }
@@ -77,7 +76,7 @@ async def stage() -> AsyncGenerator[Stage, None]:
         }
         parts = (
             gateway(url, TOKENCAST_CORS_ORIGINS=ORIGIN, TOKENCAST_ALLOWED_HOSTS="tokencast.example"),
-            gateway(url, **UNLIMITED),
+            gateway(url, **UNLIMITED, TOKENCAST_RETRY_BUDGET="3"),
             gateway(url, **few),
             gateway(url, **edge),
             worker(url, sim, **settings),
