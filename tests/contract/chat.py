@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import ENDLESS, Stage, ended, last_event_written, named, prompt, running
+from tests.contract.stage import ENDLESS, Stage, cancel_running, ended, last_event_written, named, prompt, running
 from tests.support import Gateway, forget_refusals, gather
 
 CHAT = "/v1/chat/completions"
@@ -20,6 +20,7 @@ async def record(stage: Stage, rec: Recorder) -> None:
     await _ends(api, rec)
     await _again(stage, api, rec)
     await _refusals(api, rec)
+    await cancel_running(api)
 
 
 async def _answers(api: Gateway, rec: Recorder) -> None:

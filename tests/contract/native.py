@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import Stage, ended, named, prompt, running
+from tests.contract.stage import Stage, cancel_running, ended, named, prompt, running
 from tests.support import Gateway, forget_refusals, gather, wait_until
 
 GENERATIONS = "/v1/generations"
@@ -19,6 +19,7 @@ async def record(stage: Stage, rec: Recorder) -> None:
     await _list(api, rec)
     await _end(api, rec)
     await _elsewhere(api, rec)
+    await cancel_running(api)
 
 
 async def _create(api: Gateway, rec: Recorder) -> None:

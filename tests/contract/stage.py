@@ -124,6 +124,13 @@ async def last_event_written(api: Gateway, gid: str) -> None:
     await wait_until(look)
 
 
+async def cancel_running(api: Gateway) -> None:
+    """Cancel the tenant's running generations. After a refusal, an upstream is called again when fewer run."""
+    running = (await api.http.get("/v1/generations?status=in_progress&limit=100")).json()["data"]
+    for generation in running:
+        await api.http.post(f"/v1/generations/{generation['id']}/cancel")
+
+
 async def named(rec: Recorder, api: Gateway, name: str, body: dict[str, Any]) -> str:
     gid: str = (await api.create(body))["id"]
     rec.masks.name(gid, name)
