@@ -279,6 +279,10 @@ class Writer:
         assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
         return self
 
+    async def release(self) -> None:
+        """Return the generation to the queue, as a worker does that stops."""
+        assert await commands.release(self.redis, self.gid, self.own, "worker_stopped")
+
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
         """Append chunks that arrived `at` ms after the beginning of the attempt; by default an arbitrary time."""
         chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
