@@ -282,6 +282,10 @@ class Writer:
             assert await commands.begin(self.redis, self.gid, self.own, "default") == "OK"
         return self
 
+    async def release(self) -> None:
+        """Return the generation to the queue, as a worker does that stops."""
+        assert await commands.release(self.redis, self.gid, self.own, "worker_stopped")
+
     async def append(self, *texts: str, kind: str = "c", at: int | None = None) -> bytes:
         """Append chunks that arrived `at` ms after the beginning of the attempt; by default an arbitrary time."""
         chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() for text in texts]
@@ -366,6 +370,12 @@ async def clients_by_last_command(redis: Redis, command: str) -> list[str]:
     """Redis's connections whose last command is this one. A blocking command waits, unless it was just answered."""
     listed: bytes = await redis.execute("CLIENT", "LIST")
     return [line for line in listed.decode().splitlines() if f"cmd={command}" in line]
+
+
+async def tell_waiting(redis: Redis, gid: str, reason: str, retry_at: float | None = None) -> None:
+    """Write a `waiting` event of a generation that no worker has."""
+    data = json.dumps({"reason": reason, "retry_at": retry_at}).encode()
+    assert await commands.note(redis, gid, reason, None if retry_at is None else int(retry_at * 1000), data)
 
 
 async def forget_refusals(redis_url: str) -> None:

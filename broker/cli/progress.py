@@ -50,7 +50,7 @@ class ProgressLine:
             return
         self.clear()
         if received.event == "waiting":
-            self._retry_at = float(json.loads(received.data)["retry_at"])
+            self._retry_at = float(json.loads(received.data)["retry_at"] or 0)
 
     def _end(self) -> None:
         if not self._ended.is_set():

@@ -15,8 +15,8 @@ from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
-from tests.browser.dashboard import delta, expect_text, field, part, row, start_generation
-from tests.support import ROOT, Gateway, gateway, request_body, upstream_sim, wait_until, worker
+from tests.browser.dashboard import delta, expect_text, field, part, row
+from tests.support import ROOT, Gateway, Writer, gateway, request_body, tell_waiting, upstream_sim, wait_until, worker
 
 pytestmark = pytest.mark.browser
 
@@ -36,10 +36,10 @@ async def test_axe_finds_no_violation(api: Gateway, broker: Broker, visit: Open,
     node()
     gids: list[str] = []
     for ending in ("", "failed", "completed", "cancelled"):
-        writer = await start_generation(api, broker, metadata={"order": "17"})
+        gid = (await api.create(request_body(metadata={"order": "17"})))["id"]
+        await tell_waiting(broker.store.redis, gid, "upstream_busy", 1763812800)
+        writer = await Writer(broker.store.redis, gid).claim()
         gids.append(writer.gid)
-        wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
-        await writer.append_raw(wait, kind="w")
         await writer.append_raw(delta(content="Some text.\n" * 100, reasoning="Let me think."))
         if ending == "failed":
             error = {"error": {"message": "It stopped.", "type": "server_error", "code": "upstream_truncated"}}

@@ -14,7 +14,7 @@ from playwright.async_api import Page, expect
 from broker import Broker
 from tests.browser.conftest import Open
 from tests.browser.dashboard import claim_again, delta, expect_text, field, part, start_generation, text_of
-from tests.support import DEADLINE, Gateway, Writer, clean_environment, request_body, wait_until
+from tests.support import DEADLINE, Gateway, Writer, clean_environment, request_body, tell_waiting, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -182,9 +182,9 @@ async def test_a_running_generation_can_be_replayed(api: Gateway, broker: Broker
 
 
 async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broker: Broker, visit: Open) -> None:
-    first = await start_generation(api, broker)
-    wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
-    await first.append_raw(wait, kind="w", at=10)
+    gid = (await api.create())["id"]
+    await tell_waiting(broker.store.redis, gid, "upstream_busy", 1763812800)
+    first = await Writer(broker.store.redis, gid).claim()
     await first.append("lost", at=20)
     second = await claim_again(broker, first)
     await second.append("kept", at=30)
@@ -194,8 +194,8 @@ async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broke
     marks = page.get_by_role("list", name="Timeline").get_by_role("button")
     expected = [
         "queued",
+        "waiting (upstream_busy)",
         "attempt 1",
-        "upstream busy (rate_limited)",
         "first token",
         "reset, attempt 2",
         "first token",
@@ -203,7 +203,7 @@ async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broke
     ]
     await expect(marks).to_have_text([re.compile("^" + re.escape(one)) for one in expected])
     phases = [await bar.get_attribute("class") for bar in await page.locator("[data-field=strip] rect").all()]
-    assert phases == ["queued", "thinking", "busy", "streaming", "thinking", "streaming", "cursor"]
+    assert phases == ["queued", "busy", "thinking", "streaming", "thinking", "streaming", "cursor"]
     await marks.nth(3).click()
     await expect_text(part(page, "Answer"), "lost")
     await expect(field(page, "attempt")).to_have_text("1")

@@ -87,7 +87,7 @@ async def test_the_documented_example_discards_the_text_at_a_reset(api: Gateway,
     await run_example(visitor.page, writer.gid)
     await writer.append("lost")
     await expect(visitor.page.locator("#output")).to_have_text("lost")
-    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued", "own", "")
     second = await Writer(broker.store.redis, writer.gid).claim()
     await second.append("kept")
     await expect(visitor.page.locator("#output")).to_have_text("kept")

@@ -91,8 +91,8 @@ def variables(request: pytest.FixtureRequest, site: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 async def listed_gateway(redis: EmbeddedRedis, sim: str, variables: dict[str, str]) -> AsyncGenerator[Gateway, None]:
-    """A gateway that lists the site, with a worker that retries no call."""
-    async with gateway(redis.url, **variables) as api, worker(redis.url, sim, TOKENCAST_RETRY_BUDGET="0"):
+    """A gateway that lists the site, and a worker. A chat completion waits for a failing upstream only briefly."""
+    async with gateway(redis.url, **variables, TOKENCAST_RETRY_BUDGET="3") as api, worker(redis.url, sim):
         yield api
 
 

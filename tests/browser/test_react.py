@@ -11,9 +11,7 @@ from playwright.async_api import Route, expect
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.redis.client import Script
 from broker.store import keys
-from broker.store.commands import lifecycle_keys
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open, Watched
 from tests.browser.test_tokens import BEARER, keyed
@@ -90,7 +88,7 @@ async def test_the_hook_shows_the_text_and_discards_it_at_a_reset(
     await expect_answer(visitor, "", "in_progress")
     await writer.append("One ", "two ")
     await expect_answer(visitor, "One two ", "in_progress")
-    await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await writer.release()
     await writer.claim()
     await expect_answer(visitor, "", "in_progress, attempt 2")
     await writer.append("Uno ")

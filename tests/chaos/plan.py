@@ -34,7 +34,10 @@ KINDS: dict[str, float] = {
 }
 """Every fault and its relative frequency."""
 
-SCRIPTS = ("create", "enqueue", "claim", "append", "touch", "finish", "cancel", "release", "reap")
+SCRIPTS = (
+    *("create", "offer", "pull", "claim", "begin", "begun", "append", "touch", "hold", "finish", "done"),
+    *("cancel", "release", "defer", "reap"),
+)
 
 UPSTREAM = (
     # Valid replies, including unusual ones.

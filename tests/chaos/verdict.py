@@ -28,8 +28,10 @@ class Verdict:
 
 def judge(world: World, followed: list[Followed]) -> Verdict:
     verdict = Verdict()
+    claims = world.claims()
     for generation in followed:
-        _judge(generation, world.losses, verdict)
+        claimed = claims[generation.said.gid] if generation.said else 0
+        _judge(generation, claimed, world.losses, verdict)
     for complaint in world.complaints():
         verdict.wrong["process"] += 1
         verdict.complaints.append(complaint)
@@ -37,7 +39,7 @@ def judge(world: World, followed: list[Followed]) -> Verdict:
     return verdict
 
 
-def _judge(generation: Followed, losses: int, verdict: Verdict) -> None:
+def _judge(generation: Followed, claims: int, losses: int, verdict: Verdict) -> None:
     def complain(wrong: str, about: str) -> None:
         verdict.wrong[wrong] += 1
         verdict.complaints.append(f"{wrong}: {generation.label}: {about}")
@@ -56,19 +58,19 @@ def _judge(generation: Followed, losses: int, verdict: Verdict) -> None:
                 "hang", f"a reader has no ending (at {reader.shown.cursor}, after {reader.connections} connections)"
             )
     endings = {str(reader.shown.ending) for reader in generation.readers} & (ENDINGS | {"nothing"})
-    allowed = allowed_endings(generation, may_be_lost=may_be_lost)
+    allowed = allowed_endings(generation, claims, may_be_lost=may_be_lost)
     if endings - allowed:
         complain("ending", f"{sorted(endings)}, only {sorted(allowed)} allowed; errors {errors_of(generation)}")
     if len(endings - {"gone"}) > 1 and not may_be_lost:
         complain("ending", f"readers have different endings: {sorted(endings)}")
-    _judge_stored(generation, endings, may_be_lost=may_be_lost, complain=complain)
+    _judge_stored(generation, claims, endings, may_be_lost=may_be_lost, complain=complain)
 
 
-def allowed_endings(generation: Followed, *, may_be_lost: bool) -> set[str]:
-    """The endings allowed by the upstream's reply and by the requests for the generation."""
-    attempts = (generation.stored or {"attempt": MAX_ATTEMPTS})["attempt"]
+def allowed_endings(generation: Followed, claims: int, *, may_be_lost: bool) -> set[str]:
+    """The endings allowed by the upstream's reply and by the requests for the generation. `claims`: how often a worker
+    took it; a worker that dies before the upstream accepts the call uses up a claim without an attempt."""
     allowed = {"failed"} if generation.poison or generation.request.fails else {"completed"}
-    if attempts >= MAX_ATTEMPTS and errors_of(generation) == {"attempts_exhausted"}:
+    if claims >= MAX_ATTEMPTS and errors_of(generation) == {"attempts_exhausted"}:
         allowed.add("failed")  # every worker that ran it was killed
     if generation.cancelled:
         allowed.add("cancelled")
@@ -82,7 +84,7 @@ def errors_of(generation: Followed) -> set[str | None]:
     return {reader.shown.error for reader in generation.readers if reader.shown.ending == "failed"}
 
 
-def _judge_stored(generation: Followed, endings: set[str], *, may_be_lost: bool, complain: object) -> None:
+def _judge_stored(generation: Followed, claims: int, endings: set[str], *, may_be_lost: bool, complain: object) -> None:
     assert callable(complain)
     stored = generation.stored
     if stored is None:
@@ -96,8 +98,8 @@ def _judge_stored(generation: Followed, endings: set[str], *, may_be_lost: bool,
     if stored["status"] == "completed" and generation.said and stored["text"] != generation.said.text:
         complain("gap", "the stored text differs from the upstream's")
     faultless = not generation.request.upstream.count("fault=")
-    if faultless and not may_be_lost and generation.calls > stored["attempt"]:
-        complain("doubled", f"{generation.calls} upstream calls in {stored['attempt']} attempts")
+    if faultless and not may_be_lost and generation.calls > claims:
+        complain("doubled", f"{generation.calls} upstream calls in {claims} claims")
 
 
 def _tabulate(world: World, followed: list[Followed], verdict: Verdict) -> None:

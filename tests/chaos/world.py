@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import signal
 import tempfile
@@ -194,6 +195,11 @@ class World:
     async def _send_to_redis(self, *command: str) -> None:
         with contextlib.suppress(StorageUnavailable, RedisError):  # unreachable: it loses the setting with its restart
             await self._direct.execute(*command)
+
+    def claims(self) -> Counter[str]:
+        """How often workers have taken each generation, by its id."""
+        lines = (line for worker in self.workers for service in worker.past for line in service.lines)
+        return Counter(found[1] for line in lines if (found := re.search(r"(gen_\w+): attempt ", line)))
 
     def complaints(self) -> list[str]:
         """Errors of the processes themselves."""

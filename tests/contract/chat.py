@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import ENDLESS, Stage, ended, last_event_written, named, prompt, running
-from tests.support import Gateway, gather
+from tests.contract.stage import ENDLESS, Stage, cancel_running, ended, last_event_written, named, prompt, running
+from tests.support import Gateway, forget_refusals, gather
 
 CHAT = "/v1/chat/completions"
 STREAM = {"stream": True}
@@ -16,10 +16,11 @@ USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 async def record(stage: Stage, rec: Recorder) -> None:
     api = stage.of("chat")
     await _answers(api, rec)
-    await _errors(api, rec)
+    await _errors(stage, api, rec)
     await _ends(api, rec)
-    await _again(api, rec)
+    await _again(stage, api, rec)
     await _refusals(api, rec)
+    await cancel_running(api)
 
 
 async def _answers(api: Gateway, rec: Recorder) -> None:
@@ -52,21 +53,24 @@ async def _answers(api: Gateway, rec: Recorder) -> None:
     await rec.ask("with a key, another body", api, "POST", CHAT, body=prompt("length=1"), headers=key)
 
 
-_REFUSALS = ("400", "401", "403", "404", "413", "422", "429", "500", "503", "html", "json-200", "empty")
+_REFUSALS = ("400", "401", "403", "404", "413", "422", "html", "json-200", "empty")
+_UNAVAILABLE = ("429", "500", "503")
 _BREAKS = ("truncate", "error-frame", "rst", "bad-json")
 
 
-async def _errors(api: Gateway, rec: Recorder) -> None:
-    """Concurrently, since some calls are retried for a second."""
+async def _errors(stage: Stage, api: Gateway, rec: Recorder) -> None:
+    """Those after which the upstream is not called for some time come last."""
     directives = [f"fault={fault}" for fault in _REFUSALS] + [f"fault={fault} at=2" for fault in _BREAKS]
     kinds: tuple[tuple[str, dict[str, bool]], ...] = (("whole", {}), ("stream", STREAM))
-    await gather(
-        *(
-            rec.ask(f"upstream: {directive}, {kind}", api, "POST", CHAT, body=prompt(directive, **more))
-            for directive in directives
-            for kind, more in kinds
+    for some in (directives, *([f"fault={fault}"] for fault in _UNAVAILABLE)):
+        await gather(
+            *(
+                rec.ask(f"upstream: {directive}, {kind}", api, "POST", CHAT, body=prompt(directive, **more))
+                for directive in some
+                for kind, more in kinds
+            )
         )
-    )
+        await forget_refusals(stage.redis.url)
 
 
 async def _ends(api: Gateway, rec: Recorder) -> None:
@@ -90,7 +94,7 @@ async def _ends(api: Gateway, rec: Recorder) -> None:
     await rec.ask("whole, started again", api, "POST", CHAT, body=body)
 
 
-async def _again(api: Gateway, rec: Recorder) -> None:
+async def _again(stage: Stage, api: Gateway, rec: Recorder) -> None:
     gid = await ended(rec, api, "read again")
     attempt, _, last = (await api.get(gid))["cursor"].partition("-")
     for query in (
@@ -109,7 +113,8 @@ async def _again(api: Gateway, rec: Recorder) -> None:
         ("refused, again", "429 retry_after=7"),
         ("broken, again", "error-frame"),
     ):
-        gid = await ended(rec, api, name, f"fault={fault} at=1")
+        gid = await ended(rec, api, name, f"fault={fault} at=1", tokencast={"queue_timeout": 5})
+        await forget_refusals(stage.redis.url)
         for query in ("", "?stream=true"):
             await rec.ask("again, failed", api, "GET", f"{CHAT}/{gid}{query}")
 

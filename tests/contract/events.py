@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import Stage, ended, named, prompt, running
+from tests.contract.stage import Stage, cancel_running, ended, named, prompt, running
 from tests.contract.storage import trimmed
-from tests.support import Gateway, gather
+from tests.support import Gateway, forget_refusals, gather
 
 
 async def record(stage: Stage, rec: Recorder) -> None:
     api = stage.of("events")
-    await _forms(api, rec)
+    await _forms(stage, api, rec)
     await _resume(api, rec)
     await _pages(api, rec)
     await _live(api, rec)
@@ -19,9 +19,10 @@ async def record(stage: Stage, rec: Recorder) -> None:
     await rec.ask("gap", api, "GET", f"/v1/generations/{gid}/events")
     await rec.ask("gap at a speed", api, "GET", f"/v1/generations/{gid}/events?speed=1000")
     await rec.ask("gap in a page", api, "GET", f"/v1/generations/{gid}/events", headers={"accept": "application/json"})
+    await cancel_running(api)
 
 
-async def _forms(api: Gateway, rec: Recorder) -> None:
+async def _forms(stage: Stage, api: Gateway, rec: Recorder) -> None:
     gids = await gather(
         ended(rec, api, "plain", "length=3"),
         ended(rec, api, "tools", "length=0 tools=1"),
@@ -39,9 +40,10 @@ async def _forms(api: Gateway, rec: Recorder) -> None:
         ),
         ended(rec, api, "truncated", "fault=truncate at=2"),
         ended(rec, api, "refused by the upstream", "fault=404"),
-        ended(rec, api, "waited", "length=1 fault=429 times=1 label=events-wait retry_after=0.1"),
     )
-    for gid in gids:
+    waited = await ended(rec, api, "waited", "length=1 fault=429 times=1 label=events-wait retry_after=0.1")
+    await forget_refusals(stage.redis.url)
+    for gid in (*gids, waited):
         await rec.ask("events", api, "GET", f"/v1/generations/{gid}/events")
 
 

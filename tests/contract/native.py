@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import Stage, ended, named, prompt, running
-from tests.support import Gateway, gather, wait_until
+from tests.contract.stage import Stage, cancel_running, ended, named, prompt, running
+from tests.support import Gateway, forget_refusals, gather, wait_until
 
 GENERATIONS = "/v1/generations"
 
@@ -15,10 +15,11 @@ async def record(stage: Stage, rec: Recorder) -> None:
     api = stage.of("native")
     await _create(api, rec)
     await _refusals(api, rec)
-    await _read(api, rec)
+    await _read(stage, api, rec)
     await _list(api, rec)
     await _end(api, rec)
     await _elsewhere(api, rec)
+    await cancel_running(api)
 
 
 async def _create(api: Gateway, rec: Recorder) -> None:
@@ -90,7 +91,7 @@ async def _refusals(api: Gateway, rec: Recorder) -> None:
         await rec.ask(f"create: {title}", api, "POST", GENERATIONS, content=good, headers=headers, show_request=False)
 
 
-async def _read(api: Gateway, rec: Recorder) -> None:
+async def _read(stage: Stage, api: Gateway, rec: Recorder) -> None:
     """Generations of every kind."""
     gids = await gather(
         ended(rec, api, "two choices", "length=2", n=2),
@@ -104,9 +105,10 @@ async def _read(api: Gateway, rec: Recorder) -> None:
         ended(rec, api, "truncated", "fault=truncate at=2"),
         ended(rec, api, "refused by the upstream", "fault=400"),
         ended(rec, api, "upstream broke", "fault=error-frame at=1"),
-        ended(rec, api, "rate limited", "fault=429 retry_after=7"),
     )
-    for gid in (*gids, await running(rec, api, "running")):
+    limited = await ended(rec, api, "rate limited", "fault=429 retry_after=7", tokencast={"queue_timeout": 5})
+    await forget_refusals(stage.redis.url)
+    for gid in (*gids, limited, await running(rec, api, "running")):
         await rec.ask("get", api, "GET", f"{GENERATIONS}/{gid}")
 
 

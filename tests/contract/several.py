@@ -6,14 +6,14 @@ import re
 
 from tests.contract.recorder import Recorder
 from tests.contract.stage import Stage, ended, named, prompt, running
-from tests.support import Gateway
+from tests.support import Gateway, forget_refusals
 
 EVENTS, ACTIVITY = "/v1/events", "/v1/activity"
 
 
 async def record(stage: Stage, rec: Recorder) -> None:
     api = stage.of("several")
-    await _activity(api, rec)
+    await _activity(stage, api, rec)
     await _several(api, rec)
 
 
@@ -70,7 +70,7 @@ def _sorted(stream: bytes) -> bytes:
     return b"".join(sorted(blocks, key=lambda block: re.findall(rb'"generation":"(\w+)"', block)))
 
 
-async def _activity(api: Gateway, rec: Recorder) -> None:
+async def _activity(stage: Stage, api: Gateway, rec: Recorder) -> None:
     gid = await named(rec, api, "watched", prompt("length=1"))
     await api.ended(gid)
     for title, query, headers in (
@@ -93,6 +93,7 @@ async def _activity(api: Gateway, rec: Recorder) -> None:
             ),
         ):
             gid = await ended(rec, api, name, directive, **more)
+            await forget_refusals(stage.redis.url)
             status = (await api.get(gid))["status"]
             await stream.until_block(f'data: {{"id":"{gid}","object":"generation","status":"{status}"')
         gid = await running(rec, api, "watched: cancelled")

@@ -63,7 +63,6 @@ async def stage() -> AsyncGenerator[Stage, None]:
         url, port = redis.url, free_port()
         settings = {
             "TOKENCAST_METRICS_PORT": str(port),
-            "TOKENCAST_RETRY_BUDGET": "2",
             "TOKENCAST_TENANT_RUNNING": str(RUNNING),
             "TOKENCAST_WORKER_DRAIN": "0",
         }
@@ -77,7 +76,7 @@ async def stage() -> AsyncGenerator[Stage, None]:
         }
         parts = (
             gateway(url, TOKENCAST_CORS_ORIGINS=ORIGIN, TOKENCAST_ALLOWED_HOSTS="tokencast.example"),
-            gateway(url, **UNLIMITED),
+            gateway(url, **UNLIMITED, TOKENCAST_RETRY_BUDGET="3"),
             gateway(url, **few),
             gateway(url, **edge),
             worker(url, sim, **settings),
@@ -123,6 +122,13 @@ async def last_event_written(api: Gateway, gid: str) -> None:
         return (await api.get(gid))["cursor"].endswith(f"-{LAST_SEQ}")
 
     await wait_until(look)
+
+
+async def cancel_running(api: Gateway) -> None:
+    """Cancel the tenant's running generations. After a refusal, an upstream is called again when fewer run."""
+    running = (await api.http.get("/v1/generations?status=in_progress&limit=100")).json()["data"]
+    for generation in running:
+        await api.http.post(f"/v1/generations/{generation['id']}/cancel")
 
 
 async def named(rec: Recorder, api: Gateway, name: str, body: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
-from tests.faults.scene import QUICK, ask, audience
+from tests.faults.scene import QUICK, ask, audience, prompt
 from tests.faults.subscriber import client
 from tests.support import Gateway, gateway, gather, upstream_calls, wait_until, worker
 from worker.simulator.text import pieces
@@ -43,7 +43,8 @@ async def is_called(upstream: str, label: str) -> bool:
 
 
 async def test_a_generation_above_the_maximum_duration_fails_with_timeout(own_redis: EmbeddedRedis, sim: str) -> None:
-    """Independent of the upstream's behaviour; its connection is closed."""
+    """Independent of the upstream's behaviour during the call; its connection is closed. The time of waiting does not
+    count."""
 
     async def too_long(label: str, directive: str) -> None:
         said = await ask(api, label, length=1000, speed=50, more=directive)
@@ -52,13 +53,28 @@ async def test_a_generation_above_the_maximum_duration_fails_with_timeout(own_re
         assert frames[-1].json["error"]["code"] == "timeout"
         generation = await api.get(said.gid)
         assert (generation["status"], generation["error"]["code"]) == ("failed", "timeout")
-        assert generation["ended_at"] - generation["started_at"] >= 1
+        assert generation["ended_at"] - generation["created_at"] >= 1
         await wait_until(partial(upstream_is_disconnected, sim, label))
 
     async with gateway(own_redis.url, **QUICK) as api, worker(own_redis.url, sim, **QUICK, TOKENCAST_MAX_DURATION="1"):
-        await gather(
-            *(too_long(f"too-long-{n}", directive) for n, directive in enumerate(UPSTREAM_BEHAVIOURS.values()))
-        )
+        calls = [directive for name, directive in UPSTREAM_BEHAVIOURS.items() if name != "refuses"]
+        await gather(*(too_long(f"too-long-{n}", directive) for n, directive in enumerate(calls)))
+
+
+async def test_a_generation_that_waits_longer_than_its_queue_timeout_fails(own_redis: EmbeddedRedis, sim: str) -> None:
+    """With the error of the upstream that refused it, or as `queue_timeout` if no worker ever had it."""
+    timeout = {"tokencast": {"queue_timeout": 1}}
+    async with gateway(own_redis.url, **QUICK) as api:
+        unseen = await api.create({**prompt("unseen", seed=7, length=5, speed=50), **timeout})
+        assert (await api.ended(unseen["id"]))["error"]["code"] == "queue_timeout"
+        async with worker(own_redis.url, sim, **QUICK):
+            body = prompt("refused", seed=7, length=5, speed=50, more="fault=429")
+            refused = await api.create({**body, **timeout})
+            frames = await api.events(refused["id"])
+            assert [frame.event for frame in frames[:2]] == ["created", "waiting"]
+            assert (frames[1].json["reason"], frames[-1].event) == ("upstream_busy", "failed")
+            assert (await api.get(refused["id"]))["error"]["code"] == "upstream_rate_limited"
+        assert not await is_called(sim, "unseen")
 
 
 async def test_a_cancel_before_any_worker_has_the_generation(own_redis: EmbeddedRedis, sim: str) -> None:

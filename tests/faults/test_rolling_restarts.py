@@ -130,7 +130,8 @@ async def test_six_deploys_without_a_drain_use_up_no_attempt(own_redis: Embedded
         assert await crowd.ending() == "completed"
         assert await stored(own_redis.url, sim, crowd.said, "handed-over") == Stored("completed", 7, budget=0, calls=7)
         resets = [event["data"] for event in await deployed.events(crowd.said.gid) if event["event"] == "reset"]
-        assert resets == [{"attempt": n, "reason": "worker_stopped"} for n in range(2, 8)]
+        again = {"reason": "worker_stopped", "upstream": "default"}
+        assert resets == [{"attempt": n, **again} for n in range(2, 8)]
         await queue_is_empty(own_redis.url)
 
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import httpx2
 import pytest
@@ -16,12 +17,14 @@ import pytest
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import StorageUnavailable
+from broker.events import CHUNK
 from broker.ids import SHARDS, idempotency_shard, shard_of
+from broker.queue.quotas import TenantLimits
 from broker.redis.client import connect_redis
 from broker.redis.clock import RedisClock
 from broker.request.body import parse_request
 from broker.settings.settings import SIMULATED_KEY, Settings
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import CLAIM, REAP, lifecycle_keys
 from tests.faults.oracle import Said
 from tests.faults.scene import Stored, ask, audience, prompt, stored
@@ -41,7 +44,10 @@ from worker.appender import Appender
 from worker.attempt import Ending
 from worker.claims import Claim, claim
 from worker.generate import GenerationRunner
+from worker.hand_back import HandBack
+from worker.places import Places
 from worker.slots import Slots
+from worker.upstream.chunks import Chunk
 from worker.upstream.stream import Upstreams
 
 QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
@@ -232,10 +238,12 @@ async def test_an_ending_survives_an_outage_of_any_length(monkeypatch: pytest.Mo
         async with in_background(appender.run()):
             await appender.ready()
             generation = await broker.enqueue(request_body())
-            ours = await claim(broker.store.redis, generation.id, settings)
+            ours = await claim(broker.store.redis, generation.id, settings, "default")
             assert isinstance(ours, Claim)
             attempt = appender.open(ours)
-            attempt.push_event(b"w", b'{"reason":"rate_limited","retry_at":1}')
+            assert await commands.begin(broker.store.redis, ours.gid, ours.own, ours.upstream) == "OK"
+            attempt.begun = True
+            attempt.push([Chunk(CHUNK, b'{"choices":[{"index":0,"delta":{"content":"a"}}]}', 1, (), None)])
             await wait_until(lambda: attempt.acked == 1)
             await broker.store.redis.execute("SAVE")
             await attempt.finish(Ending(b"ok", "completed", b'{"finish_reason":"stop"}', "stop", b"{}", b"", b"[]"))
@@ -351,14 +359,18 @@ async def test_a_worker_with_two_attempts_of_a_generation_hands_it_over(
     ):
         redis = broker.store.redis
         appender = Appender(settings.model_copy(update={"redis_url": proxy.url}))
-        generator = GenerationRunner(redis, appender, upstreams, settings)
-        running = Slots(generator, redis, broker.queue, 10)
+        places = Places(broker.queue.redis, TenantLimits.of(settings), "worker")
+        hand_back = HandBack(redis, broker.queue, places)
+        generator = GenerationRunner(redis, appender, upstreams, places, hand_back, settings)
+        running = Slots(generator, places, hand_back, 10)
         async with in_background(appender.run()):
             await appender.ready()
             body = request_body("[[sim length=4000 speed=20]]", model="sim")
             gids = [(await broker.enqueue(body)).id for _ in range(3)]
             for gid in gids:
                 await _begin(broker, running, gid, 1)
+            for gid in gids:
+                await wait_until(partial(_is_running, broker, gid))
             proxy.pause()
             for gid in gids:
                 await redis.execute("HSET", keys.meta(gid), "le", 1)
@@ -374,9 +386,14 @@ async def test_a_worker_with_two_attempts_of_a_generation_hands_it_over(
 
 
 async def _begin(broker: Broker, running: Slots, gid: str, ticket: int) -> None:
-    outcome = await claim(broker.store.redis, gid, broker.settings)
+    running.places.add(gid, "default", "default", 0)
+    outcome = await claim(broker.store.redis, gid, broker.settings, "default")
     assert isinstance(outcome, Claim)
     running.start(f"{gid}.{ticket}", outcome)
+
+
+async def _is_running(broker: Broker, gid: str) -> bool:
+    return (await broker.store.state(gid, "default")).status == "in_progress"
 
 
 # --- expired generations ----------------------------------------------------------------------------------------------

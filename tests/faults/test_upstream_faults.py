@@ -20,6 +20,7 @@ from tests.servers.tcp import tcp_server
 from tests.support import (
     Gateway,
     Service,
+    forget_refusals,
     gateway,
     gather,
     request_body,
@@ -43,7 +44,11 @@ async def short_timeouts(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Servi
         yield started
 
 
-# The result of each fault: the error code (None: completed), the number of pieces shown, and the upstream calls.
+BRIEFLY = {"tokencast": {"queue_timeout": 2}}
+"""Options of a request whose upstream refuses it for longer."""
+
+# The result of each fault: the error code (None: completed), the number of pieces shown, and the upstream calls; None:
+# at least one, because it is called again until its waiting ends.
 FAULTS = {
     # E1, E3: a stream that just ends is not a completion, independent of its contents.
     "fault=truncate": ("upstream_truncated", 5, 1),
@@ -87,6 +92,11 @@ FAULTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+async def usable_upstream(redis: EmbeddedRedis) -> None:
+    await forget_refusals(redis.url)
+
+
 @pytest.mark.parametrize("directive", FAULTS, ids=lambda directive: directive.removeprefix("fault="))
 async def test_every_subscriber_sees_the_same_result(
     api: Gateway, sim: str, short_timeouts: Service, directive: str
@@ -94,7 +104,7 @@ async def test_every_subscriber_sees_the_same_result(
     code, shown, calls = FAULTS[directive]
     label = next(labels)
     prompt = f"[[sim seed={SEED} length={LENGTH} speed=200 label={label} {directive}]]"
-    created = await api.create(request_body(prompt, model="sim"))
+    created = await api.create(request_body(prompt, model="sim", **(BRIEFLY if code else {})))
     said = Said(created["id"], SEED, LENGTH)
     async with client() as http:
         followers = [Subscriber(http, lambda: api.url, said) for _ in range(3)]
@@ -110,8 +120,12 @@ async def test_every_subscriber_sees_the_same_result(
     assert {follower.shown.error for follower in [*followers, late]} == {stored["error"]["code"] if code else None}
     if code and code != "sim_error":  # the upstream's own error codes are passed on unchanged
         assert stored["error"]["code"] == code
-    assert (stored["status"], stored["attempt"]) == (ending, 1)
-    assert len(await upstream_calls(sim, label)) == calls
+    assert stored["status"] == ending
+    made = len(await upstream_calls(sim, label))
+    if calls is None:
+        assert made >= 1
+    else:
+        assert (made, stored["attempt"]) == (calls, 1)
 
 
 async def test_a_second_attempt_after_text_is_a_reset(api: Gateway, sim: str, short_timeouts: Service) -> None:
@@ -145,11 +159,11 @@ async def test_a_cancel_closes_the_upstream_connection(api: Gateway, sim: str, s
 
 async def test_a_huge_error_body_is_not_read_completely(own_redis: EmbeddedRedis, sim: str) -> None:
     """E13: the body of an error response also comes from the upstream. It does not increase the worker's memory."""
-    async with gateway(own_redis.url) as api, worker(own_redis.url, sim, TOKENCAST_RETRY_BUDGET="0") as process:
-        small = await api.create(request_body("[[sim fault=500]]", model="sim"))
+    async with gateway(own_redis.url) as api, worker(own_redis.url, sim) as process:
+        small = await api.create(request_body("[[sim fault=500]]", model="sim", **BRIEFLY))
         await api.ended(small["id"])
         before = peak_memory(process)
-        huge = await api.create(request_body("[[sim fault=huge-error bytes=60000000]]", model="sim"))
+        huge = await api.create(request_body("[[sim fault=huge-error bytes=60000000]]", model="sim", **BRIEFLY))
         ended = await api.ended(huge["id"])
         assert peak_memory(process) - before < 20_000_000
     assert ended["error"]["code"] == "upstream_error"
@@ -216,7 +230,7 @@ async def test_noise_from_an_upstream_fails_the_generation_without_a_crash(own_r
     async with (
         noisy_upstream(5) as url,
         gateway(own_redis.url) as api,
-        worker(own_redis.url, url, TOKENCAST_RETRY_BUDGET="0", **LIMITS) as process,
+        worker(own_redis.url, url, **LIMITS) as process,
     ):
         created = [await api.create() for _ in range(150)]
         streams = await gather(*(api.events(generation["id"]) for generation in created))

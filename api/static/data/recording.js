@@ -8,13 +8,14 @@ const TITLES = ["Reasoning", "Answer", "Refusal"];
 /** The facts that each event adds, apart from text. */
 const FACTS = {
   created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
-  started: ({ attempt }) => ({ status: "in_progress", attempt }),
+  started: ({ attempt }) => ({ status: "in_progress", attempt, waiting: "" }),
   reset: ({ attempt, reason }) => ({
     ...{ status: "in_progress", attempt, gap: "", waiting: "", finish: "", usage: null },
     reset: `Restarted as attempt ${attempt} (${reason}). The previous output was discarded.`,
   }),
   waiting: ({ reason, retry_at }) => ({
-    waiting: `Waiting for the upstream (${reason}) until ${new Date(retry_at * 1000).toLocaleTimeString()}.`,
+    status: "queued",
+    waiting: `Waiting (${reason})${retry_at ? ` until ${new Date(retry_at * 1000).toLocaleTimeString()}` : ""}.`,
   }),
   completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
   failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),

@@ -15,7 +15,7 @@ const WORDS = {
   created: () => "queued",
   started: ({ data }) => `attempt ${data.attempt}`,
   reset: ({ data }) => `reset, attempt ${data.attempt}`,
-  waiting: ({ data }) => `upstream busy (${data.reason})`,
+  waiting: ({ data }) => `waiting (${data.reason})`,
   chunk: () => "first token",
 };
 

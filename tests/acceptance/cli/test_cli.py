@@ -17,8 +17,6 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
-from broker.redis.client import Script
-from broker.store.commands import lifecycle_keys
 from tests.servers.forked import Process, start_module
 from tests.servers.tcp import tcp_server
 from tests.support import DEADLINE, Gateway, Writer, clean_environment, gather, request_body, service
@@ -161,7 +159,7 @@ async def test_follow_announces_a_new_attempt_on_a_line_of_its_own(api: Gateway,
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
     assert await process.stdout.readexactly(10) == b"Half a tru"
-    await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await writer.release()
     await writer.claim()
     await writer.append("The whole truth")
     await writer.finish()

@@ -8,7 +8,7 @@ import time
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.cli.terminal import TOKENCAST, terminal
-from tests.support import Gateway, Writer, gateway
+from tests.support import Gateway, Writer, gateway, tell_waiting
 
 
 async def test_a_terminal_shows_the_state_of_a_waiting_generation(own_redis: EmbeddedRedis) -> None:
@@ -31,12 +31,12 @@ async def test_a_terminal_shows_the_state_of_a_waiting_generation(own_redis: Emb
 
 
 async def test_a_busy_upstream_is_shown_with_the_time_of_the_next_try(api: Gateway, broker: Broker) -> None:
-    writer = await Writer(broker.store.redis, (await api.create())["id"]).claim()
-    waiting = {"reason": "upstream_rate_limited", "retry_at": time.time() + 50}
-    await writer.append_raw(json.dumps(waiting).encode(), kind="w")
-    async with terminal(*TOKENCAST, "follow", writer.gid, url=api.url) as shown:
+    gid = (await api.create())["id"]
+    await tell_waiting(broker.store.redis, gid, "upstream_busy", time.time() + 50)
+    async with terminal(*TOKENCAST, "follow", gid, url=api.url) as shown:
         await shown.shows("next request to the upstream in ")
-        assert shown.lines[0] == "tokencast: waiting for the upstream (upstream_rate_limited)"
+        assert shown.lines[0] == "tokencast: waiting for the upstream (upstream_busy)"
+        writer = await Writer(broker.store.redis, gid).claim()
         await writer.append("Hello")
         await shown.shows(lambda: shown.lines[1:3] == ["Hello", ""])
         await writer.finish()

@@ -141,7 +141,8 @@ async def test_no_secret_is_in_any_log(style: str) -> None:
     async with EmbeddedRedis() as redis, indiscreet_upstream() as upstream, connect(redis.url) as broker:
         await broker.store.redis.execute("CONFIG", "SET", "requirepass", PASSWORD)
         url = redis.url.replace("redis://", f"redis://default:{PASSWORD}@")
-        shared = {"TOKENCAST_LOG": style, "TOKENCAST_SECRET": SECRET, "TOKENCAST_RETRY_BUDGET": "0"}
+        shared = {"TOKENCAST_LOG": style, "TOKENCAST_SECRET": SECRET, "TOKENCAST_RETRY_BUDGET": "2"}
+        shared |= {"TOKENCAST_QUEUE_TIMEOUT": "2"}
         shared |= {"TOKENCAST_API_KEYS": f"anna:{hashlib.sha256(KEY.encode()).hexdigest()}", "TOKENCAST_MODELS": "*"}
         async with gateway(url, **shared) as api, worker(url, upstream, **shared, OPENAI_API_KEY=UPSTREAM_KEY) as work:
             gids = await run_all_replies(api)

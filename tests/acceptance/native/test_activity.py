@@ -83,7 +83,7 @@ async def test_the_activity_shows_every_ending_and_reset(api: Gateway, broker: B
         await failing.finish("failed", b'{"error":{"message":"m","type":"server_error","code":"c"}}')
         await api.http.post(f"/v1/generations/{cancelled.gid}/cancel")
         await api.http.delete(f"/v1/generations/{deleted.gid}")
-        await broker.store.redis.execute("HSET", f"tc:{{{lost.gid[14:16]}}}:m:{lost.gid}", "st", "queued")
+        await broker.store.redis.execute("HSET", f"tc:{{{lost.gid[14:16]}}}:m:{lost.gid}", "st", "queued", "own", "")
         await Writer(broker.store.redis, lost.gid).claim()
         shown = await until(stream, lost.gid, "reset")
         missing = {failing.gid, cancelled.gid, deleted.gid}
@@ -110,7 +110,7 @@ async def test_a_busy_upstream_is_announced_as_waiting(redis: EmbeddedRedis, sim
         prompt = "[[sim fault=429 retry_after=0.1 times=1]]"
         gid = (await api.create({"model": "sim", "messages": [{"role": "user", "content": prompt}]}))["id"]
         shown = await until(stream, gid, "completed")
-    assert events_of(shown, gid) == ["created", "started", "waiting", "completed"]
+    assert events_of(shown, gid) == ["created", "waiting", "started", "completed"]
 
 
 async def test_a_new_subscriber_gets_retained_and_then_live_events(api: Gateway, broker: Broker) -> None:

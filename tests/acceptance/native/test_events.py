@@ -132,7 +132,7 @@ async def test_a_second_attempt_is_announced_by_a_reset(api: Gateway, broker: Br
     writer = await start_generation(api, broker)
     await writer.append("lost ")
     reader = asyncio.create_task(api.events(writer.gid))
-    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued", "own", "")
     second = await Writer(broker.store.redis, writer.gid).claim()
     await second.append("kept")
     await second.finish()

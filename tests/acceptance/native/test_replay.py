@@ -102,7 +102,7 @@ async def test_the_time_of_a_replay_begins_at_the_cursor(api: Gateway, broker: B
 
 async def test_each_attempt_has_a_time_of_its_own(api: Gateway, broker: Broker) -> None:
     writer = await generation_with_times(api, broker, 600)
-    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued", "own", "")
     second = await Writer(broker.store.redis, writer.gid).claim()
     await second.append("again ", at=300)
     await api.http.post(f"/v1/generations/{writer.gid}/cancel")

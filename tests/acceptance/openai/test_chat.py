@@ -13,8 +13,6 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.redis.client import Script
-from broker.store.commands import lifecycle_keys
 from tests.support import (
     DEADLINE,
     Frame,
@@ -65,7 +63,7 @@ async def running_generation(api: Gateway, broker: Broker, *words: str) -> Write
 
 
 async def requeue(writer: Writer) -> None:
-    await writer.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    await writer.release()
 
 
 async def test_a_repeated_request_attaches_to_the_generation(running: Gateway, sim: str) -> None:

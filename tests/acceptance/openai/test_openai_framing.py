@@ -16,8 +16,6 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.redis.client import Script
-from broker.store.commands import lifecycle_keys
 from tests.acceptance.openai.sdk import ALL, Call, Sdk, sdk_named
 from tests.servers.tcp import tcp_server
 from tests.support import Frame, Gateway, Writer, gateway, request_body, wait_until
@@ -82,11 +80,7 @@ class Scene:
 
     async def requeue(self) -> None:
         """Hand the generation over, as a worker does in a deploy."""
-        gid = self.writer.gid
-        [outcome, _] = await self.writer.redis.run(
-            Script("store", "release"), lifecycle_keys(gid), [gid, self.writer.own]
-        )
-        assert outcome == b"OK"
+        await self.writer.release()
 
 
 @asynccontextmanager
