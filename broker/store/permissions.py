@@ -25,11 +25,13 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "EXPIRE": (_NONE, 1),
     "GET": (_NONE,),
     "HDEL": (_NONE, "f"),
+    "HEXISTS": (_NONE, "f"),
     "HGET": (_NONE, "f"),
     "HGETALL": (_NONE,),
     "HINCRBY": (_TEXT, "f", 1),
     "HMGET": (_NONE, "f"),
     "HSET": (_TEXT, "f", "v"),
+    "HSETNX": (_TEXT, "f", "v"),
     "HSTRLEN": (_NONE, "f"),
     "INCR": (_TEXT,),
     "LLEN": (_NONE,),
@@ -38,7 +40,11 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "PEXPIREAT": (_NONE, 1),
     "PSETEX": (_TEXT, 10_000, "text"),
     "PTTL": (_NONE,),
+    "SADD": (_TEXT, "m"),
     "SET": (_TEXT, "text", "PX", 10_000),
+    "SISMEMBER": (_NONE, "m"),
+    "SMEMBERS": (_NONE,),
+    "SREM": (_NONE, "m"),
     "TIME": (),
     "XADD": (_TEXT, "*", "f", "v"),
     "XRANGE": (_NONE, "-", "+"),
@@ -47,28 +53,29 @@ _FORMS: dict[str, tuple[Argument, ...]] = {
     "XTRIM": (_NONE, "MAXLEN", 1),
     "ZADD": (_TEXT, 0, "m"),
     "ZCARD": (_NONE,),
-    "ZPOPMIN": (_NONE,),
+    "ZCOUNT": (_NONE, 0, 0),
     "ZRANDMEMBER": (_NONE,),
     "ZRANGE": (_NONE, 0, 0),
     "ZRANGEBYSCORE": (_NONE, 0, 0),
+    "ZRANK": (_NONE, "m"),
     "ZREM": (_NONE, "m"),
     "ZREMRANGEBYSCORE": (_NONE, 0, 0),
+    "ZREVRANGE": (_NONE, 0, 0),
     "ZREVRANGEBYSCORE": (_NONE, 0, 0),
     "ZSCORE": (_NONE, "m"),
 }
 """Arguments with which a command changes nothing. The text is not a number and has none of the other types."""
 
 LOGS = (
-    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "HSTRLEN", "PEXPIRE", "PEXPIREAT", "PTTL"),
-    *("SET", "TIME"),
+    *("DEL", "EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "HSETNX", "HSTRLEN", "PEXPIRE"),
+    *("PEXPIREAT", "PTTL", "SET", "TIME"),
     *("XADD", "XRANGE", "XREAD", "XREVRANGE", "XTRIM", "ZADD", "ZCARD", "ZRANDMEMBER", "ZRANGE", "ZRANGEBYSCORE"),
     *("ZREM", "ZREVRANGEBYSCORE", "ZSCORE"),
 )
 QUEUE = (
-    *("DECR", "DEL", "EXISTS", "EXPIRE", "GET", "HDEL", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET", "INCR", "LLEN"),
-    *("LPUSH", "PEXPIRE"),
-    *("PSETEX", "SET", "TIME", "ZADD", "ZCARD", "ZPOPMIN", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYSCORE"),
-    "ZSCORE",
+    *("DECR", "DEL", "EXISTS", "EXPIRE", "GET", "HDEL", "HEXISTS", "HGET", "HGETALL", "HINCRBY", "HMGET", "HSET"),
+    *("INCR", "LLEN", "LPUSH", "PEXPIRE", "PSETEX", "SADD", "SET", "SISMEMBER", "SMEMBERS", "SREM", "TIME", "ZADD"),
+    *("ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREM", "ZREMRANGEBYSCORE", "ZREVRANGE", "ZSCORE"),
 )
 """Commands that the scripts, arq and our own code run on each of the two servers."""
 

@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing
@@ -80,6 +81,8 @@ class Kind:
 
 def _seconds(lifetime: str) -> int:
     """`7 d`, `60 s`, `expires + 1 h (…)`, `retention, 7 d at least`."""
+    if lifetime == "stays":
+        return sys.maxsize
     units = {"s": 1, "h": HOUR, "d": DAY}
     amounts = [int(n) * units[unit] for n, unit in re.findall(r"(\d+) ([shd])\b", lifetime)]
     if lifetime.startswith("expires"):
@@ -134,6 +137,8 @@ class KeyLifetimes:
         names = await self._redis.execute("KEYS", "*")
         lifetimes = await self._redis.pipeline([("PTTL", name) for name in names])
         for name, ms in zip(names, lifetimes, strict=True):
+            if name.decode() == keys.PAUSED:
+                ms = 0  # an operator's decision stays
             assert ms != -1, f"{step} has written {name.decode()} without a lifetime"
             self.longest[name.decode()] = max(ms / 1000, self.longest.get(name.decode(), 0))
 
@@ -207,6 +212,7 @@ async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
     """The keys of the queue's Redis, with a tenant that has limits."""
     queue, after = Queue(broker.queue.redis, TenantLimits(running=1, queued=9, per_minute=9)), seen.after
     redis, stored = queue.redis, Stored(100, int(time.time() * 1000))
+    await redis.execute("DEL", keys.waiting("default:3", "default"), keys.turns("default:3"), keys.DEPTH)
     gids = [new_id(n, "limited") for n in range(3)]
     first, second, third = [Ticket(gid, "limited", 1, "default", 3, 0, n) for n, gid in enumerate(gids)]
     for gid in gids:
@@ -230,6 +236,8 @@ async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
     await after("a cancelled admission", queue.quotas.cancel_admission("limited", third.gid, counted, stored, 10_000))
     await redis.execute("DEL", keys.stored("limited"))
     await after("released bytes", queue.quotas.release_bytes("limited", stored, 10_000))
+    await after("a pause", redis.execute("HSET", keys.PAUSED, "t:limited", 1))
+    await redis.execute("DEL", keys.PAUSED)
     waiting = await claimable(broker)
     await after("a withdrawal", queue.withdraw(await ticket_of(redis, waiting.gid)))
     await after("a refill", Refill(redis, queue, broker.settings).check())
