@@ -92,7 +92,7 @@ def rights(shard: str) -> str:
 def waiting(level: str, tenant: str) -> str:
     """zset · waiting ticket `<generation>.<number>.<tokens>` → created ms, or scheduled ms · 7 d · offer; pull and
     withdraw remove"""
-    return f"tc:w:{level}:{tenant}"
+    return f"tc:wait:{level}:{tenant}"
 
 
 def turns(level: str) -> str:
@@ -155,7 +155,7 @@ def accepted(resource: str) -> str:
 
 
 def failed(resource: str) -> str:
-    """zset · `<generation> <worker>` of a failed call → ms · 5 min · done; begun ends it"""
+    """zset · `<generation> <worker>` of a failed call → ms · 300 s · done; begun ends it"""
     return f"tc:fg:{resource}"
 
 

@@ -11,7 +11,7 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
-local function waiting(level, tenant) return 'tc:w:' .. level .. ':' .. tenant end
+local function waiting(level, tenant) return 'tc:wait:' .. level .. ':' .. tenant end
 local function turns(level) return 'tc:turn:' .. level end
 local function full(tenant) return 'tc:full:' .. tenant end
 local function running(tenant) return 'tc:r:' .. tenant end

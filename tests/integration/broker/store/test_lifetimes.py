@@ -114,7 +114,7 @@ def _patterns(builder: Any) -> Iterator[str]:
         pattern = re.escape(builder(*(SAMPLES[name][0] for name in names)))
         if "key" in names:
             pattern = re.sub("[0-9a-f]{64}", lambda _: SAMPLES["key"][1], pattern)
-        pattern = pattern.replace(r"\{10\}", r"\{..\}")
+        pattern = re.sub(r"(\\\{10\\\}|:10$)", lambda found: found[0].replace("10", ".."), pattern)
         for name in names:
             value, form = SAMPLES[name]
             pattern = pattern.replace(re.escape(str(value)), form) if name != "shard" else pattern
@@ -137,9 +137,8 @@ class KeyLifetimes:
         names = await self._redis.execute("KEYS", "*")
         lifetimes = await self._redis.pipeline([("PTTL", name) for name in names])
         for name, ms in zip(names, lifetimes, strict=True):
-            if name.decode() == keys.PAUSED:
-                ms = 0  # an operator's decision stays
-            assert ms != -1, f"{step} has written {name.decode()} without a lifetime"
+            lasting = name.decode() == keys.PAUSED  # an operator's decision
+            assert ms != -1 or lasting, f"{step} has written {name.decode()} without a lifetime"
             self.longest[name.decode()] = max(ms / 1000, self.longest.get(name.decode(), 0))
 
 
