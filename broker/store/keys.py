@@ -151,7 +151,7 @@ def rights(shard: str) -> str:
 def waiting(level: str, tenant: str) -> str:
     """zset · waiting ticket `<generation>.<number>.<tokens>` → created ms, or scheduled ms · 7 d · offer; pull and
     withdraw remove"""
-    return f"tc:w:{level}:{tenant}"
+    return f"tc:wait:{level}:{tenant}"
 
 
 def turns(level: str) -> str:
@@ -192,11 +192,14 @@ def running(tenant: str) -> str:
 
 
 def upstream(resource: str) -> str:
-    """hash · state of an upstream: max rpm tpm limits as configured (and maxat rpmat tpmat: since when) · omax orpm
-    otpm an operator's limits · L learned limit · ceil its known ceiling · need, held rounds until it is tried higher ·
-    cut ms of the newest cut · busy ms until which nobody calls · ramp 1: begin with what runs · rt tt theoretical
-    arrival times of the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms of the newest accepted
-    call · refused number of refused calls · 7 d · pull, begun, done"""
+    """hash · state of an upstream · 7 d · pull, begun, done
+
+    max rpm tpm limits as configured (and maxat rpmat tpmat: since when) · omax orpm otpm an operator's limits · L
+    learned limit · ceil its known ceiling · need, held rounds until it is tried higher · cut ms of the newest cut ·
+    busy ms until which nobody calls, why its reason · ramp 1: begin with what runs · rt tt theoretical arrival times of
+    the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms of the newest accepted call · refused
+    number of refused calls
+    """
     return f"tc:u:{resource}"
 
 
@@ -211,7 +214,7 @@ def accepted(resource: str) -> str:
 
 
 def failed(resource: str) -> str:
-    """zset · `<generation> <worker>` of a failed call → ms · 5 min · done; begun ends it"""
+    """zset · `<generation> <worker>` of a failed call → ms · 300 s · done; begun ends it"""
     return f"tc:fg:{resource}"
 
 

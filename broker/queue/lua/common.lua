@@ -13,7 +13,7 @@ end
 local DEPTH, COUNTS, TIMES, LATER, FULL = 'tc:depth', 'tc:qn', 'tc:at', 'tc:later', 'tc:fullz'
 local BELL, BORN, TICK, PAUSED, READY, WORKERS = 'tc:bell', 'tc:born', 'tc:tick', 'tc:paused', 'tc:ready', 'tc:workers'
 
-local function waiting(level, tenant) return 'tc:w:' .. level .. ':' .. tenant end
+local function waiting(level, tenant) return 'tc:wait:' .. level .. ':' .. tenant end
 local function turns(level) return 'tc:turn:' .. level end
 local function full(tenant) return 'tc:full:' .. tenant end
 local function running(tenant) return 'tc:r:' .. tenant end

@@ -178,7 +178,7 @@ async def test_events_have_their_data_and_their_text(broker: Broker) -> None:
     events = [event async for event in broker.follow(generation.id)]
     assert [event.text for event in events] == ["", "", "Good ", "morning", ""]
     assert events[0].json["model"] == "m"
-    assert events[1].json == {"attempt": 1}
+    assert events[1].json == {"attempt": 1, "upstream": "default"}
     assert events[2].json["choices"][0]["delta"]["content"] == "Good "
     assert events[-1].json["finish_reason"] == "stop"
 

@@ -20,7 +20,7 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import APPEND, FINISH
 from tests.servers.redis_proxy import RedisProxy, redis_proxy
-from tests.support import DEADLINE, in_background, request_body, wait_until
+from tests.support import DEADLINE, begun, in_background, request_body, wait_until
 from worker import appender as appender_module
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
@@ -55,9 +55,10 @@ async def appending(url: str, **more: Any) -> AsyncGenerator[Appender, None]:
 
 async def claimed(broker: Broker, **more: Any) -> Claim:
     generation = await broker.enqueue(request_body())
-    outcome = await claim(broker.store.redis, generation.id, settings(broker.store.redis.url, **more))
+    redis = broker.store.redis
+    outcome = await claim(redis, generation.id, settings(redis.url, **more), "default")
     assert isinstance(outcome, Claim)
-    return outcome
+    return await begun(redis, outcome)
 
 
 async def log_of(broker: Broker, gid: str) -> list[tuple[int, bytes]]:

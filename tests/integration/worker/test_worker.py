@@ -15,7 +15,7 @@ import pytest
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.store import keys
-from tests.support import Service, clean_environment, service, upstream_sim, wait_until, worker
+from tests.support import Service, clean_environment, service, ticket_of, upstream_sim, wait_until, worker
 from worker.simulator import text
 
 
@@ -167,7 +167,7 @@ async def test_generations_running_after_the_drain_are_handed_over(
     async with worker(redis.url, sim):
         events = [event async for event in broker.follow(created.id)]
     reset = next(event for event in events if event.name == "reset")
-    assert json.loads(reset.data) == {"attempt": 2, "reason": "worker_stopped"}
+    assert json.loads(reset.data) == {"attempt": 2, "reason": "worker_stopped", "upstream": "default"}
     assert (await broker.get(created.id)).text == "".join(text.pieces(7, 30))
 
 
@@ -221,7 +221,7 @@ async def test_the_generation_of_a_killed_worker_restarts(sim: str) -> None:
             events = [event async for event in broker.follow(created.id)]
         await other.says(f"{created.id}: queued again")
         reset = next(event for event in events if event.name == "reset")
-        assert json.loads(reset.data) == {"attempt": 2, "reason": "worker_lost"}
+        assert json.loads(reset.data) == {"attempt": 2, "reason": "worker_lost", "upstream": "default"}
         assert events[-1].name == "completed"
         assert (await broker.get(created.id)).text == "".join(text.pieces(7, 40))
 
@@ -265,7 +265,7 @@ async def test_a_paused_worker_cannot_write_after_it_resumes(sim: str) -> None:
 async def test_a_lost_ticket_is_written_again(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
         created = await broker.enqueue(request_with("length=3 speed=0"))
-        await broker.queue.withdraw(created.id, "default", 1)
+        await broker.queue.withdraw(await ticket_of(broker.store.redis, created.id))
         await broker.store.redis.execute("ZADD", keys.live(created.id[14:16]), 1, created.id)  # due now
         async with worker(redis.url, sim, TOKENCAST_LEASE="0.5"):
             assert [event.name async for event in broker.follow(created.id)][-1] == "completed"

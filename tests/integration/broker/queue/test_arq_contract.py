@@ -21,6 +21,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.queue.tickets import JOB_NAME, deserialize, serialize
 from broker.redis.client import open_pool
 from broker.store import keys
+from tests.integration.broker.queue.waiting import pull, put
 from tests.support import DEADLINE, wait_until
 
 Started = list[tuple[str, str, str]]
@@ -40,7 +41,7 @@ def worker(
     """A worker configured as in worker/consumer.py."""
     return kind(
         [func(job, name=JOB_NAME)],  # type: ignore[arg-type]
-        queue_name=keys.QUEUE,
+        queue_name=keys.READY,
         redis_pool=pool,
         handle_signals=False,
         max_jobs=max_jobs,
@@ -64,15 +65,20 @@ class Recorder:
         if not blocking:
             self.may_return.set()
 
-    async def job(self, ctx: dict[str, Any], gid: str, tenant: str) -> None:
+    async def job(self, ctx: dict[str, Any], gid: str, tenant: str, *_: Any) -> None:
         self.started.append((ctx["job_id"], gid, tenant))
         await self.may_return.wait()
 
 
-async def enqueue(broker: Broker, count: int = 1, tenant: str = "t") -> list[str]:
-    for number in range(count):
-        assert await broker.queue.enqueue(f"gen_{number}", tenant, 1)
-    return [f"gen_{number}.1" for number in range(count)]
+async def grant(broker: Broker, count: int = 1, tenant: str = "t") -> list[str]:
+    """Let a pull grant new tickets; return their names."""
+    await put(broker.queue.redis, tenant, count)
+    return [ticket.decode() for ticket in (await pull(broker.queue.redis, count)).tickets]
+
+
+async def ready(broker: Broker) -> int:
+    """The number of tickets in arq's queue."""
+    return await broker.queue.redis.execute("ZCARD", keys.READY)
 
 
 async def finished(arq_worker: Worker) -> None:
@@ -90,18 +96,23 @@ async def running(arq_worker: Worker) -> AsyncGenerator[asyncio.Task[None], None
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_job_written_by_enqueue_lua_is_a_valid_arq_job(pool: ArqRedis, broker: Broker) -> None:
-    [ticket] = await enqueue(broker, tenant="tenant7")
-    job = Job(ticket, pool, keys.QUEUE, deserialize)
+async def test_a_job_written_by_pull_lua_is_a_valid_arq_job(pool: ArqRedis, broker: Broker) -> None:
+    [ticket] = await grant(broker, tenant="tenant7")
+    job = Job(ticket, pool, keys.READY, deserialize)
     info = await job.info()
     assert info is not None
-    assert (info.function, list(info.args), info.kwargs, info.job_try) == (JOB_NAME, ["gen_0", "tenant7"], {}, None)
+    gid = ticket.removesuffix(".1")
+    assert (info.function, list(info.args), info.kwargs, info.job_try) == (
+        JOB_NAME,
+        [gid, "tenant7", "default", "default", 3, 0],
+        {},
+        None,
+    )
     assert await broker.queue.redis.execute("GET", job_key_prefix + ticket)
-    assert not await broker.queue.enqueue("gen_0", "tenant7", 1)
 
 
 async def test_a_finished_job_leaves_no_keys(pool: ArqRedis, broker: Broker) -> None:
-    tickets = await enqueue(broker, 3)
+    tickets = await grant(broker, 3)
     recorder = Recorder()
     arq_worker = worker(pool, recorder.job)
     async with running(arq_worker):
@@ -115,29 +126,29 @@ async def test_after_job_end_is_called_after_the_ticket_is_removed_with_the_job_
     pool: ArqRedis, broker: Broker
 ) -> None:
     """A ticket of the same name can therefore be written in it."""
-    [ticket] = await enqueue(broker)
+    [ticket] = await grant(broker)
     seen: list[Any] = []
 
-    async def job(ctx: dict[str, Any], gid: str, tenant: str) -> None:
+    async def job(ctx: dict[str, Any], gid: str, *_: Any) -> None:
         ctx["noted"] = gid
 
     async def after(ctx: dict[str, Any]) -> None:
         there = await broker.queue.redis.execute("EXISTS", keys.arq_job(ticket))
-        seen.append((ctx["job_id"], ctx["noted"], await broker.queue.depth(), there))
+        seen.append((ctx["job_id"], ctx["noted"], await ready(broker), there))
 
     arq_worker = worker(pool, job)
     arq_worker.after_job_end = after
     await arq_worker._poll_iteration()
     await finished(arq_worker)
-    assert seen == [(ticket, "gen_0", 0, 0)]
+    assert seen == [(ticket, ticket.removesuffix(".1"), 0, 0)]
 
 
 async def empty(broker: Broker) -> bool:
-    return await broker.queue.depth() == 0
+    return await ready(broker) == 0
 
 
 async def test_the_mark_of_a_running_job_lives_for_in_progress_timeout_s(pool: ArqRedis, broker: Broker) -> None:
-    [ticket] = await enqueue(broker)
+    [ticket] = await grant(broker)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job)
     arq_worker.in_progress_timeout_s = 60
@@ -145,7 +156,7 @@ async def test_the_mark_of_a_running_job_lives_for_in_progress_timeout_s(pool: A
         await wait_until(lambda: recorder.started)
         assert 30_000 < await broker.queue.redis.execute("PTTL", in_progress_key_prefix + ticket) <= 60_000
         assert await broker.queue.redis.execute("PTTL", retry_key_prefix + ticket) > 0
-        assert await broker.queue.depth() == 1  # which is why our jobs return immediately
+        assert await ready(broker) == 1  # which is why our jobs return immediately
         assert set(arq_worker.tasks) == {ticket}
         assert arq_worker.main_task is not None
         recorder.may_return.set()
@@ -154,7 +165,7 @@ async def test_the_mark_of_a_running_job_lives_for_in_progress_timeout_s(pool: A
 
 
 async def test_a_poll_reads_the_current_queue_read_limit(pool: ArqRedis, broker: Broker) -> None:
-    await enqueue(broker, 10)
+    await grant(broker, 10)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job)
     arq_worker.queue_read_limit = 4
@@ -170,7 +181,7 @@ async def test_a_poll_reads_the_current_queue_read_limit(pool: ArqRedis, broker:
 
 
 async def test_a_poll_takes_nothing_if_allow_pick_jobs_is_false(pool: ArqRedis, broker: Broker) -> None:
-    await enqueue(broker)
+    await grant(broker)
     recorder = Recorder()
     arq_worker = worker(pool, recorder.job)
     arq_worker.allow_pick_jobs = False
@@ -183,8 +194,8 @@ async def test_a_poll_takes_nothing_if_allow_pick_jobs_is_false(pool: ArqRedis, 
 
 
 async def test_an_undecodable_job_id_ends_a_poll_unless_start_jobs_skips_it(pool: ArqRedis, broker: Broker) -> None:
-    await broker.queue.redis.execute("ZADD", keys.QUEUE, 0.5, b"\xff")
-    await enqueue(broker)
+    await broker.queue.redis.execute("ZADD", keys.READY, 0.5, b"\xff")
+    await grant(broker)
     arq_worker = worker(pool, Recorder().job)
     with pytest.raises(UnicodeDecodeError):
         await arq_worker._poll_iteration()
@@ -201,7 +212,7 @@ async def test_an_undecodable_job_id_ends_a_poll_unless_start_jobs_skips_it(pool
 
 
 async def test_no_more_than_max_jobs_run(pool: ArqRedis, broker: Broker) -> None:
-    await enqueue(broker, 5)
+    await grant(broker, 5)
     recorder = Recorder(blocking=True)
     arq_worker = worker(pool, recorder.job, max_jobs=2)
     await arq_worker._poll_iteration()
@@ -213,7 +224,7 @@ async def test_no_more_than_max_jobs_run(pool: ArqRedis, broker: Broker) -> None
 
 
 async def test_two_workers_never_start_the_same_ticket(pool: ArqRedis, broker: Broker) -> None:
-    tickets = await enqueue(broker, 20)
+    tickets = await grant(broker, 20)
     recorder = Recorder(blocking=True)
     workers = [worker(pool, recorder.job, max_jobs=20) for _ in range(3)]
     await asyncio.gather(*(arq_worker._poll_iteration() for arq_worker in workers))
@@ -223,33 +234,62 @@ async def test_two_workers_never_start_the_same_ticket(pool: ArqRedis, broker: B
     await asyncio.gather(*map(finished, workers))
 
 
-async def test_small_scores_are_due_and_the_smallest_is_first(pool: ArqRedis, broker: Broker) -> None:
-    """The score is a fair tag, not a time: the many tickets of one tenant come after the first of another."""
-    for number in range(5):
-        await broker.queue.enqueue(f"gen_many{number}", "many", 1)
-    await broker.queue.enqueue("gen_one", "one", 1)
+async def test_a_score_in_the_past_is_due_and_a_ticket_with_the_score_0_is_lost(pool: ArqRedis, broker: Broker) -> None:
+    """arq takes the score for the time of the enqueueing, and a zero for a ticket that another worker has finished.
+    Granted tickets have the score 1."""
+    granted, lost = await grant(broker, 2)
+    await broker.queue.redis.execute("ZADD", keys.READY, 0, lost)
     recorder = Recorder()
     arq_worker = worker(pool, recorder.job)
-    for _ in range(3):
-        arq_worker.queue_read_limit = 1
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert [ticket for ticket, _, _ in recorder.started] == [granted]
+    assert lost not in arq_worker.tasks
+
+
+async def test_start_jobs_starts_tickets_that_no_poll_has_read(pool: ArqRedis, broker: Broker) -> None:
+    """A worker passes it what it has pulled, which costs no poll."""
+    tickets = await grant(broker, 3)
+    recorder = Recorder()
+    arq_worker = worker(pool, recorder.job)
+    await arq_worker.start_jobs([ticket.encode() for ticket in tickets])
+    await finished(arq_worker)
+    assert sorted(ticket for ticket, _, _ in recorder.started) == sorted(tickets)
+    assert await ready(broker) == 0
+
+
+async def test_a_granted_ticket_of_a_dead_worker_is_started_by_another(pool: ArqRedis, broker: Broker) -> None:
+    """At its next poll; within `in_progress_timeout_s`, which is a lease, if the first one had begun to start it."""
+    [untouched, begun] = await grant(broker, 2)
+    await broker.queue.redis.execute("SET", in_progress_key_prefix + begun, "1", "PX", 300)
+    recorder = Recorder()
+    arq_worker = worker(pool, recorder.job)
+    await arq_worker._poll_iteration()
+    await finished(arq_worker)
+    assert [ticket for ticket, _, _ in recorder.started] == [untouched]
+
+    async def started() -> bool:
         await arq_worker._poll_iteration()
         await finished(arq_worker)
-    assert "one" in [tenant for _, _, tenant in recorder.started]
+        return len(recorder.started) == 2
+
+    await wait_until(started)
+    assert recorder.started[1][0] == begun
 
 
 async def test_a_job_that_raises_retry_runs_again(pool: ArqRedis, broker: Broker) -> None:
     calls: list[int] = []
 
-    async def job(ctx: dict[str, Any], gid: str, tenant: str) -> None:
+    async def job(ctx: dict[str, Any], *_: Any) -> None:
         calls.append(ctx["job_try"])
         if len(calls) == 1:
             raise Retry(defer=0.05)
 
-    await enqueue(broker)
+    await grant(broker)
     arq_worker = worker(pool, job)
     await arq_worker._poll_iteration()
     await finished(arq_worker)
-    assert await broker.queue.depth() == 1
+    assert await ready(broker) == 1
 
     async def again() -> bool:
         await arq_worker._poll_iteration()
@@ -258,7 +298,7 @@ async def test_a_job_that_raises_retry_runs_again(pool: ArqRedis, broker: Broker
 
     await wait_until(again)
     assert calls == [1, 2]
-    assert await broker.queue.depth() == 0
+    assert await ready(broker) == 0
 
 
 async def test_a_redis_error_ends_the_loop_and_leaks_a_slot(broker: Broker, redis: EmbeddedRedis) -> None:

@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing
@@ -19,18 +20,31 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
+from broker.queue import commands as queue_commands
+from broker.queue.commands import Done, Place, Pulled, Ticket, UpstreamLimits
 from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import log
+from broker.queue.refill import Refill
 from broker.queue.tickets import Queue
+from broker.redis.client import Redis
 from broker.settings.settings import Settings
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import KEEP_CHOICES, REAP, RESTORE, TOUCH, lifecycle_keys, restore_command
 from broker.store.preflight import Preflight, mark_embedded
 from broker.store.storage_share import Stored
 from broker.store.store import new_epoch
 from broker.webhooks.outbox import Attempt
-from tests.support import REAPER_OBSERVATION, Writer, clients_by_last_command, gateway, request_body, wait_until, worker
-from worker.claims import Claim, claim, release
+from tests.support import (
+    REAPER_OBSERVATION,
+    Writer,
+    clients_by_last_command,
+    gateway,
+    request_body,
+    ticket_of,
+    wait_until,
+    worker,
+)
+from worker.claims import Claim, claim
 
 RETENTION = 600
 HOUR, DAY = 3600, 86400
@@ -51,6 +65,9 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "code": ("samplecode", DIGEST),
     "name": ("samplename", DIGEST),
     "value": ("samplevalue", DIGEST),
+    "level": ("samplelevel", "default:[1-5]"),
+    "priority": (7, "[1-5]"),
+    "resource": ("sampleresource", "default"),
 }
 """A value for each parameter of a key function, and the pattern of real values."""
 ARQ_KEYS = re.compile("arq:(in-progress|retry):gen_.*")
@@ -71,6 +88,8 @@ class Kind:
 
 def _seconds(lifetime: str) -> int:
     """`7 d`, `60 s`, `expires + 1 h (…)`, `retention, 7 d at least`."""
+    if lifetime == "stays":
+        return sys.maxsize
     units = {"s": 1, "h": HOUR, "d": DAY}
     amounts = [int(n) * units[unit] for n, unit in re.findall(r"(\d+) ([shd])\b", lifetime)]
     if lifetime.startswith("expires"):
@@ -104,7 +123,7 @@ def _patterns(builder: Any) -> Iterator[str]:
             pattern = re.sub("[0-9a-f]{64}", lambda _: SAMPLES["key"][1], pattern)
         if any(SAMPLES[name][1] == DIGEST for name in names):
             pattern = re.sub(f"(?<=:){DIGEST}", lambda _: DIGEST, pattern)
-        pattern = pattern.replace(r"\{10\}", r"\{..\}")
+        pattern = re.sub(r"(\\\{10\\\}|:10$)", lambda found: found[0].replace("10", ".."), pattern)
         for name in names:
             value, form = SAMPLES[name]
             pattern = pattern.replace(re.escape(str(value)), form) if name != "shard" else pattern
@@ -127,7 +146,8 @@ class KeyLifetimes:
         names = await self._redis.execute("KEYS", "*")
         lifetimes = await self._redis.pipeline([("PTTL", name) for name in names])
         for name, ms in zip(names, lifetimes, strict=True):
-            assert ms != -1, f"{step} has written {name.decode()} without a lifetime"
+            lasting = name.decode() == keys.PAUSED  # an operator's decision
+            assert ms != -1 or lasting, f"{step} has written {name.decode()} without a lifetime"
             self.longest[name.decode()] = max(ms / 1000, self.longest.get(name.decode(), 0))
 
 
@@ -168,7 +188,7 @@ async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
     await after("append.lua, waiting", writer.append_raw(b'{"reason":"x","retry_at":1}', kind="w"))
     touched = [keys.meta(writer.gid), keys.log(writer.gid), keys.live(shard_of(writer.gid))]
     await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
-    await after("touch.lua", redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000]))
+    await after("touch.lua", redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000, 1]))
     await after("finish.lua", writer.finish())
     failed = await (await claimable(broker)).claim()
     await after("finish.lua, failed", failed.finish("failed", b'{"error":{"code":"x"}}'))
@@ -178,10 +198,16 @@ async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
         await (await ended.claim()).finish()
         for what, each in (("queued", queued), ("running", running), ("ended", ended)):
             await after(f"{forget.__name__}.lua, {what}", forget(each.gid))
-    released = await claimed(broker)
-    await after("release.lua", release(redis, released))
+    released = await (await claimable(broker)).claim()
+    await after("release.lua", commands.release(redis, released.gid, released.own, "worker_stopped"))
+    deferred = await (await claimable(broker)).claim(begin=False)
+    waits = {"reason": "upstream_busy", "retry_at_ms": 1, "data": b"{}", "error": b"{}", "failed": True}
+    assert await after("defer.lua", commands.defer(redis, deferred.gid, deferred.own, **waits)) == 2
+    assert await after("note.lua", commands.note(redis, deferred.gid, "tenant_limit", None, b"{}"))
+    await redis.execute("HSET", keys.meta(deferred.gid), "qd", 1)
+    assert await after("expire.lua", commands.expire(redis, deferred.gid))
     for budget, step in ((9, "reap.lua, again"), (1, "reap.lua, exhausted")):
-        lost = await claimed(broker)
+        lost = await (await claimable(broker)).claim()
         await redis.execute("HSET", keys.meta(lost.gid), "le", 1)
         await redis.execute("ZADD", keys.live(shard_of(lost.gid)), 1, lost.gid)
         await after(step, redis.run(REAP, lifecycle_keys(lost.gid), [lost.gid, 5, budget, *REAPER_OBSERVATION]))
@@ -207,27 +233,54 @@ async def _webhooks(broker: Broker, seen: KeyLifetimes) -> None:
 
 
 async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
-    """The keys of a tenant with limits in the queue's Redis."""
-    queue, after = Queue(broker.queue.redis, RETENTION, TenantLimits(running=1, queued=9, per_minute=9)), seen.after
-    running, waiting = [new_id(n, "limited") for n in range(2)]
-    for gid in (running, waiting):
-        stored = Stored(100, int(time.time() * 1000))
+    """The keys of the queue's Redis, with a tenant that has limits."""
+    queue, after = Queue(broker.queue.redis, TenantLimits(running=1, queued=9, per_minute=9)), seen.after
+    redis, stored = queue.redis, Stored(100, int(time.time() * 1000))
+    await redis.execute("DEL", keys.waiting("default:3", "default"), keys.turns("default:3"), keys.DEPTH)
+    gids = [new_id(n, "limited") for n in range(3)]
+    first, second, third = [Ticket(gid, "limited", 1, "default", 3, 0, n) for n, gid in enumerate(gids)]
+    for gid in gids:
         counted = await after("quota_admit.lua", queue.quotas.admit("limited", gid, stored, 10_000))
-    await after("quota_acquire.lua", queue.quotas.acquire("limited", running))
-    await after("quota_renew.lua", queue.quotas.renew({"limited": [running]}))
-    assert not await queue.quotas.acquire("limited", waiting)
-    await after("enqueue.lua, parked", queue.enqueue(waiting, "limited", 1, park=True))
-    await queue.redis.execute("DEL", keys.running("limited"))
-    await after("enqueue.lua, no longer parked", queue.enqueue(waiting, "limited", 1))
-    await queue.redis.execute("ZADD", keys.parked("limited"), 0, f"{waiting}.1")
-    await queue.redis.execute("EXPIRE", keys.parked("limited"), 60)
-    await queue.redis.execute("DEL", keys.running("limited"))
-    await after("quota_release.lua", queue.release(running, "limited"))
-    await queue.redis.execute("DEL", counted)
-    await after("a cancelled admission", queue.quotas.cancel_admission("limited", waiting, counted, stored, 10_000))
-    await queue.redis.execute("DEL", keys.stored("limited"))
+    await after("offer.lua", queue.offer(first))
+    await after("offer.lua, again", queue.offer(second))
+    later = third._replace(not_before_ms=4_102_444_800_000)
+    await after("offer.lua, scheduled", queue.offer(later))
+    pulled = await after("pull.lua, one of two", _pull(redis))
+    assert len(pulled.tickets) == 1
+    await after("begun.lua", queue_commands.begun(redis, first.gid, "default"))
+    await redis.execute("DEL", keys.places("default"), keys.running("limited"), keys.accepted("default"))
+    await after("hold.lua", queue_commands.hold(redis, [Place(first.gid, "default", "limited", True)], **LEASE))
+    for outcome in ("fail", "denied", "busy", "ok"):
+        await after(f"done.lua, {outcome}", _done(redis, first.gid, outcome))
+    await redis.execute("DEL", keys.upstream("default"))
+    assert (await after("pull.lua, the other", _pull(redis))).tickets
+    await after("withdraw.lua, granted", queue.withdraw(second))
+    await after("withdraw.lua, scheduled", queue.withdraw(later))
+    await redis.execute("DEL", counted)
+    await after("a cancelled admission", queue.quotas.cancel_admission("limited", third.gid, counted, stored, 10_000))
+    await redis.execute("DEL", keys.stored("limited"))
     await after("released bytes", queue.quotas.release_bytes("limited", stored, 10_000))
-    await after("a withdrawal", queue.withdraw(waiting, "limited", 1))
+    await after("a pause", redis.execute("HSET", keys.PAUSED, "t:limited", 1))
+    await redis.execute("DEL", keys.PAUSED)
+    waiting = await claimable(broker)
+    await after("a withdrawal", queue.withdraw(await ticket_of(redis, waiting.gid)))
+    await after("a refill", Refill(redis, queue, broker.settings).check())
+
+
+LEASE: Any = {"lease_ms": 60_000, "born": ""}
+
+
+async def _pull(redis: Redis) -> Pulled:
+    upstreams = [UpstreamLimits("default", 100, 1000, 1_000_000)]
+    return await queue_commands.pull(
+        redis, 8, **LEASE, tenant_running=1, other_tenants=b"", ageing_ms=60_000, upstreams=upstreams
+    )
+
+
+async def _done(redis: Redis, gid: str, outcome: Any) -> Done:
+    return await queue_commands.done(
+        redis, gid, "limited", "default", outcome, worker="w", retry_ms=0, reserved=5, used=1
+    )
 
 
 async def _losses(broker: Broker, seen: KeyLifetimes) -> None:
@@ -237,7 +290,7 @@ async def _losses(broker: Broker, seen: KeyLifetimes) -> None:
         created = await broker.enqueue(request_body(), idempotency_key=step)
         names = [keys.meta(created.id), keys.log(created.id)]
         dumps = [await execute("DUMP", name) for name in names]
-        lost = await claim(broker.store.redis, created.id, broker.settings)
+        lost = await claim(broker.store.redis, created.id, broker.settings, "default")
         assert isinstance(lost, Claim)
         restore = restore_command(
             lost.gid,
@@ -291,12 +344,6 @@ async def claimable(broker: Broker, **more: Any) -> Writer:
     return Writer(broker.store.redis, (await broker.enqueue(body, **more)).id)
 
 
-async def claimed(broker: Broker) -> Claim:
-    outcome = await claim(broker.store.redis, (await claimable(broker)).gid, broker.settings)
-    assert isinstance(outcome, Claim)
-    return outcome
-
-
 async def remaining(broker: Broker, gid: str, key: str) -> list[float]:
     """The remaining seconds of log, tombstone and idempotency record."""
     names = [keys.log(gid), keys.meta(gid), keys.idempotency(shard_of(gid), "default", key)]
@@ -314,7 +361,7 @@ async def test_log_tombstone_and_idempotency_record_have_matching_lifetimes(brok
             for name in (keys.log(writer.gid), keys.idempotency(shard_of(writer.gid), "default", "together")):
                 await redis.execute("EXPIRE", name, 5)
             await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
-            await redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000])
+            await redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000, 1])
         log_left, meta_left, record_left = await remaining(broker, writer.gid, "together")
         assert 7 * DAY - 30 < log_left <= 7 * DAY
         assert meta_left == pytest.approx(log_left + HOUR, abs=1)
@@ -419,5 +466,9 @@ async def test_a_ticket_lives_as_long_as_its_generation_can_wait(engine: str) ->
         settings = Settings(REDIS_URL=redis.url, retention=1)  # pyright: ignore[reportCallIssue]
         async with connect(settings=settings) as broker:
             created = await broker.enqueue(request_body())
-            left = await broker.queue.redis.execute("TTL", keys.arq_job(f"{created.id}.1"))
-            assert left >= await broker.store.redis.execute("TTL", keys.log(created.id)) - 1
+            queue, log_ttl = broker.queue.redis, await broker.store.redis.execute("TTL", keys.log(created.id))
+            for name in (keys.waiting("default:3", "default"), keys.turns("default:3"), keys.DEPTH):
+                assert await queue.execute("TTL", name) >= log_ttl - 1
+            scheduled = await broker.enqueue(request_body(tokencast={"delay_seconds": 7 * DAY}))
+            assert scheduled.status == "queued"
+            assert await queue.execute("TTL", keys.LATER) > 7 * DAY

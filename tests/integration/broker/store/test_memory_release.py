@@ -7,6 +7,7 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -19,12 +20,15 @@ from broker import Broker, connect
 from broker.concurrency.single_flight import SingleFlight
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationNotFound
+from broker.queue.quotas import TenantLimits
 from broker.settings.settings import SIMULATED_KEY, Settings
 from tests.support import Writer, gather, in_background, request_body, wait_until
 from worker.appender import Appender
 from worker.attempt import Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
 from worker.generate import GenerationRunner
+from worker.hand_back import HandBack
+from worker.places import Places
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams, UpstreamStream
 
@@ -134,17 +138,20 @@ async def test_an_ended_generation_is_freed_immediately(
         OPENAI_API_KEY=SIMULATED_KEY,
         first_token_timeout=0.3 if mute else 60,
         idle_timeout=0.3 if mute else 60,
-        retry_budget=0.1,
         max_output=100_000,
     )
     appender = Appender(settings)
     async with connect(settings=settings) as broker, Upstreams(settings) as upstreams, in_background(appender.run()):
         await appender.ready()
-        generator = GenerationRunner(broker.store.redis, appender, upstreams, settings)
+        store = broker.store.redis
+        places = Places(store, TenantLimits(), "worker")
+        hand_back = HandBack(store, broker.queue, places)
+        generator = GenerationRunner(store, appender, upstreams, places, hand_back, settings)
         with no_collector():
             gid = (await broker.enqueue(request_body(f"[[sim {directive}]]", model="sim"))).id
-            claimed = await claim(broker.store.redis, gid, settings)
+            claimed = await claim(store, gid, settings, "default")
             assert isinstance(claimed, Claim)
+            claimed = replace(claimed, meta={**claimed.meta, b"qd": b"1"})  # it fails instead of waiting
             running = asyncio.create_task(generator.run(claimed))
             del claimed
             if status == "cancelled":
@@ -158,7 +165,7 @@ async def test_an_ended_generation_is_freed_immediately(
 
 async def test_a_refused_ending_is_freed_immediately(broker: Broker) -> None:
     gid = (await broker.enqueue(request_body())).id
-    claimed = await claim(broker.store.redis, gid, broker.settings)
+    claimed = await claim(broker.store.redis, gid, broker.settings, "default")
     assert isinstance(claimed, Claim)
     gc.collect()
     known = alive(Attempt)

@@ -18,7 +18,18 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.store import keys
 from tests.acceptance.cli.test_dev import dev
 from tests.servers.tcp import tcp_server
-from tests.support import ROOT, Gateway, Service, clean_environment, gateway, request_body, service, wait_until, worker
+from tests.support import (
+    ROOT,
+    Gateway,
+    Service,
+    clean_environment,
+    gateway,
+    request_body,
+    service,
+    ticket_of,
+    wait_until,
+    worker,
+)
 
 QUICK = {"TOKENCAST_LEASE": "0.5"}
 EVICTING = {"maxmemory-policy": "allkeys-lru"}
@@ -199,7 +210,7 @@ async def user_of(redis: EmbeddedRedis, name: str, *rights: str) -> str:
 async def runs(broker: Broker) -> bool:
     """Whether a generation completes whose ticket was lost, so that the reaper has to find it."""
     generation = await broker.enqueue(request_body("[[sim length=3 speed=0]]", model="sim"))
-    await broker.queue.withdraw(generation.id, "default", 1)
+    await broker.queue.withdraw(await ticket_of(broker.store.redis, generation.id))
     await broker.store.redis.execute("ZADD", keys.live(generation.id[14:16]), 1, generation.id)  # due now
     return [event.name async for event in broker.follow(generation.id)][-1] == "completed"
 

@@ -1,0 +1,100 @@
+"""Tickets that a worker pulled and did not start: it died in between, or its place has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arq.constants import in_progress_key_prefix
+
+from broker import Broker, Event, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from broker.queue import commands
+from broker.queue.commands import UpstreamLimits
+from broker.store import keys
+from tests.support import request_body, wait_until, worker
+
+LEASE = 2.0
+
+
+async def pulled_by_a_dead_worker(broker: Broker, **more: Any) -> str:
+    """Create a generation and pull its ticket, as a worker does that dies before it has claimed it."""
+    created = await broker.enqueue(request_body("[[sim seed=7 length=3 speed=0]]", model="sim", **more))
+    pulled = await commands.pull(
+        broker.queue.redis,
+        1,
+        lease_ms=int(LEASE * 1000),
+        born="",
+        tenant_running=0,
+        other_tenants=b"",
+        ageing_ms=60_000,
+        upstreams=[UpstreamLimits("default")],
+    )
+    assert pulled.tickets == [f"{created.id}.1".encode()]
+    return created.id
+
+
+async def events(broker: Broker, gid: str) -> list[Event]:
+    return [event async for event in broker.follow(gid)]
+
+
+async def test_another_worker_starts_them(sim: str) -> None:
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        gid = await pulled_by_a_dead_worker(broker)
+        async with worker(redis.url, sim, TOKENCAST_LEASE=str(LEASE)):
+            assert (await events(broker, gid))[-1].name == "completed"
+        assert await broker.queue.redis.execute("ZCARD", keys.places("default")) == 0
+
+
+async def test_within_a_lease_even_if_arq_had_begun_to_start_them(sim: str) -> None:
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        gid = await pulled_by_a_dead_worker(broker)
+        name = in_progress_key_prefix + f"{gid}.1"
+        await broker.queue.redis.execute("SET", name, "1", "PX", int(LEASE * 1000))
+        async with worker(redis.url, sim, TOKENCAST_LEASE=str(LEASE)):
+            assert (await events(broker, gid))[-1].name == "completed"
+
+
+async def test_one_whose_place_has_ended_waits_for_another(sim: str) -> None:
+    """Otherwise the upstream would get more calls than its limit."""
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        queue = broker.queue.redis
+        gid = await pulled_by_a_dead_worker(broker)
+        await queue.execute("DEL", keys.places("default"))
+        await queue.execute("HSET", keys.PAUSED, "u:default", 1)
+        async with worker(redis.url, sim, TOKENCAST_LEASE=str(LEASE)):
+
+            async def waits_again() -> bool:
+                return await broker.queue.depth() == 1
+
+            await wait_until(waits_again)
+            assert await queue.execute("EXISTS", keys.READY) == 0
+            assert (await broker.store.state(gid, "default")).status == "queued"
+            await queue.execute("DEL", keys.PAUSED)
+            found = await events(broker, gid)
+        assert [event.name for event in found][:2] == ["created", "started"]
+        assert found[-1].name == "completed"
+
+
+async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str) -> None:
+    """The first one was only slow: the generation is claimed once, and its place stays."""
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        queue = broker.queue.redis
+        async with worker(redis.url, sim), worker(redis.url, sim):
+            created = await broker.enqueue(request_body("[[sim length=2000 speed=200]]", model="sim"))
+
+            async def runs() -> bool:
+                return (await broker.store.state(created.id, "default")).status == "in_progress"
+
+            await wait_until(runs)
+            job = '{"t":null,"f":"generate","k":{},"et":1,"a":["%s","default","default","default",3,0]}' % created.id
+            await queue.execute("SET", keys.arq_job(f"{created.id}.1"), job, "EX", 60)
+            await queue.execute("ZADD", keys.READY, 1, f"{created.id}.1")
+
+            async def taken() -> bool:
+                return await queue.execute("EXISTS", keys.READY) == 0
+
+            await wait_until(taken)
+            assert await commands.has_place(queue, created.id, "default")
+            state = await broker.store.state(created.id, "default")
+            assert (state.status, state.attempt) == ("in_progress", 1)
+            await broker.cancel(created.id)
