@@ -109,6 +109,16 @@ class LogMachine(RuleBasedStateMachine):
         self.run(self.world.fail(run) if fails else self.world.complete(run))
         self.run(self.world.turn(w, phases))
 
+    @precondition(lambda self: any(not run.sent for _, run in self.busy))
+    @rule(n=choice, what=st.sampled_from(["begin", "busy", "fails"]))
+    def before_the_first_token(self, n: int, what: str) -> None:
+        silent = [(w, run) for w, run in self.busy if not run.sent]
+        w, run = silent[n % len(silent)]
+        if what == "begin":
+            self.run(self.world.begin_late(w, run))
+        else:
+            self.run(self.world.refuse(run, busy=what == "busy"))
+
     @precondition(lambda self: any(one.awake and one.runs for one in self.world.workers))
     @rule(w=worker, phases=st.integers(1, 6), touch=st.booleans())
     def turn(self, w: int, phases: int, touch: bool) -> None:

@@ -2,8 +2,8 @@
 
 Real: the application with its routes, broker, hub, reader, appender, generation runner and hand-over. Replaced: the
 parts that act on their own or wait, which are the connection loops of appender and reader (stepped here, with replies
-that can be lost), arq (tickets are taken from its queue directly), the upstream, and the HTTP server (the application
-is called through ASGI).
+that can be lost), arq (granted tickets are taken from its queue directly), the upstream, and the HTTP server (the
+application is called through ASGI).
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ from broker.events import CHUNK
 from broker.fanout.reader import LogReader
 from broker.fanout.reader_pool import IDLE_AFTER
 from broker.ids import Cursor
+from broker.queue.quotas import TenantLimits
 from broker.queue.tickets import Queue
 from broker.redis.client import Pool, Redis
 from broker.redis.errors import RespError
 from broker.settings.settings import Settings
+from broker.store import commands
 from broker.store.commands import APPENDER_SCRIPTS
 from tests.model.oracle import ChatReader, NativeReader
 from tests.model.storage import Storage
 from worker import claims
 from worker.appender import RESTORING, Appender, Call
-from worker.attempt import Attempt
+from worker.attempt import Attempt, AttemptEnded
 from worker.claims import Claim
 from worker.generate import GenerationRunner
+from worker.hand_back import HandBack
+from worker.places import Places
 from worker.slots import Slots
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
@@ -386,6 +390,13 @@ class Run:
         self.over = self.completes = True
         self._replies.put_nowait(None)
 
+    def refuse(self, *, busy: bool) -> None:
+        """The upstream refuses the call, or fails before the first token."""
+        self.over = True
+        code = "upstream_rate_limited" if busy else "upstream_error"
+        retry_after = 0.0 if busy else None
+        self._replies.put_nowait(UpstreamError(code, "Not now.", retryable=True, retry_after=retry_after))
+
     def fail(self) -> None:
         self.over = True
         self._replies.put_nowait(UpstreamError("upstream_truncated", "The upstream's stream ended too early."))
@@ -409,7 +420,7 @@ class ScriptedUpstreams:
         self._start_run = on_open
 
     @asynccontextmanager
-    async def open(self, model: str, body: Any) -> AsyncGenerator[Run]:
+    async def open(self, model: str, body: Any, resource: str) -> AsyncGenerator[Run]:
         assert self._appender.newest is not None
         yield self._start_run(self._appender.newest)
 
@@ -426,8 +437,10 @@ class Worker:
         appender = RecordingAppender(settings)
         self.sender = Sender(appender, storage)
         upstreams: Any = ScriptedUpstreams(appender, self._start_run)
-        generator = GenerationRunner(redis, appender, upstreams, settings)
-        self.running = Slots(generator, redis, Queue(redis, settings.retention), 1000)
+        places = Places(redis, TenantLimits(), "worker")
+        hand_back = HandBack(redis, Queue(redis), places)
+        self._runner = GenerationRunner(redis, appender, upstreams, places, hand_back, settings)
+        self.running = Slots(self._runner, places, hand_back, 1000)
 
     def _start_run(self, attempt: Attempt) -> Run:
         run = Run(self._number(), attempt)
@@ -442,11 +455,19 @@ class Worker:
     async def take(self, ticket: str) -> str:
         """Run the job of a ticket, as arq does."""
         gid = ticket.partition(".")[0]
-        outcome = await claims.claim(self._redis, gid, self._settings)
+        self.running.places.add(gid, "default", "default", 0)
+        outcome = await claims.claim(self._redis, gid, self._settings, "default")
         if isinstance(outcome, Claim):
             self.running.start(ticket, outcome)
             return "OK"
+        if outcome == "LATE":
+            await commands.expire(self._redis, gid)
         return outcome
+
+    async def begin(self, run: Run) -> None:
+        """Begin an attempt whose upstream has answered, and keeps its first token for long."""
+        with suppress(AttemptEnded):
+            await self._runner._begin(run.attempt)  # pyright: ignore
 
     async def hand_over(self) -> None:
         await self.running.hand_over()

@@ -43,11 +43,11 @@ local function int(n) return string.format('%.0f', n) end
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', key).ok
   if kind == 'hash' and string.find(key, ':m:', 1, true) then
-    for _, field in ipairs({'le', 'xa'}) do
+    for _, field in ipairs({'le', 'xa', 'qd', 'nt', 'ra'}) do
       local at = tonumber(redis.call('HGET', key, field) or '') or 0
       if at > 0 then redis.call('HSET', key, field, int(at - ms)) end
     end
-  elseif kind == 'zset' and string.sub(key, -5) == ':live' then
+  elseif kind == 'zset' and (string.sub(key, -5) == ':live' or key == 'tc:later' or string.find(key, '^tc:ur:')) then
     local members = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
     for i = 1, #members, 2 do redis.call('ZADD', key, int(tonumber(members[i + 1]) - ms), members[i]) end
   elseif kind == 'string' and string.sub(key, -3) == ':ep' then
@@ -155,6 +155,10 @@ class Storage:
 
     def lose_everything(self) -> None:
         self.call("FLUSHALL")
+
+    def lose_queue(self) -> None:
+        """Delete the keys that would be on the queue's Redis, which are those without a shard."""
+        self.call("DEL", "tc:depth", *(name for name in self.call("KEYS", "*") if b"{" not in name))
 
     def forget_scripts(self) -> None:
         self.call("SCRIPT", "FLUSH")

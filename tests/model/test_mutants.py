@@ -16,7 +16,7 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import shard_of
 from broker.redis.client import Script
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import CREATE, REAP, lifecycle_keys
 from tests.model.machine import LogMachine
 from tests.model.mutants import DIRECTED, SCHEDULED, Mutant, mutated
@@ -105,7 +105,9 @@ async def a_lost_log_is_not_recreated(broker: Broker) -> None:
 
 async def only_the_owner_hands_over(broker: Broker) -> None:
     writer = await (await created(broker)).claim()
-    reply = await writer.redis.run(RELEASE, lifecycle_keys(writer.gid), [writer.gid, "1.another"])
+    reply = await writer.redis.run(
+        RELEASE, lifecycle_keys(writer.gid), [writer.gid, f"{writer.attempt}.another", "worker_stopped"]
+    )
     assert reply[0] == b"NO"
 
 
@@ -197,7 +199,31 @@ async def a_lease_prolonged_by_the_clock_is_shortened(broker: Broker) -> None:
 async def a_late_creation_is_refused(broker: Broker) -> None:
     gid = "gen_" + "0" * 10 + "10" + secrets.token_hex(11)
     names = [*lifecycle_keys(gid), *[keys.epoch("10")] * 2]
-    fields = [gid, "default", "m", "{}", "{}", "fail", 1, 60_000, "", "", 1, "random", "{}", 1]
+    fields = [
+        gid,
+        "default",
+        "m",
+        "{}",
+        "{}",
+        "fail",
+        1,
+        60_000,
+        "",
+        "",
+        1,
+        "random",
+        "{}",
+        1,
+        "",
+        3,
+        "default",
+        "",
+        "",
+        "",
+        "",
+        "",
+        0,
+    ]
     assert (await broker.store.redis.run(CREATE, names, fields))[0] == b"LATE"
 
 
@@ -208,6 +234,74 @@ async def an_external_ending_creates_no_log(broker: Broker) -> None:
         await broker.cancel(writer.gid)
     assert not await writer.redis.execute("EXISTS", keys.log(writer.gid))
     assert await writer.redis.execute("PTTL", keys.meta(writer.gid)) > 0
+
+
+async def a_claim_after_the_end_of_the_waiting_is_refused(broker: Broker) -> None:
+    writer = await created(broker)
+    await writer.redis.execute("HSET", keys.meta(writer.gid), "qd", 1)
+    assert (await claim(writer))[0] == b"LATE"
+
+
+async def types_of(writer: Writer) -> list[bytes]:
+    """The types of the events in the log."""
+    return [fields[1] for _, fields in await writer.redis.execute("XRANGE", keys.log(writer.gid), "-", "+")]
+
+
+async def an_attempt_begins_once(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    await writer.append("a")
+    assert await commands.begin(writer.redis, writer.gid, writer.own, "default") == "OK"
+    assert await types_of(writer) == [b"cr", b"st", b"c"]
+
+
+async def only_the_owner_begins(broker: Broker) -> None:
+    writer = await (await created(broker)).claim(begin=False)
+    own = f"{int(writer.attempt) + 1}.another"
+    assert await commands.begin(writer.redis, writer.gid, own, "default") == "FENCED"
+    assert await types_of(writer) == [b"cr"]
+
+
+async def nothing_is_appended_before_the_beginning(broker: Broker) -> None:
+    writer = await (await created(broker)).claim(begin=False)
+    writer.n = 0
+    await writer.redis.execute("HSET", keys.meta(writer.gid), "n", 0)
+    assert await writer.append("a") == b"LOST"
+    assert await writer.finish() == b"LOST"
+    assert await types_of(writer) == [b"cr"]
+
+
+async def a_begun_attempt_is_not_deferred(broker: Broker) -> None:
+    writer = await (await created(broker)).claim()
+    assert await commands.defer(writer.redis, writer.gid, writer.own) is None
+
+
+async def only_the_owner_defers(broker: Broker) -> None:
+    writer = await (await created(broker)).claim(begin=False)
+    assert await commands.defer(writer.redis, writer.gid, f"{writer.attempt}.another") is None
+
+
+async def a_claimed_generation_does_not_expire(broker: Broker) -> None:
+    writer = await (await created(broker)).claim(begin=False)
+    await writer.redis.execute("HSET", keys.meta(writer.gid), "qd", 1)
+    assert not await commands.expire(writer.redis, writer.gid)
+
+
+async def a_generation_expires_at_its_deadline(broker: Broker) -> None:
+    writer = await created(broker)
+    await writer.redis.execute("HSET", keys.meta(writer.gid), "qd", 10**14)
+    assert not await commands.expire(writer.redis, writer.gid)
+
+
+async def a_claimed_generation_gets_no_reason_of_waiting(broker: Broker) -> None:
+    writer = await (await created(broker)).claim(begin=False)
+    assert not await commands.note(writer.redis, writer.gid, "tenant_limit", None, b"{}")
+
+
+async def a_reason_of_waiting_is_told_once(broker: Broker) -> None:
+    writer = await created(broker)
+    assert await commands.note(writer.redis, writer.gid, "tenant_limit", None, b"{}")
+    assert not await commands.note(writer.redis, writer.gid, "tenant_limit", None, b"{}")
+    assert await types_of(writer) == [b"cr", b"w"]
 
 
 CHECKS = [
@@ -228,6 +322,16 @@ CHECKS = [
     a_lease_prolonged_by_the_clock_is_shortened,
     a_late_creation_is_refused,
     an_external_ending_creates_no_log,
+    a_claim_after_the_end_of_the_waiting_is_refused,
+    an_attempt_begins_once,
+    only_the_owner_begins,
+    nothing_is_appended_before_the_beginning,
+    a_begun_attempt_is_not_deferred,
+    only_the_owner_defers,
+    a_claimed_generation_does_not_expire,
+    a_generation_expires_at_its_deadline,
+    a_claimed_generation_gets_no_reason_of_waiting,
+    a_reason_of_waiting_is_told_once,
 ]
 
 

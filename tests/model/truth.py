@@ -13,7 +13,9 @@ FIRST = {"st", "rs", "f", "x"}
 LATER = {"c", "u", "w", "ok", "f"}
 TERMINAL = {"ok": "completed", "f": "failed", "x": "cancelled"}
 MAX_ATTEMPTS = 3
-KNOWN_FAILURES = {"upstream_truncated", "attempts_exhausted"}
+KNOWN_FAILURES = {
+    *("upstream_truncated", "attempts_exhausted", "queue_timeout", "upstream_rate_limited", "upstream_error"),
+}
 
 
 def check(condition: object, what: str) -> None:
@@ -121,6 +123,10 @@ class Truth:
         if status == "in_progress":
             check((own or "").startswith(f"{now.meta['a']}."), f"in_progress, but owned by {own!r}")
             check(int(now.meta["le"]) != 0, "in progress without a lease")
+        elif status == "queued" and own:
+            check(own.startswith(f"{now.meta['na']}."), f"claimed by {own!r}, but the newest is {now.meta['na']}")
+            check(int(now.meta["na"]) > int(now.meta["a"]), f"queued, but {now.meta['a']} of {own} has begun")
+            check(int(now.meta["le"]) != 0, "claimed without a lease")
         else:
             check(own == "", f"{status}, but owned by {own!r}")
 
@@ -145,7 +151,7 @@ class Truth:
             if attempt:
                 check(kind in (FIRST if seq == 0 else LATER), f"{kind} at {attempt}-{seq}")
             else:
-                check(kind == "cr", f"{kind} at {attempt}-{seq}")
+                check(kind == ("cr" if seq == 1 else "w"), f"{kind} at {attempt}-{seq}")
             previous = (attempt, seq)
         check(previous == now.top, f"the log ends at {previous}, the metadata at {now.top}")
 

@@ -29,13 +29,16 @@ import broker.store.data_loss
 import broker.store.store
 import worker.attempt
 import worker.claims
+import worker.generate
+from broker.queue import commands as queue_commands
+from broker.queue.commands import UpstreamLimits
 from broker.queue.reaper import Reaper
 from broker.queue.tickets import Queue
 from broker.redis.client import topology_of
 from broker.redis.continuity import Continuity
 from broker.settings.settings import Settings
 from broker.store import keys
-from broker.store.commands import RESTORE
+from broker.store.commands import RESTORE, TOUCH
 from broker.store.data_loss import ServerIdentity
 from tests.model.oracle import ChatReader, Violation
 from tests.model.processes import (
@@ -58,6 +61,8 @@ TENANT = "default"
 LEASE = 15.0
 RETENTION = 86_400.0
 HOUR_MS = 3_600_000
+LOOK = 600.0
+"""Seconds after which a reaper looks at a waiting generation."""
 
 
 class Clock:
@@ -139,6 +144,7 @@ def small_limits() -> Iterator[None]:
             patch.setattr(module, "time", CLOCK)
         patch.setattr(broker.store.data_loss, "server_identity", SERVERS.of)
         patch.setattr(worker.attempt, "MAX_CALL_EVENTS", 3)
+        patch.setattr(worker.generate, "BEGIN_WAIT", 1e6)  # the schedule determines when an attempt begins
         for module in (broker.ids, broker.store.commands, broker.store.store, worker.claims):
             patch.setattr(module, "secrets", SECRETS)
         for module in (broker.fanout.backfill, broker.broker, broker.store.store):
@@ -186,7 +192,7 @@ class World:
         self.gateways = [self._gateway(0), self._gateway(1)]
         self.workers = [self._worker() for _ in range(3)]
         self.everyone = list(self.workers)
-        self.reaper = Reaper(self.redis, Queue(self.redis, RETENTION), self.settings)
+        self.reaper = Reaper(self.redis, Queue(self.redis), self.settings)
         self.reaper.continuity = dict.fromkeys(self.reaper.continuity, AlwaysObserved(0))
         await self._identify_server()
 
@@ -454,11 +460,9 @@ class World:
         """A worker takes the next ticket of the queue. Returns EMPTY if there is none."""
 
         async def work() -> str:
-            head = await self.redis.execute("ZRANGE", keys.QUEUE, 0, 0)
-            if not head:
+            ticket = await self._pull()
+            if ticket is None:
                 return "EMPTY"
-            ticket = head[0].decode()
-            await self.redis.pipeline([("ZREM", keys.QUEUE, ticket), ("DEL", keys.arq_job(ticket))])
             if not lose_reply:
                 return await self.workers[w].take(ticket)
             unattended = self._worker()
@@ -467,6 +471,33 @@ class World:
             return outcome
 
         return await self.step(f"take {w}{' (reply lost)' if lose_reply else ''}", work())
+
+    async def _pull(self) -> str | None:
+        """Grant a ticket and take it from arq's queue. The upstream takes any number of calls at any time: the model is
+        about the log."""
+        await self.redis.execute("DEL", keys.upstream("default"), keys.failed("default"))
+        upstreams = [UpstreamLimits("default", adaptive=False)]
+        pulled = await queue_commands.pull(
+            self.redis,
+            1,
+            lease_ms=int(LEASE * 1000),
+            born="",
+            tenant_running=0,
+            other_tenants=b"",
+            ageing_ms=HOUR_MS,
+            upstreams=upstreams,
+        )
+        for ticket in (each.decode() for each in pulled.tickets):
+            await self.redis.pipeline([("ZREM", keys.READY, ticket), ("DEL", keys.arq_job(ticket))])
+            return ticket
+        return None
+
+    async def begin_late(self, w: int, run: Run) -> None:
+        await self.step(f"begin {run.number}", self.workers[w].begin(run))
+
+    async def refuse(self, run: Run, *, busy: bool) -> None:
+        self.releases += 1
+        await self.step(f"refuse {run.number}{' busy' if busy else ''}", _now(lambda: run.refuse(busy=busy)))
 
     async def send(self, run: Run, count: int) -> None:
         await self.step(f"send {run.number} +{count}", _now(lambda: run.send(count)))
@@ -505,7 +536,8 @@ class World:
             status, own, attempt = before
             if call.command[1] != RESTORE.sha:
                 check(own == claim.own.encode(), f"{claim.own} wrote, but the owner was {own}")
-                check(status == b"in_progress", f"written while {status}")
+                touched = call.command[1] == TOUCH.sha and status == b"queued"
+                check(status == b"in_progress" or touched, f"written while {status}")
             elif status is not None:
                 rolled_back = status in (b"queued", b"in_progress") and int(attempt) < claim.attempt
                 check(own == claim.own.encode() or rolled_back, f"{claim.own} restored over {own}, {status}")
@@ -547,7 +579,11 @@ class World:
 
     async def sweep(self) -> None:
         self.unswept = 0.0
-        await self.step("sweep", self.reaper.sweep(self.redis.topology.groups[0]))
+        await self.step("sweep", self._sweep())
+
+    async def _sweep(self) -> None:
+        await self.reaper._refill.check()  # pyright: ignore
+        await self.reaper.sweep(self.redis.topology.groups[0])
 
     # --- Redis and time -----------------------------------------------------------------------------------------
 
@@ -604,7 +640,7 @@ class World:
         await self.step("forget scripts", _now(self.storage.forget_scripts))
 
     async def lose_queue(self) -> None:
-        await self.step("lose queue", _now(lambda: self.storage.call("DEL", keys.QUEUE, keys.BELL, keys.FAIR)))
+        await self.step("lose queue", _now(self.storage.lose_queue))
 
     async def trim(self, gid: str, keep: int) -> None:
         self.truths[gid].trimmed = True
@@ -648,10 +684,10 @@ class World:
         last = self._worker()
         self.workers.append(last)
         self.everyone.append(last)
-        for _ in range(2 * MAX_ATTEMPTS):
+        for turn in range(3 * MAX_ATTEMPTS):
             if not self.open():
                 return
-            await self.elapse(LEASE + 31)
+            await self.elapse(LEASE + 31 if turn < MAX_ATTEMPTS else LOOK + 1)
             await self.sweep()
             while await self.take(len(self.workers) - 1) != "EMPTY":
                 pass
