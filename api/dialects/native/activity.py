@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.auth import ReadAccess
 from api.dialects.native.activity_frames import LIFECYCLE, missed
-from api.query import check_known, last_event_id_of, text_of
+from api.query import last_event_id_of, text_of
 from api.requests import by_method
 from api.streaming.follow import Follow, Start, or_retry_later
 from api.streaming.response import HEADERS
@@ -42,7 +42,6 @@ class ActivityRoutes:
         access = self._follow.access
         watched, named = access.scope(request), access.names_tenants(request)
         reader = ReadAccess(watched, caller=access.tenant(request))
-        check_known(request, "after", "group", "lastEventId", "tenant")
         last, query, group = last_event_id_of(request), text_of(request, "after"), text_of(request, "group")
         if group is not None:
             check_group(group, "group")

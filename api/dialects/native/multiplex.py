@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from api.dialects.native.multiplex_frames import MultiplexedNative, VectorCursor, parse_vector_cursor
 from api.dialects.native.shared_wire import GenerationShare, SharedWire, WireShare
-from api.query import check_known, last_event_id_of, text_of, texts_of
+from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
 from api.streaming.connections import Connections
 from api.streaming.cursors import resolve_cursor
@@ -76,7 +76,6 @@ class MultiplexRoutes:
         return [by_method("/v1/events", GET=self.events)]
 
     async def events(self, request: Request) -> Response:
-        check_known(request, "generation", "token", "lastEventId")
         if not text_of(request, "token"):
             self._follow.access.tenant(request)
         named = parse_generations(texts_of(request, "generation"))
