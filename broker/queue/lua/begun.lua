@@ -24,9 +24,13 @@ if h.circuit == 'open' then
 end
 local most = h.omax and h.omax ~= '' and h.omax or h.max
 local limit = limit_of({L = h.L}, h.L and 0 or tonumber(most or 0), true)
-if redis.call('ZCARD', places(resource)) < limit then return 'OK' end
+local calls = redis.call('ZCARD', places(resource))
+if calls < limit then return 'OK' end
 local ceil, held, need = tonumber(h.ceil or ''), tonumber(h.held or 0) + 1, tonumber(h.need or 2)
-if not ceil then
+if calls > limit then -- one that was tried above it
+  limit, held = calls, 0
+  ceil = ceil and math.max(ceil, limit)
+elseif not ceil then
   limit = limit + 1
 elseif limit <= ceil and held >= need * limit then
   limit, held = ceil + 1, 0

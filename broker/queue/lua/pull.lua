@@ -63,6 +63,12 @@ local function read(name)
     redis.call('HSET', key, 'L', h.L, 'ceil', '', 'ramp', '', 'need', 2, 'held', 0)
   end
   u.limit = limit_of(h, u.max, given.adaptive)
+  if u.inflight >= u.limit and (u.max == 0 or u.inflight < u.max) then
+    -- Long calls use the learned limit up, and none ends that would let it grow: one more is tried from time to time.
+    local since = math.min(now, math.max(tonumber(h.cut or 0), tonumber(h.granted or 0)))
+    local wait = tonumber(h.need or 2) * 1000
+    if now - since >= wait then u.limit = u.inflight + 1 else look_again(since + wait) end
+  end
   if paused['u:' .. name] then u.closed = true end
   if busy > now then
     u.closed = true
@@ -247,6 +253,7 @@ local function grant(turn, member)
     redis.call('HSET', u.key, 'probe', gid, 'probeat', int(now + math.min(lease, 30000)))
     u.closed = true
   end
+  redis.call('HSET', u.key, 'granted', int(now))
   redis.call('EXPIRE', u.key, WEEK)
   redis.call('ZREM', waiting(level, tenant), member)
   redis.call('ZADD', places(u.name), till, gid)
