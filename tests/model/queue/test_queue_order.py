@@ -138,7 +138,7 @@ def a_refused_probe_makes_room(world: QueueWorld) -> None:
 
 def open_circuit(world: QueueWorld, *, waiting: int, running: int = 0) -> Worker:
     """An upstream that has refused its key and can be tried again."""
-    world.setup.most["a"] = 3
+    raise_limit(world, 3)
     for _ in range(waiting + running + 1):
         world.create("a", 3, "t0", 0)
     worker = world.workers[0]
@@ -146,6 +146,12 @@ def open_circuit(world: QueueWorld, *, waiting: int, running: int = 0) -> Worker
     world.done(worker, next(iter(worker.calls)), "denied")
     world.elapse(60_001)
     return worker
+
+
+def raise_limit(world: QueueWorld, most: int) -> None:
+    """Every worker is configured with a higher limit, and the lower one is forgotten."""
+    world.setup.most["a"] = most
+    world.elapse(31_000)
 
 
 def a_busy_time_ends_although_the_clock_goes_back(world: QueueWorld) -> None:
@@ -164,7 +170,7 @@ def a_withdrawn_ticket_leaves_no_turn(world: QueueWorld) -> None:
     world.setup.tenants["t0"] = 1
     world.create("a", 3, "t0", 0)
     world.create("a", 3, "t0", 0)
-    world.setup.most["a"] = 2
+    raise_limit(world, 2)
     world.pull(world.workers[0], 8)
     (gid,) = world.waiting
     world.withdraw(gid)
