@@ -23,8 +23,9 @@ ROWS = {
     "J": 10,
     "K": 10,
     "L": 11,
+    "M": 16,
 }
-FOUND = re.findall(r"^\| ([A-L]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
+FOUND = re.findall(r"^\| ([A-M]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")
 
 
