@@ -24,8 +24,9 @@ ROWS = {
     "K": 10,
     "L": 11,
     "M": 9,
+    "N": 16,
 }
-FOUND = re.findall(r"^\| ([A-M]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
+FOUND = re.findall(r"^\| ([A-N]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
+from broker.ids import SHARDS
 from broker.settings.settings import Settings
 from broker.store import keys
 from tests.bench.systems import cpu_seconds
@@ -39,6 +40,7 @@ async def waiting(quick: bool, runs: int) -> list[Row]:
                 before = await _memory(broker)
                 rate.add("tokencast", await _enqueued(broker, count))
                 size.add("tokencast", (await _memory(broker) - before) / count)
+                await wait_until(lambda broker=broker: _is_quiet(broker))
                 idle.add("tokencast", await _idle_cpu(redis))
                 picked.add("tokencast", await _picked_up(broker))
     return table
@@ -80,6 +82,14 @@ async def _enqueued(broker: Broker, count: int) -> float:
 async def _memory(broker: Broker) -> int:
     lines = (await broker.store.redis.info("memory", "")).decode().splitlines()
     return int(next(line for line in lines if line.startswith("used_memory:")).split(":")[1])
+
+
+async def _is_quiet(broker: Broker) -> bool:
+    """Whether the reapers have looked at all generations: they do soon after the creation, and then each ten minutes."""
+    soon = [("ZRANGE", keys.live(shard), 0, 0, "WITHSCORES") for shard in SHARDS]
+    heads = await broker.store.redis.pipeline(soon)
+    seconds, _ = await broker.queue.redis.execute("TIME")
+    return all(float(head[1]) > (int(seconds) + IDLE + 5) * 1000 for head in heads if head)
 
 
 async def _idle_cpu(redis: EmbeddedRedis) -> float:

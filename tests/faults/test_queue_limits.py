@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 import pytest
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
+from broker.generation import Generation
 from broker.store import keys
 from tests.faults.crowd import all_ended, ask_many, body, circuit_is_open, places_are_free, routes, split, state_of
 from tests.faults.scene import QUICK
@@ -17,8 +19,8 @@ from tests.support import gateway, wait_until, worker
 MANY = 120
 
 
-def completed_at_once(ended: list[object]) -> bool:
-    return all(one.status == "completed" and one.attempt == 1 for one in ended)  # type: ignore[attr-defined]
+def completed_at_once(ended: Sequence[Generation]) -> bool:
+    return all(one.status == "completed" and one.attempt == 1 for one in ended)
 
 
 async def test_an_upstream_that_takes_four_calls_completes_all(own_redis: EmbeddedRedis) -> None:

@@ -129,7 +129,7 @@ async def test_the_next_upstream_takes_over(own_redis: EmbeddedRedis, why: str) 
 @pytest.mark.parametrize("scheduled", [False, True], ids=["waiting", "scheduled"])
 async def test_a_generation_that_waits_can_be_ended(own_redis: EmbeddedRedis, end: str, scheduled: bool) -> None:
     async with connect(own_redis.url) as broker:
-        (gid,) = await ask_many(broker, 1, **({"delay_seconds": 3600} if scheduled else {}))
+        (gid,) = await ask_many(broker, 1, delay_seconds=3600 if scheduled else None)
         assert await broker.queue.depth() == 1
         if end == "cancel":
             assert (await broker.cancel(gid)).status == "cancelled"
@@ -156,7 +156,7 @@ async def test_a_scheduled_generation_runs_at_its_time(own_redis: EmbeddedRedis,
         connect(own_redis.url) as broker,
     ):
         at = 1.5 if field == "delay_seconds" else await redis_time(broker) + 1.5
-        created = await api.create(body("later", **{field: at}))
+        created = await api.create(body("later", "m", **{field: at}))
         other = await api.create(body("now"))
         assert (await api.ended(other["id"]))["status"] == "completed"
         record = await api.ended(created["id"])

@@ -84,11 +84,12 @@ local function grace(lease) return math.floor(lease / 3) + 1000 end
 -- Returns since when the places can be trusted (ms). They may be too few after the server lost them, or stood still until
 -- places ended that were due to be renewed, or its clock was set. `seen`: the time that the caller has seen before; ''
 -- if it has just started. After a loss nothing tells such a caller that others have calls; the next one that has seen
--- another time does. `unused`: no place is left, not even one that has ended.
+-- another time does. `unused`: no place is left, not even one that has ended: nobody has calls, if that was settled.
 local function trusted_since(now, lease, seen, unused)
   local born, tick = tonumber(redis.call('GET', BORN) or ''), tonumber(redis.call('GET', TICK) or '')
   local jumped = tick and (now - tick > math.max(lease / 2, 3000) or tick - now > 1000)
-  local alone = seen == '' and (not born or unused)
+  local settled = born and tick and tick - born >= grace(lease)
+  local alone = seen == '' and (not born or unused and settled)
   local missed = born and seen ~= '' and tonumber(seen) ~= born and now - born >= grace(lease)
   if not born or jumped or missed then
     born = alone and now - grace(lease) or now

@@ -7,7 +7,7 @@ from tests.model.queue.scripts import Mutant
 SCHEDULED = [
     Mutant(
         "a full tenant has no time at which it is looked at again",
-        [("  redis.call('ZADD', 'tc:fullz', till, tenant)\n", "")],
+        [("  redis.call('ZADD', FULL, till, tenant)\n", "")],
         "a tenant whose worker died waits forever",
     ),
     Mutant(
@@ -27,7 +27,7 @@ SCHEDULED = [
     ),
     Mutant(
         "a worker that has just started notices no standstill",
-        [("local alone = seen == '' and (not born or unused)", "local alone = seen == ''")],
+        [("local alone = seen == '' and (not born or unused and settled)", "local alone = seen == ''")],
         "more calls than an upstream takes",
     ),
     Mutant(
@@ -37,41 +37,13 @@ SCHEDULED = [
     ),
     Mutant(
         "a grant leaves the depth",
-        [("  count('tc:depth', level, -1)\n  count('tc:qn', tenant, -1)\n  depth[level]", "  depth[level]")],
+        [("  count(DEPTH, level, -1)\n  count(COUNTS, tenant, -1)\n  depth[level]", "  depth[level]")],
         "counts that differ from what waits",
-    ),
-    Mutant(
-        "a half-open circuit has any number of probes",
-        [
-            ("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"),
-            ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n"),
-        ],
-        "several calls of an upstream that is down",
-    ),
-    Mutant(
-        "a probe passes the limit",
-        [("math.min(1 + u.inflight, u.max > 0 and u.max or 1e9)", "1 + u.inflight")],
-        "more calls than an upstream takes",
-    ),
-    Mutant(
-        "a refusal of the probe keeps its place",
-        [("if h.circuit == 'open' and h.probe == gid and", "if false and")],
-        "nothing",
-    ),
-    Mutant(
-        "a busy time from before a clock step",
-        [("till - now <= tonumber(h['for'] or 0)", "till - now <= 3600000")],
-        "an upstream that nobody calls for half an hour",
     ),
     Mutant(
         "limits without a lifetime",
         [("  redis.call('EXPIRE', key, WEEK)\n  return known", "  return known")],
         "a key that stays",
-    ),
-    Mutant(
-        "a withdrawn ticket leaves its tenant among the full ones",
-        [("    redis.call('SREM', full(tenant), level)\n", "")],
-        "a turn of nobody",
     ),
 ]
 """Mutants that the random schedules detect."""
@@ -119,6 +91,49 @@ DIRECTED = [
             "a worker announces only the upstreams that it looks at",
             [("if now - at > 10000 or at > now then", "if false then")],
             "tickets that another worker takes into a lane of its own",
+        ),
+    ),
+    (
+        "a half-open circuit",
+        Mutant(
+            "a half-open circuit has any number of probes",
+            [
+                ("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"),
+                ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n"),
+            ],
+            "several calls of an upstream that is down",
+        ),
+    ),
+    (
+        "a probe at the limit",
+        Mutant(
+            "a probe passes the limit",
+            [("math.min(1 + u.inflight, u.max > 0 and u.max or 1e9)", "1 + u.inflight")],
+            "more calls than an upstream takes",
+        ),
+    ),
+    (
+        "a refused probe",
+        Mutant(
+            "a refusal of the probe keeps its place",
+            [("if h.circuit == 'open' and h.probe == gid and", "if false and")],
+            "nothing",
+        ),
+    ),
+    (
+        "a clock step",
+        Mutant(
+            "a busy time from before a clock step",
+            [("till - now <= tonumber(h['for'] or 0)", "till - now <= 3600000")],
+            "an upstream that nobody calls for half an hour",
+        ),
+    ),
+    (
+        "a withdrawn ticket",
+        Mutant(
+            "a withdrawn ticket leaves its tenant among the full ones",
+            [("    redis.call('SREM', full(tenant), level)\n", "")],
+            "a turn of nobody",
         ),
     ),
 ]

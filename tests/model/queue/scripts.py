@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,7 +37,7 @@ class Mutant:
 
 
 @contextmanager
-def replaced(*changes: tuple[str, str]) -> Iterator[None]:
+def replaced(*changes: tuple[str, str]) -> Generator[None]:
     """Run the scripts with replacements in their texts inside the block."""
     originals = [(script, script.source, script.sha) for script in SCRIPTS]
     try:

@@ -8,10 +8,9 @@ import pytest
 
 from tests.model.queue.mutants import DIRECTED
 from tests.model.queue.scripts import Mutant, replaced
-from tests.model.queue.world import AGEING, QueueWorld, Setup
+from tests.model.queue.world import AGEING, GRACE, HOUR, QueueWorld, Setup, Worker
 from tests.model.truth import check
 
-ONE = Setup({"a": 1, "b": 1}, {"a": False, "b": False}, 0, {})
 Check = Callable[[QueueWorld], None]
 
 
@@ -116,7 +115,74 @@ def a_position_is_the_number_of_runs_before(world: QueueWorld) -> None:
     check(positions == {gid: n + 1 for n, gid in enumerate(order)}, f"{positions}, but {order}")
 
 
+def a_half_open_circuit_has_one_probe(world: QueueWorld) -> None:
+    worker = open_circuit(world, waiting=5)
+    check(len(world.pull(worker, 8).tickets) == 1, "not one probe")
+    check(len(world.pull(worker, 8).tickets) == 0, "another probe")
+
+
+def a_probe_keeps_the_limit(world: QueueWorld) -> None:
+    worker = open_circuit(world, waiting=3, running=1)
+    world.setup.most["a"] = 1
+    check(len(world.pull(worker, 8).tickets) == 0, "a probe above the limit")
+
+
+def a_refused_probe_makes_room(world: QueueWorld) -> None:
+    worker = open_circuit(world, waiting=3)
+    world.pull(worker, 1)
+    (gid,) = worker.calls
+    world.done(worker, gid, "busy", retry=100, back=0)
+    world.elapse(200)
+    check(len(world.pull(worker, 1).tickets) == 1, "no other probe")
+
+
+def open_circuit(world: QueueWorld, *, waiting: int, running: int = 0) -> Worker:
+    """An upstream that has refused its key and can be tried again."""
+    raise_limit(world, 3)
+    for _ in range(waiting + running + 1):
+        world.create("a", 3, "t0", 0)
+    worker = world.workers[0]
+    world.pull(worker, running + 1)
+    world.done(worker, next(iter(worker.calls)), "denied")
+    world.elapse(60_001)
+    return worker
+
+
+def raise_limit(world: QueueWorld, most: int) -> None:
+    """Every worker is configured with a higher limit, and the lower one is forgotten."""
+    world.setup.most["a"] = most
+    world.elapse(31_000)
+
+
+def a_busy_time_ends_although_the_clock_goes_back(world: QueueWorld) -> None:
+    world.create("a", 3, "t0", 0)
+    worker = world.workers[0]
+    world.pull(worker, 1)
+    (gid,) = worker.calls
+    world.done(worker, gid, "busy", retry=1_000, back=0)
+    world.step_clock(-HOUR // 2)
+    world.pull(worker, 1)
+    world.elapse(GRACE + 1_000)
+    check(len(world.pull(worker, 1).tickets) == 1, "the upstream stays busy")
+
+
+def a_withdrawn_ticket_leaves_no_turn(world: QueueWorld) -> None:
+    world.setup.tenants["t0"] = 1
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    raise_limit(world, 2)
+    world.pull(world.workers[0], 8)
+    (gid,) = world.waiting
+    world.withdraw(gid)
+    world.check()
+
+
 CHECKS: dict[str, Check] = {
+    "a half-open circuit": a_half_open_circuit_has_one_probe,
+    "a probe at the limit": a_probe_keeps_the_limit,
+    "a refused probe": a_refused_probe_makes_room,
+    "a clock step": a_busy_time_ends_although_the_clock_goes_back,
+    "a withdrawn ticket": a_withdrawn_ticket_leaves_no_turn,
     "a flood": a_flood_leaves_others_their_turns,
     "a refused call": a_refused_call_is_not_a_turn,
     "the last priority": the_last_priority_runs_at_last,
@@ -129,7 +195,7 @@ CHECKS: dict[str, Check] = {
 
 @pytest.fixture
 def queue(world: QueueWorld) -> QueueWorld:
-    world.begin(ONE)
+    world.begin(Setup({"a": 1, "b": 1}, {"a": False, "b": False}, 0, {}))
     world.pull(world.workers[0], 1)
     world.pull(world.workers[1], 1)
     return world

@@ -424,6 +424,9 @@ class Belief:
             if h.get("ramp") == "1" and busy <= now_ms:
                 learned = max(1, used)
             limit = min(limit, learned)
+        need, since = int(h.get("need") or 2), max(int(h.get("cut") or 0), int(h.get("granted") or 0))
+        if limit <= used < most and now_ms - min(now_ms, since) >= need * 1000:
+            limit = used + 1  # one more is tried
         closed = f"u:{name}" in world.paused or 0 < busy - now_ms <= int(h.get("for") or 0)
         half = h.get("circuit") == "open"
         if half:
@@ -453,8 +456,8 @@ class Stored:
         self.turns: set[tuple[str, str]] = set()
         self.full: set[tuple[str, str]] = set()
         for name in names:
-            if name.startswith("tc:w:"):
-                level, _, tenant = name.removeprefix("tc:w:").rpartition(":")
+            if name.startswith("tc:wait:"):
+                level, _, tenant = name.removeprefix("tc:wait:").rpartition(":")
                 self.waiting.append((level, tenant, _members(storage, name)))
             elif name.startswith("tc:turn:"):
                 level = name.removeprefix("tc:turn:")
