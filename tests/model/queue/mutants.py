@@ -21,21 +21,6 @@ SCHEDULED = [
         "more calls than an upstream takes, after a standstill or a clock step",
     ),
     Mutant(
-        "a standstill is noticed only after a whole lease",
-        [("math.max(lease / 2, 3000)", "math.max(lease, 3000)")],
-        "more calls than an upstream takes: places end two thirds of a lease after their last renewal",
-    ),
-    Mutant(
-        "a worker that has just started notices no standstill",
-        [("local alone = seen == '' and (not born or unused and settled)", "local alone = seen == ''")],
-        "more calls than an upstream takes",
-    ),
-    Mutant(
-        "places after the clock went back stay",
-        [("  redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')\n", "")],
-        "places of dead workers that last an hour",
-    ),
-    Mutant(
         "a grant leaves the depth",
         [("  count('tc:depth', level, -1)\n  count('tc:qn', tenant, -1)\n  depth[level]", "  depth[level]")],
         "counts that differ from what waits",
@@ -134,6 +119,38 @@ DIRECTED = [
             "a withdrawn ticket leaves its tenant among the full ones",
             [("    redis.call('SREM', full(tenant), level)\n", "")],
             "a turn of nobody",
+        ),
+    ),
+    (
+        "a standstill",
+        Mutant(
+            "a standstill is noticed only after a whole lease",
+            [("math.max(lease / 2, 3000)", "math.max(lease, 3000)")],
+            "more calls than an upstream takes: places end two thirds of a lease after their last renewal",
+        ),
+    ),
+    (
+        "a start after a standstill",
+        Mutant(
+            "a worker that has just started notices no standstill",
+            [("local alone = seen == '' and (not born or unused and settled)", "local alone = seen == ''")],
+            "more calls than an upstream takes",
+        ),
+    ),
+    (
+        "places from the future",
+        Mutant(
+            "places after the clock went back stay",
+            [("  redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')\n", "")],
+            "places of dead workers that last an hour",
+        ),
+    ),
+    (
+        "a start within the grace",
+        Mutant(
+            "a worker that starts within the grace ends it",
+            [("(not born or unused and settled)", "(not born or unused)")],
+            "more calls than an upstream takes",
         ),
     ),
 ]
