@@ -33,6 +33,7 @@ def run_schedules(world: QueueWorld, examples: int, *phases: Phase) -> None:
             deadline=None,
             database=None,
             print_blob=True,
+            report_multiple_bugs=False,
             phases=phases or tuple(Phase),
             suppress_health_check=list(HealthCheck),
         ),
