@@ -6,11 +6,6 @@ from tests.model.queue.scripts import Mutant
 
 SCHEDULED = [
     Mutant(
-        "a full tenant has no time at which it is looked at again",
-        [("  redis.call('ZADD', 'tc:fullz', till, tenant)\n", "")],
-        "a tenant whose worker died waits forever",
-    ),
-    Mutant(
         "no grace",
         [("if now - born < grace(lease) then return", "if false then return")],
         "more calls than an upstream takes, after a loss or a standstill",
@@ -151,6 +146,14 @@ DIRECTED = [
             "a worker that starts within the grace ends it",
             [("(not born or unused and settled)", "(not born or unused)")],
             "more calls than an upstream takes",
+        ),
+    ),
+    (
+        "a full tenant",
+        Mutant(
+            "a full tenant has no time at which it is looked at again",
+            [("  redis.call('ZADD', 'tc:fullz', till, tenant)\n", "")],
+            "a tenant whose worker died waits forever",
         ),
     ),
 ]

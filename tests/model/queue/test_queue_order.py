@@ -8,7 +8,7 @@ import pytest
 
 from tests.model.queue.mutants import DIRECTED
 from tests.model.queue.scripts import Mutant, replaced
-from tests.model.queue.world import AGEING, GRACE, HOUR, QueueWorld, Setup, Worker
+from tests.model.queue.world import AGEING, GRACE, HOUR, LEASE, QueueWorld, Setup, Worker
 from tests.model.truth import check
 
 Check = Callable[[QueueWorld], None]
@@ -222,7 +222,19 @@ def a_place_from_the_future_ends(world: QueueWorld) -> None:
     check(len(world.pull(world.workers[0], 1).tickets) == 1, "the place stays")
 
 
+def a_full_tenant_runs_after_the_death_of_its_worker(world: QueueWorld) -> None:
+    world.setup.tenants["t0"] = 1
+    raise_limit(world, 3)
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    check(len(world.pull(world.workers[0], 8).tickets) == 1, "not one call")
+    world.die(world.workers[0])
+    world.elapse(LEASE + 1)
+    check(len(world.pull(world.workers[0], 8).tickets) == 1, "the tenant waits forever")
+
+
 CHECKS: dict[str, Check] = {
+    "a full tenant": a_full_tenant_runs_after_the_death_of_its_worker,
     "a standstill": a_standstill_is_noticed,
     "a start after a standstill": a_worker_that_starts_notices_a_standstill,
     "a start within the grace": a_worker_that_starts_does_not_end_the_grace,
