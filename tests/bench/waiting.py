@@ -85,7 +85,7 @@ async def _memory(broker: Broker) -> int:
 
 
 async def _is_quiet(broker: Broker) -> bool:
-    """Whether the reapers have looked at all generations: they do soon after the creation, and then each ten minutes."""
+    """Whether the reapers have looked at all generations: soon after the creation, then each ten minutes."""
     soon = [("ZRANGE", keys.live(shard), 0, 0, "WITHSCORES") for shard in SHARDS]
     heads = await broker.store.redis.pipeline(soon)
     seconds, _ = await broker.queue.redis.execute("TIME")

@@ -6,11 +6,6 @@ from tests.model.queue.scripts import Mutant
 
 SCHEDULED = [
     Mutant(
-        "a full tenant has no time at which it is looked at again",
-        [("  redis.call('ZADD', FULL, till, tenant)\n", "")],
-        "a tenant whose worker died waits forever",
-    ),
-    Mutant(
         "no grace",
         [("if now - born < grace(lease) then return", "if false then return")],
         "more calls than an upstream takes, after a loss or a standstill",
@@ -19,21 +14,6 @@ SCHEDULED = [
         "grace only after a loss",
         [("if not born or jumped or missed then", "if not born then")],
         "more calls than an upstream takes, after a standstill or a clock step",
-    ),
-    Mutant(
-        "a standstill is noticed only after a whole lease",
-        [("math.max(lease / 2, 3000)", "math.max(lease, 3000)")],
-        "more calls than an upstream takes: places end two thirds of a lease after their last renewal",
-    ),
-    Mutant(
-        "a worker that has just started notices no standstill",
-        [("local alone = seen == '' and (not born or unused and settled)", "local alone = seen == ''")],
-        "more calls than an upstream takes",
-    ),
-    Mutant(
-        "places after the clock went back stay",
-        [("  redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')\n", "")],
-        "places of dead workers that last an hour",
     ),
     Mutant(
         "a grant leaves the depth",
@@ -73,7 +53,7 @@ DIRECTED = [
         "an idle tenant",
         Mutant(
             "an idle tenant keeps its old turn",
-            [("math.max(tonumber(tags[1] or 0), tonumber(tags[2] or 0))", "tonumber(tags[1] or 0)")],
+            [("math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))", "tonumber(tags[1] or 0)")],
             "a tenant that returns has all turns",
         ),
     ),
@@ -134,6 +114,46 @@ DIRECTED = [
             "a withdrawn ticket leaves its tenant among the full ones",
             [("    redis.call('SREM', full(tenant), level)\n", "")],
             "a turn of nobody",
+        ),
+    ),
+    (
+        "a standstill",
+        Mutant(
+            "a standstill is noticed only after a whole lease",
+            [("math.max(lease / 2, 3000)", "math.max(lease, 3000)")],
+            "more calls than an upstream takes: places end two thirds of a lease after their last renewal",
+        ),
+    ),
+    (
+        "a start after a standstill",
+        Mutant(
+            "a worker that has just started notices no standstill",
+            [("local alone = seen == '' and (not born or unused and settled)", "local alone = seen == ''")],
+            "more calls than an upstream takes",
+        ),
+    ),
+    (
+        "places from the future",
+        Mutant(
+            "places after the clock went back stay",
+            [("  redis.call('ZREMRANGEBYSCORE', key, '(' .. int(now + 2 * lease), '+inf')\n", "")],
+            "places of dead workers that last an hour",
+        ),
+    ),
+    (
+        "a start within the grace",
+        Mutant(
+            "a worker that starts within the grace ends it",
+            [("(not born or unused and settled)", "(not born or unused)")],
+            "more calls than an upstream takes",
+        ),
+    ),
+    (
+        "a full tenant",
+        Mutant(
+            "a full tenant has no time at which it is looked at again",
+            [("  redis.call('ZADD', FULL, till, tenant)\n", "")],
+            "a tenant whose worker died waits forever",
         ),
     ),
 ]

@@ -33,6 +33,7 @@ def run_schedules(world: QueueWorld, examples: int, *phases: Phase) -> None:
             deadline=None,
             database=None,
             print_blob=True,
+            report_multiple_bugs=False,
             phases=phases or tuple(Phase),
             suppress_health_check=list(HealthCheck),
         ),
@@ -40,7 +41,7 @@ def run_schedules(world: QueueWorld, examples: int, *phases: Phase) -> None:
 
 
 def test_random_schedules_keep_every_invariant(world: QueueWorld) -> None:
-    run_schedules(world, EXAMPLES or 60)
+    run_schedules(world, EXAMPLES or 40)
 
 
 @pytest.mark.parametrize("world", ["valkey"], indirect=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.model.queue.mutants import DIRECTED
 from tests.model.queue.scripts import Mutant, replaced
-from tests.model.queue.world import AGEING, GRACE, HOUR, QueueWorld, Setup, Worker
+from tests.model.queue.world import AGEING, GRACE, HOUR, LEASE, QueueWorld, Setup, Worker
 from tests.model.truth import check
 
 Check = Callable[[QueueWorld], None]
@@ -177,7 +177,68 @@ def a_withdrawn_ticket_leaves_no_turn(world: QueueWorld) -> None:
     world.check()
 
 
+def a_standstill_is_noticed(world: QueueWorld) -> None:
+    """It is shorter than a lease, and the places end all the same: they were to be renewed soon."""
+    stand_still(world)
+    check(len(world.pull(world.workers[1], 1).tickets) == 0, "nothing can be known after a standstill")
+
+
+def a_worker_that_starts_notices_a_standstill(world: QueueWorld) -> None:
+    stand_still(world)
+    world.start()
+    check(len(world.pull(world.workers[2], 1).tickets) == 0, "nothing can be known after a standstill")
+
+
+def stand_still(world: QueueWorld) -> None:
+    """The place of a call ends, which its worker could not renew."""
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    world.pull(world.workers[0], 1)
+    world.elapse(4_000)
+    world.pull(world.workers[1], 1)
+    world.stand_still(14_000)
+
+
+def a_worker_that_starts_does_not_end_the_grace(world: QueueWorld) -> None:
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    world.pull(world.workers[1], 1)
+    world.lose()
+    world.refill()
+    world.step_clock(-HOUR // 2)
+    world.start()
+    check(len(world.pull(world.workers[2], 1).tickets) == 0, "the other worker has not put its place back")
+
+
+def a_place_from_the_future_ends(world: QueueWorld) -> None:
+    """The clock went back, and the worker that had the place is dead."""
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    world.pull(world.workers[0], 1)
+    world.die(world.workers[0])
+    world.step_clock(-HOUR)
+    world.pull(world.workers[0], 1)
+    world.elapse(GRACE + 1_000)
+    check(len(world.pull(world.workers[0], 1).tickets) == 1, "the place stays")
+
+
+def a_full_tenant_runs_after_the_death_of_its_worker(world: QueueWorld) -> None:
+    world.setup.tenants["t0"] = 1
+    raise_limit(world, 3)
+    world.create("a", 3, "t0", 0)
+    world.create("a", 3, "t0", 0)
+    check(len(world.pull(world.workers[0], 8).tickets) == 1, "not one call")
+    world.die(world.workers[0])
+    world.elapse(LEASE + 1)
+    check(len(world.pull(world.workers[0], 8).tickets) == 1, "the tenant waits forever")
+
+
 CHECKS: dict[str, Check] = {
+    "a full tenant": a_full_tenant_runs_after_the_death_of_its_worker,
+    "a standstill": a_standstill_is_noticed,
+    "a start after a standstill": a_worker_that_starts_notices_a_standstill,
+    "a start within the grace": a_worker_that_starts_does_not_end_the_grace,
+    "places from the future": a_place_from_the_future_ends,
     "a half-open circuit": a_half_open_circuit_has_one_probe,
     "a probe at the limit": a_probe_keeps_the_limit,
     "a refused probe": a_refused_probe_makes_room,
