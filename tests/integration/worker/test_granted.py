@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from arq.constants import in_progress_key_prefix
 
 from broker import Broker, Event, connect
@@ -86,7 +87,8 @@ async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str
                 return (await broker.store.state(created.id, "default")).status == "in_progress"
 
             await wait_until(runs)
-            job = '{"t":null,"f":"generate","k":{},"et":1,"a":["%s","default","default","default",3,0]}' % created.id
+            arguments = [created.id, "default", "default", "default", 3, 0]
+            job = msgspec.json.encode({"t": None, "f": "generate", "k": {}, "et": 1, "a": arguments})
             await queue.execute("SET", keys.arq_job(f"{created.id}.1"), job, "EX", 60)
             await queue.execute("ZADD", keys.READY, 1, f"{created.id}.1")
 
