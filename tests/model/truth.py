@@ -121,7 +121,8 @@ class Truth:
         alive = status in ("queued", "in_progress")
         check((now.due is not None) == alive, f"{status}, but due {now.due}")
         if status == "in_progress":
-            check((own or "").startswith(f"{now.meta['a']}."), f"in_progress, but owned by {own!r}")
+            newest = max(int(now.meta["a"]), int(now.meta.get("na") or 0))  # claimed again after an upstream error
+            check((own or "").startswith((f"{now.meta['a']}.", f"{newest}.")), f"in_progress, but owned by {own!r}")
             check(int(now.meta["le"]) != 0, "in progress without a lease")
         elif status == "queued" and own:
             check(own.startswith(f"{now.meta['na']}."), f"claimed by {own!r}, but the newest is {now.meta['na']}")

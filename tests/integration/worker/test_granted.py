@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from arq.constants import in_progress_key_prefix
 
 from broker import Broker, Event, connect
@@ -88,7 +89,7 @@ async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str
 
             await wait_until(runs)
             arguments = [created.id, "default", "default", "default", 3, 0]
-            job = json.dumps({"t": None, "f": "generate", "k": {}, "et": 1, "a": arguments})
+            job = msgspec.json.encode({"t": None, "f": "generate", "k": {}, "et": 1, "a": arguments})
             await queue.execute("SET", keys.arq_job(f"{created.id}.1"), job, "EX", 60)
             await queue.execute("ZADD", keys.READY, 1, f"{created.id}.1")
 
