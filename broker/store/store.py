@@ -241,15 +241,25 @@ class Store:
         return generation.with_choices(choices)
 
     async def _fold(self, generation: Generation) -> Completion:
-        """Fold the log incrementally: a polling dashboard only pays for new chunks."""
+        """Fold the log incrementally: a polling dashboard only pays for new chunks. A log that no longer has the last
+        folded event went back to an earlier state, and is folded anew."""
         gid = generation.id
-        cursor, completion = self._partial.pop(gid, (START, Completion()))
-        async for event in self.read(gid, cursor, generation.cursor):
+        folded, completion = self._partial.pop(gid, (None, Completion()))
+        cursor, is_same_log = folded or START, folded is None
+        before = START if folded is None else Cursor(folded.attempt, folded.seq - 1)
+        async for event in self.read(gid, before, generation.cursor):
+            if not is_same_log:
+                if event.cursor != folded:
+                    break
+                is_same_log = True
+                continue
             # An ending from outside has its own attempt id and keeps the text.
             if event.cursor.attempt != cursor.attempt and not event.terminal:
                 completion = Completion()
             fold((event,), completion)
             cursor = event.cursor
+        if not is_same_log:
+            return await self._fold(generation)
         self._partial[gid] = (cursor, completion)
         while len(self._partial) > 64:
             self._partial.popitem(last=False)

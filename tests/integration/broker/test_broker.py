@@ -47,6 +47,21 @@ async def test_enqueue_follow_get(broker: Broker) -> None:
     assert (await broker.get(generation.id)).metadata == {"order": "17"}
 
 
+async def test_a_text_that_redis_has_lost_is_not_kept(broker: Broker) -> None:
+    """A server that went back, as after a failover, has less than this process has read before."""
+    redis, gid = broker.store.redis, (await broker.enqueue(request_body())).id
+    writer = await Writer(redis, gid).claim()
+    await writer.append("kept ")
+    earlier = {name: await redis.execute("DUMP", name) for name in (names.meta(gid), names.log(gid))}
+    await writer.append("lost")
+    assert (await broker.get(gid)).text == "kept lost"
+    for name, value in earlier.items():
+        await redis.execute("RESTORE", name, 60_000, value, "REPLACE")
+    assert (await broker.get(gid)).text == "kept "
+    assert (await broker.cancel(gid)).text == "kept "
+    assert (await broker.get(gid)).text == "kept "
+
+
 async def test_an_idempotency_key_gives_the_same_generation(broker: Broker) -> None:
     first, second = await gather(
         *(broker.enqueue(request_body(), idempotency_key="same") for _ in range(2))
