@@ -78,8 +78,9 @@ end
 local function trusted_since(now, lease, seen)
   local born, tick = redis.call('GET', 'tc:born'), redis.call('GET', 'tc:tick')
   local jumped = seen ~= '' and tick and (now - tick > math.max(lease, 3000) or tick - now > 1000)
-  if not born or jumped then
-    born = int(seen == '' and now - GRACE or now)
+  local set_back = born and tonumber(born) > now -- also a caller that has just started must not wait for that time
+  if not born or jumped or set_back then
+    born = int(seen == '' and not set_back and now - GRACE or now)
     for _, tenant in ipairs(redis.call('ZRANGE', 'tc:fullz', 0, -1)) do redis.call('ZADD', 'tc:fullz', 0, tenant) end
   end
   redis.call('SET', 'tc:born', born, 'EX', WEEK)
