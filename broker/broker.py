@@ -286,10 +286,13 @@ class Broker(BulkOperations):
             model = (await self.store.state(gid, tenant)).model
             self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
-    async def expire(self, gid: str) -> None:
-        """End a generation whose waiting has lasted too long; one that runs, or may wait longer, stays unchanged."""
-        if await self.store.expire(gid):
+    async def expire(self, gid: str) -> bool:
+        """End a generation whose waiting has lasted too long; return whether it has. One that runs, or may wait longer,
+        stays unchanged."""
+        expired = await self.store.expire(gid)
+        if expired:
             logger.info("%s: waited too long", gid)
+        return expired
 
     async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:
         await self._withdraw(gid, tenant, withdrawn)

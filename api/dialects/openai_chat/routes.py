@@ -32,6 +32,7 @@ from broker.request.body import CompletionRequest
 
 Json = dict[str, Any]
 
+EXPIRE_TRIES, EXPIRE_PAUSE = 10, 0.05  # seconds
 STATUS_WAIT = 10.0
 """Seconds that the status line waits for the first chunk, so that a failure has its own status."""
 
@@ -103,8 +104,11 @@ class ChatCompletionRoutes:
 
         async def expire(deadline: float) -> None:
             await asyncio.sleep(deadline - await self._broker.store.clock.now())
-            with suppress(StorageUnavailable):
-                await self._broker.expire(generation.id)
+            for _ in range(EXPIRE_TRIES):  # Redis's clock is only estimated, and may be a few ms behind
+                with suppress(StorageUnavailable):
+                    if await self._broker.expire(generation.id):
+                        return
+                await asyncio.sleep(EXPIRE_PAUSE)
 
         task = asyncio.create_task(expire(generation.deadline))
         try:

@@ -123,7 +123,7 @@ async def test_a_takeover_waits_for_the_lease_with_wrong_clocks(own_redis: Embed
             doomed.send(signal.SIGKILL)
             frames += [frame async for frame in stream if not frame.comment]
         resets = [frame for frame in frames if frame.event == "reset"]
-        assert [frame.json for frame in resets] == [{"attempt": 2, "reason": "worker_lost"}]
+        assert [frame.json for frame in resets] == [{"attempt": 2, "reason": "worker_lost", "upstream": "default"}]
         assert texts(frames[frames.index(resets[0]) :]) == "".join(pieces(4, 400))
         kept = await api.ended(both[other])
         assert (kept["status"], kept["attempt"]) == ("completed", 1)

@@ -286,7 +286,7 @@ async def _names(broker: Broker, gid: str) -> list[str]:
 
 async def test_a_ghost_does_not_replace_a_newer_attempt(broker: Broker) -> None:
     generation = await broker.enqueue(request_body())
-    ghost = await claim(broker.store.redis, generation.id, broker.settings)
+    ghost = await claim(broker.store.redis, generation.id, broker.settings, "default")
     assert not isinstance(ghost, str)
     await broker.store.redis.execute("HSET", keys.meta(generation.id), "st", "queued", "own", "")
     await Writer(broker.store.redis, generation.id).claim()
