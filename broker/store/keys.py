@@ -135,7 +135,8 @@ def running(tenant: str) -> str:
 def upstream(resource: str) -> str:
     """hash · state of an upstream: max rpm tpm limits as configured (and maxat rpmat tpmat: since when) · omax orpm
     otpm an operator's limits · L learned limit · ceil its known ceiling · need, held rounds until it is tried higher ·
-    cut ms of the newest cut · busy ms until which nobody calls, for: how long that was when it was set · ramp 1: begin with what runs · rt tt theoretical
+    cut ms of the newest cut · busy ms until which nobody calls (for: how long that was) ·
+    ramp 1: begin with what runs · rt tt theoretical
     arrival times of the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms of the newest accepted
     call · refused number of refused calls · 7 d · pull, begun, done"""
     return f"tc:u:{resource}"
