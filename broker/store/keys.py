@@ -195,10 +195,10 @@ def upstream(resource: str) -> str:
     """hash · state of an upstream · 7 d · pull, begun, done
 
     max rpm tpm limits as configured (and maxat rpmat tpmat: since when) · omax orpm otpm an operator's limits · L
-    learned limit · ceil its known ceiling · need, held rounds until it is tried higher · cut ms of the newest cut · granted ms of the newest place ·
-    busy ms until which nobody calls, why its reason · ramp 1: begin with what runs · rt tt theoretical arrival times of
-    the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms of the newest accepted call · refused
-    number of refused calls
+    learned limit · ceil its known ceiling · need, held rounds until it is tried higher · cut ms of the newest cut ·
+    granted ms of the newest place · busy ms until which nobody calls, for: how long that was · ramp 1: begin with what
+    runs · rt tt theoretical arrival times of the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms
+    of the newest accepted call · refused number of refused calls
     """
     return f"tc:u:{resource}"
 
