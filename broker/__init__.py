@@ -30,6 +30,7 @@ from broker.errors import (
     RequestNotKept,
     StorageUnavailable,
     TokenExpired,
+    UpstreamNotFound,
 )
 from broker.events import Event
 from broker.generation import Generation
@@ -61,6 +62,7 @@ __all__ = [
     "Retried",
     "StorageUnavailable",
     "TokenExpired",
+    "UpstreamNotFound",
     "__version__",
     "connect",
 ]

@@ -189,6 +189,7 @@ def test_every_script_documents_its_arguments() -> None:
             "items",
             "resources",
             "webhook",
+            "secondary",
             "webhook_host",
             "groups",
             "all_tenants",

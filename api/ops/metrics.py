@@ -24,7 +24,7 @@ from broker.runtime.prometheus import Exposition, Families
 from broker.webhooks.delivery import WebhookDelivery
 
 REDIS_TIMEOUT = 1.0  # maximum seconds that a scrape waits for Redis
-_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Requests:
