@@ -86,6 +86,8 @@ class Broker(BulkOperations, QueueControl):
         self.created = Count()
         self.ended = Count()
         """Generations that this process has ended, by upstream, model, status and code."""
+        self.expired = 0
+        """Generations that it has ended because their waiting lasted too long."""
 
     async def enqueue(
         self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
@@ -278,6 +280,7 @@ class Broker(BulkOperations, QueueControl):
     async def expire(self, gid: str) -> None:
         """End a generation whose waiting has lasted too long; one that runs, or may wait longer, stays unchanged."""
         if await self.store.expire(gid):
+            self.expired += 1
             logger.info("%s: waited too long", gid)
 
     async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:

@@ -108,12 +108,15 @@ def paths() -> Json:
     errors = errors_with_key("400", "404", "413")
     name = {"name": "name", "in": "path", "required": True, "schema": STRING, "description": "Percent-encoded."}
     pause = operation(
-        *("pauseQueue", "Start no waiting generation of an upstream, of a tenant, or none at all; for operators"),
-        **{"body": "Pause", "optional_body": True, "_200": queue, **errors},
+        "pauseQueue",
+        "Start no waiting generation of an upstream, of a tenant, or none at all; for operators",
+        body="Pause",
+        optional_body=True,
+        _200=queue,
+        **errors,
     )
     resume = operation(
-        *("resumeQueue", "End a pause; for operators"),
-        **{"body": "Pause", "optional_body": True, "_200": queue, **errors},
+        "resumeQueue", "End a pause; for operators", body="Pause", optional_body=True, _200=queue, **errors
     )
     change = operation(
         "changeUpstream",
