@@ -75,6 +75,7 @@ class WorkerCounters:
         self.first_tokens[self._progress[attempt].labels].observe(time.monotonic() - called)
 
     def retried(self, attempt: Attempt, error: UpstreamError) -> None:
+        """Record that a call failed before the first token, and its generation went back to the queue."""
         self.retries[(self._progress[attempt].labels[0], _code(error))] += 1
 
     def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:

@@ -116,7 +116,7 @@ class WorkerMetrics:
     def _collect_upstream(self, families: Families) -> None:
         counters = self._counters
         families.counter(
-            "tokencast_upstream_retries", "Upstream calls repeated before the first token, by error code.",
+            "tokencast_upstream_retries", "Calls after which the generation went back to the queue, by error code.",
             counters.retries, ("upstream", "code"),
         )  # fmt: skip
         families.histogram(
