@@ -8,7 +8,7 @@ from msgspec.json import schema, schema_components
 
 from broker import records
 from broker.events import NAMES
-from broker.request.body import MAX_TTL_SECONDS
+from broker.request.options import MAX_TTL_SECONDS, Options
 
 Json = dict[str, Any]
 
@@ -21,7 +21,8 @@ ID: Json = schema(records.GenerationId)
 ERRORS = {
     "400": "The request is invalid; `param` names the invalid part.",
     "401": "The API key or token is missing, unknown or expired.",
-    "403": "Only without API keys: the request comes from another site's page, or its `Host` is not the gateway's.",
+    "403": "The key's role does not allow it; without API keys: the request comes from another site's page, or its "
+    "`Host` is not the gateway's.",
     "404": "The resource does not exist, or belongs to another tenant.",
     "409": "The generation was cancelled.",
     "410": "The generation was deleted, or its retention time is over.",
@@ -132,6 +133,8 @@ IDEMPOTENCY_KEY = header(
     "A request with the same key and body returns the same generation.",
 )
 
+OF_TENANT = query("tenant", STRING, "For operators: only of this tenant. For others: their own.")
+
 _MESSAGE = record(
     {
         "role": {"type": "string", "minLength": 1, "examples": ["system", "user", "assistant", "tool"]},
@@ -152,12 +155,13 @@ COMPLETION_REQUEST: Json = {
         "description": "Upstream errors after the first token: fail the generation, or restart it with a `reset`.",
     },
     "ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": MAX_TTL_SECONDS}),
+    "tokencast": orelse_null(ref("Options")),
 }
 OPTIONAL = tuple(name for name in COMPLETION_REQUEST if name not in ("model", "messages"))
 OTHER_PARAMETERS = "All other chat.completions parameters are passed on to the upstream unchanged."
 
 SHARED_SCHEMAS: Json = {
-    **schemas_of(records.Choice),
+    **schemas_of(records.Choice, Options),
     "StreamEvent": record(
         {
             "id": {"type": "string", "description": "The cursor to send as `Last-Event-ID` when reconnecting."},

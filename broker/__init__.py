@@ -31,6 +31,7 @@ from broker.errors import (
     RequestNotKept,
     StorageUnavailable,
     TokenExpired,
+    UpstreamNotFound,
 )
 from broker.events import Event
 from broker.generation import Generation
@@ -62,6 +63,7 @@ __all__ = [
     "Retried",
     "StorageUnavailable",
     "TokenExpired",
+    "UpstreamNotFound",
     "__version__",
     "connect",
 ]

@@ -44,7 +44,8 @@ from broker.settings.messages import format_errors
 from broker.settings.settings import Settings
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
-from broker.waiting import Waiting
+from broker.waiting.control import QueueControl
+from broker.waiting.reasons import Waiting
 from broker.webhooks.outbox import Outbox
 
 logger = logging.getLogger("tokencast.broker")
@@ -67,7 +68,7 @@ class Page(NamedTuple):
     last_id: str | None = None
 
 
-class Broker(BulkOperations):
+class Broker(BulkOperations, QueueControl):
     """The entry point to the broker, for applications and for the gateway. Create it with `connect`."""
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
@@ -86,6 +87,8 @@ class Broker(BulkOperations):
         self.created = Count()
         self.ended = Count()
         """Generations that this process has ended, by upstream, model, status and code."""
+        self.expired = 0
+        """Generations that it has ended because their waiting lasted too long."""
 
     async def enqueue(
         self, body: Mapping[str, Any], *, idempotency_key: str | None = None, tenant: str = OPEN_TENANT
@@ -133,8 +136,8 @@ class Broker(BulkOperations):
 
         `has_left` returns whether the client has disconnected; nothing is created then. `queue_timeout`: seconds for
         which the generation may wait if the request does not say; None for any time. `retry_of`: the generation that
-        it repeats. Raises InvalidRequest for an
-        invalid key, and IdempotencyConflict, LimitExceeded or StorageUnavailable.
+        it repeats. Raises InvalidRequest for an invalid key, and IdempotencyConflict, LimitExceeded or
+        StorageUnavailable.
         """
         key = check_idempotency_key(idempotency_key)
         gid = await self.store.make_id(tenant, key)
@@ -262,17 +265,6 @@ class Broker(BulkOperations):
             raise DeliveryNotFound
         return await self.outbox.deliveries(gid)
 
-    async def models(self) -> dict[str, str]:
-        """Return the models that can be requested by name → their upstream: those named in the settings and, for
-        patterns, those that the upstream reported to a worker."""
-        reported = await self.queue.models()
-        models: dict[str, str] = {}
-        for upstream in self.settings.all_upstreams():
-            for model in (*upstream.named, *reported.get(upstream.name, ())):
-                if upstream.serves(model):
-                    models.setdefault(model, upstream.name)
-        return models
-
     async def cancel(self, gid: str, tenant: str = OPEN_TENANT) -> Generation:
         """Cancel a generation at once; one that has ended stays unchanged. Raises as `get`."""
         await self.end(gid, tenant)
@@ -291,6 +283,7 @@ class Broker(BulkOperations):
         stays unchanged."""
         expired = await self.store.expire(gid)
         if expired:
+            self.expired += 1
             logger.info("%s: waited too long", gid)
         return expired
 

@@ -33,6 +33,52 @@ class QueueState(Struct, frozen=True):
     retry_at: Annotated[float | None, Meta(description="Unix seconds of the next try, if it is known.")]
 
 
+Circuit = Literal["closed", "open", "half_open"]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class QueueLevel(Struct, frozen=True):
+    """Generations of one priority that wait for the same upstreams."""
+
+    upstreams: list[str]
+    priority: int
+    waiting: Count
+    reason: WaitingReason
+    retry_at: float | None
+
+
+class QueueRecord(Struct, tag_field="object", tag="queue", frozen=True):
+    """What waits, of all tenants."""
+
+    depth: Annotated[int, Meta(ge=0, description="Waiting generations, the scheduled ones included.")]
+    by_priority: Annotated[dict[str, Count], Meta(description="Without the scheduled ones.")]
+    by_reason: dict[str, Count]
+    levels: list[QueueLevel]
+    paused: Annotated[list[str], Meta(description="`all`, `upstream NAME` or `tenant NAME`.")]
+
+
+class UpstreamRecord(Struct, frozen=True):
+    """An upstream, its limits, and its calls now."""
+
+    name: str
+    max_concurrency: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    learned_concurrency: Annotated[int | None, Meta(description="Calls at once that it is known to take.")]
+    in_flight: Count
+    waiting: Annotated[int, Meta(ge=0, description="Generations that wait for it, alone or among others.")]
+    refused: Annotated[int, Meta(ge=0, description="Calls that it refused (429, 503), since a week without calls.")]
+    circuit: Circuit
+    retry_at: Annotated[float | None, Meta(description="Unix seconds before which no worker calls it.")]
+    paused: bool
+
+
+class UpstreamList(Struct, tag_field="object", tag="list", frozen=True):
+    """The upstreams."""
+
+    data: list[UpstreamRecord]
+
+
 class GenerationSummary(Struct, frozen=True, kw_only=True):
     """A generation without its text, as in lists and in the activity stream."""
 

@@ -147,14 +147,17 @@ class Consumer:
         appender: Appender,
         settings: Settings,
         on_exhausted: Callable[[str], None],
+        on_expired: Callable[[str], None],
     ) -> None:
-        """`on_exhausted`: called with the id of a generation that a claim ended because its attempts are used up."""
+        """Callbacks with the id of a generation that this worker ended: its attempts are used up, or its waiting lasted
+        too long."""
         self._store = store
         self._queue = queue
         self._upstreams = upstream_limits(settings)
         self._own_limits = queue.quotas.limits.encode_own()
         self._granted: set[str] = set()  # tickets that this process has pulled and not started
         self._on_exhausted = on_exhausted
+        self._on_expired = on_expired
         self._slots = slots
         self._appender = appender
         self._settings = settings
@@ -243,7 +246,8 @@ class Consumer:
             log.warning("%s: not in the logs' Redis; gateways and workers must use the same one", gid)
         elif outcome == "LATE":
             with suppress(StorageUnavailable):  # the reaper does it too
-                await store_commands.expire(self._store, gid)
+                if await store_commands.expire(self._store, gid):
+                    self._on_expired(gid)
 
     async def after_job(self, ctx: dict[str, Any]) -> None:
         """Called by arq after it removed the ticket: return it to the waiting ones if its place had ended."""

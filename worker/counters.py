@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from operator import sub
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from broker.runtime.counters import GAPS, WAITS, Buckets, Count, Histogram, Labels
+from broker.events import WaitingReason
+from broker.runtime.counters import GAPS, WAITS, Count, Histogram, Labels
 from broker.settings.settings import Settings
 from worker.attempt import Attempt
 from worker.upstream.errors import UpstreamError
@@ -27,6 +28,7 @@ CODES = frozenset(
         "upstream_unreachable",
     }
 )
+WAITING_REASONS = frozenset(get_args(WaitingReason))
 RESET_REASONS = frozenset({"worker_lost", "worker_stopped", "upstream_error"})
 
 
@@ -49,17 +51,21 @@ class WorkerCounters:
         self._progress: dict[Attempt, _Progress] = {}
         self.attempts, self.resets, self.retries, self.ended = (Count() for _ in range(4))
         self.tokens, self.bytes = Count(), Count()
-        self.queue_waits = Buckets(WAITS)
+        self.queue_waits = Histogram(WAITS)
         self.first_tokens, self.attempt_seconds = Histogram(WAITS), Histogram(WAITS)
         self.gaps = Histogram(GAPS)
 
-    def started(self, attempt: Attempt) -> None:
+    def claimed(self, attempt: Attempt) -> None:
+        self._progress[attempt] = _Progress(self._settings.label_of(attempt.claim.model), time.monotonic())
+
+    def begun(self, attempt: Attempt) -> None:
+        """Record that the upstream has accepted the call of an attempt."""
         claim = attempt.claim
-        labels = self._settings.label_of(claim.model)
-        self._progress[attempt] = _Progress(labels, time.monotonic())
-        self.attempts[labels] += 1
+        self.attempts[self._progress[attempt].labels] += 1
         if claim.ordinal == 1:
-            self.queue_waits.observe(max(0.0, claim.claimed_at - claim.created_at))
+            reason = claim.meta.get(b"wr", b"").decode()
+            waited = max(0.0, claim.claimed_at - claim.order_ms / 1000)
+            self.queue_waits[(reason if reason in WAITING_REASONS else "queued",)].observe(waited)
         else:
             reason = claim.meta.get(b"why", b"").decode()
             self.resets[(reason if reason in RESET_REASONS else "other",)] += 1
@@ -69,6 +75,7 @@ class WorkerCounters:
         self.first_tokens[self._progress[attempt].labels].observe(time.monotonic() - called)
 
     def retried(self, attempt: Attempt, error: UpstreamError) -> None:
+        """Record that a call failed before the first token, and its generation went back to the queue."""
         self.retries[(self._progress[attempt].labels[0], _code(error))] += 1
 
     def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:

@@ -94,7 +94,7 @@ class GenerationRunner:
 
     async def _run_attempt(self, claim: Claim, deadline: float, spanned: Spanned) -> Claim | None:
         attempt = self._appender.open(claim)
-        self.counters.started(attempt)
+        self.counters.claimed(attempt)
         try:
             failure = await self._produce(attempt, deadline)
             if failure is not None and attempt.published and failure.restartable and claim.restarts_on_error:
@@ -144,6 +144,7 @@ class GenerationRunner:
         except StorageUnavailable:
             outcome = "LOST"
         attempt.begun = True
+        self.counters.begun(attempt)
         if outcome in ("GONE", "CLOSED", "FENCED"):
             raise AttemptEnded(outcome)
 

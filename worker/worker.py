@@ -103,7 +103,10 @@ class Worker:
         runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings)
         self._slots = Slots(runner, places, hand_back, settings.slots)
         self._reaper = Reaper(logs, tickets, settings)
-        self._consumer = Consumer(logs, tickets, self._slots, self._appender, settings, self._reaper.note_exhausted)
+        reaper = self._reaper
+        self._consumer = Consumer(
+            logs, tickets, self._slots, self._appender, settings, reaper.note_exhausted, reaper.note_expired
+        )
         self._heartbeat = Heartbeat(queue, self._slots, name)
         self._model_lists = ModelLists(queue, upstreams)
         self._webhooks = WebhookDelivery(Outbox(logs), settings)

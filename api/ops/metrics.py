@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence, Sized
+from typing import get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,13 +19,15 @@ from starlette.routing import Route
 from broker.broker import Broker
 from broker.errors import StorageUnavailable
 from broker.queue.reaper import Reaper
+from broker.records import Circuit, UpstreamRecord
 from broker.redis.commands import Redis
-from broker.runtime.counters import ENDED, REDIS, WAITS, Count, Histogram
+from broker.runtime.counters import ENDED, REDIS, WAITS, Count, Histogram, Labels
 from broker.runtime.prometheus import Exposition, Families
+from broker.waiting.reasons import Level
 from broker.webhooks.delivery import WebhookDelivery
 
 REDIS_TIMEOUT = 1.0  # maximum seconds that a scrape waits for Redis
-_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Requests:
@@ -136,7 +139,11 @@ class GatewayMetrics:
             broker.created,
             ("upstream", "model"),
         )
-        ended = {**broker.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
+        ended = {
+            **broker.ended,
+            ("", "", "failed", "attempts_exhausted"): self._reaper.failed,
+            ("", "", "failed", "queue_timeout"): self._reaper.expired + broker.expired,
+        }
         families.counter("tokencast_generations_ended", ENDED, ended, ("upstream", "model", "status", "code"))
         requests = self.requests
         families.counter(
@@ -181,13 +188,17 @@ class GatewayMetrics:
                 waiting = await self._broker.queue.queue_depth()
                 fleet = await self._broker.queue.workers()
                 webhooks = await self._broker.outbox.waiting()
+                levels, scheduled = await self._broker.waiting.levels()
+                upstreams = await self._broker.upstreams()
         except (StorageUnavailable, TimeoutError):
             return
-        families.gauge("tokencast_queue_depth", "Generations that are waiting for a worker.", {(): waiting.depth})
+        families.gauge("tokencast_queue_depth", "Waiting generations, with scheduled ones.", {(): waiting.depth})
         waited = waiting.longest_wait(self._broker.store.clock.estimate())
         families.gauge(
             "tokencast_queue_oldest_seconds", "Waiting time of the first generation in the queue.", {(): waited}
         )
+        _collect_levels(families, levels, scheduled)
+        _collect_upstreams(families, upstreams)
         families.gauge("tokencast_webhooks_waiting", "Webhooks that have not been delivered.", {(): webhooks})
         families.gauge("tokencast_workers", "Live workers.", {(): len(fleet)})
         families.gauge(
@@ -196,6 +207,40 @@ class GatewayMetrics:
             {(): sum(w.slots for w in fleet)},
         )
         families.gauge("tokencast_slots_busy", "Busy slots of all workers.", {(): sum(w.running for w in fleet)})
+
+
+def _collect_levels(families: Families, levels: Sequence[Level], scheduled: int) -> None:
+    waiting = Count(dict.fromkeys(((str(priority), "queued") for priority in range(1, 6)), 0))
+    for level in levels:
+        waiting[(str(level.priority), level.reason)] += level.waiting
+    families.gauge(
+        "tokencast_queue_waiting",
+        "Waiting generations without the scheduled ones, by priority and reason.",
+        waiting,
+        ("priority", "reason"),
+    )
+    families.gauge("tokencast_queue_scheduled", "Generations that must not run yet.", {(): scheduled})
+
+
+def _collect_upstreams(families: Families, upstreams: Sequence[UpstreamRecord]) -> None:
+    label = ("upstream",)
+
+    def by_name(field: str) -> dict[Labels, float]:
+        return {(one.name,): float(getattr(one, field) or 0) for one in upstreams}
+
+    families.gauge("tokencast_upstream_in_flight", "Calls under way, of all workers.", by_name("in_flight"), label)
+    families.gauge("tokencast_upstream_waiting", "Generations that wait for it.", by_name("waiting"), label)
+    families.gauge("tokencast_upstream_limit", "Limit of calls at once; 0 = none.", by_name("max_concurrency"), label)
+    families.gauge(
+        "tokencast_upstream_learned_limit",
+        "Calls at once that it is known to take; 0 = any number.",
+        by_name("learned_concurrency"),
+        label,
+    )
+    families.counter("tokencast_upstream_refused", "Calls that it refused (429, 503).", by_name("refused"), label)
+    families.gauge("tokencast_upstream_paused", "1 while it is paused.", by_name("paused"), label)
+    circuits = {(one.name, state): float(one.circuit == state) for one in upstreams for state in get_args(Circuit)}
+    families.gauge("tokencast_upstream_circuit", "1 for the state of its circuit.", circuits, (*label, "state"))
 
 
 async def _ping(redis: Redis) -> float | None:

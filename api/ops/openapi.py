@@ -17,6 +17,7 @@ from api.dialects.base import DialectApi
 from api.errors import Error, JSONResponse
 from api.openapi_parts import (
     ID,
+    OF_TENANT,
     SHARED_SCHEMAS,
     STRING,
     Json,
@@ -27,13 +28,14 @@ from api.openapi_parts import (
     public,
     schemas_of,
 )
+from api.ops import queue
 from api.ops.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview
 from broker.version import __version__
 
-_SCHEMAS = schemas_of(Error, ModelList, Overview, Status)
+_SCHEMAS = {**schemas_of(Error, ModelList, Overview, Status), **queue.SCHEMAS}
 
 
 class OpenApi:
@@ -54,7 +56,7 @@ class OpenApi:
 
 @cache
 def document(dialects: tuple[DialectApi, ...]) -> Json:
-    paths = {**_dialects(dialects), **_overview(), **_models(), **_operation()}
+    paths = {**_dialects(dialects), **_overview(), **queue.paths(), **_models(), **_operation()}
     schemas = {**SHARED_SCHEMAS, **_SCHEMAS}
     for dialect in dialects:
         schemas |= dialect.schemas
@@ -102,6 +104,7 @@ def _overview() -> Json:
             "get": operation(
                 "getOverview",
                 "Get a status summary: generations by status, the queue, the workers, the subscribers here",
+                OF_TENANT,
                 _200=answer("The current state.", json_of("Overview")),
                 **errors_with_key(),
             )

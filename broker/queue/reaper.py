@@ -135,8 +135,7 @@ class Reaper:
         if reply.outcome == b"FAILED":
             self.note_exhausted(gid)
         elif reply.outcome == b"EXPIRED":
-            self.expired += 1
-            log.info("%s: waited too long", gid)
+            self.note_expired(gid)
         elif reply.outcome == b"REQUEUE":
             await self._offer(self._ticket(gid, reply.tenant, reply.ticket, reply.waiting))
         return True
@@ -145,6 +144,11 @@ class Reaper:
         """Count and log a generation that a script ended because it had been started too often."""
         self.failed += 1
         log.warning("%s: failed (attempts_exhausted)", gid)
+
+    def note_expired(self, gid: str) -> None:
+        """Count and log a generation that a script ended because its waiting lasted too long."""
+        self.expired += 1
+        log.info("%s: waited too long", gid)
 
     def _ticket(self, gid: str, tenant: str, number: int, fields: Sequence[bytes | None]) -> Ticket:
         """Return the ticket of a generation. `fields`: model, lane, priority, tokens, created ms, scheduled ms and ms

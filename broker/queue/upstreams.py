@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from broker.events import WaitingReason
+from broker.records import Circuit
 from broker.redis.client import Argument, Redis, Script
 from broker.store import keys
 
@@ -17,8 +17,6 @@ FIRST_LIMIT = 4
 BURST_MS = 10_000.0  # time of a rate that may be used at once (lua/resources.lua)
 FRESH = 1.0  # seconds for which states are not read again
 PAUSE_SECONDS = 30 * 86400  # lifetime of pauses; each pull renews it
-
-Circuit = Literal["closed", "open", "half_open"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.
 """Bounds in seconds for the time in the queue, to the first token, and of a whole generation."""
 
 # Help texts of metrics that gateways and workers both export, each for its own work.
-ENDED = "Generations that ended, by status and error code."
+ENDED = "Generations that ended, by status and error code; code queue_timeout: their waiting lasted too long."
 REDIS = "Duration of commands and pipelines, from the call to the reply."
 
 Labels = tuple[str, ...]

@@ -83,11 +83,11 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
     retry_budget: float = Field(
         9,
         ge=0,
-        description="Time during which a call that the upstream refuses (429, 5xx) is retried, before the first token",
+        description="Time for which a generation of the chat route may wait for its upstream, before the first token",
     )
     # Less than the 10 s for which the chat route delays its status line: a refusal still gets its own HTTP status.
     queue_timeout: float = Field(
-        3600, ge=0, le=MAX_DELAY, description="Time for which a generation may wait for its upstream; then it fails"
+        3600, ge=0, le=MAX_DELAY, description="Time for which a generation may wait in the queue; then it fails"
     )
     queue_ageing: float = Field(
         60, gt=0, description="Time after which a priority that waits has its turn, whatever goes before it"

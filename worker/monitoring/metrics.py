@@ -93,14 +93,20 @@ class WorkerMetrics:
         families.gauge("tokencast_worker_slots", "Maximum number of running generations.", {(): slots.capacity})
         families.gauge("tokencast_worker_running", "Number of running generations.", {(): len(slots)})
         families.histogram(
-            "tokencast_queue_wait_seconds", "Time from a generation's creation to its first claim.",
-            {(): counters.queue_waits},
+            "tokencast_queue_wait_seconds",
+            "Time from a generation's creation, or the time it is scheduled for, to the call that its upstream "
+            "accepted, by its last reason to wait; queued if none was noted.",
+            counters.queue_waits, ("reason",),
         )  # fmt: skip
         families.counter("tokencast_attempts", "Attempts started.", counters.attempts, _BY_MODEL)
         families.counter(
             "tokencast_resets", "Attempts that started a generation again, by reason.", counters.resets, ("reason",)
         )
-        ended = {**counters.ended, ("", "", "failed", "attempts_exhausted"): self._reaper.failed}
+        ended = {
+            **counters.ended,
+            ("", "", "failed", "attempts_exhausted"): self._reaper.failed,
+            ("", "", "failed", "queue_timeout"): self._reaper.expired,
+        }
         families.counter("tokencast_generations_ended", ENDED, ended, (*_BY_MODEL, "status", "code"))
         families.histogram(
             "tokencast_attempt_seconds", "Time from the claim to the terminal event, for attempts that wrote one.",
@@ -110,7 +116,7 @@ class WorkerMetrics:
     def _collect_upstream(self, families: Families) -> None:
         counters = self._counters
         families.counter(
-            "tokencast_upstream_retries", "Upstream calls repeated before the first token, by error code.",
+            "tokencast_upstream_retries", "Calls after which the generation went back to the queue, by error code.",
             counters.retries, ("upstream", "code"),
         )  # fmt: skip
         families.histogram(

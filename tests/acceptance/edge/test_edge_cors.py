@@ -36,7 +36,7 @@ def preflight(origin: str, method: str, names: str = SENT) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("origin", LISTED)
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
 async def test_a_listed_origin_is_allowed(two_origins: Gateway, origin: str, method: str) -> None:
     answer = await two_origins.http.options("/v1/generations", headers=preflight(origin, method))
     assert answer.status_code == 200

@@ -99,14 +99,41 @@ async def wait_for_ending(http: httpx2.AsyncClient) -> Samples:
     return await wait_until(look)
 
 
+async def test_the_metrics_of_the_queue_and_the_upstreams(own_redis: EmbeddedRedis) -> None:
+    async with gateway(own_redis.url, TOKENCAST_UPSTREAM_CONCURRENCY="3") as api:
+        for options in ({"priority": 1}, {}, {}, {"delay_seconds": 600}):
+            await api.create(request_body(tokencast=options))
+        await api.http.post("/v1/queue/pause", json={"upstream": "default"})
+        samples = await scrape(api.http)
+    upstream = {"upstream": "default"}
+    assert value(samples, "tokencast_queue_depth") == 4
+    assert value(samples, "tokencast_queue_waiting", priority="1", reason="paused") == 1
+    assert value(samples, "tokencast_queue_waiting", priority="3", reason="paused") == 2
+    assert value(samples, "tokencast_queue_scheduled") == 1
+    assert value(samples, "tokencast_upstream_waiting", **upstream) == 3
+    assert value(samples, "tokencast_upstream_paused", **upstream) == 1
+    assert value(samples, "tokencast_upstream_in_flight", **upstream) == 0
+    assert value(samples, "tokencast_upstream_refused_total", **upstream) == 0
+    assert value(samples, "tokencast_upstream_circuit", state="closed", **upstream) == 1
+    assert value(samples, "tokencast_upstream_circuit", **upstream) == 1
+
+
+async def test_endings_of_generations_that_waited_too_long_are_counted(own_redis: EmbeddedRedis) -> None:
+    async with gateway(own_redis.url) as api:
+        created = await api.create(request_body(tokencast={"queue_timeout": 0.1}))
+        assert (await api.ended(created["id"]))["error"]["code"] == "queue_timeout"
+        samples = await scrape(api.http)
+    assert value(samples, "tokencast_generations_ended_total", status="failed", code="queue_timeout") == 1
+
+
 async def test_callers_cannot_create_labels(running: Gateway) -> None:
     """Paths, methods and ids do not create series of their own."""
     for path in ("/nowhere", "/v1/generations/gen_unknown", "/v1/generations/gen_other"):
         await running.http.get(path)
-    await running.http.request("PATCH", "/v1/generations")
+    await running.http.request("PUT", "/v1/generations")
     text = (await running.http.get("/metrics")).text
     assert 'method="other",route="/v1/generations",status="405"' in text
-    for invented in ("nowhere", "gen_", "PATCH"):
+    for invented in ("nowhere", "gen_", "PUT"):
         assert invented not in text
 
 

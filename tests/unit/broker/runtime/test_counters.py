@@ -36,7 +36,7 @@ def received(attempt: Attempt, at_ms: int, tokens: int = 1) -> None:
 
 def test_token_gaps_are_counted_once() -> None:
     counters, attempt = WorkerCounters(Settings()), attempt_of("m")
-    counters.started(attempt)
+    counters.claimed(attempt)
     received(attempt, 900)
     counters.update()
     received(attempt, 920)
@@ -55,7 +55,8 @@ def test_foreign_strings_do_not_become_label_values() -> None:
     counters = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
     for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
         attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
-        counters.started(attempt)
+        counters.claimed(attempt)
+        counters.begun(attempt)
         counters.finished(attempt, UpstreamError(f"code-{number}", "…"))
         counters.closed(attempt)
     assert set(counters.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
@@ -63,11 +64,33 @@ def test_foreign_strings_do_not_become_label_values() -> None:
     assert {code for *_, code in counters.ended} == {"other"}
 
 
-def test_the_queue_wait_is_measured_for_first_attempts_only() -> None:
+def test_the_wait_is_measured_once_by_its_last_reason() -> None:
+    """For the first attempt of a generation, if the upstream accepts its call."""
     counters = WorkerCounters(Settings())
-    for ordinal in (1, 2):
-        counters.started(attempt_of("m", ordinal))
-    assert (sum(counters.queue_waits.counts), counters.queue_waits.sum) == (1, pytest.approx(0.25))
+    refused, *accepted = [
+        attempt_of("m"),
+        attempt_of("m"),
+        attempt_of("m", wr=b"upstream_busy"),
+        attempt_of("m", wr=b"a story"),
+        attempt_of("m", ordinal=2),
+    ]
+    counters.claimed(refused)
+    counters.closed(refused)
+    for attempt in accepted:
+        counters.claimed(attempt)
+        counters.begun(attempt)
+    assert {reason: sum(waits.counts) for (reason,), waits in counters.queue_waits.items()} == {
+        "queued": 2,
+        "upstream_busy": 1,
+    }
+    assert counters.queue_waits[("upstream_busy",)].sum == pytest.approx(0.25)
+
+
+def test_a_scheduled_generation_does_not_wait_until_its_time() -> None:
+    counters, attempt = WorkerCounters(Settings()), attempt_of("m", ra=b"%d" % (NOW - 100))
+    counters.claimed(attempt)
+    counters.begun(attempt)
+    assert counters.queue_waits[("queued",)].sum == pytest.approx(0.1)
 
 
 class Clock:
