@@ -15,12 +15,12 @@ import click
 from click.shell_completion import shell_complete
 
 from broker.cli.api_key import new_key
-from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
 from broker.cli.completion import COMPLETE, completion
-from broker.cli.follow import follow, replay
+from broker.cli.generations.commands import cancel, delete, enqueue, ls, models, show, token
+from broker.cli.generations.follow import follow, replay
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
 from broker.cli.tables import one_line
-from broker.cli.top import top
+from broker.cli.top.command import top
 from broker.dev import launcher as dev_run
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.runtime.environment import read_variable

@@ -9,9 +9,10 @@ import click
 import pytest
 
 from broker.chunks import text_of_chunk
-from broker.cli import commands, tables
+from broker.cli import tables
+from broker.cli.generations import commands
+from broker.cli.generations.progress import ProgressLine
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.cli.progress import ProgressLine
 from broker.gateway_client.client import Client, Received
 from broker.settings.client_settings import ClientSettings
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker.cli import top_table as board
-from broker.cli.top_table import TopTable, cells_wide, pad
+from broker.cli.top import table as board
+from broker.cli.top.table import TopTable, cells_wide, pad
 
 
 def generation(number: int, status: str = "completed", cursor: str = "7-3", **more: Any) -> dict[str, Any]:

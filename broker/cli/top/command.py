@@ -16,9 +16,9 @@ import click
 
 from broker.cli.options import examples, exit_when_stdout_closes, json_line, open_client
 from broker.cli.output import Printer, json_event
-from broker.cli.screen import Screen, is_screen
 from broker.cli.tables import one_line
-from broker.cli.top_table import Line, TopTable, pad
+from broker.cli.top.screen import Screen, is_screen
+from broker.cli.top.table import Line, TopTable, pad
 from broker.errors import BrokerError
 from broker.events import STATUSES
 from broker.gateway_client.client import Client, Json, Received, RequestRefused

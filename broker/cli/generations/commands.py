@@ -10,7 +10,7 @@ import click
 
 from broker.auth.stream_tokens import LONGEST
 from broker.cli.completion import ids_to_complete, models_to_complete
-from broker.cli.follow import print_events
+from broker.cli.generations.follow import print_events
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.output import harmless
 from broker.cli.tables import HEADINGS, facts, one_line, row, table
