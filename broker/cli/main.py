@@ -16,9 +16,13 @@ from click.shell_completion import shell_complete
 
 from broker.cli.api_key import new_key
 from broker.cli.completion import COMPLETE, completion
-from broker.cli.generations.commands import cancel, delete, enqueue, ls, models, show, token
+from broker.cli.generations.commands import cancel, delete, ls, models, show, token
+from broker.cli.generations.enqueue import enqueue
 from broker.cli.generations.follow import follow, replay
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.queue.queue import pause, queue, resume
+from broker.cli.queue.retry import retry
+from broker.cli.queue.upstreams import upstreams
 from broker.cli.tables import one_line
 from broker.cli.top.command import top
 from broker.dev import launcher as dev_run
@@ -140,5 +144,8 @@ def _becomes(name: str, module: str, summary: str) -> None:
 _becomes("api", "api", "Run a gateway, configured by environment variables.")
 _becomes("worker", "worker", "Run a worker, configured by environment variables.")
 _becomes("upstream-sim", "worker.simulator", "Run the simulated OpenAI-compatible upstream.")
-for command in (enqueue, follow, replay, ls, top, show, cancel, delete, token, models, new_key, completion):
+for command in (
+    *(enqueue, follow, replay, ls, top, show, cancel, delete, retry, token, models, new_key, completion),
+    *(queue, pause, resume, upstreams),
+):
     cli.add_command(command)

@@ -72,21 +72,25 @@ class Client:
         """Send a POST request; return the JSON of the response."""
         return self._json("POST", path, lambda: self._http.post(path, json=body, headers=headers))
 
+    def patch(self, path: str, body: Json) -> Json:
+        """Send a PATCH request; return the JSON of the response."""
+        return self._json("PATCH", path, lambda: self._http.patch(path, json=body))
+
     def delete(self, path: str) -> None:
         """Send a DELETE request."""
         self._answer(lambda: self._http.delete(path))
 
-    def generations(self, status: str | None, limit: int) -> Iterator[Json]:
-        """Yield up to `limit` generations, newest first, page by page."""
-        params: dict[str, str | int] = {"status": status} if status else {}
+    def generations(self, limit: int, **filters: str | None) -> Iterator[Json]:
+        """Yield up to `limit` generations, newest first, page by page. `filters`: query parameters; None is absent."""
+        params = {name: value for name, value in filters.items() if value}
         while limit > 0:
             page = self.get("/v1/generations", limit=min(limit, _PAGE), **params)
             yield from page["data"]
             limit -= len(page["data"])
             if not page["has_more"]:
                 return
-            if page["data"]:  # an empty page skipped expired ones: the same request continues
-                params["after"] = page["data"][-1]["id"]
+            # With filters it can be an id that is not on the page. An empty page skipped expired generations.
+            params["after"] = page.get("last_id") or (page["data"][-1]["id"] if page["data"] else params.get("after"))
 
     def models(self) -> list[Json]:
         """Return the models that the gateway lists."""
@@ -137,11 +141,16 @@ class Client:
                 if not running:
                     return
 
-    def activity(self, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
-        """Yield the lifecycle events of all generations, without end. `after` is an id of this stream, or `latest`. An
-        event can be delivered twice."""
+    def activity(
+        self, after: str | None, *, notice: Callable[[str], None], group: str = "", opening: bool = False
+    ) -> Iterator[Received]:
+        """Yield the lifecycle events of all generations, or of a group, without end. `after` is an id of this stream,
+        or `latest`. An event can be delivered twice. `opening`: also yield the events without data, such as the first
+        one after `latest`: from then on nothing is missed."""
         first = (("after", after),) if after else ()
-        return (received for received in self._events("/v1/activity", (), first, notice) if received.data)
+        always = (("group", group),) if group else ()
+        events = self._events("/v1/activity", always, first, notice)
+        return (received for received in events if received.data or opening)
 
     def _events(self, path: str, always: Params, first: Params, notice: Callable[[str], None]) -> Iterator[Received]:
         """Yield the events of a stream; reconnect after the last id received. `first` are parameters that are sent

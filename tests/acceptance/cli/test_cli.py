@@ -17,8 +17,7 @@ import pytest
 
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
-from broker.redis.client import Script
-from broker.store.commands import lifecycle_keys
+from broker.store import commands
 from tests.servers.forked import Process, start_module
 from tests.servers.tcp import tcp_server
 from tests.support import DEADLINE, Gateway, Writer, clean_environment, gather, request_body, service
@@ -161,7 +160,7 @@ async def test_follow_announces_a_new_attempt_on_a_line_of_its_own(api: Gateway,
     process = await start("follow", writer.gid, url=api.url)
     assert process.stdout is not None
     assert await process.stdout.readexactly(10) == b"Half a tru"
-    await broker.store.redis.run(Script("store", "release"), lifecycle_keys(writer.gid), [writer.gid, writer.own])
+    assert await commands.release(broker.store.redis, writer.gid, writer.own, "worker_stopped")
     await writer.claim()
     await writer.append("The whole truth")
     await writer.finish()
@@ -180,7 +179,7 @@ async def test_a_list_is_a_table_or_json(api: Gateway, broker: Broker) -> None:
         tokencast("ls", "--status", "lost", url=api.url),
     )
     heading, first, second = table.out.splitlines()
-    assert heading.split() == ["ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS"]
+    assert heading.split() == ["ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS", "ERROR"]
     assert first.split()[:3] == [waiting, "queued", "m"]
     assert second.split()[:3] == [gid, "completed", "m"]
     assert len({line.index(" m ") for line in (first, second)}) == 1, "columns"

@@ -54,7 +54,7 @@ async def test_bash_completes_commands_options_and_ids(api: Gateway, path: str) 
         completions("tokencast ls --status", path, api.url, "c"),
         completions("tokencast enqueue --model", path, api.url),
         completions("tokencast follow", path, api.url),
-        completions(f"tokencast cancel --json {gids[0]}", path, api.url, gids[0]),
+        completions(f"tokencast show --json {gids[0]}", path, api.url, gids[0]),
     )
     assert {"ls", "top", "follow", "dev", "completion"} <= set(commands)
     assert options == ["--json"]
