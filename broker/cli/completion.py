@@ -77,7 +77,7 @@ def groups_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
 @_offered
 def codes_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
     failed = client.generations(_OFFERED, status="failed")
-    codes = dict.fromkeys(str((one["error"] or {}).get("code")) for one in failed)
+    codes = dict.fromkeys(str(one["error"]["code"]) for one in failed if one["error"])
     return (CompletionItem(code) for code in codes if _PLAIN.fullmatch(code))
 
 

@@ -90,7 +90,8 @@ class Client:
             if not page["has_more"]:
                 return
             # With filters it can be an id that is not on the page. An empty page skipped expired generations.
-            params["after"] = page.get("last_id") or (page["data"][-1]["id"] if page["data"] else params.get("after"))
+            if last := page.get("last_id") or (page["data"][-1]["id"] if page["data"] else None):
+                params["after"] = last
 
     def models(self) -> list[Json]:
         """Return the models that the gateway lists."""

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+from click.shell_completion import CompletionItem
 
 from broker.cli.completion import upstreams_to_complete
 from broker.cli.options import examples, json_line, open_client
@@ -28,11 +29,9 @@ class _Limit(click.ParamType[int | str]):
             self.fail(f"{text!r} is not a number from 1, or `none`.", param, ctx)
         return text if text == "none" else int(text)
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem[str]]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         del ctx, param
-        return [click.shell_completion.CompletionItem("none")] if "none".startswith(incomplete) else []
+        return [CompletionItem("none")] if "none".startswith(incomplete) else []
 
 
 @click.group(
@@ -101,14 +100,8 @@ def upstream_rows(upstreams: list[Json], now: float) -> list[tuple[str, ...]]:
 def _row(one: Json, now: float) -> tuple[str, ...]:
     limits = ("max_concurrency", "learned_concurrency", "requests_per_minute", "tokens_per_minute")
     shown = ["-" if one[name] is None else str(one[name]) for name in limits]
-    return (
-        one["name"],
-        _state(one, now),
-        str(one["in_flight"]),
-        *shown,
-        str(one["waiting"]),
-        until(one["retry_at"], now),
-    )
+    known = (one["name"], _state(one, now), str(one["in_flight"]))
+    return *known, *shown, str(one["waiting"]), until(one["retry_at"], now)
 
 
 def _state(one: Json, now: float) -> str:
