@@ -15,6 +15,7 @@ import click
 from click.shell_completion import shell_complete
 
 from broker.cli.api_key import new_key
+from broker.cli.batch.command import batch
 from broker.cli.completion import COMPLETE, completion
 from broker.cli.generations.commands import cancel, delete, ls, models, show, token
 from broker.cli.generations.enqueue import enqueue
@@ -146,6 +147,6 @@ _becomes("worker", "worker", "Run a worker, configured by environment variables.
 _becomes("upstream-sim", "worker.simulator", "Run the simulated OpenAI-compatible upstream.")
 for command in (
     *(enqueue, follow, replay, ls, top, show, cancel, delete, retry, token, models, new_key, completion),
-    *(queue, pause, resume, upstreams),
+    *(batch, queue, pause, resume, upstreams),
 ):
     cli.add_command(command)

@@ -61,7 +61,7 @@ def enqueue(
     """Enqueue PROMPT, or standard input, and print the generation's id.
 
     With --body the request is the JSON object of a file (`-`: standard input); other options take precedence over its
-    fields. The result of a command with --webhook and --group can be read later, with `show` and `ls --group`.
+    fields.
     """
     body: Json = _read_body(file, prompt, system) if file else {"messages": _messages(read_prompt(prompt), system)}
     body.update(parse_parameters(param))
