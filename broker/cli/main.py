@@ -35,7 +35,7 @@ from broker.version import __version__
 _EPILOG = f"""\b
 Exit codes:
   0  success; for `follow`: the generation completed
-  {FAILED}  the generation failed
+  {FAILED}  the generation failed; for `batch` and `retry`: some failed
   {USAGE}  invalid usage or settings, no gateway, or a refused request
   {CANCELLED}  the generation was cancelled
   {NOT_FOUND}  the generation does not exist, or no longer exists
