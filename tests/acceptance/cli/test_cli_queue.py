@@ -37,7 +37,7 @@ async def test_the_queue_shows_what_waits_and_what_is_next(idle: Gateway) -> Non
         tokencast("queue", "--limit", "1", url=idle.url),
     )
     assert (text.code, text.err) == (0, "")
-    assert rows(text.out, "UPSTREAM") == [["default", "up", "0", "-", "-", "-", "-", "2", "-"]]
+    assert rows(text.out, "UPSTREAM") == [["default", "up", "0", "-", "4", "-", "-", "2", "-"]]
     assert rows(text.out, "PRIORITY") == [
         ["1", "default", "1", "queued", "-"],
         ["5", "default", "1", "queued", "-"],
@@ -137,7 +137,7 @@ async def test_wrong_options_of_enqueue_are_refused(idle: Gateway, arguments: tu
 async def test_a_webhook_of_enqueue_is_checked_by_the_gateway(idle: Gateway) -> None:
     refused = await tokencast("enqueue", "Hi", "--webhook", "http://127.0.0.1/x", url=idle.url)
     assert (refused.code, refused.out) == (2, "")
-    assert "webhook" in refused.err
+    assert "Webhooks" in refused.err
 
 
 async def test_failed_generations_are_listed_and_retried(own_redis: EmbeddedRedis, sim: str) -> None:
