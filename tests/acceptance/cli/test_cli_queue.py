@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis
+from tests.acceptance.cli.terminal import TOKENCAST, terminal
 from tests.acceptance.cli.test_cli import tokencast
-from tests.support import Gateway, gateway, gather, request_body, worker
+from tests.support import Gateway, gateway, gather, request_body, upstream_sim, worker
 
 
 @pytest.fixture
@@ -184,3 +185,22 @@ async def test_several_generations_are_cancelled(idle: Gateway) -> None:
     assert (done.code, done.out) == (4, f"{gids[0]}  cancelled\n")
     both = await tokencast("cancel", *gids, url=idle.url)
     assert (both.code, both.out) == (0, "".join(f"{gid}  cancelled\n" for gid in gids))
+
+
+async def test_a_busy_upstream_is_shown(own_redis: EmbeddedRedis) -> None:
+    """By `queue`, and by the progress line of the generation that waits for it; `top` and `ls` show the reason."""
+    quota = json.dumps({"outage": True, "outage_retry_after": 600})
+    async with (
+        upstream_sim("--quota", quota) as sim,
+        gateway(own_redis.url) as api,
+        worker(own_redis.url, sim),
+        terminal(*TOKENCAST, "enqueue", "Hi", "--model", "sim", "--follow", url=api.url) as shown,
+    ):
+        await shown.shows("waiting: the upstream is busy, next try in 9m")
+        queue, ls, top = await gather(*(tokencast(name, url=api.url) for name in ("queue", "ls", "top")))
+        [upstream] = rows(queue.out, "UPSTREAM")
+        assert (upstream[1], upstream[-1]) == ("busy", "9m")
+        assert [row[-1] for row in rows(ls.out, "ID")] == ["upstream_busy"]
+        assert [row[-1] for row in rows(top.out, "ID")] == ["upstream_busy"]
+        await tokencast("cancel", rows(ls.out, "ID")[0][0], url=api.url)
+        assert await shown.end() == 3
