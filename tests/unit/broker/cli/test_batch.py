@@ -66,7 +66,7 @@ def test_a_byte_order_mark_and_blank_lines_are_ignored() -> None:
     assert [one.custom_id for one in read.lines] == ["a", "b"]
 
 
-OK = {"status_code": 200, "request_id": "gen_1", "body": {}}
+OK: dict[str, Any] = {"status_code": 200, "request_id": "gen_1", "body": {}}
 
 
 def test_results_are_appended_once(tmp_path: Path) -> None:
