@@ -58,7 +58,7 @@ def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Complet
 @_offered
 def ids_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
     now = time.time()
-    for one in client.generations(None, _OFFERED):
+    for one in client.generations(_OFFERED):
         about = f"{one['status']} {one['model']} {duration(now - one['created_at'])}"
         yield CompletionItem(one["id"], help=one_line(about))
 
@@ -66,3 +66,22 @@ def ids_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
 @_offered
 def models_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
     return (CompletionItem(model["id"]) for model in client.models() if _PLAIN.fullmatch(model["id"]))
+
+
+@_offered
+def groups_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    groups = dict.fromkeys(one["group"] for one in client.generations(_OFFERED) if one["group"])
+    return (CompletionItem(group) for group in groups if _PLAIN.fullmatch(group))
+
+
+@_offered
+def codes_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    failed = client.generations(_OFFERED, status="failed")
+    codes = dict.fromkeys(str(one["error"]["code"]) for one in failed if one["error"])
+    return (CompletionItem(code) for code in codes if _PLAIN.fullmatch(code))
+
+
+@_offered
+def upstreams_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
+    upstreams = client.get("/v1/upstreams")["data"]
+    return (CompletionItem(one["name"]) for one in upstreams if _PLAIN.fullmatch(one["name"]))

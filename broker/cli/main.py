@@ -15,12 +15,17 @@ import click
 from click.shell_completion import shell_complete
 
 from broker.cli.api_key import new_key
-from broker.cli.commands import cancel, delete, enqueue, ls, models, show, token
+from broker.cli.batch.command import batch
 from broker.cli.completion import COMPLETE, completion
-from broker.cli.follow import follow, replay
+from broker.cli.generations.commands import cancel, delete, ls, models, show, token
+from broker.cli.generations.enqueue import enqueue
+from broker.cli.generations.follow import follow, replay
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.queue.queue import pause, queue, resume
+from broker.cli.queue.retry import retry
+from broker.cli.queue.upstreams import upstreams
 from broker.cli.tables import one_line
-from broker.cli.top import top
+from broker.cli.top.command import top
 from broker.dev import launcher as dev_run
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
 from broker.runtime.environment import read_variable
@@ -30,7 +35,7 @@ from broker.version import __version__
 _EPILOG = f"""\b
 Exit codes:
   0  success; for `follow`: the generation completed
-  {FAILED}  the generation failed
+  {FAILED}  the generation failed; for `batch` and `retry`: some failed
   {USAGE}  invalid usage or settings, no gateway, or a refused request
   {CANCELLED}  the generation was cancelled
   {NOT_FOUND}  the generation does not exist, or no longer exists
@@ -140,5 +145,8 @@ def _becomes(name: str, module: str, summary: str) -> None:
 _becomes("api", "api", "Run a gateway, configured by environment variables.")
 _becomes("worker", "worker", "Run a worker, configured by environment variables.")
 _becomes("upstream-sim", "worker.simulator", "Run the simulated OpenAI-compatible upstream.")
-for command in (enqueue, follow, replay, ls, top, show, cancel, delete, token, models, new_key, completion):
+for command in (
+    *(enqueue, follow, replay, ls, top, show, cancel, delete, retry, token, models, new_key, completion),
+    *(batch, queue, pause, resume, upstreams),
+):
     cli.add_command(command)

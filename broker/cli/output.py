@@ -9,6 +9,7 @@ from typing import cast
 import click
 
 from broker.chunks import text_of_chunk
+from broker.cli.tables import REASONS
 from broker.gateway_client.client import TERMINAL, Json, Received
 
 # The text of a model can contain escape sequences, which a terminal would execute.
@@ -18,6 +19,11 @@ CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code
 def harmless(text: str) -> str:
     """Replace control characters if stdout is a terminal."""
     return text.translate(CONTROL) if sys.stdout.isatty() else text
+
+
+def _waits(reason: str) -> str:
+    """Describe a `waiting` event; the reason may be unknown to this version."""
+    return f"waiting: {REASONS[reason]} ({reason})" if reason in REASONS else f"waiting ({reason})"
 
 
 _PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *TERMINAL})
@@ -44,7 +50,7 @@ class Printer:
             case "gap":
                 self.note("part of the text is no longer stored")
             case "waiting":
-                self.note(f"waiting for the upstream ({data.get('reason')})")
+                self.note(_waits(str(data.get("reason"))))
             case "failed":
                 self.note(f"failed: {data['error']['message']} ({data['error'].get('code')})")
             case "cancelled":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +11,8 @@ from typing import Any, Self, cast
 import httpx2
 
 from broker.errors import BrokerError, GenerationGone, GenerationNotFound
-from broker.gateway_client.connection import Unreachable, open_http, unreachable
+from broker.gateway_client.connection import open_http, unreachable
+from broker.gateway_client.reconnect import GIVE_UP, TRY_LATER, ReconnectDelay
 from broker.gateway_client.responses import check_answer
 from broker.settings.client_settings import ClientSettings
 
@@ -23,9 +22,6 @@ Params = tuple[tuple[str, str], ...]
 TERMINAL = frozenset({"completed", "failed", "cancelled", "gone"})
 _PAGE = 100  # generations, the maximum that the gateway lists at once
 _READ_TIMEOUT = 60.0  # seconds; a gateway sends a comment every 15, so the connection is dead by then
-_GIVE_UP = 120.0  # seconds without a response from a gateway that responded before
-_FIRST_WAIT = 0.25
-_LONGEST_WAIT = 5.0
 
 
 class RequestRefused(BrokerError):
@@ -42,6 +38,22 @@ class Received:
     event: str
     data: str
     generation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON response of any status. `wait`: its Retry-After header."""
+
+    status: int
+    request_id: str
+    wait: str
+    body: Json
+
+    @property
+    def code(self) -> str | None:
+        """The code of its error."""
+        error: object = self.body.get("error")
+        return cast(Json, error).get("code") if isinstance(error, dict) else None
 
 
 class Client:
@@ -72,21 +84,50 @@ class Client:
         """Send a POST request; return the JSON of the response."""
         return self._json("POST", path, lambda: self._http.post(path, json=body, headers=headers))
 
+    def patch(self, path: str, body: Json) -> Json:
+        """Send a PATCH request; return the JSON of the response."""
+        return self._json("PATCH", path, lambda: self._http.patch(path, json=body))
+
     def delete(self, path: str) -> None:
         """Send a DELETE request."""
         self._answer(lambda: self._http.delete(path))
 
-    def generations(self, status: str | None, limit: int) -> Iterator[Json]:
-        """Yield up to `limit` generations, newest first, page by page."""
-        params: dict[str, str | int] = {"status": status} if status else {}
+    def exchange(
+        self, method: str, path: str, body: Json | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send a request and return the response, also that of an error; an authentication error is raised, and a
+        response that is no JSON object."""
+        try:
+            response = self._http.request(method, path, json=body, headers=headers)
+        except httpx2.TransportError as error:
+            raise unreachable(error, self.url) from None
+        except httpx2.RequestError:
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
+        if response.status_code in (401, 403):
+            raise _error_from(response, self.url)
+        try:
+            answer: object = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) and response.status_code in TRY_LATER:  # the page of a proxy
+            answer = {}
+        if not isinstance(answer, dict):
+            raise RequestRefused(f"The server at {self.url} is not Tokencast.")
+        named = (response.headers.get("x-request-id", ""), response.headers.get("retry-after", ""))
+        return Answer(response.status_code, *named, cast(Json, answer))
+
+    def generations(self, limit: int, **filters: str | None) -> Iterator[Json]:
+        """Yield up to `limit` generations, newest first, page by page. `filters`: query parameters; None is absent."""
+        params = {name: value for name, value in filters.items() if value}
         while limit > 0:
             page = self.get("/v1/generations", limit=min(limit, _PAGE), **params)
             yield from page["data"]
             limit -= len(page["data"])
             if not page["has_more"]:
                 return
-            if page["data"]:  # an empty page skipped expired ones: the same request continues
-                params["after"] = page["data"][-1]["id"]
+            # With filters it can be an id that is not on the page. An empty page skipped expired generations.
+            if last := page.get("last_id") or (page["data"][-1]["id"] if page["data"] else None):
+                params["after"] = last
 
     def models(self) -> list[Json]:
         """Return the models that the gateway lists."""
@@ -137,16 +178,21 @@ class Client:
                 if not running:
                     return
 
-    def activity(self, after: str | None, *, notice: Callable[[str], None]) -> Iterator[Received]:
-        """Yield the lifecycle events of all generations, without end. `after` is an id of this stream, or `latest`. An
-        event can be delivered twice."""
+    def activity(
+        self, after: str | None, *, notice: Callable[[str], None], group: str = "", opening: bool = False
+    ) -> Iterator[Received]:
+        """Yield the lifecycle events of all generations, or of a group, without end. `after` is an id of this stream,
+        or `latest`. An event can be delivered twice. `opening`: also yield the events without data, such as the first
+        one after `latest`: from then on nothing is missed."""
         first = (("after", after),) if after else ()
-        return (received for received in self._events("/v1/activity", (), first, notice) if received.data)
+        always = (("group", group),) if group else ()
+        events = self._events("/v1/activity", always, first, notice)
+        return (received for received in events if received.data or opening)
 
     def _events(self, path: str, always: Params, first: Params, notice: Callable[[str], None]) -> Iterator[Received]:
         """Yield the events of a stream; reconnect after the last id received. `first` are parameters that are sent
         until there is a last id. Ends when the gateway responds with 204."""
-        last_id, pause = "", _ReconnectDelay(self.url)
+        last_id, pause = "", ReconnectDelay(self.url)
         while True:
             began = last_id
             try:
@@ -164,12 +210,12 @@ class Client:
                     notice("connection lost, reconnecting")
             pause.wait(progress=last_id != began)
 
-    def _connection(self, path: str, params: Params, last_id: str, pause: _ReconnectDelay) -> Iterator[Received]:
+    def _connection(self, path: str, params: Params, last_id: str, pause: ReconnectDelay) -> Iterator[Received]:
         """Yield the events of one response; none if the gateway requests a later retry."""
         resume = {"Last-Event-ID": last_id} if last_id else {}
         with self._http.sse(path, params=params, headers=resume, max_event_size=None) as source:
             response = source.response
-            if response.status_code in (429, 502, 503, 504):
+            if response.status_code in TRY_LATER:
                 pause.set_retry_after(response.headers.get("retry-after", ""))
                 return
             pause.ended = response.status_code == 204
@@ -182,7 +228,7 @@ class Client:
             try:
                 for sent in source:
                     if sent.retry is not None:
-                        pause.retry = min(sent.retry / 1000, _GIVE_UP)
+                        pause.retry = min(sent.retry / 1000, GIVE_UP)
                     yield Received(sent.id, sent.event, sent.data)
             finally:
                 pause.contact()
@@ -206,39 +252,6 @@ class Client:
             return check_answer(method, path, response.json())
         except ValueError:
             raise RequestRefused(f"The server at {self.url} is not Tokencast.") from None
-
-
-class _ReconnectDelay:
-    """Delay before the next connection: the one that the server requested, otherwise an exponential one."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._failures = 0
-        self._heard = time.monotonic()
-        self.connected = False
-        self.ended = False
-        self.retry: float | None = None
-
-    @property
-    def lost(self) -> bool:
-        return self._failures > 0
-
-    def contact(self) -> None:
-        self.connected, self._heard = True, time.monotonic()
-
-    def set_retry_after(self, seconds: str) -> None:
-        """Set the delay from a Retry-After header."""
-        self.contact()
-        if seconds.isascii() and seconds.isdigit():
-            self.retry = min(float(seconds), _GIVE_UP)
-
-    def wait(self, *, progress: bool) -> None:
-        if time.monotonic() - self._heard > _GIVE_UP:
-            raise Unreachable(f"{self._url} has not responded for {_GIVE_UP:.0f} s")
-        self._failures = 0 if progress else self._failures + 1
-        growing = min(_FIRST_WAIT * 2**self._failures, _LONGEST_WAIT) * random.uniform(0.5, 1)
-        time.sleep(growing if self.retry is None else self.retry)
-        self.retry = None
 
 
 def _error_from(response: httpx2.Response, url: str) -> BrokerError:

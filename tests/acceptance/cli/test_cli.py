@@ -178,7 +178,7 @@ async def test_a_list_is_a_table_or_json(api: Gateway, broker: Broker) -> None:
         tokencast("ls", "--status", "lost", url=api.url),
     )
     heading, first, second = table.out.splitlines()
-    assert heading.split() == ["ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS"]
+    assert heading.split() == ["ID", "STATUS", "MODEL", "AGE", "ATTEMPT", "TOKENS", "ERROR"]
     assert first.split()[:3] == [waiting, "queued", "m"]
     assert second.split()[:3] == [gid, "completed", "m"]
     assert len({line.index(" m ") for line in (first, second)}) == 1, "columns"

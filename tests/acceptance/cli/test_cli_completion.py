@@ -12,7 +12,7 @@ import pytest
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.cli.terminal import installed, terminal
 from tests.acceptance.cli.test_cli import scripted_server
-from tests.support import DEADLINE, Gateway, clean_environment, gateway, gather
+from tests.support import DEADLINE, Gateway, clean_environment, gateway, gather, request_body
 
 BASH = """
 eval "$(tokencast completion bash)"
@@ -48,19 +48,26 @@ async def lines(*command: str, path: str, url: str, **variables: str) -> list[st
 
 async def test_bash_completes_commands_options_and_ids(api: Gateway, path: str) -> None:
     gids = [(await api.create())["id"] for _ in range(2)]
-    commands, options, statuses, models, ids, one = await gather(
+    await api.create(request_body(tokencast={"group": "nightly"}))
+    gids.append((await api.create(request_body(tokencast={"group": "a b"})))["id"])
+    commands, options, statuses, models, ids, one, groups, upstreams, limits, sub = await gather(
         completions("tokencast", path, api.url),
         completions("tokencast follow", path, api.url, "--j"),
         completions("tokencast ls --status", path, api.url, "c"),
         completions("tokencast enqueue --model", path, api.url),
         completions("tokencast follow", path, api.url),
-        completions(f"tokencast cancel --json {gids[0]}", path, api.url, gids[0]),
+        completions(f"tokencast show --json {gids[0]}", path, api.url, gids[0]),
+        completions("tokencast ls --group", path, api.url),
+        completions("tokencast pause --upstream", path, api.url),
+        completions("tokencast upstreams set default --rpm", path, api.url),
+        completions("tokencast upstreams", path, api.url, "s"),
     )
-    assert {"ls", "top", "follow", "dev", "completion"} <= set(commands)
+    assert {"ls", "top", "follow", "dev", "completion", "batch", "queue", "retry"} <= set(commands)
     assert options == ["--json"]
     assert statuses == ["completed", "cancelled"]
     assert models == ["gabforge-coder", "sim", "m"], "names without patterns"
-    assert ids[:2] == gids[::-1], "the newest first"
+    assert (ids[0], ids[2:4]) == (gids[2], gids[1::-1]), "the newest first"
+    assert (groups, upstreams, limits, sub) == (["nightly"], ["default"], ["none"], ["set"])
     assert one == [""], "the command takes one ID, which is already given"
 
 

@@ -159,7 +159,7 @@ async def listed_generations(url: str) -> list[Json]:
 
     def ask() -> list[Json]:
         with Client(ClientSettings(url=url, api_key="k")) as opened:
-            return list(opened.generations(None, 1))
+            return list(opened.generations(1))
 
     return await asyncio.to_thread(ask)
 

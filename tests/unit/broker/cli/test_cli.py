@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from typing import get_args
 
 import click
 import pytest
 
 from broker.chunks import text_of_chunk
-from broker.cli import commands, tables
+from broker.cli import tables
+from broker.cli.generations import enqueue
+from broker.cli.generations.progress import ProgressLine
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.cli.progress import ProgressLine
+from broker.cli.times import Duration, Moment
+from broker.events import WaitingReason
 from broker.gateway_client.client import Client, Received
 from broker.settings.client_settings import ClientSettings
 
@@ -30,6 +35,11 @@ GENERATION = {
     "usage": {"completion_tokens": 5},
     "error": None,
     "metadata": {"order": "17"},
+    "priority": 3,
+    "group": "nightly",
+    "upstream": "default",
+    "retry_of": None,
+    "queue": None,
 }
 
 
@@ -64,9 +74,11 @@ def test_a_table_is_aligned_and_free_of_control_characters() -> None:
 
 
 def test_a_row_of_ls() -> None:
-    assert tables.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5")
-    queued = {**GENERATION, "status": "queued", "attempt": 0, "usage": None}
-    assert tables.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-")
+    assert tables.row(GENERATION, 1063.0) == (ID, "completed", "gabforge-coder", "1m", "1", "5", "-")
+    failed = {**GENERATION, "status": "failed", "error": {"code": "upstream_busy"}}
+    assert tables.row(failed, 1063.0)[-1] == "upstream_busy"
+    queued = {**GENERATION, "status": "queued", "attempt": 0, "usage": None, "queue": {"reason": "paused"}}
+    assert tables.row(queued, 1001.0) == (ID, "queued", "gabforge-coder", "1s", "-", "-", "paused")
 
 
 def test_the_fields_of_show() -> None:
@@ -75,6 +87,28 @@ def test_the_fields_of_show() -> None:
     assert facts["duration"] == "2.000 s"
     assert facts["metadata.order"] == "17"
     assert facts["error"] == "gone (x)"
+    assert (facts["priority"], facts["group"], facts["upstream"]) == ("3", "nightly", "default")
+    assert not {"waiting", "retry_of"} & facts.keys()
+    waiting = {**GENERATION, "queue": {"reason": "upstream_busy", "position": None, "retry_at": 1008.5}}
+    assert dict(tables.facts(waiting, 1005.0))["waiting"] == "the upstream is busy, next try in 4s"
+
+
+@pytest.mark.parametrize(
+    ("queue", "shown"),
+    [
+        ({"reason": "queued", "position": 3, "retry_at": None}, "all workers are busy, position 3"),
+        ({"reason": "scheduled", "position": None, "retry_at": 7300.0}, "scheduled for later, starts in 2h"),
+        ({"reason": "upstream_down", "position": None, "retry_at": 99.0}, "the upstream is down"),
+        ({"reason": "paused", "retry_at": None}, "the queue is paused"),
+        ({"reason": "new\x1b", "position": None, "retry_at": None}, "new\ufffd"),
+    ],
+)
+def test_the_reason_of_waiting(queue: dict[str, object], shown: str) -> None:
+    assert tables.why(queue, 100.0) == shown
+
+
+def test_every_reason_of_waiting_has_a_text() -> None:
+    assert set(tables.REASONS) == set(get_args(WaitingReason))
 
 
 def test_only_the_content_of_choice_0_is_text() -> None:
@@ -128,7 +162,8 @@ def test_a_reset_is_announced_on_stderr_and_text_begins_on_a_new_line(capsys: py
     ("event", "data", "message"),
     [
         ("gap", "{}", "part of the text is no longer stored"),
-        ("waiting", '{"reason": "rate limited"}', "waiting for the upstream (rate limited)"),
+        ("waiting", '{"reason": "rate limited"}', "waiting (rate limited)"),
+        ("waiting", '{"reason": "upstream_busy"}', "waiting: the upstream is busy (upstream_busy)"),
         ("failed", '{"error": {"message": "It broke.", "code": "upstream_error"}}', "It broke. (upstream_error)"),
         ("cancelled", "{}", "cancelled"),
         ("gone", "{}", "deleted"),
@@ -145,18 +180,50 @@ def test_events_without_text_go_to_stderr(
 
 
 def test_a_prompt_must_be_nonempty_utf_8() -> None:
-    assert commands.read_prompt("hi\n") == "hi\n"
+    assert enqueue.read_prompt("hi\n") == "hi\n"
     with pytest.raises(click.UsageError, match="UTF-8"):
-        commands.read_prompt("\udcff")
+        enqueue.read_prompt("\udcff")
     with pytest.raises(click.UsageError, match="empty"):
-        commands.read_prompt("")
+        enqueue.read_prompt("")
 
 
 def test_metadata_has_the_form_key_value() -> None:
-    assert commands.parse_metadata(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    assert enqueue.parse_metadata(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.BadParameter):
-            commands.parse_metadata([wrong])
+            enqueue.parse_metadata([wrong])
+
+
+def test_a_parameter_has_the_form_key_json() -> None:
+    parsed = enqueue.parse_parameters(["temperature=0.2", 'stop=["="]', 'user="anna"', "n=null"])
+    assert parsed == {"temperature": 0.2, "stop": ["="], "user": "anna", "n": None}
+    for wrong, said in (("user=anna", "quotes"), ("n", "KEY=JSON"), ("=1", "KEY=JSON")):
+        with pytest.raises(click.BadParameter, match=said):
+            enqueue.parse_parameters([wrong])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200), ("7d", 604800)])
+def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1", "1w", "1 h", "nan", "1e3"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="duration"):
+        Duration().convert(text, None, None)
+
+
+def test_a_time_is_relative_or_absolute() -> None:
+    before = time.time()
+    ago, ahead = Moment().convert("2h", None, None), Moment(ahead=True).convert("2h", None, None)
+    after = time.time()
+    assert before <= ago + 7200 <= after
+    assert before <= ahead - 7200 <= after
+    for text in ("1763790000.5", "2025-11-22T05:40:00.5Z", "2025-11-22T06:40:00.5+01:00"):
+        assert Moment().convert(text, None, None) == 1763790000.5
+    for wrong in ("yesterday", "2025-13-01", ""):
+        with pytest.raises(click.BadParameter, match="time"):
+            Moment().convert(wrong, None, None)
 
 
 def test_several_generations_are_prefixed_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

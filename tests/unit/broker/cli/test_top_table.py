@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker.cli import top_table as board
-from broker.cli.top_table import TopTable, cells_wide, pad
+from broker.cli.top import table as board
+from broker.cli.top.table import TopTable, cells_wide, pad
 
 
 def generation(number: int, status: str = "completed", cursor: str = "7-3", **more: Any) -> dict[str, Any]:
@@ -19,6 +19,8 @@ def generation(number: int, status: str = "completed", cursor: str = "7-3", **mo
         "first_token_at": 991.5,
         "attempt": 1,
         "usage": None,
+        "error": None,
+        "queue": None,
     }
     return {"id": f"gen_{number:034}", "status": status, "cursor": cursor, "ended_at": ended, **known, **more}
 
@@ -69,11 +71,14 @@ def test_a_row_shows_progress_and_speed() -> None:
     running = generation(1, "in_progress", "7-30")
     ended = generation(2, usage={"completion_tokens": 21, "estimated": True})
     waiting = generation(3, "queued", "0-1", attempt=0, started_at=None, first_token_at=None)
-    _, *lines = [line.text.split()[1:] for line in shown.lines([running, ended, waiting], 1001.5, 0)]
+    waiting["queue"] = {"reason": "upstream_busy"}
+    failed = generation(4, "failed", error={"code": "upstream_error"})
+    _, *lines = [line.text.split()[1:] for line in shown.lines([running, ended, waiting, failed], 1001.5, 0)]
     assert lines == [
-        ["in_progress", "m", "11s", "1.50s", "30", "3.0", "1"],
-        ["completed", "m", "11s", "1.50s", "~21", "2.0", "1"],
-        ["queued", "m", "11s", "-", "-", "-", "-"],
+        ["in_progress", "m", "11s", "1.50s", "30", "3.0", "1", "-"],
+        ["completed", "m", "11s", "1.50s", "~21", "2.0", "1", "-"],
+        ["queued", "m", "11s", "-", "-", "-", "-", "upstream_busy"],
+        ["failed", "m", "11s", "1.50s", "-", "-", "1", "upstream_error"],
     ]
 
 

@@ -1,6 +1,7 @@
 """`tokencast top`: a live table of all generations in a terminal.
 
-One thread follows `/v1/activity`; another one polls the running generations and the overview once a second. The main
+One thread follows `/v1/activity`; another one polls the running and waiting generations and the
+overview once a second. The main
 thread applies what they report and draws.
 """
 
@@ -16,14 +17,14 @@ import click
 
 from broker.cli.options import examples, exit_when_stdout_closes, json_line, open_client
 from broker.cli.output import Printer, json_event
-from broker.cli.screen import Screen, is_screen
 from broker.cli.tables import one_line
-from broker.cli.top_table import Line, TopTable, pad
+from broker.cli.top.screen import Screen, is_screen
+from broker.cli.top.table import Line, TopTable, pad
 from broker.errors import BrokerError
 from broker.events import STATUSES
 from broker.gateway_client.client import Client, Json, Received, RequestRefused
 
-_POLL_INTERVAL = 1.0  # seconds between two polls of the running generations
+_POLL_INTERVAL = 1.0  # seconds between two polls of the running and waiting generations
 _MIN_REDRAW = 0.1  # seconds between two redraws
 _PAGE = 100  # maximum page size of the gateway
 _FILTERS = (None, *STATUSES)
@@ -53,7 +54,8 @@ def top(once: bool, limit: int, as_json: bool, after: str | None) -> None:
     """Show a live table of all generations: running, queued, ended. Restarts of the gateway are survived.
 
     AGE: time since the generation was enqueued. FIRST: time to the first token. TOKENS: tokens of the answer (chunks
-    while it is running; `~` marks an estimate). TOK/S: tokens per second since the first token.
+    while it is running; `~` marks an estimate). TOK/S: tokens per second since the first token. ERROR: error code, or
+    the reason why a queued generation waits.
     """
     if after and not (as_json and not once):
         raise click.UsageError("--after requires --json and excludes --once.")
@@ -69,7 +71,7 @@ def top(once: bool, limit: int, as_json: bool, after: str | None) -> None:
 
 
 def _print_once(client: Client, limit: int, as_json: bool) -> None:
-    overview, generations = _overview(client), list(client.generations(None, limit))
+    overview, generations = _overview(client), list(client.generations(limit))
     if as_json:
         click.echo(json_line({"overview": overview, "generations": generations}))
         return
@@ -128,7 +130,8 @@ class _Top:
         while True:
             time.sleep(_POLL_INTERVAL)
             try:
-                self._poll(_PAGE, status="in_progress")
+                for status in ("in_progress", "queued"):
+                    self._poll(_PAGE, status=status)
             except BrokerError as error:
                 self._report(str(error))
             wake()

@@ -11,12 +11,11 @@ from typing import Self
 
 import click
 
-from broker.cli.tables import duration
-from broker.gateway_client.client import TERMINAL, Client, Received
+from broker.cli.tables import duration, why
+from broker.gateway_client.client import TERMINAL, Client, Json, Received
 
 _INTERVAL = 1.0  # seconds
 _CLEAR = "\r\x1b[K"
-_COUNTED = 100  # maximum number of queued generations to count
 
 
 class ProgressLine:
@@ -31,7 +30,7 @@ class ProgressLine:
         self._ended = threading.Event()
         self._writing = threading.Lock()
         self._shown = False
-        self._retry_at = 0.0  # unix time of the next request to the upstream
+        self._waits: Json | None = None  # the newest `waiting` event: reason, and time of the next try
 
     def __enter__(self) -> Self:
         if self._gid is not None and sys.stderr.isatty():
@@ -50,7 +49,13 @@ class ProgressLine:
             return
         self.clear()
         if received.event == "waiting":
+<<<<<<< HEAD:broker/cli/progress.py
             self._retry_at = float(json.loads(received.data)["retry_at"] or 0)
+=======
+            self._waits = json.loads(received.data)
+        elif received.event in ("started", "reset"):
+            self._waits = None
+>>>>>>> refs/wt/cliq:broker/cli/generations/progress.py
 
     def _end(self) -> None:
         if not self._ended.is_set():
@@ -76,14 +81,13 @@ class ProgressLine:
                     click.echo(f"{_CLEAR}tokencast: {text}", nl=False, err=True)
 
     def _state(self) -> str:
-        now = time.time()
-        if now < self._retry_at:
-            return f"next request to the upstream in {duration(self._retry_at - now + 1)}"
+        now, waits = time.time(), self._waits
+        if waits is not None and now < (waits["retry_at"] or 0.0):
+            return f"waiting: {why(waits, now)}"
         generation = self._client.get(f"/v1/generations/{self._gid}")
         if generation["status"] == "in_progress":
             return f"waiting for the first token, {duration(now - generation['started_at'])}"
         if generation["status"] != "queued":
             return ""
-        older = self._client.get("/v1/generations", status="queued", after=generation["id"], limit=_COUNTED)
-        more = " or more" if older["has_more"] else ""
-        return f"queued for {duration(now - generation['created_at'])}, {len(older['data'])}{more} before it"
+        reason = f": {why(generation['queue'], now)}" if generation["queue"] else ""
+        return f"queued for {duration(now - generation['created_at'])}{reason}"

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from broker.cli.tables import duration, one_line, tokens
+from broker.cli.tables import duration, error_code, one_line, tokens
 from broker.events import FINAL_STATUSES, STATUSES
 from broker.gateway_client.client import Json
 from broker.ids import parse_cursor
 
 KEPT = 1000  # maximum number of ended generations
-WIDE = 110  # minimum width, in columns, at which whole ids are shown
+WIDE = 120  # minimum width, in columns, at which whole ids are shown
 _SHORT = 8  # characters of a shortened id: its end, which differs most
 _ORDER = {"in_progress": 0, "queued": 1}
 
@@ -75,15 +75,14 @@ class TopTable:
         """Yield the heading and one line per generation, each exactly `width` columns wide; 0: no fixed width."""
         whole = not 0 < width < WIDE
         cells = [(one["status"] in FINAL_STATUSES, _cells(one, now, whole)) for one in generations]
-        heading = ("ID", "STATUS", "MODEL", "AGE", "FIRST", "TOKENS", "TOK/S", "ATTEMPT")
+        heading = ("ID", "STATUS", "MODEL", "AGE", "FIRST", "TOKENS", "TOK/S", "ATTEMPT", "ERROR")
         widths = [max(map(cells_wide, column)) for column in zip(heading, *(row for _, row in cells), strict=True)]
         others = sum(widths) - widths[2] + 2 * (len(widths) - 1)
         if width:
             widths[2] = min(widths[2], max(8, width - others))
         for faint, row in [(None, heading), *cells]:
-            line = "  ".join(
-                pad(cell, size, right=at > 2) for at, (cell, size) in enumerate(zip(row, widths, strict=True))
-            )
+            sized = enumerate(zip(row, widths, strict=True))
+            line = "  ".join(pad(cell, size, right=2 < at < len(row) - 1) for at, (cell, size) in sized)
             yield Line(pad(line, width) if width else line, "head" if faint is None else "faint" if faint else "")
 
 
@@ -104,6 +103,7 @@ def _cells(one: Json, now: float, whole: bool) -> tuple[str, ...]:
         length,
         rate,
         str(one["attempt"] or "-"),
+        one_line(error_code(one)),
     )
 
 

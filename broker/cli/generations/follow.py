@@ -9,9 +9,9 @@ from typing import NoReturn
 import click
 
 from broker.cli.completion import ids_to_complete
+from broker.cli.generations.progress import ProgressLine
 from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, examples, exit_when_stdout_closes, open_client
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.cli.progress import ProgressLine
 from broker.gateway_client.client import Client
 from broker.ids import check_id
 

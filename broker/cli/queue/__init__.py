@@ -1,0 +1,3 @@
+"""The commands about the queue: `queue`, `pause`, `resume`, `upstreams`, `retry`. Imports its parent. Begin with
+queue.py.
+"""
