@@ -19,7 +19,8 @@ const generations = new Generations(
 );
 const overview = new Overview((trouble) => {
   if (view !== "list") showConnection(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
-  detail?.paint();
+  detail?.tick();
+  if (view === "list" && !trouble) list.refreshWaiting();
 });
 const list = new List(generations, chosen, overview);
 const wall = new Wall(follower, chosen);

@@ -27,7 +27,7 @@ async def start_generation(api: Gateway, broker: Broker, **body: Any) -> Writer:
 
 async def claim_again(broker: Broker, writer: Writer) -> Writer:
     """Claim a second attempt, as after a worker's death."""
-    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued")
+    await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued", "own", "")
     return await Writer(broker.store.redis, writer.gid).claim()
 
 

@@ -118,17 +118,6 @@ async def test_a_reset_removes_the_output_so_far(api: Gateway, broker: Broker, v
     await expect_text(part(page, "Answer"), "kept")
 
 
-async def test_a_wait_for_the_upstream_shows_its_end(api: Gateway, broker: Broker, visit: Open) -> None:
-    writer = await start_generation(api, broker)
-    page = (await visit(api, f"/#/{writer.gid}", timezone_id="UTC", locale="de-DE")).page
-    noon = 1763812800
-    await writer.append_raw(json.dumps({"reason": "rate_limited", "retry_at": noon + 5}).encode(), kind="w")
-    await expect(field(page, "waiting")).to_have_text("Waiting for the upstream (rate_limited) until 12:00:05.")
-    await writer.append("At last.")
-    await expect_text(part(page, "Answer"), "At last.")
-    await expect(field(page, "waiting")).to_be_hidden()
-
-
 async def test_missing_history_is_announced(api: Gateway, broker: Broker, visit: Open) -> None:
     writer = await start_generation(api, broker)
     await writer.append(*[f"{number} " for number in range(1, 21)])

@@ -183,7 +183,7 @@ async def test_a_running_generation_can_be_replayed(api: Gateway, broker: Broker
 
 async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broker: Broker, visit: Open) -> None:
     first = await start_generation(api, broker)
-    wait = json.dumps({"reason": "rate_limited", "retry_at": 1763812800}).encode()
+    wait = json.dumps({"reason": "upstream_busy", "retry_at": 1763812800}).encode()
     await first.append_raw(wait, kind="w", at=10)
     await first.append("lost", at=20)
     second = await claim_again(broker, first)
@@ -195,7 +195,7 @@ async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broke
     expected = [
         "queued",
         "attempt 1",
-        "upstream busy (rate_limited)",
+        "waiting (upstream busy)",
         "first token",
         "reset, attempt 2",
         "first token",

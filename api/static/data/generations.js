@@ -132,6 +132,11 @@ export class Generations {
     this.#notify();
   }
 
+  /** Returns a page of those that wait. Throws a Refusal. */
+  async waiting(after = "") {
+    return (await this.#page("queued", after)).data;
+  }
+
   /** Reloads what is shown, to find changes and deletions that were missed. */
   async refresh() {
     const oldest = this.#frontiers.get("")?.after;

@@ -6,6 +6,7 @@ import { now } from "../data/gateway.js";
 import { Rates } from "../data/rates.js";
 import { age, byId, clone, duration, fieldsOf, moment, rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { sparkline } from "../ui/sparkline.js";
+import { brief, sentence } from "../ui/waiting.js";
 
 const COUNTERS = document.querySelectorAll("[data-filter]");
 const labelsOf = (metadata) => Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
@@ -28,7 +29,7 @@ export class List {
     Object.assign(this, { generations, chosen, overview });
     this.body = byId("list");
     this.filters = Object.fromEntries(["status", "model", "search"].map((name) => [name, byId(`filter-${name}`)]));
-    this.rates = new Rates(() => this.#running(), (told) => told.forEach((one) => generations.upsert(one)));
+    this.rates = new Rates(() => this.#inSight("in_progress"), (told) => told.forEach((one) => generations.upsert(one)));
     this.seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "100px" });
     // A busy browser reports several frames at once: the last one counts.
     const atEnd = (entries) => entries.at(-1).isIntersecting && this.more();
@@ -172,12 +173,14 @@ export class List {
   }
 
   #fill({ fields }, one) {
-    const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at } = one;
+    const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at, queue } = one;
     showStatus(fields.status, status);
     show(fields.model, model);
     const labels = labelsOf(metadata);
     show(fields.code, error?.code ?? "");
     fields.code.title = error?.message ?? "";
+    show(fields.reason, queue ? brief(queue) : "");
+    fields.reason.title = queue ? sentence(queue) : "";
     show(fields.labels, labels.join(" "));
     fields.labels.title = labels.join("\n");
     show(fields.age, age(now() / 1000 - created_at));
@@ -215,11 +218,20 @@ export class List {
     }
   }
 
-  #running() {
-    const { known } = this.generations;
-    const ids = this.#shown.filter((id) => this.#visible.has(id) && known.get(id)?.status === "in_progress");
-    const first = this.generations.order.indexOf(ids[0]);
-    return { ids, after: first > 0 ? this.generations.order[first - 1] : "" };
+  /** Returns the visible generations of a status, and the id before the first. */
+  #inSight(status) {
+    const { known, order } = this.generations;
+    const ids = this.#shown.filter((id) => this.#visible.has(id) && known.get(id)?.status === status);
+    const first = order.indexOf(ids[0]);
+    return { ids, after: first > 0 ? order[first - 1] : "" };
+  }
+
+  /** Reads reasons and positions of the visible generations that wait: the activity reports no positions. */
+  async refreshWaiting() {
+    const { ids, after } = this.#inSight("queued");
+    if (!ids.length) return;
+    const told = await this.generations.waiting(after).catch(() => []); // the connection status shows the error
+    for (const one of told) this.generations.upsert(one);
   }
 
   // --- keyboard: one row is in the tab order, the arrow keys move between rows ---
