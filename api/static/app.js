@@ -9,6 +9,8 @@ import { Detail } from "./views/detail.js";
 import { List } from "./views/list.js";
 import { Overview } from "./views/overview.js";
 import { Prompt } from "./views/prompt.js";
+import { QueueView } from "./views/queue.js";
+import { UpstreamsView } from "./views/upstreams.js";
 import { Chosen, Wall } from "./views/wall.js";
 
 const follower = new Follower();
@@ -25,12 +27,14 @@ const overview = new Overview((trouble) => {
 const list = new List(generations, chosen, overview);
 const wall = new Wall(follower, chosen);
 const prompt = new Prompt();
+const pages = { queue: new QueueView(), upstreams: new UpstreamsView() };
+const TITLES = { wall: "Wall · Tokencast", queue: "Queue · Tokencast", upstreams: "Upstreams · Tokencast" };
 
 let view = "";
 let detail = null;
 let denied = false;
 
-/** `#/` the list, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…` several. */
+/** `#/` the list, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…` several, `#/queue`, `#/upstreams`. */
 function route() {
   const path = location.hash.replace(/^#\/?/, "");
   const id = path.match(/^gen_[0-9a-z]{34}$/)?.[0];
@@ -41,11 +45,11 @@ function route() {
     detail.root.remove();
     detail = null;
   }
-  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : "list";
-  for (const name of ["list", "detail", "wall"]) byId(`view-${name}`).hidden = name !== view;
+  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : path in pages ? path : "list";
+  for (const name of ["list", "detail", "wall", ...Object.keys(pages)]) byId(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) link.ariaCurrent = link.dataset.view === view ? "page" : null;
   if (view !== "wall") wall.close();
-  if (view !== "detail") document.title = view === "wall" ? "Wall · Tokencast" : "Tokencast";
+  if (view !== "detail") document.title = TITLES[view] ?? "Tokencast";
   if (id && !detail) {
     detail = new Detail(id, { follower, chosen, overview });
     byId("view-detail").append(detail.root);
@@ -67,6 +71,10 @@ function run() {
   else overview.stop();
   if (on && view === "list") list.start();
   else list.stop();
+  for (const [name, page] of Object.entries(pages)) {
+    if (on && view === name) page.start();
+    else page.stop();
+  }
   if (on) prompt.load();
 }
 
@@ -123,7 +131,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     detail.toggle();
   }
-  if (event.key === "Escape" && view !== "list") location.hash = "#/";
+  if (event.key === "Escape" && view !== "list" && !byId("confirm").open) location.hash = "#/";
   if (event.key === "/" && view === "list") {
     event.preventDefault();
     byId("filter-search").focus();
