@@ -32,6 +32,10 @@ export class Chosen extends EventTarget {
     return this.#ids.size;
   }
 
+  get ids() {
+    return [...this.#ids];
+  }
+
   /** The address of the wall with these generations; without any, with the newest running ones. */
   get hash() {
     return `#/wall${this.size ? `/${[...this.#ids].slice(0, MOST).join(",")}` : ""}`;
