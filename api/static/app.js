@@ -5,10 +5,14 @@ import { access, keep, key } from "./data/gateway.js";
 import { Generations } from "./data/generations.js";
 import { byId, show, tell } from "./ui/page.js";
 import { again } from "./ui/snippets.js";
+import { Bulk } from "./views/bulk.js";
 import { Detail } from "./views/detail.js";
+import { ErrorsView } from "./views/errors.js";
 import { List } from "./views/list.js";
 import { Overview } from "./views/overview.js";
 import { Prompt } from "./views/prompt.js";
+import { QueueView } from "./views/queue.js";
+import { UpstreamsView } from "./views/upstreams.js";
 import { Chosen, Wall } from "./views/wall.js";
 
 const follower = new Follower();
@@ -19,17 +23,24 @@ const generations = new Generations(
 );
 const overview = new Overview((trouble) => {
   if (view !== "list") showConnection(trouble ? "reconnecting" : "live", trouble?.message); // no stream reports it
-  detail?.paint();
+  detail?.tick();
+  if (view === "list" && !trouble) list.refreshWaiting();
 });
-const list = new List(generations, chosen, overview);
+const list = new List(generations, chosen, overview, () => onFilter());
+const bulk = new Bulk(list, chosen, generations);
 const wall = new Wall(follower, chosen);
 const prompt = new Prompt();
+const pages = { queue: new QueueView(), upstreams: new UpstreamsView(), errors: new ErrorsView() };
+const TITLES = { wall: "Wall", queue: "Queue", upstreams: "Upstreams", errors: "Errors" };
 
 let view = "";
 let detail = null;
 let denied = false;
 
-/** `#/` the list, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…` several. */
+/**
+ * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…`
+ * several, and the names of the pages.
+ */
 function route() {
   const path = location.hash.replace(/^#\/?/, "");
   const id = path.match(/^gen_[0-9a-z]{34}$/)?.[0];
@@ -40,19 +51,29 @@ function route() {
     detail.root.remove();
     detail = null;
   }
-  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : "list";
-  for (const name of ["list", "detail", "wall"]) byId(`view-${name}`).hidden = name !== view;
+  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : Object.hasOwn(pages, path) ? path : "list";
+  for (const name of ["list", "detail", "wall", ...Object.keys(pages)]) byId(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) link.ariaCurrent = link.dataset.view === view ? "page" : null;
   if (view !== "wall") wall.close();
-  if (view !== "detail") document.title = view === "wall" ? "Wall · Tokencast" : "Tokencast";
+  if (view !== "detail") document.title = [TITLES[view], "Tokencast"].filter(Boolean).join(" · ");
   if (id && !detail) {
     detail = new Detail(id, { follower, chosen, overview });
     byId("view-detail").append(detail.root);
     detail.focus();
   }
   if (view === "wall") wall.open(ids);
+  if (view === "list") list.query = path.replace(/^\?/, "");
   if (view === "list" && before) list.focus(before);
   run();
+}
+
+const listHash = () => `#/${list.query && `?${list.query}`}`;
+
+/** Keeps the filters in the address, also for those who return to the list. */
+function onFilter() {
+  if (view === "list" && location.hash !== listHash()) history.replaceState(null, "", listHash());
+  document.querySelector('nav a[data-view="list"]').href = listHash();
+  bulk.paint();
 }
 
 /** Runs only what is visible: a page has one stream, of the list or of what it follows; a hidden page has none. */
@@ -66,6 +87,10 @@ function run() {
   else overview.stop();
   if (on && view === "list") list.start();
   else list.stop();
+  for (const [name, page] of Object.entries(pages)) {
+    if (on && view === name) page.start();
+    else page.stop();
+  }
   if (on) prompt.load();
 }
 
@@ -105,6 +130,7 @@ byId("forget-key").addEventListener("click", () => useKey(""));
 chosen.addEventListener("change", () => {
   markWall();
   list.mark();
+  bulk.paint();
   detail?.paint();
 });
 
@@ -122,7 +148,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     detail.toggle();
   }
-  if (event.key === "Escape" && view !== "list") location.hash = "#/";
+  if (event.key === "Escape" && view !== "list" && !byId("confirm").open) location.hash = listHash();
   if (event.key === "/" && view === "list") {
     event.preventDefault();
     byId("filter-search").focus();
@@ -130,4 +156,5 @@ document.addEventListener("keydown", (event) => {
 });
 show(byId("welcome-curl"), again.curl({ model: "gabforge-coder", messages: [{ role: "user", content: "Hello?" }] }));
 markWall();
+bulk.paint();
 route();

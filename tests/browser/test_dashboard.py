@@ -26,7 +26,7 @@ from tests.browser.dashboard import (
     row,
     start_generation,
 )
-from tests.support import Gateway, Writer, gateway, request_body, tell_waiting, wait_until
+from tests.support import Gateway, Writer, gateway, request_body, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -116,22 +116,6 @@ async def test_a_reset_removes_the_output_so_far(api: Gateway, broker: Broker, v
     await expect(field(page, "attempt")).to_have_text("2")
     await page.reload()
     await expect_text(part(page, "Answer"), "kept")
-
-
-async def test_a_wait_for_the_upstream_shows_its_end(api: Gateway, broker: Broker, visit: Open) -> None:
-    gid = (await api.create())["id"]
-    page = (await visit(api, f"/#/{gid}", timezone_id="UTC", locale="de-DE")).page
-    noon = 1763812800
-    await tell_waiting(broker.store.redis, gid, "upstream_busy", noon + 5)
-    await expect(field(page, "waiting")).to_have_text("Waiting (upstream_busy) until 12:00:05.")
-    await tell_waiting(broker.store.redis, gid, "paused")
-    await expect(field(page, "waiting")).to_have_text("Waiting (paused).")
-    await expect(field(page, "status")).to_have_text("queued")
-    writer = await Writer(broker.store.redis, gid).claim()
-    await expect(field(page, "status")).to_have_text("in progress")
-    await expect(field(page, "waiting")).to_be_hidden()
-    await writer.append("At last.")
-    await expect_text(part(page, "Answer"), "At last.")
 
 
 async def test_missing_history_is_announced(api: Gateway, broker: Broker, visit: Open) -> None:

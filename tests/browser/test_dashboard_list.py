@@ -275,12 +275,12 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(visit: Open) -> None
         while not seen or seen[-1] != f"#/{gids[0]}":
             await page.keyboard.press("Tab")
             seen.append(await page.evaluate("document.activeElement.id || document.activeElement.getAttribute('href')"))
-            assert len(seen) < 20, seen
+            assert len(seen) < 30, seen
         assert [name for name in seen if name] == [
-            *("#/", "#/wall", "/docs"),
+            *("#/", "#/wall", "#/queue", "#/upstreams", "#/errors", "/docs"),
             *(f"count-{status}" for status in ("queued", "in_progress", "completed", "failed", "cancelled")),
             *("prompt", "model", "send"),
-            *("filter-search", "filter-status", "filter-model", f"#/{gids[0]}"),
+            *("filter-search", "filter-status", "filter-model", "filter-code", "filter-upstream", f"#/{gids[0]}"),
         ]
         await page.keyboard.press("ArrowDown")
         await page.keyboard.press("End")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from broker import Broker
+from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
@@ -60,6 +60,47 @@ async def test_axe_finds_no_violation(api: Gateway, broker: Broker, visit: Open,
     await page.goto(f"{api.url}/#/wall/{','.join(gids)}")
     await expect(page.locator(".tile .status")).to_have_text(["in progress", "failed", "completed", "cancelled"])
     assert await violations(page) == []
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_no_violation_in_the_pages_of_the_queue(
+    visit: Open, own_redis: EmbeddedRedis, theme: str
+) -> None:
+    """On a screen and on a phone, with a pause, a selection and an open dialog; and nothing is wider than the phone."""
+    node()
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        writer = await start_generation(api, broker)
+        error = {"error": {"message": "It stopped.", "type": "server_error", "code": "upstream_truncated"}}
+        await writer.finish("failed", json.dumps(error).encode())
+        gid = (await api.create())["id"]
+        await api.http.post("/v1/queue/pause", json={"upstream": "default"})
+        page = (await visit(api, "/#/?status=queued", color_scheme=theme)).page
+        await row(page, gid).get_by_role("checkbox").check()
+        await expect(row(page, gid)).to_contain_text("paused")
+        for width in (1280, 375):
+            await page.set_viewport_size({"width": width, "height": 700})
+            assert await violations(page) == []
+            for path, what in (
+                ("queue", page.get_by_role("button", name="Resume upstream default")),
+                ("upstreams", page.get_by_role("button", name="Resume default")),
+                ("errors", page.get_by_role("link", name="List upstream_truncated of m, default")),
+                (gid, page.get_by_text("Waits because")),
+            ):
+                await page.goto(f"{api.url}/#/{path}")
+                await expect(what).to_be_visible()
+                assert await violations(page) == [], path
+                assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+            await page.goto(f"{api.url}/#/upstreams")
+            await page.get_by_text("Change limits").click()
+            assert await violations(page) == []
+            await page.get_by_role("button", name="Resume default").click()
+            await expect(page.get_by_role("dialog")).to_be_visible()
+            assert await violations(page) == []
+            await page.keyboard.press("Escape")
+            await page.goto(f"{api.url}/#/?status=queued")
+            await expect(row(page, gid)).to_be_visible()
+        await page.close()
 
 
 @pytest.mark.node

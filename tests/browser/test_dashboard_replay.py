@@ -194,7 +194,7 @@ async def test_the_timeline_shows_attempts_waits_and_the_end(api: Gateway, broke
     marks = page.get_by_role("list", name="Timeline").get_by_role("button")
     expected = [
         "queued",
-        "waiting (upstream_busy)",
+        "waiting (upstream busy)",
         "attempt 1",
         "first token",
         "reset, attempt 2",

@@ -36,9 +36,9 @@ let ahead = 0; // ms that the gateway's clock is ahead of this machine's, if the
 export const now = () => Date.now() + ahead;
 
 /** Sends a request and returns the JSON of the response; null for 204. Throws a Refusal. */
-export async function ask(path, { method = "GET", body, headers = {} } = {}) {
+export async function ask(path, { method = "GET", body, headers = {}, timeout = TIMEOUT } = {}) {
   const json = body === undefined ? {} : { "content-type": "application/json" };
-  const signal = AbortSignal.timeout(TIMEOUT);
+  const signal = AbortSignal.timeout(timeout);
   const all = { accept: "application/json", ...json, ...authorization(), ...headers };
   const response = await fetch(path, { method, body, headers: all, signal }).catch(() => {
     throw new Refusal(0, "The gateway does not answer.");

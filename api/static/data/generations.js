@@ -12,12 +12,19 @@ const MOST = 2000; // generations kept by default; loading older pages raises it
  *   first_token_at: ?number, ended_at: ?number, attempt: number, cursor: string, usage: ?object, error: ?object,
  *   metadata: Record<string, string>}} Summary */
 
+/** @typedef {{status?: string, model?: string, code?: string}} Filter what the gateway filters by; "" for any */
+
+/** Returns the query of a filter; "" for none. @param {Filter} filter */
+export function queryOf({ status = "", model = "", code = "" } = {}) {
+  return new URLSearchParams(Object.entries({ status, model, code }).filter(([, value]) => value)).toString();
+}
+
 export class Generations {
   /** @type {Map<string, Summary>} */
   known = new Map();
   /** @type {string[]} newest first, in the order of their ids */
   order = [];
-  /** Status, "" for any → whether there are older generations, and the id after which they follow. */
+  /** Filter, "" for none → whether there are older generations, and the id after which they follow. */
   #frontiers = new Map();
   #gone = new Set();
   #stream = null;
@@ -39,13 +46,13 @@ export class Generations {
 
   #notify;
 
-  /** Whether all generations of that status are loaded. */
-  complete(status) {
-    return this.#frontiers.get(status)?.more === false;
+  /** Whether all generations of that filter are loaded. */
+  complete(filter) {
+    return this.#frontiers.get(queryOf(filter))?.more === false;
   }
 
-  loaded(status) {
-    return this.#frontiers.has(status);
+  loaded(filter) {
+    return this.#frontiers.has(queryOf(filter));
   }
 
   // --- live changes ---
@@ -123,13 +130,31 @@ export class Generations {
   // --- pages ---
 
   /** Loads the next page of older generations. Throws a Refusal. */
-  async more(status = "") {
-    const { after = "" } = this.#frontiers.get(status) ?? {};
-    const { data, has_more } = await this.#page(status, after);
+  async more(filter = {}) {
+    const query = queryOf(filter);
+    const { after = "" } = this.#frontiers.get(query) ?? {};
+    const { data, has_more, last_id } = await this.#page(query, after);
     this.#most = Math.max(this.#most, this.order.length + data.length);
     for (const told of data) this.upsert(told);
-    this.#frontiers.set(status, { more: has_more, after: data.at(-1)?.id ?? after });
+    this.#frontiers.set(query, { more: has_more, after: last_id ?? data.at(-1)?.id ?? after });
     this.#notify();
+  }
+
+  /** Returns up to `most` generations of a filter from the gateway, newest first. Throws a Refusal. */
+  async find(filter, most) {
+    const found = [];
+    for (let [after, more] = ["", true]; more && found.length < most; ) {
+      const page = await this.#page(queryOf(filter), after);
+      found.push(...page.data);
+      more = page.has_more;
+      after = page.last_id ?? found.at(-1)?.id ?? "";
+    }
+    return found.slice(0, most);
+  }
+
+  /** Returns a page of those that wait. Throws a Refusal. */
+  async waiting(after = "") {
+    return (await this.#page("status=queued", after)).data;
   }
 
   /** Reloads what is shown, to find changes and deletions that were missed. */
@@ -159,8 +184,7 @@ export class Generations {
     return Date.now() / 1000 - this.known.get(id).created_at < 10;
   }
 
-  #page(status, after) {
-    const query = new URLSearchParams({ limit: PAGE, ...(status && { status }), ...(after && { after }) });
-    return ask(`/v1/generations?${query}`);
+  #page(query, after) {
+    return ask(`/v1/generations?limit=${PAGE}${query && `&${query}`}${after && `&after=${after}`}`);
   }
 }

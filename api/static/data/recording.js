@@ -8,20 +8,17 @@ const TITLES = ["Reasoning", "Answer", "Refusal"];
 /** The facts that each event adds, apart from text. */
 const FACTS = {
   created: ({ model, created_at }) => ({ status: "queued", model, created: created_at }),
-  started: ({ attempt }) => ({ status: "in_progress", attempt, waiting: "" }),
+  started: ({ attempt }) => ({ status: "in_progress", attempt, waiting: null }),
   reset: ({ attempt, reason }) => ({
-    ...{ status: "in_progress", attempt, gap: "", waiting: "", finish: "", usage: null },
+    ...{ status: "in_progress", attempt, gap: "", waiting: null, finish: "", usage: null },
     reset: `Restarted as attempt ${attempt} (${reason}). The previous output was discarded.`,
   }),
-  waiting: ({ reason, retry_at }) => ({
-    status: "queued",
-    waiting: `Waiting (${reason})${retry_at ? ` until ${new Date(retry_at * 1000).toLocaleTimeString()}` : ""}.`,
-  }),
-  completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: "", finish: finish_reason, usage }),
-  failed: ({ error }) => ({ status: "failed", waiting: "", error: `${error.code ?? error.type}: ${error.message}` }),
-  cancelled: ({ usage }) => ({ status: "cancelled", waiting: "", usage }),
+  waiting: ({ reason, retry_at }) => ({ status: "queued", waiting: { reason, retry_at } }),
+  completed: ({ finish_reason, usage }) => ({ status: "completed", waiting: null, finish: finish_reason, usage }),
+  failed: ({ error }) => ({ status: "failed", waiting: null, error: `${error.code ?? error.type}: ${error.message}` }),
+  cancelled: ({ usage }) => ({ status: "cancelled", waiting: null, usage }),
   gap: ({ earliest }) => ({ gap: `History is missing: the log was trimmed and continues at ${earliest}.` }),
-  gone: () => ({ status: "gone", waiting: "", error: "This generation was deleted." }),
+  gone: () => ({ status: "gone", waiting: null, error: "This generation was deleted." }),
 };
 
 /** Returns how many of these sorted numbers are at most `value`. */
@@ -137,7 +134,7 @@ export class Recording {
     const finish = objectsOf(chunk?.choices).map(finishReason).findLast(Boolean) ?? before.finish;
     const usage = isObject(chunk?.usage) && { usage: chunk.usage };
     const same = before.status === "in_progress" && !before.waiting && finish === before.finish && !usage;
-    return same ? before : { ...before, status: "in_progress", waiting: "", finish, ...usage };
+    return same ? before : { ...before, status: "in_progress", waiting: null, finish, ...usage };
   }
 
   /** Returns the number of chunks among the first `count` events, over all attempts. */

@@ -1,6 +1,7 @@
 // The timeline of a recording, as a strip and as a list of marks; and the player that moves through it.
 
 import { duration, make, show } from "./page.js";
+import { reasonOf } from "./waiting.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MOST = 60; // maximum number of listed marks
@@ -15,7 +16,7 @@ const WORDS = {
   created: () => "queued",
   started: ({ data }) => `attempt ${data.attempt}`,
   reset: ({ data }) => `reset, attempt ${data.attempt}`,
-  waiting: ({ data }) => `waiting (${data.reason})`,
+  waiting: ({ data }) => `waiting (${reasonOf(data)})`,
   chunk: () => "first token",
 };
 

@@ -2,12 +2,14 @@
 
 import { oncePerFrame } from "../data/frames.js";
 import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "../data/gateway.js";
+import { Place } from "../data/place.js";
 import { Recording } from "../data/recording.js";
 import { GrowingText, Output } from "../ui/output.js";
 import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "../ui/page.js";
 import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { again, follow } from "../ui/snippets.js";
 import { Marks, Player, Timeline } from "../ui/timeline.js";
+import { sentence } from "../ui/waiting.js";
 
 const PAGE = 1000; // events
 
@@ -33,6 +35,7 @@ export class Detail {
     this.paint = oncePerFrame(() => this.#paint());
     this.output = new Output(this.fields.output);
     this.rawText = new GrowingText(this.fields.raw);
+    this.place = new Place(id, () => this.paint());
     this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));
     show(this.fields.id, id);
     this.#listen();
@@ -86,6 +89,7 @@ export class Detail {
       more = page.has_more;
       this.paint();
     }
+    this.place.begin(known, this.recording);
     const ended = this.recording.length && ENDINGS.has(this.recording.events.at(-1).event);
     if (ended) this.state("ended");
     else this.follower.follow(this.id, this, after);
@@ -105,6 +109,13 @@ export class Detail {
 
   take(event) {
     this.recording.push(event, now());
+    this.place.take(event);
+    this.paint();
+  }
+
+  /** Called every two seconds while the page is visible. */
+  tick() {
+    if (this.connection !== "ended") this.place.refresh(this.recording);
     this.paint();
   }
 
@@ -201,7 +212,9 @@ export class Detail {
     show(fields.model, facts.model ?? this.#model);
     for (const name of ["attempt", "finish"]) show(fields[name], String(facts[name] || "–"));
     show(fields.cursor, recording.events[count - 1]?.id ?? "–");
-    for (const name of ["reset", "gap", "waiting"]) tell(fields[name], facts[name] ?? "");
+    for (const name of ["reset", "gap"]) tell(fields[name], facts[name] ?? "");
+    const waits = replayed ? facts.waiting : this.place.queue;
+    tell(fields.waiting, waits ? sentence(waits, this.place.upstreams) : "");
     tell(fields.excuse, this.#excuse);
     tell(fields.error, this.#trouble || (facts.error ?? ""));
     show(fields.created, created ? moment(created).toLocaleString() : "–");

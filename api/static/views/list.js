@@ -6,10 +6,14 @@ import { now } from "../data/gateway.js";
 import { Rates } from "../data/rates.js";
 import { age, byId, clone, duration, fieldsOf, moment, rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { sparkline } from "../ui/sparkline.js";
+import { brief, sentence } from "../ui/waiting.js";
 
 const COUNTERS = document.querySelectorAll("[data-filter]");
 const labelsOf = (metadata) => Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
 const ID = /^gen_[0-9a-z]{34}$/;
+const FILTERS = ["status", "model", "code", "upstream", "search"];
+/** The menus that are filled with the values of the known generations. */
+const MENUS = { model: ({ model }) => model, code: ({ error }) => error?.code, upstream: ({ upstream }) => upstream };
 
 export class List {
   #rows = new Map(); // id → { node, fields }
@@ -19,22 +23,23 @@ export class List {
   #current = ""; // id of the row in the tab order
   #loading = false;
   #awaited = "";
+  #offered = Object.fromEntries(Object.keys(MENUS).map((name) => [name, new Set()])); // values in the menus
 
   /**
    * @param {import("../data/generations.js").Generations} generations  @param {import("./wall.js").Chosen} chosen
-   * @param {import("./overview.js").Overview} overview
+   * @param {import("./overview.js").Overview} overview  @param {() => void} onfilter
    */
-  constructor(generations, chosen, overview) {
-    Object.assign(this, { generations, chosen, overview });
+  constructor(generations, chosen, overview, onfilter) {
+    Object.assign(this, { generations, chosen, overview, onfilter });
     this.body = byId("list");
-    this.filters = Object.fromEntries(["status", "model", "search"].map((name) => [name, byId(`filter-${name}`)]));
-    this.rates = new Rates(() => this.#running(), (told) => told.forEach((one) => generations.upsert(one)));
+    this.filters = Object.fromEntries(FILTERS.map((name) => [name, byId(`filter-${name}`)]));
+    this.rates = new Rates(() => this.#inSight("in_progress"), (told) => told.forEach((one) => generations.upsert(one)));
     this.seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "100px" });
     // A busy browser reports several frames at once: the last one counts.
     const atEnd = (entries) => entries.at(-1).isIntersecting && this.more();
     this.end = new IntersectionObserver(atEnd, { rootMargin: "600px" });
     this.end.observe(byId("more"));
-    for (const filter of Object.values(this.filters)) filter.addEventListener("input", () => this.refilter());
+    for (const filter of Object.values(this.filters)) filter.addEventListener("input", () => this.#filtered());
     this.filters.search.addEventListener("keydown", (event) => this.#jump(event));
     this.body.addEventListener("keydown", (event) => this.#move(event));
     this.body.addEventListener("focusin", ({ target }) => this.#makeCurrent(target.closest("[data-id]")?.dataset.id));
@@ -59,9 +64,43 @@ export class List {
 
   // --- filters ---
 
-  #matches({ id, status, model, metadata, error }) {
-    const { status: wanted, model: of, search } = this.filters;
-    if ((wanted.value && status !== wanted.value) || (of.value && model !== of.value)) return false;
+  /** What the gateway filters by. */
+  get filter() {
+    const { status, model, code } = this.filters;
+    return { status: status.value, model: model.value, code: code.value };
+  }
+
+  /** The filters, as in the address of the page; "" for none. */
+  get query() {
+    const set = Object.entries(this.filters).filter(([, { value }]) => value);
+    return new URLSearchParams(set.map(([name, { value }]) => [name, value])).toString();
+  }
+
+  set query(text) {
+    if (text === this.query) return;
+    const wanted = new URLSearchParams(text);
+    for (const [name, filter] of Object.entries(this.filters)) {
+      const value = wanted.get(name) ?? "";
+      if (name in MENUS) this.#offer(name, value);
+      filter.value = value;
+      if (filter.selectedIndex === -1) filter.value = ""; // the menu does not have it
+    }
+    this.#filtered();
+  }
+
+  #filtered() {
+    this.onfilter();
+    this.refilter();
+  }
+
+  matches(one) {
+    const { id, status, model, metadata, error } = one;
+    const { status: wanted, search } = this.filters;
+    if (wanted.value && status !== wanted.value) return false;
+    for (const [name, read] of Object.entries(MENUS)) {
+      const { value } = this.filters[name];
+      if (value && read(one) !== value) return false;
+    }
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     if (!words.length) return true;
     const all = [id, model, error?.code ?? "", ...labelsOf(metadata)].join("\n").toLowerCase();
@@ -72,14 +111,14 @@ export class List {
   #only(status) {
     const { status: menu } = this.filters;
     menu.value = menu.value === status ? "" : status;
-    this.refilter();
+    this.#filtered();
   }
 
   refilter() {
-    this.#models();
+    this.#menus();
     const { known, order } = this.generations;
-    this.#arrange(order.filter((id) => this.#matches(known.get(id))));
-    if (!this.generations.loaded(this.filters.status.value)) this.more();
+    this.#arrange(order.filter((id) => this.matches(known.get(id))));
+    if (!this.generations.loaded(this.filter)) this.more();
   }
 
   /** Shows changes: in place, unless rows appear, disappear or change their match. */
@@ -89,7 +128,7 @@ export class List {
     for (const id of changed) {
       const one = known.get(id);
       const row = this.#rows.get(id);
-      same &&= Boolean(row) === Boolean(one && this.#matches(one));
+      same &&= Boolean(row) === Boolean(one && this.matches(one));
       if (row && one) this.#fill(row, one);
     }
     if (same) this.#state();
@@ -121,35 +160,38 @@ export class List {
     const { generations } = this;
     const status = this.filters.status.value;
     const filtered = Object.values(this.filters).some(({ value }) => value);
-    const loading = !generations.loaded(status);
+    const loading = !generations.loaded(this.filter);
     const none = loading ? "Loading…" : filtered ? "No match among the loaded generations." : "";
     tell(byId("list-state"), this.#shown.length ? "" : none);
     byId("welcome").hidden = Boolean(this.#shown.length || none);
     for (const counter of COUNTERS) counter.ariaPressed = String(counter.dataset.filter === status);
-    byId("more").hidden = loading || generations.complete(status);
+    byId("more").hidden = loading || generations.complete(this.filter);
     show(byId("list-count"), `${this.#shown.length}${filtered ? ` of ${generations.order.length}` : ""} shown`);
   }
 
-  /** Adds every model of the known generations to the menu. */
-  #models() {
-    const menu = this.filters.model;
-    const there = new Set(Array.from(menu.options, ({ value }) => value));
-    for (const { model } of this.generations.known.values()) {
-      if (there.has(model)) continue;
-      there.add(model);
-      menu.append(new Option(model, model));
+  /** Adds every value of the known generations to the menus. */
+  #menus() {
+    for (const one of this.generations.known.values()) {
+      for (const [name, read] of Object.entries(MENUS)) this.#offer(name, read(one));
     }
+  }
+
+  #offer(name, value) {
+    if (!value || this.#offered[name].has(value)) return;
+    this.#offered[name].add(value);
+    this.filters[name].append(new Option(value, value));
   }
 
   async more() {
     if (this.#loading) return;
     this.#loading = true;
-    const told = this.generations.more(this.filters.status.value);
+    const told = this.generations.more(this.filter);
     // The connection status shows what is wrong; retry in a second.
     await told.catch(() => new Promise((resolve) => setTimeout(resolve, 1000)));
     this.#loading = false;
     this.refilter();
-    if (this.filters.search.value) return; // a search without a match would load all pages
+    const { search, upstream } = this.filters;
+    if (search.value || upstream.value) return; // without a match, it would load all pages
     this.end.unobserve(byId("more")); // check again: the end may still be in sight
     this.end.observe(byId("more"));
   }
@@ -172,12 +214,14 @@ export class List {
   }
 
   #fill({ fields }, one) {
-    const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at } = one;
+    const { status, model, attempt, usage, metadata, error, cursor, created_at, first_token_at, queue } = one;
     showStatus(fields.status, status);
     show(fields.model, model);
     const labels = labelsOf(metadata);
     show(fields.code, error?.code ?? "");
     fields.code.title = error?.message ?? "";
+    show(fields.reason, queue ? brief(queue) : "");
+    fields.reason.title = queue ? sentence(queue) : "";
     show(fields.labels, labels.join(" "));
     fields.labels.title = labels.join("\n");
     show(fields.age, age(now() / 1000 - created_at));
@@ -215,11 +259,20 @@ export class List {
     }
   }
 
-  #running() {
-    const { known } = this.generations;
-    const ids = this.#shown.filter((id) => this.#visible.has(id) && known.get(id)?.status === "in_progress");
-    const first = this.generations.order.indexOf(ids[0]);
-    return { ids, after: first > 0 ? this.generations.order[first - 1] : "" };
+  /** Returns the visible generations of a status, and the id before the first. */
+  #inSight(status) {
+    const { known, order } = this.generations;
+    const ids = this.#shown.filter((id) => this.#visible.has(id) && known.get(id)?.status === status);
+    const first = order.indexOf(ids[0]);
+    return { ids, after: first > 0 ? order[first - 1] : "" };
+  }
+
+  /** Reads reasons and positions of the visible generations that wait: the activity reports no positions. */
+  async refreshWaiting() {
+    const { ids, after } = this.#inSight("queued");
+    if (!ids.length) return;
+    const told = await this.generations.waiting(after).catch(() => []); // the connection status shows the error
+    for (const one of told) this.generations.upsert(one);
   }
 
   // --- keyboard: one row is in the tab order, the arrow keys move between rows ---

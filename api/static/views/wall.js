@@ -5,6 +5,7 @@ import { ENDINGS, ask, now } from "../data/gateway.js";
 import { Recording } from "../data/recording.js";
 import { Output } from "../ui/output.js";
 import { byId, clone, fieldsOf, rate, show, showStatus, tell } from "../ui/page.js";
+import { sentence } from "../ui/waiting.js";
 
 const MOST = 100; // maximum number of generations on one connection
 const BY_ITSELF = 6; // tiles if no generations were selected
@@ -29,6 +30,10 @@ export class Chosen extends EventTarget {
 
   get size() {
     return this.#ids.size;
+  }
+
+  get ids() {
+    return [...this.#ids];
   }
 
   /** The address of the wall with these generations; without any, with the newest running ones. */
@@ -83,7 +88,7 @@ class Tile {
     const told = [recording.chunks && `≈ ${recording.chunks} tokens`, rate(lately / (LATELY / 1000))];
     show(fields.length, told.filter(Boolean).join(" · "));
     fields.output.toggleAttribute("data-writing", status === "in_progress");
-    tell(fields.note, [error || this.trouble, waiting, gap, reset].filter(Boolean).join(" "));
+    tell(fields.note, [error || this.trouble, waiting && sentence(waiting), gap, reset].filter(Boolean).join(" "));
     this.root.dataset.connection = this.connection;
     this.output.show(recording);
   }

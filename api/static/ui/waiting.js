@@ -1,0 +1,55 @@
+// Why a generation waits, in words.
+
+/** The reasons of the queue, in a word or two. */
+export const REASONS = {
+  queued: "workers are busy",
+  upstream_limit: "upstream limit",
+  upstream_busy: "upstream busy",
+  upstream_down: "upstream down",
+  tenant_limit: "tenant limit",
+  paused: "paused",
+  scheduled: "scheduled",
+};
+
+const SENTENCES = {
+  queued: () => "Waits for a free worker",
+  upstream_limit: (upstream) => `Waits for ${upstream}, whose limit is reached`,
+  upstream_busy: (upstream) => `Waits for ${upstream}, which refused calls (429 or 503)`,
+  upstream_down: (upstream) => `Waits for ${upstream}, whose last calls failed (its circuit is open)`,
+  tenant_limit: () => "Waits because the limit of its tenant's running generations is reached",
+  paused: () => "Waits because the queue is paused",
+  scheduled: () => "Scheduled",
+};
+
+export const reasonOf = ({ reason }) => REASONS[reason] ?? reason;
+
+/** Formats a time: without the date if it is today. */
+export function clock(seconds) {
+  const time = new Date(seconds * 1000);
+  const today = time.toDateString() === new Date().toDateString();
+  return today ? time.toLocaleTimeString() : time.toLocaleString();
+}
+
+/** "the upstream a", "one of the upstreams a, b"; "the upstream" if its name is unknown. */
+function named(upstreams) {
+  if (upstreams.length > 1) return `one of the upstreams ${upstreams.join(", ")}`;
+  return `the upstream${upstreams.length ? ` ${upstreams[0]}` : ""}`;
+}
+
+/**
+ * Returns a sentence: what a generation waits for, until when, and at which position.
+ * @param {{reason: string, retry_at: ?number, position?: ?number}} queue  @param {string[]} upstreams
+ */
+export function sentence(queue, upstreams = []) {
+  const { reason, retry_at, position } = queue;
+  const what = SENTENCES[reason]?.(named(upstreams)) ?? `Waits (${reason})`;
+  const when = retry_at ? `${reason === "scheduled" ? " for" : "; next try at"} ${clock(retry_at)}` : "";
+  return `${what}${when}${position ? `; position ${position}` : ""}.`;
+}
+
+/** Returns the same in few words, for a row: "upstream busy until 12:03:20", "upstream limit, position 3". */
+export function brief(queue) {
+  const until = queue.retry_at ? `until ${clock(queue.retry_at)}` : "";
+  const place = queue.position ? `, position ${queue.position}` : "";
+  return [reasonOf(queue) + place, until].filter(Boolean).join(" ");
+}

@@ -1,0 +1,158 @@
+"""Filters in the address, errors in groups, and retrying and cancelling several generations."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.async_api import Page, expect
+
+from broker import Broker, connect
+from broker.dev.embedded_redis import EmbeddedRedis
+from tests.browser.conftest import Open
+from tests.browser.dashboard import row, start_generation
+from tests.browser.test_dashboard_list import expect_rows, keyed
+from tests.browser.test_dashboard_queue import confirm
+from tests.support import Gateway, gateway
+
+pytestmark = pytest.mark.browser
+
+
+async def fail(api: Gateway, broker: Broker, code: str, model: str = "m") -> str:
+    writer = await start_generation(api, broker, model=model)
+    error = {"message": f"It stopped: {code}.", "type": "server_error", "code": code}
+    await writer.finish("failed", json.dumps({"error": error}).encode())
+    return writer.gid
+
+
+async def listed(api: Gateway, query: str = "") -> list[dict[str, object]]:
+    return (await api.http.get(f"/v1/generations?limit=100{query}")).json()["data"]
+
+
+async def test_errors_are_grouped_and_lead_to_the_filtered_list(visit: Open, own_redis: EmbeddedRedis) -> None:
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        page = (await visit(api, "/#/errors")).page
+        await expect(page.get_by_text("No generation has failed.")).to_be_visible()
+        cut = [await fail(api, broker, "upstream_truncated") for _ in range(2)]
+        other = await fail(api, broker, "upstream_truncated", model="sim")
+        idle = await fail(api, broker, "idle_timeout")
+        rows = page.locator("#errors tr")
+        await expect(rows).to_have_count(3)
+        expected = [r"upstream_truncated\s*m\s*default\s*2\s", r"idle_timeout\s*m\s*default\s*1\s"]
+        expected.append(r"upstream_truncated\s*sim\s*default\s*1\s")
+        await expect(rows.nth(0)).to_have_text(
+            re.compile(rf"^\s*{expected[0]}.*It stopped: upstream_truncated\.", re.S)
+        )
+        for one, gid in ((expected[1], idle), (expected[2], other)):
+            found = rows.filter(has_text=re.compile(one))
+            await expect(found.get_by_role("link", name="Sample")).to_have_attribute("href", f"#/{gid}")
+        await page.get_by_role("link", name="List upstream_truncated of m, default").click()
+        await expect_rows(page, cut[::-1])
+        assert page.url.endswith("#/?status=failed&model=m&code=upstream_truncated&upstream=default")
+        await page.close()
+
+
+async def test_filters_are_in_the_address(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """They are kept by a reload and on the way back from a generation; an address without them removes them."""
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        failed = await fail(api, broker, "idle_timeout")
+        waiting = (await api.create())["id"]
+        page = (await visit(api, "/#/?status=failed&code=idle_timeout&other=1")).page
+        await expect_rows(page, [failed])
+        await expect(page.get_by_label("Error code")).to_have_value("idle_timeout")
+        await page.wait_for_url("**/#/?status=failed&code=idle_timeout")
+        await page.get_by_role("searchbox", name="Search").fill("no such")
+        await page.wait_for_url("**/#/?status=failed&code=idle_timeout&search=no+such")
+        await page.reload()
+        await expect(page.get_by_role("searchbox", name="Search")).to_have_value("no such")
+        await expect_rows(page, [])
+        await page.get_by_role("searchbox", name="Search").fill("")
+        await expect_rows(page, [failed])
+        await row(page, failed).get_by_role("link").click()
+        await expect(page.get_by_role("heading", level=2, name=failed)).to_be_focused()
+        await page.keyboard.press("Escape")
+        await page.wait_for_url("**/#/?status=failed&code=idle_timeout")
+        await expect_rows(page, [failed])
+        await page.evaluate("location.hash = '#/'")
+        await expect_rows(page, [waiting, failed])
+        await expect(page.get_by_label("Status", exact=True)).to_have_value("")
+        await page.close()
+
+
+async def choose(page: Page, *gids: str) -> None:
+    for gid in gids:
+        await row(page, gid).get_by_role("checkbox").check()
+
+
+async def test_a_selection_is_retried_and_cancelled(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """Each of them if its status allows it, after a confirmation."""
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        failed = [await fail(api, broker, "idle_timeout") for _ in range(2)]
+        waiting = (await api.create())["id"]
+        page = (await visit(api)).page
+        await choose(page, failed[0], waiting)
+        await page.get_by_role("button", name="Retry 2 selected…").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Run 1 generation again")
+        await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await page.get_by_role("button", name="Retry 2 selected…").click()
+        await confirm(page, "Retry")
+        await expect(page.locator("#bulk-result")).to_have_text("Enqueued again: 1.")
+        retries = [one for one in await listed(api) if one["retry_of"]]
+        assert [one["retry_of"] for one in retries] == [failed[0]]
+        await page.get_by_role("button", name="Cancel 2 selected…").click()
+        await confirm(page, "Cancel them")
+        await expect(page.locator("#bulk-result")).to_have_text("Cancelled: 1.")
+        await expect(row(page, waiting)).to_contain_text("cancelled")
+        await page.get_by_role("button", name="Clear the selection").click()
+        await expect(page.locator("#bulk")).to_be_hidden()
+        await expect(page.get_by_role("link", name="Wall", exact=True)).to_be_visible()
+        await page.close()
+
+
+async def test_all_that_match_the_filters_are_retried_and_cancelled(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """The gateway finds them by status and code, after a dry run; with other filters they are retried one by one."""
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        idle = [await fail(api, broker, "idle_timeout") for _ in range(2)]
+        await fail(api, broker, "upstream_truncated")
+        other = await fail(api, broker, "idle_timeout", model="sim")
+        visitor = await visit(api, "/#/?status=failed&code=idle_timeout")
+        page = visitor.page
+        await expect_rows(page, [other, *idle[::-1]])
+        button = page.get_by_role("button", name="Retry all that match…")
+        await button.click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Run 3 generations again")
+        assert [one for one in await listed(api) if one["retry_of"]] == []
+        await confirm(page, "Retry")
+        await expect(page.locator("#bulk-result")).to_have_text("Enqueued again: 3.")
+        asked = [request.post_data_json for request in visitor.requests if request.url.endswith("/generations/retry")]
+        assert [body.get("dry_run") for body in asked] == [True, None]
+        await page.get_by_label("Filter by model").select_option("sim")
+        await expect_rows(page, [other])
+        await button.click()
+        await confirm(page, "Retry")
+        await expect(page.locator("#bulk-result")).to_have_text("Enqueued again: 1.")
+        retried = [one["retry_of"] for one in await listed(api) if one["retry_of"]]
+        assert sorted(map(str, retried)) == sorted([*idle, other, other])
+        await page.get_by_role("link", name="Queue").click()
+        await page.evaluate("location.hash = '#/?status=queued'")
+        await page.get_by_role("button", name="Cancel all that match…").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Cancel 4 generations?")
+        await confirm(page, "Cancel them")
+        await expect(page.locator("#bulk-result")).to_have_text("Cancelled: 4.")
+        assert await listed(api, "&status=queued") == []
+        await page.close()
+
+
+async def test_a_key_that_only_reads_is_told_so(visit: Open, own_redis: EmbeddedRedis) -> None:
+    keys = f"{keyed('writes')['TOKENCAST_API_KEYS']},{keyed('reads')['TOKENCAST_API_KEYS']}:read"
+    async with gateway(own_redis.url, TOKENCAST_API_KEYS=keys) as api:
+        await api.create(None, authorization="Bearer writes")
+        visitor = await visit(api, "/#/?status=queued", key="reads")
+        visitor.allowed_errors = "status of 403"
+        button = visitor.page.get_by_role("button", name="Cancel all that match…")
+        await button.click()
+        await confirm(visitor.page, "Cancel them")
+        await expect(visitor.page.locator("#bulk-result")).to_contain_text("read")
+        await expect(button).to_be_hidden()
+        await visitor.page.close()
