@@ -15,7 +15,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
-from tests.browser.dashboard import delta, expect_text, field, part, row
+from tests.browser.dashboard import delta, expect_text, field, part, row, start_generation
 from tests.support import ROOT, Gateway, Writer, gateway, request_body, tell_waiting, upstream_sim, wait_until, worker
 
 pytestmark = pytest.mark.browser

@@ -49,13 +49,9 @@ class ProgressLine:
             return
         self.clear()
         if received.event == "waiting":
-<<<<<<< HEAD:broker/cli/progress.py
-            self._retry_at = float(json.loads(received.data)["retry_at"] or 0)
-=======
             self._waits = json.loads(received.data)
         elif received.event in ("started", "reset"):
             self._waits = None
->>>>>>> refs/wt/cliq:broker/cli/generations/progress.py
 
     def _end(self) -> None:
         if not self._ended.is_set():
