@@ -29,8 +29,8 @@ class Done:
     err: str
 
 
-async def start(*arguments: str, url: str, stdin: int = DEVNULL, stdout: int = PIPE) -> Process:
-    environment = clean_environment(TOKENCAST_URL=url)
+async def start(*arguments: str, url: str, stdin: int = DEVNULL, stdout: int = PIPE, **variables: str) -> Process:
+    environment = clean_environment(TOKENCAST_URL=url, **variables)
     return await start_module("broker", *arguments, environment=environment, stdin=stdin, stdout=stdout)
 
 
@@ -41,9 +41,10 @@ async def finish(process: Process, given: bytes | None = None) -> Done:
     return Done(process.returncode, out.decode(), err.decode())
 
 
-async def tokencast(*arguments: str, url: str, given: bytes | None = None) -> Done:
+async def tokencast(*arguments: str, url: str, given: bytes | None = None, **variables: str) -> Done:
     """Run the command to its end."""
-    return await finish(await start(*arguments, url=url, stdin=DEVNULL if given is None else PIPE), given)
+    stdin = DEVNULL if given is None else PIPE
+    return await finish(await start(*arguments, url=url, stdin=stdin, **variables), given)
 
 
 async def start_generation(api: Gateway, broker: Broker, **headers: str) -> Writer:

@@ -92,12 +92,16 @@ async def test_limits_of_an_upstream_change_at_run_time(idle: Gateway) -> None:
 
 
 async def test_changes_need_an_operator(own_redis: EmbeddedRedis) -> None:
-    made = json.loads((await tokencast("key", "anna", "--json", url="")).out)
-    async with gateway(own_redis.url, TOKENCAST_API_KEYS=made["entry"]) as api:
-        headers = {"authorization": f"Bearer {made['key']}"}
-        for method, path in (("POST", "/v1/queue/pause"), ("PATCH", "/v1/upstreams/default")):
-            answer = await api.http.request(method, path, json={}, headers=headers)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "operator_required")
+    anna = json.loads((await tokencast("key", "anna", "--json", url="")).out)
+    ops = json.loads((await tokencast("key", "ops", "--role", "operator", "--json", url="")).out)
+    commands = (("pause", "--tenant", "anna"), ("resume",), ("upstreams", "set", "default", "--rpm", "9"))
+    async with gateway(own_redis.url, TOKENCAST_API_KEYS=f"{anna['entry']},{ops['entry']}") as api:
+        for command in commands:
+            refused = await tokencast(*command, url=api.url, TOKENCAST_API_KEY=anna["key"])
+            assert (refused.code, refused.out) == (2, "")
+            assert "role `operator`" in refused.err
+            allowed = await tokencast(*command, url=api.url, TOKENCAST_API_KEY=ops["key"])
+            assert (allowed.code, allowed.err) == (0, "")
 
 
 async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> None:

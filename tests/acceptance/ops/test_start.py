@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
-from broker.gateway_client.client import Client, Json, Unreachable
+from broker.gateway_client.client import Client, Json
+from broker.gateway_client.connection import Unreachable
 from broker.settings.client_settings import ClientSettings
 from tests.acceptance.cli.test_cli import Done, finish
 from tests.acceptance.cli.test_dev import dev
