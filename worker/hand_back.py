@@ -117,13 +117,15 @@ def _ticket(claim: Claim, number: int, lane: str, not_before_ms: int) -> Ticket:
 
 def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
     outcome = _outcome_of(failure)
+    others = [one for one in claim.lane.split(",") if one != claim.resource]
     if outcome == "busy":
         retry_after = failure.retry_after
         wait = BUSY_WAIT * random.uniform(0.75, 1.25) if retry_after is None else retry_after
+        if others:  # nobody calls this one meanwhile, and another one may have room
+            return Refusal(outcome, "upstream_busy", wait, BUSY_WAIT, BUSY_WAIT, claim.lane)
         # Any other waiting generation is tried first: the refusal may be about this request, which would otherwise be
         # called again and again, always as the first.
         return Refusal(outcome, "upstream_busy", wait, wait + BUSY_WAIT, wait, claim.lane)
-    others = [one for one in claim.lane.split(",") if one != claim.resource]
     if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
         outcome = "none"
     if others and claim.failures < len(others):  # the next upstream is asked at once
