@@ -102,6 +102,13 @@ def test_every_error_status_is_described() -> None:
             assert {"401", "503"} <= set(operation["responses"]), path
 
 
+def test_every_operation_has_a_known_tag() -> None:
+    known = {tag["name"] for tag in DOCUMENT["tags"]}
+    assert {tag for operation in OPERATIONS.values() for tag in operation["tags"]} == known
+    assert OPERATIONS["patch", "/v1/upstreams/{name}"]["tags"] == ["Queue"]
+    assert all(len(operation["tags"]) == 1 for operation in OPERATIONS.values())
+
+
 def test_every_schema_exists_and_is_used() -> None:
     text = str(DOCUMENT)
     named = set(re.findall(r"#/components/schemas/(\w+)", text))
