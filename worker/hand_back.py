@@ -123,11 +123,12 @@ def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
     if outcome == "busy":
         retry_after = failure.retry_after
         wait = BUSY_WAIT * random.uniform(0.75, 1.25) if retry_after is None else retry_after
-        if claim.returns < len(others):  # another upstream may take it at once
-            return Refusal(outcome, "upstream_busy", wait, 0.0, wait, claim.lane)
         # Any other waiting generation is tried first, for longer each time: the refusal may be about this request,
         # such as one that is larger than the upstream's rate, and it would otherwise be called again and again.
         behind = min(BUSY_WAIT * 2 ** min(max(0, claim.returns - PATIENT_RETURNS), 10), LONGEST_DELAY)
+        if others:  # nobody calls this one meanwhile, and another one may have room
+            behind = behind if claim.returns >= len(others) else 0.0
+            return Refusal(outcome, "upstream_busy", wait, behind, behind, claim.lane)
         return Refusal(outcome, "upstream_busy", wait, wait + behind, wait, claim.lane)
     if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
         outcome = "none"

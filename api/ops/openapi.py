@@ -71,7 +71,8 @@ def document(dialects: tuple[DialectApi, ...]) -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "security": [{"key": []}, {}],
-        "paths": {path: _with_id(path, item) for path, item in paths.items()},
+        "tags": [{"name": name} for name in dict.fromkeys(map(_tag, paths))],
+        "paths": {path: _tagged(path, _with_id(path, item)) for path, item in paths.items()},
         "components": {
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "Required if TOKENCAST_API_KEYS is set."},
@@ -85,6 +86,28 @@ def document(dialects: tuple[DialectApi, ...]) -> Json:
             "schemas": schemas,
         },
     }
+
+
+_TAGS = {
+    "/v1/generations": "Generations",
+    "/v1/groups": "Generations",
+    "/v1/events": "Generations",
+    "/v1/activity": "Generations",
+    "/v1/chat": "Chat completions",
+    "/v1/queue": "Queue",
+    "/v1/upstreams": "Queue",
+    "/v1/models": "Models",
+}
+"""Tags of the operations, by the beginning of their paths."""
+
+
+def _tag(path: str) -> str:
+    return next((tag for prefix, tag in _TAGS.items() if path.startswith(prefix)), "Operation")
+
+
+def _tagged(path: str, item: Json) -> Json:
+    tags = [_tag(path)]
+    return {key: value if key == "parameters" else {**value, "tags": tags} for key, value in item.items()}
 
 
 def _with_id(path: str, item: Json) -> Json:

@@ -41,7 +41,7 @@ def paths() -> Json:
                 _200=answer(
                     "The completion; with `stream`, its chunks and `[DONE]`.", whole_or_stream, "x-generation-id"
                 ),
-                **errors_with_key("400", "404", *UPSTREAM_ERRORS),
+                **errors_with_key("400", "404", "410", *UPSTREAM_ERRORS),
             )
         },
         "/v1/chat/completions/{id}": {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -217,6 +219,26 @@ async def test_an_upstream_is_paused_by_a_patch(own_redis: EmbeddedRedis) -> Non
         assert resumed == {**paused, "paused": False}
 
 
+# --- several upstreams
+
+
+async def test_another_upstream_is_asked_while_one_is_busy(own_redis: EmbeddedRedis, sim: str) -> None:
+    """The first upstream refuses every call for an hour. The generation completes at the second one."""
+    async with upstream_sim("--quota", '{"concurrency": 0, "retry_after": 3600}') as full:
+        entries = [
+            {"name": name, "base_url": url, "api_key_env": None} for name, url in (("full", full), ("free", sim))
+        ]
+        upstreams = {"TOKENCAST_UPSTREAMS": json.dumps(entries)}
+        async with deployment(own_redis.url, sim, **upstreams) as api:
+            created = await api.create(request_body("[[sim length=1]]", "sim"))
+            ended = await api.ended(created["id"])
+            assert (ended["status"], ended["upstream"], ended["attempt"]) == ("completed", "free", 1)
+            assert (await in_flight(full))["refused"] == 1
+            busy, free = (await ask(api, "GET", "/v1/upstreams"))["data"]
+            assert (busy["name"], busy["refused"], free["refused"]) == ("full", 1, 0)
+            assert busy["retry_at"] > time.time() + 3000
+
+
 # --- refusals
 
 
@@ -268,8 +290,8 @@ async def test_an_unknown_upstream(api: Gateway, method: str, path: str, body: d
 async def test_a_malformed_body(
     api: Gateway, method: str, path: str, body: bytes, param: str | None, code: str
 ) -> None:
-    json = {"content-type": "application/json"}
-    answer = await api.http.request(method, path, content=body, headers=json)
+    headers = {"content-type": "application/json"}
+    answer = await api.http.request(method, path, content=body, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error
 
