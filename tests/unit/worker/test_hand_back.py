@@ -9,7 +9,7 @@ import pytest
 
 from broker.queue.commands import Done
 from worker.claims import Claim
-from worker.hand_back import BUSY_WAIT, FIRST_DELAY, LONGEST_DELAY, POISON, _is_over, _is_poison, _outcome_of, _refusal
+from worker.hand_back import BUSY_WAIT, FIRST_DELAY, LONGEST_DELAY, POISON, _is_over, _is_poison, _refusal, outcome_of
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 
 
@@ -36,7 +36,7 @@ def error(status: int, **headers: str) -> UpstreamError:
     ],
 )
 def test_the_outcome_tells_busy_from_broken(failure: UpstreamError, outcome: str) -> None:
-    assert _outcome_of(failure) == outcome
+    assert outcome_of(failure) == outcome
 
 
 def test_a_busy_upstream_says_when_it_is_called_again() -> None:
