@@ -127,6 +127,7 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str
         retry_of=retry_of,
         queue=_queue_state(None, run_at, None),
         tenant=tenant,
+        tokens=request.reserved_tokens,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.contract.recorder import Recorder
-from tests.contract.stage import ENDLESS, Stage, at_rest, ended, prompt
+from tests.contract.stage import ENDLESS, Stage, ended, last_event_written, prompt
 from tests.support import Gateway
 
 GENERATIONS = "/v1/generations"
@@ -29,7 +29,7 @@ async def _batch(api: Gateway, rec: Recorder) -> None:
     again = "\n".join(json.dumps(body) for body in [prompt("n"), bodies[1], "x" * 20_000])
     headers = {**LINES, **key}
     await rec.ask("batch of lines", api, "POST", BATCH, content=again.encode(), headers=headers, show_request=False)
-    await at_rest(api, made.json["data"][0]["id"])
+    await last_event_written(api, made.json["data"][0]["id"])
     await rec.ask("group: unknown", api, "GET", "/v1/groups/unknown")
     await rec.ask("group: cancel", api, "POST", f"{GROUP}/cancel")
     await rec.ask("group", api, "GET", GROUP)

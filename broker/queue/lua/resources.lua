@@ -10,7 +10,6 @@ local function governing(h, name, given, now, key)
   if lower or now - at > 30000 or now < at then
     known = given
     redis.call('HSET', key, name, given, name .. 'at', int(now))
-    redis.call('EXPIRE', key, WEEK)
   elseif now - at > 10000 and known == given then
     redis.call('HSET', key, name .. 'at', int(now))
   end

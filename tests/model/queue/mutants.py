@@ -22,7 +22,7 @@ SCHEDULED = [
     ),
     Mutant(
         "limits without a lifetime",
-        [("  redis.call('EXPIRE', key, WEEK)\n  return known", "  return known")],
+        [("  redis.call('EXPIRE', key, WEEK)\n  local own", "  local own")],
         "a key that stays",
     ),
 ]
@@ -53,7 +53,7 @@ DIRECTED = [
         "an idle tenant",
         Mutant(
             "an idle tenant keeps its old turn",
-            [("math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))", "tonumber(tags[1] or 0)")],
+            [("math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))", "tonumber(known[1] or 0)")],
             "a tenant that returns has all turns",
         ),
     ),
@@ -79,7 +79,7 @@ DIRECTED = [
             "a half-open circuit has any number of probes",
             [
                 ("redis.call('HSET', u.key, 'probe', gid,", "redis.call('HSET', u.key, 'probe', '',"),
-                ("    u.closed = true\n  end\n  redis.call('EXPIRE', u.key, WEEK)\n", "  end\n"),
+                ("    u.closed = true\n  end\n  redis.call('HSET', u.key, 'granted', int(now))\n", "  end\n"),
             ],
             "several calls of an upstream that is down",
         ),

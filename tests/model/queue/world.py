@@ -137,7 +137,7 @@ class QueueWorld:
         check(now(commands.withdraw(self.direct.redis, ticket)), "a waiting ticket was not found")
 
     def position(self, gid: str) -> int | None:
-        return now(commands.position(self.direct.redis, self.waiting[gid]))
+        return now(commands.positions(self.direct.redis, [self.waiting[gid]]))[0]
 
     def refill(self) -> None:
         """A reaper puts everything back that the server has lost."""

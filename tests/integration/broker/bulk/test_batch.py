@@ -43,13 +43,14 @@ def accepted(results: list[Generation | BrokerError]) -> list[Generation]:
 
 
 async def tickets(broker: Broker) -> set[str]:
-    return {
-        ticket.decode().removesuffix(".1") for ticket in await broker.queue.redis.execute("ZRANGE", keys.QUEUE, 0, -1)
-    }
+    redis = broker.queue.redis
+    names = await redis.execute("KEYS", keys.waiting("*", "*"))
+    found = await redis.pipeline([("ZRANGE", name, 0, -1) for name in names])
+    return {ticket.decode().partition(".")[0] for some in found for ticket in some}
 
 
 async def waiting(broker: Broker) -> int:
-    return int(await broker.queue.redis.execute("ZCARD", keys.queued(TENANT)))
+    return int(await broker.queue.redis.execute("HGET", keys.WAITING_COUNTS, TENANT) or 0)
 
 
 async def this_minute(broker: Broker) -> int:

@@ -57,7 +57,8 @@ async def test_a_retry_has_the_same_request_and_names_the_old_one(broker: Broker
     assert (new.priority, new.group, new.metadata) == (1, "night", {"order": "17"})
     assert await kept(broker, new.id) == await kept(broker, old)
     assert (await broker.get(old)).status == "failed"
-    assert await broker.queue.redis.execute("ZSCORE", keys.QUEUE, f"{new.id}.1") is not None
+    name = keys.waiting("default:1", "default")
+    assert await broker.queue.redis.execute("ZSCORE", name, f"{new.id}.1.{new.tokens}") is not None
     assert (await broker.retry((await broker.cancel(new.id)).id)).retry_of == new.id
 
 

@@ -128,7 +128,7 @@ async def test_a_withdrawal_leaves_the_place_of_a_call_under_way(queue: Redis) -
 
 
 async def positions(queue: Redis, gids: list[str], tenant: str, priority: int = 3) -> list[int | None]:
-    return [await commands.position(queue, ticket(gid, tenant, priority=priority)) for gid in gids]
+    return await commands.positions(queue, [ticket(gid, tenant, priority=priority) for gid in gids])
 
 
 async def test_positions_are_the_order_in_which_the_tickets_of_all_tenants_run(queue: Redis) -> None:

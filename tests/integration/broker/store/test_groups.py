@@ -10,11 +10,11 @@ import pytest
 
 from broker import Broker, GroupNotFound
 from broker.ids import shard_of
-from broker.store import keys
+from broker.store import commands, keys
 from broker.store.commands import REAP, RESTORE, lifecycle_keys, restore_command
 from broker.store.store import new_epoch
-from tests.support import FINISH, WATCHFUL, Writer, request_body
-from worker.claims import Claim, claim, release
+from tests.support import FINISH, REAPER_OBSERVATION, Writer, request_body
+from worker.claims import Claim, claim
 
 STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")
 
@@ -26,7 +26,7 @@ def grouped(name: str) -> dict[str, Any]:
 async def reap(broker: Broker, gid: str, budget: int) -> None:
     await broker.store.redis.execute("HSET", keys.meta(gid), "le", 1)
     await broker.store.redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
-    await broker.store.redis.run(REAP, lifecycle_keys(gid), [gid, 5, budget, *WATCHFUL])
+    await broker.store.redis.run(REAP, lifecycle_keys(gid), [gid, 5, budget, *REAPER_OBSERVATION])
 
 
 async def step(broker: Broker, dice: random.Random, gid: str, status: str) -> None:
@@ -101,7 +101,7 @@ async def test_a_restored_generation_is_counted_once(broker: Broker, lost: str) 
     created = await broker.enqueue(grouped(name))
     state = [keys.meta(created.id), keys.log(created.id), keys.group(shard_of(created.id), "default", name)]
     dumps = [await redis.execute("DUMP", key) for key in state]
-    claimed = await claim(redis, created.id, broker.settings)
+    claimed = await claim(redis, created.id, broker.settings, "default")
     assert isinstance(claimed, Claim)
     if lost == "everything":
         await redis.execute("DEL", *state)
@@ -124,7 +124,7 @@ async def test_a_restored_generation_is_counted_once(broker: Broker, lost: str) 
         reply = await redis.run(RESTORE, list(map(str, command[3:10])), command[10:])
         assert reply[0] == b"OK"
     assert (await broker.group(name)).counts == {status: int(status == "in_progress") for status in STATUSES}
-    await release(redis, claimed)
+    assert await commands.release(redis, claimed.gid, claimed.own, "worker_stopped")
     assert (await broker.group(name)).counts["queued"] == 1
 
 

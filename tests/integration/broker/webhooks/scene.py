@@ -12,7 +12,7 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.webhooks.delivery import WebhookDelivery
 from tests.servers.webhook_receiver import SECRET
-from tests.support import Writer, beside, request_body
+from tests.support import Writer, in_background, request_body
 
 
 def settings(url: str, **more: Any) -> Settings:
@@ -26,7 +26,7 @@ async def delivering(broker: Broker, *steps: float, **more: Any) -> AsyncGenerat
     times = {name: more.pop(name) for name in ("period", "timeout") if name in more}
     own = settings(broker.store.redis.url, **more)
     delivery = WebhookDelivery(broker.outbox, own, steps=steps or (0.02,), **{"period": 0.02, **times})
-    async with beside(delivery.run()):
+    async with in_background(delivery.run()):
         yield delivery
 
 
