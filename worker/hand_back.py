@@ -129,7 +129,7 @@ def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
         if others:  # nobody calls this one meanwhile, and another one may have room
             behind = behind if claim.returns >= len(others) else 0.0
             return Refusal(outcome, "upstream_busy", wait, behind, behind, claim.lane)
-        return Refusal(outcome, "upstream_busy", wait, wait + behind, wait, claim.lane)
+        return Refusal(outcome, "upstream_busy", wait, wait + behind, wait + behind, claim.lane)
     if outcome == "denied" and not others:  # waiting does not help, and the next caller is to see it too
         outcome = "none"
     if others and claim.failures < len(others):  # the next upstream is asked at once

@@ -18,7 +18,7 @@ from broker.errors import StorageUnavailable
 from broker.events import WaitingReason
 from broker.fanout.hub import Hub
 from broker.generation import Generation
-from broker.ids import created_ms
+from broker.ids import Cursor, created_ms
 from broker.queue.commands import Ticket
 from broker.queue.tickets import Queue
 from broker.queue.upstreams import UpstreamState, UpstreamStates
@@ -55,7 +55,7 @@ class Waiting:
         self._store = store
         self._queue = queue
         self._hub = hub
-        self._noted: dict[str, str] = {}  # generation with readers → the reason that they were told last
+        self._looks: dict[str, _Look] = {}  # generation with readers → the last look at it
 
     async def explain(self, generations: Sequence[Generation]) -> list[Generation]:
         """Return the generations, with reason and position of those that wait. If the queue's Redis cannot be reached,
@@ -109,20 +109,30 @@ class Waiting:
                 logger.exception("noting reasons failed")
 
     async def _note(self) -> None:
-        generations = [feed.waits for feed in self._hub.waiting_feeds() if feed.waits is not None]
-        if not generations:
-            self._noted.clear()
-            return
-        for generation, (reason, retry_at) in zip(generations, await self._reasons(generations), strict=True):
-            known = self._noted.get(generation.id) or (generation.queue.reason if generation.queue else "queued")
-            if reason == known:
-                continue
-            data = msgspec.json.encode({"reason": reason, "retry_at": retry_at})
-            at = None if retry_at is None else int(retry_at * 1000)
-            if await commands.note(self._store.redis, generation.id, reason, at, data):
-                self._noted[generation.id] = reason
-        alive = {generation.id for generation in generations}
-        self._noted = {gid: reason for gid, reason in self._noted.items() if gid in alive}
+        followed = [(feed, feed.waits) for feed in self._hub.waiting_feeds() if feed.waits is not None]
+        looks: dict[str, _Look] = {}
+        if followed:
+            reasons = await self._reasons([generation for _, generation in followed])
+            for (feed, _), (reason, retry_at) in zip(followed, reasons, strict=True):
+                look = looks[feed.gid] = _Look(reason, feed.tail)
+                before = self._looks.get(feed.gid)
+                # Between a refusal and the next call it is free to run for a moment, which is not worth an event.
+                is_brief = reason == "queued" and (before is None or before.reason != "queued")
+                if look != before and not is_brief:
+                    await self._tell(feed.gid, reason, retry_at)
+        self._looks = looks
+
+    async def _tell(self, gid: str, reason: WaitingReason, retry_at: float | None) -> None:
+        data = msgspec.json.encode({"reason": reason, "retry_at": retry_at})
+        at = None if retry_at is None else int(retry_at * 1000)
+        await commands.note(self._store.redis, gid, reason, at, data)
+
+
+class _Look(NamedTuple):
+    """Why a followed generation waits, and the newest event of its log then."""
+
+    reason: WaitingReason
+    tail: Cursor
 
 
 def _ticket(generation: Generation) -> Ticket:

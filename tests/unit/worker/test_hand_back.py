@@ -42,7 +42,7 @@ def test_the_outcome_tells_busy_from_broken(failure: UpstreamError, outcome: str
 def test_a_busy_upstream_says_when_it_is_called_again() -> None:
     """The generation itself is called a moment later, so that any other one is tried first."""
     refusal = _refusal(claim(), error(429, retry_after="7"))
-    assert (refusal.reason, refusal.retry_after, refusal.wait) == ("upstream_busy", 7.0, 7.0)
+    assert (refusal.reason, refusal.retry_after, refusal.wait) == ("upstream_busy", 7.0, 7.0 + BUSY_WAIT)
 
 
 def test_a_refused_generation_waits_behind_the_others_for_longer_each_time() -> None:
@@ -60,7 +60,7 @@ def test_another_upstream_may_take_a_refused_generation_at_once() -> None:
 
 def test_without_retry_after_it_is_called_again_soon() -> None:
     waits = {_refusal(claim(), error(429)).wait for _ in range(20)}
-    assert all(BUSY_WAIT / 2 < wait < 2 * BUSY_WAIT for wait in waits)
+    assert all(BUSY_WAIT < wait < 3 * BUSY_WAIT for wait in waits)
     assert len(waits) > 1
 
 
