@@ -22,6 +22,8 @@ Json = dict[str, Any]
 # Our own fields, which the upstream does not receive (its `stream` is always true).
 _OURS = ("metadata", "on_upstream_error", "ttl_seconds", "stream")
 MAX_IDEMPOTENCY_KEY = 255  # characters
+METADATA_PAIRS, METADATA_NAME, METADATA_VALUE = 16, 64, 512
+"""Maximum number of keys in `metadata`, and maximum characters of a key and of a value."""
 MAX_TTL_SECONDS = 30 * 86400  # the indexes are kept for 32 days
 
 
@@ -176,10 +178,11 @@ def _metadata(body: Json) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
-        if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest("`metadata` keys can have up to 64 characters, values up to 512.", param="metadata")
-    if len(metadata) > 16:
-        raise InvalidRequest("`metadata` can have up to 16 keys.", param="metadata")
+        if len(key) > METADATA_NAME or len(value) > METADATA_VALUE:
+            message = f"`metadata` keys can have up to {METADATA_NAME} characters, values up to {METADATA_VALUE}."
+            raise InvalidRequest(message, param="metadata")
+    if len(metadata) > METADATA_PAIRS:
+        raise InvalidRequest(f"`metadata` can have up to {METADATA_PAIRS} keys.", param="metadata")
     return cast("dict[str, str]", metadata)
 
 
