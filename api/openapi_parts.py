@@ -13,7 +13,6 @@ from broker.request.options import MAX_TTL_SECONDS, Options
 Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
-NUMBER: Json = {"type": "number"}
 OBJECT: Json = {"type": "object"}
 CURSOR: Json = schema(records.CursorText)
 ID: Json = schema(records.GenerationId)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from broker.events import NAMES, Status, WaitingReason
+from broker.request.body import METADATA_NAME, METADATA_PAIRS, METADATA_VALUE
 from broker.request.options import Priority
 
 Json = dict[str, Any]
@@ -18,8 +19,8 @@ Json = dict[str, Any]
 GenerationId = Annotated[str, Meta(pattern="^gen_[0-9a-z]{34}$")]
 CursorText = Annotated[str, Meta(pattern=r"^[0-9]{1,16}-[0-9]{1,10}$", examples=["1850812345678901-7"])]
 Metadata = Annotated[
-    dict[str, Annotated[str, Meta(max_length=512)]],
-    Meta(extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}}),
+    dict[str, Annotated[str, Meta(max_length=METADATA_VALUE)]],
+    Meta(extra_json_schema={"maxProperties": METADATA_PAIRS, "propertyNames": {"maxLength": METADATA_NAME}}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a dialect's folder provides to the application: `api/app.py` has one line for each."""
+"""The interface between a dialect's folder and the application: `api/app.py` has one line for each dialect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from broker.broker import Broker
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """A dialect in one application: its routes, and what is to be called at the end."""
+    """A dialect in one application: its routes, and `close`, which is called at the end."""
 
     routes: Sequence[Route]
     close: Callable[[], Awaitable[None]] | None = None
@@ -30,8 +30,8 @@ class DialectApi:
     paths: Callable[[], dict[str, Any]]
     schemas: dict[str, Any]
     strict_prefix: str | None = None
-    """Paths whose streams are refused with an error status if the gateway is full, not asked to reconnect: clients that
-    take a clean end for success."""
+    """Prefix of paths whose streams are refused with an error status if the gateway is full, instead of being asked to
+    reconnect: their clients take a clean end for success."""
 
     def __hash__(self) -> int:
         return hash(self.name)

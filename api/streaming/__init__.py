@@ -1,5 +1,5 @@
-"""Event streams as HTTP responses, for every dialect: how they are opened, their cursors, heartbeats and limits of
-open connections, and the `retry:` field.
+"""Event streams as HTTP responses, for every dialect: opening, cursors, heartbeats and limits of open connections, and
+the `retry:` field.
 
 Imports `server` and the rooms below it. Start with `follow.py`, which opens every stream; `connections.py` looks after
 open ones.

@@ -1,7 +1,7 @@
 """Upkeep of the open responses of a hub: heartbeats, stalled peers, expired tokens, drain.
 
-The hub writes what is in the logs; here is what depends on time. A response that sends no events yet but must end with
-the gateway (a completion that is sent as a whole) is a wait, not a subscriber.
+The hub writes events; this module does everything that depends on time. A response that sends no events yet but must
+end with the gateway (a completion that is sent as a whole) is a wait, not a subscriber.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -44,14 +45,22 @@ class Connections:
             self._drop_stalled()
             await self._send_heartbeats()
 
-    def expire(self, subscriber: Subscriber, at: float) -> asyncio.TimerHandle:
-        """End a response at a time (unix seconds), when its reader's token expires."""
+    def expiring(self, subscriber: Subscriber, at: float | None) -> AbstractContextManager[None]:
+        """Return a context manager that ends a response at a time (unix seconds), when its reader's token expires.
+        None: never, which costs a stream no more than the object."""
+        return nullcontext() if at is None else self._expiring(subscriber, at)
+
+    @contextmanager
+    def _expiring(self, subscriber: Subscriber, at: float) -> Generator[None]:
         delay = max(0.0, at - time.time())
-        return asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
+        timer = asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def wait(self, *until: Coroutine[Any, Any, None], timeout: float | None = None) -> bool:
-        """Wait until one of `until` is done, for at most `timeout` seconds. Return True if it was the drain that ended
-        the wait."""
+        """Wait until one of `until` is done, for at most `timeout` seconds. Return whether the drain ended the wait."""
         drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.draining:
             drained.set_result(None)

@@ -118,12 +118,8 @@ class EventStream(LiveResponse):
         async with self._connections.hub.subscribe(
             self._feed, self._dialect, wire, self._position, has_received=self._has_received
         ) as subscriber:
-            expiry = self._connections.expire(subscriber, self._until) if self._until is not None else None
-            try:
+            with self._connections.expiring(subscriber, self._until):
                 return await subscriber.ended
-            finally:
-                if expiry is not None:
-                    expiry.cancel()
 
 
 class RetryLater(Response):

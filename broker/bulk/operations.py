@@ -16,7 +16,7 @@ from broker.queue.quotas import OPEN_TENANT
 from broker.queue.tickets import Queue
 from broker.request.body import (
     MAX_IDEMPOTENCY_KEY,
-    MAX_METADATA,
+    METADATA_PAIRS,
     CompletionRequest,
     check_idempotency_key,
     encode_body,
@@ -258,8 +258,8 @@ def make_filters(
         raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
     if group is not None:
         check_group(group, "group")
-    if metadata and len(metadata) > MAX_METADATA:
-        raise InvalidRequest(f"`metadata` can have up to {MAX_METADATA} keys.", param="metadata")
+    if metadata and len(metadata) > METADATA_PAIRS:
+        raise InvalidRequest(f"`metadata` can have up to {METADATA_PAIRS} keys.", param="metadata")
     return Filters(
         status=frozenset(named),
         model=model,

@@ -26,7 +26,8 @@ ASSUMED_TOKENS = 512
 """Tokens of an answer without `max_tokens`, for an upstream's rate; the end of the call corrects it."""
 MOST_TOKENS = 10_000_000
 MAX_IDEMPOTENCY_KEY = 255  # characters
-MAX_METADATA = 16  # keys
+METADATA_PAIRS, METADATA_NAME, METADATA_VALUE = 16, 64, 512
+"""Maximum number of keys in `metadata`, and maximum characters of a key and of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +211,11 @@ def _metadata(body: Json) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise InvalidRequest("`metadata` must map strings to strings.", param="metadata", code="invalid_type")
-        if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest("`metadata` keys can have up to 64 characters, values up to 512.", param="metadata")
-    if len(metadata) > MAX_METADATA:
-        raise InvalidRequest(f"`metadata` can have up to {MAX_METADATA} keys.", param="metadata")
+        if len(key) > METADATA_NAME or len(value) > METADATA_VALUE:
+            message = f"`metadata` keys can have up to {METADATA_NAME} characters, values up to {METADATA_VALUE}."
+            raise InvalidRequest(message, param="metadata")
+    if len(metadata) > METADATA_PAIRS:
+        raise InvalidRequest(f"`metadata` can have up to {METADATA_PAIRS} keys.", param="metadata")
     return cast("dict[str, str]", metadata)
 
 

@@ -170,12 +170,8 @@ class Multiplex(LiveResponse):
                         self._hub.subscribe(position.feed, position.dialect, share, position.cursor)
                     )
                     running[subscriber.ended] = at
-            expiry = self._connections.expire(watch, self._until) if self._until is not None else None
-            try:
+            with self._connections.expiring(watch, self._until):
                 return await self._until_all_ended(wire, watch, running)
-            finally:
-                if expiry is not None:
-                    expiry.cancel()
 
     def _tell_gone(self, wire: Wire, at: int) -> None:
         position, last = self._positions[at], self._vector.cursors[at]

@@ -6,6 +6,7 @@ from api.dialects.native.bulk import openapi as bulk
 from api.dialects.native.bulk.openapi import FILTERS, OF_GROUP
 from api.dialects.native.multiplex import MAX_GENERATIONS
 from api.dialects.native.paced import FASTEST, SLOWEST
+from api.dialects.native.routes import DEFAULT_EVENTS, EVENTS_LIMIT
 from api.openapi_parts import (
     COMPLETION_REQUEST,
     CURSOR,
@@ -30,6 +31,7 @@ from api.openapi_parts import (
 )
 from broker import records
 from broker.auth.stream_tokens import LONGEST
+from broker.broker import DEFAULT_LIMIT, LIST_LIMIT
 from broker.events import STATUSES
 
 PAGE = (
@@ -75,7 +77,7 @@ def _generations() -> Json:
                 ),
                 *FILTERS,
                 OF_TENANT,
-                query("limit", whole(1, 100, 20), "Page size."),
+                query("limit", whole(1, LIST_LIMIT, DEFAULT_LIMIT), "Page size."),
                 query("after", {"anyOf": [ID, {"const": ""}]}, "The last id of the previous page."),
                 _200=answer(PAGE, json_of("GenerationList")),
                 **errors_with_key("400", "404", "429"),
@@ -158,7 +160,7 @@ def _events() -> Json:
                     "followGeneration",
                     "Follow a generation: its events from the log, then live",
                     query("after", after, "Start after this cursor; default: the first event. `latest`: streams only."),
-                    query("limit", whole(1, 1000, 100), "Page size."),
+                    query("limit", whole(1, EVENTS_LIMIT, DEFAULT_EVENTS), "Page size."),
                     query("speed", speed, "Replay with the recorded timing, sped up by this factor."),
                     *LAST_EVENT_ID,
                     _200=answer(

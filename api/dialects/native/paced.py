@@ -82,17 +82,15 @@ class Replay(EventStream):
         """Write the log at its pace; return None once the reader has caught up."""
         hub = self._connections.hub
         async with hub.subscribe(MemoryFeed("", NATIVE), NATIVE, outlet, FIRST) as watch:
-            expiry = self._connections.expire(watch, self._until) if self._until is not None else None
             walking = asyncio.create_task(self._walk(outlet, watch))
             try:
-                await asyncio.wait((walking, watch.ended), return_when=asyncio.FIRST_COMPLETED)
+                with self._connections.expiring(watch, self._until):
+                    await asyncio.wait((walking, watch.ended), return_when=asyncio.FIRST_COMPLETED)
                 return walking.result() if walking.done() else watch.ended.result()
             except StorageUnavailable:
                 hub.end(watch, EndReason.STORAGE)
                 return watch.ended.result()
             finally:
-                if expiry is not None:
-                    expiry.cancel()
                 await cancel_and_wait((walking,))
 
     async def _walk(self, outlet: Outlet, watch: Subscriber) -> EndReason | None:

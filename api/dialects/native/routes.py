@@ -42,7 +42,8 @@ from broker.generation import Generation, queued
 from broker.ids import START, Cursor, parse_cursor
 from broker.request.body import parse_json, ttl_of
 
-EVENTS_LIMIT = 1000
+DEFAULT_EVENTS, EVENTS_LIMIT = 100, 1000
+"""Events in a page of a log: the default and the maximum."""
 Json = dict[str, Any]
 LIST_PARAMETERS = (
     *("status", "model", "code", "group", "metadata[]", "since", "until", "created_after", "created_before"),
@@ -202,7 +203,7 @@ class GenerationRoutes:
         reader = await self._access.reader(request, gid)
         await self._broker.store.state(gid, reader.tenant)
         after = parse_cursor(last_event_id_of(request) or text_of(request, "after") or str(START))
-        limit = whole_of(request, "limit", 100, EVENTS_LIMIT)
+        limit = whole_of(request, "limit", DEFAULT_EVENTS, EVENTS_LIMIT)
         async with reserve(request, reader.tenant):
             events, has_more = await self._broker.store.bounded_page(gid, after, limit)
             rows = [records.Event(str(one.cursor), one.name, one.at_ms, Raw(one.data)) for one in events]

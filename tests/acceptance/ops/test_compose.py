@@ -223,7 +223,7 @@ class Subscriber:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Event | None]:
-    """The events of an SSE body, and None for everything else: comments, `retry:`, frames without data."""
+    """Yield each event of an SSE body, and None for each other part: a comment, `retry:`, or a frame without data."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
