@@ -81,17 +81,19 @@ class Service:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    async def says(self, pattern: str) -> re.Match[str]:
-        """Wait for a line that matches. Fails with the output if the process ends first."""
-        seen = 0
+    async def says(self, pattern: str, *, times: int = 1) -> re.Match[str]:
+        """Wait for as many lines that match; returns the last. Fails with the output if the process ends first."""
+        seen = found = 0
         async with asyncio.timeout(DEADLINE):
             while True:
                 for line in self.lines[seen:]:
                     if match := re.search(pattern, line):
-                        return match
+                        found += 1
+                        if found == times:
+                            return match
                 seen = len(self.lines)
                 if all(reader.done() for reader in self._readers):
-                    raise AssertionError(f"ended without a line that matches {pattern!r}:\n{self.output}")
+                    raise AssertionError(f"ended without {times} lines that match {pattern!r}:\n{self.output}")
                 self._more.clear()
                 await self._more.wait()
 
