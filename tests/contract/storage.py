@@ -15,7 +15,7 @@ from tests.contract.stage import Stage, ended, running
 from tests.support import gather
 
 _TRANSIENT = re.compile(
-    r"tc:(bell|ready|later|depth|qn|at|fullz)$|tc:w:.*:[1-5]:\w+$|tc:(turn|q|r|full|fg|ur|ub|refill):|tc:\{\w\w\}:(w:|rights)"
+    r"tc:(bell|ready|later|depth|qn|at|fullz)$|tc:(wait|turn|q|r|full|fg|ur|ub|refill):|tc:\{\w\w\}:(w:|rights)"
     r"|arq:(job|in-progress|retry|result):|tc:rate:|.*health-check"
 )
 """Keys whose existence depends on the moment of the recording."""
@@ -78,6 +78,7 @@ def pattern(name: str) -> str:
     name = re.sub(r"gen_\w{34}", "<generation>", name)
     name = re.sub(r"\{\w\w\}", "{<shard>}", name)
     name = re.sub(r"^(tc:\{<shard>\}:i:)\w+", r"\1<tenant>", name)
+    name = re.sub(r"^(tc:\{<shard>\}:(?:g|i:<tenant>:[ckm]):)[0-9a-f]{16}", r"\1<hash>", name)
     name = re.sub(r"^(tc:\{<shard>\}:idem:)\w+:\w{64}", r"\1<tenant>:<hash>", name)
     name = re.sub(r"^(tc:(?:q|r|bytes):)\w+", r"\1<tenant>", name)
     return re.sub(r"^tc:w:.*", "tc:w:<worker>", name)
