@@ -194,7 +194,9 @@ class Consumer:
             tenant_running=settings.tenant_running,
             other_tenants=self._own_limits,
             ageing_ms=int(settings.queue_ageing * 1000),
-            upstreams=[one for one in self._upstreams if not places.is_paused(one.resource)],
+            upstreams=[
+                one._replace(usable=one.usable and not places.is_paused(one.resource)) for one in self._upstreams
+            ],
         )
         places.note_born(pulled.born)
         self._granted.update(ticket.decode() for ticket in pulled.tickets)
@@ -203,11 +205,13 @@ class Consumer:
         return pulled
 
     async def _place(self, tickets: Sequence[Ticket]) -> None:
-        """Put tickets into the lanes of their models. Without one, this worker runs and fails them."""
+        """Put tickets into the lanes of their models. Without one, this worker runs and fails them. Only a worker that
+        can call an upstream is given such tickets."""
+        usable = next(one.resource for one in self._upstreams if one.usable)
         models = await self._store.pipeline([("HGET", keys.meta(ticket.gid), "md") for ticket in tickets])
         for ticket, model in zip(tickets, models, strict=True):
             lane = self._settings.lane_of((model or b"").decode())
-            await self._queue.offer(ticket._replace(lane=self._upstreams[0].resource if lane == NO_LANE else lane))
+            await self._queue.offer(ticket._replace(lane=usable if lane == NO_LANE else lane))
 
     async def run_job(
         self, ctx: dict[str, Any], gid: str, tenant: str, resource: str, lane: str, priority: int, tokens: int

@@ -4,8 +4,8 @@
 -- move to arq's queue. Nothing else is moved, so a full upstream or tenant costs one look, whatever waits for it.
 -- ARGV: most tickets, lease ms, `born` as seen before ('' = never), most running of a tenant (0 = any), JSON of the
 --       tenants with others ({tenant: [running, weight]}; '' = none), ms after which a priority is next, then for each
---       upstream that the caller can use: name, most at once, per minute, tokens per minute (0 = any), 1 = learns its
---       limit, weight (0 = in order)
+--       upstream of its settings: name, most at once (-1 = the caller cannot call it), per minute, tokens per minute
+--       (0 = any), 1 = learns its limit, weight (0 = in order)
 -- Returns tickets, ms until something may change (-1 = unknown), born, and {ticket, tenant, priority} of tickets in lanes
 -- that no process serves: they have been removed, and the caller puts them into another lane
 local most, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -41,10 +41,14 @@ local ends = redis.call('ZRANGE', FULL, 0, 0, 'WITHSCORES')
 if ends[2] then look_again(tonumber(ends[2])) end
 if paused.all then return {{}, -1, int(born), {}} end
 
-local known, used = {}, {}
+local known, named, used = {}, {}, {}
 for i = 7, #ARGV, 6 do
-  known[ARGV[i]] = {max = tonumber(ARGV[i + 1]), rpm = tonumber(ARGV[i + 2]), tpm = tonumber(ARGV[i + 3]),
-    adaptive = ARGV[i + 4] == '1', weight = tonumber(ARGV[i + 5])}
+  local max = tonumber(ARGV[i + 1])
+  named[ARGV[i]] = true
+  if max >= 0 then
+    known[ARGV[i]] = {max = max, rpm = tonumber(ARGV[i + 2]), tpm = tonumber(ARGV[i + 3]), adaptive = ARGV[i + 4] == '1',
+      weight = tonumber(ARGV[i + 5])}
+  end
 end
 
 -- Returns an upstream as it is at this call, read once.
@@ -154,13 +158,14 @@ for name, given in pairs(known) do
 end
 local function is_served(text)
   for name in string.gmatch(text, '[^,]+') do
+    if named[name] then return true end -- the caller would put its tickets into the same lane
     local at = redis.call('HGET', state(name), 'maxat')
     if at and now - tonumber(at) < MINUTE then return true end
   end
   return false
 end
 for text, lane in pairs(lanes) do
-  if not lane[1] and not is_served(text) then
+  if not lane[1] and next(known) and not is_served(text) then
     for p = 1, 5 do
       local level = text .. ':' .. p
       for _, tenant in ipairs(redis.call('ZRANGE', turns(level), 0, 9)) do
