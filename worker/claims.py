@@ -83,7 +83,7 @@ class Claim:
     @property
     def lane(self) -> str:
         """The upstreams that serve its model, in the order in which they are asked."""
-        return self.meta.get(b"ln", b"").decode() or self.resource
+        return self.meta[b"ln"].decode()
 
     @property
     def priority(self) -> int:
@@ -166,6 +166,10 @@ async def claim(
     meta = {**reply.meta, **_begun_fields(reply.attempt, reply.ordinal, own, upstream)}
     if reply.ordinal == 1:
         meta[b"sa"] = b"%d" % (reply.attempt >> 10)
+    lane = settings.current_lane(meta.get(b"ln", b"").decode(), meta[b"md"].decode())
+    if resource not in lane.split(","):  # this worker's settings are not those of the process that enqueued it
+        lane = resource
+    meta[b"ln"] = lane.encode()
     return Claim(gid, reply.attempt, own, reply.ordinal, reply.epoch, meta, resource, upstream)
 
 

@@ -29,7 +29,6 @@ from broker.redis.client import Redis, open_pool, topology_of, without_password
 from broker.redis.connection import RespConnection
 from broker.redis.errors import RespError, describe_error, forbidden_command
 from broker.settings.settings import Settings
-from broker.settings.upstreams import NO_LANE
 from broker.store import commands as store_commands
 from broker.store import keys
 from worker.appender import Appender
@@ -194,9 +193,7 @@ class Consumer:
             tenant_running=settings.tenant_running,
             other_tenants=self._own_limits,
             ageing_ms=int(settings.queue_ageing * 1000),
-            upstreams=[
-                one._replace(usable=one.usable and not places.is_paused(one.resource)) for one in self._upstreams
-            ],
+            upstreams=[one._replace(paused=places.is_paused(one.resource)) for one in self._upstreams],
         )
         places.note_born(pulled.born)
         self._granted.update(ticket.decode() for ticket in pulled.tickets)
@@ -205,13 +202,15 @@ class Consumer:
         return pulled
 
     async def _place(self, tickets: Sequence[Ticket]) -> None:
-        """Put tickets into the lanes of their models. Without one, this worker runs and fails them. Only a worker that
-        can call an upstream is given such tickets."""
-        usable = next(one.resource for one in self._upstreams if one.usable)
+        """Put tickets into the lanes of their models. If this worker cannot call an upstream of the lane, and no other
+        worker has for a minute, it runs and fails them."""
+        callable_here = {one.resource for one in self._upstreams}
         models = await self._store.pipeline([("HGET", keys.meta(ticket.gid), "md") for ticket in tickets])
         for ticket, model in zip(tickets, models, strict=True):
             lane = self._settings.lane_of((model or b"").decode())
-            await self._queue.offer(ticket._replace(lane=usable if lane == NO_LANE else lane))
+            if callable_here.isdisjoint(lane.split(",")):
+                lane = self._upstreams[0].resource
+            await self._queue.offer(ticket._replace(lane=lane))
 
     async def run_job(
         self, ctx: dict[str, Any], gid: str, tenant: str, resource: str, lane: str, priority: int, tokens: int

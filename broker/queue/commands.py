@@ -33,7 +33,7 @@ class Ticket(NamedTuple):
 
 class UpstreamLimits(NamedTuple):
     """Limits of an upstream as this process is configured; 0 = no limit. `weight`: 0 = upstreams in their order.
-    `usable`: whether this process can call it; otherwise its tickets wait for a process that can."""
+    `paused`: this process does not call it for the moment."""
 
     resource: str
     concurrency: int = 0
@@ -41,7 +41,7 @@ class UpstreamLimits(NamedTuple):
     tokens_per_minute: int = 0
     adaptive: bool = True
     weight: float = 0
-    usable: bool = True
+    paused: bool = False
 
 
 class Pulled(NamedTuple):
@@ -89,7 +89,7 @@ async def pull(
     `other_tenants`: JSON of the tenants with limits of their own."""
     parts: list[Argument] = [most, lease_ms, born, tenant_running, other_tenants, ageing_ms]
     for one in upstreams:
-        most_at_once = one.concurrency if one.usable else -1
+        most_at_once = -1 if one.paused else one.concurrency
         parts += (one.resource, most_at_once, one.per_minute, one.tokens_per_minute, int(one.adaptive), one.weight)
     tickets, wait, since, misplaced = await redis.run(PULL, [], parts)
     return Pulled(tickets, int(wait) if int(wait) >= 0 else None, int(since), [_misplaced(*one) for one in misplaced])

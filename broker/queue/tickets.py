@@ -24,18 +24,11 @@ NO_LIMITS = TenantLimits()
 
 
 def upstream_limits(settings: Settings) -> list[UpstreamLimits]:
-    """Return the upstreams of a worker, with their limits."""
+    """Return the usable upstreams of a worker, with their limits."""
     return [
-        UpstreamLimits(
-            one.name,
-            one.max_concurrency or 0,
-            one.rpm or 0,
-            one.tpm or 0,
-            one.adaptive,
-            one.weight or 0,
-            usable=one.usable,
-        )
+        UpstreamLimits(one.name, one.max_concurrency or 0, one.rpm or 0, one.tpm or 0, one.adaptive, one.weight or 0)
         for one in settings.resources()
+        if one.usable
     ]
 
 

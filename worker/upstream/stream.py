@@ -96,10 +96,12 @@ class Upstreams:
         return await read_models(self._clients[upstream.name])
 
     def _upstream(self, model: str, resource: str | None) -> Upstream:
-        for upstream in self._upstreams:
-            if upstream.serves(model) and resource in (None, upstream.resource_of(model)):
-                if upstream.usable:
-                    return upstream
+        serving = [upstream for upstream in self._upstreams if upstream.serves(model)]
+        for upstream in serving:
+            if upstream.usable and resource in (None, upstream.resource_of(model)):
+                return upstream
+        for upstream in serving:
+            if not upstream.usable:
                 raise UpstreamError("upstream_auth", f"{' and '.join(upstream.missing)} is not set on the worker.")
         raise UpstreamError(
             ModelNotFound.code, "No upstream of this worker serves this model.", status=404, param="model"

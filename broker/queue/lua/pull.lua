@@ -4,7 +4,7 @@
 -- move to arq's queue. Nothing else is moved, so a full upstream or tenant costs one look, whatever waits for it.
 -- ARGV: most tickets, lease ms, `born` as seen before ('' = never), most running of a tenant (0 = any), JSON of the
 --       tenants with others ({tenant: [running, weight]}; '' = none), ms after which a priority is next, then for each
---       upstream of its settings: name, most at once (-1 = the caller cannot call it), per minute, tokens per minute
+--       upstream of its settings: name, most at once (-1 = it does not call it now), per minute, tokens per minute
 --       (0 = any), 1 = learns its limit, weight (0 = in order)
 -- Returns tickets, ms until something may change (-1 = unknown), born, and {ticket, tenant, priority} of tickets in lanes
 -- that no process serves: they have been removed, and the caller puts them into another lane
@@ -158,7 +158,7 @@ for name, given in pairs(known) do
 end
 local function is_served(text)
   for name in string.gmatch(text, '[^,]+') do
-    if named[name] then return true end -- the caller would put its tickets into the same lane
+    if named[name] then return true end -- the caller would put its tickets into this lane again
     local at = redis.call('HGET', state(name), 'maxat')
     if at and now - tonumber(at) < MINUTE then return true end
   end

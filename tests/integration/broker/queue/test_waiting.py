@@ -219,10 +219,10 @@ async def test_tickets_of_a_lane_that_another_worker_serves_stay(queue: Redis) -
 
 
 @pytest.mark.parametrize("at_once", [0, 3])
-async def test_tickets_for_an_upstream_without_a_key_stay(queue: Redis, at_once: int) -> None:
-    """This worker's settings name the upstream, so another lane would be the same one again, and again."""
-    await put(queue, ANNA, 2, lane="keyless")
-    pulled = await pull(queue, upstreams=[UNLIMITED, UpstreamLimits("keyless", at_once, usable=False)])
+async def test_tickets_for_an_upstream_that_this_worker_has_paused_stay(queue: Redis, at_once: int) -> None:
+    """Their lane, by this worker's settings, is the same one, so it would move them again and again."""
+    await put(queue, ANNA, 2, lane="paused")
+    pulled = await pull(queue, upstreams=[UNLIMITED, UpstreamLimits("paused", at_once, paused=True)])
     assert (pulled.tickets, pulled.misplaced) == ([], [])
     assert await counts(queue) == (2, 2)
 
