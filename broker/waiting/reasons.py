@@ -114,12 +114,14 @@ class Waiting:
         if followed:
             reasons = await self._reasons([generation for _, generation in followed])
             for (feed, _), (reason, retry_at) in zip(followed, reasons, strict=True):
-                look = looks[feed.gid] = _Look(reason, feed.tail)
                 before = self._looks.get(feed.gid)
+                lasts = before is not None and before.reason == reason
+                told = before is not None and lasts and before.told and before.tail == feed.tail
                 # Between a refusal and the next call it is free to run for a moment, which is not worth an event.
-                is_brief = reason == "queued" and (before is None or before.reason != "queued")
-                if look != before and not is_brief:
+                if not told and (lasts or reason != "queued"):
                     await self._tell(feed.gid, reason, retry_at)
+                    told = True
+                looks[feed.gid] = _Look(reason, feed.tail, told)
         self._looks = looks
 
     async def _tell(self, gid: str, reason: WaitingReason, retry_at: float | None) -> None:
@@ -129,10 +131,11 @@ class Waiting:
 
 
 class _Look(NamedTuple):
-    """Why a followed generation waits, and the newest event of its log then."""
+    """Why a followed generation waits, the newest event of its log then, and whether its readers know."""
 
     reason: WaitingReason
     tail: Cursor
+    told: bool
 
 
 def _ticket(generation: Generation) -> Ticket:

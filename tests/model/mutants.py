@@ -248,7 +248,7 @@ DIRECTED = [
     Mutant(
         "a reason is told twice",
         ("note",),
-        " or (m[3] or '') == ARGV[2]",
+        " or known == ARGV[2]",
         "",
         "a log that grows while nothing changes",
     ),

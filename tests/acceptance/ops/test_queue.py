@@ -234,7 +234,12 @@ async def test_another_upstream_is_asked_while_one_is_busy(own_redis: EmbeddedRe
             ended = await api.ended(created["id"])
             assert (ended["status"], ended["upstream"], ended["attempt"]) == ("completed", "free", 1)
             assert (await in_flight(full))["refused"] == 1
-            busy, free = (await ask(api, "GET", "/v1/upstreams"))["data"]
+
+            async def is_known() -> tuple[Any, Any] | None:  # the state is read once a second
+                busy, free = (await ask(api, "GET", "/v1/upstreams"))["data"]
+                return (busy, free) if busy["refused"] else None
+
+            busy, free = await wait_until(is_known)
             assert (busy["name"], busy["refused"], free["refused"]) == ("full", 1, 0)
             assert busy["retry_at"] > time.time() + 3000
 

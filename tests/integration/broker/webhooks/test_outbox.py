@@ -13,7 +13,7 @@ from broker.ids import SHARDS, shard_of
 from broker.store import commands, keys
 from broker.webhooks.outbox import Attempt, Entry, Host
 from tests.integration.broker.webhooks.scene import announced, entry_due, make_due, settings
-from tests.support import CLAIM, WATCHFUL, Writer, request_body
+from tests.support import CLAIM, REAPER_OBSERVATION, Writer, request_body
 
 URL = "https://hooks.example.com/done?key=1"
 FAILED = Attempt(1763790000.5, 0.25, 503, "refused")
@@ -65,7 +65,7 @@ async def reaped(broker: Broker, gid: str) -> bytes:
     """Let a reaper with one attempt at most find its lease over."""
     await broker.store.redis.execute("HSET", keys.meta(gid), "le", 1, "ls", 1)
     await broker.store.redis.execute("ZADD", keys.live(shard_of(gid)), 1, gid)
-    lease, observed, latest = WATCHFUL
+    lease, observed, latest = REAPER_OBSERVATION
     return (
         await commands.reap(
             broker.store.redis, gid, max_attempts=1, lease_ms=lease, observed_ms=observed, latest_ms=latest
