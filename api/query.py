@@ -1,8 +1,8 @@
 """Query parameters: each is read once, so that the value which is used is the value which was checked.
 
 An empty value counts as absent. A parameter that is given twice is refused, since proxies and handlers differ in which
-of the two they take. The list of generations also refuses unknown ones: a misspelt filter would find everything. Streams
-ignore them, since clients add some so that nothing is cached.
+of the two they take. The list of generations also refuses unknown ones: a misspelt filter would find everything.
+Streams ignore them, since clients add some so that nothing is cached.
 """
 
 from __future__ import annotations

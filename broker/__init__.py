@@ -16,7 +16,6 @@ from broker.errors import (
     BodyTooLarge,
     BrokerError,
     DeliveryNotFound,
-    GapFound,
     GenerationGone,
     GenerationNotFound,
     GroupNotFound,
@@ -33,7 +32,7 @@ from broker.errors import (
     TokenExpired,
     UpstreamNotFound,
 )
-from broker.events import Event
+from broker.events import Event, GapFound
 from broker.generation import Generation
 from broker.ids import Cursor
 from broker.version import __version__

@@ -21,14 +21,13 @@ from broker.errors import (
     BodyTooLarge,
     BrokerError,
     DeliveryNotFound,
-    GapFound,
     GenerationGone,
     InvalidRequest,
     LimitExceeded,
     Misconfigured,
     StorageUnavailable,
 )
-from broker.events import RESET, STARTED, Event, is_next
+from broker.events import RESET, STARTED, Event, GapFound, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.ids import START, Cursor, created_ms, parse_cursor

@@ -161,14 +161,3 @@ class Misconfigured(BrokerError):
     """The configuration is not valid."""
 
     code = "misconfigured"
-
-
-class GapFound(BrokerError):
-    """The log has no event directly after the cursor: it was trimmed, or the cursor is from another log."""
-
-    code = "gap"
-
-    def __init__(self, requested: object, found: object) -> None:
-        super().__init__(f"After {requested} the log continues with {found}.")
-        self.requested = requested
-        self.found = found

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
 from broker.chunks import Json, decode_chunk, text_of_chunk
+from broker.errors import BrokerError
 from broker.ids import Cursor, entry_cursor
 
 CREATED: Final = b"cr"
@@ -109,3 +110,14 @@ def contiguous(position: Cursor, events: Sequence[Event]) -> list[Event]:
         found.append(event)
         position = event.cursor
     return found
+
+
+class GapFound(BrokerError):
+    """The log has no event directly after the cursor: it was trimmed, or the cursor is from another log."""
+
+    code = "gap"
+
+    def __init__(self, requested: Cursor, found: Cursor) -> None:
+        super().__init__(f"After {requested} the log continues with {found}.")
+        self.requested = requested
+        self.found = found

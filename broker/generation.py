@@ -154,8 +154,8 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         attempt=int(m["k"] or 0),
         cursor=Cursor(int(m["a"] or 0), int(m["n"] or 0)),
         usage=_usage(m["us"]),
-        error=_json(m["er"]),
-        metadata=_json(m["mt"]) or {},
+        error=optional_json(m["er"]),
+        metadata=optional_json(m["mt"]) or {},
         priority=int(m["pr"] or DEFAULT_PRIORITY),
         run_at=_seconds(m["ra"]),
         group=_text(m["gr"]),
@@ -173,7 +173,7 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
 
 
 def _usage(text: bytes | None) -> Json | None:
-    usage = _json(text)
+    usage = optional_json(text)
     return bounded_usage(cast(Json, usage), len(text or b"")) if isinstance(usage, dict) else None
 
 
@@ -197,5 +197,6 @@ def _seconds(ms: bytes | None) -> float | None:
     return int(ms) / 1000 if ms else None
 
 
-def _json(text: bytes | None) -> Any:
+def optional_json(text: bytes | None) -> Any:
+    """Decode a field that may be missing or empty; None then."""
     return decode(text) if text else None

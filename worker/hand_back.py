@@ -134,7 +134,7 @@ def _refusal(claim: Claim, failure: UpstreamError) -> Refusal:
         outcome = "none"
     if others and claim.failures < len(others):  # the next upstream is asked at once
         return Refusal(outcome, "upstream_down", None, 0.0, 0.0, ",".join([*others, claim.resource]))
-    delay = min(FIRST_DELAY * 2 ** min(claim.failures, 10), LONGEST_DELAY)
+    delay = max(failure.retry_after or 0.0, min(FIRST_DELAY * 2 ** min(claim.failures, 10), LONGEST_DELAY))
     return Refusal(outcome, "upstream_down", None, delay, delay, claim.lane)
 
 

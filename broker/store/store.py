@@ -17,7 +17,7 @@ import msgspec
 from broker.completion.fold import Completion, fold
 from broker.errors import GenerationGone, GenerationNotFound, IdempotencyConflict, StorageUnavailable
 from broker.events import Event, from_entry
-from broker.generation import FIELDS, Generation, from_fields
+from broker.generation import FIELDS, Generation, from_fields, optional_json
 from broker.ids import START, Cursor, check_id, created_ms, entry_cursor, idempotency_shard, new_id, shard_of
 from broker.redis.client import Redis
 from broker.redis.clock import RedisClock
@@ -318,7 +318,7 @@ class Store:
                 return None
             raise GenerationGone
         request = msgspec.json.decode(body)
-        if labels := _json(metadata):
+        if labels := optional_json(metadata):
             request["metadata"] = labels
         return request if policy in (None, b"fail") else {**request, "on_upstream_error": policy.decode()}
 
@@ -397,7 +397,3 @@ def new_epoch() -> str:
 def created_data(model: str, created: int) -> bytes:
     """Encode the data of the `created` event; `created` in ms."""
     return msgspec.json.encode({"model": model, "created_at": created / 1000})
-
-
-def _json(text: bytes | None) -> Any:
-    return msgspec.json.decode(text) if text else None

@@ -107,12 +107,13 @@ class RedisTarget(Target):
 
 
 class Append(RedisTarget):
-    """The product's worker from Redis's point of view: its claim, append and finish, on created generations."""
+    """The product's worker from Redis's point of view: its claim, begin, append and finish, on created generations."""
 
     def __init__(self, port: int, names: list[str], events: int) -> None:
         super().__init__(port, names, events)
-        append, claim, self._finish = Script("store", "append"), Script("store", "claim"), Script("store", "finish")
-        for script in (append, claim, self._finish):
+        append, claim, begin = Script("store", "append"), Script("store", "claim"), Script("store", "begin")
+        self._finish = Script("store", "finish")
+        for script in (append, claim, begin, self._finish):
             self.ask("SCRIPT", "LOAD", script.source)
         self._attempts: list[str] = []
         self._heads: list[bytes] = []
@@ -123,6 +124,7 @@ class Append(RedisTarget):
             if reply[0] != b"OK":
                 raise Refused(f"claim of {gid}: {reply}")
             attempt = reply[1].decode()
+            self.ask("EVALSHA", begin.sha, 5, *lifecycle_keys(gid), gid, f"{attempt}.{TOKEN}", "default")
             arguments = ("EVALSHA", append.sha, 2, keys.meta(gid), keys.log(gid), f"{attempt}.{TOKEN}", f"{attempt}-")
             self._attempts.append(attempt)
             self._heads.append(b"".join(map(bulk, arguments)))

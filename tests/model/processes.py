@@ -18,8 +18,8 @@ import hiredis
 
 from api.app import create_app
 from broker import Broker
-from broker.errors import BrokerError, GapFound, GenerationGone, GenerationNotFound
-from broker.events import CHUNK
+from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.events import CHUNK, GapFound
 from broker.fanout.reader import LogReader
 from broker.fanout.reader_pool import IDLE_AFTER
 from broker.ids import Cursor

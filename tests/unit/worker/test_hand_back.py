@@ -71,6 +71,7 @@ def test_a_failed_call_delays_its_own_generation_longer_each_time() -> None:
     assert (delays[0], delays[-1]) == (FIRST_DELAY, LONGEST_DELAY)
     assert all(shorter <= longer for shorter, longer in pairwise(delays))
     assert {refusal.retry_after for refusal in refusals} == {None}
+    assert _refusal(claim(), error(500, retry_after="20")).delay == 20  # the upstream knows better
 
 
 def test_the_next_upstream_of_a_lane_is_asked_at_once() -> None:
@@ -91,7 +92,8 @@ def test_a_generation_fails_now_if_its_waiting_would_end_before_the_next_try(qd:
         (POISON - 1, 1000, 2000, error(500), True),
         (POISON - 2, 1000, 2000, error(500), False),  # not often enough
         (POISON - 1, 1000, 500, error(500), False),  # the upstream accepted nothing since
-        (POISON - 1, 1000, 2000, UpstreamError("upstream_timeout", "", retryable=True), False),
+        (POISON - 1, 1000, 2000, UpstreamError("upstream_timeout", "", retryable=True), True),
+        (POISON - 1, 1000, 2000, UpstreamError("upstream_unreachable", "", retryable=True), False),
     ],
 )
 def test_a_request_is_to_blame_if_others_were_accepted_meanwhile(

@@ -19,6 +19,7 @@ from broker import (
     connect,
 )
 from broker.dev.embedded_redis import EmbeddedRedis
+from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import lifecycle_keys
 from tests.support import FINISH, Writer, request_body
@@ -31,7 +32,7 @@ KEPT = ("md", "rq", "mt", "pol", "ttl", "pt", "pr", "gr", "wh")
 @pytest.fixture
 async def broker(redis: EmbeddedRedis) -> AsyncGenerator[Broker, None]:
     """A broker that has seen no other data than that of its test."""
-    async with connect(redis.url) as connected:
+    async with connect(settings=Settings(redis_url=redis.url, webhook_secret=("whsec_" + "A" * 32,))) as connected:
         await connected.store.redis.execute("FLUSHALL")
         yield connected
 
