@@ -65,8 +65,7 @@ class Refill:
             some = gids[first : first + AT_ONCE]
             metas = await self._logs.pipeline([("HMGET", keys.meta(gid), *FIELDS) for gid in some])
             tickets = [self._ticket(gid, *meta) for gid, meta in zip(some, metas, strict=True) if _waits(meta)]
-            await self._queue.offer_many(tickets)
-            offered += len(tickets)
+            offered += await self._queue.offer_many(tickets)
         return offered
 
     def _ticket(

@@ -76,9 +76,10 @@ class Queue:
         replies = await self.redis.run_each(commands.OFFER, [((), commands.offer_arguments(one)) for one in tickets])
         return [reply if isinstance(reply, Exception) else None for reply in replies]
 
-    async def offer_many(self, tickets: Sequence[Ticket]) -> None:
-        """Add tickets in one round trip."""
-        await self.redis.run_many(commands.OFFER, [((), commands.offer_arguments(ticket)) for ticket in tickets])
+    async def offer_many(self, tickets: Sequence[Ticket]) -> int:
+        """Add tickets in one round trip; return the number of those that were missing."""
+        calls = [((), commands.offer_arguments(ticket)) for ticket in tickets]
+        return sum(map(int, await self.redis.run_many(commands.OFFER, calls)))
 
     async def withdraw(self, ticket: Ticket) -> None:
         """Remove a ticket. A worker that already has it finds the generation ended."""
