@@ -90,14 +90,14 @@ async def test_a_generation_has_one_ticket_without_its_prompt(broker: Broker) ->
         ageing_ms=60_000,
         upstreams=[UpstreamLimits("default", adaptive=False)],
     )
-    job = await queue.execute("GET", names.arq_job(f"{generation.id}.1"))
+    job = await queue.execute("GET", names.arq_job(names.granted(generation.id, 1)))
     assert generation.id.encode() in job
     for name in await queue.execute("KEYS", "*"):
         if b"{" not in name:
             assert b"canary" not in await queue.execute("DUMP", name)
     await broker.cancel(generation.id)
-    assert await queue.execute("ZSCORE", names.READY, f"{generation.id}.1") is None
-    assert await queue.execute("EXISTS", names.arq_job(f"{generation.id}.1")) == 0
+    assert await queue.execute("ZSCORE", names.READY, names.granted(generation.id, 1)) is None
+    assert await queue.execute("EXISTS", names.arq_job(names.granted(generation.id, 1))) == 0
 
 
 async def test_invalid_calls_raise_specific_errors(broker: Broker) -> None:

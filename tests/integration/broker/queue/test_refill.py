@@ -12,7 +12,7 @@ from broker.queue.tickets import Queue
 from broker.redis.client import Redis
 from broker.store import keys
 from tests.integration.broker.queue.test_reaper import settings
-from tests.integration.broker.queue.waiting import granted, pull, tenants
+from tests.integration.broker.queue.waiting import LEASE_MS, granted, pull, tenants
 from tests.support import begun, request_body
 from worker.claims import Claim, claim
 
@@ -46,7 +46,7 @@ async def grow_old(queue: Redis, seconds: float = 3600) -> str:
 
 async def after_the_grace(queue: Redis) -> str:
     """Let the time pass in which nothing is granted."""
-    return await grow_old(queue, 6.5)
+    return await grow_old(queue, LEASE_MS / 3000 + 1.5)
 
 
 async def test_all_waiting_generations_are_put_back_in_fair_order(broker: Broker, queue: Redis, refill: Refill) -> None:
