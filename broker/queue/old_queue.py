@@ -63,7 +63,9 @@ class OldQueue:
             return
         tickets = await waiting_tickets(self._logs, self._settings, list(_generations(members)))
         await self._queue.offer_many(tickets)
-        await self._queue.redis.pipeline([("ZREM", name, *members), ("DEL", *(b"arq:job:" + one for one in members))])
+        await self._queue.redis.pipeline(
+            [("ZREM", name, *members), ("DEL", *(keys.arq_job(one.decode(errors="replace")) for one in members))]
+        )
         log.info("%d tickets of 0.1.0 taken, %d wait", len(members), len(tickets))
 
 

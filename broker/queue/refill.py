@@ -44,12 +44,13 @@ class Refill:
         if known is None and int(now[0]) - int(born) / 1000 > YOUNG:
             return
         try:
-            await self._refill()
+            await self._refill(logging.INFO if known is None else logging.WARNING)
         except StorageUnavailable:
             self._born = known
             raise
 
-    async def _refill(self) -> None:
+    async def _refill(self, level: int) -> None:
+        """`level` of the message: a queue that is young when a process starts may be just new."""
         began, offered = time.monotonic(), 0
         claims = [("SET", keys.refill(shard), "1", "NX", "PX", CLAIM_MS) for shard in SHARDS]
         taken = await self._queue.redis.pipeline(claims)
@@ -57,7 +58,7 @@ class Refill:
             if reply is not None:
                 offered += await self._refill_shard(shard)
         if offered:
-            log.warning("queue refilled: %d generations in %.1f s", offered, time.monotonic() - began)
+            log.log(level, "queue refilled: %d generations in %.1f s", offered, time.monotonic() - began)
 
     async def _refill_shard(self, shard: str) -> int:
         gids = [gid.decode() for gid in await self._logs.execute("ZRANGE", keys.live(shard), 0, -1)]

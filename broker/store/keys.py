@@ -124,8 +124,8 @@ def webhook_body(shard: str, gid: str | None = None) -> str:
     scripts
 
     url · ev event · ho host · at ended ms · ti ms of the last retry · d summary JSON of the generation · mt, us its
-    metadata and usage, if the summary leaves them out · n number of attempts · log the newest 50 of these, lines
-    `<number> <JSON>`
+    metadata and usage, if the summary leaves them out · tn tenant · n number of attempts · log the newest 50 of these,
+    lines `<number> <JSON>`
 
     Without a generation: the base of these keys, which never exists itself.
     """
