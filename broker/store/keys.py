@@ -286,11 +286,6 @@ WORKER_HEALTH = "tc:worker-health"
 """string (arq's) · arq's health record; ours is WORKERS · 1 h · arq"""
 
 
-def granted(gid: str, number: int) -> str:
-    """Name of a granted ticket; pull and withdraw derive it."""
-    return f"{gid}.r{number}"
-
-
 def arq_job(ticket: str) -> str:
     """string (arq's) · JSON of a granted ticket: generation, tenant, upstream, lane, priority, tokens · 2 h · pull; arq
     removes"""

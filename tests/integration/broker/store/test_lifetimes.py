@@ -58,7 +58,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "key": ("samplekey", "[0-9a-f]{64}"),
     "process": ("sampleprocess", "[0-9a-f]+"),
     "connection": (7777, "[0-9]+"),
-    "ticket": ("sampleticket", r"gen_.{34}\.[0-9]+"),
+    "ticket": ("sampleticket", r"gen_.{34}\.r?[0-9]+"),
     "worker_id": ("sampleworker", ".+"),
     "host": ("samplehost", "[0-9a-f]{16}"),
     "model": ("samplemodel", DIGEST),
