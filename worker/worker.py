@@ -104,7 +104,7 @@ class Worker:
         runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings)
         self._slots = Slots(runner, places, hand_back, settings.slots)
         self._reaper = Reaper(logs, tickets, settings)
-        self._old_queue = OldQueue(logs, tickets, settings)
+        self._old_queue = OldQueue(logs, tickets, settings, signals.stop.is_set)
         reaper = self._reaper
         self._consumer = Consumer(
             logs, tickets, self._slots, self._appender, settings, reaper.note_exhausted, reaper.note_expired

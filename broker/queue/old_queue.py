@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
+from broker.concurrency.backoff import LogThrottle
 from broker.errors import GenerationNotFound, StorageUnavailable
 from broker.ids import check_id
 from broker.queue.refill import waiting_tickets
 from broker.queue.tickets import Queue
-from broker.redis.client import Redis
+from broker.redis.client import Redis, RedisError
 from broker.settings.settings import Settings
 from broker.store import keys
 
@@ -31,10 +32,13 @@ class OldQueue:
     """`run` looks once a second. Only workers do it: without a worker of this version nothing would run the tickets in
     their new place."""
 
-    def __init__(self, logs: Redis, queue: Queue, settings: Settings) -> None:
+    def __init__(self, logs: Redis, queue: Queue, settings: Settings, is_stopping: Callable[[], bool]) -> None:
+        """`is_stopping`: whether this worker takes no more tickets. In a rollback those of 0.1.0 must find them."""
         self._logs = logs
         self._queue = queue
         self._settings = settings
+        self._is_stopping = is_stopping
+        self._throttle = LogThrottle()
         # Of tenants whose keys this worker does not know, a reaper finds the parked generations within half a minute.
         self._names = [keys.OLD_QUEUE, *map(keys.old_parked, sorted(set(settings.tenants.values())))]
 
@@ -45,6 +49,8 @@ class OldQueue:
                 await self.move()
             except StorageUnavailable:
                 log.debug("the queue of 0.1.0 cannot be read")
+            except RedisError as error:
+                self._throttle.tell(log, f"tickets of 0.1.0 not moved: {type(error).__name__}")
             except Exception:
                 log.exception("moving tickets of 0.1.0 failed")
             await asyncio.sleep(PERIOD * random.uniform(0.8, 1))
@@ -54,7 +60,8 @@ class OldQueue:
         sizes = await self._queue.redis.pipeline([("ZCARD", name) for name in self._names])
         for name, size in zip(self._names, sizes, strict=True):
             for _ in range(0, min(size, MOST), AT_ONCE):
-                await self._move_some(name)
+                if not self._is_stopping():
+                    await self._move_some(name)
 
     async def _move_some(self, name: str) -> None:
         """Offer before removing: a ticket in both queues is harmless, one in neither waits for a reaper."""

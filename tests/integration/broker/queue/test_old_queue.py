@@ -27,9 +27,13 @@ async def queue(broker: Broker) -> Redis:
 
 @pytest.fixture
 def old(broker: Broker) -> OldQueue:
+    return of_worker(broker, is_stopping=False)
+
+
+def of_worker(broker: Broker, *, is_stopping: bool) -> OldQueue:
     redis = broker.queue.redis
     tenants = settings(redis.url).model_copy(update={"api_keys": (f"anna:{'0' * 64}",)})
-    return OldQueue(redis, Queue(redis), tenants)
+    return OldQueue(redis, Queue(redis), tenants, lambda: is_stopping)
 
 
 async def created(broker: Broker, tenant: str = OPEN_TENANT) -> str:
@@ -57,6 +61,12 @@ async def test_tickets_move_in_their_order_and_leave_nothing(broker: Broker, que
     assert await broker.queue.depth() == 3
     assert await queue.execute("EXISTS", keys.OLD_QUEUE, *(keys.arq_job(f"{gid}.1") for gid in gids)) == 0
     assert await granted(queue) == gids
+
+
+async def test_a_worker_that_stops_leaves_them_to_others(broker: Broker, queue: Redis) -> None:
+    await put(queue, await created(broker))
+    await of_worker(broker, is_stopping=True).move()
+    assert (await broker.queue.depth(), await queue.execute("ZCARD", keys.OLD_QUEUE)) == (0, 1)
 
 
 async def test_a_parked_ticket_moves(broker: Broker, queue: Redis, old: OldQueue) -> None:
