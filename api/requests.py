@@ -86,9 +86,9 @@ def _coding(request: Request, name: str, known: set[str]) -> str:
     return listed if unknown else ""
 
 
-async def read_request(request: Request, broker: Broker) -> CompletionRequest:
+async def read_request(request: Request, broker: Broker, tenant: str) -> CompletionRequest:
     """Read and validate a chat.completions body."""
-    return await broker.parse(await read_body(request, broker.settings.max_body))
+    return await broker.parse(await read_body(request, broker.settings.max_body), tenant)
 
 
 def idempotency_key_of(request: Request) -> str | None:

@@ -72,7 +72,7 @@ class Broker(BulkOperations, QueueControl):
 
     def __init__(self, streams: Redis, queue: Redis, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store(streams, settings.retention, settings.lease + 5, default_webhook=settings.default_webhook)
+        self.store = Store(streams, settings.retention, settings.lease + 5, webhook_of=settings.default_webhook)
         self.outbox = Outbox(streams)
         self.queue = Queue(queue, TenantLimits.of(settings))
         self.share = StorageShare(streams, lambda tenant: settings.quota_of(tenant).bytes)
@@ -99,13 +99,13 @@ class Broker(BulkOperations, QueueControl):
         The checks are those of `POST /v1/generations`. Raises InvalidRequest, BodyTooLarge, ModelNotFound,
         IdempotencyConflict, LimitExceeded or StorageUnavailable.
         """
-        request = await self.parse(encode_body(body))
+        request = await self.parse(encode_body(body), tenant)
         created = await self.submit(request, tenant, idempotency_key, queue_timeout=self.settings.queue_timeout)
         return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
 
-    async def parse(self, body: bytes) -> CompletionRequest:
-        """Validate a body in JSON. Raises InvalidRequest, BodyTooLarge, or ModelNotFound if no upstream serves its
-        model.
+    async def parse(self, body: bytes, tenant: str = OPEN_TENANT) -> CompletionRequest:
+        """Validate a tenant's body in JSON. Raises InvalidRequest, BodyTooLarge, or ModelNotFound if no upstream serves
+        its model.
 
         A large body is parsed in a thread, so that streams continue meanwhile.
         """
@@ -117,7 +117,7 @@ class Broker(BulkOperations, QueueControl):
             loop = asyncio.get_running_loop()
             request = await loop.run_in_executor(_PARSER, lambda: parse_request(parse_json(body)))
         self.settings.upstream_for(request.model)
-        self.settings.check_webhook(request.options.webhook)
+        self.settings.check_webhook(request.options.webhook, tenant)
         return request
 
     async def submit(

@@ -23,8 +23,8 @@ ROWS = {
     "J": 10,
     "K": 10,
     "L": 11,
-    "M": 9,
-    "N": 16,
+    "M": 11,
+    "N": 18,
 }
 FOUND = re.findall(r"^\| ([A-N]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")

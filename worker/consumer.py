@@ -221,7 +221,7 @@ class Consumer:
         self._granted.discard(ticket)
         try:
             if not just_granted and not await places.is_held(check_id(gid), resource):
-                number = int(ticket.rpartition(".")[2])
+                number = int(ticket.rpartition(".r")[2])
                 ctx["returned"] = Ticket(gid, tenant, number, lane, priority, tokens, created_ms(gid))
                 return
             known = places.of(gid)

@@ -11,6 +11,7 @@ from typing import Any
 
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured, StorageUnavailable
+from broker.queue.old_queue import OldQueue
 from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import Reaper
 from broker.queue.tickets import Queue
@@ -103,6 +104,7 @@ class Worker:
         runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings)
         self._slots = Slots(runner, places, hand_back, settings.slots)
         self._reaper = Reaper(logs, tickets, settings)
+        self._old_queue = OldQueue(logs, tickets, settings, signals.stop.is_set)
         reaper = self._reaper
         self._consumer = Consumer(
             logs, tickets, self._slots, self._appender, settings, reaper.note_exhausted, reaper.note_expired
@@ -136,6 +138,7 @@ class Worker:
             self._heartbeat.run(),
             self._slots.places.run(),
             self._reaper.run(),
+            self._old_queue.run(),
             self._model_lists.run(),
             self._webhooks.run(),
             self._consumer.run(),

@@ -57,7 +57,7 @@ class BulkOperations(ABC):
     queue: Queue
 
     @abstractmethod
-    async def parse(self, body: bytes) -> CompletionRequest: ...
+    async def parse(self, body: bytes, tenant: str = OPEN_TENANT) -> CompletionRequest: ...
 
     @abstractmethod
     async def submit(
@@ -104,7 +104,7 @@ class BulkOperations(ABC):
         parsed: list[CompletionRequest | BrokerError] = []
         for body in bodies:
             try:
-                parsed.append(await self.parse(encode_body(body)))
+                parsed.append(await self.parse(encode_body(body), tenant))
             except BrokerError as error:
                 parsed.append(error)
             if len(parsed) % SLICE == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS, created_ms
@@ -63,37 +64,31 @@ class Refill:
         gids = [gid.decode() for gid in await self._logs.execute("ZRANGE", keys.live(shard), 0, -1)]
         offered = 0
         for first in range(0, len(gids), AT_ONCE):
-            some = gids[first : first + AT_ONCE]
-            metas = await self._logs.pipeline([("HMGET", keys.meta(gid), *FIELDS) for gid in some])
-            tickets = [self._ticket(gid, *meta) for gid, meta in zip(some, metas, strict=True) if _waits(meta)]
+            tickets = await waiting_tickets(self._logs, self._settings, gids[first : first + AT_ONCE])
             offered += await self._queue.offer_many(tickets)
         return offered
 
-    def _ticket(
-        self,
-        gid: str,
-        _status: bytes,
-        _own: bytes,
-        tenant: bytes,
-        model: bytes,
-        lane: bytes | None,
-        priority: bytes | None,
-        tokens: bytes | None,
-        run_at: bytes | None,
-        not_before: bytes | None,
-        number: bytes,
-    ) -> Ticket:
-        return Ticket(
-            gid,
-            tenant.decode(),
-            int(number),
-            self._settings.current_lane((lane or b"").decode(), model.decode()),
-            int(priority or DEFAULT_PRIORITY),
-            int(tokens or 0),
-            int(run_at or created_ms(gid)),
-            max(int(run_at or 0), int(not_before or 0)),
-        )
+
+def _waiting_ticket(settings: Settings, gid: str, meta: Sequence[bytes | None]) -> Ticket | None:
+    """Return the ticket of a generation, from the FIELDS of its meta hash; None if it does not wait. One that was
+    created by 0.1.0 has neither lane nor options."""
+    status, own, tenant, model, lane, priority, tokens, run_at, not_before, number = meta
+    if status != b"queued" or own or tenant is None or model is None:
+        return None
+    return Ticket(
+        gid,
+        tenant.decode(),
+        int(number or 1),
+        settings.current_lane((lane or b"").decode(), model.decode()),
+        int(priority or DEFAULT_PRIORITY),
+        int(tokens or 0),
+        int(run_at or created_ms(gid)),
+        max(int(run_at or 0), int(not_before or 0)),
+    )
 
 
-def _waits(meta: list[bytes | None]) -> bool:
-    return meta[0] == b"queued" and not meta[1]
+async def waiting_tickets(logs: Redis, settings: Settings, gids: Sequence[str]) -> list[Ticket]:
+    """Return the tickets of those of these generations that wait."""
+    metas = await logs.pipeline([("HMGET", keys.meta(gid), *FIELDS) for gid in gids])
+    tickets = [_waiting_ticket(settings, gid, meta) for gid, meta in zip(gids, metas, strict=True)]
+    return [ticket for ticket in tickets if ticket is not None]

@@ -32,6 +32,11 @@ def upstream_limits(settings: Settings) -> list[UpstreamLimits]:
     ]
 
 
+def granted_name(gid: str, number: int) -> str:
+    """Return the name of a granted ticket for arq; the scripts derive it."""
+    return f"{gid}.r{number}"
+
+
 def serialize(job: dict[str, Any]) -> bytes:
     """Encode a job as JSON: with arq's default, pickle, anyone who can write to Redis could run code here."""
     return msgspec.json.encode(job)

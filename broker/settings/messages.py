@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from broker.settings.tenants import TenantSettings
 from broker.settings.upstream_entries import FORMS, UpstreamSettings
+from broker.settings.webhook_settings import TenantWebhook
 
 _WORDS = {
     "string_type": "is not a string",
@@ -38,12 +39,18 @@ def _format_error(variables: Mapping[str, str], wrong: ErrorDetails) -> str:
     where = variables.get(str(first), str(first))
     message = wrong["msg"].removeprefix("Value error, ")
     if wrong["type"] == "extra_forbidden":
-        message = _unknown_field(str(inner.pop()), TenantSettings if first == "TOKENCAST_TENANTS" else UpstreamSettings)
+        message = _unknown_field(str(inner.pop()), _entry(str(first), inner))
     elif inner:
         message = _WORDS.get(wrong["type"], message)
     for part in inner:
         where += f"[{part}]" if isinstance(part, int) else f".{part}"
     return f"{where}: {message}"
+
+
+def _entry(variable: str, inside: Sequence[object]) -> type[BaseModel]:
+    if variable != "TOKENCAST_TENANTS":
+        return UpstreamSettings
+    return TenantWebhook if inside and inside[-1] == "webhook" else TenantSettings
 
 
 def _unknown_field(name: str, entry: type[BaseModel]) -> str:

@@ -7,6 +7,7 @@ secret can also be in a file, whose path is in `<NAME>_FILE`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -22,7 +23,7 @@ from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
 from broker.settings.tenants import TenantGroup, check_keys
 from broker.settings.upstreams import UpstreamGroup
-from broker.settings.webhook_settings import WebhookSettings
+from broker.settings.webhook_settings import OwnWebhooks, WebhookSettings
 
 SIMULATED_KEY = "simulated"
 """API key of the simulated upstream, by which a worker recognizes it."""
@@ -239,13 +240,22 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         """SHA-256 of each key (hex) → its tenant. Raises as `keys`."""
         return {digest: key.tenant for digest, key in self.keys.items()}
 
+    @property
+    def own_webhooks(self) -> Mapping[str, OwnWebhooks]:
+        return self.tenant_settings
+
     def check_tenants(self) -> None:
-        """Raise Misconfigured if a tenant has limits and no key. Workers may have no keys, and then check nothing."""
+        """Raise Misconfigured if a tenant has settings and no key, or a webhook that cannot be called. Workers may have
+        no keys, and then do not check these."""
         if self.tenants:
             try:
                 check_keys(self.tenant_settings, dict.fromkeys(self.tenants.values()))
             except ValueError as error:
                 raise Misconfigured(f"TOKENCAST_TENANTS: {error}") from None
+        try:
+            self.check_own_webhooks()
+        except ValueError as error:
+            raise Misconfigured(f"TOKENCAST_TENANTS.{error}") from None
 
     @classmethod
     def settings_customise_sources(

@@ -1,4 +1,4 @@
-"""The limits of tenants: the settings for all of them, and TOKENCAST_TENANTS for those with limits of their own."""
+"""The limits of tenants: the settings for all of them, and TOKENCAST_TENANTS for those with settings of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from broker.settings.upstream_entries import decode_json
+from broker.settings.webhook_settings import Secrets, TenantWebhook
 
 Count = Annotated[int, Field(ge=0, le=2**53, strict=True)] | None
 
@@ -28,6 +29,10 @@ class TenantSettings(BaseModel):
     subscribers: Count = None
     weight: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     """Share of the turns in the queue, relative to other tenants."""
+    webhook: TenantWebhook | None = None
+    """Stands above TOKENCAST_WEBHOOK_URL."""
+    webhook_secret: Secrets = ()
+    """Stands above TOKENCAST_WEBHOOK_SECRET."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ class TenantGroup(BaseSettings):
     tenant_settings: Annotated[Mapping[str, TenantSettings], NoDecode] = Field(
         {},
         validation_alias="TOKENCAST_TENANTS",
-        description="Tenants with limits of their own, as JSON: `{tenant: {"
+        repr=False,
+        description="Tenants with settings of their own, as JSON: `{tenant: {"
         + ", ".join(f'"{name}"' for name in TenantSettings.model_fields)
         + "}}`: [Limits of tenants](deploying.md#limits-of-tenants)",
     )

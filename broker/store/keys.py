@@ -124,8 +124,8 @@ def webhook_body(shard: str, gid: str | None = None) -> str:
     scripts
 
     url · ev event · ho host · at ended ms · ti ms of the last retry · d summary JSON of the generation · mt, us its
-    metadata and usage, if the summary leaves them out · n number of attempts · log the newest 50 of these, lines
-    `<number> <JSON>`
+    metadata and usage, if the summary leaves them out · tn tenant · n number of attempts · log the newest 50 of these,
+    lines `<number> <JSON>`
 
     Without a generation: the base of these keys, which never exists itself.
     """
@@ -219,7 +219,7 @@ def failed(resource: str) -> str:
 
 
 READY = "tc:ready"
-"""zset (arq's) · granted ticket `<generation>.<number>` → 1 · 7 d · pull; arq removes"""
+"""zset (arq's) · granted ticket → 1 · 7 d · pull; arq removes"""
 
 BELL = "tc:bell"
 """list · empty strings, at most 64; each signals that something may run · 60 s · offer, begun, done"""
@@ -258,6 +258,15 @@ def stored(tenant: str) -> str:
     return f"tc:bytes:{tenant}"
 
 
+OLD_QUEUE = "tc:queue"
+"""zset · ticket `<generation>.<number>` that a process of 0.1.0 wrote · 7 d · that process; workers remove"""
+
+
+def old_parked(tenant: str) -> str:
+    """zset · ticket of 0.1.0 whose tenant was at its limit → 0 · 7 d · a process of 0.1.0; workers remove"""
+    return f"tc:park:{tenant}"
+
+
 SIGNING_KEY = "tc:secret"
 """string · key that signs stream tokens unless TOKENCAST_SECRET is set · 30 d, renewed with each token · gateways"""
 
@@ -278,7 +287,8 @@ WORKER_HEALTH = "tc:worker-health"
 
 
 def arq_job(ticket: str) -> str:
-    """string (arq's) · JSON of the job: only its name, generation and tenant · retention, at least 7 d · enqueue.lua"""
+    """string (arq's) · JSON of a granted ticket: generation, tenant, upstream, lane, priority, tokens · 2 h · pull; arq
+    removes"""
     return f"arq:job:{ticket}"
 
 

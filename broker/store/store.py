@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from broker.store.listing import FIRST_ROWS, Listing
 from broker.store.storage_share import NOTHING, Stored
 
 Json = dict[str, Any]
+WebhookOf = Callable[[str], bytes]
 PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
 IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
 RECORD_MAY_BE_LOST = (
@@ -68,13 +69,15 @@ class Withdrawn(NamedTuple):
 class Store:
     """The generations of one Redis. `retention`: seconds, for generations that do not set their own."""
 
-    def __init__(self, redis: Redis, retention: float, grace: float = 20.0, *, default_webhook: bytes = b"") -> None:
+    def __init__(
+        self, redis: Redis, retention: float, grace: float = 20.0, *, webhook_of: WebhookOf = lambda _: b""
+    ) -> None:
         """`grace`: maximum seconds until a worker has restored a running generation after Redis has lost it.
-        `default_webhook`: JSON of the webhook of generations whose request names none."""
+        `webhook_of` returns the webhook, as JSON, of a tenant's generations whose request names none."""
         self.redis = redis
         self.clock = RedisClock(redis)
         self._retention = retention
-        self._default_webhook = default_webhook
+        self._webhook_of = webhook_of
         self.data_loss = DataLossDetector(redis, self.clock, grace)
         self._listing = Listing(redis, FIELDS)
         self._partial: OrderedDict[str, tuple[Cursor, Completion]] = OrderedDict()
@@ -152,7 +155,7 @@ class Store:
             deadline_ms=None if wait is None else (run_at or created) + int(wait * 1000),
             run_at_ms=run_at,
             group=options.group or "",
-            webhook=msgspec.json.encode(options.webhook) if options.webhook else self._default_webhook,
+            webhook=msgspec.json.encode(options.webhook) if options.webhook else self._webhook_of(tenant),
             retry_of=retry_of,
             tokens=request.reserved_tokens,
         )
@@ -378,15 +381,8 @@ def withdrawn(gid: str, reply: EndReply) -> Withdrawn:
         return Withdrawn(reply.status.decode())
     dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
     lane, priority, tokens, created, run_at = reply.waiting
-    return Withdrawn(
-        reply.status.decode(),
-        dropped,
-        int(reply.ticket),
-        (lane or b"").decode(),
-        int(priority or DEFAULT_PRIORITY),
-        int(tokens or 0),
-        int(run_at or created),
-    )
+    ticket = (lane or b"").decode(), int(priority or DEFAULT_PRIORITY), int(tokens or 0), int(run_at or created)
+    return Withdrawn(reply.status.decode(), dropped, int(reply.ticket), *ticket)
 
 
 def new_epoch() -> str:

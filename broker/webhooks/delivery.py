@@ -49,9 +49,9 @@ class WebhookDelivery:
         self._outbox = outbox
         self._steps = steps
         self._period = period
-        self._signer = Signer(settings.webhook_secret)
+        self._signers = {tenant: Signer(settings.webhook_secrets_of(tenant)) for tenant in ("", *settings.own_webhooks)}
         allow_private = settings.webhook_allow_private
-        self._sender = Sender(allow_private=allow_private, timeout=timeout) if settings.webhook_secret else None
+        self._sender = Sender(allow_private=allow_private, timeout=timeout) if settings.has_webhooks else None
         self._hosts = Hosts(steps)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
@@ -163,8 +163,12 @@ class WebhookDelivery:
 
     async def _deliver(self, entry: Entry) -> None:
         assert self._sender is not None  # noqa: S101 - nothing is taken without one
+        signer = self._signers.get(entry.tenant) or self._signers[""]
+        if not signer:  # it is due again after its lease, for a process that has the secret
+            log.warning("%s: webhook not delivered: this process has no secret for its tenant", entry.gid)
+            return
         at, began = time.time(), time.monotonic()
-        headers = self._signer.headers(entry.message_id, entry.body, int(at))
+        headers = signer.headers(entry.message_id, entry.body, int(at))
         answer = await self._sender.post(entry.url, headers, entry.body)
         seconds = time.monotonic() - began
         if answer.host_failed:

@@ -46,6 +46,7 @@ class Entry:
     url: str
     body: bytes
     tries: int
+    tenant: str
 
     @property
     def message_id(self) -> str:
@@ -155,9 +156,9 @@ def _milliseconds(seconds: float | None) -> int | str:
 
 
 def _entry(host: Host, row: list[bytes]) -> Entry:
-    gid, event, url, at, summary, metadata, usage, tries = row
+    gid, event, url, at, summary, metadata, usage, tries, tenant = row
     body = body_of(event.decode(), int(at), summary, metadata, usage)
-    return Entry(host, gid.decode(), event.decode(), url.decode(), body, int(tries))
+    return Entry(host, gid.decode(), event.decode(), url.decode(), body, int(tries), tenant.decode())
 
 
 def _delivery(webhook_id: str, event: str, line: str) -> Delivery:

@@ -16,6 +16,10 @@ class Signer:
     def __init__(self, secrets: Sequence[str]) -> None:
         self._keys = [Webhook(secret) for secret in secrets]
 
+    def __bool__(self) -> bool:
+        """Whether there is a secret."""
+        return bool(self._keys)
+
     def headers(self, message_id: str, body: bytes, at: int) -> dict[str, str]:
         """Return the headers of an attempt made at `at` (unix seconds), by which a receiver refuses an old one."""
         sent, text = datetime.fromtimestamp(at, UTC), body.decode()

@@ -14,7 +14,7 @@ from broker.broker import OPEN_TENANT
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import created_ms
 from broker.queue.commands import OFFER, Ticket, offer_arguments
-from broker.queue.tickets import JOB_NAME
+from broker.queue.tickets import JOB_NAME, granted_name
 from broker.request.body import parse_request
 from broker.store import keys
 from tests.faults.oracle import Said
@@ -96,8 +96,8 @@ async def test_a_generation_whose_ticket_is_of_another_version_is_offered_again(
         said = await created(broker, "other-version")
         execute = broker.queue.redis.execute
         payload = job(said.gid, OPEN_TENANT, *GRANTED[1:], function="generate_v9")
-        await execute("SET", keys.arq_job(f"{said.gid}.1"), payload, "PX", 60_000)
-        await execute("ZADD", keys.READY, 1, f"{said.gid}.1")
+        await execute("SET", keys.arq_job(granted_name(said.gid, 1)), payload, "PX", 60_000)
+        await execute("ZADD", keys.READY, 1, granted_name(said.gid, 1))
         await queue_is_empty(redis.url)
         assert (await broker.store.state(said.gid, OPEN_TENANT)).status == "queued"
     await is_overdue(redis.url, said.gid)

@@ -73,7 +73,7 @@ class GenerationRoutes:
 
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
-        asked = await read_request(request, self._broker)
+        asked = await read_request(request, self._broker, tenant)
         created = await submit(self._broker, request, asked, tenant, self._broker.settings.queue_timeout)
         headers = {"location": f"/v1/generations/{created.id}", "x-generation-id": created.id}
         if created.replayed:

@@ -56,7 +56,7 @@ class ChatCompletionRoutes:
     async def create(self, request: Request) -> Response:
         tenant = self._access.tenant(request)
         bare = flag_of(request, "bare")
-        asked = await read_request(request, self._broker)
+        asked = await read_request(request, self._broker, tenant)
         if self._connections.draining:
             return draining_error({"retry-after": "1"})  # another gateway takes it
         self._access.subscribers.check(tenant)

@@ -24,6 +24,9 @@ local function tags(priority) return 'tc:tag:' .. priority end
 local function failures(resource) return 'tc:fg:' .. resource end
 local function reservations(tenant) return 'tc:q:' .. tenant end
 local function job_of(ticket) return 'arq:job:' .. ticket end
+-- Name of a ticket for arq. 0.1.0 used `<generation>.<number>`: with another name the workers of both versions can have a
+-- ticket of the same generation, without sharing arq's keys of it.
+local function granted_name(gid, number) return gid .. '.r' .. number end
 local function priority_of(level) return string.sub(level, -1) end
 
 local function count(key, field, by)

@@ -268,7 +268,7 @@ local function grant(turn, member)
     redis.call('ZADD', running(tenant), till, gid)
     redis.call('EXPIRE', running(tenant), WEEK)
   end
-  local ticket = gid .. '.' .. number
+  local ticket = granted_name(gid, number)
   local p = priority_of(level)
   redis.call('SET', job_of(ticket), cjson.encode({t = cjson.null, f = 'generate', k = {}, et = now,
     a = {gid, tenant, u.name, string.sub(level, 1, -3), tonumber(p), tonumber(tokens)}}), 'PX', 7200000)

@@ -20,8 +20,9 @@ if redis.call('ZREM', LATER, table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], me
   count(COUNTS, tenant, -1)
   return 1
 end
-local job = job_of(gid .. '.' .. ARGV[2])
-if redis.call('ZREM', READY, gid .. '.' .. ARGV[2]) == 0 then return 0 end
+local ticket = granted_name(gid, ARGV[2])
+local job = job_of(ticket)
+if redis.call('ZREM', READY, ticket) == 0 then return 0 end
 local granted = redis.call('GET', job)
 if granted then
   redis.call('ZREM', places(cjson.decode(granted).a[3]), gid)

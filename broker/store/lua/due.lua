@@ -1,6 +1,6 @@
 -- Returns the generations that the reaper must check, by this server's clock.
--- KEYS: [1] live   ARGV: maximum number of generations, ms ahead ('' = none): what is due later than that is due now, for
---       no script sets such a time, so the clock went back
+-- KEYS: [1] live   ARGV: maximum number of generations, ms ahead ('' = none): what is due later than that is due now: the
+--       clock may have gone back. One that waits in the queue, with a time up to ten minutes ahead, is checked once more
 -- Returns now ms, generations
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

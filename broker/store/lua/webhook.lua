@@ -21,11 +21,14 @@ local function put_webhook(now, status)
   local wanted = false
   for _, event in ipairs(hook.events) do wanted = wanted or event == status end
   if not wanted then return end
-  local m, host, body = redis.call('HMGET', META, 'mt', 'us'), host_of(hook.url), hooks('hb:' .. GID)
+  local m, host, body = redis.call('HMGET', META, 'mt', 'us', 'tn'), host_of(hook.url), hooks('hb:' .. GID)
   redis.call('DEL', body)
   redis.call('HSET', body, 'url', hook.url, 'ev', status, 'ho', host, 'at', int(now), 'ti', int(now + DAY), 'd', summary(),
-    'mt', if_long(m[1]), 'us', if_long(m[2]), 'n', 0, 'log', '')
+    'mt', if_long(m[1]), 'us', if_long(m[2]), 'tn', m[3], 'n', 0, 'log', '')
   redis.call('PEXPIRE', body, DAY + HOUR)
+  -- Entries whose bodies have expired: a receiver that is down, or no process that delivers, must not add them up. Those
+  -- that are redelivered by hand have the score 1.
+  redis.call('ZREMRANGEBYSCORE', hooks('hk:' .. host), '(1', int(now - DAY - HOUR))
   redis.call('ZADD', hooks('hk:' .. host), int(now), GID .. '.' .. status)
   redis.call('PEXPIRE', hooks('hk:' .. host), 2 * DAY)
   redis.call('ZADD', hooks('hk'), 'LT', int(now), host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -155,3 +156,25 @@ async def test_a_worker_alone_delivers(own_redis: EmbeddedRedis, sim: str, recei
     async with worker(own_redis.url, sim, **ALLOWED):
         [request] = await receiver.received(1)
     assert request.id == f"msg_{gid}_completed"
+
+
+async def test_a_tenant_has_a_url_and_a_secret_of_its_own(
+    own_redis: EmbeddedRedis, sim: str, receiver: Receiver
+) -> None:
+    """They stand above those of all tenants."""
+    secret = "whsec_" + "b3VycyEh" * 4
+    own = {"ours": {"webhook": {"url": f"{receiver.url}/ours", "events": ["completed"]}, "webhook_secret": secret}}
+    settings = {
+        **ALLOWED,
+        "TOKENCAST_API_KEYS": ",".join(f"{name}:{digest}" for name, digest in KEYS.items()),
+        "TOKENCAST_WEBHOOK_URL": f"{receiver.url}/all",
+        "TOKENCAST_TENANTS": json.dumps(own),
+    }
+    async with gateway(own_redis.url, **settings) as api, worker(own_redis.url, sim, **settings):
+        for name in KEYS:
+            created = await api.create(request_body(model="sim-fast"), authorization=f"Bearer {name}")
+            await receiver.received(1)
+            request = receiver.requests.pop()
+            target = {"ours": "/ours", "theirs": "/all"}[name]
+            assert (request.json["data"]["id"], request.target) == (created["id"], target)
+            Webhook({"ours": secret, "theirs": SECRET}[name]).verify(request.body, request.headers)

@@ -19,6 +19,7 @@ from broker.errors import (
 )
 from broker.queue import commands
 from broker.queue.commands import UpstreamLimits
+from broker.queue.tickets import granted_name
 from broker.settings.settings import Settings
 from broker.store import keys as names
 from tests.support import Writer, gather, request_body, ticket_of, wait_until
@@ -90,14 +91,14 @@ async def test_a_generation_has_one_ticket_without_its_prompt(broker: Broker) ->
         ageing_ms=60_000,
         upstreams=[UpstreamLimits("default", adaptive=False)],
     )
-    job = await queue.execute("GET", names.arq_job(f"{generation.id}.1"))
+    job = await queue.execute("GET", names.arq_job(granted_name(generation.id, 1)))
     assert generation.id.encode() in job
     for name in await queue.execute("KEYS", "*"):
         if b"{" not in name:
             assert b"canary" not in await queue.execute("DUMP", name)
     await broker.cancel(generation.id)
-    assert await queue.execute("ZSCORE", names.READY, f"{generation.id}.1") is None
-    assert await queue.execute("EXISTS", names.arq_job(f"{generation.id}.1")) == 0
+    assert await queue.execute("ZSCORE", names.READY, granted_name(generation.id, 1)) is None
+    assert await queue.execute("EXISTS", names.arq_job(granted_name(generation.id, 1))) == 0
 
 
 async def test_invalid_calls_raise_specific_errors(broker: Broker) -> None:

@@ -11,6 +11,7 @@ from broker import Broker, Event, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.queue import commands
 from broker.queue.commands import UpstreamLimits
+from broker.queue.tickets import granted_name
 from broker.store import keys
 from tests.support import request_body, wait_until, worker
 
@@ -30,7 +31,7 @@ async def pulled_by_a_dead_worker(broker: Broker, **more: Any) -> str:
         ageing_ms=60_000,
         upstreams=[UpstreamLimits("default")],
     )
-    assert pulled.tickets == [f"{created.id}.1".encode()]
+    assert pulled.tickets == [granted_name(created.id, 1).encode()]
     return created.id
 
 
@@ -49,7 +50,7 @@ async def test_another_worker_starts_them(sim: str) -> None:
 async def test_within_a_lease_even_if_arq_had_begun_to_start_them(sim: str) -> None:
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
         gid = await pulled_by_a_dead_worker(broker)
-        name = in_progress_key_prefix + f"{gid}.1"
+        name = in_progress_key_prefix + granted_name(gid, 1)
         await broker.queue.redis.execute("SET", name, "1", "PX", int(LEASE * 1000))
         async with worker(redis.url, sim, TOKENCAST_LEASE=str(LEASE)):
             assert (await events(broker, gid))[-1].name == "completed"
@@ -89,8 +90,8 @@ async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str
             await wait_until(runs)
             arguments = [created.id, "default", "default", "default", 3, 0]
             job = msgspec.json.encode({"t": None, "f": "generate", "k": {}, "et": 1, "a": arguments})
-            await queue.execute("SET", keys.arq_job(f"{created.id}.1"), job, "EX", 60)
-            await queue.execute("ZADD", keys.READY, 1, f"{created.id}.1")
+            await queue.execute("SET", keys.arq_job(granted_name(created.id, 1)), job, "EX", 60)
+            await queue.execute("ZADD", keys.READY, 1, granted_name(created.id, 1))
 
             async def taken() -> bool:
                 return await queue.execute("EXISTS", keys.READY) == 0

@@ -50,7 +50,7 @@ class BatchRoutes:
 
     async def create(self, request: Request) -> Response:
         tenant, key = self._access.tenant(request), idempotency_key_of(request)
-        parsed = await self._parse(request)
+        parsed = await self._parse(request, tenant)
         check_batch(len(parsed), key)
         if await request.is_disconnected():
             raise StorageUnavailable("The client disconnected before the batch was created.")
@@ -61,7 +61,7 @@ class BatchRoutes:
         async with reserve(request, tenant):
             return JSONResponse(records.GenerationBatch(items_of(results)))
 
-    async def _parse(self, request: Request) -> list[CompletionRequest | BrokerError]:
+    async def _parse(self, request: Request, tenant: str) -> list[CompletionRequest | BrokerError]:
         settings, kind = self._broker.settings, request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() in NDJSON:
             bodies = lines_of(request, settings.max_batch, settings.max_body)
@@ -75,7 +75,7 @@ class BatchRoutes:
                     pass
                 check_batch(BATCH_LIMIT + 1, None)
             try:
-                parsed.append(body if isinstance(body, BrokerError) else await self._broker.parse(body))
+                parsed.append(body if isinstance(body, BrokerError) else await self._broker.parse(body, tenant))
             except BrokerError as error:
                 parsed.append(error)
             size += len(body) if isinstance(body, bytes) else 0

@@ -19,9 +19,9 @@ from broker import (
     connect,
 )
 from broker.dev.embedded_redis import EmbeddedRedis
-from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import lifecycle_keys
+from tests.integration.broker.webhooks.scene import settings
 from tests.support import FINISH, Writer, request_body
 
 WEBHOOK = {"url": "https://example.org/hook", "events": ["failed"]}
@@ -32,7 +32,7 @@ KEPT = ("md", "rq", "mt", "pol", "ttl", "pt", "pr", "gr", "wh")
 @pytest.fixture
 async def broker(redis: EmbeddedRedis) -> AsyncGenerator[Broker, None]:
     """A broker that has seen no other data than that of its test."""
-    async with connect(settings=Settings(redis_url=redis.url, webhook_secret=("whsec_" + "A" * 32,))) as connected:
+    async with connect(settings=settings(redis.url)) as connected:
         await connected.store.redis.execute("FLUSHALL")
         yield connected
 

@@ -101,7 +101,7 @@ async def test_a_job_written_by_pull_lua_is_a_valid_arq_job(pool: ArqRedis, brok
     job = Job(ticket, pool, keys.READY, deserialize)
     info = await job.info()
     assert info is not None
-    gid = ticket.removesuffix(".1")
+    gid = ticket.removesuffix(".r1")
     assert (info.function, list(info.args), info.kwargs, info.job_try) == (
         JOB_NAME,
         [gid, "tenant7", "default", "default", 3, 0],
@@ -118,7 +118,7 @@ async def test_a_finished_job_leaves_no_keys(pool: ArqRedis, broker: Broker) -> 
     async with running(arq_worker):
         await wait_until(lambda: len(recorder.started) == 3)
         await wait_until(lambda: empty(broker))
-    assert sorted(recorder.started) == [(ticket, ticket[:-2], "t") for ticket in tickets]
+    assert sorted(recorder.started) == [(ticket, ticket[:-3], "t") for ticket in tickets]
     assert await broker.queue.redis.execute("KEYS", "arq:*") == []
 
 
@@ -140,7 +140,7 @@ async def test_after_job_end_is_called_after_the_ticket_is_removed_with_the_job_
     arq_worker.after_job_end = after
     await arq_worker._poll_iteration()
     await finished(arq_worker)
-    assert seen == [(ticket, ticket.removesuffix(".1"), 0, 0)]
+    assert seen == [(ticket, ticket.removesuffix(".r1"), 0, 0)]
 
 
 async def empty(broker: Broker) -> bool:

@@ -11,6 +11,7 @@ from broker import Broker
 from broker.ids import created_ms, new_id
 from broker.queue import commands
 from broker.queue.commands import UpstreamLimits
+from broker.queue.tickets import granted_name
 from broker.redis.client import Redis
 from broker.store import keys
 from tests.integration.broker.queue.waiting import UNLIMITED, granted, now_ms, pull, put, ticket
@@ -43,7 +44,7 @@ async def test_a_granted_ticket_is_a_job_of_arq_with_all_that_its_worker_needs(q
     gid = new_id(await now_ms(queue), ANNA)
     await commands.offer(queue, ticket(gid, ANNA, number=7, priority=2, tokens=99, lane="default,other"))
     [name] = (await pull(queue)).tickets
-    assert name.decode() == f"{gid}.7"
+    assert name.decode() == granted_name(gid, 7)
     job = msgspec.json.decode(await queue.execute("GET", keys.arq_job(name.decode())))
     assert job["f"] == "generate"
     assert job["a"] == [gid, ANNA, "default", "default,other", 2, 99]
@@ -112,14 +113,14 @@ async def test_a_withdrawn_ticket_that_was_granted_frees_its_places(queue: Redis
     one = [UpstreamLimits("default", concurrency=1, adaptive=False)]
     assert await granted(queue, tenant_running=1, upstreams=one) == [first]
     assert await commands.withdraw(queue, ticket(first, ANNA))
-    assert not await queue.execute("EXISTS", keys.READY, keys.arq_job(f"{first}.1"))
+    assert not await queue.execute("EXISTS", keys.READY, keys.arq_job(granted_name(first, 1)))
     assert await granted(queue, tenant_running=1, upstreams=one) == [second]
 
 
 async def test_a_withdrawal_leaves_the_place_of_a_call_under_way(queue: Redis) -> None:
     [gid] = await put(queue, ANNA)
     await granted(queue)
-    await queue.execute("ZREM", keys.READY, f"{gid}.1")  # as arq does when its job has returned
+    await queue.execute("ZREM", keys.READY, granted_name(gid, 1))  # as arq does when its job has returned
     assert not await commands.withdraw(queue, ticket(gid, ANNA))
     assert await commands.has_place(queue, gid, "default")
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from broker import Broker
+from broker.broker import OPEN_TENANT
 from broker.ids import shard_of
 from broker.settings.settings import Settings
 from broker.store import keys
@@ -31,12 +32,18 @@ async def delivering(broker: Broker, *steps: float, **more: Any) -> AsyncGenerat
 
 
 async def announced(
-    broker: Broker, url: str, status: str = "completed", *, idempotency_key: str | None = None, **options: Any
+    broker: Broker,
+    url: str,
+    status: str = "completed",
+    *,
+    idempotency_key: str | None = None,
+    tenant: str = OPEN_TENANT,
+    **options: Any,
 ) -> str:
     """The id of a generation with a webhook that has ended."""
     webhook = {"url": url, **options.pop("webhook", {})}
     body = request_body(tokencast={"webhook": webhook, **options})
-    generation = await broker.enqueue(body, idempotency_key=idempotency_key)
+    generation = await broker.enqueue(body, idempotency_key=idempotency_key, tenant=tenant)
     writer = await Writer(broker.store.redis, generation.id).claim()
     await writer.append("Hello")
     data = b'{"error":{"message":"no","type":"server_error","code":"upstream_error"}}'

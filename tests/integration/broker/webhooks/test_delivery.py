@@ -102,6 +102,32 @@ async def test_without_a_secret_a_process_delivers_nothing(broker: Broker, recei
     assert sum(idle.outcomes.values()) == 0
 
 
+async def test_the_secret_of_a_tenant_signs_its_webhooks(broker: Broker, receiver: Receiver) -> None:
+    """A receiver that knows one tenant's secret can forge only that tenant's webhooks. A process without it leaves
+    them to others."""
+    gids = [await announced(broker, f"{receiver.url}/{tenant}", tenant=tenant) for tenant in ("anna", "ben")]
+    async with delivering(broker, TOKENCAST_TENANTS={"anna": {"webhook_secret": OTHER}}):
+        await receiver.received(2)
+    by_id = {request.json["data"]["id"]: request for request in receiver.requests}
+    for gid, key, wrong in zip(gids, (OTHER, SECRET), (SECRET, OTHER), strict=True):
+        Webhook(key).verify(by_id[gid].body, by_id[gid].headers)
+        with pytest.raises(WebhookVerificationError):
+            Webhook(wrong).verify(by_id[gid].body, by_id[gid].headers)
+
+
+async def test_a_process_without_the_secret_of_a_tenant_leaves_its_webhooks(
+    broker: Broker, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    gid = await announced(broker, receiver.url, tenant="ben")
+    async with delivering(broker, webhook_secret=(), TOKENCAST_TENANTS={"anna": {"webhook_secret": OTHER}}) as idle:
+        await wait_until(lambda: "no secret for its tenant" in caplog.text)
+    assert sum(idle.outcomes.values()) == 0
+    assert receiver.requests == []
+    await make_due(broker, gid)
+    async with delivering(broker):
+        await receiver.received(1)
+
+
 # --- receivers that do not accept ---------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -183,6 +184,21 @@ async def test_it_is_given_up_after_a_day(broker: Broker) -> None:
     assert await broker.outbox.record(later, FAILED, 86_410.0, None) == "OVER"
     assert (await broker.deliveries(gid)).retry_at is None
     assert await due(broker) == []
+
+
+async def test_entries_without_a_body_do_not_add_up(broker: Broker) -> None:
+    """A receiver was down for more than a day, or nobody delivered. Those that are redelivered by hand stay."""
+    redis = broker.store.redis
+    ended = await announced(broker, URL)
+    host = (await redis.execute("HGET", keys.webhook_body(shard_of(ended), ended), "ho")).decode()
+    generation = await broker.enqueue(request_body(tokencast={"webhook": {"url": URL}}))
+    now, box = time.time() * 1000, keys.webhook_outbox(shard_of(generation.id), host)
+    ages = {"a.completed": now - 26 * 3_600_000, "b.completed": now - 24 * 3_600_000, "c.completed": 1}
+    for member, score in ages.items():
+        await redis.execute("ZADD", box, score, member)
+    await broker.cancel(generation.id)
+    left = {member.decode() for member in await redis.execute("ZRANGE", box, 0, -1)}
+    assert left - {f"{ended}.completed"} == {"b.completed", "c.completed", f"{generation.id}.cancelled"}
 
 
 async def test_the_newest_fifty_attempts_are_kept(broker: Broker) -> None:

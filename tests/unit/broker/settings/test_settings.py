@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,10 @@ def test_the_representation_of_settings_contains_no_secret(monkeypatch: pytest.M
         monkeypatch.setenv(
             name, "redis://:s3cret-s3cret-s3cret@127.0.0.1/0" if "URL" in name else "s3cret-s3cret-s3cret"
         )
-    monkeypatch.setenv("TOKENCAST_WEBHOOK_SECRET", "whsec_" + "s3cret00" * 4)
+    secret = "whsec_" + "s3cret00" * 4
+    monkeypatch.setenv("TOKENCAST_WEBHOOK_SECRET", secret)
+    own = {"webhook": {"url": "https://example.com/s3cret"}, "webhook_secret": secret}
+    monkeypatch.setenv("TOKENCAST_TENANTS", json.dumps({"anna": own}))
     for shown in (load(Settings), load(Settings).all_upstreams(), load(ClientSettings)):
         assert "s3cret" not in f"{shown} {shown!r}"
 

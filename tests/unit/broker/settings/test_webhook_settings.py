@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from broker.errors import InvalidRequest, Misconfigured
 from broker.request.options import WebhookOptions
-from broker.settings.loading import load, variables
+from broker.settings.loading import load, load_for_process, variables
 from broker.settings.settings import Settings
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
@@ -30,14 +31,14 @@ def test_a_default_url_and_two_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TOKENCAST_WEBHOOK_URL", "https://hooks.example.com/x?key=Hunter2")
     settings = load(Settings)
     assert settings.webhook_secret == (SECRET, NEXT)
-    assert json.loads(settings.default_webhook) == {
+    assert json.loads(settings.default_webhook("anna")) == {
         "url": "https://hooks.example.com/x?key=Hunter2",
         "events": ["completed", "failed", "cancelled"],
     }
     assert "Hunter2" not in repr(settings)
     assert SECRET not in repr(settings)
-    settings.check_webhook(ANYWHERE)
-    settings.check_webhook(None)
+    settings.check_webhook(ANYWHERE, "anna")
+    settings.check_webhook(None, "anna")
 
 
 def test_a_url_without_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +67,60 @@ def test_a_private_default_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_request_that_names_a_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(Settings).default_webhook == b""
+    assert load(Settings).default_webhook("anna") == b""
     with pytest.raises(InvalidRequest, match="TOKENCAST_WEBHOOK_SECRET") as caught:
-        load(Settings).check_webhook(ANYWHERE)
+        load(Settings).check_webhook(ANYWHERE, "anna")
     assert caught.value.param == "tokencast.webhook"
     monkeypatch.setenv("TOKENCAST_WEBHOOK_SECRET", SECRET)
     with pytest.raises(InvalidRequest, match="private address") as caught:
-        load(Settings).check_webhook(WebhookOptions("https://169.254.169.254/"))
+        load(Settings).check_webhook(WebhookOptions("https://169.254.169.254/"), "anna")
     assert caught.value.param == "tokencast.webhook.url"
+
+
+OWN = {
+    "anna": {"webhook": {"url": "https://anna.example.com/?k=Hunter2", "events": ["failed"]}, "webhook_secret": NEXT}
+}
+
+
+def test_a_tenant_has_a_webhook_and_a_secret_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tenants").write_text(json.dumps({**OWN, "ben": {"webhook_secret": f"{NEXT},{SECRET}"}}))
+    monkeypatch.setenv("TOKENCAST_TENANTS_FILE", str(tmp_path / "tenants"))
+    settings = load_for_process()
+    assert settings.has_webhooks
+    assert json.loads(settings.default_webhook("anna")) == OWN["anna"]["webhook"]
+    assert [settings.default_webhook(tenant) for tenant in ("ben", "carla")] == [b"", b""]
+    assert [settings.webhook_secrets_of(tenant) for tenant in ("anna", "ben", "carla")] == [
+        (NEXT,), (NEXT, SECRET), (),
+    ]  # fmt: skip
+    settings.check_webhook(ANYWHERE, "ben")
+    with pytest.raises(InvalidRequest, match="not available"):
+        settings.check_webhook(ANYWHERE, "carla")
+    assert not re.search(f"Hunter2|{NEXT}", repr(settings))
+    monkeypatch.setenv("TOKENCAST_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("TOKENCAST_WEBHOOK_URL", "https://all.example.com/")
+    settings = load_for_process()
+    assert [json.loads(settings.default_webhook(tenant))["url"] for tenant in ("anna", "ben")] == [
+        "https://anna.example.com/?k=Hunter2", "https://all.example.com/",
+    ]  # fmt: skip
+    assert [settings.webhook_secrets_of(tenant) for tenant in ("anna", "carla")] == [(NEXT,), (SECRET,)]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"webhook": {"url": "https://a.example.com/"}}, ".webhook: needs `webhook_secret`, or TOKENCAST_WEBHOOK_S"),
+        ({"webhook": {"url": "http://Hunter2.example.com/"}, "webhook_secret": NEXT}, ".webhook.url: must begin with"),
+        ({"webhook": {"url": "https://a.example.com/", "events": []}}, ".webhook.events: "),
+        ({"webhook": {"url": "https://a.example.com/", "events": ["Hunter2"]}}, ".webhook.events[0]: "),
+        ({"webhook": {"uri": "https://a.example.com/"}}, ".webhook: unknown field `uri`"),
+        ({"webhook": {"event": ["failed"]}}, ".webhook: unknown field `event`; did you mean `events`?"),
+        ({"webhook_secret": "Hunter2"}, ".webhook_secret: must be `whsec_`"),
+        ({"webhook_secret": 5}, ".webhook_secret: is not a list"),
+    ],
+)  # fmt: skip
+def test_a_webhook_of_a_tenant_that_is_none(monkeypatch: pytest.MonkeyPatch, own: object, said: str) -> None:
+    monkeypatch.setenv("TOKENCAST_TENANTS", json.dumps({"anna": own}))
+    with pytest.raises(Misconfigured) as caught:
+        load_for_process()
+    assert caught.value.message.startswith(f"TOKENCAST_TENANTS.anna{said}")
+    assert "Hunter2" not in caught.value.message
