@@ -71,6 +71,9 @@ class Direct:
             self._loaded.add(script.sha)
         return self.storage.call("EVALSHA", script.sha, len(names), *names, *arguments)
 
+    async def run_many(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> Any:
+        return [await self.run(script, names, arguments) for names, arguments in calls]
+
     async def execute(self, *command: Any) -> Any:
         return self.storage.call(*command)
 
