@@ -42,6 +42,30 @@ class UpstreamLimits(NamedTuple):
     weight: float = 0
 
 
+class ToldLimit(NamedTuple):
+    """What an upstream told about one of its rate limits: units in a window, how many of them remain, and when all of
+    them are available again. None: not told."""
+
+    limit: int | None = None
+    remaining: int | None = None
+    reset_ms: int | None = None
+    window_ms: int | None = None
+
+
+class ToldLimits(NamedTuple):
+    """The limits that the headers of a response told."""
+
+    requests: ToldLimit = ToldLimit()
+    tokens: ToldLimit = ToldLimit()
+
+    def arguments(self) -> list[Argument]:
+        """Return the arguments of begun.lua and done.lua."""
+        return ["" if value is None else value for told in self for value in told]
+
+
+NOT_TOLD = ToldLimits()
+
+
 class Pulled(NamedTuple):
     """`tickets`: names for arq. `wait_ms`: time until something may change; None if unknown. `born`: see pull.lua.
     `misplaced`: tickets to put into another lane, which they do not name yet."""
@@ -97,9 +121,9 @@ def _misplaced(member: bytes, tenant: bytes, priority: int) -> Ticket:
     return Ticket(gid, tenant.decode(), int(number), "", priority, int(tokens), created_ms(gid))
 
 
-async def begun(redis: Redis, gid: str, resource: str) -> None:
-    """Record that the upstream accepted the call."""
-    await redis.run(BEGUN, [], [gid, resource])
+async def begun(redis: Redis, gid: str, resource: str, *, reserved: int = 0, told: ToldLimits = NOT_TOLD) -> None:
+    """Record that the upstream accepted the call, and what it told. `reserved`: tokens of the call."""
+    await redis.run(BEGUN, [], [gid, resource, reserved, *told.arguments()])
 
 
 class Done(NamedTuple):
@@ -122,11 +146,13 @@ async def done(
     age_ms: int = 0,
     reserved: int = 0,
     used: int | None = None,
+    told: ToldLimits = NOT_TOLD,
 ) -> Done:
     """Free the places of a call. `retry_ms`: when the upstream can be called again (-1 = not said). `age_ms`: time
-    since the call was sent. `reserved`, `used`: tokens."""
+    since the call was sent. `reserved`, `used`: tokens. `told`: limits in the headers of a refusal."""
     arguments: list[Argument] = [gid, tenant, resource, outcome, retry_ms, age_ms, reserved]
-    accepted, now, is_open = await redis.run(DONE, [], [*arguments, "" if used is None else used, worker])
+    arguments += ["" if used is None else used, worker, *told.arguments()]
+    accepted, now, is_open = await redis.run(DONE, [], arguments)
     return Done(int(accepted), int(now), bool(is_open))
 
 

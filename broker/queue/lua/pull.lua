@@ -57,6 +57,7 @@ local function read(name)
   u.max = governing(h, 'max', given.max, now, key)
   u.rpm, u.tpm = governing(h, 'rpm', given.rpm, now, key), governing(h, 'tpm', given.tpm, now, key)
   u.rt, u.tt = tonumber(h.rt or 0), tonumber(h.tt or 0)
+  u.requests, u.tokens = told_bucket(h, 'r', now), told_bucket(h, 't', now)
   local busy = busy_until(h, now)
   if h.ramp == '1' and busy <= now then -- after a long wait it begins with what runs, not with what ran before
     h.L = math.max(1, u.inflight)
@@ -91,18 +92,19 @@ local function read(name)
   return u
 end
 
+-- Closes an upstream for this call if it has to wait; returns whether it has not.
+local function passes(u, wait)
+  if wait <= 0 then return true end
+  u.closed = true
+  look_again(now + wait)
+  return false
+end
+
 -- Returns whether an upstream has room for another call; the tokens are only known with the ticket.
 local function open(u)
   if u.closed or u.inflight >= u.limit then return false end
-  if u.rpm > 0 then
-    local wait = rate_wait(u.rt, u.rpm, 1, now)
-    if wait > 0 then
-      u.closed = true
-      look_again(now + wait)
-      return false
-    end
-  end
-  return true
+  if u.rpm > 0 and not passes(u, (rate_wait(u.rt, u.rpm, 1, now))) then return false end
+  return not u.requests or passes(u, told_wait(u.requests, 1))
 end
 
 -- Returns the upstream of a lane that takes the next call: the first that is open, or by weight.
@@ -232,13 +234,10 @@ local function grant(turn, member)
   local u, tenant, level = turn.u, turn.tenant, turn.level
   local gid, number, tokens = string.match(member, '^([^.]+)%.(%d+)%.(%d+)$')
   local rt, tt = u.rt, u.tt
+  if u.tokens and not passes(u, told_wait(u.tokens, tonumber(tokens))) then return nil end
   if u.tpm > 0 then
     local wait, after = rate_wait(u.tt, u.tpm, tonumber(tokens), now)
-    if wait > 0 then
-      u.closed = true
-      look_again(now + wait)
-      return nil
-    end
+    if not passes(u, wait) then return nil end
     u.tt = after
   end
   if u.rpm > 0 then
@@ -248,6 +247,8 @@ local function grant(turn, member)
   if rt ~= u.rt or tt ~= u.tt then
     redis.call('HSET', u.key, 'rt', string.format('%.3f', u.rt), 'tt', string.format('%.3f', u.tt))
   end
+  if u.requests then take_told(u.key, u.requests, 1, now) end
+  if u.tokens then take_told(u.key, u.tokens, tonumber(tokens), now) end
   local till = int(now + lease)
   if u.half then
     redis.call('HSET', u.key, 'probe', gid, 'probeat', int(now + math.min(lease, 30000)))

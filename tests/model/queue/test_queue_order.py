@@ -8,6 +8,7 @@ import pytest
 
 from tests.model.queue.mutants import DIRECTED
 from tests.model.queue.scripts import Mutant, replaced
+from tests.model.queue.told_limits import TOLD_CHECKS, TOLD_MUTANTS
 from tests.model.queue.world import AGEING, GRACE, HOUR, LEASE, QueueWorld, Setup, Worker
 from tests.model.truth import check
 
@@ -251,12 +252,16 @@ CHECKS: dict[str, Check] = {
     "several lanes": turns_count_in_all_lanes,
     "an idle worker": a_lane_of_an_idle_worker_is_its_own,
     "positions": a_position_is_the_number_of_runs_before,
+    **TOLD_CHECKS,
 }
+
+
+MUTANTS = DIRECTED + TOLD_MUTANTS
 
 
 @pytest.fixture
 def queue(world: QueueWorld) -> QueueWorld:
-    world.begin(Setup({"a": 1, "b": 1}, {"a": False, "b": False}, 0, {}))
+    world.begin(Setup({"a": 1, "b": 1}, {"a": False, "b": False}, {}, {}))
     world.pull(world.workers[0], 1)
     world.pull(world.workers[1], 1)
     return world
@@ -268,7 +273,7 @@ def test_the_order_of_tickets(queue: QueueWorld, name: str) -> None:
 
 
 @pytest.mark.parametrize("world", ["valkey"], indirect=True)
-@pytest.mark.parametrize(("name", "mutant"), DIRECTED, ids=[mutant.name for _, mutant in DIRECTED])
+@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=[mutant.name for _, mutant in MUTANTS])
 def test_a_check_detects_its_mutant(queue: QueueWorld, name: str, mutant: Mutant) -> None:
     with replaced(*mutant.changes), pytest.raises(AssertionError):
         CHECKS[name](queue)
