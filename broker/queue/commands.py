@@ -85,15 +85,15 @@ class Place(NamedTuple):
     accepted: bool
 
 
-async def offer(redis: Redis, ticket: Ticket) -> bool:
-    """Add a ticket; return whether it is new. May be repeated."""
-    return bool(await redis.run(OFFER, [], offer_arguments(ticket)))
+async def offer(redis: Redis, ticket: Ticket, weight: float = 1.0) -> bool:
+    """Add a ticket; return whether it is new. May be repeated. `weight`: that of its tenant."""
+    return bool(await redis.run(OFFER, [], offer_arguments(ticket, weight)))
 
 
-def offer_arguments(ticket: Ticket) -> list[Argument]:
+def offer_arguments(ticket: Ticket, weight: float = 1.0) -> list[Argument]:
     """Return the arguments of offer.lua."""
     gid, tenant, number, lane, priority, tokens, order_ms, not_before_ms = ticket
-    return [gid, number, tokens, lane, priority, tenant, order_ms, not_before_ms]
+    return [gid, number, tokens, lane, priority, tenant, order_ms, not_before_ms, weight]
 
 
 async def pull(

@@ -14,6 +14,8 @@ local ageing = tonumber(ARGV[6])
 local now = now_ms()
 local LOOKS = 200
 
+local function weight_of(tenant) return others[tenant] and others[tenant][2] or 1 end
+
 local next_at
 local function look_again(at)
   if at > now and (not next_at or at < next_at) then next_at = at end
@@ -32,7 +34,7 @@ if flat[1] then redis.call('EXPIRE', PAUSED, 30 * 86400) end
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', int(now), 'LIMIT', 0, 100)) do
   local lane, p, tenant, order, member = string.match(entry, '^(%S+) (%d) (%S+) (%S+) (%S+)$')
   redis.call('ZREM', LATER, entry)
-  if not add_waiting(lane .. ':' .. p, tenant, member, order, now) then count(COUNTS, tenant, -1) end
+  if not add_waiting(lane .. ':' .. p, tenant, member, order, now, weight_of(tenant)) then count(COUNTS, tenant, -1) end
 end
 local first = redis.call('ZRANGE', LATER, 0, 0, 'WITHSCORES')
 if first[2] then look_again(math.max(tonumber(first[2]), now + 1)) end
@@ -275,8 +277,7 @@ local function grant(turn, member)
   depth[level] = depth[level] - 1
   redis.call('HSET', TIMES, level, int(now))
   starved[level] = false
-  local weight = others[tenant] and others[tenant][2] or 1
-  local tag = turn.tag + 1 / weight
+  local tag = turn.tag + 1 / weight_of(tenant)
   redis.call('HSET', tags(p), tenant, string.format('%.6f', tag), '', string.format('%.6f', turn.tag))
   redis.call('EXPIRE', tags(p), WEEK)
   if redis.call('EXISTS', waiting(level, tenant)) == 1 then

@@ -49,6 +49,17 @@ def a_refused_call_is_not_a_turn(world: QueueWorld) -> None:
     check(served.count("t0") == 10, f"{served}")
 
 
+def a_refused_call_of_a_heavy_tenant_gives_back_what_it_cost(world: QueueWorld) -> None:
+    world.setup.weights["t0"] = 4
+    for _ in range(20):
+        world.create("a", 3, "t0", 0)
+        world.create("a", 3, "t1", 0)
+    for _ in range(4):
+        check(run_one(world, refused=True) == "t0", "the refused tenant lost its turn")
+    served = [run_one(world) for _ in range(20)]
+    check(served.count("t0") == 16, f"{served}")
+
+
 def the_last_priority_runs_at_last(world: QueueWorld) -> None:
     world.create("a", 5, "t0", 0)
     for _ in range(20):
@@ -247,6 +258,7 @@ CHECKS: dict[str, Check] = {
     "a withdrawn ticket": a_withdrawn_ticket_leaves_no_turn,
     "a flood": a_flood_leaves_others_their_turns,
     "a refused call": a_refused_call_is_not_a_turn,
+    "a refused call of a heavy tenant": a_refused_call_of_a_heavy_tenant_gives_back_what_it_cost,
     "the last priority": the_last_priority_runs_at_last,
     "an idle tenant": a_tenant_without_tickets_saves_no_turns,
     "several lanes": turns_count_in_all_lanes,

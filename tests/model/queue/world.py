@@ -59,6 +59,7 @@ class Setup:
     adaptive: dict[str, bool]
     per_minute: dict[str, int]
     tenants: dict[str, int]
+    weights: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class QueueWorld:
@@ -72,6 +73,7 @@ class QueueWorld:
     def begin(self, setup: Setup) -> None:
         self.storage.call("FLUSHALL")
         self.setup, self.real, self.offset, self.created = setup, 0, BEGINNING, 0
+        self.newest = BEGINNING
         self.waiting: dict[str, Ticket] = {}
         self.lost: dict[str, Ticket] = {}
         self.workers = [Worker(0, ("a", "b")), Worker(1, ("a", "b"))]
@@ -87,6 +89,7 @@ class QueueWorld:
         return self.real + self.offset
 
     def _set_clock(self) -> None:
+        self.newest = max(self.newest, self.clock)  # what was due stays so if the clock goes back
         self.storage.call("SET", CLOCK, self.clock, "EX", 86_400)
 
     def elapse(self, ms: int) -> None:
@@ -129,7 +132,7 @@ class QueueWorld:
 
     def offer(self, ticket: Ticket) -> bool:
         self.waiting[ticket.gid] = ticket
-        return now(commands.offer(self.direct.redis, ticket))
+        return now(commands.offer(self.direct.redis, ticket, self._weight(ticket.tenant)))
 
     def withdraw(self, gid: str) -> None:
         ticket = self.waiting.pop(gid)
@@ -173,7 +176,7 @@ class QueueWorld:
                 lease_ms=LEASE,
                 born=worker.born,
                 tenant_running=0,
-                other_tenants=msgspec.json.encode({t: [n, 1] for t, n in setup.tenants.items()}),
+                other_tenants=msgspec.json.encode({t: [self._limit(t), self._weight(t)] for t in TENANTS}),
                 ageing_ms=AGEING,
                 upstreams=[
                     UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u])
@@ -192,7 +195,7 @@ class QueueWorld:
         _, tenant, resource, lane, priority, tokens = job["a"]
         check((tenant, lane, priority, tokens) == (waited.tenant, waited.lane, waited.priority, waited.tokens), job)
         check(resource in waited.lane.split(","), f"{gid} of {waited.lane} was given to {resource}")
-        check(waited.not_before_ms <= self.clock, f"{gid} was granted before its time")
+        check(waited.not_before_ms <= self.newest, f"{gid} was granted before its time")
         call = worker.calls[gid] = Call(waited, resource, sent=self.clock)
         return call
 
@@ -284,6 +287,9 @@ class QueueWorld:
 
     def _limit(self, tenant: str) -> int:
         return self.setup.tenants.get(tenant, 0)
+
+    def _weight(self, tenant: str) -> float:
+        return self.setup.weights.get(tenant, 1.0)
 
     def calls(self) -> Iterator[Call]:
         for worker in self.workers:
