@@ -58,6 +58,7 @@ class Places:
         self._held: dict[str, HeldPlace] = {}
         self._failures: dict[str, _Failures] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._renewals: set[asyncio.Future[None]] = set()  # renewals under way
         self.born = ""
         """Since when the queue's places can be trusted, as this worker has seen it (ms); "" before the first pull."""
 
@@ -107,6 +108,8 @@ class Places:
         place = self._held.pop(gid, None)
         if place is None:
             return None
+        if self._renewals:  # one that followed the end would take the place of another worker's call
+            await asyncio.wait(self._renewals)
         try:
             done = await commands.done(
                 self._redis,
@@ -172,16 +175,17 @@ class Places:
             Place(one.gid, one.resource, one.tenant if self._limits.is_counted(one.tenant) else "", one.accepted)
             for one in self._held.values()
         ]
+        renewal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._renewals.add(renewal)
         try:
             self.note_born(
                 await commands.hold(self._redis, places, lease_ms=int(self._limits.lease * 1000), born=self.born)
             )
         except StorageUnavailable:
             log.debug("places not renewed")
-            return
-        for place in places:
-            if place.gid not in self._held:  # it ended meanwhile, and the renewal may have followed its end
-                self._start(commands.free(self._redis, place))
+        finally:
+            self._renewals.discard(renewal)
+            renewal.set_result(None)
 
     def _start(self, call: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(_quietly(call))

@@ -164,13 +164,6 @@ async def hold(redis: Redis, places: Sequence[Place], *, lease_ms: int, born: st
     return int(await redis.run(HOLD, [], parts))
 
 
-async def free(redis: Redis, place: Place) -> None:
-    """Free a place that was renewed after its call had ended."""
-    await redis.pipeline(
-        [("ZREM", keys.places(place.resource), place.gid), ("ZREM", keys.running(place.tenant), place.gid)]
-    )
-
-
 async def has_place(redis: Redis, gid: str, resource: str) -> bool:
     """Return whether a generation has a place at an upstream."""
     return await redis.execute("ZSCORE", keys.places(resource), gid) is not None

@@ -24,6 +24,7 @@ local function tags(priority) return 'tc:tag:' .. priority end
 local function failures(resource) return 'tc:fg:' .. resource end
 local function reservations(tenant) return 'tc:q:' .. tenant end
 local function job_of(ticket) return 'arq:job:' .. ticket end
+local function starting_of(ticket) return 'arq:in-progress:' .. ticket end -- a worker has it; it may have called already
 local function priority_of(level) return string.sub(level, -1) end
 
 local function count(key, field, by)

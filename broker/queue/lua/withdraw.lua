@@ -1,6 +1,6 @@
 --#include common
 -- Removes a ticket that waits, is scheduled, or was granted and not taken. A worker that has it finds the generation
--- ended.
+-- ended, and frees its place.
 -- ARGV: generation, ticket number, reserved tokens, lane, priority, tenant, order ms
 -- Returns 1 if it was there, otherwise 0
 local gid, tenant, level = ARGV[1], ARGV[6], ARGV[4] .. ':' .. ARGV[5]
@@ -21,6 +21,7 @@ if redis.call('ZREM', LATER, table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], me
   return 1
 end
 local job = job_of(gid .. '.' .. ARGV[2])
+if redis.call('EXISTS', starting_of(gid .. '.' .. ARGV[2])) == 1 then return 0 end
 if redis.call('ZREM', READY, gid .. '.' .. ARGV[2]) == 0 then return 0 end
 local granted = redis.call('GET', job)
 if granted then
