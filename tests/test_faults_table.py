@@ -24,7 +24,7 @@ ROWS = {
     "K": 10,
     "L": 11,
     "M": 9,
-    "N": 16,
+    "N": 20,
 }
 FOUND = re.findall(r"^\| ([A-N]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")

@@ -15,6 +15,10 @@ from broker.redis.clock import RedisClock
 from broker.redis.errors import is_forbidden
 
 RESTORING = "Redis has just come back without its data; running generations are being restored."
+RECORD_MAY_BE_LOST = (
+    "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
+    "restored; retry in a few seconds."
+)
 OLDEST = 8 * 86_400.0  # seconds; every generation that has not ended is younger
 NAMED_BEFORE = 20.0  # seconds; maximum time between making an id and creating its generation
 NO_EPOCH = b"?"  # a name that no data set has

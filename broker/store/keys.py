@@ -283,6 +283,11 @@ def arq_job(ticket: str) -> str:
     return f"arq:job:{ticket}"
 
 
+def arq_starting(ticket: str) -> str:
+    """string (arq's) · a worker has taken the ticket, and may have called · a lease, or the job's time · arq"""
+    return f"arq:in-progress:{ticket}"
+
+
 def worker(worker_id: str) -> str:
     """hash · slots, running, host, pid, version · 15 s · that worker"""
     return f"tc:w:{worker_id}"

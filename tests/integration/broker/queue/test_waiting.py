@@ -6,7 +6,6 @@ import time
 
 import msgspec
 import pytest
-from arq.constants import in_progress_key_prefix
 
 from broker import Broker
 from broker.ids import created_ms, new_id
@@ -129,7 +128,7 @@ async def test_a_withdrawal_leaves_a_ticket_that_a_worker_has_begun_to_start(que
     """The worker may have called already; it finds the generation ended, and frees the place."""
     [gid] = await put(queue, ANNA)
     await granted(queue)
-    await queue.execute("SET", in_progress_key_prefix + f"{gid}.1", "1", "PX", 60_000)
+    await queue.execute("SET", keys.arq_starting(f"{gid}.1"), "1", "PX", 60_000)
     assert not await commands.withdraw(queue, ticket(gid, ANNA))
     assert await commands.has_place(queue, gid, "default")
     assert await queue.execute("EXISTS", keys.READY, keys.arq_job(f"{gid}.1")) == 2
