@@ -284,7 +284,7 @@ def arq_job(ticket: str) -> str:
 
 
 def arq_starting(ticket: str) -> str:
-    """string (arq's) · a worker has taken the ticket, and may have called · a lease, or the job's time · arq"""
+    """string (arq's) · a worker has taken the ticket, and may have called · 15 s · arq"""
     return f"arq:in-progress:{ticket}"
 
 
