@@ -65,6 +65,10 @@ class UpstreamRecord(Struct, frozen=True):
     max_concurrency: int | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
+    told_limits: Annotated[
+        list[Literal["requests_per_minute", "tokens_per_minute"]],
+        Meta(description="Those of the two that come from the upstream's response headers."),
+    ]
     learned_concurrency: Annotated[int | None, Meta(description="Calls at once that it is known to take.")]
     in_flight: Count
     waiting: Annotated[int, Meta(ge=0, description="Generations that wait for it, alone or among others.")]

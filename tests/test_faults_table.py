@@ -24,7 +24,7 @@ ROWS = {
     "K": 10,
     "L": 11,
     "M": 11,
-    "N": 18,
+    "N": 22,
 }
 FOUND = re.findall(r"^\| ([A-N]\d+) \|.*\| ([^|]*)\|$", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE)
 README = (HERE.parent / "README.md").read_text("utf-8")

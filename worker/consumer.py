@@ -37,6 +37,7 @@ from worker.slots import Slots
 
 JOB_TIMEOUT = 10.0 + CLAIM_TIMEOUT  # seconds; Redis may execute an aborted claim, and then nothing runs the generation
 BELL_BLOCK = 5.0  # seconds
+SHORTEST_BLOCK = 0.01  # seconds; BLPOP blocks without end at 0, and pulls must not follow each other without a pause
 MOST_PULLED = 8  # tickets of one pull, which blocks Redis for up to a millisecond
 BELL_TIMEOUT = 10.0  # seconds; socket timeout, above the block
 STOP_TIMEOUT = 3.0  # seconds, if Redis is unreachable
@@ -104,11 +105,23 @@ class TicketWorker(Worker):
         wait: float | None = None
         while (most := min(self._consumer.free_slots(self), MOST_PULLED)) > 0:
             pulled = await self._consumer.pull(most)
-            await self.start_jobs(list(pulled.tickets))
+            try:
+                await self.start_jobs(list(pulled.tickets))
+            finally:
+                self._forget_skipped(pulled.tickets)
             if len(pulled.tickets) < most:
                 wait = None if pulled.wait_ms is None else pulled.wait_ms / 1000
                 break
         return wait
+
+    def _forget_skipped(self, tickets: Sequence[bytes]) -> None:
+        """Forget the pulled tickets whose jobs do not begin: arq skips one that has been withdrawn meanwhile."""
+        for ticket in tickets:
+            name = ticket.decode(errors="replace")
+            if (task := self.tasks.get(name)) is not None:
+                task.add_done_callback(lambda _, name=name: self._consumer.granted.discard(name))
+            else:
+                self._consumer.granted.discard(name)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Remove tickets whose names are not ASCII, then start the jobs. Such a name would end arq's loop and remain
@@ -154,7 +167,8 @@ class Consumer:
         self._queue = queue
         self._upstreams = upstream_limits(settings)
         self._own_limits = queue.quotas.limits.encode_own()
-        self._granted: set[str] = set()  # tickets that this process has pulled and not started
+        self.granted: set[str] = set()
+        """Tickets that this process has pulled and not started."""
         self._on_exhausted = on_exhausted
         self._on_expired = on_expired
         self._slots = slots
@@ -196,7 +210,7 @@ class Consumer:
             upstreams=[one._replace(paused=places.is_paused(one.resource)) for one in self._upstreams],
         )
         places.note_born(pulled.born)
-        self._granted.update(ticket.decode() for ticket in pulled.tickets)
+        self.granted.update(ticket.decode() for ticket in pulled.tickets)
         if pulled.misplaced:
             await self._place(pulled.misplaced)
         return pulled
@@ -217,8 +231,8 @@ class Consumer:
     ) -> None:
         """The arq job of a granted ticket: claim the generation and start its task."""
         places, ticket = self._slots.places, ctx["job_id"]
-        just_granted = ticket in self._granted
-        self._granted.discard(ticket)
+        just_granted = ticket in self.granted
+        self.granted.discard(ticket)
         try:
             if not just_granted and not await places.is_held(check_id(gid), resource):
                 number = int(ticket.rpartition(".r")[2])
@@ -319,17 +333,23 @@ class Consumer:
     async def _listen(self, connection: RespConnection, backoff: Backoff) -> None:
         """Pull at each ring of the bell, which tells that something may run; the pull decides what. Without a free slot
         the bell is not read, and the first slot that becomes free causes a pull."""
-        wait: float | None = 0.0  # seconds; pull at once
+        due, wait = True, None  # whether to pull at once; seconds until something may change
         while not self._stopping:
             worker = self._worker
             if worker is None or self.free_slots(worker) <= 0:
                 await self._slots.wait_changed(timeout=1.0)
-                wait = 0.0
-            elif wait is not None and wait <= 0:
-                wait = await worker.pull_now()
+                due = True
+            elif due:
+                due, wait = False, await worker.pull_now()
             else:
-                block = BELL_BLOCK if wait is None else min(BELL_BLOCK, wait + random.uniform(0, 0.05))
-                rung = await connection.call("BLPOP", keys.BELL, f"{block:.3f}", timeout=BELL_TIMEOUT)
+                rung = await connection.call("BLPOP", keys.BELL, f"{bell_block(wait):.3f}", timeout=BELL_TIMEOUT)
                 backoff.success()
-                if rung or wait is not None:
-                    wait = 0.0
+                due = bool(rung) or wait is not None
+
+
+def bell_block(wait: float | None) -> float:
+    """Return the seconds for which the bell is awaited. `wait`: seconds until something may change, None if unknown.
+    The jitter keeps workers apart that wait for the same time."""
+    if wait is None:
+        return BELL_BLOCK
+    return min(BELL_BLOCK, max(SHORTEST_BLOCK, wait) + random.uniform(0, 0.05))

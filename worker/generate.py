@@ -175,7 +175,7 @@ class GenerationRunner:
         called, claim = time.monotonic(), attempt.claim
         self._places.sent(claim.gid)
         async with self._upstreams.open(claim.model, claim.body, claim.resource) as stream, self._begin_late(attempt):
-            self._places.accept(claim.gid)
+            self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
                 attempt.reply_finished = stream.finished
                 if attempt.published:

@@ -68,7 +68,9 @@ class HandBack:
         fail now: its waiting would end first, or its request is to blame."""
         claim = attempt.claim
         refusal = _refusal(claim, failure)
-        done = await self._places.end(claim.gid, refusal.outcome, retry_after=refusal.retry_after)
+        done = await self._places.end(
+            claim.gid, refusal.outcome, retry_after=refusal.retry_after, limits=failure.rate_limits
+        )
         now = await self._clock.now()
         if refusal.outcome == "none" or _is_over(claim, now + refusal.wait) or _is_poison(claim, failure, done):
             return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any
 
 from broker.errors import StorageUnavailable
 from broker.queue import commands
-from broker.queue.commands import Done, Outcome, Place
+from broker.queue.commands import NOT_TOLD, Done, Outcome, Place, ToldLimit, ToldLimits
 from broker.queue.quotas import TenantLimits
 from broker.redis.client import Redis
+from worker.upstream.rate_limits import RateLimit, RateLimits
 
 FAILURES = 5
 """Generations whose calls failed in a row, after which this worker stops calling an upstream that works for others."""
@@ -56,6 +58,7 @@ class Places:
         self._held: dict[str, HeldPlace] = {}
         self._failures: dict[str, _Failures] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._renewals: set[asyncio.Future[None]] = set()  # renewals under way
         self.born = ""
         """Since when the queue's places can be trusted, as this worker has seen it (ms); "" before the first pull."""
 
@@ -72,14 +75,15 @@ class Places:
         if place := self._held.get(gid):
             place.called_at = time.monotonic()
 
-    def accept(self, gid: str) -> None:
-        """Record that the upstream accepted the call."""
+    def accept(self, gid: str, limits: RateLimits | None = None) -> None:
+        """Record that the upstream accepted the call. `limits`: those that the response told."""
         place = self._held.get(gid)
         if place is not None:
             self._failures.pop(place.resource, None)
             if not place.accepted:
                 place.accepted = True
-                self._start(commands.begun(self._redis, gid, place.resource))
+                told = _told(limits)
+                self._start(commands.begun(self._redis, gid, place.resource, reserved=place.tokens, told=told))
 
     def forget(self, gid: str) -> None:
         """Stop renewing a place that another worker may use."""
@@ -90,13 +94,22 @@ class Places:
         self._start(self.end(gid, outcome, used=used))
 
     async def end(
-        self, gid: str, outcome: Outcome, *, retry_after: float | None = None, used: int | None = None
+        self,
+        gid: str,
+        outcome: Outcome,
+        *,
+        retry_after: float | None = None,
+        used: int | None = None,
+        limits: RateLimits | None = None,
     ) -> Done | None:
         """Free the place of a call. `retry_after`: seconds after which the upstream can be called again. `used`:
-        tokens. None if the queue's Redis cannot be reached: the place ends by itself."""
+        tokens. `limits`: those that a refusal told. None if the queue's Redis cannot be reached: the place ends by
+        itself."""
         place = self._held.pop(gid, None)
         if place is None:
             return None
+        if self._renewals:  # one that followed the end would take the place of another worker's call
+            await asyncio.wait(self._renewals)
         try:
             done = await commands.done(
                 self._redis,
@@ -109,6 +122,7 @@ class Places:
                 age_ms=int((time.monotonic() - place.called_at) * 1000),
                 reserved=place.tokens,
                 used=used,
+                told=_told(limits),
             )
         except StorageUnavailable as error:
             log.warning("%s: place not freed, it will end by itself: %s", gid, error.code)
@@ -161,21 +175,34 @@ class Places:
             Place(one.gid, one.resource, one.tenant if self._limits.is_counted(one.tenant) else "", one.accepted)
             for one in self._held.values()
         ]
+        renewal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._renewals.add(renewal)
         try:
             self.note_born(
                 await commands.hold(self._redis, places, lease_ms=int(self._limits.lease * 1000), born=self.born)
             )
         except StorageUnavailable:
             log.debug("places not renewed")
-            return
-        for place in places:
-            if place.gid not in self._held:  # it ended meanwhile, and the renewal may have followed its end
-                self._start(commands.free(self._redis, place))
+        finally:
+            self._renewals.discard(renewal)
+            renewal.set_result(None)
 
     def _start(self, call: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(_quietly(call))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _told(limits: RateLimits | None) -> ToldLimits:
+    return ToldLimits(*map(_told_limit, limits)) if limits else NOT_TOLD
+
+
+def _told_limit(one: RateLimit) -> ToldLimit:
+    return ToldLimit(one.limit or None, one.remaining, _ms(one.reset), _ms(one.window))
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else math.ceil(seconds * 1000)
 
 
 async def _quietly(call: Coroutine[Any, Any, object]) -> None:

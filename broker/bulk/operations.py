@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from broker import records
 from broker.bulk.submission import Item, Result, Submission
-from broker.errors import BrokerError, GenerationGone, InvalidRequest, NotEnded
+from broker.errors import BrokerError, GenerationGone, GroupNotFound, InvalidRequest, NotEnded, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES
 from broker.generation import Generation, queued
 from broker.queue.quotas import OPEN_TENANT
@@ -24,6 +24,7 @@ from broker.request.body import (
 from broker.request.options import check_group
 from broker.settings.settings import Settings
 from broker.store import bulk, commands
+from broker.store.data_loss import RESTORING
 from broker.store.filters import Filters
 from broker.store.groups import read_group
 from broker.store.storage_share import Stored
@@ -219,7 +220,12 @@ class BulkOperations(ABC):
 
     async def group(self, name: str, *, tenant: str = OPEN_TENANT) -> records.Group:
         """Return the counts and the usage of a group. Raises GroupNotFound or StorageUnavailable."""
-        return await read_group(self.store.redis, tenant, check_group(name, "name"))
+        try:
+            return await read_group(self.store.redis, tenant, check_group(name, "name"))
+        except GroupNotFound:
+            if await self.store.data_loss.recently_lost():
+                raise StorageUnavailable(RESTORING) from None
+            raise
 
     async def cancel_group(self, name: str, *, tenant: str = OPEN_TENANT) -> records.Group:
         """Cancel all waiting and running generations of a group; return the group. Raises as `group`."""

@@ -44,6 +44,30 @@ class UpstreamLimits(NamedTuple):
     paused: bool = False
 
 
+class ToldLimit(NamedTuple):
+    """What an upstream told about one of its rate limits: units in a window, how many of them remain, and when all of
+    them are available again. None: not told."""
+
+    limit: int | None = None
+    remaining: int | None = None
+    reset_ms: int | None = None
+    window_ms: int | None = None
+
+
+class ToldLimits(NamedTuple):
+    """The limits that the headers of a response told."""
+
+    requests: ToldLimit = ToldLimit()
+    tokens: ToldLimit = ToldLimit()
+
+    def arguments(self) -> list[Argument]:
+        """Return the arguments of begun.lua and done.lua."""
+        return ["" if value is None else value for told in self for value in told]
+
+
+NOT_TOLD = ToldLimits()
+
+
 class Pulled(NamedTuple):
     """`tickets`: names for arq. `wait_ms`: time until something may change; None if unknown. `born`: see pull.lua.
     `misplaced`: tickets to put into another lane, which they do not name yet."""
@@ -63,15 +87,15 @@ class Place(NamedTuple):
     accepted: bool
 
 
-async def offer(redis: Redis, ticket: Ticket) -> bool:
-    """Add a ticket; return whether it is new. May be repeated."""
-    return bool(await redis.run(OFFER, [], offer_arguments(ticket)))
+async def offer(redis: Redis, ticket: Ticket, weight: float = 1.0) -> bool:
+    """Add a ticket; return whether it is new. May be repeated. `weight`: that of its tenant."""
+    return bool(await redis.run(OFFER, [], offer_arguments(ticket, weight)))
 
 
-def offer_arguments(ticket: Ticket) -> list[Argument]:
+def offer_arguments(ticket: Ticket, weight: float = 1.0) -> list[Argument]:
     """Return the arguments of offer.lua."""
     gid, tenant, number, lane, priority, tokens, order_ms, not_before_ms = ticket
-    return [gid, number, tokens, lane, priority, tenant, order_ms, not_before_ms]
+    return [gid, number, tokens, lane, priority, tenant, order_ms, not_before_ms, weight]
 
 
 async def pull(
@@ -100,9 +124,9 @@ def _misplaced(member: bytes, tenant: bytes, priority: int) -> Ticket:
     return Ticket(gid, tenant.decode(), int(number), "", priority, int(tokens), created_ms(gid))
 
 
-async def begun(redis: Redis, gid: str, resource: str) -> None:
-    """Record that the upstream accepted the call."""
-    await redis.run(BEGUN, [], [gid, resource])
+async def begun(redis: Redis, gid: str, resource: str, *, reserved: int = 0, told: ToldLimits = NOT_TOLD) -> None:
+    """Record that the upstream accepted the call, and what it told. `reserved`: tokens of the call."""
+    await redis.run(BEGUN, [], [gid, resource, reserved, *told.arguments()])
 
 
 class Done(NamedTuple):
@@ -125,11 +149,13 @@ async def done(
     age_ms: int = 0,
     reserved: int = 0,
     used: int | None = None,
+    told: ToldLimits = NOT_TOLD,
 ) -> Done:
     """Free the places of a call. `retry_ms`: when the upstream can be called again (-1 = not said). `age_ms`: time
-    since the call was sent. `reserved`, `used`: tokens."""
+    since the call was sent. `reserved`, `used`: tokens. `told`: limits in the headers of a refusal."""
     arguments: list[Argument] = [gid, tenant, resource, outcome, retry_ms, age_ms, reserved]
-    accepted, now, is_open = await redis.run(DONE, [], [*arguments, "" if used is None else used, worker])
+    arguments += ["" if used is None else used, worker, *told.arguments()]
+    accepted, now, is_open = await redis.run(DONE, [], arguments)
     return Done(int(accepted), int(now), bool(is_open))
 
 
@@ -139,13 +165,6 @@ async def hold(redis: Redis, places: Sequence[Place], *, lease_ms: int, born: st
     for place in places:
         parts += (place.gid, place.resource, place.tenant, int(place.accepted))
     return int(await redis.run(HOLD, [], parts))
-
-
-async def free(redis: Redis, place: Place) -> None:
-    """Free a place that was renewed after its call had ended."""
-    await redis.pipeline(
-        [("ZREM", keys.places(place.resource), place.gid), ("ZREM", keys.running(place.tenant), place.gid)]
-    )
 
 
 async def has_place(redis: Redis, gid: str, resource: str) -> bool:

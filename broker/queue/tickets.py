@@ -14,7 +14,7 @@ import msgspec
 from broker.queue import commands
 from broker.queue.commands import Ticket, UpstreamLimits
 from broker.queue.quotas import Quotas, TenantLimits
-from broker.redis.client import Redis
+from broker.redis.client import Argument, Redis
 from broker.settings.settings import Settings
 from broker.store import keys
 
@@ -74,17 +74,22 @@ class Queue:
 
     async def offer(self, ticket: Ticket) -> bool:
         """Add a ticket; return whether it is new. May be repeated."""
-        return await commands.offer(self.redis, ticket)
+        return await commands.offer(self.redis, ticket, self._weight(ticket))
 
     async def offer_each(self, tickets: Sequence[Ticket]) -> list[Exception | None]:
         """Add tickets in one pipeline; return the error of each."""
-        replies = await self.redis.run_each(commands.OFFER, [((), commands.offer_arguments(one)) for one in tickets])
+        replies = await self.redis.run_each(commands.OFFER, self._offers(tickets))
         return [reply if isinstance(reply, Exception) else None for reply in replies]
 
     async def offer_many(self, tickets: Sequence[Ticket]) -> int:
         """Add tickets in one round trip; return the number of those that were missing."""
-        calls = [((), commands.offer_arguments(ticket)) for ticket in tickets]
-        return sum(map(int, await self.redis.run_many(commands.OFFER, calls)))
+        return sum(map(int, await self.redis.run_many(commands.OFFER, self._offers(tickets))))
+
+    def _offers(self, tickets: Sequence[Ticket]) -> list[tuple[tuple[()], list[Argument]]]:
+        return [((), commands.offer_arguments(ticket, self._weight(ticket))) for ticket in tickets]
+
+    def _weight(self, ticket: Ticket) -> float:
+        return self.quotas.limits.of_tenant(ticket.tenant).weight
 
     async def withdraw(self, ticket: Ticket) -> None:
         """Remove a ticket. A worker that already has it finds the generation ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from broker.events import WaitingReason
 from broker.records import Circuit
@@ -14,7 +15,9 @@ from broker.store import keys
 RESUME = Script("queue", "resume")
 FIRST_LIMIT = 4
 """Calls at once that an upstream without a limit gets at first (lua/resources.lua)."""
+TOLD = 300.0  # seconds after which a limit that is no longer told is forgotten (lua/resources.lua)
 BURST_MS = 10_000.0  # time of a rate that may be used at once (lua/resources.lua)
+ToldName = Literal["requests_per_minute", "tokens_per_minute"]
 FRESH = 1.0  # seconds for which states are not read again
 PAUSE_SECONDS = 30 * 86400  # lifetime of pauses; each pull renews it
 
@@ -31,6 +34,8 @@ class UpstreamState:
     in_flight: int
     refused: int
     circuit: Circuit
+    told_limits: Sequence[ToldName]
+    """Names of the limits that the upstream has told in its headers."""
     busy_until: float | None
     """Time until which nobody calls it: it said so, or its circuit is open, or its rate is used up."""
     paused: bool
@@ -132,15 +137,18 @@ def _state(resource: str, fields: Mapping[str, str], in_flight: int, now: float,
     if fields.get("circuit") == "open":
         until = (float(fields["since"]) + float(fields["wait"])) / 1000
         circuit = "open" if until > now else "half_open"
-    rpm = _limit(fields, "rpm")
+    rpm, tpm = _limit(fields, "rpm"), _limit(fields, "tpm")
     if rpm and fields.get("rt"):
         each = 60_000 / rpm
         until = max(until, (float(fields["rt"]) + each - max(BURST_MS, each)) / 1000)
+    until = max(until, _told_until(fields, now))
+    told_rpm, told_tpm = _told(fields, "r", now, rpm), _told(fields, "t", now, tpm)
     return UpstreamState(
         resource=resource,
         max_concurrency=most,
-        requests_per_minute=rpm,
-        tokens_per_minute=_limit(fields, "tpm"),
+        requests_per_minute=told_rpm or rpm,
+        tokens_per_minute=told_tpm or tpm,
+        told_limits=_names(told_rpm, told_tpm),
         learned_concurrency=learned,
         in_flight=in_flight,
         refused=int(fields.get("refused") or 0),
@@ -153,3 +161,41 @@ def _state(resource: str, fields: Mapping[str, str], in_flight: int, now: float,
 def _limit(fields: Mapping[str, str], name: str) -> int | None:
     value = fields.get("o" + name) or fields.get(name) or "0"
     return int(value) or None
+
+
+def _names(told_rpm: int | None, told_tpm: int | None) -> list[ToldName]:
+    names: list[ToldName] = ["requests_per_minute"] if told_rpm else []
+    return [*names, "tokens_per_minute"] if told_tpm else names
+
+
+def _told(fields: Mapping[str, str], kind: str, now: float, configured: int | None) -> int | None:
+    """Return the rate that the upstream has told lately, in units a minute; None if it has told none, or one that is
+    not lower than the configured one. A limit of an hour or a day is not a rate: its units may be used at once."""
+    bucket = _bucket(fields, kind, now)
+    told = max(1, round(60 * bucket.limit / bucket.window)) if bucket and bucket.window <= 60 else None
+    return told if told and (configured is None or told < configured) else None
+
+
+def _told_until(fields: Mapping[str, str], now: float) -> float:
+    """Return the time of the next call by the requests that the upstream has told; 0 if it can be made now."""
+    bucket = _bucket(fields, "r", now)
+    if bucket is None:
+        return 0.0
+    missing = (2 if bucket.limit >= 10 else 1) - bucket.left
+    return now + missing * bucket.window / bucket.limit if missing > 0 else 0.0
+
+
+class _Bucket(NamedTuple):
+    limit: float
+    window: float
+    """Seconds."""
+    left: float
+
+
+def _bucket(fields: Mapping[str, str], kind: str, now: float) -> _Bucket | None:
+    """Return a told bucket as it is now (`told_bucket` of lua/resources.lua)."""
+    if not fields.get(f"{kind}.limit") or now - float(fields[f"{kind}.told"]) / 1000 > TOLD:
+        return None
+    limit, window, left = (float(fields[f"{kind}.{name}"]) for name in ("limit", "window", "left"))
+    since = max(0.0, now - float(fields[f"{kind}.at"]) / 1000)
+    return _Bucket(limit, window / 1000, min(limit, left + since * limit * 1000 / window))

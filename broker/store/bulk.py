@@ -24,7 +24,8 @@ from broker.request.body import CompletionRequest
 from broker.request.options import Options, WebhookOptions
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, NewGeneration
-from broker.store.store import IN_TIME, PATIENCE, RECORD_MAY_BE_LOST, Created, Store
+from broker.store.data_loss import RECORD_MAY_BE_LOST
+from broker.store.store import IN_TIME, PATIENCE, Created, Store
 
 SLICE, SLICE_BYTES = 100, 1024 * 1024
 """Maximum generations, and bytes of requests, in one pipeline: encoding it takes about 3 ms."""

@@ -14,6 +14,11 @@ from broker.redis.client import Redis, RedisError
 from broker.redis.clock import RedisClock
 from broker.redis.errors import is_forbidden
 
+RESTORING = "Redis has just come back without its data; running generations are being restored."
+RECORD_MAY_BE_LOST = (
+    "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
+    "restored; retry in a few seconds."
+)
 OLDEST = 8 * 86_400.0  # seconds; every generation that has not ended is younger
 NAMED_BEFORE = 20.0  # seconds; maximum time between making an id and creating its generation
 NO_EPOCH = b"?"  # a name that no data set has
@@ -121,6 +126,13 @@ class DataLossDetector:
             or self._in_new_data_set(shard, created, epoch, now)
             or self._restarted_since(group, server, created, now)
         )
+
+    async def recently_lost(self) -> bool:
+        """Return whether this process knows of a loss so recent that workers may not have restored everything yet.
+        StorageUnavailable."""
+        for group in self._redis.topology.groups:
+            self.observe_server(group, await self._server(group))
+        return any(map(self._within, (*self._lost_at.values(), *self._replaced_at.values())))
 
     def _in_new_data_set(self, shard: str, created: float, epoch: bytes | None, now: float) -> bool:
         """Return whether the shard's data set is younger than the generation. A shard without a data set is detected

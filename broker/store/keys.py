@@ -198,7 +198,8 @@ def upstream(resource: str) -> str:
     learned limit · ceil its known ceiling · need, held rounds until it is tried higher · cut ms of the newest cut ·
     granted ms of the newest place · busy ms until which nobody calls, for: how long that was · ramp 1: begin with what
     runs · rt tt theoretical arrival times of the rates (GCRA) · circuit, since, wait, probe, probeat, probed · okat ms
-    of the newest accepted call · refused number of refused calls
+    of the newest accepted call · refused number of refused calls · r.limit r.window r.left r.at r.told r.longest, and
+    the same with t.: limits of requests and of tokens that the upstream has told (resources.lua)
     """
     return f"tc:u:{resource}"
 
@@ -290,6 +291,11 @@ def arq_job(ticket: str) -> str:
     """string (arq's) · JSON of a granted ticket: generation, tenant, upstream, lane, priority, tokens · 2 h · pull; arq
     removes"""
     return f"arq:job:{ticket}"
+
+
+def arq_starting(ticket: str) -> str:
+    """string (arq's) · a worker has taken the ticket, and may have called · 15 s · arq"""
+    return f"arq:in-progress:{ticket}"
 
 
 def worker(worker_id: str) -> str:

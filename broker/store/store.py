@@ -25,7 +25,7 @@ from broker.request.body import CompletionRequest
 from broker.request.options import DEFAULT_PRIORITY, check_run_at
 from broker.store import commands, keys
 from broker.store.commands import CreateReply, EndReply, NewGeneration
-from broker.store.data_loss import DataLossDetector
+from broker.store.data_loss import RECORD_MAY_BE_LOST, RESTORING, DataLossDetector
 from broker.store.filters import EVERYTHING, Filters
 from broker.store.listing import FIRST_ROWS, Listing
 from broker.store.storage_share import NOTHING, Stored
@@ -34,10 +34,6 @@ Json = dict[str, Any]
 WebhookOf = Callable[[str], bytes]
 PAGE = 256  # entries per XRANGE, so that 5 MB logs are read in bounded pages
 IN_TIME = 6.0  # seconds after which Redis no longer executes a creation; we wait five for the reply
-RECORD_MAY_BE_LOST = (
-    "Redis has just come back without its data. This Idempotency-Key may belong to a generation that is being "
-    "restored; retry in a few seconds."
-)
 PATIENCE = 8.0  # seconds for a creation, including its repetition after a lost reply
 
 EVENTS_BYTES = 1024 * 1024
@@ -208,9 +204,7 @@ class Store:
         )
         self.data_loss.observe_epoch(shard, epoch, sent)
         if fields[1] is None and await self.data_loss.generation_may_be_lost(gid, epoch):
-            raise StorageUnavailable(
-                "Redis has just come back without its data; running generations are being restored."
-            )
+            raise StorageUnavailable(RESTORING)
         if fields[0] != tenant.encode():
             raise GenerationNotFound
         if fields[1] == b"deleted" or not has_log:

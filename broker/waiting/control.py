@@ -124,6 +124,7 @@ def _record(state: UpstreamState, levels: Sequence[Level]) -> UpstreamRecord:
         max_concurrency=state.max_concurrency,
         requests_per_minute=state.requests_per_minute,
         tokens_per_minute=state.tokens_per_minute,
+        told_limits=list(state.told_limits),
         learned_concurrency=state.learned_concurrency,
         in_flight=state.in_flight,
         waiting=sum(level.waiting for level in levels if state.resource in level.lane.split(",")),

@@ -89,6 +89,7 @@ concurrency         calls in flight at once; the rest gets 429 (null: no limit, 
 requests_per_minute calls in each minute; x-ratelimit-limit-, -remaining- and -reset-requests are in every response
 tokens_per_minute   tokens of prompts and replies in each minute; the same headers, -tokens
 minute              length of a minute in seconds (60)
+rate_headers        false: no x-ratelimit- headers, as many servers (true)
 retry_after         seconds in the Retry-After header of a 429 (null: no header)
 retry_after_ms      milliseconds in the retry-after-ms header of a 429 (null: no header)
 outage              true: every call gets 503 | seconds: for that time from now (false)

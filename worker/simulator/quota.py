@@ -30,6 +30,7 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: Whole | None = None
     tokens_per_minute: Whole | None = None
     minute: Annotated[float, Meta(gt=0)] = 60.0
+    rate_headers: bool = True
     retry_after: Seconds | None = None
     retry_after_ms: Whole | None = None
     outage: bool | Seconds = False
@@ -119,7 +120,7 @@ class Gate:
             error = Refusal(quota.outage_status, "server_error", "overloaded", "The server is currently unavailable.")
             return error, retry_headers(quota.outage_retry_after, None)
         refused = self._take(chat.prompt_tokens + chat.n * chat.length)
-        call.rate_headers = self._rate_headers()
+        call.rate_headers = self._rate_headers() if quota.rate_headers else {}
         if refused is not None:
             self._counts.refused += 1
             return refused, retry_headers(quota.retry_after, quota.retry_after_ms)

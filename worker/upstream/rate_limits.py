@@ -6,7 +6,9 @@ import email.utils
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import NamedTuple
 
 LONGEST = 7 * 86400.0  # seconds; a longer wait is reported as this
@@ -15,16 +17,54 @@ _PART = re.compile(r"(\d+(?:\.\d*)?)(ms|us|µs|ns|[dhms])")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 _NUMBER = re.compile(r"\d+(?:\.\d*)?", re.ASCII)
 _EPOCH = 1e9  # a larger reset is a time in unix seconds, not a duration
+_EPOCH_MS = 1e11  # and a larger one than this a time in unix milliseconds (OpenRouter)
+MINUTE, DAY = 60.0, 86400.0
+_SLACK = 1.1  # a reset may be rounded up, and is older than the response
+
+# Headers of a limit, in the order of precedence: form of the name, and seconds of its window if the name tells it.
+# OpenAI, Azure, Groq and most servers; Anthropic; Mistral; Cerebras; Together and OpenRouter.
+_REQUESTS = (
+    ("x-ratelimit-{}-requests", None),
+    ("anthropic-ratelimit-requests-{}", None),
+    ("x-ratelimit-{}-req-minute", MINUTE),
+    ("x-ratelimit-{}-requests-minute", MINUTE),
+    ("x-ratelimit-{}-requests-day", DAY),
+    ("x-ratelimit-{}", None),
+)
+_TOKENS = (
+    ("x-ratelimit-{}-tokens", None),
+    ("anthropic-ratelimit-tokens-{}", None),
+    ("x-ratelimit-{}-tokens-minute", MINUTE),
+)
 
 
 class RateLimit(NamedTuple):
     """One limit; None: not told."""
 
     limit: int | None = None
-    """Units per minute."""
+    """Units of a window: mostly a minute, but Groq's requests are those of a day, and Together's those of a second."""
     remaining: int | None = None
     reset: float | None = None
     """Seconds until all units are available again."""
+    named_window: float | None = None
+    """Seconds of the window, if the name of the header tells it."""
+
+    @property
+    def window(self) -> float | None:
+        """Seconds in which all units come back; None if it cannot be judged. In a bucket that refills evenly, those
+        that were used come back until the reset. A fixed window ends with the reset: shortly after its beginning this
+        looks like a longer one, so a reset within a minute is one of a minute at most."""
+        if self.named_window is not None:
+            return self.named_window
+        if self.limit is None or self.remaining is None or self.reset is None:
+            return None
+        used = self.limit - self.remaining
+        if used <= 0 or self.reset <= 0:
+            return None
+        evenly = self.reset * self.limit / used
+        if self.reset <= MINUTE * _SLACK:
+            return min(evenly, MINUTE)
+        return min(max(evenly, MINUTE), DAY)
 
 
 class RateLimits(NamedTuple):
@@ -35,17 +75,21 @@ class RateLimits(NamedTuple):
 
 
 def read_rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
-    """Return the limits in the headers of any response, in OpenAI's form; None if it tells none."""
-    found = RateLimits(_read(headers, "requests"), _read(headers, "tokens"))
+    """Return the limits in the headers of any response; None if it tells none."""
+    found = RateLimits(_read(headers, _REQUESTS), _read(headers, _TOKENS))
     return None if found == _NOTHING else found
 
 
 _NOTHING = RateLimits(RateLimit(), RateLimit())
 
 
-def _read(headers: Mapping[str, str], name: str) -> RateLimit:
-    limit, remaining, reset = (headers.get(f"x-ratelimit-{part}-{name}") for part in ("limit", "remaining", "reset"))
-    return RateLimit(_whole(limit), _whole(remaining), seconds_of(reset))
+def _read(headers: Mapping[str, str], forms: Sequence[tuple[str, float | None]]) -> RateLimit:
+    for name, window in forms:
+        limit, remaining, reset = (headers.get(name.format(part)) for part in ("limit", "remaining", "reset"))
+        found = RateLimit(_whole(limit), _whole(remaining), seconds_of(reset))
+        if found != RateLimit():
+            return found._replace(named_window=window)
+    return RateLimit()
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -63,16 +107,25 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """Parse a duration such as `1m30.5s`, `120ms` or `6` (seconds), or a time in unix seconds; None for other text."""
-    text = (text or "").strip().lower()
+    """Parse a duration such as `1m30.5s`, `120ms` or `6` (seconds), or a time: unix seconds or milliseconds, or ISO
+    8601 with an offset. None for other text."""
+    text = (text or "").strip()
     seconds = _number(text)
     if seconds is None:
-        if not _DURATION.fullmatch(text):
-            return None
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    elif seconds > _EPOCH:
-        seconds = max(0.0, seconds - time.time())
+        seconds = _duration(text.lower())
+        return None if seconds is None else min(seconds, LONGEST)
+    if seconds > _EPOCH:
+        seconds = max(0.0, (seconds / 1000 if seconds > _EPOCH_MS else seconds) - time.time())
     return min(seconds, LONGEST)
+
+
+def _duration(text: str) -> float | None:
+    if _DURATION.fullmatch(text):
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    with suppress(ValueError):
+        when = datetime.fromisoformat(text.upper())
+        return max(0.0, when.timestamp() - time.time()) if when.tzinfo else None
+    return None
 
 
 def _retry_after(value: str | None) -> float | None:

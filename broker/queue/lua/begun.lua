@@ -4,7 +4,8 @@
 -- With no known ceiling the limit grows by one with each accepted call while it is used up, also if nothing waits: it is
 -- then one above the calls that run, and the next generation does not wait until one of them ends. At a ceiling it is tried one
 -- higher after `need` rounds of accepted calls; two rounds above it without a refusal end the ceiling.
--- ARGV: generation, upstream
+-- ARGV: generation, upstream, reserved tokens, then of the headers for requests and for tokens: limit, remaining, ms until
+--       the reset, ms of the window ('' = not told)
 -- Returns OK
 local gid, resource = ARGV[1], ARGV[2]
 local key, now = state(resource), now_ms()
@@ -16,6 +17,7 @@ if redis.call('ZSCORE', places(resource), gid) then
   redis.call('SADD', begun(resource), gid)
   redis.call('EXPIRE', begun(resource), 86400)
 end
+note_headers(resource, h, now, 4, tonumber(ARGV[3]), true)
 if h.circuit == 'open' then
   redis.call('HDEL', key, 'circuit', 'since', 'wait', 'probe', 'probeat', 'probed')
   redis.call('HSET', key, 'L', 1, 'ceil', '', 'need', 2, 'held', 0)

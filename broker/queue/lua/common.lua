@@ -27,6 +27,7 @@ local function job_of(ticket) return 'arq:job:' .. ticket end
 -- Name of a ticket for arq. 0.1.0 used `<generation>.<number>`: with another name the workers of both versions can have a
 -- ticket of the same generation, without sharing arq's keys of it.
 local function granted_name(gid, number) return gid .. '.r' .. number end
+local function starting_of(ticket) return 'arq:in-progress:' .. ticket end -- a worker has it; it may have called already
 local function priority_of(level) return string.sub(level, -1) end
 
 local function count(key, field, by)
@@ -39,18 +40,18 @@ local function ring()
   redis.call('EXPIRE', BELL, 60)
 end
 
--- Gives a tenant its place in the turns of a level, unless it has one or is at its limit. `back`: its last turn ended
--- without a run, so it is a round earlier.
+-- Gives a tenant its place in the turns of a level, unless it has one or is at its limit. `back`: what its last turn cost
+-- that ended without a run, 0 if there is none.
 local function add_turn(level, tenant, back)
   if redis.call('SISMEMBER', full(tenant), level) == 1 then return end
   local known = redis.call('HMGET', tags(priority_of(level)), tenant, '')
   local tag = math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))
-  if back then
-    tag = tag - 1
+  if back > 0 then
+    tag = tag - back
     redis.call('HSET', tags(priority_of(level)), tenant, string.format('%.6f', tag))
     redis.call('EXPIRE', tags(priority_of(level)), WEEK)
   end
-  redis.call('ZADD', turns(level), back and 'LT' or 'NX', tag, tenant)
+  redis.call('ZADD', turns(level), back > 0 and 'LT' or 'NX', tag, tenant)
   redis.call('EXPIRE', turns(level), WEEK)
 end
 
@@ -60,18 +61,19 @@ local function readmit(tenant)
   if #levels == 0 then return end
   redis.call('DEL', full(tenant))
   redis.call('ZREM', FULL, tenant)
-  for _, level in ipairs(levels) do add_turn(level, tenant, false) end
+  for _, level in ipairs(levels) do add_turn(level, tenant, 0) end
 end
 
--- Adds a ticket to the waiting ones of its level; returns whether it is new.
-local function add_waiting(level, tenant, member, order, now)
+-- Adds a ticket to the waiting ones of its level; returns whether it is new. `weight`: that of the tenant, whose turns cost
+-- the less the higher it is.
+local function add_waiting(level, tenant, member, order, now, weight)
   local key = waiting(level, tenant)
   if redis.call('ZADD', key, 'NX', order, member) == 0 then return false end
   redis.call('EXPIRE', key, WEEK)
   if redis.call('HEXISTS', DEPTH, level) == 0 then redis.call('HSET', TIMES, level, int(now)) end
   redis.call('EXPIRE', TIMES, WEEK)
   count(DEPTH, level, 1)
-  add_turn(level, tenant, not string.match(member, '%.1%.%d+$'))
+  add_turn(level, tenant, string.match(member, '%.1%.%d+$') and 0 or 1 / weight)
   return true
 end
 

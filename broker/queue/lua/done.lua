@@ -7,7 +7,8 @@
 -- two are present: a worker with a broken network must not close an upstream for the others. denied (the key or the
 -- account): the circuit opens for a minute.
 -- ARGV: generation, tenant, upstream, outcome, ms until it may be tried again (-1 = not said), ms since the call was
---       sent, reserved tokens, used tokens ('' = unknown), worker
+--       sent, reserved tokens, used tokens ('' = unknown), worker,
+--       then of the headers as for begun.lua, if the call was refused
 -- Returns ms of the last accepted call at this upstream (0 = none), now, 1 = its circuit is open
 local gid, tenant, resource, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local retry, age, worker = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
@@ -73,6 +74,7 @@ if tpm > 0 and ARGV[8] ~= '' then
   local surplus = (tonumber(ARGV[7]) - tonumber(ARGV[8])) * MINUTE / tpm
   redis.call('HSET', key, 'tt', string.format('%.3f', math.max(now, tonumber(h.tt or 0) - surplus)))
 end
+note_headers(resource, h, now, 10, tonumber(ARGV[7]), outcome ~= 'busy')
 redis.call('EXPIRE', key, WEEK)
 if redis.call('EXISTS', DEPTH) == 1 then ring() end
 local is = redis.call('HMGET', key, 'okat', 'circuit')

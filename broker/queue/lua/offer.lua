@@ -1,7 +1,7 @@
 --#include common
 -- Adds a ticket to the queue, once, and signals it. May be repeated.
 -- ARGV: generation, ticket number, reserved tokens, lane, priority, tenant, order ms (that of the creation), ms before
---       which it must not run (0 = none). A ticket with a number above 1 has been here before
+--       which it must not run (0 = none), weight of the tenant. A ticket with a number above 1 has been here before
 -- Returns 1, or 0 if it was there
 local gid, tenant, order, not_before = ARGV[1], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local member, level, now = gid .. '.' .. ARGV[2] .. '.' .. ARGV[3], ARGV[4] .. ':' .. ARGV[5], now_ms()
@@ -14,7 +14,7 @@ if not_before > now then
   if added == 1 then count(COUNTS, tenant, 1) end
   return added
 end
-if not add_waiting(level, tenant, member, order, now) then return 0 end
+if not add_waiting(level, tenant, member, order, now, tonumber(ARGV[9])) then return 0 end
 count(COUNTS, tenant, 1)
 ring()
 return 1

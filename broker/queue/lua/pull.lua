@@ -14,6 +14,8 @@ local ageing = tonumber(ARGV[6])
 local now = now_ms()
 local LOOKS = 200
 
+local function weight_of(tenant) return others[tenant] and others[tenant][2] or 1 end
+
 local next_at
 local function look_again(at)
   if at > now and (not next_at or at < next_at) then next_at = at end
@@ -32,7 +34,7 @@ if flat[1] then redis.call('EXPIRE', PAUSED, 30 * 86400) end
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', int(now), 'LIMIT', 0, 100)) do
   local lane, p, tenant, order, member = string.match(entry, '^(%S+) (%d) (%S+) (%S+) (%S+)$')
   redis.call('ZREM', LATER, entry)
-  if not add_waiting(lane .. ':' .. p, tenant, member, order, now) then count(COUNTS, tenant, -1) end
+  if not add_waiting(lane .. ':' .. p, tenant, member, order, now, weight_of(tenant)) then count(COUNTS, tenant, -1) end
 end
 local first = redis.call('ZRANGE', LATER, 0, 0, 'WITHSCORES')
 if first[2] then look_again(math.max(tonumber(first[2]), now + 1)) end
@@ -61,6 +63,7 @@ local function read(name)
   u.max = governing(h, 'max', given.max, now, key)
   u.rpm, u.tpm = governing(h, 'rpm', given.rpm, now, key), governing(h, 'tpm', given.tpm, now, key)
   u.rt, u.tt = tonumber(h.rt or 0), tonumber(h.tt or 0)
+  u.requests, u.tokens = told_bucket(h, 'r', now), told_bucket(h, 't', now)
   local busy = busy_until(h, now)
   if h.ramp == '1' and busy <= now then -- after a long wait it begins with what runs, not with what ran before
     h.L = math.max(1, u.inflight)
@@ -95,18 +98,19 @@ local function read(name)
   return u
 end
 
+-- Closes an upstream for this call if it has to wait; returns whether it has not.
+local function passes(u, wait)
+  if wait <= 0 then return true end
+  u.closed = true
+  look_again(now + wait)
+  return false
+end
+
 -- Returns whether an upstream has room for another call; the tokens are only known with the ticket.
 local function open(u)
   if u.closed or u.inflight >= u.limit then return false end
-  if u.rpm > 0 then
-    local wait = rate_wait(u.rt, u.rpm, 1, now)
-    if wait > 0 then
-      u.closed = true
-      look_again(now + wait)
-      return false
-    end
-  end
-  return true
+  if u.rpm > 0 and not passes(u, (rate_wait(u.rt, u.rpm, 1, now))) then return false end
+  return not u.requests or passes(u, told_wait(u.requests, 1))
 end
 
 -- Returns the upstream of a lane that takes the next call: the first that is open, or by weight.
@@ -237,13 +241,10 @@ local function grant(turn, member)
   local u, tenant, level = turn.u, turn.tenant, turn.level
   local gid, number, tokens = string.match(member, '^([^.]+)%.(%d+)%.(%d+)$')
   local rt, tt = u.rt, u.tt
+  if u.tokens and not passes(u, told_wait(u.tokens, tonumber(tokens))) then return nil end
   if u.tpm > 0 then
     local wait, after = rate_wait(u.tt, u.tpm, tonumber(tokens), now)
-    if wait > 0 then
-      u.closed = true
-      look_again(now + wait)
-      return nil
-    end
+    if not passes(u, wait) then return nil end
     u.tt = after
   end
   if u.rpm > 0 then
@@ -253,6 +254,8 @@ local function grant(turn, member)
   if rt ~= u.rt or tt ~= u.tt then
     redis.call('HSET', u.key, 'rt', string.format('%.3f', u.rt), 'tt', string.format('%.3f', u.tt))
   end
+  if u.requests then take_told(u.key, u.requests, 1, now) end
+  if u.tokens then take_told(u.key, u.tokens, tonumber(tokens), now) end
   local till = int(now + lease)
   if u.half then
     redis.call('HSET', u.key, 'probe', gid, 'probeat', int(now + math.min(lease, 30000)))
@@ -279,8 +282,7 @@ local function grant(turn, member)
   depth[level] = depth[level] - 1
   redis.call('HSET', TIMES, level, int(now))
   starved[level] = false
-  local weight = others[tenant] and others[tenant][2] or 1
-  local tag = turn.tag + 1 / weight
+  local tag = turn.tag + 1 / weight_of(tenant)
   redis.call('HSET', tags(p), tenant, string.format('%.6f', tag), '', string.format('%.6f', turn.tag))
   redis.call('EXPIRE', tags(p), WEEK)
   if redis.call('EXISTS', waiting(level, tenant)) == 1 then

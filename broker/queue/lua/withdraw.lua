@@ -1,6 +1,6 @@
 --#include common
 -- Removes a ticket that waits, is scheduled, or was granted and not taken. A worker that has it finds the generation
--- ended.
+-- ended, and frees its place.
 -- ARGV: generation, ticket number, reserved tokens, lane, priority, tenant, order ms
 -- Returns 1 if it was there, otherwise 0
 local gid, tenant, level = ARGV[1], ARGV[6], ARGV[4] .. ':' .. ARGV[5]
@@ -22,7 +22,7 @@ if redis.call('ZREM', LATER, table.concat({ARGV[4], ARGV[5], tenant, ARGV[7], me
 end
 local ticket = granted_name(gid, ARGV[2])
 local job = job_of(ticket)
-if redis.call('ZREM', READY, ticket) == 0 then return 0 end
+if redis.call('EXISTS', starting_of(ticket)) == 1 or redis.call('ZREM', READY, ticket) == 0 then return 0 end
 local granted = redis.call('GET', job)
 if granted then
   redis.call('ZREM', places(cjson.decode(granted).a[3]), gid)

@@ -125,6 +125,8 @@ async def test_a_rate_is_announced_by_openai_s_headers(sim: Control) -> None:
     assert "retry-after" not in third.headers
     assert third.headers["x-ratelimit-limit-tokens"] == "100000"
     assert 90_000 < int(third.headers["x-ratelimit-remaining-tokens"]) < 100_000
+    await sim.set("PATCH", rate_headers=False)
+    assert not any(name.startswith("x-ratelimit-") for name in (await ask(sim.url, "length=2")).headers)
 
 
 async def test_a_call_needs_its_tokens(sim: Control) -> None:

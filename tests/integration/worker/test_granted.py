@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
+import pytest
+from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 
 from broker import Broker, Event, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.queue import commands
-from broker.queue.commands import UpstreamLimits
-from broker.queue.tickets import granted_name
+from broker.queue.commands import Pulled, UpstreamLimits
+from broker.queue.quotas import TenantLimits
+from broker.queue.tickets import Queue, deserialize, granted_name, serialize
+from broker.settings.settings import Settings
 from broker.store import keys
 from tests.support import request_body, wait_until, worker
+from worker.consumer import Consumer, TicketWorker
+from worker.places import Places
+from worker.slots import Slots
 
 LEASE = 2.0
 
@@ -101,3 +109,36 @@ async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str
             state = await broker.store.state(created.id, "default")
             assert (state.status, state.attempt) == ("in_progress", 1)
             await broker.cancel(created.id)
+
+
+class Interrupted(Consumer):
+    """Something removes a key of each ticket between its pull and its start."""
+
+    queue: Queue
+    removed: str
+
+    async def pull(self, most: int) -> Pulled:
+        pulled = await super().pull(most)
+        for ticket in map(bytes.decode, pulled.tickets):
+            await self.queue.redis.execute("DEL", keys.READY if self.removed == "ticket" else keys.arq_job(ticket))
+        return pulled
+
+
+@pytest.mark.parametrize("removed", ["ticket", "job"])
+async def test_a_ticket_that_arq_skips_is_forgotten(removed: str) -> None:
+    """Otherwise its name stays until the worker ends, and counts as just granted if it comes back."""
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        await broker.enqueue(request_body(model="sim"))
+        nothing, settings = cast(Any, None), Settings(OPENAI_BASE_URL="http://127.0.0.1:9/v1")  # type: ignore[call-arg]
+        slots = Slots(nothing, Places(broker.queue.redis, TenantLimits(), "w1"), nothing, 4)
+        appender = cast(Any, SimpleNamespace(connected=True))
+        consumer = Interrupted(broker.store.redis, broker.queue, slots, appender, settings, print, print)
+        consumer.queue, consumer.removed = broker.queue, removed
+        connection = broker.queue.redis.client.connection_pool
+        pool = ArqRedis(connection, job_serializer=serialize, job_deserializer=deserialize)
+        arq = TicketWorker(consumer, pool, settings)
+        await arq.pull_now()
+        assert len(arq.tasks) == (removed == "job")
+        await arq.wait_jobs()
+        assert consumer.granted == set()
+        assert await broker.queue.depth() == 0

@@ -9,10 +9,20 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker.queue.commands import NOT_TOLD, ToldLimit, ToldLimits
 from tests.model.queue.world import HOUR, LANES, LEASE, TENANTS, Call, QueueWorld, Setup, Worker
 
 choice = st.integers(0, 7)
 limit = st.sampled_from([0, 1, 2])
+limits_told = st.sampled_from(
+    [
+        *[NOT_TOLD] * 6,
+        ToldLimits(ToldLimit(12, 5, 35_000, 60_000)),
+        ToldLimits(ToldLimit(12, 0, 4_000, 60_000)),
+        ToldLimits(ToldLimit(3, 2, 300, 1_000), ToldLimit(40, 15, 37_500, 60_000)),
+        ToldLimits(ToldLimit(None, 2)),
+    ]
+)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -34,7 +44,7 @@ class QueueMachine(RuleBasedStateMachine):
     def first(self, a: int, b: int, adaptive: tuple[bool, bool], per_minute: int, limits: tuple[int, int, int]) -> None:
         tenants = {tenant: most for tenant, most in zip(TENANTS, limits, strict=False) if most}
         learns = {"a": adaptive[0], "b": adaptive[1] or not b}
-        self.world.begin(Setup({"a": a, "b": b}, learns, per_minute, tenants))
+        self.world.begin(Setup({"a": a, "b": b}, learns, {"b": per_minute}, tenants))
         for worker in self.world.workers:
             self.step(lambda worker=worker: self.world.pull(worker, 1))
 
@@ -80,10 +90,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.step(lambda: self.world.pull(self.worker(n), most))
 
     @precondition(lambda self: self.calls)
-    @rule(n=choice)
-    def begun(self, n: int) -> None:
+    @rule(n=choice, told=limits_told)
+    def begun(self, n: int, told: ToldLimits) -> None:
         worker, gid, _ = self.calls[n % len(self.calls)]
-        self.step(lambda: self.world.begun(worker, gid))
+        self.step(lambda: self.world.begun(worker, gid, told))
 
     @precondition(lambda self: self.calls)
     @rule(n=choice, outcome=st.sampled_from(["ok", "ok", "none", "denied"]))
@@ -92,10 +102,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.step(lambda: self.world.done(worker, gid, outcome))  # type: ignore[arg-type]
 
     @precondition(lambda self: self.calls)
-    @rule(n=choice, retry=st.sampled_from([-1, 1_000, 20_000]))
-    def refuse(self, n: int, retry: int) -> None:
+    @rule(n=choice, retry=st.sampled_from([-1, 1_000, 20_000]), told=limits_told)
+    def refuse(self, n: int, retry: int, told: ToldLimits) -> None:
         worker, gid, _ = self.calls[n % len(self.calls)]
-        self.step(lambda: self.world.done(worker, gid, "busy", retry=retry, back=0))
+        self.step(lambda: self.world.done(worker, gid, "busy", retry=retry, back=0, told=told))
 
     @precondition(lambda self: self.calls)
     @rule(n=choice, times=st.sampled_from([1, 3]), delay=st.sampled_from([0, 500, 4_000]))

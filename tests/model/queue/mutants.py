@@ -33,15 +33,23 @@ DIRECTED = [
         "a refused call",
         Mutant(
             "a ticket that comes back has no earlier turn",
-            [("add_turn(level, tenant, not string.match(member, '%.1%.%d+$'))", "add_turn(level, tenant, false)")],
+            [("string.match(member, '%.1%.%d+$') and 0 or 1 / weight)", "0)")],
             "a tenant whose calls are refused falls behind",
+        ),
+    ),
+    (
+        "a refused call of a heavy tenant",
+        Mutant(
+            "a refused call gives a whole round back",
+            [("and 0 or 1 / weight)", "and 0 or 1)")],
+            "a tenant with a weight whose calls are refused gets more than its share",
         ),
     ),
     (
         "a refused call",
         Mutant(
             "a turn that exists is not moved earlier",
-            [("back and 'LT' or 'NX'", "'NX'")],
+            [("back > 0 and 'LT' or 'NX'", "'NX'")],
             "a tenant whose calls are refused falls behind",
         ),
     ),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.model.queue.mutants import DIRECTED
 from tests.model.queue.scripts import Mutant, replaced
+from tests.model.queue.told_limits import TOLD_CHECKS, TOLD_MUTANTS
 from tests.model.queue.world import AGEING, GRACE, HOUR, LEASE, QueueWorld, Setup, Worker
 from tests.model.truth import check
 
@@ -46,6 +47,17 @@ def a_refused_call_is_not_a_turn(world: QueueWorld) -> None:
         check(run_one(world, refused=True) == "t0", "the refused tenant lost its turn")
     served = [run_one(world) for _ in range(20)]
     check(served.count("t0") == 10, f"{served}")
+
+
+def a_refused_call_of_a_heavy_tenant_gives_back_what_it_cost(world: QueueWorld) -> None:
+    world.setup.weights["t0"] = 4
+    for _ in range(20):
+        world.create("a", 3, "t0", 0)
+        world.create("a", 3, "t1", 0)
+    for _ in range(4):
+        check(run_one(world, refused=True) == "t0", "the refused tenant lost its turn")
+    served = [run_one(world) for _ in range(20)]
+    check(served.count("t0") == 16, f"{served}")
 
 
 def the_last_priority_runs_at_last(world: QueueWorld) -> None:
@@ -246,17 +258,22 @@ CHECKS: dict[str, Check] = {
     "a withdrawn ticket": a_withdrawn_ticket_leaves_no_turn,
     "a flood": a_flood_leaves_others_their_turns,
     "a refused call": a_refused_call_is_not_a_turn,
+    "a refused call of a heavy tenant": a_refused_call_of_a_heavy_tenant_gives_back_what_it_cost,
     "the last priority": the_last_priority_runs_at_last,
     "an idle tenant": a_tenant_without_tickets_saves_no_turns,
     "several lanes": turns_count_in_all_lanes,
     "an idle worker": a_lane_of_an_idle_worker_is_its_own,
     "positions": a_position_is_the_number_of_runs_before,
+    **TOLD_CHECKS,
 }
+
+
+MUTANTS = DIRECTED + TOLD_MUTANTS
 
 
 @pytest.fixture
 def queue(world: QueueWorld) -> QueueWorld:
-    world.begin(Setup({"a": 1, "b": 1}, {"a": False, "b": False}, 0, {}))
+    world.begin(Setup({"a": 1, "b": 1}, {"a": False, "b": False}, {}, {}))
     world.pull(world.workers[0], 1)
     world.pull(world.workers[1], 1)
     return world
@@ -268,7 +285,7 @@ def test_the_order_of_tickets(queue: QueueWorld, name: str) -> None:
 
 
 @pytest.mark.parametrize("world", ["valkey"], indirect=True)
-@pytest.mark.parametrize(("name", "mutant"), DIRECTED, ids=[mutant.name for _, mutant in DIRECTED])
+@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=[mutant.name for _, mutant in MUTANTS])
 def test_a_check_detects_its_mutant(queue: QueueWorld, name: str, mutant: Mutant) -> None:
     with replaced(*mutant.changes), pytest.raises(AssertionError):
         CHECKS[name](queue)

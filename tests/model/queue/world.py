@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from broker.queue import commands
-from broker.queue.commands import Outcome, Place, Pulled, Ticket, UpstreamLimits
+from broker.queue.commands import NOT_TOLD, Outcome, Place, Pulled, Ticket, ToldLimits, UpstreamLimits
 from broker.store import keys
 from tests.model.queue.scripts import CLOCK, Direct, now
 from tests.model.storage import Storage
@@ -53,12 +53,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Setup:
-    """What an example has: most calls of each upstream, which of them learn, a rate of b, limits of the tenants."""
+    """What an example has: most calls of each upstream, which of them learn, their rates, limits of the tenants."""
 
     most: dict[str, int]
     adaptive: dict[str, bool]
-    per_minute: int
+    per_minute: dict[str, int]
     tenants: dict[str, int]
+    weights: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class QueueWorld:
@@ -72,6 +73,7 @@ class QueueWorld:
     def begin(self, setup: Setup) -> None:
         self.storage.call("FLUSHALL")
         self.setup, self.real, self.offset, self.created = setup, 0, BEGINNING, 0
+        self.newest = BEGINNING
         self.waiting: dict[str, Ticket] = {}
         self.lost: dict[str, Ticket] = {}
         self.workers = [Worker(0, ("a", "b")), Worker(1, ("a", "b"))]
@@ -87,6 +89,7 @@ class QueueWorld:
         return self.real + self.offset
 
     def _set_clock(self) -> None:
+        self.newest = max(self.newest, self.clock)  # what was due stays so if the clock goes back
         self.storage.call("SET", CLOCK, self.clock, "EX", 86_400)
 
     def elapse(self, ms: int) -> None:
@@ -129,7 +132,7 @@ class QueueWorld:
 
     def offer(self, ticket: Ticket) -> bool:
         self.waiting[ticket.gid] = ticket
-        return now(commands.offer(self.direct.redis, ticket))
+        return now(commands.offer(self.direct.redis, ticket, self._weight(ticket.tenant)))
 
     def withdraw(self, gid: str) -> None:
         ticket = self.waiting.pop(gid)
@@ -173,10 +176,10 @@ class QueueWorld:
                 lease_ms=LEASE,
                 born=worker.born,
                 tenant_running=0,
-                other_tenants=msgspec.json.encode({t: [n, 1] for t, n in setup.tenants.items()}),
+                other_tenants=msgspec.json.encode({t: [self._limit(t), self._weight(t)] for t in TENANTS}),
                 ageing_ms=AGEING,
                 upstreams=[
-                    UpstreamLimits(u, setup.most[u], setup.per_minute if u == "b" else 0, 0, setup.adaptive[u])
+                    UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u])
                     for u in worker.knows
                 ],
             )
@@ -192,7 +195,7 @@ class QueueWorld:
         _, tenant, resource, lane, priority, tokens = job["a"]
         check((tenant, lane, priority, tokens) == (waited.tenant, waited.lane, waited.priority, waited.tokens), job)
         check(resource in waited.lane.split(","), f"{gid} of {waited.lane} was given to {resource}")
-        check(waited.not_before_ms <= self.clock, f"{gid} was granted before its time")
+        check(waited.not_before_ms <= self.newest, f"{gid} was granted before its time")
         call = worker.calls[gid] = Call(waited, resource, sent=self.clock)
         return call
 
@@ -212,28 +215,35 @@ class QueueWorld:
                 break
         worker.next_hold = self.real + HOLD
 
-    def begun(self, worker: Worker, gid: str) -> None:
-        self.steps.append(f"begun {gid}")
+    def begun(self, worker: Worker, gid: str, told: ToldLimits = NOT_TOLD) -> None:
+        self.steps.append(f"begun {gid} {told}")
         call = worker.calls[gid]
         call.accepted = True
         self._forget_probes(call.resource)
-        now(commands.begun(self.direct.redis, gid, call.resource))
+        tokens = call.ticket.tokens
+        now(commands.begun(self.direct.redis, gid, call.resource, reserved=tokens, told=told))
 
     def _forget_probes(self, *resources: str) -> None:
         for call in self.calls():
             call.is_probe = call.is_probe and call.resource not in resources
 
-    def done(self, worker: Worker, gid: str, outcome: Outcome, *, retry: int = -1, back: int | None = None) -> None:
+    def done(
+        self,
+        worker: Worker,
+        gid: str,
+        outcome: Outcome,
+        *,
+        retry: int = -1,
+        back: int | None = None,
+        told: ToldLimits = NOT_TOLD,
+    ) -> None:
         """End a call. `back`: ms until its generation is to be called again, which then returns to the queue."""
         call = worker.calls.pop(gid)
-        self.steps.append(f"done {gid} {outcome} {retry} {back}")
+        self.steps.append(f"done {gid} {outcome} {retry} {back} {told}")
         age = max(0, self.clock - call.sent)
-        tenant, resource = call.ticket.tenant, call.resource
-        now(
-            commands.done(
-                self.direct.redis, gid, tenant, resource, outcome, worker=str(worker.number), retry_ms=retry, age_ms=age
-            )
-        )
+        tenant, resource, by = call.ticket.tenant, call.resource, str(worker.number)
+        redis = self.direct.redis
+        now(commands.done(redis, gid, tenant, resource, outcome, worker=by, retry_ms=retry, age_ms=age, told=told))
         if back is not None:
             ticket = call.ticket._replace(number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0)
             self.offer(ticket)
@@ -278,6 +288,9 @@ class QueueWorld:
     def _limit(self, tenant: str) -> int:
         return self.setup.tenants.get(tenant, 0)
 
+    def _weight(self, tenant: str) -> float:
+        return self.setup.weights.get(tenant, 1.0)
+
     def calls(self) -> Iterator[Call]:
         for worker in self.workers:
             yield from worker.calls.values()
@@ -293,6 +306,7 @@ class QueueWorld:
             runs, most = self.running(resource), self.setup.most[resource]
             check(not most or runs <= most, f"{runs} calls at {resource}, which takes {most}")
             upstream = before.upstreams[resource]
+            self._check_told(upstream, [call for call in granted if call.resource == resource])
             if not upstream.half:
                 new = sum(1 for call in granted if call.resource == resource)
                 check(upstream.used + new <= upstream.limit, f"above what {resource} is known to take")
@@ -305,6 +319,11 @@ class QueueWorld:
             limit = self._limit(tenant)
             check(not limit or self.running_of(tenant) <= limit, f"{tenant} is above its limit of {limit}")
             check(f"t:{tenant}" not in self.paused, f"{tenant} is paused")
+
+    def _check_told(self, upstream: Upstream, granted: Sequence[Call]) -> None:
+        units = {"r": len(granted), "t": sum(call.ticket.tokens for call in granted)}
+        for kind, left in upstream.told.items():
+            check(units[kind] <= left + 0.01, f"{units[kind]} {kind} of {left} that remain")
 
     def _check_probes(self, resource: str, granted: Sequence[Call]) -> None:
         for call in self.calls():
@@ -392,6 +411,8 @@ class Upstream:
     closed: bool
     waits: bool
     """Its rate is used up."""
+    told: dict[str, float]
+    """What remains of the limits that it has told: `r` requests, `t` tokens."""
 
     @property
     def is_open(self) -> bool:
@@ -434,10 +455,20 @@ class Belief:
             is_probed = bool(h.get("probe")) and 0 < probe_ends - now_ms <= 2 * LEASE
             closed = closed or 0 < opens - now_ms <= 61_000 or is_probed
             limit = min(most, used + 1)
-        return Upstream(used, limit, half, closed, self._rate_is_used_up(name, h))
+        told = {kind: left for kind in "rt" if (left := self._told(h, kind)) is not None}
+        units = {"r": 2 if float(h.get("r.limit") or 0) >= 10 else 1, "t": min(10, float(h.get("t.limit") or 0))}
+        waits = any(left < units[kind] for kind, left in told.items())
+        return Upstream(used, limit, half, closed, waits or self._rate_is_used_up(name, h), told)
+
+    def _told(self, h: dict[str, str], kind: str) -> float | None:
+        told = int(h.get(f"{kind}.told") or 0)
+        if not told or not -1_000 <= self._clock - told <= 300_000:
+            return None
+        limit, window, at = (float(h[f"{kind}.{field}"]) for field in ("limit", "window", "at"))
+        return min(limit, float(h[f"{kind}.left"]) + max(0, self._clock - at) * limit / window)
 
     def _rate_is_used_up(self, name: str, h: dict[str, str]) -> bool:
-        per_minute = self._world.setup.per_minute if name == "b" else 0
+        per_minute = self._world.setup.per_minute.get(name, 0)
         if not per_minute:
             return False
         each = 60_000 / per_minute

@@ -125,6 +125,16 @@ async def test_a_withdrawal_leaves_the_place_of_a_call_under_way(queue: Redis) -
     assert await commands.has_place(queue, gid, "default")
 
 
+async def test_a_withdrawal_leaves_a_ticket_that_a_worker_has_begun_to_start(queue: Redis) -> None:
+    """The worker may have called already; it finds the generation ended, and frees the place."""
+    [gid] = await put(queue, ANNA)
+    await granted(queue)
+    await queue.execute("SET", keys.arq_starting(f"{gid}.1"), "1", "PX", 60_000)
+    assert not await commands.withdraw(queue, ticket(gid, ANNA))
+    assert await commands.has_place(queue, gid, "default")
+    assert await queue.execute("EXISTS", keys.READY, keys.arq_job(f"{gid}.1")) == 2
+
+
 # --- positions ---
 
 

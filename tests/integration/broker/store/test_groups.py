@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, GroupNotFound
+from broker import Broker, GroupNotFound, StorageUnavailable, connect
+from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import shard_of
 from broker.store import commands, keys
 from broker.store.commands import REAP, RESTORE, lifecycle_keys, restore_command
@@ -142,3 +143,14 @@ async def test_cancelling_a_group_ends_what_has_not_ended(broker: Broker, monkey
     assert await broker.cancel_group("stop") == group
     with pytest.raises(GroupNotFound):
         await broker.cancel_group("never")
+
+
+async def test_a_group_is_not_unknown_while_its_generations_are_restored() -> None:
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        await broker.enqueue(grouped("night"))
+        assert (await broker.group("night")).counts["queued"] == 1
+        with pytest.raises(GroupNotFound):
+            await broker.group("never")
+        await redis.restart()
+        with pytest.raises(StorageUnavailable):
+            await broker.group("night")

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response, from_stream_error
+from worker.upstream.rate_limits import RateLimit
 
 KEY = "sk-very-secret"
 OWN = {"message": "No.", "type": "some_type", "param": "messages", "code": "some_code"}
@@ -190,5 +191,5 @@ def test_a_refusal_tells_the_rate_limits() -> None:
     headers = {"x-ratelimit-limit-requests": "500", "x-ratelimit-remaining-requests": "0"}
     limits = from_response(429, headers, {}, (KEY,)).rate_limits
     assert limits is not None
-    assert limits.requests == (500, 0, None)
+    assert limits.requests == RateLimit(500, 0)
     assert from_response(429, {}, {}, (KEY,)).rate_limits is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import httpx2
 import pytest
@@ -44,6 +45,10 @@ def test_durations(text: str | None, seconds: float | None) -> None:
 def test_a_reset_can_be_a_time() -> None:
     assert seconds_of(f"{time.time() + 600:.0f}") == pytest.approx(600, abs=60)
     assert seconds_of("1500000000") == 0.0
+    assert seconds_of(f"{(time.time() + 600) * 1000:.0f}") == pytest.approx(600, abs=60)
+    assert seconds_of(datetime.fromtimestamp(time.time() + 600, UTC).isoformat()) == pytest.approx(600, abs=60)
+    assert seconds_of("2025-08-21T12:40:59Z") == 0.0
+    assert seconds_of("2025-08-21T12:40:59") is None  # of an unknown place
 
 
 @given(st.floats(0, 86400))
