@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from broker.errors import StorageUnavailable
 from broker.queue import commands
-from broker.queue.commands import Done, Outcome, Place
+from broker.queue.commands import Done, Outcome, Place, UpstreamLimits
 from broker.queue.quotas import TenantLimits
 from broker.redis.client import Redis
 
@@ -26,7 +26,8 @@ log = logging.getLogger("tokencast.worker")
 
 @dataclass(slots=True)
 class HeldPlace:
-    """A place that this worker renews. `called_at`: monotonic time at which its call was sent."""
+    """A place that this worker renews. `called_at`: monotonic time at which its call was sent. `resource`: "" between
+    two calls of one generation, while it only has its place among those of its tenant."""
 
     gid: str
     tenant: str
@@ -95,13 +96,42 @@ class Places:
         """Free the place of a call. `retry_after`: seconds after which the upstream can be called again. `used`:
         tokens. None if the queue's Redis cannot be reached: the place ends by itself."""
         place = self._held.pop(gid, None)
+        return None if place is None else await self._report(place, place.tenant, outcome, retry_after, used)
+
+    async def refuse(self, gid: str, outcome: Outcome, retry_after: float | None) -> None:
+        """Report a refused call of a generation that looks for another upstream: it keeps its place among those of its
+        tenant."""
+        place = self._held.get(gid)
+        if place is not None:
+            await self._report(place, "", outcome, retry_after, None)
+            place.resource, place.accepted = "", False
+
+    async def take(self, gid: str, upstreams: Sequence[UpstreamLimits]) -> tuple[str, float | None]:
+        """Take a place for another call, at the first of `upstreams` that takes it. Return its name, "" if none does,
+        and the seconds until that may change, if they are known. Raises StorageUnavailable."""
+        place = self._held.get(gid)
         if place is None:
-            return None
+            return "", None
+        usable = [one for one in upstreams if not self.is_paused(one.resource)]
+        lease_ms = int(self._limits.lease * 1000)
+        taken = await commands.take(
+            self._redis, gid, place.resource, usable, lease_ms=lease_ms, born=self.born, tokens=place.tokens
+        )
+        self.note_born(taken.born)
+        if taken.resource:
+            place.resource, place.accepted = taken.resource, False
+        return taken.resource, None if taken.wait_ms is None else taken.wait_ms / 1000
+
+    async def _report(
+        self, place: HeldPlace, tenant: str, outcome: Outcome, retry_after: float | None, used: int | None
+    ) -> Done | None:
+        """Free a place, and that of its tenant if one is given."""
+        gid = place.gid
         try:
             done = await commands.done(
                 self._redis,
                 gid,
-                place.tenant,
+                tenant,
                 place.resource,
                 outcome,
                 worker=self._worker,
@@ -168,9 +198,12 @@ class Places:
         except StorageUnavailable:
             log.debug("places not renewed")
             return
-        for place in places:
-            if place.gid not in self._held:  # it ended meanwhile, and the renewal may have followed its end
+        for place in places:  # one that ended meanwhile may have been renewed after its end
+            now = self._held.get(place.gid)
+            if now is None:
                 self._start(commands.free(self._redis, place))
+            elif now.resource != place.resource:
+                self._start(commands.free(self._redis, place._replace(tenant="")))
 
     def _start(self, call: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(_quietly(call))
