@@ -128,7 +128,7 @@ class ContinuedCalls:
     def _candidates(self) -> list[UpstreamLimits]:
         """Return the upstreams that serve the model, beginning after the one that was called last."""
         claim = self._attempt.claim
-        lane = claim.lane.split(",")
+        lane = self._settings.current_lane(claim.lane, claim.model).split(",")
         after = lane.index(claim.resource) + 1 if claim.resource in lane else 0
         upstreams = [self._settings.upstream_of(one) for one in lane]
         serving = {

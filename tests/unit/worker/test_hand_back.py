@@ -91,7 +91,8 @@ def test_a_generation_fails_now_if_its_waiting_would_end_before_the_next_try(qd:
         (POISON - 1, 1000, 2000, error(500), True),
         (POISON - 2, 1000, 2000, error(500), False),  # not often enough
         (POISON - 1, 1000, 500, error(500), False),  # the upstream accepted nothing since
-        (POISON - 1, 1000, 2000, UpstreamError("upstream_timeout", "", retryable=True), False),
+        (POISON - 1, 1000, 2000, UpstreamError("upstream_timeout", "", retryable=True), True),
+        (POISON - 1, 1000, 2000, UpstreamError("upstream_unreachable", "", retryable=True), False),
     ],
 )
 def test_a_request_is_to_blame_if_others_were_accepted_meanwhile(
