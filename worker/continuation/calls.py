@@ -29,8 +29,8 @@ from worker.upstream.errors import REQUEST_STATUSES, UpstreamError
 from worker.upstream.stream import Upstreams
 
 PATIENCE = 10.0
-"""Seconds for which a generation keeps its slot while no upstream takes its next call. Its readers see nothing new
-meanwhile; after that the queue is the better place."""
+"""Seconds for which a generation keeps its slot while no upstream takes its next call; less if the idle timeout, the time
+for which a reply may be silent, is shorter. After that the queue is the better place."""
 LONGEST_PAUSE = 0.5  # seconds until the upstreams are asked again
 log = logging.getLogger("tokencast.worker")
 
@@ -79,7 +79,8 @@ class ContinuedCalls:
         """Make calls until one adds something to the text. Return the error with which it breaks off; None if the reply
         is complete."""
         attempt, gid = self._attempt, self._attempt.claim.gid
-        until, delay, resting = time.monotonic() + PATIENCE, FIRST_DELAY, dict[str, float]()
+        until = time.monotonic() + min(PATIENCE, self._settings.idle_timeout)
+        delay, resting = FIRST_DELAY, dict[str, float]()
         while True:
             if not await self._take_place(until, resting):
                 self.then = "wait"

@@ -141,16 +141,64 @@ async def test_the_usage_is_that_of_all_calls(broker: Broker, process: Service, 
 
 async def test_a_refused_call_is_repeated_when_the_upstream_is_back(own_redis: EmbeddedRedis) -> None:
     async with upstream_sim() as sim, worker(own_redis.url, sim), connect(own_redis.url) as broker:
-        created = await broker.enqueue(
-            {**request_with("speed=20 fault=cut at=10 times=1 label=outage"), "on_upstream_error": "continue"}
-        )
-        chunks = 0
-        async for event in broker.follow(created.id):
-            chunks += event.name == "chunk"
-            if chunks == 3:
-                await set_quota(sim, outage=1.0)
-        done = Run(await broker.get(created.id), [event async for event in broker.follow(created.id)])
+        created = await broker.enqueue(slow_request("outage"))
+        await wait_until(lambda: has_text(broker, created.id))
+        await set_quota(sim, outage=True)
+        await wait_until(lambda: unavailable(sim))
+        await set_quota(sim)
+        done = await ended(broker, created.id)
     assert_one_completion(done)
+
+
+async def test_without_an_upstream_it_waits_in_the_queue_and_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
+    async with worker(own_redis.url, sim, **LIMITS), connect(own_redis.url) as broker:
+        created = await broker.enqueue(slow_request("paused"))
+        await wait_until(lambda: has_text(broker, created.id))
+        await broker.pause(upstream="default")
+
+        async def waits() -> bool:
+            return (await broker.get(created.id)).status == "queued"
+
+        await wait_until(waits)
+        assert len(await calls(sim, "paused")) == 1
+        await broker.resume(upstream="default")
+        done = await ended(broker, created.id)
+        assert done.names.count("reset") == 1
+        assert (done.generation.text, done.generation.attempt) == (expected_text(), 2)
+
+
+async def test_a_cancel_ends_the_search_for_an_upstream(own_redis: EmbeddedRedis, sim: str) -> None:
+    async with worker(own_redis.url, sim) as process, connect(own_redis.url) as broker:
+        created = await broker.enqueue(slow_request("cancelled"))
+        await wait_until(lambda: has_text(broker, created.id))
+        await broker.pause(upstream="default")
+        await wait_until(lambda: is_cut(sim, "cancelled"))
+        await broker.cancel(created.id)
+        await process.says("ended elsewhere")
+        assert (await ended(broker, created.id)).names[-1] == "cancelled"
+
+
+def slow_request(label: str) -> dict[str, Any]:
+    directive = f"speed=20 fault=cut at=10 times=1 label={label}"
+    return {**request_with(directive), "on_upstream_error": "continue"}
+
+
+async def has_text(broker: Broker, gid: str) -> bool:
+    return bool((await broker.get(gid)).text)
+
+
+async def is_cut(sim: str, label: str) -> bool:
+    [call] = await calls(sim, label)
+    return call["outcome"] == "fault:cut"
+
+
+async def unavailable(sim: str) -> int:
+    return (await get(sim, "/sim/counts"))["unavailable"]
+
+
+async def ended(broker: Broker, gid: str) -> Run:
+    events = [event async for event in broker.follow(gid)]
+    return Run(await broker.get(gid), events)
 
 
 @asynccontextmanager
@@ -176,15 +224,11 @@ class TwoUpstreams:
         created = [await broker.enqueue(request) for _ in range(count)]
 
         async def all_have_text() -> bool:
-            return all([(await broker.get(one.id)).text for one in created])
+            return all([await has_text(broker, one.id) for one in created])
 
         await wait_until(all_have_text)
         self.first.send(signal.SIGKILL)
-        return [
-            Run(await broker.get(one.id), events)
-            for one in created
-            for events in [[event async for event in broker.follow(one.id)]]
-        ]
+        return [await ended(broker, one.id) for one in created]
 
 
 async def test_another_upstream_goes_on(own_redis: EmbeddedRedis) -> None:
