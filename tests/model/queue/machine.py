@@ -9,7 +9,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.model.queue.world import HOUR, LANES, LEASE, TENANTS, Call, QueueWorld, Setup, Worker
+from tests.model.queue.world import GRACE, HOUR, LANES, LEASE, TENANTS, Call, QueueWorld, Setup, Worker
 
 choice = st.integers(0, 7)
 limit = st.sampled_from([0, 1, 2])
@@ -75,8 +75,11 @@ class QueueMachine(RuleBasedStateMachine):
         for tenant in tenants:
             self.step(lambda tenant=tenant: self.world.create(lane, priority, tenant, delay))
 
-    @rule(n=choice, most=st.sampled_from([1, 3, 8]))
-    def pull(self, n: int, most: int) -> None:
+    @rule(n=choice, most=st.sampled_from([1, 3, 8]), later=st.booleans())
+    def pull(self, n: int, most: int, later: bool) -> None:
+        """`later`: once the places can be trusted again; otherwise disturbances leave few pulls that grant anything."""
+        if later:
+            self.step(lambda: self.world.elapse(GRACE))
         self.step(lambda: self.world.pull(self.worker(n), most))
 
     @precondition(lambda self: self.calls)
@@ -84,6 +87,12 @@ class QueueMachine(RuleBasedStateMachine):
     def begun(self, n: int) -> None:
         worker, gid, _ = self.calls[n % len(self.calls)]
         self.step(lambda: self.world.begun(worker, gid))
+
+    @precondition(lambda self: self.calls)
+    @rule(n=choice)
+    def take(self, n: int) -> None:
+        worker, gid, _ = self.calls[n % len(self.calls)]
+        self.step(lambda: self.world.take(worker, gid))
 
     @precondition(lambda self: self.calls)
     @rule(n=choice, outcome=st.sampled_from(["ok", "ok", "none", "denied"]))
