@@ -249,7 +249,7 @@ class UpstreamGroup(BaseSettings):
     upstream_tpm: int = Field(0, ge=0, description="Maximum tokens of that upstream per minute")
     upstream_continue_with: ContinueWith = Field(
         "plain",
-        description="How that upstream is asked to go on after the start of a reply: `plain`, `prefix` or "
+        description="How that upstream is asked to go on after a text: `plain`, `prefix` or "
         "`continue_final_message` ([Upstreams](upstreams.md#going-on-after-a-text))",
     )
     upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
