@@ -29,8 +29,8 @@ from worker.upstream.errors import REQUEST_STATUSES, UpstreamError
 from worker.upstream.stream import Upstreams
 
 PATIENCE = 10.0
-"""Seconds for which a generation keeps its slot while no upstream takes its next call; less if the idle timeout, the time
-for which a reply may be silent, is shorter. After that the queue is the better place."""
+"""Maximum seconds for which a generation keeps its slot while no upstream takes its next call; the idle timeout, for
+which a reply may be silent, if that is shorter. After that the queue is the better place."""
 LONGEST_PAUSE = 0.5  # seconds until the upstreams are asked again
 log = logging.getLogger("tokencast.worker")
 
