@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from broker.errors import StorageUnavailable
@@ -103,8 +103,9 @@ class Places:
         tenant."""
         place = self._held.get(gid)
         if place is not None:
-            await self._report(place, "", outcome, retry_after, None)
-            place.resource, place.accepted = "", False
+            refused = replace(place)
+            place.resource, place.accepted = "", False  # from now on it is not renewed
+            await self._report(refused, "", outcome, retry_after, None)
 
     async def take(self, gid: str, upstreams: Sequence[UpstreamLimits]) -> tuple[str, float | None]:
         """Take a place for another call, at the first of `upstreams` that takes it. Return its name, "" if none does,

@@ -6,8 +6,8 @@ WINDOW = 200
 """Maximum characters of a repeated end."""
 SHORTEST = 16
 """Minimum characters of a repeated end. Shorter repetitions belong to ordinary text: line breaks, indentation, rules of
-tables, refrains ("no, no"). To remove one that belongs there falsifies the text, to keep a repeated word is only
-untidy, so three or four words must agree before anything is removed."""
+tables, refrains ("no, no"). Removing one that belongs there falsifies the text; keeping a repeated word is only untidy.
+So three or four words must agree before anything is removed."""
 
 
 class Overlap:

@@ -167,6 +167,21 @@ async def test_without_an_upstream_it_waits_in_the_queue_and_starts_again(own_re
         assert (done.generation.text, done.generation.attempt) == (expected_text(), 2)
 
 
+async def test_the_text_of_a_killed_worker_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
+    """Another worker cannot go on, whatever the policy."""
+    quick = {"TOKENCAST_LEASE": "1"}
+    async with connect(own_redis.url) as broker:
+        async with worker(own_redis.url, sim, **quick) as process:
+            created = await broker.enqueue({**request_with("speed=10"), "on_upstream_error": "continue"})
+            await wait_until(lambda: has_text(broker, created.id))
+            process.send(signal.SIGKILL)
+            await process.process.wait()
+        async with worker(own_redis.url, sim, **quick):
+            done = await ended(broker, created.id)
+    assert done.names.count("reset") == 1
+    assert (done.generation.text, done.generation.attempt) == (expected_text(), 2)
+
+
 async def test_a_cancel_ends_the_search_for_an_upstream(own_redis: EmbeddedRedis, sim: str) -> None:
     async with worker(own_redis.url, sim) as process, connect(own_redis.url) as broker:
         created = await broker.enqueue(slow_request("cancelled"))
