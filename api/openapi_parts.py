@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from msgspec.json import schema, schema_components
 
 from broker import records
 from broker.events import NAMES
-from broker.request.options import MAX_TTL_SECONDS, Options
+from broker.request.options import MAX_TTL_SECONDS, Options, Policy
 
 Json = dict[str, Any]
 
@@ -150,8 +150,9 @@ COMPLETION_REQUEST: Json = {
     ),
     "metadata": schema(records.Metadata | None),
     "on_upstream_error": {
-        "enum": ["fail", "restart", None],
-        "description": "Upstream errors after the first token: fail the generation, or restart it with a `reset`.",
+        "enum": [*get_args(Policy), None],
+        "description": "Upstream errors after the first token: fail the generation, restart it with a `reset`, or "
+        "continue its text with another call.",
     },
     "ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": MAX_TTL_SECONDS}),
     "tokencast": orelse_null(ref("Options")),

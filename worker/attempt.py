@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from worker.claims import Claim
+from worker.continuation.chunks import Continuation
 from worker.upstream.chunks import Chunk
 
 MAX_CALL_BYTES = 256 * 1024
@@ -68,6 +69,7 @@ class Attempt:
         "beginning",
         "begun",
         "claim",
+        "continuation",
         "ended",
         "ending",
         "epoch",
@@ -88,6 +90,8 @@ class Attempt:
         """Whether the log has the attempt's first event, or will have it with the first append."""
         self.beginning: asyncio.Future[None] | None = None
         """The write of the first event, once it has been sent."""
+        self.continuation: Continuation | None = None
+        """The newest call that went on after the text of another one."""
         self.epoch = claim.epoch
         self.known_at = claim.attempt >> 10
         """Last time at which Redis is known to have had the generation, in ms of Redis's clock."""

@@ -39,6 +39,8 @@ class Claim:
     """The upstream to call, as the queue names it."""
     upstream: str
     """Its name in the settings."""
+    continued: int = 0
+    """Number of its calls that went on after the text of another one, in this worker."""
 
     @property
     def created(self) -> bytes:
@@ -123,6 +125,11 @@ class Claim:
     def restarts_on_error(self) -> bool:
         """Whether an upstream error after the first token starts another attempt."""
         return self.meta[b"pol"] == b"restart"
+
+    @property
+    def continues_on_error(self) -> bool:
+        """Whether another call goes on after the text of one that broke off."""
+        return self.meta[b"pol"] == b"continue"
 
     @property
     def prompt_tokens(self) -> int:

@@ -49,7 +49,7 @@ class WorkerCounters:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._progress: dict[Attempt, _Progress] = {}
-        self.attempts, self.resets, self.retries, self.ended = (Count() for _ in range(4))
+        self.attempts, self.resets, self.retries, self.continuations, self.ended = (Count() for _ in range(5))
         self.tokens, self.bytes = Count(), Count()
         self.queue_waits = Histogram(WAITS)
         self.first_tokens, self.attempt_seconds = Histogram(WAITS), Histogram(WAITS)
@@ -77,6 +77,10 @@ class WorkerCounters:
     def retried(self, attempt: Attempt, error: UpstreamError) -> None:
         """Record that a call failed before the first token, and its generation went back to the queue."""
         self.retries[(self._progress[attempt].labels[0], _code(error))] += 1
+
+    def continued(self, attempt: Attempt) -> None:
+        """Record that another call goes on after the text of one that broke off."""
+        self.continuations[self._progress[attempt].labels] += 1
 
     def finished(self, attempt: Attempt, failure: UpstreamError | None) -> None:
         """Record that the attempt wrote the generation's terminal event."""

@@ -1,8 +1,8 @@
 """Runs one generation, from its claim to its terminal event. Start with `GenerationRunner.run`.
 
 claim → call the upstream → begin the attempt, push each chunk → finish. A call that is refused before the first token
-hands the generation back to the queue (`hand_back.py`). After it, the generation fails, or starts again as a new
-attempt if its policy is `restart`."""
+hands the generation back to the queue (`hand_back.py`). After it, the policy decides: the generation fails, starts
+again as a new attempt (`restart`), or goes on with another call in the same attempt (`continue`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from broker.chunks import decode_chunk
 from broker.completion.fold import Completion
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
-from broker.events import CHUNK, COMPLETED, FAILED, USAGE
-from broker.generation import bounded_usage
+from broker.events import COMPLETED, FAILED
 from broker.redis.client import Redis
 from broker.runtime.tracing import Spanned, mark, past_span, span
 from broker.settings.settings import Settings
@@ -30,6 +29,8 @@ from broker.store import commands
 from worker.appender import Appender
 from worker.attempt import FAILING_REPLIES, Attempt, AttemptEnded, Ending
 from worker.claims import Claim, claim
+from worker.continuation.calls import ContinuedCalls
+from worker.continuation.reply import fold, usage_of
 from worker.counters import WorkerCounters
 from worker.hand_back import HandBack
 from worker.places import Places
@@ -42,7 +43,6 @@ BEGIN_WAIT = 1.0
 headers at once hands the generation back without a trace in its log."""
 MAX_HELD_CHUNKS = 64  # maximum number of chunks without a token that wait for the first token
 MAX_REASON = 100  # characters of a finish reason
-FOLD_SLICE = 200  # chunks per slice, 1 ms: the event loop is shared
 log = logging.getLogger("tokencast.worker")
 Json = dict[str, Any]
 
@@ -96,9 +96,16 @@ class GenerationRunner:
         attempt = self._appender.open(claim)
         self.counters.claimed(attempt)
         try:
-            failure = await self._produce(attempt, deadline)
-            if failure is not None and attempt.published and failure.restartable and claim.restarts_on_error:
-                again = await self._claim_again(claim)
+            failure = await self._produce(attempt, deadline, lambda: self._call(attempt))
+            then = "restart" if claim.restarts_on_error else "fail"
+            if failure is not None and attempt.published and claim.continues_on_error:
+                failure, then = await self._continue(attempt, failure, deadline)
+            if failure is not None and attempt.published and failure.restartable and then != "fail":
+                if then == "wait":
+                    with suppress(StorageUnavailable):  # the lease ends, and the reaper returns it
+                        await self._hand_back.give_up(attempt.claim)
+                    return None
+                again = await self._claim_again(attempt.claim)
                 if again is not None:
                     return again
             if failure is not None and not attempt.published and await self._is_handed_back(attempt, failure):
@@ -115,6 +122,16 @@ class GenerationRunner:
             self.counters.closed(attempt)
             spanned.note(chunks=attempt.token_count, bytes=attempt.size)
         return None
+
+    async def _continue(
+        self, attempt: Attempt, failure: UpstreamError, deadline: float
+    ) -> tuple[UpstreamError | None, str]:
+        """Let other calls go on after the text so far. Return the failure that remains, and what follows from it."""
+        calls = ContinuedCalls(
+            attempt, self._store, self._upstreams, self._places, self.counters, self._settings
+        )  # fmt: skip
+        remaining = await self._produce(attempt, deadline, lambda: calls.run(failure))
+        return remaining, calls.then
 
     async def _is_handed_back(self, attempt: Attempt, failure: UpstreamError) -> bool:
         """Return a generation to the queue whose call failed before the first token, if it may succeed later."""
@@ -148,12 +165,14 @@ class GenerationRunner:
         if outcome in ("GONE", "CLOSED", "FENCED"):
             raise AttemptEnded(outcome)
 
-    async def _produce(self, attempt: Attempt, deadline: float) -> UpstreamError | None:
+    async def _produce(
+        self, attempt: Attempt, deadline: float, call: Callable[[], Awaitable[None]]
+    ) -> UpstreamError | None:
         """Return the error that ended the completion, None if it is complete. Raises AttemptEnded if the attempt is not
         ours any more."""
         try:
             async with attempt.run_until(deadline):
-                await self._call(attempt)
+                await call()
         except UpstreamError as error:
             return error
         except AttemptEnded as end:
@@ -210,9 +229,11 @@ class GenerationRunner:
 
     async def _claim_again(self, ours: Claim) -> Claim | None:
         """Claim another attempt in the same slot. None if the attempts are used up; the current one is still ours."""
+        if ours.ordinal + ours.continued >= self._settings.max_attempts:
+            return None
         outcome = await claim(self._store, ours.gid, self._settings, ours.resource, ours.own, timeout=math.inf)
         if isinstance(outcome, Claim):
-            return outcome
+            return replace(outcome, continued=ours.continued)
         if outcome == "EXHAUSTED":
             return None
         raise AttemptEnded(outcome)
@@ -240,7 +261,7 @@ async def _write_ending(attempt: Attempt, failure: UpstreamError | None) -> Upst
     """Write the terminal event, even if the upstream's chunks cannot be merged. Return the error that it reports."""
     try:
         completion = Completion()
-        await _fold(attempt, completion)
+        await fold(attempt, completion)
         ending = _ending(attempt, completion, failure)
     except Exception as error:
         failure = _internal_error(attempt, error)
@@ -256,18 +277,8 @@ def _internal_error(attempt: Attempt, error: Exception) -> UpstreamError:
     return UpstreamError("internal_error", "Internal error in the worker.")
 
 
-async def _fold(attempt: Attempt, completion: Completion) -> None:
-    """Merge the chunks in slices: a long completion would block the event loop for a tenth of a second."""
-    for number, (kind, data) in enumerate(attempt.events()):
-        if kind in (CHUNK, USAGE):
-            completion.add(decode_chunk(data))
-        if number % FOLD_SLICE == 0:
-            await asyncio.sleep(0)
-
-
 def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | None) -> Ending:
-    reported = completion.usage or {}
-    usage = bounded_usage(reported, len(msgspec.json.encode(reported))) or _estimated_usage(attempt)
+    usage = usage_of(attempt, completion)
     choices = completion.choices
     reason = next((choice["finish_reason"] for choice in choices if choice["index"] == 0), None)
     reason = reason[:MAX_REASON] if isinstance(reason, str) else None
@@ -280,16 +291,6 @@ def _ending(attempt: Attempt, completion: Completion, failure: UpstreamError | N
     return Ending(
         kind, status, data, reason or "", msgspec.json.encode(usage), error, msgspec.json.encode(choices)
     )  # fmt: skip
-
-
-def _estimated_usage(attempt: Attempt) -> Json:
-    prompt, completion = attempt.claim.prompt_tokens, attempt.token_count
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "estimated": True,
-    }
 
 
 def _used_tokens(attempt: Attempt) -> int | None:

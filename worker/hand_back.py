@@ -97,6 +97,13 @@ class HandBack:
             lane=refusal.lane,
         )
 
+    async def give_up(self, claim: Claim) -> None:
+        """Return a running generation to the queue that found no upstream for its next call. It starts again."""
+        number = await commands.release(self._logs, claim.gid, claim.own, "upstream_error")
+        await self._places.end(claim.gid, "none")
+        if number is not None:
+            await self._offer(claim, number, claim.lane, 0)
+
     async def stop(self, claim: Claim) -> bool:
         """Return a running generation to the queue because the worker stops; return whether it was ours. Raises
         StorageUnavailable."""

@@ -9,13 +9,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from broker.errors import StorageUnavailable
 from broker.queue import commands
-from broker.queue.commands import NOT_TOLD, Done, Outcome, Place, ToldLimit, ToldLimits
+from broker.queue.commands import NOT_TOLD, Done, Outcome, Place, ToldLimit, ToldLimits, UpstreamLimits
 from broker.queue.quotas import TenantLimits
 from broker.redis.client import Redis
 from worker.upstream.rate_limits import RateLimit, RateLimits
@@ -28,7 +28,8 @@ log = logging.getLogger("tokencast.worker")
 
 @dataclass(slots=True)
 class HeldPlace:
-    """A place that this worker renews. `called_at`: monotonic time at which its call was sent."""
+    """A place that this worker renews. `called_at`: monotonic time at which its call was sent. `resource`: "" between
+    two calls of one generation, while it only has its place among those of its tenant."""
 
     gid: str
     tenant: str
@@ -106,15 +107,60 @@ class Places:
         tokens. `limits`: those that a refusal told. None if the queue's Redis cannot be reached: the place ends by
         itself."""
         place = self._held.pop(gid, None)
+        return None if place is None else await self._report(place, place.tenant, outcome, retry_after, used, limits)
+
+    async def refuse(self, gid: str, outcome: Outcome, retry_after: float | None) -> None:
+        """Report a refused call of a generation that looks for another upstream: it keeps its place among those of its
+        tenant."""
+        place = self._held.get(gid)
+        if place is not None:
+            refused = replace(place)
+            place.resource, place.accepted = "", False  # from now on it is not renewed
+            await self._report(refused, "", outcome, retry_after, None)
+
+    async def take(self, gid: str, upstreams: Sequence[UpstreamLimits]) -> tuple[str, float | None]:
+        """Take a place for another call, at the first of `upstreams` that takes it. Return its name, "" if none does,
+        and the seconds until that may change, if they are known. Raises StorageUnavailable."""
+        place = self._held.get(gid)
         if place is None:
-            return None
-        if self._renewals:  # one that followed the end would take the place of another worker's call
+            return "", None
+        usable = [one for one in upstreams if not self.is_paused(one.resource)]
+        lease_ms = int(self._limits.lease * 1000)
+        held, place.resource = place.resource, ""  # a renewal meanwhile would take the old place again
+        try:
+            await self._renewals_ended()
+            taken = await commands.take(
+                self._redis, gid, held, usable, lease_ms=lease_ms, born=self.born, tokens=place.tokens
+            )
+        finally:
+            place.resource = held
+        self.note_born(taken.born)
+        if taken.resource:
+            place.resource, place.accepted = taken.resource, False
+        return taken.resource, None if taken.wait_ms is None else taken.wait_ms / 1000
+
+    async def _renewals_ended(self) -> None:
+        """Wait until the renewals under way are done: one that followed the end of a place would take it again."""
+        if self._renewals:
             await asyncio.wait(self._renewals)
+
+    async def _report(
+        self,
+        place: HeldPlace,
+        tenant: str,
+        outcome: Outcome,
+        retry_after: float | None,
+        used: int | None,
+        limits: RateLimits | None = None,
+    ) -> Done | None:
+        """Free a place, and that of its tenant if one is given."""
+        gid = place.gid
+        await self._renewals_ended()
         try:
             done = await commands.done(
                 self._redis,
                 gid,
-                place.tenant,
+                tenant,
                 place.resource,
                 outcome,
                 worker=self._worker,

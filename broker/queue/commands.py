@@ -11,7 +11,7 @@ from broker.store import keys
 
 OFFER, PULL, WITHDRAW = Script("queue", "offer"), Script("queue", "pull"), Script("queue", "withdraw")
 BEGUN, DONE, HOLD = Script("queue", "begun"), Script("queue", "done"), Script("queue", "hold")
-POSITION = Script("queue", "position")
+POSITION, TAKE = Script("queue", "position"), Script("queue", "take")
 
 Outcome = Literal["ok", "none", "busy", "fail", "denied"]
 """Outcome of a call for its upstream: complete; ended for another reason; refused for now; failed; key refused."""
@@ -165,6 +165,34 @@ async def hold(redis: Redis, places: Sequence[Place], *, lease_ms: int, born: st
     for place in places:
         parts += (place.gid, place.resource, place.tenant, int(place.accepted))
     return int(await redis.run(HOLD, [], parts))
+
+
+class Taken(NamedTuple):
+    """`resource`: the upstream at which there is a place, "" if none takes a call. `wait_ms`: time until one may; None
+    if unknown. `born`: see pull.lua."""
+
+    resource: str
+    wait_ms: int | None
+    born: int
+
+
+async def take(
+    redis: Redis,
+    gid: str,
+    resource: str,
+    upstreams: Sequence[UpstreamLimits],
+    *,
+    lease_ms: int,
+    born: str,
+    tokens: int,
+) -> Taken:
+    """Take a place for another call of a running generation, at the first of `upstreams` that takes it. `resource`: the
+    upstream at which it has a place, "" for none; it ends if another one takes the call."""
+    parts: list[Argument] = [gid, resource, lease_ms, born, tokens]
+    for one in upstreams:
+        parts += (one.resource, one.concurrency, one.per_minute, one.tokens_per_minute, int(one.adaptive))
+    taken, wait, since = await redis.run(TAKE, [], parts)
+    return Taken(taken.decode(), int(wait) if int(wait) >= 0 else None, int(since))
 
 
 async def has_place(redis: Redis, gid: str, resource: str) -> bool:

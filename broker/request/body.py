@@ -9,14 +9,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 
 from broker import json_pieces as pieces
 from broker.errors import InvalidRequest
 from broker.json_depth import MAX_DEPTH, is_nested_too_deeply
-from broker.request.options import MAX_TTL_SECONDS, Options, parse_options
+from broker.request.options import MAX_TTL_SECONDS, Options, Policy, parse_options
 
 Json = dict[str, Any]
 
@@ -223,8 +223,9 @@ def _policy(body: Json) -> str:
     policy = body.get("on_upstream_error")
     if policy is None:
         return "fail"
-    if policy not in ("fail", "restart"):
-        raise InvalidRequest("`on_upstream_error` must be `fail` or `restart`.", param="on_upstream_error")
+    if policy not in get_args(Policy):
+        message = "`on_upstream_error` must be `fail`, `restart` or `continue`."
+        raise InvalidRequest(message, param="on_upstream_error")
     return policy
 
 

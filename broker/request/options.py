@@ -30,7 +30,7 @@ RunAt = Annotated[float, Meta(ge=0, description="Unix seconds before which the g
 QueueTimeout = Annotated[
     Seconds, Meta(description="Maximum seconds of waiting, from the creation or from the time it is scheduled for.")
 ]
-Policy = Literal["fail", "restart"]
+Policy = Literal["fail", "restart", "continue"]
 WebhookEvent = Literal["completed", "failed", "cancelled"]
 
 

@@ -100,6 +100,7 @@ Models = Annotated[
     Discriminator(lambda value: FORMS[isinstance(value, dict)]),
 ]
 Limit = Annotated[int, Field(ge=1, le=2**53, strict=True)] | None
+ContinueWith = Literal["plain", "prefix", "continue_final_message"]
 Timeout = Annotated[float, Field(gt=0, le=_LONGEST, allow_inf_nan=False)] | None
 
 
@@ -131,6 +132,9 @@ class UpstreamSettings(BaseModel):
     first_token_timeout: Timeout = None
     """Seconds; None: as in the settings, as `idle_timeout`."""
     idle_timeout: Timeout = None
+    continue_with: ContinueWith = "plain"
+    """How a request asks to go on after the start of a reply: as the last message (`plain`), marked with `prefix`
+    (DeepSeek, Mistral), or with `continue_final_message` (vLLM, SGLang)."""
 
     @field_validator("headers")
     @classmethod

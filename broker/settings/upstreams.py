@@ -17,6 +17,7 @@ from broker.runtime.environment import read_variable
 from broker.settings.upstream_entries import (
     OPENAI_KEY,
     REFERENCE,
+    ContinueWith,
     UpstreamSettings,
     check_base_url,
     check_key,
@@ -83,6 +84,8 @@ class Upstream:
     first_token_timeout: float | None = None
     """Seconds; None: as in the settings, as `idle_timeout`."""
     idle_timeout: float | None = None
+    continue_with: ContinueWith = "plain"
+    """How it is asked to go on after the start of a reply."""
 
     @property
     def resources(self) -> tuple[Resource, ...]:
@@ -138,7 +141,13 @@ def _encode(name: str) -> str:
     return "%2D" if name == "-" else quote(name, safe="")
 
 
-def default_upstream(base_url: str | None, api_key: str | None, models: tuple[str, ...], limits: Limits) -> Upstream:
+def default_upstream(
+    base_url: str | None,
+    api_key: str | None,
+    models: tuple[str, ...],
+    limits: Limits,
+    continue_with: ContinueWith = "plain",
+) -> Upstream:
     """Return the upstream of OPENAI_BASE_URL."""
     url = base_url or OPENAI
     return Upstream(
@@ -150,6 +159,7 @@ def default_upstream(base_url: str | None, api_key: str | None, models: tuple[st
         api_key=api_key,
         secrets=(api_key,) if api_key else (),
         missing=() if api_key or not _is_openai(url) else (OPENAI_KEY,),
+        continue_with=continue_with,
         limits=limits,  # of all models together: a gateway may not know the URL, and must find the same resource
     )
 
@@ -182,6 +192,7 @@ def upstream_of(entry: UpstreamSettings) -> Upstream:
         limited_by_model=_is_openai(entry.base_url) if entry.limits is None else entry.limits == "model",
         first_token_timeout=entry.first_token_timeout,
         idle_timeout=entry.idle_timeout,
+        continue_with=entry.continue_with,
     )
 
 
@@ -236,6 +247,11 @@ class UpstreamGroup(BaseSettings):
     )
     upstream_rpm: int = Field(0, ge=0, description="Maximum calls of that upstream per minute")
     upstream_tpm: int = Field(0, ge=0, description="Maximum tokens of that upstream per minute")
+    upstream_continue_with: ContinueWith = Field(
+        "plain",
+        description="How that upstream is asked to go on after a text: `plain`, `prefix` or "
+        "`continue_final_message` ([Upstreams](upstreams.md#going-on-after-a-text))",
+    )
     upstreams: Annotated[tuple[UpstreamSettings, ...], NoDecode] = Field(
         (),
         description="Several upstreams instead, as JSON: `[{"
@@ -272,7 +288,8 @@ class UpstreamGroup(BaseSettings):
         if self.upstreams:
             return tuple(map(upstream_of, self.upstreams))
         limits = Limits(self.upstream_concurrency or None, self.upstream_rpm or None, self.upstream_tpm or None)
-        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models, limits),)
+        way = self.upstream_continue_with
+        return (default_upstream(self.openai_base_url, self.openai_api_key, self.models, limits, way),)
 
     def upstream_for(self, model: str) -> Upstream:
         """Return the first upstream that serves a model. Raises ModelNotFound."""

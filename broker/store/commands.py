@@ -24,6 +24,7 @@ DUE, REAP = Script("store", "due"), Script("store", "reap")
 CLAIM, BEGIN = Script("store", "claim"), Script("store", "begin")
 DEFER, RELEASE = Script("store", "defer"), Script("store", "release")
 EXPIRE, NOTE = Script("store", "expire"), Script("store", "note")
+MOVE = Script("store", "move")
 APPEND, FINISH = Script("store", "append"), Script("store", "finish")
 TOUCH, RESTORE = Script("store", "touch"), Script("store", "restore")
 APPENDER_SCRIPTS = (APPEND, FINISH, TOUCH, RESTORE)
@@ -268,6 +269,11 @@ async def release(redis: Redis, gid: str, own: str, reason: str) -> int | None:
     it."""
     reply = await redis.run(RELEASE, lifecycle_keys(gid), [gid, own, reason])
     return int(reply[1]) if reply[0] == b"OK" else None
+
+
+async def move(redis: Redis, gid: str, own: str, upstream: str) -> None:
+    """Name the upstream that the running attempt of `own` calls from now on."""
+    await redis.run(MOVE, lifecycle_keys(gid), [gid, own, upstream])
 
 
 async def expire(redis: Redis, gid: str) -> bool:

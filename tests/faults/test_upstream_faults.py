@@ -139,6 +139,27 @@ async def test_a_second_attempt_after_text_is_a_reset(api: Gateway, sim: str, sh
     assert len(await upstream_calls(sim, "anew")) == 2
 
 
+@pytest.mark.parametrize("fault", ["cut at=10", "cut at=10 times=2 overlap=30", "stall at=3", "error-frame at=19"])
+async def test_every_subscriber_sees_one_reply_of_several_calls(
+    api: Gateway, sim: str, short_timeouts: Service, fault: str
+) -> None:
+    """Also those of the chat route, who cannot be told of a second attempt."""
+    label, times = next(labels), "" if "times" in fault else "times=1"
+    prompt = f"[[sim seed={SEED} length={LENGTH} speed=100 label={label} fault={fault} {times}]]"
+    created = await api.create(request_body(prompt, model="sim", on_upstream_error="continue"))
+    said = Said(created["id"], SEED, LENGTH)
+    async with client() as http:
+        followers = [Subscriber(http, lambda: api.url, said) for _ in range(2)]
+        completions = [CompletionSubscriber(http, lambda: api.url, said) for _ in range(2)]
+        await gather(*(reader.run() for reader in [*followers, *completions]))
+        late = await Subscriber(http, lambda: api.url, said).run()
+    for reader in [*followers, *completions, late]:
+        assert (reader.shown.complaints, reader.shown.ending) == ([], "completed")
+        assert reader.shown.text == "".join(pieces(SEED, LENGTH))
+    assert [reader.shown.resets for reader in [*followers, late]] == [0, 0, 0]
+    assert len(await upstream_calls(sim, label)) == (3 if "times" in fault else 2)
+
+
 async def test_a_cancel_closes_the_upstream_connection(api: Gateway, sim: str, short_timeouts: Service) -> None:
     """E11, E12: during a stream of a hundred seconds. `test_recovery_times.py` measures how soon."""
     prompt = f"[[sim seed={SEED} length=5000 speed=50 label=cancelled]]"

@@ -119,6 +119,10 @@ class WorkerMetrics:
             "tokencast_upstream_retries", "Calls after which the generation went back to the queue, by error code.",
             counters.retries, ("upstream", "code"),
         )  # fmt: skip
+        families.counter(
+            "tokencast_upstream_continuations", "Calls that went on after the text of a call that broke off.",
+            counters.continuations, _BY_MODEL,
+        )  # fmt: skip
         families.histogram(
             "tokencast_upstream_first_token_seconds", "Time from the upstream call to its first token.",
             counters.first_tokens, _BY_MODEL,

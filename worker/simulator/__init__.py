@@ -45,6 +45,9 @@ times           number of calls with this label (or this seed) that have the fau
 retry_after     seconds in the Retry-After header of an error status
 bytes           length of a huge line, or of a huge error's body (2097152)
 to              target of a redirect (this address, next port)
+continues       yes: a reply to messages that end with one of the assistant goes on after its text, if that is the start
+                of the reply | restart: it begins again | reject: 400
+overlap         characters of that text that the reply repeats before it goes on (0)
 reply           a reply from the table in `replies`, byte for byte, as real upstreams send it; other keys are ignored
 
 FAULTS          MEANING

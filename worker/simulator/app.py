@@ -134,6 +134,7 @@ def record_request(call: Call, chat: ChatRequest) -> None:
     """Record the request's parameters in the journal."""
     call.model, call.seed, call.label = chat.model, chat.seed, chat.directive.label
     call.stream, call.fault, call.parameters = chat.stream, chat.fault, chat.parameters
+    call.continues = chat.given.way
 
 
 def recorded_headers(request: web.Request) -> dict[str, str | bool | None]:

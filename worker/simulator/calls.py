@@ -38,6 +38,8 @@ class Call:
     stream: bool | None = None
     fault: str = ""
     parameters: tuple[str, ...] = ()
+    continues: str = ""
+    """How the request asks to go on after the start of the reply: `plain`, `prefix`, `continue_final_message`."""
     first_byte_at: float | None = None
     """Time at which the first byte of the body was written."""
     ended_at: float | None = None

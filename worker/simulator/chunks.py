@@ -78,12 +78,11 @@ def tokens(chat: ChatRequest, writer: "ChunkWriter") -> Iterator[Frame]:
 
 
 def _texts(chat: ChatRequest, voice: text.Voice, length: int) -> list[Iterator[str]]:
-    options = chat.directive
-    unicode = options.unicode or options.split_surrogate
-    texts = [text.iter_pieces(chat.seed + k, length, unicode=unicode, voice=voice) for k in range(chat.n)]
-    if options.split_surrogate and voice == "content":
-        return [text.split_surrogates(pieces) for pieces in texts]
-    return texts
+    texts = [text.iter_pieces(chat.seed + k, length, unicode=chat.unicode, voice=voice) for k in range(chat.n)]
+    if voice != "content":
+        return texts
+    texts = [text.after(pieces, chat.given.skipped) for pieces in texts]
+    return [text.split_surrogates(pieces) for pieces in texts] if chat.directive.split_surrogate else texts
 
 
 def tool_deltas(chat: ChatRequest, index: int) -> Iterator[str]:
@@ -166,7 +165,8 @@ def usage(chat: ChatRequest) -> dict[str, Any]:
     """Return the usage: each token chunk of each choice counts as one token."""
     reasoned = chat.n * chat.directive.reasoning
     tools = sum(sum(1 for _ in tool_deltas(chat, index)) for index in range(chat.n))
-    completion = reasoned + tools + chat.n * (chat.length + chat.directive.refusal)
+    content = chat.length - chat.given.pieces
+    completion = reasoned + tools + chat.n * (content + chat.directive.refusal)
     return {
         "prompt_tokens": chat.prompt_tokens,
         "completion_tokens": completion,
@@ -190,14 +190,13 @@ def completion(chat: ChatRequest, number: int) -> dict[str, Any]:
 
 def _whole_choice(chat: ChatRequest, index: int) -> dict[str, Any]:
     options, seed = chat.directive, chat.seed + index
-    unicode = options.unicode or options.split_surrogate
 
     def text_of(voice: text.Voice, length: int) -> str | None:
-        return "".join(text.iter_pieces(seed, length, unicode=unicode, voice=voice)) if length else None
+        return "".join(text.iter_pieces(seed, length, unicode=chat.unicode, voice=voice)) if length else None
 
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": text_of("content", chat.length),
+        "content": (text_of("content", chat.length) or "")[chat.given.skipped :] or None,
         "refusal": text_of("refusal", options.refusal),
     }
     if options.reasoning:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from worker.simulator import text
 from worker.simulator.faults import FAULTS
 from worker.simulator.replies import REPLIES
 
@@ -66,32 +67,34 @@ class Directive:
     retry_after: float | None = None
     bytes: int = 2 * 1024 * 1024
     to: str = ""
+    continues: str = "yes"
+    overlap: int = 0
     reply: str = ""
 
 
-def _whole(text: str) -> int:
-    number = int(text)
+def _whole(value: str) -> int:
+    number = int(value)
     if not 0 <= number <= MAX_CHUNKS:
-        raise ValueError(text)
+        raise ValueError(value)
     return number
 
 
-def _amount(text: str) -> float:
-    number = float(text)
+def _amount(value: str) -> float:
+    number = float(value)
     if not 0 <= number < 1e9:
-        raise ValueError(text)
+        raise ValueError(value)
     return number
 
 
-def _flag(text: str) -> bool:
-    return {"1": True, "true": True, "": True, "0": False, "false": False}[text]
+def _flag(value: str) -> bool:
+    return {"1": True, "true": True, "": True, "0": False, "false": False}[value]
 
 
 def _one_of(*names: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in names:
-            raise ValueError(text)
-        return text
+    def parse(value: str) -> str:
+        if value not in names:
+            raise ValueError(value)
+        return value
 
     return parse
 
@@ -122,6 +125,8 @@ KEYS: dict[str, Callable[[str], object]] = {
     "retry_after": _amount,
     "bytes": _whole,
     "to": str,
+    "continues": _one_of("yes", "restart", "reject"),
+    "overlap": _whole,
     "reply": _one_of(*REPLIES),
 }
 
@@ -166,6 +171,19 @@ class Body(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: StreamOptions | None = None
+    continue_final_message: bool | None = False
+    add_generation_prompt: bool | None = True
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The start of a reply, as the request's last message. `way`: how the request asks to go on after it: `plain`,
+    `prefix`, `continue_final_message`; "" if it gives none. `skipped`: characters of the text that are not sent."""
+
+    way: str = ""
+    skipped: int = 0
+    pieces: int = 0
+    """Pieces of the text that are not sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +196,18 @@ class ChatRequest:
     stream: bool
     n: int
     length: int
-    """Content chunks of each choice."""
+    """Content chunks of each choice, with those before the start of the reply."""
+    given: Given
+    """The start of the reply that the request gives."""
     finish: str
     has_stream_options: bool
     include_usage: bool
     prompt_tokens: int
     parameters: tuple[str, ...]
+
+    @property
+    def unicode(self) -> bool:
+        return self.directive.unicode or self.directive.split_surrogate
 
     @property
     def fault(self) -> str:
@@ -206,15 +230,19 @@ def read(raw: bytes) -> ChatRequest:
     if body.model not in MODELS:
         raise UnknownModel(body.model)
     directive = parse(last_user_text(body.messages), MODELS[body.model])
-    length, finish = _length_and_finish(directive, body.max_completion_tokens or body.max_tokens)
+    asked = body.messages[:-1] if len(body.messages) > 1 and _way(body) else body.messages
+    seed = seed_of(asked) if directive.seed is None else directive.seed
+    given = _given(body, directive, seed)
+    length, finish = _length_and_finish(directive, body.max_completion_tokens or body.max_tokens, given.pieces)
     options = body.stream_options
     return ChatRequest(
         model=body.model,
         directive=directive,
-        seed=seed_of(body.messages) if directive.seed is None else directive.seed,
+        seed=seed,
         stream=bool(body.stream),
         n=min(max(1, body.n or 1), 128),
         length=length,
+        given=given,
         finish=finish,
         has_stream_options=options is not None,
         include_usage=bool(options and options.include_usage) and directive.usage == "auto",
@@ -223,10 +251,10 @@ def read(raw: bytes) -> ChatRequest:
     )
 
 
-def parse(text: str, preset: Mapping[str, Any] | None = None) -> Directive:
-    """Parse the directive in `text`; its keys override `preset`. Raises BadRequest for an unknown key or value."""
+def parse(prompt: str, preset: Mapping[str, Any] | None = None) -> Directive:
+    """Parse the directive in a prompt; its keys override `preset`. Raises BadRequest for an unknown key or value."""
     values: dict[str, Any] = dict(preset or {})
-    for words in DIRECTIVE.findall(text):
+    for words in DIRECTIVE.findall(prompt):
         for word in words.split():
             key, _, value = word.partition("=")
             try:
@@ -264,12 +292,38 @@ def text_of(message: Mapping[str, Any]) -> str:
         return ""
 
 
-def _length_and_finish(directive: Directive, limit: int | None) -> tuple[int, str]:
-    """Return the content chunks of each choice, and the finish reason. `limit`: the request's max_tokens."""
+def _way(body: Body) -> str:
+    """Return how a request asks to go on after its last message; "" if that is not the assistant's."""
+    last = body.messages[-1]
+    if last.get("role") != "assistant":
+        return ""
+    return "continue_final_message" if body.continue_final_message else "prefix" if last.get("prefix") else "plain"
+
+
+def _given(body: Body, directive: Directive, seed: int) -> Given:
+    """Return the start of the reply. Raises BadRequest as vLLM and Mistral do."""
+    if body.continue_final_message and body.add_generation_prompt is not False:
+        raise BadRequest("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    way, start = _way(body), text_of(body.messages[-1])
+    if way and directive.continues == "reject":
+        raise BadRequest("Expected last role User or Tool (or Assistant with prefix True).", "messages")
+    if not way or directive.continues == "restart":
+        return Given(way)
+    length = 60 if directive.length is None else directive.length
+    pieces = text.pieces(seed, length, unicode=directive.unicode or directive.split_surrogate)
+    if not "".join(pieces).startswith(start):
+        return Given(way)
+    skipped = max(0, len(start) - directive.overlap)
+    return Given(way, skipped, len(pieces) - sum(1 for _ in text.after(pieces, skipped)))
+
+
+def _length_and_finish(directive: Directive, limit: int | None, given: int) -> tuple[int, str]:
+    """Return the content chunks of each choice, and the finish reason. `limit`: the request's max_tokens. `given`:
+    chunks that the request has already."""
     instead = directive.tools or directive.refusal
     length = directive.length if directive.length is not None else (0 if instead else 60)
-    if limit is not None and limit < length:
-        return limit, directive.finish or "length"
+    if limit is not None and given + limit < length:
+        return given + limit, directive.finish or "length"
     # Gemini's compatible endpoint sends "stop" after tool calls.
     calls_tools = directive.tools and directive.fault != "tool-no-index"
     return length, directive.finish or ("tool_calls" if calls_tools else "stop")

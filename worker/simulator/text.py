@@ -65,6 +65,14 @@ def iter_pieces(seed: int, length: int, *, unicode: bool = False, voice: Voice =
         yield next(words).rstrip(".,") + "."
 
 
+def after(whole: Iterable[str], skipped: int) -> Iterator[str]:
+    """Generate the pieces without their first `skipped` characters."""
+    for piece in whole:
+        if len(piece) > skipped:
+            yield piece[skipped:]
+        skipped = max(0, skipped - len(piece))
+
+
 def split_surrogates(whole: Iterable[str]) -> Iterator[str]:
     """Generate the same number of pieces, with each emoji at the end of a piece split over two pieces.
 

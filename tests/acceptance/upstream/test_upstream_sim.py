@@ -54,6 +54,36 @@ async def test_the_openai_sdk_reads_streams_and_completions_alike(url: str) -> N
     assert {"sim", "gabforge-coder", "sim-rst", "sim-tools"} <= set(models) == set(MODELS)
 
 
+@pytest.mark.parametrize("way", ["plain", "prefix", "continue_final_message"])
+async def test_a_reply_goes_on_after_the_start_that_is_given(url: str, way: str) -> None:
+    request = started(f"overlap=4 label=go-{way}", WHOLE[:53], **({"prefix": True} if way == "prefix" else {}))
+    if way == "continue_final_message":
+        request |= {"continue_final_message": True, "add_generation_prompt": False}
+    assert (await post(url, request)).text() == WHOLE[49:]
+    whole = json.loads((await post(url, {**request, "stream": False})).body)
+    assert whole["choices"][0]["message"]["content"] == WHOLE[49:]
+    assert whole["usage"]["completion_tokens"] == 60 - len(pieces_within(49))
+    assert [call["continues"] for call in await calls(url, f"go-{way}")] == [way, way]
+
+
+async def test_a_start_is_refused_or_ignored(url: str) -> None:
+    assert (await post(url, started("", "Well, "))).text() == WHOLE  # it would not have written that
+    assert (await post(url, started("continues=restart", WHOLE[:53]))).text() == WHOLE
+    assert (await post(url, started("continues=reject", WHOLE[:53]))).status == 400
+    assert (await post(url, {**started("", WHOLE[:53]), "continue_final_message": True})).status == 400
+
+
+def started(directive: str, start: str, **more: Any) -> dict[str, Any]:
+    """A request with the start of the reply."""
+    request = body(directive)
+    return {**request, "messages": [*request["messages"], {"role": "assistant", "content": start, **more}]}
+
+
+def pieces_within(characters: int) -> list[str]:
+    """The pieces that end within the first characters of the text."""
+    return [piece for n, piece in enumerate(pieces(7, 60), 1) if len("".join(pieces(7, 60)[:n])) <= characters]
+
+
 async def test_every_choice_has_the_text_of_its_own_seed(url: str) -> None:
     answer = await ask(url, "length=20", n=3, stream_options={"include_usage": True})
     assert [answer.text(index) for index in range(3)] == ["".join(pieces(7 + k, 20)) for k in range(3)]

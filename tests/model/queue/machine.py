@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker.queue.commands import NOT_TOLD, ToldLimit, ToldLimits
-from tests.model.queue.world import HOUR, LANES, LEASE, TENANTS, Call, QueueWorld, Setup, Worker
+from tests.model.queue.world import GRACE, HOUR, LANES, LEASE, TENANTS, Call, QueueWorld, Setup, Worker
 
 choice = st.integers(0, 7)
 limit = st.sampled_from([0, 1, 2])
@@ -85,8 +85,11 @@ class QueueMachine(RuleBasedStateMachine):
         for tenant in tenants:
             self.step(lambda tenant=tenant: self.world.create(lane, priority, tenant, delay))
 
-    @rule(n=choice, most=st.sampled_from([1, 3, 8]))
-    def pull(self, n: int, most: int) -> None:
+    @rule(n=choice, most=st.sampled_from([1, 3, 8]), later=st.booleans())
+    def pull(self, n: int, most: int, later: bool) -> None:
+        """`later`: once the places can be trusted again; otherwise disturbances leave few pulls that grant anything."""
+        if later:
+            self.step(lambda: self.world.elapse(GRACE))
         self.step(lambda: self.world.pull(self.worker(n), most))
 
     @precondition(lambda self: self.calls)
@@ -94,6 +97,12 @@ class QueueMachine(RuleBasedStateMachine):
     def begun(self, n: int, told: ToldLimits) -> None:
         worker, gid, _ = self.calls[n % len(self.calls)]
         self.step(lambda: self.world.begun(worker, gid, told))
+
+    @precondition(lambda self: self.calls)
+    @rule(n=choice)
+    def take(self, n: int) -> None:
+        worker, gid, _ = self.calls[n % len(self.calls)]
+        self.step(lambda: self.world.take(worker, gid))
 
     @precondition(lambda self: self.calls)
     @rule(n=choice, outcome=st.sampled_from(["ok", "ok", "none", "denied"]))

@@ -21,6 +21,16 @@ SCHEDULED = [
         "counts that differ from what waits",
     ),
     Mutant(
+        "a call that goes on needs no room at another upstream",
+        [("if not held and not (complete and calls", "if not held and not (true or calls")],
+        "more calls than an upstream takes",
+    ),
+    Mutant(
+        "a call that goes on elsewhere keeps its place",
+        [("    redis.call('ZREM', places(from), gid)\n", "")],
+        "two places of one call",
+    ),
+    Mutant(
         "limits without a lifetime",
         [("  redis.call('EXPIRE', key, WEEK)\n  local own", "  local own")],
         "a key that stays",

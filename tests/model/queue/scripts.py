@@ -21,6 +21,7 @@ SCRIPTS = (
     commands.DONE,
     commands.HOLD,
     commands.POSITION,
+    commands.TAKE,
 )
 _TIME = "local t = redis.call('TIME')\n  return t[1] * 1000 + math.floor(t[2] / 1000)"
 _FAKE = f"return tonumber(redis.call('GET', '{CLOCK}'))"

@@ -168,7 +168,6 @@ class QueueWorld:
         return pulled
 
     def _pull(self, worker: Worker, most: int) -> Pulled:
-        setup = self.setup
         return now(
             commands.pull(
                 self.direct.redis,
@@ -178,12 +177,16 @@ class QueueWorld:
                 tenant_running=0,
                 other_tenants=msgspec.json.encode({t: [self._limit(t), self._weight(t)] for t in TENANTS}),
                 ageing_ms=AGEING,
-                upstreams=[
-                    UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u])
-                    for u in worker.knows
-                ],
+                upstreams=self._limits(worker),
             )
         )
+
+    def _limits(self, worker: Worker) -> list[UpstreamLimits]:
+        setup = self.setup
+        return [
+            UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u])
+            for u in worker.knows
+        ]
 
     def _granted(self, worker: Worker, ticket: str) -> Call:
         """A worker takes a granted ticket and makes its call."""
@@ -247,6 +250,46 @@ class QueueWorld:
         if back is not None:
             ticket = call.ticket._replace(number=call.ticket.number + 1, not_before_ms=self.clock + back if back else 0)
             self.offer(ticket)
+
+    def take(self, worker: Worker, gid: str) -> None:
+        """A call breaks off, and another one goes on: at the next upstream of its lane, or at the same one. If none
+        takes it, its generation ends here."""
+        call = worker.calls[gid]
+        self.steps.append(f"take {gid} {call.resource}")
+        before, lane = Belief(self), call.ticket.lane.split(",")
+        order = sorted(set(lane) & set(worker.knows), key=lambda one: one == call.resource)
+        taken = now(
+            commands.take(
+                self.direct.redis,
+                gid,
+                call.resource,
+                [each for one in order for each in self._limits(worker) if each.resource == one],
+                lease_ms=LEASE,
+                born=worker.born,
+                tokens=call.ticket.tokens,
+            )
+        )
+        self.steps[-1] += f" -> {taken.resource}"
+        if taken.resource:
+            self._check_taken(before, call, taken.resource)
+            call.resource, call.accepted, call.sent, call.is_probe = taken.resource, False, self.clock, False
+            runs, most = self.running(taken.resource), self.setup.most[taken.resource]
+            check(not most or runs <= most, f"{runs} calls at {taken.resource}, which takes {most}")
+        if str(taken.born) != worker.born:
+            worker.born = str(taken.born)
+            self._hold(worker)
+        if not taken.resource:
+            self.done(worker, gid, "none")
+
+    def _check_taken(self, before: Belief, call: Call, resource: str) -> None:
+        upstream = before.upstreams[resource]
+        check(not upstream.closed and not upstream.half, f"a call at {resource}, which is closed")
+        check(not upstream.waits, f"a call at {resource}, whose rate is used up")
+        check("all" not in self.paused, "everything is paused")
+        if resource != call.resource:
+            check(upstream.used < upstream.limit, f"above what {resource} is known to take")
+            places = self.storage.call("ZSCORE", keys.places(call.resource), call.ticket.gid)
+            check(places is None, f"{call.ticket.gid} has a place at two upstreams")
 
     def die(self, worker: Worker) -> None:
         """A worker dies, and another one starts. The upstreams notice at once; its generations are gone here."""

@@ -75,6 +75,12 @@ def test_the_upstream_gets_everything_except_our_parameters() -> None:
     assert (request.metadata, request.ttl_seconds, request.on_upstream_error) == ({"k": "v"}, 5.0, "restart")
 
 
+def test_each_policy_is_accepted_at_the_top_and_in_the_options() -> None:
+    for policy in ("fail", "restart", "continue"):
+        assert parse_request({**BODY, "on_upstream_error": policy}).on_upstream_error == policy
+        assert parse_request({**BODY, "tokencast": {"on_upstream_error": policy}}).on_upstream_error == policy
+
+
 def test_the_fingerprint_omits_stream_options() -> None:
     plain = parse_request(BODY).fingerprint
     assert parse_request({**BODY, "stream": True, "stream_options": {"include_usage": True}}).fingerprint == plain

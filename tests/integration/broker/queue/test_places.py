@@ -250,3 +250,63 @@ async def test_a_generation_that_failed_the_probe_is_not_the_next_one(queue: Red
     await queue.execute("HSET", keys.upstream("default"), "wait", 0, "probed", first)
     [second] = await granted(queue)
     assert second != first
+
+
+async def other(redis: Redis, gid: str, resource: str = "default", **limits: int) -> str:
+    """The upstream that takes another call of a running generation: `other`, then `default`."""
+    listed = [UpstreamLimits("other", adaptive=False)._replace(**limits), UpstreamLimits("default", 1, adaptive=False)]
+    taken = await commands.take(redis, gid, resource, listed, lease_ms=LEASE_MS, born="", tokens=10)
+    return taken.resource
+
+
+async def places_of(redis: Redis, gid: str) -> list[str]:
+    return [one for one in ("default", "other") if await commands.has_place(redis, gid, one)]
+
+
+async def test_another_call_moves_the_place_to_the_next_upstream(queue: Redis) -> None:
+    first, second = await put(queue, ANNA, 2)
+    assert await granted(queue, 1, tenant_running=1) == [first]
+    assert await other(queue, first, concurrency=1) == "other"
+    assert await places_of(queue, first) == ["other"]
+    assert await granted(queue, tenant_running=1) == []  # its tenant's place is still its own
+    await end(queue, first, ANNA, resource="other")
+    assert await granted(queue, tenant_running=1) == [second]
+
+
+async def test_another_call_stays_at_an_upstream_that_is_full(queue: Redis) -> None:
+    first, second = await put(queue, BEN, 2)
+    assert await granted(queue) == [first, second]
+    assert await other(queue, first, concurrency=1) == "other"
+    assert await other(queue, second, concurrency=1) == "default"
+    assert await other(queue, second, resource="", concurrency=1) == "default"
+    await end(queue, second, "", "busy", retry_ms=0)
+    assert await places_of(queue, second) == []
+    assert await granted(queue, 1) == []
+    assert await other(queue, second, resource="", concurrency=1) == "default"
+
+
+@pytest.mark.parametrize("why", ["busy", "circuit", "paused", "all paused", "rate"])
+async def test_another_call_is_not_sent_to_an_upstream_that_takes_none(queue: Redis, why: str) -> None:
+    [gid] = await put(queue, BEN)
+    await granted(queue)
+    now, state = await now_ms(queue), keys.upstream("other")
+    if why == "busy":
+        await queue.execute("HSET", state, "busy", now + 9000, "for", 9000)
+    elif why == "circuit":
+        await queue.execute("HSET", state, "circuit", "open", "since", now, "wait", 1)
+    elif why == "rate":
+        assert await other(queue, gid, per_minute=1) == "other"
+    else:
+        await queue.execute("HSET", keys.PAUSED, "all" if why == "all paused" else "u:other", now)
+    assert await other(queue, gid, per_minute=1) == ("" if why == "all paused" else "default")
+
+
+async def test_places_that_may_be_lost_are_not_passed(queue: Redis) -> None:
+    """After a loss the other calls of an upstream are unknown until their workers have put them back."""
+    [gid] = await put(queue, BEN)
+    await granted(queue)
+    await queue.execute("FLUSHALL")
+    listed = [UpstreamLimits("other", 1, adaptive=False)]
+    taken = await commands.take(queue, gid, "default", listed, lease_ms=LEASE_MS, born="1", tokens=10)
+    assert taken.resource == ""
+    assert taken.born > 1

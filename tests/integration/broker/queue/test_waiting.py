@@ -129,10 +129,10 @@ async def test_a_withdrawal_leaves_a_ticket_that_a_worker_has_begun_to_start(que
     """The worker may have called already; it finds the generation ended, and frees the place."""
     [gid] = await put(queue, ANNA)
     await granted(queue)
-    await queue.execute("SET", keys.arq_starting(f"{gid}.1"), "1", "PX", 60_000)
+    await queue.execute("SET", keys.arq_starting(granted_name(gid, 1)), "1", "PX", 60_000)
     assert not await commands.withdraw(queue, ticket(gid, ANNA))
     assert await commands.has_place(queue, gid, "default")
-    assert await queue.execute("EXISTS", keys.READY, keys.arq_job(f"{gid}.1")) == 2
+    assert await queue.execute("EXISTS", keys.READY, keys.arq_job(granted_name(gid, 1))) == 2
 
 
 # --- positions ---

@@ -67,7 +67,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "value": ("samplevalue", DIGEST),
     "level": ("samplelevel", "default:[1-5]"),
     "priority": (7, "[1-5]"),
-    "resource": ("sampleresource", "default"),
+    "resource": ("sampleresource", "(default|other)"),
 }
 """A value for each parameter of a key function, and the pattern of real values."""
 OF_0_1_0 = {"OLD_QUEUE", "old_parked"}
@@ -191,6 +191,7 @@ async def _lifecycle(broker: Broker, seen: KeyLifetimes) -> None:
     touched = [keys.meta(writer.gid), keys.log(writer.gid), keys.live(shard_of(writer.gid))]
     await redis.execute("HSET", keys.meta(writer.gid), "le", 1)
     await after("touch.lua", redis.run(TOUCH, touched, [writer.gid, writer.own, 60_000, 1]))
+    await after("move.lua", commands.move(redis, writer.gid, writer.own, "other"))
     await after("finish.lua", writer.finish())
     failed = await (await claimable(broker)).claim()
     await after("finish.lua, failed", failed.finish("failed", b'{"error":{"code":"x"}}'))
@@ -253,6 +254,9 @@ async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
     await after("begun.lua", queue_commands.begun(redis, first.gid, "default"))
     await redis.execute("DEL", keys.places("default"), keys.running("limited"), keys.accepted("default"))
     await after("hold.lua", queue_commands.hold(redis, [Place(first.gid, "default", "limited", True)], **LEASE))
+    other = [UpstreamLimits("other", 100, 1000, 1_000_000)]
+    for names in ((other, "default"), ([UpstreamLimits("default")], "other")):
+        await after("take.lua", queue_commands.take(redis, first.gid, names[1], names[0], tokens=1, **LEASE))
     for outcome in ("fail", "denied", "busy", "ok"):
         await after(f"done.lua, {outcome}", _done(redis, first.gid, outcome))
     await redis.execute("DEL", keys.upstream("default"))

@@ -103,6 +103,14 @@ def test_a_single_upstream_has_limits_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert (resource.name, resource.tpm, resource.usable) == ("default", 1000, False)
 
 
+def test_upstreams_are_asked_to_go_on_in_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(monkeypatch, {}, {"continue_with": "prefix"})
+    assert [one.continue_with for one in given.all_upstreams()] == ["plain", "prefix"]
+    monkeypatch.delenv("TOKENCAST_UPSTREAMS")
+    [single] = settings(monkeypatch, TOKENCAST_UPSTREAM_CONTINUE_WITH="continue_final_message").all_upstreams()
+    assert single.continue_with == "continue_final_message"
+
+
 def test_models_are_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, {"models": {"coder": "qwen", "gpt-*": "gpt-5"}}, {"models": ["coder"]})
     first, second = given.all_upstreams()
