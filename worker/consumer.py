@@ -227,9 +227,18 @@ class Consumer:
             await self._queue.offer(ticket._replace(lane=lane))
 
     async def run_job(
-        self, ctx: dict[str, Any], gid: str, tenant: str, resource: str, lane: str, priority: int, tokens: int
+        self,
+        ctx: dict[str, Any],
+        gid: str,
+        tenant: str,
+        resource: str,
+        lane: str,
+        priority: int,
+        tokens: int,
+        has_new_place: bool,
     ) -> None:
-        """The arq job of a granted ticket: claim the generation and start its task."""
+        """The arq job of a granted ticket: claim the generation and start its task. `has_new_place`: the generation had
+        none at this upstream before."""
         places, ticket = self._slots.places, ctx["job_id"]
         just_granted = ticket in self.granted
         self.granted.discard(ticket)
@@ -249,9 +258,9 @@ class Consumer:
             raise Retry from None  # at the next poll; `defer` would put this machine's clock into the ticket's score
         if isinstance(outcome, Claim):
             self._slots.start(ticket, outcome)
-        elif outcome == "RUNNING":  # a running attempt has a place of its own
+        elif outcome == "RUNNING":  # a second ticket; the running attempt has a place of its own
             if known is None:
-                places.forget(gid)
+                places.give_up(gid) if has_new_place else places.forget(gid)
         else:
             places.end_soon(gid, "none")
             await self._note_refused(gid, outcome)

@@ -90,6 +90,11 @@ class Places:
         """Stop renewing a place that another worker may use."""
         self._held.pop(gid, None)
 
+    def give_up(self, gid: str) -> None:
+        """Free a place at an upstream, in the background, of a generation that another worker runs elsewhere."""
+        if place := self._held.pop(gid, None):
+            self._start(self._report(place, "", "none", None, None))
+
     def end_soon(self, gid: str, outcome: Outcome, used: int | None = None) -> None:
         """End a call in the background, so that an unreachable Redis does not occupy the slot."""
         self._start(self.end(gid, outcome, used=used))

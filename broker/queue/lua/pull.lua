@@ -264,9 +264,9 @@ local function grant(turn, member)
   redis.call('HSET', u.key, 'granted', int(now))
   redis.call('EXPIRE', u.key, WEEK)
   redis.call('ZREM', waiting(level, tenant), member)
-  redis.call('ZADD', places(u.name), till, gid)
+  local added = redis.call('ZADD', places(u.name), till, gid)
   redis.call('EXPIRE', places(u.name), WEEK)
-  u.inflight = u.inflight + 1
+  u.inflight = u.inflight + added
   if limit_for(tenant) > 0 then
     redis.call('ZADD', running(tenant), till, gid)
     redis.call('EXPIRE', running(tenant), WEEK)
@@ -274,7 +274,7 @@ local function grant(turn, member)
   local ticket = granted_name(gid, number)
   local p = priority_of(level)
   redis.call('SET', job_of(ticket), cjson.encode({t = cjson.null, f = 'generate', k = {}, et = now,
-    a = {gid, tenant, u.name, string.sub(level, 1, -3), tonumber(p), tonumber(tokens)}}), 'PX', 7200000)
+    a = {gid, tenant, u.name, string.sub(level, 1, -3), tonumber(p), tonumber(tokens), added == 1}}), 'PX', 7200000)
   redis.call('ZADD', READY, 1, ticket)
   redis.call('EXPIRE', READY, WEEK)
   count(DEPTH, level, -1)

@@ -18,7 +18,7 @@ from broker.queue.quotas import TenantLimits
 from broker.queue.tickets import Queue, deserialize, granted_name, serialize
 from broker.settings.settings import Settings
 from broker.store import keys
-from tests.support import request_body, wait_until, worker
+from tests.support import Writer, request_body, wait_until, worker
 from worker.consumer import Consumer, TicketWorker
 from worker.places import Places
 from worker.slots import Slots
@@ -85,6 +85,19 @@ async def test_one_whose_place_has_ended_waits_for_another(sim: str) -> None:
         assert found[-1].name == "completed"
 
 
+async def test_a_second_ticket_of_a_running_generation_leaves_no_place(sim: str) -> None:
+    """It would use up a limit for a lease; such a ticket is one that was offered again while it was started."""
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        queue = broker.queue.redis
+        for _ in range(4):  # as many as the upstream is known to take at first
+            running = await Writer(broker.store.redis, (await broker.enqueue(request_body())).id).claim()
+        async with worker(redis.url, sim, TOKENCAST_LEASE="300"):
+            created = await broker.enqueue(request_body("[[sim length=1]]", model="sim"))
+            assert (await events(broker, created.id))[-1].name == "completed"
+        assert await queue.execute("ZCARD", keys.places("default")) == 0
+        assert (await broker.store.state(running.gid, "default")).status == "in_progress"
+
+
 async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str) -> None:
     """The first one was only slow: the generation is claimed once, and its place stays."""
     async with EmbeddedRedis() as redis, connect(redis.url) as broker:
@@ -96,7 +109,7 @@ async def test_two_workers_that_start_one_ticket_call_the_upstream_once(sim: str
                 return (await broker.store.state(created.id, "default")).status == "in_progress"
 
             await wait_until(runs)
-            arguments = [created.id, "default", "default", "default", 3, 0]
+            arguments = [created.id, "default", "default", "default", 3, 0, False]
             job = msgspec.json.encode({"t": None, "f": "generate", "k": {}, "et": 1, "a": arguments})
             await queue.execute("SET", keys.arq_job(granted_name(created.id, 1)), job, "EX", 60)
             await queue.execute("ZADD", keys.READY, 1, granted_name(created.id, 1))

@@ -184,8 +184,7 @@ class QueueWorld:
     def _limits(self, worker: Worker) -> list[UpstreamLimits]:
         setup = self.setup
         return [
-            UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u])
-            for u in worker.knows
+            UpstreamLimits(u, setup.most[u], setup.per_minute.get(u, 0), 0, setup.adaptive[u]) for u in worker.knows
         ]
 
     def _granted(self, worker: Worker, ticket: str) -> Call:
@@ -195,7 +194,7 @@ class QueueWorld:
         self.storage.pipeline([("DEL", keys.arq_job(ticket)), ("ZREM", keys.READY, ticket)])
         check(gid in self.waiting, f"{gid} was granted, and does not wait")
         waited = self.waiting.pop(gid)
-        _, tenant, resource, lane, priority, tokens = job["a"]
+        _, tenant, resource, lane, priority, tokens, _ = job["a"]
         check((tenant, lane, priority, tokens) == (waited.tenant, waited.lane, waited.priority, waited.tokens), job)
         check(resource in waited.lane.split(","), f"{gid} of {waited.lane} was given to {resource}")
         check(waited.not_before_ms <= self.newest, f"{gid} was granted before its time")

@@ -104,7 +104,7 @@ async def test_a_job_written_by_pull_lua_is_a_valid_arq_job(pool: ArqRedis, brok
     gid = ticket.removesuffix(".r1")
     assert (info.function, list(info.args), info.kwargs, info.job_try) == (
         JOB_NAME,
-        [gid, "tenant7", "default", "default", 3, 0],
+        [gid, "tenant7", "default", "default", 3, 0, True],
         {},
         None,
     )

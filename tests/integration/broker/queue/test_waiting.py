@@ -47,7 +47,7 @@ async def test_a_granted_ticket_is_a_job_of_arq_with_all_that_its_worker_needs(q
     assert name.decode() == granted_name(gid, 7)
     job = msgspec.json.decode(await queue.execute("GET", keys.arq_job(name.decode())))
     assert job["f"] == "generate"
-    assert job["a"] == [gid, ANNA, "default", "default,other", 2, 99]
+    assert job["a"] == [gid, ANNA, "default", "default,other", 2, 99, True]
 
 
 async def test_the_score_of_a_granted_ticket_is_never_zero(queue: Redis) -> None:
