@@ -18,6 +18,8 @@ _DROPPED = ("role", "reasoning", "reasoning_content", "reasoning_details")
 """Fields of a delta that are not repeated: the role is known, and the thoughts about a text precede it."""
 _LASTING = ("content_filter_results",)
 """Fields of a choice that matter without a delta."""
+_PARTS = ("content", "refusal", "tool_calls", "function_call", "audio", "images")
+"""Fields of a delta whose order matters: text before them cannot be held back."""
 
 
 def identity_of(payload: Json) -> Json:
@@ -57,7 +59,8 @@ class Continuation:
             return [_encoded(chunk, payload)]
         text = _text_of(payload)
         if text is None:
-            return [*self.end(), _encoded(chunk, payload)]
+            ended = self.end() if any(map(_follows_text, payload["choices"])) else []
+            return [*ended, _encoded(chunk, payload)]
         self._held.append((chunk, payload))
         repeated = self._overlap.add(text)
         if chunk.finished:
@@ -102,11 +105,18 @@ def _without_repeated_fields(choice: Json) -> Json:
 
 def _says_something(choice: Json) -> bool:
     delta = choice.get("delta")
-    return (
-        (isinstance(delta, dict) and any(cast(Json, delta).values()))
-        or finish_reason(choice.get("finish_reason")) is not None
-        or any(choice.get(name) for name in _LASTING)
-    )
+    has_delta = isinstance(delta, dict) and any(cast(Json, delta).values())
+    return has_delta or _is_finished(choice) or any(choice.get(name) for name in _LASTING)
+
+
+def _follows_text(choice: Json) -> bool:
+    delta = choice.get("delta")
+    fields = cast(Json, delta) if isinstance(delta, dict) else {}
+    return _is_finished(choice) or any(fields.get(name) for name in _PARTS)
+
+
+def _is_finished(choice: Json) -> bool:
+    return finish_reason(choice.get("finish_reason")) is not None
 
 
 def _text_of(payload: Json) -> str | None:

@@ -53,6 +53,14 @@ async def test_a_reply_that_breaks_off_goes_on(broker: Broker, process: Service,
     assert (first["continues"], second["continues"]) == ("", "plain")
 
 
+@pytest.mark.parametrize("shape", ["azure", "extra", "gabforge"])
+async def test_replies_of_other_forms_go_on(broker: Broker, process: Service, shape: str) -> None:
+    done = await continued(broker, f"shape={shape} fault=cut times=1 label=shape-{shape} overlap=20 unicode=1")
+    assert (done.generation.status, done.generation.attempt) == ("completed", 1)
+    assert done.generation.text == "".join(text.pieces(7, 20, unicode=True))
+    assert len({one.get("id") for one in done.chunks if one.get("id")}) == (0 if shape == "gabforge" else 1)
+
+
 @pytest.mark.parametrize("overlap", [1, 16, 60, 10_000])
 @pytest.mark.parametrize("at", [5, 60])
 async def test_a_repeated_end_is_removed(broker: Broker, process: Service, overlap: int, at: int) -> None:

@@ -67,6 +67,16 @@ def test_held_text_precedes_what_is_no_text() -> None:
     assert made.end() == []
 
 
+def test_chunks_before_the_text_do_not_end_the_search_for_a_repetition() -> None:
+    """vLLM can report a usage in each chunk, and Azure has filter results in each choice."""
+    first = piece(role="assistant", content="")
+    first["choices"][0]["content_filter_results"] = {"hate": {"filtered": False}}
+    made = continuation()
+    [kept] = made.rewrite(received({**first, "usage": {"prompt_tokens": 8, "completion_tokens": 0}}))
+    assert json.loads(kept.data)["usage"]["prompt_tokens"] == 11
+    assert deltas(made.rewrite(received(piece(content="river greets the sea at")))) == [{"content": " at"}]
+
+
 def test_a_last_chunk_with_text_keeps_its_finish_reason() -> None:
     [chunk] = continuation().rewrite(received(piece("stop", content="river greets the sea")))
     assert json.loads(chunk.data) == {**piece("stop", content=""), **IDENTITY}
