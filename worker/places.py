@@ -114,14 +114,14 @@ class Places:
         place = self._held.pop(gid, None)
         return None if place is None else await self._report(place, place.tenant, outcome, retry_after, used, limits)
 
-    async def refuse(self, gid: str, outcome: Outcome, retry_after: float | None) -> None:
+    async def refuse(self, gid: str, outcome: Outcome, retry_after: float | None, limits: RateLimits | None) -> None:
         """Report a refused call of a generation that looks for another upstream: it keeps its place among those of its
         tenant."""
         place = self._held.get(gid)
         if place is not None:
             refused = replace(place)
             place.resource, place.accepted = "", False  # from now on it is not renewed
-            await self._report(refused, "", outcome, retry_after, None)
+            await self._report(refused, "", outcome, retry_after, None, limits)
 
     async def take(self, gid: str, upstreams: Sequence[UpstreamLimits]) -> tuple[str, float | None]:
         """Take a place for another call, at the first of `upstreams` that takes it. Return its name, "" if none does,

@@ -100,7 +100,7 @@ class ContinuedCalls:
                     self.then = "restart"
                     raise failure if error.restartable or error.status in REQUEST_STATUSES else error from None
                 log.info("%s: %s, the text waits", gid, error.code)
-                await self._places.refuse(gid, outcome, error.retry_after)
+                await self._places.refuse(gid, outcome, error.retry_after, error.rate_limits)
                 resting[attempt.claim.resource] = time.monotonic() + delay
                 delay *= 2
             else:
@@ -160,7 +160,7 @@ class ContinuedCalls:
         attempt, claim = self._attempt, self._attempt.claim
         self._places.sent(claim.gid)
         async with self._upstreams.open(claim.model, body, claim.resource) as stream:
-            self._places.accept(claim.gid)
+            self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
                 attempt.reply_finished = stream.finished
                 await self._push(continuation, continuation.rewrite(chunks))
