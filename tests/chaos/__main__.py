@@ -52,6 +52,7 @@ async def run(chaos: Plan) -> Verdict:
             task.cancel()
         ends = await asyncio.gather(*readers, poisoned, return_exceptions=True)
         await load.count_calls()
+        await world.count_left()
         load.close()
         verdict = judge(world, load.followed)
         verdict.complaints += [repr(end) for end in ends if isinstance(end, Exception)]

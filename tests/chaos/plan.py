@@ -12,6 +12,7 @@ from random import Random
 WORKERS = 3
 GATEWAYS = 2
 LEASE = 2.0  # seconds, of every process in the run
+QUOTA = 8  # calls that the upstream takes at once; it refuses others
 
 KINDS: dict[str, float] = {
     "kill-worker": 3,
@@ -31,6 +32,7 @@ KINDS: dict[str, float] = {
     "full-redis": 0.7,
     "forget-scripts": 1,
     "poison": 0.5,
+    "outage": 1,
 }
 """Every fault and its relative frequency."""
 

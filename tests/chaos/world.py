@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import shutil
 import signal
@@ -12,13 +13,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import httpx2
 
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from broker.errors import StorageUnavailable
 from broker.redis.client import RedisError, connect_redis
 from broker.settings.settings import SIMULATED_KEY
-from tests.chaos.plan import GATEWAYS, LEASE, WORKERS, Fault
+from broker.store import keys
+from tests.chaos.plan import GATEWAYS, LEASE, QUOTA, WORKERS, Fault
 from tests.servers.redis_proxy import RedisProxy
 from tests.support import Service, clean_environment, script, upstream_sim
 
@@ -35,6 +39,7 @@ SETTINGS = {
     "TOKENCAST_MODELS": "sim",
     "TOKENCAST_LOG": "json",
 }
+LEFT_TIMEOUT = 5 * LEASE
 STOP_TIMEOUT = 20.0  # seconds for a process to stop after SIGTERM
 
 
@@ -103,11 +108,16 @@ class Process:
 
 
 class World:
-    """A context manager: Redis with an append-only file, three workers, two gateways, a simulated upstream."""
+    """A context manager: Redis with an append-only file, three workers, two gateways, a simulated upstream with a
+    quota."""
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()
         """The number of applied faults by kind."""
+        self.left: dict[str, int] = {}
+        """What the queue still has after all generations have ended."""
+        self.counts: dict[str, int] = {}
+        """The upstream's counts of its calls."""
         self.losses = 0
         """The number of restarts of Redis with empty data."""
         self._up = asyncio.Event()
@@ -117,7 +127,9 @@ class World:
         self._dir = Path(tempfile.mkdtemp(prefix="tokencast-chaos-"))
         self._stack.callback(shutil.rmtree, self._dir, ignore_errors=True)
         self.redis = await self._stack.enter_async_context(EmbeddedRedis(appendonly=True, dir=self._dir))
-        self.upstream = await self._stack.enter_async_context(upstream_sim())
+        self.upstream = await self._stack.enter_async_context(
+            upstream_sim("--quota", json.dumps({"concurrency": QUOTA}))
+        )
         self._direct = await self._stack.enter_async_context(connect_redis(self.redis.url))
         credentials = {"OPENAI_BASE_URL": self.upstream, "OPENAI_API_KEY": SIMULATED_KEY}
         self.workers = [Process("worker", n, self.redis.url, **credentials) for n in range(WORKERS)]
@@ -166,6 +178,8 @@ class World:
                 await self._restart_redis(fault.lasts, empty=fault.kind == "empty-redis")
             case "full-redis":
                 await self._full_redis(fault.lasts)
+            case "outage":
+                await self.ask_upstream("PATCH", "/sim/quota", {"outage": fault.lasts})
             case "forget-scripts":
                 await self._send_to_redis("SCRIPT", "FLUSH")
             case _:
@@ -195,6 +209,27 @@ class World:
     async def _send_to_redis(self, *command: str) -> None:
         with contextlib.suppress(StorageUnavailable, RedisError):  # unreachable: it loses the setting with its restart
             await self._direct.execute(*command)
+
+    async def ask_upstream(self, method: str, path: str, body: object = None) -> Any:
+        """Call a control route of the simulated upstream."""
+        async with httpx2.AsyncClient() as http:
+            return (await http.request(method, self.upstream.removesuffix("/v1") + path, json=body)).json()
+
+    async def count_left(self) -> None:
+        """Wait until the queue is empty and no place is held, for a few leases: all generations have ended."""
+        deadline = asyncio.get_running_loop().time() + LEFT_TIMEOUT
+        while True:
+            with contextlib.suppress(StorageUnavailable, RedisError):
+                counts = await self._direct.pipeline(
+                    [("ZCARD", keys.places("default")), ("HLEN", keys.DEPTH), ("ZCARD", keys.READY)]
+                )
+                self.left = dict(zip(("places", "waiting tickets", "granted tickets"), map(int, counts), strict=True))
+                if not any(counts):
+                    break
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(0.1)
+        self.counts = await self.ask_upstream("GET", "/sim/counts")
 
     def claims(self) -> Counter[str]:
         """How often workers have taken each generation, by its id."""
