@@ -151,7 +151,7 @@ async def test_a_reply_has_its_expected_outcome(api: Gateway, sim: str, replies:
     stored = snapshot.json()
     ending = frames[-1]
     assert (ending.event, stored["status"]) == (("completed",) * 2 if expected.code is None else ("failed",) * 2)
-    assert stored["attempt"] == 1
+    assert stored["attempt"] == 1 or expected.calls is None  # it may have ended while it waited for the next call
     assert len(await upstream_calls(sim, name)) in ((expected.calls,) if expected.calls else range(1, 100))
     assert chat.status_code == expected.status, chat.text
     if expected.text is not None:

@@ -365,6 +365,7 @@ class Run:
         self.over = False
         self.completes = False
         self.finished = False  # no finish reason before the end
+        self.rate_limits = None
         self._replies: asyncio.Queue[Any] = asyncio.Queue()
 
     def __aiter__(self) -> Run:

@@ -17,6 +17,7 @@ import pytest
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis, server_binary
+from broker.queue.tickets import granted_name
 from broker.redis.client import Redis
 from broker.settings.settings import Settings
 from broker.store import keys
@@ -163,7 +164,7 @@ async def test_a_ticket_is_due_immediately_after_a_failed_claim(sim: str) -> Non
             gid = (await broker.enqueue(sim_request("length=3 speed=0"))).id
             await broker.store.redis.execute("CONFIG", "SET", "maxmemory", 1)  # claims cannot be written
             async with worker(queue.url, sim, TOKENCAST_STREAMS_URL=logs.url, **clock_offset(HOUR)):
-                await wait_until(lambda: broker.queue.redis.execute("EXISTS", f"arq:retry:{gid}.1"))
+                await wait_until(lambda: broker.queue.redis.execute("EXISTS", f"arq:retry:{granted_name(gid, 1)}"))
             await broker.store.redis.execute("CONFIG", "SET", "maxmemory", 0)
             async with worker(queue.url, sim, TOKENCAST_STREAMS_URL=logs.url):
                 (names,) = await gather(_names(broker, gid))

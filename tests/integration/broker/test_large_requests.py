@@ -43,7 +43,7 @@ async def read(body: bytes, iterations: LoopIterations | None = None) -> tuple[C
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
     async with connect(settings=Settings(max_body=64 * 1024 * 1024)) as broker:
-        return await read_request(Request(scope, receive), broker), iterations.count - arrived
+        return await read_request(Request(scope, receive), broker, "default"), iterations.count - arrived
 
 
 def picture(size: int) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from broker.queue.commands import Done, Place, Pulled, Ticket, UpstreamLimits
 from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import log
 from broker.queue.refill import Refill
-from broker.queue.tickets import Queue
+from broker.queue.tickets import Queue, granted_name
 from broker.redis.client import Redis
 from broker.settings.settings import Settings
 from broker.store import commands, keys
@@ -250,7 +250,7 @@ async def _limits(broker: Broker, seen: KeyLifetimes) -> None:
     await after("offer.lua, scheduled", queue.offer(later))
     pulled = await after("pull.lua, one of two", _pull(redis))
     assert len(pulled.tickets) == 1
-    await after("arq's start", redis.execute("PSETEX", keys.arq_starting(f"{first.gid}.1"), 15_000, "1"))
+    await after("arq's start", redis.execute("PSETEX", keys.arq_starting(granted_name(first.gid, 1)), 15_000, "1"))
     await after("begun.lua", queue_commands.begun(redis, first.gid, "default"))
     await redis.execute("DEL", keys.places("default"), keys.running("limited"), keys.accepted("default"))
     await after("hold.lua", queue_commands.hold(redis, [Place(first.gid, "default", "limited", True)], **LEASE))
