@@ -88,7 +88,7 @@ async def test_readers_see_one_wait_for_each_reason(own_redis: EmbeddedRedis) ->
         worker(own_redis.url, upstream.url),
     ):
         created = await api.create(body("refused"))
-        await is_refused(upstream, 10)
+        await is_refused(upstream, 4)
         upstream.capacity = 1
         events = await api.events(created["id"])
         created_event, waiting, started, *chunks, completed = [frame for frame in events if frame.event]
