@@ -220,9 +220,14 @@ class World:
         deadline = asyncio.get_running_loop().time() + LEFT_TIMEOUT
         while True:
             with contextlib.suppress(StorageUnavailable, RedisError):
-                counts = await self._direct.pipeline(
-                    [("ZCARD", keys.places("default")), ("HLEN", keys.DEPTH), ("ZCARD", keys.READY)]
-                )
+                seconds, _ = await self._direct.execute("TIME")
+                places = (
+                    "ZCOUNT",
+                    keys.places("default"),
+                    int(seconds) * 1000,
+                    "+inf",
+                )  # without those that have ended
+                counts = await self._direct.pipeline([places, ("HLEN", keys.DEPTH), ("ZCARD", keys.READY)])
                 self.left = dict(zip(("places", "waiting tickets", "granted tickets"), map(int, counts), strict=True))
                 if not any(counts):
                     break

@@ -185,7 +185,7 @@ async def test_webhooks_of_all_shards(redis: EmbeddedRedis, logs: dict[str, str]
     """Delivered, listed, repeated and counted."""
     allowed = {"TOKENCAST_WEBHOOK_SECRET": SECRET, "TOKENCAST_WEBHOOK_ALLOW_PRIVATE": "1"}
     async with webhook_receiver() as receiver, gateway(redis.url, **logs, **allowed) as api:
-        body = request_body("Hello.", tokencast={"webhook": {"url": receiver.url}})
+        body = request_body("Hello.", tokencast={"webhook": {"url": receiver.url}, "delay_seconds": 3600})
         ids: list[str] = []
         for shard in SHARDS:
             gid = (await api.create(body, **{"idempotency-key": key_for(shard, 77)}))["id"]
