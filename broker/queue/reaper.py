@@ -25,7 +25,7 @@ from broker.settings.settings import Settings
 from broker.store import commands
 from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
 
-AT_ONCE = 100  # generations per shard and sweep
+AT_ONCE = 300  # generations per shard and sweep
 log = logging.getLogger("tokencast.reaper")
 
 
@@ -97,6 +97,9 @@ class Reaper:
         if continuity.observe(server.name, clock, sent, time.monotonic()):
             _, due = await self._due(group, self._lease_ms)
         self._report_server(group, server)
+        if due and continuity.duration() >= self._settings.lease:
+            waiting = await self._look(due)
+            due = [gid for gid in due if gid not in waiting]
         for gid in due:
             if not await self._reap(gid, continuity):
                 log.info("sweep aborted: Redis hung, or its clock was set")
@@ -113,6 +116,17 @@ class Reaper:
         shards = [shard for shard in SHARDS if self._redis.topology.group(shard) == group]
         now_ms, gids = await commands.due(self._redis, shards, AT_ONCE, ahead_ms)
         return now_ms / 1000, gids
+
+    async def _look(self, due: Sequence[str]) -> set[str]:
+        """Look at the due generations that wait, all at once, and offer their tickets. Return their ids."""
+        waiting = await commands.look(self._redis, due)
+        tickets = [self._ticket(one.gid, one.tenant, one.ticket, one.fields) for one in waiting]
+        try:
+            for ticket in await self._queue.offer_many(tickets) if tickets else ():
+                log.info("%s: queued again", ticket.gid)
+        except StorageUnavailable as error:  # of the queue's Redis, whose loss is noticed when it is back
+            log.warning("%d tickets not written yet: %s", len(tickets), error.code)
+        return {one.gid for one in waiting}
 
     async def _reap(self, gid: str, continuity: Continuity) -> bool:
         """Reap one generation and queue its ticket. Not pipelined, because one error would lose all replies of a

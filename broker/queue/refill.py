@@ -65,7 +65,7 @@ class Refill:
         offered = 0
         for first in range(0, len(gids), AT_ONCE):
             tickets = await waiting_tickets(self._logs, self._settings, gids[first : first + AT_ONCE])
-            offered += await self._queue.offer_many(tickets)
+            offered += len(await self._queue.offer_many(tickets))
         return offered
 
 

@@ -81,9 +81,10 @@ class Queue:
         replies = await self.redis.run_each(commands.OFFER, self._offers(tickets))
         return [reply if isinstance(reply, Exception) else None for reply in replies]
 
-    async def offer_many(self, tickets: Sequence[Ticket]) -> int:
-        """Add tickets in one round trip; return the number of those that were missing."""
-        return sum(map(int, await self.redis.run_many(commands.OFFER, self._offers(tickets))))
+    async def offer_many(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Add tickets in one round trip; return those that were missing."""
+        replies = await self.redis.run_many(commands.OFFER, self._offers(tickets))
+        return [ticket for ticket, added in zip(tickets, replies, strict=True) if added]
 
     def _offers(self, tickets: Sequence[Ticket]) -> list[tuple[tuple[()], list[Argument]]]:
         return [((), commands.offer_arguments(ticket, self._weight(ticket))) for ticket in tickets]

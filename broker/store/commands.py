@@ -20,7 +20,7 @@ CREATE = Script("store", "create")
 CANCEL, DELETE = Script("store", "cancel"), Script("store", "delete")
 KEEP_CHOICES, TRACE = Script("store", "keep_choices"), Script("store", "trace")
 PRUNE, UNLIST = Script("store", "prune"), Script("store", "unlist")
-DUE, REAP = Script("store", "due"), Script("store", "reap")
+DUE, LOOK, REAP = Script("store", "due"), Script("store", "look"), Script("store", "reap")
 CLAIM, BEGIN = Script("store", "claim"), Script("store", "begin")
 DEFER, RELEASE = Script("store", "defer"), Script("store", "release")
 EXPIRE, NOTE = Script("store", "expire"), Script("store", "note")
@@ -185,6 +185,29 @@ async def due(redis: Redis, shards: Sequence[str], limit: int, ahead_ms: int | N
     ahead = "" if ahead_ms is None else ahead_ms
     replies = await redis.run_many(DUE, [((keys.live(shard),), (limit, ahead)) for shard in shards])
     return int(replies[0][0]), [gid.decode() for _, gids in replies for gid in gids]
+
+
+class WaitingReply(NamedTuple):
+    """A generation that waits. `fields`: what its ticket needs, as in ReapReply."""
+
+    gid: str
+    tenant: str
+    ticket: int
+    fields: Sequence[bytes | None]
+
+
+async def look(redis: Redis, gids: Sequence[str]) -> list[WaitingReply]:
+    """Return those of some due generations that wait; they are due again much later. One script per shard: checked one
+    by one, the first looks at a hundred thousand new generations delayed those at dead workers by minutes. None of a
+    shard whose script failed; `reap` finds the generation that is to blame."""
+    shards = {shard: [gid for gid in gids if shard_of(gid) == shard] for shard in sorted(set(map(shard_of, gids)))}
+    calls = [
+        ([keys.live(shard), *(name for gid in some for name in (keys.meta(gid), keys.log(gid)))], some)
+        for shard, some in shards.items()
+    ]
+    replies = await redis.run_each(LOOK, calls)
+    found = [one for reply in replies if not isinstance(reply, Exception) for one in reply]
+    return [WaitingReply(gid.decode(), tenant.decode(), int(number), rest) for gid, tenant, number, *rest in found]
 
 
 class ReapReply(NamedTuple):

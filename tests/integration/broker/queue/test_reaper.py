@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -104,6 +105,30 @@ async def test_a_reaper_continues_after_redis_restarts() -> None:
 
 
 # --- waiting generations ---
+
+
+async def test_lost_tickets_are_offered_again_many_at_once() -> None:
+    """Not one by one: a worker's death is noticed by the same sweep, behind a flood of new generations as well."""
+    async with EmbeddedRedis() as redis, connect(redis.url) as broker:
+        execute = broker.store.redis.execute
+        lost = [(await broker.enqueue(request_body())).id for _ in range(150)]
+        for gid in lost:
+            await broker.queue.withdraw(await ticket_of(broker.store.redis, gid))
+            await execute("ZADD", keys.live(shard_of(gid)), 1, gid)
+        dead = await claimed(broker, 0.5)
+        await execute("CONFIG", "RESETSTAT")
+        async with reaping(redis.url, lease=0.5):
+
+            async def queued() -> bool:
+                return await broker.queue.depth() == len(lost) + 1
+
+            await wait_until(queued)
+        assert await status(broker, dead.gid) == "queued"
+        assert all([await due_in(broker, gid) > 500 for gid in lost])
+        stats = (await broker.store.redis.info("commandstats", broker.store.redis.topology.groups[0])).decode()
+        renewals = re.search(r"cmdstat_pexpireat:calls=(\d+)", stats)  # reap.lua makes some for each generation
+        assert renewals is not None
+        assert int(renewals[1]) < len(lost)
 
 
 async def reap(broker: Broker, gid: str) -> commands.ReapReply:
