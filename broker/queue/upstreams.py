@@ -109,14 +109,18 @@ class UpstreamStates:
 
     async def set_limits(self, resource: str, limits: Mapping[str, int | None]) -> None:
         """Set limits at run time, which win over configured ones; None removes one. Names: `max_concurrency`,
-        `requests_per_minute`, `tokens_per_minute`."""
+        `requests_per_minute`, `tokens_per_minute`. With the first, the learned limit is forgotten."""
         fields = {"max_concurrency": "omax", "requests_per_minute": "orpm", "tokens_per_minute": "otpm"}
         values: list[Argument] = []
         for name, limit in limits.items():
             values += (fields[name], "" if limit is None else limit)
-        await self._redis.pipeline(
-            [("HSET", keys.upstream(resource), *values), ("EXPIRE", keys.upstream(resource), 604_800)]
-        )
+        changes: list[tuple[Argument, ...]] = [
+            ("HSET", keys.upstream(resource), *values),
+            ("EXPIRE", keys.upstream(resource), 604_800),
+        ]
+        if "max_concurrency" in limits:  # what was learned may be no longer true
+            changes.append(("HDEL", keys.upstream(resource), "L", "ceil", "need", "held", "ramp"))
+        await self._redis.pipeline(changes)
         await self._redis.pipeline([("LPUSH", keys.BELL, ""), ("EXPIRE", keys.BELL, 60)])
         self._forget()
 

@@ -34,6 +34,8 @@ if calls > limit then -- one that was tried above it
   ceil = ceil and math.max(ceil, limit)
 elseif not ceil then
   limit = limit + 1
+elseif limit < ceil then -- it grows again after a pause
+  limit, held = limit + 1, 0
 elseif limit <= ceil and held >= need * limit then
   limit, held = ceil + 1, 0
 elseif limit > ceil and held >= 2 * limit then

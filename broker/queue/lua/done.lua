@@ -38,7 +38,14 @@ if outcome == 'busy' then
     local limit, ceil, need = tonumber(h.L or FIRST_LIMIT), tonumber(h.ceil or ''), tonumber(h.need or 2)
     local now_at = math.max(1, runs)
     need = ceil and now_at >= ceil and math.min(64, need * 2) or 2
-    redis.call('HSET', key, 'L', now_at, 'ceil', now_at, 'need', need, 'held', 0, 'cut', int(now))
+    if wait > 1000 then -- each try above the ceiling may cost such a pause
+      need = math.min(64, math.max(need, 2 * math.ceil(wait / 1000)))
+      -- A refusal of the only call tells nothing about the number of calls at once.
+      if runs == 0 then now_at, ceil, need = 1, '', 2 else ceil = now_at end
+    else
+      ceil = now_at
+    end
+    redis.call('HSET', key, 'L', now_at, 'ceil', ceil, 'need', need, 'held', 0, 'cut', int(now))
   end
   if wait > 1000 then redis.call('HSET', key, 'ramp', 1) end
 elseif outcome == 'denied' then

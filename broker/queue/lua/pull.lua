@@ -67,7 +67,7 @@ local function read(name)
   local busy = busy_until(h, now)
   if h.ramp == '1' and busy <= now then -- after a long wait it begins with what runs, not with what ran before
     h.L = math.max(1, u.inflight)
-    redis.call('HSET', key, 'L', h.L, 'ceil', '', 'ramp', '', 'need', 2, 'held', 0)
+    redis.call('HSET', key, 'L', h.L, 'ramp', '', 'held', 0)
   end
   u.limit = limit_of(h, u.max, given.adaptive)
   if u.inflight >= u.limit and (u.max == 0 or u.inflight < u.max) then

@@ -174,6 +174,39 @@ async def test_a_refusal_cuts_the_learned_limit_to_what_runs(queue: Redis) -> No
     assert await granted(queue, upstreams=learning) == []
 
 
+async def test_a_long_pause_does_not_forget_the_ceiling(queue: Redis) -> None:
+    """It begins with one call and grows to what the upstream took before: a call too many costs another pause."""
+    learning = [UpstreamLimits("default")]
+    await put(queue, ANNA, 30)
+    running = await granted(queue, upstreams=learning)
+    for gid in running:
+        await commands.begun(queue, gid, "default")
+    [fifth] = await granted(queue, upstreams=learning)
+    await end(queue, fifth, ANNA, "busy", retry_ms=20_000)
+    for gid in running:
+        await end(queue, gid, ANNA)
+    assert await granted(queue, upstreams=learning) == []
+    await queue.execute("HSET", keys.upstream("default"), "busy", 1)  # the pause is over
+    at_once = [await granted(queue, upstreams=learning)]
+    while at_once[-1]:
+        for gid in at_once[-1]:
+            await commands.begun(queue, gid, "default")
+        at_once.append(await granted(queue, upstreams=learning))
+    assert [len(some) for some in at_once] == [1, 1, 1, 1, 0]
+
+
+async def test_a_higher_limit_forgets_the_learned_one(broker: Broker, queue: Redis) -> None:
+    learning = [UpstreamLimits("default")]
+    await put(queue, ANNA, 30)
+    first, *others = await granted(queue, upstreams=learning)
+    await commands.begun(queue, first, "default")
+    for gid in others:
+        await end(queue, gid, ANNA, "busy", retry_ms=0)
+    await broker.set_upstream_limits("default", max_concurrency=7)
+    await queue.execute("HSET", keys.upstream("default"), "busy", 1)
+    assert len(await granted(queue, upstreams=learning)) == 6
+
+
 async def test_nobody_calls_a_busy_upstream_before_its_time(queue: Redis) -> None:
     first, _ = await put(queue, ANNA, 2)
     await granted(queue, 1)
