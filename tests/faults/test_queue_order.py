@@ -144,6 +144,25 @@ async def test_a_wait_that_is_too_long_fails(own_redis: EmbeddedRedis) -> None:
         assert failed["error"]["code"] == "queue_timeout"
 
 
+async def test_a_wait_for_a_busy_upstream_ends_with_its_code(own_redis: EmbeddedRedis) -> None:
+    """Of a generation that was never called: its caller is told when to try again."""
+    async with (
+        counting_upstream(0, retry_after="60") as upstream,
+        gateway(own_redis.url) as api,
+        worker(own_redis.url, upstream.url),
+    ):
+        await api.create(body("refused"))
+
+        async def is_known() -> bool:
+            return (await api.http.get("/v1/upstreams")).json()["data"][0]["retry_at"] is not None
+
+        await wait_until(is_known)
+        answer = await api.http.post("/v1/chat/completions", json=body("late", "m", queue_timeout=3))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "upstream_rate_limited")
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+        assert upstream.calls["late"] == 0
+
+
 @pytest.mark.parametrize("field", ["delay_seconds", "run_at"])
 async def test_a_scheduled_generation_runs_at_its_time(own_redis: EmbeddedRedis, field: str) -> None:
     async with (

@@ -151,8 +151,20 @@ local function extend_wait(now)
   if wait and wait ~= '' then redis.call('HSET', META, 'qd', int(now + math.max(tonumber(wait), HOUR))) end
 end
 
--- Ends a generation that waited for too long; `err` is the error of what it last waited for.
+-- Ends a generation that waited for too long. `err`: the error of its last call; otherwise that of what its readers saw it
+-- wait for.
 local function end_waiting(now, random, err)
-  if not err or err == '' then err = '{"message":"The generation waited for longer than its queue_timeout.","type":"server_error","code":"queue_timeout"}' end
+  if not err or err == '' then
+    local m = redis.call('HMGET', META, 'wr', 'rt')
+    local code, kind, message = 'queue_timeout', 'server_error', 'The generation waited for longer than its queue_timeout.'
+    if m[1] == 'upstream_busy' then
+      code, kind, message = 'upstream_rate_limited', 'rate_limit_error', 'The upstream was busy for longer than the queue_timeout.'
+    elseif m[1] == 'upstream_down' then
+      code, message = 'upstream_error', 'The upstream was down for longer than the queue_timeout.'
+    end
+    local left = math.ceil((tonumber(m[2] or '') or 0) / 1000 - now / 1000)
+    local retry_after = code ~= 'queue_timeout' and left > 0 and ',"retry_after":' .. left or ''
+    err = '{"message":"' .. message .. '","type":"' .. kind .. '","code":"' .. code .. '"' .. retry_after .. '}'
+  end
   end_from_outside(now, random, 'failed', 'f', '{"error":' .. err .. '}', 'null', err)
 end
