@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from api.auth import Access
 from api.errors import JSONResponse
-from api.query import text_of
+from api.query import check_known, text_of
 from api.requests import by_method
 from broker.broker import Broker
 
@@ -28,7 +28,9 @@ class GroupRoutes:
         ]
 
     def _tenant(self, request: Request) -> str:
-        return self._access.one_tenant(request, text_of(request, "tenant"))
+        tenant = self._access.one_tenant(request, text_of(request, "tenant"))
+        check_known(request, "tenant")
+        return tenant
 
     async def get(self, request: Request) -> Response:
         tenant = self._tenant(request)

@@ -80,7 +80,7 @@ def _bulk() -> Json:
                 IDEMPOTENCY_KEY,
                 _200=answer("The generation that an earlier request with this key created.", one, "Location"),
                 _202=answer("The new generation.", one, "Location", "x-generation-id"),
-                **errors_with_key("400", "404", "409", "410", "422", "429"),
+                **errors_with_key("400", "404", "409", "410", "413", "422", "429"),
             )
         },
     }

@@ -16,7 +16,7 @@ from api.auth import Access
 from api.dialects.native.bulk.batch import items_of
 from api.errors import JSONResponse
 from api.middleware.crash import ACCEPTED
-from api.query import seconds_of
+from api.query import check_known, seconds_of
 from api.requests import FixedRoute, by_method, idempotency_key_of, read_body
 from api.server.memory import reserve
 from broker import records
@@ -59,6 +59,8 @@ class RetryRoutes:
     async def retry(self, request: Request) -> Response:
         gid, key, named = request.path_params["id"], idempotency_key_of(request), self._access.names_tenants(request)
         tenant = await self._access.owner(request, gid)
+        check_known(request)
+        check_empty(await read_body(request, self._broker.settings.max_body))
         request.scope[ACCEPTED] = ""
         generation, replayed = await self._broker.submit_retry(gid, tenant, key)
         request.scope[ACCEPTED] = generation.id
@@ -72,6 +74,7 @@ class RetryRoutes:
 
     async def retry_all(self, request: Request) -> Response:
         self._access.tenant(request)
+        check_known(request)
         key = idempotency_key_of(request)
         body = await read_body(request, self._broker.settings.max_body)
         asked = parse_retry(parse_json(body) if body else {})
@@ -91,6 +94,13 @@ class RetryRoutes:
         async with reserve(request, tenant):
             data = items_of(retried.data, named=self._access.names_tenants(request))
             return JSONResponse(records.RetryResult(retried.matched, retried.retried, data, retried.has_more))
+
+
+def check_empty(body: bytes) -> None:
+    """InvalidRequest for the body of a single retry if it has fields: a changed request is not a retry."""
+    for name in parse_json(body) if body else ():
+        message = f"`{name[:100]}` is not a field of this request; a retry repeats the old one unchanged."
+        raise InvalidRequest(message, param=name[:100])
 
 
 def parse_retry(body: dict[str, Any]) -> RetryRequest:
