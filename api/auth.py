@@ -18,10 +18,10 @@ from starlette.requests import HTTPConnection
 from api.query import text_of
 from api.quotas import SubscriberQuotas
 from broker.auth.stream_tokens import Tokens
-from broker.errors import GenerationNotFound, InvalidKey, InvalidToken, OperatorRequired, ReadOnlyKey
+from broker.errors import GenerationNotFound, InvalidKey, InvalidRequest, InvalidToken, OperatorRequired, ReadOnlyKey
 from broker.ids import ALL_TENANTS
 from broker.queue.quotas import OPEN_TENANT
-from broker.settings.api_keys import ApiKey
+from broker.settings.api_keys import ApiKey, is_tenant
 from broker.settings.settings import Settings
 
 _OPEN = ApiKey(OPEN_TENANT, "operator")
@@ -77,6 +77,18 @@ class Access:
         if named not in (None, key.tenant):
             raise OperatorRequired
         return key.tenant
+
+    def one_tenant(self, connection: HTTPConnection, named: str | None) -> str:
+        """Return the tenant that a request for a single tenant names, by default the caller's. OperatorRequired if
+        anybody but an operator names another one; InvalidRequest if the name is not valid."""
+        key = self._key(connection)
+        if named is None or named == key.tenant:
+            return key.tenant
+        if key.role != "operator" or not self._keys:
+            raise OperatorRequired
+        if not is_tenant(named):
+            raise InvalidRequest("`tenant` must be the name of a tenant.", param="tenant")
+        return named
 
     async def owner(self, connection: HTTPConnection, gid: str) -> str:
         """Return the tenant as which the caller uses a generation: an operator as its own tenant, which costs a round

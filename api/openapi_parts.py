@@ -133,6 +133,7 @@ IDEMPOTENCY_KEY = header(
 )
 
 OF_TENANT = query("tenant", STRING, "For operators: only of this tenant. For others: their own.")
+OF_ONE_TENANT = query("tenant", STRING, "For operators: the tenant; by default their own. For others: their own.")
 
 _MESSAGE = record(
     {

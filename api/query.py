@@ -1,8 +1,9 @@
 """Query parameters: each is read once, so that the value which is used is the value which was checked.
 
 An empty value counts as absent. A parameter that is given twice is refused, since proxies and handlers differ in which
-of the two they take. The list of generations also refuses unknown ones: a misspelt filter would find everything.
-Streams ignore them, since clients add some so that nothing is cached.
+of the two they take. The list of generations, and the routes of the queue, of groups and of retries, also refuse
+unknown ones: a misspelt filter would find, or change, everything. Streams ignore them, since clients add some so that
+nothing is cached.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def check_known(connection: HTTPConnection, *names: str) -> None:
     for name in connection.query_params:
         kind = f"{name.partition('[')[0]}[]" if name.endswith("]") else name
         if kind not in names and not (name in _LAST_EVENT_ID and "lastEventId" in names):
-            listed = ", ".join(f"`{one.replace('[]', '[key]')}`" for one in names)
+            listed = ", ".join(f"`{one.replace('[]', '[key]')}`" for one in names) or "none"
             message = f"`{name[:100]}` is not a parameter of this route; it has {listed}."
             raise InvalidRequest(message, param=name[:100], code="unknown_parameter")
 

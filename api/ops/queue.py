@@ -13,6 +13,7 @@ from starlette.routing import Route
 from api.auth import Access
 from api.errors import JSONResponse
 from api.openapi_parts import STRING, Json, answer, errors_with_key, json_of, operation, schemas_of
+from api.query import check_known
 from api.requests import by_method, read_body
 from broker.broker import Broker
 from broker.errors import InvalidRequest
@@ -26,8 +27,8 @@ Limit = Annotated[int, Meta(ge=1, le=HIGHEST_LIMIT)]
 class Pause(Struct, forbid_unknown_fields=True, frozen=True):
     """What to pause or resume: an upstream, a tenant, or without fields everything."""
 
-    upstream: str | None = None
-    tenant: Annotated[str, Meta(min_length=1)] | None = None
+    upstream: str | UnsetType = UNSET
+    tenant: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
 
 
 class UpstreamPatch(Struct, forbid_unknown_fields=True, frozen=True):
@@ -57,24 +58,32 @@ class QueueRoutes:
 
     async def queue(self, request: Request) -> Response:
         self._access.tenant(request)
+        check_known(request)
         return JSONResponse(await self._broker.queue_state())
 
     async def pause(self, request: Request) -> Response:
-        self._access.require_operator(request)
-        asked = _parse(await self._body(request) or b"{}", Pause)
-        return JSONResponse(await self._broker.pause(upstream=asked.upstream, tenant=asked.tenant))
+        return JSONResponse(await self._broker.pause(**await self._part(request)))
 
     async def resume(self, request: Request) -> Response:
+        return JSONResponse(await self._broker.resume(**await self._part(request)))
+
+    async def _part(self, request: Request) -> dict[str, str]:
+        """Return the upstream or the tenant that an operator names; nothing for everything. A null is refused: it is
+        more likely a name that was lost than a request for everything."""
         self._access.require_operator(request)
+        check_known(request)
         asked = _parse(await self._body(request) or b"{}", Pause)
-        return JSONResponse(await self._broker.resume(upstream=asked.upstream, tenant=asked.tenant))
+        given = {"upstream": asked.upstream, "tenant": asked.tenant}
+        return {name: value for name, value in given.items() if value is not UNSET}
 
     async def upstreams(self, request: Request) -> Response:
         self._access.tenant(request)
+        check_known(request)
         return JSONResponse(UpstreamList(await self._broker.upstreams()))
 
     async def change(self, request: Request) -> Response:
         self._access.require_operator(request)
+        check_known(request)
         name, patch = request.path_params["name"], _parse(await self._body(request), UpstreamPatch)
         given = {limit: getattr(patch, limit) for limit in UpstreamPatch.__struct_fields__ if limit != "paused"}
         limits = {limit: value for limit, value in given.items() if value is not UNSET}
@@ -128,13 +137,18 @@ def paths() -> Json:
     listed = answer("The upstreams.", json_of("UpstreamList"))
     return {
         "/v1/queue": {
-            "get": operation("getQueue", "Count what waits, by priority and reason", _200=queue, **errors_with_key())
+            "get": operation(
+                "getQueue", "Count what waits, by priority and reason", _200=queue, **errors_with_key("400")
+            )
         },
         "/v1/queue/pause": {"post": pause},
         "/v1/queue/resume": {"post": resume},
         "/v1/upstreams": {
             "get": operation(
-                "listUpstreams", "List the upstreams, their limits and their calls", _200=listed, **errors_with_key()
+                "listUpstreams",
+                "List the upstreams, their limits and their calls",
+                _200=listed,
+                **errors_with_key("400"),
             )
         },
         "/v1/upstreams/{name}": {"parameters": [name], "patch": change},

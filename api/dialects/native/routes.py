@@ -145,11 +145,12 @@ class GenerationRoutes:
         return JSONResponse(records.Token(token, expires_at, events_url))
 
     async def deliveries(self, request: Request) -> Response:
-        tenant, gid = self._access.tenant(request), request.path_params["id"]
-        return JSONResponse(await self._broker.deliveries(gid, tenant))
+        gid = request.path_params["id"]
+        return JSONResponse(await self._broker.deliveries(gid, await self._access.owner(request, gid)))
 
     async def redeliver(self, request: Request) -> Response:
-        tenant, gid = self._access.tenant(request), request.path_params["id"]
+        gid = request.path_params["id"]
+        tenant = await self._access.owner(request, gid)
         number = number_of(request.path_params["n"])
         return JSONResponse(await self._broker.redeliver(gid, number, tenant), HTTPStatus.ACCEPTED)
 

@@ -137,6 +137,23 @@ async def test_a_generation_is_retried(api: Gateway, broker: Broker) -> None:
     assert unknown.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b'{"model": "other"}', "model", "invalid_value"),
+        (b"[]", None, "invalid_type"),
+        (b"null", None, "invalid_type"),
+        (b"{", None, "invalid_json"),
+    ],
+)
+async def test_a_retry_takes_no_fields(api: Gateway, broker: Broker, body: bytes, param: str | None, code: str) -> None:
+    path = f"/v1/generations/{await ended(api, broker)}/retry"
+    answer = await api.http.post(path, content=body, headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
+    assert (await api.http.post(path, json={})).status_code == 202
+
+
 async def test_all_that_match_are_retried(api: Gateway, broker: Broker) -> None:
     made = [await ended(api, broker, tokencast={"group": "again"}) for _ in range(3)]
     conditions = {"code": "timeout", "group": "again", "since": "2020-01-01T00:00:00Z", "limit": 2}
@@ -163,6 +180,21 @@ async def test_all_that_match_are_retried(api: Gateway, broker: Broker) -> None:
 async def test_wrong_conditions_are_named(api: Gateway, body: dict[str, Any], param: str) -> None:
     answer = await api.http.post(RETRY, json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", RETRY),
+        ("POST", "/v1/generations/gen_0/retry"),
+        ("GET", "/v1/groups/some"),
+        ("POST", "/v1/groups/some/cancel"),
+    ],
+)
+async def test_unknown_parameters_are_named(api: Gateway, method: str, path: str) -> None:
+    answer = await api.http.request(method, f"{path}?code=timeout")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "code", "unknown_parameter")
 
 
 # --- groups --------------------------------------------------------------------------------------------------

@@ -111,6 +111,83 @@ async def test_an_operator_uses_the_generations_of_all_tenants(api: Gateway, bro
     assert (await api.http.get(path[:-1] + "~", headers=OPS)).status_code == 404
 
 
+async def test_an_operator_retries_generations_of_all_tenants(api: Gateway, broker: Broker) -> None:
+    """Under the quota and the Idempotency-Key of their tenant, to whom the new ones belong."""
+    gid = await create(api, ANNA)
+    await api.http.post(f"/v1/generations/{gid}/cancel", headers=ANNA)
+    path, key = f"/v1/generations/{gid}/retry", {"idempotency-key": "again"}
+    assert (await api.http.post(path, headers=BEN)).status_code == 404
+    answers = [await api.http.post(path, headers={**headers, **key}) for headers in (OPS, OPS, ANNA)]
+    assert [answer.status_code for answer in answers] == [202, 200, 200], answers[0].text
+    first, repeated, seen = (answer.json() for answer in answers)
+    assert (first["tenant"], first["retry_of"]) == ("anna", gid)
+    assert (repeated["id"], repeated["tenant"]) == (first["id"], "anna")
+    assert (seen["id"], seen.get("tenant")) == (first["id"], None)
+    assert (await broker.get(first["id"], "anna")).tenant == "anna"
+    assert (await api.http.post(f"{path.replace(gid, gid[:-1] + '~')}", headers=OPS)).status_code == 404
+
+
+async def test_an_operator_retries_all_of_a_tenant(api: Gateway) -> None:
+    gid = await create(api, ANNA)
+    await api.http.post(f"/v1/generations/{gid}/cancel", headers=ANNA)
+    await api.http.post(f"/v1/generations/{await create(api, BEN)}/cancel", headers=BEN)
+
+    async def retried(headers: dict[str, str], **asked: Any) -> dict[str, Any]:
+        body = {"status": "cancelled", "limit": 1, **asked}
+        answer = await api.http.post("/v1/generations/retry", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    found = (await retried(OPS, tenant="anna", dry_run=True))["data"]
+    assert [(one["id"], one["tenant"]) for one in found] == [(gid, "anna")]
+    [new] = (await retried(OPS, tenant="anna"))["data"]
+    assert (new["retry_of"], new["tenant"]) == (gid, "anna")
+    assert (await listed(api, ANNA))[new["id"]] is None
+    assert (await retried(OPS))["matched"] == (await retried(OPS, tenant="nobody"))["matched"] == 0
+    assert "tenant" not in (await retried(ANNA, tenant="anna", dry_run=True))["data"][0]
+    for tenant in ("*", ""):
+        answer = await api.http.post("/v1/generations/retry", json={"tenant": tenant}, headers=OPS)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tenant")
+    for tenant in ("anna", "*"):
+        answer = await api.http.post("/v1/generations/retry", json={"tenant": tenant}, headers=BEN)
+        refused(answer, "operator_required")
+
+
+async def test_an_operator_names_the_tenant_of_a_group(api: Gateway) -> None:
+    """A group belongs to a tenant: two tenants may use the same name."""
+    body = request_body(tokencast={"group": "roles"})
+    for headers in (ANNA, BEN, BEN):
+        await api.create(body, **headers)
+    path = "/v1/groups/roles"
+
+    async def counts(headers: dict[str, str], query: str = "") -> Any:
+        answer = await api.http.get(f"{path}{query}", headers=headers)
+        return answer.json().get("counts", {}).get("queued", answer.status_code)
+
+    assert await counts(OPS, "?tenant=anna") == await counts(ANNA) == await counts(READER, "?tenant=anna") == 1
+    assert (await counts(OPS, "?tenant=ben"), await counts(OPS), await counts(OPS, "?tenant=nobody")) == (2, 404, 404)
+    assert await counts(OPS, "?tenant=*") == 400
+    for answer in (
+        await api.http.get(f"{path}?tenant=ben", headers=ANNA),
+        await api.http.post(f"{path}/cancel?tenant=ben", headers=ANNA),
+    ):
+        refused(answer, "operator_required")
+    assert (await api.http.post(f"{path}/cancel", headers=OPS)).status_code == 404
+    cancelled = (await api.http.post(f"{path}/cancel?tenant=ben", headers=OPS)).json()["counts"]
+    assert (cancelled["cancelled"], cancelled["queued"]) == (2, 0)
+    assert await counts(ANNA) == 1
+
+
+async def test_an_operator_reads_the_deliveries_of_all_tenants(api: Gateway) -> None:
+    path = f"/v1/generations/{await create(api, ANNA)}/deliveries"
+    for headers in (OPS, ANNA):
+        assert (await api.http.get(path, headers=headers)).json()["data"] == []
+        missing = await api.http.post(f"{path}/1/redeliver", headers=headers)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "delivery_not_found")
+    for answer in (await api.http.get(path, headers=BEN), await api.http.post(f"{path}/1/redeliver", headers=BEN)):
+        assert answer.json()["error"]["code"] == "generation_not_found"
+
+
 async def test_what_an_operator_enqueues_is_its_own_tenants(api: Gateway) -> None:
     created = await api.create(None, **OPS, **{"idempotency-key": "mine"})
     assert created["tenant"] == "ops"

@@ -290,15 +290,23 @@ async def test_an_unknown_upstream(api: Gateway, method: str, path: str, body: d
         ("POST", "/v1/queue/pause", b'{"tenant": ""}', "tenant", "invalid_type"),
         ("POST", "/v1/queue/pause", b"{", None, "invalid_json"),
         ("POST", "/v1/queue/resume", b'{"tenant": 7}', "tenant", "invalid_type"),
+        ("POST", "/v1/queue/pause", b'{"tenant": null}', "tenant", "invalid_type"),
+        ("POST", "/v1/queue/resume", b'{"upstream": null}', "upstream", "invalid_type"),
+        ("POST", "/v1/queue/pause?upstream=default", b"", "upstream", "unknown_parameter"),
+        ("POST", "/v1/queue/resume?tenant=anna", b"{}", "tenant", "unknown_parameter"),
+        ("PATCH", "/v1/upstreams/default?paused=true", b"{}", "paused", "unknown_parameter"),
+        ("GET", "/v1/queue?upstream=default", b"", "upstream", "unknown_parameter"),
+        ("GET", "/v1/upstreams?name=default", b"", "name", "unknown_parameter"),
     ],
 )
-async def test_a_malformed_body(
+async def test_a_malformed_request_changes_nothing(
     api: Gateway, method: str, path: str, body: bytes, param: str | None, code: str
 ) -> None:
     headers = {"content-type": "application/json"}
     answer = await api.http.request(method, path, content=body, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error
+    assert (await ask(api, "GET", "/v1/queue"))["paused"] == []
 
 
 # --- Python

@@ -59,7 +59,8 @@ class BatchRoutes:
         created = sum(isinstance(one, Generation) for one in results)
         logger.info("batch: %d of %d accepted (%s)", created, len(results), REQUEST_ID.get())
         async with reserve(request, tenant):
-            return JSONResponse(records.GenerationBatch(items_of(results)))
+            data = items_of(results, named=self._access.names_tenants(request))
+            return JSONResponse(records.GenerationBatch(data))
 
     async def _parse(self, request: Request, tenant: str) -> list[CompletionRequest | BrokerError]:
         settings, kind = self._broker.settings, request.headers.get("content-type", "")
@@ -134,6 +135,6 @@ def _line(line: bytearray, length: int) -> bytes | BrokerError | None:
     return bytes(line) if line.strip() else None
 
 
-def items_of(results: list[Result]) -> list[Any]:
-    """Return the records of a batch's results."""
-    return [one.summary() if isinstance(one, Generation) else item_error(one) for one in results]
+def items_of(results: list[Result], *, named: bool) -> list[Any]:
+    """Return the records of a batch's results. `named`: with their tenants."""
+    return [one.summary(named=named) if isinstance(one, Generation) else item_error(one) for one in results]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from api.dialects.native.bulk.retries import RetryRequest
 from api.openapi_parts import (
     IDEMPOTENCY_KEY,
+    OF_ONE_TENANT,
     STRING,
     Json,
     answer,
@@ -79,7 +80,7 @@ def _bulk() -> Json:
                 IDEMPOTENCY_KEY,
                 _200=answer("The generation that an earlier request with this key created.", one, "Location"),
                 _202=answer("The new generation.", one, "Location", "x-generation-id"),
-                **errors_with_key("400", "404", "409", "410", "422", "429"),
+                **errors_with_key("400", "404", "409", "410", "413", "422", "429"),
             )
         },
     }
@@ -92,7 +93,11 @@ def _groups() -> Json:
         "/v1/groups/{name}": {
             "parameters": [name],
             "get": operation(
-                "getGroup", "Count the generations of a group", _200=answer("The group.", group), **errors
+                "getGroup",
+                "Count the generations of a group",
+                OF_ONE_TENANT,
+                _200=answer("The group.", group),
+                **errors,
             ),
         },
         "/v1/groups/{name}/cancel": {
@@ -100,6 +105,7 @@ def _groups() -> Json:
             "post": operation(
                 "cancelGroup",
                 "Cancel all waiting and running generations of a group",
+                OF_ONE_TENANT,
                 _200=answer("The group after the cancellation.", group),
                 **errors,
             ),

@@ -16,7 +16,7 @@ from api.auth import Access
 from api.dialects.native.bulk.batch import items_of
 from api.errors import JSONResponse
 from api.middleware.crash import ACCEPTED
-from api.query import seconds_of
+from api.query import check_known, seconds_of
 from api.requests import FixedRoute, by_method, idempotency_key_of, read_body
 from api.server.memory import reserve
 from broker import records
@@ -40,6 +40,7 @@ class RetryRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     until: Annotated[Moment | None, Meta(description="Created before this time.")] = None
     limit: Annotated[int, Meta(ge=1, le=BATCH_LIMIT)] = BATCH_LIMIT
     dry_run: Annotated[bool, Meta(description="Only find them.")] = False
+    tenant: Annotated[str | None, Meta(description="For operators: of this tenant. Default: of their own.")] = None
 
 
 class RetryRoutes:
@@ -56,21 +57,28 @@ class RetryRoutes:
         ]
 
     async def retry(self, request: Request) -> Response:
-        tenant, gid, key = self._access.tenant(request), request.path_params["id"], idempotency_key_of(request)
+        gid, key, named = request.path_params["id"], idempotency_key_of(request), self._access.names_tenants(request)
+        tenant = await self._access.owner(request, gid)
+        check_known(request)
+        check_empty(await read_body(request, self._broker.settings.max_body))
         request.scope[ACCEPTED] = ""
         generation, replayed = await self._broker.submit_retry(gid, tenant, key)
         request.scope[ACCEPTED] = generation.id
         headers = {"location": f"/v1/generations/{generation.id}", "x-generation-id": generation.id}
         if not replayed:
-            return JSONResponse(generation.record(), HTTPStatus.ACCEPTED, headers)
+            return JSONResponse(generation.record(named=named), HTTPStatus.ACCEPTED, headers)
         async with reserve(request, tenant, partial(self._broker.store.size, generation.id)):
             generation = await self._broker.get(generation.id, tenant)
-            return JSONResponse(generation.record(), HTTPStatus.OK, {**headers, "idempotent-replayed": "true"})
+            headers["idempotent-replayed"] = "true"
+            return JSONResponse(generation.record(named=named), HTTPStatus.OK, headers)
 
     async def retry_all(self, request: Request) -> Response:
-        tenant, key = self._access.tenant(request), idempotency_key_of(request)
+        self._access.tenant(request)
+        check_known(request)
+        key = idempotency_key_of(request)
         body = await read_body(request, self._broker.settings.max_body)
         asked = parse_retry(parse_json(body) if body else {})
+        tenant = self._access.one_tenant(request, asked.tenant)
         request.scope[ACCEPTED] = ""
         retried = await self._broker.retry_all(
             status=asked.status,
@@ -84,8 +92,15 @@ class RetryRoutes:
             tenant=tenant,
         )
         async with reserve(request, tenant):
-            data = items_of(retried.data)
+            data = items_of(retried.data, named=self._access.names_tenants(request))
             return JSONResponse(records.RetryResult(retried.matched, retried.retried, data, retried.has_more))
+
+
+def check_empty(body: bytes) -> None:
+    """InvalidRequest for the body of a single retry if it has fields: a changed request is not a retry."""
+    for name in parse_json(body) if body else ():
+        message = f"`{name[:100]}` is not a field of this request; a retry repeats the old one unchanged."
+        raise InvalidRequest(message, param=name[:100])
 
 
 def parse_retry(body: dict[str, Any]) -> RetryRequest:
