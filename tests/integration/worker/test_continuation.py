@@ -132,6 +132,20 @@ async def test_a_limit_of_tokens_holds_for_all_calls(broker: Broker, process: Se
     assert done.generation.finish_reason == "length"
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["the first call", "the second call"])
+async def test_no_call_is_made_after_the_last_token_of_the_limit(
+    broker: Broker, process: Service, sim: str, times: int
+) -> None:
+    """A call breaks off after five tokens."""
+    label = f"whole-{times}"
+    done = await continued(broker, f"fault=cut times={times} label={label}", max_tokens=5 * times)
+    assert_one_completion(done, expected_text(5 * times))
+    assert done.generation.finish_reason == "length"
+    assert done.generation.usage is not None
+    assert done.generation.usage["completion_tokens"] == 5 * times
+    assert len(await calls(sim, label)) == times
+
+
 @pytest.mark.parametrize("usage", ["auto", "never"])
 async def test_the_usage_is_that_of_all_calls(broker: Broker, process: Service, usage: str) -> None:
     done = await continued(broker, f"fault=cut times=1 label=usage-{usage} usage={usage}")
