@@ -72,6 +72,12 @@ async def test_a_repeated_end_is_removed(broker: Broker, process: Service, overl
     assert_one_completion(done, whole if overlap > 1 else whole[:start] + whole[start - 1 :])
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_repeated_beginning_is_removed(broker: Broker, process: Service, pieces: int) -> None:
+    done = await continued(broker, f"fault=cut at={pieces} times=1 label=short-{pieces} overlap=30")
+    assert_one_completion(done)
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_each_way_to_ask(own_redis: EmbeddedRedis, sim: str, way: str) -> None:
     async with (
