@@ -28,7 +28,9 @@ from broker.settings.upstream_entries import (
 OPENAI = "https://api.openai.com/v1"
 NO_LANE = "-"
 """Lane of models that no upstream of this process serves."""
-_LEAST_SECRET = 8  # minimum length of a header's value that is removed from the upstream's messages
+_LEAST_SECRET = 8
+"""Minimum length of a key or a header's value that is removed from the upstream's messages. Shorter ones are
+placeholders for local servers (`none`, `EMPTY`, `x`): removing them would damage the messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def default_upstream(
         usage=True,
         api_key_env=OPENAI_KEY,
         api_key=api_key,
-        secrets=(api_key,) if api_key else (),
+        secrets=_secrets(api_key, []),
         missing=() if api_key or not _is_openai(url) else (OPENAI_KEY,),
         continue_with=continue_with,
         limits=limits,  # of all models together: a gateway may not know the URL, and must find the same resource
@@ -198,8 +200,8 @@ def upstream_of(entry: UpstreamSettings) -> Upstream:
 
 def _secrets(key: str | None, values: list[str]) -> tuple[str, ...]:
     """Return the key, and the values of the headers and each word of them, the longest first."""
-    words = [word for value in values for word in (value, *value.split()) if len(word) >= _LEAST_SECRET]
-    return tuple(sorted({key, *words} if key else set(words), key=len, reverse=True))
+    words = {key or "", *(word for value in values for word in (value, *value.split()))}
+    return tuple(sorted((word for word in words if len(word) >= _LEAST_SECRET), key=len, reverse=True))
 
 
 def _is_openai(base_url: str) -> bool:

@@ -17,10 +17,10 @@ from broker.redis.client import Redis
 from broker.settings.settings import Settings
 from broker.store import commands
 from worker.attempt import Attempt
-from worker.continuation.chunks import Continuation, Json
+from worker.continuation.chunks import Continuation, Json, final_chunk
 from worker.continuation.overlap import Overlap
 from worker.continuation.reply import fold, identity, usage_of
-from worker.continuation.request import continuable_text, continued_body, sent_text
+from worker.continuation.request import continuable_text, continued_body, has_all_tokens, sent_text
 from worker.counters import WorkerCounters
 from worker.hand_back import FIRST_DELAY, outcome_of
 from worker.places import Places
@@ -65,11 +65,16 @@ class ContinuedCalls:
         following: UpstreamError | None = failure
         while following is not None:
             failure, claim = following, attempt.claim
-            if not failure.restartable or claim.ordinal + claim.continued >= self._settings.max_attempts:
+            if not failure.restartable:
                 raise failure
             completion = Completion()
             await fold(attempt, completion)
             text = continuable_text(claim.body, completion.choices)
+            if text is not None and has_all_tokens(claim.body, attempt.token_count):
+                attempt.push([final_chunk(identity(attempt), "length")])
+                return
+            if claim.ordinal + claim.continued >= self._settings.max_attempts:
+                raise failure
             if text is None:
                 self.then = "restart"
                 raise failure

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from broker.chunks import decode_chunk, dicts_in
 from broker.completion.fold import finish_reason
+from broker.events import CHUNK
 from worker.continuation.overlap import Overlap
 from worker.continuation.usage import total
 from worker.upstream.chunks import Chunk
@@ -25,6 +26,13 @@ _PARTS = ("content", "refusal", "tool_calls", "function_call", "audio", "images"
 def identity_of(payload: Json) -> Json:
     """Return what the chunks of one completion have in common; {} if a chunk does not say it."""
     return {name: payload[name] for name in _IDENTITY if name in payload} if payload.get("id") else {}
+
+
+def final_chunk(identity: Json, reason: str) -> Chunk:
+    """Return the chunk that ends a completion of one choice. `identity`: what its chunks have in common."""
+    choice = {"index": 0, "delta": Json(), "finish_reason": reason}
+    payload = {"object": "chat.completion.chunk", **identity, "choices": [choice]}
+    return _encoded(Chunk(CHUNK, b"", 0, (0,), None), payload)
 
 
 class Continuation:

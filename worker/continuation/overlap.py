@@ -8,12 +8,17 @@ SHORTEST = 16
 """Minimum characters of a repeated end. Shorter repetitions belong to ordinary text: line breaks, indentation, rules of
 tables, refrains ("no, no"). Removing one that belongs there falsifies the text; keeping a repeated word is only untidy.
 So three or four words must agree before anything is removed."""
+SHORTEST_WHOLE = 2
+"""Minimum characters of a repetition of the whole text so far. It is usually a reply that begins again, and seldom the
+text that follows: "Sure" and "Sure, here", "1." and "1. First" or "1.5 m". "ha" and "ha ha" can be either; removed by
+mistake, it costs a syllable. One character, marks without a word ("- ") and the digits of a number ("20", then "20" for
+"2020") are kept: they often follow themselves, and a lost digit falsifies the text."""
 
 
 class Overlap:
-    """Compares the start of new text with `text`, which it follows. The new text may repeat the end of `text`, up to
-    WINDOW characters, or all of it, whatever its length. `repeats_all`: the upstream may be one that repeats what it is
-    given, as Mistral's does, so all of `text` counts even if it is shorter than SHORTEST."""
+    """Compares the start of new text with `text`, which it follows. The new text may repeat the end of `text`, from
+    SHORTEST to WINDOW characters, or all of it, also if it is longer, or shorter but has a word. `repeats_all`: the
+    upstream may be one that repeats what it is given, as Mistral's does, so all of `text` counts whatever it is."""
 
     def __init__(self, text: str, *, repeats_all: bool = False) -> None:
         self._text = text
@@ -35,8 +40,14 @@ class Overlap:
         ends = [len(text)] if received.startswith(text) else []
         for length in [*ends, *range(min(len(self._tail), len(received)), 0, -1)]:
             if received.startswith(text[-length:]):
-                return 0 if length < SHORTEST or self._is_pattern(text[-length:]) else length
+                enough = length >= SHORTEST or (length == len(text) and self._has_word())
+                return length if enough and not self._is_pattern(text[-length:]) else 0
         return 0
+
+    def _has_word(self) -> bool:
+        """Return whether the text has a word, or a number that is complete, and not only digits or marks."""
+        text = self._text
+        return len(text) >= SHORTEST_WHOLE and any(map(str.isalnum, text)) and not text.isdigit()
 
     def _may_be_longer(self) -> bool:
         received = self._received

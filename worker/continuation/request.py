@@ -46,7 +46,7 @@ def _is_unicode(text: str) -> bool:
 
 def continued_body(body: Json, text: str, way: ContinueWith, received: int) -> Json | None:
     """Return the body of a call that goes on after `text`; None if it cannot be written. `received`: tokens of the
-    text, by which the limit of the request is reduced."""
+    text, by which the limit of the request is reduced: `has_all_tokens` is false."""
     messages = cast("list[Json]", body["messages"])
     if _has_own_prefix(body, messages[-1]):
         start = messages[-1].get("content")
@@ -63,11 +63,18 @@ def continued_body(body: Json, text: str, way: ContinueWith, received: int) -> J
     elif way == "continue_final_message":
         continued |= {"continue_final_message": True, "add_generation_prompt": False}
     continued["messages"] = [*messages, last]
-    for name in ("max_tokens", "max_completion_tokens"):
-        limit = body.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool):
-            continued[name] = max(1, limit - received)  # upstreams refuse 0
-    return continued
+    return continued | {name: limit - received for name, limit in _limits(body).items()}
+
+
+def has_all_tokens(body: Json, received: int) -> bool:
+    """Return whether a reply with this number of tokens has reached the limit of the request. A call for no token is
+    impossible: upstreams refuse a limit of 0."""
+    return any(limit <= received for limit in _limits(body).values())
+
+
+def _limits(body: Json) -> dict[str, int]:
+    given = {name: body.get(name) for name in ("max_tokens", "max_completion_tokens")}
+    return {name: limit for name, limit in given.items() if isinstance(limit, int) and not isinstance(limit, bool)}
 
 
 def sent_text(body: Json) -> str:

@@ -72,6 +72,12 @@ async def test_a_repeated_end_is_removed(broker: Broker, process: Service, overl
     assert_one_completion(done, whole if overlap > 1 else whole[:start] + whole[start - 1 :])
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_repeated_beginning_is_removed(broker: Broker, process: Service, pieces: int) -> None:
+    done = await continued(broker, f"fault=cut at={pieces} times=1 label=short-{pieces} overlap=30")
+    assert_one_completion(done)
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_each_way_to_ask(own_redis: EmbeddedRedis, sim: str, way: str) -> None:
     async with (
@@ -130,6 +136,20 @@ async def test_a_limit_of_tokens_holds_for_all_calls(broker: Broker, process: Se
     done = await continued(broker, "fault=cut times=1 label=limited", max_tokens=12)
     assert_one_completion(done, expected_text(12))
     assert done.generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["the first call", "the second call"])
+async def test_no_call_is_made_after_the_last_token_of_the_limit(
+    broker: Broker, process: Service, sim: str, times: int
+) -> None:
+    """A call breaks off after five tokens."""
+    label = f"whole-{times}"
+    done = await continued(broker, f"fault=cut times={times} label={label}", max_tokens=5 * times)
+    assert_one_completion(done, expected_text(5 * times))
+    assert done.generation.finish_reason == "length"
+    assert done.generation.usage is not None
+    assert done.generation.usage["completion_tokens"] == 5 * times
+    assert len(await calls(sim, label)) == times
 
 
 @pytest.mark.parametrize("usage", ["auto", "never"])

@@ -136,3 +136,19 @@ def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     given = load(Settings)
     assert given.lane_of("coder") == "local,openai/coder"
     assert [upstream.sent_model("coder") for upstream in given.route("coder")] == ["qwen-coder-32b", "gpt-5"]
+
+
+@pytest.mark.parametrize("key", ["x", "none", "EMPTY", "test", "7-chars"])
+def test_a_placeholder_for_a_key_is_no_secret(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Local servers accept any key. Such a word is part of ordinary messages, which must stay as they are."""
+    [default] = settings(monkeypatch, OPENAI_API_KEY=key).all_upstreams()
+    entry = {"models": ["a"], "headers": {"X-Key": "${A_KEY}"}}
+    [configured] = settings(monkeypatch, entry, A_KEY=key).all_upstreams()
+    assert default.api_key == configured.api_key == key
+    assert default.secrets == configured.secrets == ()
+
+
+def test_a_key_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    [default] = settings(monkeypatch, OPENAI_API_KEY="8-charac").all_upstreams()
+    [entry] = settings(monkeypatch, {"models": ["a"]}).all_upstreams()
+    assert default.secrets == entry.secrets == ("8-charac",)

@@ -55,9 +55,38 @@ def test_an_end_longer_than_the_window_is_no_repetition_unless_it_is_all() -> No
     assert repeated(text, text + " and so on") == len(text)
 
 
-def test_all_of_a_short_text_is_removed_only_if_the_upstream_repeats_it() -> None:
-    assert repeated("I see", "I see a boat", repeats_all=True) == 5
-    assert repeated("I see", "I see a boat") == 0
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("Sure", "Sure, here"),
+        ("1.", "1. First"),
+        ("1.", "1.5"),
+        ("ha", "ha ha"),
+        ("Step 1", "Step 1:"),
+        ("你好", "你好,"),
+    ],
+)
+def test_all_of_a_short_text_is_removed(text: str, new: str, size: int) -> None:
+    assert repeated(text, new, size) == len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("I", "I see"),
+        ("1", "11"),
+        ("20", "20"),
+        ("٢٠", "٢٠"),
+        ("\n\n", "\n\n\n"),
+        ("- ", "- - -"),
+        ("no, no, ", "no, no, no"),
+    ],
+)
+def test_all_of_a_short_text_that_may_go_on_alike_is_kept(text: str, new: str) -> None:
+    """One character, the digits of a number, marks without a word, a refrain."""
+    assert repeated(text, new) == 0
+    assert repeated(text, new, repeats_all=True) == len(text)
 
 
 def test_text_is_held_back_only_while_it_may_be_a_repetition() -> None:

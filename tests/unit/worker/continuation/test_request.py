@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.continuation.request import continuable_text, continued_body, sent_text
+from worker.continuation.request import continuable_text, continued_body, has_all_tokens, sent_text
 
 USER = {"role": "user", "content": "Say something."}
 
@@ -58,10 +58,26 @@ def test_each_way_to_ask() -> None:
 
 
 def test_the_limits_of_tokens_are_reduced() -> None:
-    body = {"messages": [USER], "max_tokens": 20, "max_completion_tokens": 5}
+    body = {"messages": [USER], "max_tokens": 20, "max_completion_tokens": 8}
     continued = continued_body(body, "Good ", "plain", 7)
     assert continued is not None
     assert (continued["max_tokens"], continued["max_completion_tokens"]) == (13, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "whole"),
+    [
+        ({"max_tokens": 7}, True),
+        ({"max_tokens": 6}, True),
+        ({"max_tokens": 20, "max_completion_tokens": 7}, True),
+        ({"max_tokens": 8}, False),
+        ({"max_tokens": None}, False),
+        ({"max_tokens": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_reply_that_has_reached_its_limit_has_all_tokens(limits: dict[str, Any], whole: bool) -> None:
+    assert has_all_tokens({"messages": [USER], **limits}, 7) is whole
 
 
 @pytest.mark.parametrize("way", ["prefix", "continue_final_message"])
