@@ -39,7 +39,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class QueueLevel(Struct, frozen=True):
-    """Generations of one priority that wait for the same upstreams."""
+    """Generations of one priority that wait for the same upstreams, for the same reason."""
 
     upstreams: list[str]
     priority: int

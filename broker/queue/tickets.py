@@ -6,7 +6,7 @@ that uses it. All of the queue can be lost: reapers rebuild it from the logs' Re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -51,6 +51,18 @@ class WorkerPresence(NamedTuple):
 
     slots: int
     running: int
+
+
+class WaitingLevels(NamedTuple):
+    """Numbers of waiting tickets by level, (lane, priority). Each ticket is counted once."""
+
+    eligible: Mapping[tuple[str, int], int]
+    """Tickets that wait for their turn or for an upstream."""
+    at_limit: Mapping[tuple[str, int], int]
+    """Tickets of tenants that are at their limit."""
+    paused: Mapping[tuple[str, int], int]
+    """Tickets of paused tenants."""
+    scheduled: int
 
 
 class QueueDepth(NamedTuple):
@@ -111,14 +123,31 @@ class Queue:
     async def depth(self) -> int:
         return (await self.queue_depth()).depth
 
-    async def levels(self) -> tuple[dict[tuple[str, int], int], int]:
-        """Return (lane, priority) → number of waiting tickets, and the number of scheduled ones."""
-        flat, later = await self.redis.pipeline([("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER)])
-        counts: dict[tuple[str, int], int] = {}
-        for level, count in zip(flat[::2], flat[1::2], strict=True):
-            lane, _, priority = level.decode().rpartition(":")
-            counts[lane, int(priority)] = int(count)
-        return counts, int(later)
+    async def levels(self, paused: Collection[str] = ()) -> WaitingLevels:
+        """Return how many tickets wait in each level. `paused`: tenants whose tickets are counted separately, as those
+        of the tenants at their limit are. Only these tenants cost a command for each level."""
+        flat, later, found = await self.redis.pipeline(
+            [("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER), ("ZRANGE", keys.FULL, 0, -1)]
+        )
+        eligible = {level.decode(): int(count) for level, count in zip(flat[::2], flat[1::2], strict=True)}
+        full = await self.full_levels([one.decode() for one in found if one.decode() not in paused])
+        limited = [(level, tenant) for tenant, levels in full.items() for level in levels if level in eligible]
+        return WaitingLevels(
+            paused=_by_lane(await self._take(eligible, [(level, tenant) for tenant in paused for level in eligible])),
+            at_limit=_by_lane(await self._take(eligible, limited)),
+            eligible=_by_lane(eligible),
+            scheduled=int(later),
+        )
+
+    async def _take(self, eligible: dict[str, int], wanted: Sequence[tuple[str, str]]) -> dict[str, int]:
+        """Move the tickets of (level, tenant) from `eligible` to the result."""
+        counts = await self.redis.pipeline([("ZCARD", keys.waiting(level, tenant)) for level, tenant in wanted])
+        taken: dict[str, int] = {}
+        for (level, _), count in zip(wanted, counts, strict=True):
+            moved = min(int(count), eligible[level])  # tickets may have been added since the levels were read
+            eligible[level] -= moved
+            taken[level] = taken.get(level, 0) + moved
+        return taken
 
     async def queue_depth(self) -> QueueDepth:
         counts, since = await self.redis.pipeline([("HGETALL", keys.DEPTH), ("ZCARD", keys.LATER)])
@@ -143,3 +172,9 @@ class Queue:
         """Return upstream → the models that it announces, if a worker has asked it."""
         flat = await self.redis.execute("HGETALL", keys.MODELS)
         return {name.decode(): msgspec.json.decode(listed) for name, listed in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _by_lane(counts: Mapping[str, int]) -> dict[tuple[str, int], int]:
+    """Return the counts that are not 0, by (lane, priority)."""
+    levels = ((*level.rpartition(":")[::2], count) for level, count in counts.items() if count)
+    return {(lane, int(priority)): count for lane, priority, count in levels}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,8 +37,12 @@ class Reason(NamedTuple):
     retry_at: float | None
 
 
+_PAUSED, _AT_LIMIT = Reason("paused", None), Reason("tenant_limit", None)
+
+
 class Level(NamedTuple):
-    """Generations of one priority that wait for the same upstreams, and why."""
+    """Generations of one priority that wait for the same upstreams, and why. Those of tenants that are paused or at
+    their limit are a level of their own."""
 
     lane: str
     priority: int
@@ -87,15 +91,24 @@ class Waiting:
 
     async def levels(self) -> tuple[list[Level], int]:
         """Return what waits in each lane and priority, of all tenants, and the number of scheduled ones."""
-        counts, later = await self._queue.levels()
+        paused = await self.upstreams.paused()
+        tenants = sorted(name.removeprefix("t:") for name in paused if name.startswith("t:"))
+        counts = await self._queue.levels(tenants)
         now = await self._store.clock.now()
-        paused = "all" in await self.upstreams.paused()
-        states = await self.upstreams.read(sorted({name for lane, _ in counts for name in lane.split(",")}), now)
-        found: list[Level] = []
-        for (lane, priority), waiting in sorted(counts.items()):
-            reason = Reason("paused", None) if paused else _lane_reason(lane, states, now)
-            found.append(Level(lane, priority, waiting, *reason))
-        return found, later
+        lanes = {lane for lane, _ in counts.eligible}
+        states = await self.upstreams.read(sorted({name for lane in lanes for name in lane.split(",")}), now)
+        found: dict[tuple[str, int, Reason], int] = {}
+
+        def add(levels: Mapping[tuple[str, int], int], reason: Callable[[str], Reason]) -> None:
+            for (lane, priority), waiting in levels.items():
+                level = lane, priority, _PAUSED if "all" in paused else reason(lane)
+                found[level] = found.get(level, 0) + waiting
+
+        add(counts.eligible, lambda lane: _lane_reason(lane, states, now))
+        add(counts.at_limit, lambda _: _AT_LIMIT)
+        add(counts.paused, lambda _: _PAUSED)
+        levels = [Level(lane, priority, waiting, *reason) for (lane, priority, reason), waiting in found.items()]
+        return sorted(levels, key=lambda one: (one.lane, one.priority, one.reason)), counts.scheduled
 
     async def run(self) -> None:
         """Tell the readers of waiting generations when the reason changes, until cancelled."""
@@ -161,12 +174,12 @@ def _reason(
     if generation.run_at is not None and generation.run_at > now:
         return Reason("scheduled", generation.run_at)
     if paused & {"all", f"t:{generation.tenant}"}:
-        return Reason("paused", None)
+        return _PAUSED
     known = generation.queue
     if known is not None and known.reason == "upstream_down" and (known.retry_at or 0) > now:
         return Reason(known.reason, known.retry_at)
     if f"{generation.lane}:{generation.priority}" in full:
-        return Reason("tenant_limit", None)
+        return _AT_LIMIT
     return _lane_reason(generation.lane, states, now)
 
 

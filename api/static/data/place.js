@@ -50,6 +50,7 @@ export class Place {
     this.#owner ??= (await ask(`/v1/models/${encodeURIComponent(model)}`)).owned_by;
     const { levels } = await ask("/v1/queue");
     const fitting = levels.filter((one) => one.priority === priority && one.upstreams.includes(this.#owner));
-    return fitting.length === 1 ? fitting[0].upstreams : [this.#owner];
+    const lanes = new Map(fitting.map(({ upstreams }) => [upstreams.join(), upstreams]));
+    return lanes.size === 1 ? [...lanes.values()][0] : [this.#owner];
   }
 }

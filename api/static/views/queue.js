@@ -22,7 +22,7 @@ export class QueueView extends Polled {
   constructor() {
     super("queue");
     this.levels = new Rows(byId("queue-levels"), "queue-level", {
-      key: ({ upstreams, priority }) => `${priority}:${upstreams.join()}`,
+      key: ({ upstreams, priority, reason }) => `${priority}:${reason}:${upstreams.join()}`,
       fill: (fields, level) => this.#level(fields, level),
     });
     this.waiting = new Rows(byId("queue-waiting"), "queue-generation", {

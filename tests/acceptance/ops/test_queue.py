@@ -168,6 +168,42 @@ async def test_a_paused_tenant_does_not_hold_up_another(own_redis: EmbeddedRedis
         await wait_until(lambda: completed(held))
 
 
+async def test_generations_of_a_paused_tenant_are_counted_as_paused(own_redis: EmbeddedRedis) -> None:
+    """Also without a worker, in the response to the pause, and in the metrics. Those of others are not."""
+    async with gateway(own_redis.url, TOKENCAST_API_KEYS=KEYS) as api:
+        for headers in (ANNA, ANNA, BEN):
+            await api.create(request_body(model="sim"), **headers)
+        assert (await ask(api, "GET", "/v1/queue", **OPS))["by_reason"] == {"queued": 3}
+        paused = await ask(api, "POST", "/v1/queue/pause", {"tenant": "anna"}, **OPS)
+        assert (paused["depth"], paused["by_priority"]) == (3, {"3": 3})
+        assert paused["by_reason"] == {"paused": 2, "queued": 1}
+        assert [(one["reason"], one["waiting"]) for one in paused["levels"]] == [("paused", 2), ("queued", 1)]
+        [upstream] = (await ask(api, "GET", "/v1/upstreams", **OPS))["data"]
+        assert upstream["waiting"] == 3
+        metrics = (await api.http.get("/metrics", headers=OPS)).text
+        assert 'tokencast_queue_waiting{priority="3",reason="paused"} 2' in metrics
+        assert 'tokencast_queue_waiting{priority="3",reason="queued"} 1' in metrics
+        resumed = await ask(api, "POST", "/v1/queue/resume", {"tenant": "anna"}, **OPS)
+        assert resumed["by_reason"] == {"queued": 3}
+
+
+async def test_generations_of_a_tenant_at_its_limit_are_counted_so(own_redis: EmbeddedRedis, sim: str) -> None:
+    """A pause takes precedence, as in the generations themselves."""
+    limits = {"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_TENANT_RUNNING": "1", "TOKENCAST_UPSTREAM_CONCURRENCY": "2"}
+    async with deployment(own_redis.url, sim, **limits) as api:
+        ids = [(await api.create(request_body(SLOW, "sim"), **ANNA))["id"] for _ in range(4)]
+        await running(sim, 1)
+
+        async def counted(expected: dict[str, int]) -> bool:
+            return (await ask(api, "GET", "/v1/queue", **OPS))["by_reason"] == expected
+
+        await wait_until(lambda: counted({"tenant_limit": 3}))
+        generations = [await ask(api, "GET", f"/v1/generations/{gid}", **OPS) for gid in ids]
+        assert [one["queue"]["reason"] for one in generations if one["queue"]] == ["tenant_limit"] * 3
+        await ask(api, "POST", "/v1/queue/pause", {"tenant": "anna"}, **OPS)
+        assert await counted({"paused": 3})
+
+
 async def test_an_empty_body_pauses_everything(own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api:
         assert (await api.http.post("/v1/queue/pause")).json()["paused"] == ["all"]
