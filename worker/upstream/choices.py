@@ -14,9 +14,10 @@ INDEX_LIMIT = 1024  # exclusive limit of a choice's index; requests may ask for 
 def normalize_choices(fields: Json, *, streamed: bool) -> tuple[list[Json], bool]:
     """Return the normalized choices of a chunk, and whether any of their text came as a complete message.
 
-    Each choice has an object as its `delta`, except a content filter result, and an index: its own, otherwise its
-    position in the list. A choice that already has this form is returned as the same object. `streamed`: earlier
-    chunks had text in deltas; a message then remains a message, and merging compares it with that text.
+    Each choice has an object as its `delta`, which is empty if the choice had none (Azure's filter result for earlier
+    text), and an index: its own, otherwise its position in the list. A choice that already has this form is returned as
+    the same object. `streamed`: earlier chunks had text in deltas; a message then remains a message, and merging
+    compares it with that text.
     """
     listed = [one for one in _as_list(fields.get("choices")) if one is not None]
     outer = finish_reason(fields.get("finish_reason"))
@@ -40,19 +41,15 @@ def _as_object(choice: object) -> Json | None:
 
 
 def _normalize_choice(choice: Json, place: int, outer: str | None, streamed: bool) -> tuple[Json, bool]:
-    given, whole = choice.get("delta"), False
-    if "delta" not in choice and "content_filter_results" in choice:  # Azure's filter result for earlier text
-        delta = None
-    else:
-        delta, whole = _delta(choice, streamed)
-        if delta is not given:
-            dropped = "message" if whole else None
-            choice = {**{key: value for key, value in choice.items() if key != dropped}, "delta": delta}
+    delta, whole = _delta(choice, streamed)
+    if delta is not choice.get("delta"):
+        dropped = "message" if whole else None
+        choice = {**{key: value for key, value in choice.items() if key != dropped}, "delta": delta}
     index = _index(choice.get("index"), place)
     if index is not choice.get("index"):
         choice = {**choice, "index": index}
     if finish_reason(choice.get("finish_reason")) is None:
-        reason = finish_reason(choice.get("finishReason")) or finish_reason((delta or {}).get("finish_reason")) or outer
+        reason = finish_reason(choice.get("finishReason")) or finish_reason(delta.get("finish_reason")) or outer
         if reason is not None:
             choice = {**choice, "finish_reason": reason}
     return choice, whole

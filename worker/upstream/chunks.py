@@ -165,7 +165,7 @@ def _decode_slowly(payload: bytes, event: bytes, streamed: bool) -> Chunk | Unkn
         return _without_choices(payload, fields, error, plain=fields.get("choices") == [] and not wrapped)
     stored = _normalize(fields, choices)
     data = payload if stored is fields and not wrapped else _encode(stored)
-    tokens = max([_tokens_of(choice.get("delta", {})) for choice in choices])
+    tokens = max([_tokens_of(choice["delta"]) for choice in choices])
     finished = tuple([choice["index"] for choice in choices if finish_reason(choice.get("finish_reason"))])
     return Chunk(CHUNK, data, tokens, finished, error, is_message=whole)
 

@@ -68,6 +68,14 @@ async def test_unusual_replies_complete(broker: Broker, process: Service, direct
         assert done.generation.text == expected_text()
 
 
+async def test_every_choice_that_readers_get_has_a_delta(broker: Broker, process: Service) -> None:
+    """Also one that has only a filter result, whose other fields are kept."""
+    done = await run(broker, "shape=azure", n=2)
+    choices = [choice for chunk in done.chunks for choice in chunk["choices"]]
+    assert all(isinstance(choice["delta"], dict) for choice in choices)
+    assert [choice["delta"] for choice in choices if "content_filter_offsets" in choice] == [{}, {}]
+
+
 @pytest.mark.parametrize("directive", ["fault=done-only", "shape=gabforge"])
 async def test_done_without_a_finish_reason_completes_with_estimated_usage(
     broker: Broker, process: Service, directive: str

@@ -57,7 +57,10 @@ def test_a_well_formed_chunk_is_stored_byte_for_byte(
 
 
 CHOICES = st.lists(
-    st.dictionaries(st.sampled_from(["index", "delta", "message", "text", "finish_reason", "error"]), JSON) | JSON,
+    st.dictionaries(
+        st.sampled_from(["index", "delta", "message", "text", "finish_reason", "error", "content_filter_results"]), JSON
+    )
+    | JSON,
     max_size=3,
 )
 
@@ -70,7 +73,7 @@ def test_a_stored_chunk_has_a_list_of_choices_each_with_a_delta(fields: Any, cho
     stored = json.loads(found.data)
     assert isinstance(stored["choices"], list)
     for choice in stored["choices"]:
-        assert isinstance(choice["delta"], dict) or "content_filter_results" in choice
+        assert isinstance(choice["delta"], dict)
         assert type(choice["index"]) is int
 
 
@@ -183,6 +186,10 @@ def test_finish_reasons_are_recognized_for_each_choice() -> None:
     assert kept(json.dumps({"choices": [{"index": "?", "finish_reason": "stop"}]}).encode()).finished == (0,)
 
 
+FILTERED = {"content_filter_results": {"hate": {"filtered": False}}, "content_filter_offsets": {"check_offset": 0}}
+"""Azure's filter result for earlier text."""
+
+
 @pytest.mark.parametrize(
     ("given", "stored"),
     [
@@ -190,6 +197,9 @@ def test_finish_reasons_are_recognized_for_each_choice() -> None:
         ({"index": 0, "delta": None, "message": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
         ({"index": 0, "delta": {}, "message": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
         ({"index": 0, "delta": None}, {"index": 0, "delta": {}}),
+        ({"index": 0, "finish_reason": None}, {"index": 0, "finish_reason": None, "delta": {}}),
+        ({"index": 0, **FILTERED}, {"index": 0, **FILTERED, "delta": {}}),
+        ({"index": 0, **FILTERED, "message": {"content": "a"}}, {"index": 0, **FILTERED, "delta": {"content": "a"}}),
         ({"index": 0, "text": "a"}, {"index": 0, "text": "a", "delta": {"content": "a"}}),
         ({"index": "1", "delta": {"content": "a"}}, {"index": 1, "delta": {"content": "a"}}),
         ({"index": -1, "delta": {"content": "a"}}, {"index": 0, "delta": {"content": "a"}}),
@@ -199,6 +209,15 @@ def test_finish_reasons_are_recognized_for_each_choice() -> None:
 )
 def test_an_unusual_choice_is_stored_in_the_standard_form(given: Any, stored: Any) -> None:
     assert json.loads(kept(json.dumps({"choices": [given]}).encode()).data)["choices"] == [stored]
+
+
+def test_a_choice_without_a_delta_gets_one_next_to_others() -> None:
+    choices = [{"index": 0, "delta": {"content": "a"}}, {"index": 1, **FILTERED}]
+    stored = kept(json.dumps({"id": "c", "choices": choices}).encode())
+    assert json.loads(stored.data) == {"id": "c", "choices": [choices[0], {**choices[1], "delta": {}}]}
+    assert stored.tokens == 1
+    silent = kept(json.dumps({"id": "c", "choices": [choices[1]]}).encode())
+    assert (silent.tokens, silent.finished, silent.is_message) == (0, (), False)
 
 
 def test_arguments_given_as_an_object_are_stored_as_a_string() -> None:
