@@ -13,8 +13,8 @@ from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
 from tests.browser.dashboard import row, start_generation
 from tests.browser.test_dashboard_list import expect_rows, keyed
-from tests.browser.test_dashboard_queue import confirm
-from tests.support import Gateway, gateway
+from tests.browser.test_dashboard_queue import confirm, key_of
+from tests.support import Gateway, Writer, gateway
 
 pytestmark = pytest.mark.browser
 
@@ -142,6 +142,25 @@ async def test_all_that_match_the_filters_are_retried_and_cancelled(visit: Open,
         await expect(page.locator("#bulk-result")).to_have_text("Cancelled: 4.")
         assert await listed(api, "&status=queued") == []
         await page.close()
+
+
+async def test_an_operator_retries_what_its_list_shows(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """The generations of all tenants."""
+    keys = f"{key_of('acme', 'acme')},{key_of('ops', 'ops', 'operator')}"
+    async with gateway(own_redis.url, TOKENCAST_API_KEYS=keys) as api, connect(own_redis.url) as broker:
+        gid = (await api.create(None, authorization="Bearer acme"))["id"]
+        writer = await Writer(broker.store.redis, gid).claim()
+        await writer.finish(
+            "failed", b'{"error": {"message": "It stopped.", "type": "server_error", "code": "timeout"}}'
+        )
+        visitor = await visit(api, "/#/?status=failed&code=timeout", key="ops")
+        await expect_rows(visitor.page, [gid])
+        await visitor.page.get_by_role("button", name="Retry all that match…").click()
+        await confirm(visitor.page, "Retry")
+        await expect(visitor.page.locator("#bulk-result")).to_have_text("Enqueued again: 1.")
+        answer = await api.http.get("/v1/generations?status=queued", headers={"authorization": "Bearer acme"})
+        assert [one["retry_of"] for one in answer.json()["data"]] == [gid]
+        await visitor.page.close()
 
 
 async def test_a_key_that_only_reads_is_told_so(visit: Open, own_redis: EmbeddedRedis) -> None:

@@ -63,11 +63,17 @@ export class Bulk {
   async #retry() {
     const { status, code } = this.list.filter;
     const onlyThose = new URLSearchParams(Object.entries({ status, code }).filter(([, value]) => value)).toString();
-    if (!this.chosen.size && this.list.query === onlyThose) return this.#retryMatching({ status, code: code || null });
+    const byGateway = this.list.query === onlyThose && !this.#showsTenants();
+    if (!this.chosen.size && byGateway) return this.#retryMatching({ status, code: code || null });
     const ids = await this.#ids((one) => ENDINGS.has(one.status));
     if (!ids.length) return "None of them has ended.";
     if (!(await confirmed(`Run ${plural(ids.length)} again, as new ones?`, "Retry"))) return "";
     return this.#each(ids, "Enqueued again", (id) => ask(`${pathOf(id)}/retry`, { method: "POST" }));
+  }
+
+  /** Whether the list has generations of all tenants, as for an operator; the gateway retries those of one at a time. */
+  #showsTenants() {
+    return [...this.generations.known.values()].some(({ tenant }) => tenant);
   }
 
   /** Lets the gateway find and retry them: first to count them, then in earnest. */

@@ -37,6 +37,7 @@ from broker.ids import check_id
 @click.option("--since", type=Moment(), help="Created at this time or later: 15m or 2h (ago), ISO 8601, unix seconds.")
 @click.option("--until", type=Moment(), help="Created before this time.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="Maximum number of generations; default: 1000.")
+@click.option("--tenant", help="Those of this tenant; needs a key with the role operator.")
 @click.option("--dry-run", is_flag=True, help="Only list the generations that match.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per new generation; with --status, one in all.")
 def retry(ids: tuple[str, ...], status: tuple[str, ...], dry_run: bool, as_json: bool, **filters: object) -> None:

@@ -94,12 +94,14 @@ async def test_limits_of_an_upstream_change_at_run_time(idle: Gateway) -> None:
 async def test_changes_need_an_operator(own_redis: EmbeddedRedis) -> None:
     anna = json.loads((await tokencast("key", "anna", "--json", url="")).out)
     ops = json.loads((await tokencast("key", "ops", "--role", "operator", "--json", url="")).out)
+    retry = ("retry", "--status", "failed", "--tenant")
     commands = (("pause", "--tenant", "anna"), ("resume",), ("upstreams", "set", "default", "--rpm", "9"))
     async with gateway(own_redis.url, TOKENCAST_API_KEYS=f"{anna['entry']},{ops['entry']}") as api:
-        for command in commands:
+        for command in (*commands, (*retry, "ops")):
             refused = await tokencast(*command, url=api.url, TOKENCAST_API_KEY=anna["key"])
             assert (refused.code, refused.out) == (2, "")
             assert "role `operator`" in refused.err
+        for command in (*commands, (*retry, "anna")):
             allowed = await tokencast(*command, url=api.url, TOKENCAST_API_KEY=ops["key"])
             assert (allowed.code, allowed.err) == (0, "")
 
