@@ -72,9 +72,8 @@ class Results:
         fields = cast(Json, result) if isinstance(result, dict) else {}
         custom_id = fields.get("custom_id")
         if not isinstance(custom_id, str) or fields.get("id") != self._requests.id_of(custom_id):
-            raise click.ClickException(
-                f"{self._path} exists, and line {number} is not a result of these requests; choose another file."
-            )
+            message = f"{self._path} exists, and line {number} is not a result of these requests; choose another file."
+            raise click.BadParameter(message, param_hint="-o")
         self.done[custom_id] = is_completed(fields)
 
     def write(self, custom_id: str, response: Json | None, error: Json | None) -> None:

@@ -24,20 +24,30 @@ from broker.gateway_client.connection import Unreachable
 from broker.gateway_client.reconnect import TRY_LATER, ReconnectDelay
 
 _REDRAW = 1.0  # seconds
+LOOK_EVERY = 30.0
+"""Seconds between two looks at waiting generations: Redis may have lost them, or the event of their end."""
+_LOOK_AGAIN = 5.0  # seconds after a look that failed
+_LOOKED_AT = 100  # generations of a look; more follow only if one of them has changed without an event
 _GONE = {GenerationGone.code, GenerationNotFound.code}
 
 
 class BatchRun:
     """Runs the requests of a file that have no result."""
 
-    def __init__(self, client: Client, requests: Requests, results: Results, bar: ProgressBar) -> None:
+    def __init__(
+        self, client: Client, requests: Requests, results: Results, bar: ProgressBar, *, look_every: float = LOOK_EVERY
+    ) -> None:
+        """`look_every`: seconds."""
         self._client = client
         self._requests = requests
         self._results = results
         self._bar = bar
         self._reports: SimpleQueue[Received | BrokerError | str] = SimpleQueue()
-        self._waiting: dict[str, str] = {}  # generation → custom_id
+        self._waiting: dict[str, str] = {}  # generation → custom_id, those that were looked at last at the end
+        self._ids: dict[str, str] = {}  # custom_id → generation
         self._running: set[str] = set()
+        self._look_every = look_every
+        self._next_look = time.monotonic() + look_every
 
     def run(self) -> None:
         """Run until each request has a result. Raises Unreachable and RequestRefused."""
@@ -69,7 +79,9 @@ class BatchRun:
             self._handle(report)
 
     def _work(self, seconds: float) -> None:
-        """Handle reports: those that are there, and those of the next `seconds`."""
+        """Handle reports: those that are there, and those of the next `seconds`. Look at generations if it is time."""
+        if time.monotonic() >= self._next_look:
+            self._look()
         until = time.monotonic() + seconds
         with suppress(Empty):
             while True:
@@ -88,6 +100,7 @@ class BatchRun:
             raise report
         if isinstance(report, str):
             self._bar.note(report)
+            self._next_look = time.monotonic()  # the connection was lost
         elif report.event == "gap":
             self._look_at_all()
         elif report.data:
@@ -100,11 +113,35 @@ class BatchRun:
     def _look_at_all(self) -> None:
         """Look at every generation: the connection was lost for so long that events were missed."""
         for gid in list(self._waiting):
-            answer = self._ask(lambda gid=gid: self._client.exchange("GET", f"/v1/generations/{gid}"))
-            if answer.code in _GONE:
-                self._lost(gid)
-            else:
-                self._update(checked(answer))
+            self._take(gid, self._ask(lambda gid=gid: self._client.exchange("GET", f"/v1/generations/{gid}")))
+
+    def _look(self) -> None:
+        """Look at the generations that were not looked at for the longest time, and at more while some of them have
+        ended or are gone. If the gateway cannot answer, the next look is soon."""
+        self._next_look = time.monotonic() + self._look_every
+        found = True
+        while found and self._waiting:
+            found = False
+            for gid in list(self._waiting)[:_LOOKED_AT]:
+                try:
+                    answer = self._client.exchange("GET", f"/v1/generations/{gid}")
+                except Unreachable:
+                    answer = None
+                if answer is None or answer.status in TRY_LATER:
+                    self._next_look = time.monotonic() + min(_LOOK_AGAIN, self._look_every)
+                    return
+                self._take(gid, answer)
+                if gid in self._waiting:
+                    self._waiting[gid] = self._waiting.pop(gid)
+                else:
+                    found = True
+
+    def _take(self, gid: str, answer: Answer) -> None:
+        """Handle the response to a request for a generation."""
+        if answer.code in _GONE:
+            self._lost(gid)
+        else:
+            self._update(checked(answer))
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -139,8 +176,7 @@ class BatchRun:
             if not wanted:
                 continue
             if "id" in item:
-                self._waiting[item["id"]] = line.custom_id
-                self._update(item)
+                self._accept(item, line.custom_id)
             elif item["error"]["status"] in TRY_LATER:
                 waits.append(float(item["error"].get("retry_after") or 1))
             else:
@@ -156,6 +192,16 @@ class BatchRun:
             return line.body
         named = {name: value for name, value in cast(Json, options or {}).items() if value is not None}
         return {**line.body, "tokencast": {"group": self._requests.group, **named}}
+
+    def _accept(self, generation: Json, custom_id: str) -> None:
+        """Wait for a generation. It replaces an earlier one of the same request, which Redis has lost together with the
+        idempotency key."""
+        gid, before = generation["id"], self._ids.get(custom_id)
+        if before is not None and before != gid:
+            self._forget(before)
+        self._ids[custom_id] = gid
+        self._waiting[gid] = custom_id
+        self._update(generation)
 
     # --- results --------------------------------------------------------------------------------------------------
 

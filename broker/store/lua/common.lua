@@ -131,9 +131,11 @@ local function end_from_outside(now, random, status, type, data, usage, err)
   put_webhook(now, status)
 end
 
--- Usage counted from the tokens so far: an ending from outside has no better figures.
+-- Usage counted from the tokens so far: an ending from outside has no better figures. Without an attempt that has begun
+-- there is none: no upstream has accepted a call.
 local function counted_usage()
-  local m = redis.call('HMGET', META, 'pt', 'ct')
+  local m = redis.call('HMGET', META, 'pt', 'ct', 'k')
+  if tonumber(m[3] or 0) == 0 then return 'null' end
   local prompt, completion = tonumber(m[1] or 0), tonumber(m[2] or 0)
   return string.format('{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"estimated":true}', prompt, completion, prompt + completion)
 end

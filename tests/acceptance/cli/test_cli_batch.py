@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.acceptance.cli.terminal import TOKENCAST, terminal
 from tests.acceptance.cli.test_cli import finish, start, tokencast
-from tests.support import Gateway, gateway, request_body, upstream_calls, wait_until, worker
+from tests.servers.forked import Process, start_module
+from tests.support import Gateway, clean_environment, gateway, request_body, upstream_calls, wait_until, worker
 
 Json = dict[str, Any]
 
@@ -160,6 +162,55 @@ async def test_a_batch_survives_a_crash_of_the_gateway(own_redis: EmbeddedRedis,
     assert results["later"]["error"]["code"] == "generation_gone"
 
 
+async def start_batch(api: Gateway, file: Path, out: Path, look_every: float, key: str = "") -> Process:
+    """Start `batch` with this time between two looks."""
+    environment = clean_environment(TOKENCAST_URL=api.url, TOKENCAST_API_KEY=key)
+    arguments = ("tests.acceptance.cli.batch_run", str(file), str(out), str(look_every))
+    return await start_module(*arguments, environment=environment)
+
+
+async def lose_generations(redis_url: str, api: Gateway, number: int, key: str = "") -> None:
+    """Wait for this number of generations, and remove all keys but the names of the data sets: with other names, the
+    gateway would wait 20 seconds for workers that restore generations."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    async def created() -> bool:
+        return len((await api.http.get("/v1/generations", headers=headers)).json()["data"]) == number
+
+    await wait_until(created)
+    async with connect(redis_url) as broker:
+        redis = broker.store.redis
+        await redis.execute("DEL", *(key for key in await redis.execute("KEYS", "*") if not key.endswith(b":ep")))
+
+
+async def test_a_batch_ends_after_redis_has_lost_its_generations(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    """No event tells it."""
+    file, out = write_requests(tmp_path / "in.jsonl", {str(n): quick(f"lost-{n}") for n in range(3)}), tmp_path / "out"
+    async with gateway(own_redis.url) as api:
+        process = await start_batch(api, file, out, look_every=0.2)
+        await lose_generations(own_redis.url, api, 3)
+        assert (await finish(process)).code == 0
+    results = read_results(out.read_text().splitlines())
+    assert [results[str(n)]["error"]["code"] for n in range(3)] == ["generation_gone"] * 3
+
+
+async def test_requests_that_are_sent_again_replace_lost_generations(
+    own_redis: EmbeddedRedis, sim: str, tmp_path: Path
+) -> None:
+    """The limit of the tenant makes the batch send its part again, with an idempotency key that Redis has lost. It does
+    not look at the lost generations."""
+    made = json.loads((await tokencast("key", "anna", "--json", url="")).out)
+    file, out = write_requests(tmp_path / "in.jsonl", {str(n): quick(f"again-{n}") for n in range(3)}), tmp_path / "out"
+    limits = {"TOKENCAST_API_KEYS": made["entry"], "TOKENCAST_TENANT_QUEUED": "2"}
+    async with gateway(own_redis.url, **limits) as api:
+        process = await start_batch(api, file, out, look_every=86_400, key=made["key"])
+        await lose_generations(own_redis.url, api, 2, made["key"])
+        async with worker(own_redis.url, sim, **limits):
+            assert (await finish(process)).code == 0
+    results = read_results(out.read_text().splitlines())
+    assert [results[str(n)]["response"]["status_code"] for n in range(3)] == [200, 200, 200]
+
+
 async def test_a_limit_of_the_tenant_delays_a_batch(own_redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
     made = json.loads((await tokencast("key", "anna", "--json", url="")).out)
     file = write_requests(tmp_path / "in.jsonl", {str(n): quick(f"limit-{n}") for n in range(7)})
@@ -178,7 +229,7 @@ async def test_a_file_that_is_no_result_of_the_requests_is_not_changed(api: Gate
     file = write_requests(tmp_path / "in.jsonl", {"a": quick("a")})
     before = file.read_bytes()
     done = await tokencast("batch", str(file), "-o", str(file), url=api.url)
-    assert (done.code, file.read_bytes()) == (1, before)
+    assert (done.code, file.read_bytes()) == (2, before)
     assert "choose another file" in done.err
     wrong = await tokencast("batch", "-", url=api.url, given=b'{"custom_id": "a", "body": {}}\n{}\n')
     assert (wrong.code, wrong.out) == (2, "")

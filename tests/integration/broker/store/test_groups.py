@@ -11,6 +11,7 @@ import pytest
 from broker import Broker, GroupNotFound, StorageUnavailable, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.ids import shard_of
+from broker.records import GroupUsage
 from broker.store import commands, keys
 from broker.store.commands import REAP, RESTORE, lifecycle_keys, restore_command
 from broker.store.store import new_epoch
@@ -86,6 +87,20 @@ async def test_usage_and_times_of_a_group(broker: Broker) -> None:
     assert (await broker.group("paid")).ended_at == ended.ended_at
     with pytest.raises(GroupNotFound):
         await broker.group("paid", tenant="another")
+
+
+async def test_a_cancelled_generation_has_a_usage_if_an_attempt_has_begun(broker: Broker) -> None:
+    never = await broker.enqueue(grouped("cancelled"))
+    begun = await broker.enqueue(grouped("cancelled"))
+    await Writer(broker.store.redis, begun.id).claim()
+    assert (await broker.cancel(never.id)).usage is None
+    assert (await broker.group("cancelled")).usage == GroupUsage(0, 0, 0)
+    _, fields = (await broker.store.redis.execute("XRANGE", keys.log(never.id), "-", "+"))[-1]
+    assert fields[-2:] == [b"d", b'{"usage":null}']
+    usage = (await broker.cancel(begun.id)).usage
+    assert usage is not None
+    assert usage["prompt_tokens"] > 0
+    assert (await broker.group("cancelled")).usage.prompt_tokens == usage["prompt_tokens"]
 
 
 async def test_a_group_of_deleted_generations_is_still_known(broker: Broker) -> None:
