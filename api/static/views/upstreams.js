@@ -33,8 +33,9 @@ export class UpstreamsView extends Polled {
   #begin(row) {
     const { fields } = row;
     fields.pause.addEventListener("click", () => this.#pause(row.item));
-    fields.edit.addEventListener("toggle", () => {
-      if (fields.edit.open) for (const name of LIMITS) fields[`set-${name}`].value = row.item[name] ?? "";
+    // Not at `toggle`, which comes later: it would overwrite what is typed at once.
+    fields.summary.addEventListener("click", () => {
+      if (!fields.edit.open) for (const name of LIMITS) fields[`set-${name}`].value = row.item[name] ?? "";
     });
     fields.form.addEventListener("submit", (event) => {
       event.preventDefault();
