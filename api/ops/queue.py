@@ -68,8 +68,8 @@ class QueueRoutes:
         return JSONResponse(await self._broker.resume(**await self._part(request)))
 
     async def _part(self, request: Request) -> dict[str, str]:
-        """Return the upstream or the tenant that an operator names; nothing for everything. A null is refused: it is
-        more likely a name that was lost than a request for everything."""
+        """Return the upstream and the tenant of the request body; a request without them applies to everything. A null
+        is refused, because the caller has probably lost the name."""
         self._access.require_operator(request)
         check_known(request)
         asked = _parse(await self._body(request) or b"{}", Pause)

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from broker.errors import StorageUnavailable
 from broker.ids import SHARDS
 from broker.queue.commands import Ticket
-from broker.queue.refill import Refill
+from broker.queue.refill import Refill, ticket_from_fields
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, RedisError
 from broker.redis.continuity import SLOW, Continuity
-from broker.request.options import DEFAULT_PRIORITY
 from broker.settings.settings import Settings
 from broker.store import commands
 from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
@@ -120,7 +119,7 @@ class Reaper:
     async def _look(self, due: Sequence[str]) -> set[str]:
         """Look at the due generations that wait, all at once, and offer their tickets. Return their ids."""
         waiting = await commands.look(self._redis, due)
-        tickets = [self._ticket(one.gid, one.tenant, one.ticket, one.fields) for one in waiting]
+        tickets = [ticket_from_fields(self._settings, one.gid, one.tenant, one.ticket, one.fields) for one in waiting]
         try:
             for ticket in await self._queue.offer_many(tickets) if tickets else ():
                 log.info("%s: queued again", ticket.gid)
@@ -151,7 +150,8 @@ class Reaper:
         elif reply.outcome == b"EXPIRED":
             self.note_expired(gid)
         elif reply.outcome == b"REQUEUE":
-            await self._offer(self._ticket(gid, reply.tenant, reply.ticket, reply.waiting))
+            ticket = ticket_from_fields(self._settings, gid, reply.tenant, reply.ticket, reply.waiting)
+            await self._offer(ticket)
         return True
 
     def note_exhausted(self, gid: str) -> None:
@@ -163,21 +163,6 @@ class Reaper:
         """Count and log a generation that a script ended because its waiting lasted too long."""
         self.expired += 1
         log.info("%s: waited too long", gid)
-
-    def _ticket(self, gid: str, tenant: str, number: int, fields: Sequence[bytes | None]) -> Ticket:
-        """Return the ticket of a generation. `fields`: model, lane, priority, tokens, created ms, scheduled ms and ms
-        before which it must not run again. A lane whose upstreams are unknown here is replaced."""
-        model, lane, priority, tokens, created, run_at, not_before = fields
-        return Ticket(
-            gid,
-            tenant,
-            number,
-            self._settings.current_lane((lane or b"").decode(), (model or b"").decode()),
-            int(priority or DEFAULT_PRIORITY),
-            int(tokens or 0),
-            int(run_at or created or 0),
-            max(int(run_at or 0), int(not_before or 0)),
-        )
 
     async def _offer(self, ticket: Ticket) -> None:
         try:

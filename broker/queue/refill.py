@@ -22,7 +22,8 @@ from broker.store import keys
 AT_ONCE = 200  # tickets of one pipeline
 CLAIM_MS = 60_000  # time for which a process has a shard
 YOUNG = 60.0  # seconds; a queue of this age may be the successor of one with data
-FIELDS = ("st", "own", "tn", "md", "ln", "pr", "es", "ra", "nt", "tk")
+TICKET_FIELDS = ("md", "ln", "pr", "es", "ca", "ra", "nt")
+"""Fields of a generation's meta hash that its ticket needs; look.lua and reap.lua return them in this order."""
 log = logging.getLogger("tokencast.queue")
 
 
@@ -69,26 +70,29 @@ class Refill:
         return offered
 
 
-def _waiting_ticket(settings: Settings, gid: str, meta: Sequence[bytes | None]) -> Ticket | None:
-    """Return the ticket of a generation, from the FIELDS of its meta hash; None if it does not wait. One that was
-    created by 0.1.0 has neither lane nor options."""
-    status, own, tenant, model, lane, priority, tokens, run_at, not_before, number = meta
-    if status != b"queued" or own or tenant is None or model is None:
-        return None
+def ticket_from_fields(
+    settings: Settings, gid: str, tenant: str, number: int, fields: Sequence[bytes | None]
+) -> Ticket:
+    """Return the ticket of a generation that waits. `fields`: values of TICKET_FIELDS; 0.1.0 wrote neither a lane nor
+    options. A lane whose upstreams are unknown here is replaced."""
+    model, lane, priority, tokens, created, run_at, not_before = fields
     return Ticket(
         gid,
-        tenant.decode(),
-        int(number or 1),
-        settings.current_lane((lane or b"").decode(), model.decode()),
+        tenant,
+        number,
+        settings.current_lane((lane or b"").decode(), (model or b"").decode()),
         int(priority or DEFAULT_PRIORITY),
         int(tokens or 0),
-        int(run_at or created_ms(gid)),
+        int(run_at or created or created_ms(gid)),
         max(int(run_at or 0), int(not_before or 0)),
     )
 
 
 async def waiting_tickets(logs: Redis, settings: Settings, gids: Sequence[str]) -> list[Ticket]:
     """Return the tickets of those of these generations that wait."""
-    metas = await logs.pipeline([("HMGET", keys.meta(gid), *FIELDS) for gid in gids])
-    tickets = [_waiting_ticket(settings, gid, meta) for gid, meta in zip(gids, metas, strict=True)]
-    return [ticket for ticket in tickets if ticket is not None]
+    metas = await logs.pipeline([("HMGET", keys.meta(gid), "st", "own", "tn", "tk", *TICKET_FIELDS) for gid in gids])
+    return [
+        ticket_from_fields(settings, gid, tenant.decode(), int(number or 1), fields)
+        for gid, (status, own, tenant, number, *fields) in zip(gids, metas, strict=True)
+        if status == b"queued" and not own and tenant is not None and fields[0] is not None
+    ]

@@ -111,7 +111,7 @@ class BatchRun:
                 self._update(generation)
 
     def _look_at_all(self) -> None:
-        """Look at every generation: the connection was lost for so long that events were missed."""
+        """Check every generation, because events were missed while the connection was lost."""
         for gid in list(self._waiting):
             self._take(gid, self._ask(lambda gid=gid: self._client.exchange("GET", f"/v1/generations/{gid}")))
 

@@ -43,8 +43,8 @@ async def queue(broker: Broker) -> Redis:
     return broker.queue.redis
 
 
-async def test_a_late_renewal_takes_no_place_of_another_worker(queue: Redis) -> None:
-    """The call ended, its generation went back, and another worker has called for it since."""
+async def renewing(queue: Redis) -> tuple[LateRenewals, Places, str, asyncio.Task[None]]:
+    """A worker that has a place for a generation, and whose renewal is on its way."""
     late = LateRenewals(queue)
     places = Places(cast(Redis, late), TenantLimits(), "w1")
     [gid] = await put(queue, ANNA)
@@ -52,6 +52,12 @@ async def test_a_late_renewal_takes_no_place_of_another_worker(queue: Redis) -> 
     places.add(gid, ANNA, "default", 0)
     renewal = asyncio.create_task(places.hold())
     await late.sent.wait()
+    return late, places, gid, renewal
+
+
+async def test_a_late_renewal_takes_no_place_of_another_worker(queue: Redis) -> None:
+    """The call ended, its generation went back, and another worker has called for it since."""
+    late, places, gid, renewal = await renewing(queue)
 
     async def hand_over() -> None:
         await places.end(gid, "none")
@@ -68,13 +74,7 @@ async def test_a_late_renewal_takes_no_place_of_another_worker(queue: Redis) -> 
 
 
 async def test_a_renewal_that_fails_delays_no_end(queue: Redis) -> None:
-    late = LateRenewals(queue)
-    places = Places(cast(Redis, late), TenantLimits(), "w1")
-    [gid] = await put(queue, ANNA)
-    places.born = str((await pull(queue, upstreams=ONE)).born)
-    places.add(gid, ANNA, "default", 0)
-    renewal = asyncio.create_task(places.hold())
-    await late.sent.wait()
+    _, places, gid, renewal = await renewing(queue)
     renewal.cancel()
     await asyncio.gather(renewal, return_exceptions=True)
     assert await places.end(gid, "none") is not None

@@ -39,7 +39,7 @@ def a_flood_leaves_others_their_turns(world: QueueWorld) -> None:
 
 
 def a_refused_call_is_not_a_turn(world: QueueWorld) -> None:
-    """Of two tenants that always wait, each completes the same number, whoever is refused."""
+    """Two tenants that always wait complete the same number of generations, also if one of them is refused."""
     for _ in range(20):
         world.create("a", 3, "t0", 0)
         world.create("a", 3, "t1", 0)
