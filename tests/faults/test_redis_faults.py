@@ -16,7 +16,6 @@ from tests.faults.subscriber import client
 from tests.faults.tripwire import Tripwire, When, script, tripwire
 from tests.support import Gateway, gateway, gather, upstream_calls, wait_until, worker
 
-STEADY = {**QUICK, "TOKENCAST_LEASE": "2"}
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 
 
@@ -48,8 +47,8 @@ async def test_redis_is_killed_and_comes_back(sim: str, keeps: bool) -> None:
     labels = [f"running-{keeps}-{n}" for n in range(6)]
     async with (
         EmbeddedRedis(appendonly=keeps) as redis,
-        gateway(redis.url, **STEADY) as api,
-        worker(redis.url, sim, **STEADY, TOKENCAST_SLOTS="6"),
+        gateway(redis.url, **QUICK) as api,
+        worker(redis.url, sim, **QUICK, TOKENCAST_SLOTS="6"),
     ):
         ended = await ask(api, f"ended-{keeps}", length=5)
         await api.ended(ended.gid)
@@ -112,13 +111,13 @@ async def before_gateway(redis: EmbeddedRedis) -> AsyncGenerator[Tripwire, None]
 
 @pytest.fixture(scope="module")
 async def quick(before_gateway: Tripwire) -> AsyncGenerator[Gateway, None]:
-    async with gateway(before_gateway.url, **STEADY) as started:
+    async with gateway(before_gateway.url, **QUICK) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 async def before_worker(redis: EmbeddedRedis, sim: str) -> AsyncGenerator[Tripwire, None]:
-    async with tripwire(redis.url) as wire, worker(wire.url, sim, **STEADY):
+    async with tripwire(redis.url) as wire, worker(wire.url, sim, **QUICK):
         yield wire
 
 

@@ -27,7 +27,7 @@ from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store import commands, keys
 from broker.store.commands import CLAIM, REAP, lifecycle_keys
 from tests.faults.oracle import Said
-from tests.faults.scene import Stored, ask, audience, prompt, stored
+from tests.faults.scene import QUICK, Stored, ask, audience, prompt, stored
 from tests.faults.subscriber import client
 from tests.servers.redis_proxy import redis_proxy
 from tests.support import (
@@ -50,7 +50,6 @@ from worker.slots import Slots
 from worker.upstream.chunks import Chunk
 from worker.upstream.stream import Upstreams
 
-QUICK = {"TOKENCAST_LEASE": "1", "TOKENCAST_HEARTBEAT": "0.5"}
 ONCE = Stored("completed", attempts=1, budget=0, calls=1)
 
 
@@ -191,14 +190,13 @@ async def test_requests_that_time_out_while_redis_hangs_create_nothing(own_redis
 async def test_a_process_that_starts_while_redis_hangs_requeues_nothing(own_redis: EmbeddedRedis, sim: str) -> None:
     """The leases have expired when it sees them first; their owners had no chance to renew them."""
     labels = [f"hang-{n}" for n in range(5)]
-    quick = {**QUICK, "TOKENCAST_LEASE": "2"}
-    async with gateway(own_redis.url, **quick) as api, worker(own_redis.url, sim, **quick), client() as http:
+    async with gateway(own_redis.url, **QUICK) as api, worker(own_redis.url, sim, **QUICK), client() as http:
         said = [await ask(api, label, length=150, speed=10) for label in labels]
         async with audience(http, lambda: api.url, said[0]) as people:
             await people.has_text()
             async with paused(own_redis):
                 await wait_seconds(6)  # the leases have expired, and the connections have been closed
-                second = asyncio.create_task(_second_gateway(own_redis.url, quick))
+                second = asyncio.create_task(_second_gateway(own_redis.url, QUICK))
                 await wait_seconds(1)
             assert await people.ending() == "completed"
             assert people.resets == 0

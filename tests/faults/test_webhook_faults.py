@@ -75,7 +75,7 @@ async def test_gateway_and_worker_die_around_the_ending(
     own_redis: EmbeddedRedis, broker: Broker, sim: str, receiver: Receiver, when: When
 ) -> None:
     """Ending and announcement are one: either both are there, or another worker makes both."""
-    quick = {"TOKENCAST_LEASE": "1", **ALLOWED}
+    quick = {"TOKENCAST_LEASE": "2", **ALLOWED}
     async with (
         tripwire(own_redis.url) as wire,
         gateway(own_redis.url, **quick) as api,

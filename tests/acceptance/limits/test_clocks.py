@@ -21,12 +21,12 @@ from broker.queue.tickets import granted_name
 from broker.redis.client import Redis
 from broker.settings.settings import Settings
 from broker.store import keys
+from tests.faults.scene import QUICK
 from tests.support import Gateway, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.simulator.text import pieces
 
 pytestmark = pytest.mark.clock
 HOUR = 3600.0
-QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 
 
 @cache

@@ -21,7 +21,6 @@ from broker.queue.quotas import ADMIT
 from broker.redis.client import Script
 from broker.store import keys
 from broker.store.commands import CREATE
-from tests.faults.scene import QUICK
 from tests.support import (
     Frame,
     Gateway,
@@ -38,6 +37,8 @@ from tests.support import (
 KEYS = ",".join(f"{t}:{hashlib.sha256(f'key-{t}'.encode()).hexdigest()}" for t in ("anna", "ben"))
 ANNA, BEN = {"authorization": "Bearer key-anna"}, {"authorization": "Bearer key-ben"}
 KEYED = {"TOKENCAST_API_KEYS": KEYS}
+LEASE = {"TOKENCAST_LEASE": "3", "TOKENCAST_HEARTBEAT": "0.5"}
+"""A lease that outlasts any pause of a living worker on a busy machine: a place that ends too early is given away."""
 OFF = {
     f"TOKENCAST_{name}": "0"
     for name in (
@@ -54,13 +55,13 @@ OFF = {
 async def gateway_with_limits(url: str, **limits: int | str) -> AsyncGenerator[Gateway, None]:
     """A gateway with keys and only these limits."""
     variables = {**OFF, **{f"TOKENCAST_{name.upper()}": str(most) for name, most in limits.items()}}
-    async with gateway(url, TOKENCAST_API_KEYS=KEYS, **variables, **QUICK) as started:
+    async with gateway(url, TOKENCAST_API_KEYS=KEYS, **variables, **LEASE) as started:
         yield started
 
 
 @asynccontextmanager
 async def worker_with_limit(url: str, sim: str, running: int, slots: int = 10) -> AsyncGenerator[Service, None]:
-    variables = {**OFF, "TOKENCAST_TENANT_RUNNING": str(running), "TOKENCAST_SLOTS": str(slots), **QUICK}
+    variables = {**OFF, "TOKENCAST_TENANT_RUNNING": str(running), "TOKENCAST_SLOTS": str(slots), **LEASE}
     async with worker(url, sim, **variables) as started:
         yield started
 

@@ -20,11 +20,10 @@ from broker.settings.settings import Settings
 from broker.store import keys
 from broker.store.commands import RESTORE, restore_command
 from broker.store.store import new_epoch
+from tests.faults.scene import QUICK
 from tests.support import Gateway, Writer, gateway, gather, request_body, texts, until_text, wait_until, worker
 from worker.claims import claim
 from worker.simulator.text import pieces
-
-QUICK = {"TOKENCAST_LEASE": "2", "TOKENCAST_HEARTBEAT": "0.5"}
 
 
 @pytest.fixture

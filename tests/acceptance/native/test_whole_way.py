@@ -185,7 +185,7 @@ async def test_a_stopping_worker_hands_over_without_loss(own_redis: EmbeddedRedi
 
 async def test_a_generation_of_a_killed_worker_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
     """Its lease expires, the reaper finds it, and another worker claims it."""
-    lease = {"TOKENCAST_LEASE": "1"}
+    lease = {"TOKENCAST_LEASE": "2"}
     async with gateway(own_redis.url, **lease) as api, worker(own_redis.url, sim, **lease) as doomed:
         generation = await api.create(request_body("[[sim seed=4 length=300 speed=100]]", model="sim"))
         async with aclosing(api.follow(generation["id"])) as stream:

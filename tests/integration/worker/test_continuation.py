@@ -197,7 +197,7 @@ async def test_without_an_upstream_it_waits_in_the_queue_and_starts_again(own_re
 
 async def test_the_text_of_a_killed_worker_starts_again(own_redis: EmbeddedRedis, sim: str) -> None:
     """Another worker cannot go on, whatever the policy."""
-    quick = {"TOKENCAST_LEASE": "1"}
+    quick = {"TOKENCAST_LEASE": "2"}
     async with connect(own_redis.url) as broker:
         async with worker(own_redis.url, sim, **quick) as process:
             created = await broker.enqueue({**request_with("speed=10"), "on_upstream_error": "continue"})

@@ -210,10 +210,10 @@ async def test_the_generation_of_a_killed_worker_restarts(sim: str) -> None:
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
-        worker(redis.url, sim, TOKENCAST_LEASE="1") as other,
+        worker(redis.url, sim, TOKENCAST_LEASE="2") as other,
     ):
         other.send(signal.SIGSTOP)  # so that the other worker takes the tickets
-        async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
+        async with worker(redis.url, sim, TOKENCAST_LEASE="2") as process:
             created = await broker.enqueue(request_with("length=40 speed=40 label=killed"))
             await wait_until(lambda: in_progress(broker, created.id))
             other.send(signal.SIGCONT)
@@ -246,12 +246,12 @@ async def test_a_paused_worker_cannot_write_after_it_resumes(sim: str) -> None:
     async with (
         EmbeddedRedis() as redis,
         connect(redis.url) as broker,
-        worker(redis.url, sim, TOKENCAST_LEASE="1") as ghost,
+        worker(redis.url, sim, TOKENCAST_LEASE="2") as ghost,
     ):
         created = await broker.enqueue(request_with("length=200 speed=100"))
         await wait_until(lambda: in_progress(broker, created.id))
         ghost.send(signal.SIGSTOP)
-        async with worker(redis.url, sim, TOKENCAST_LEASE="1") as process:
+        async with worker(redis.url, sim, TOKENCAST_LEASE="2") as process:
             await process.says(f"{created.id}: attempt 2")
             ghost.send(signal.SIGCONT)
             await ghost.says(f"{created.id}: ended elsewhere .FENCED.")

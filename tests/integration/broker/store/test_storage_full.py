@@ -112,7 +112,7 @@ async def test_leases_are_renewed_in_a_full_redis(broker: Broker) -> None:
 
 async def test_readers_get_the_ending_and_the_system_recovers(engine: str, sim: str) -> None:
     """A gateway and a worker with a running generation, a full Redis, and a new generation afterwards."""
-    quick = {"TOKENCAST_LEASE": "1"}
+    quick = {"TOKENCAST_LEASE": "2"}
     async with (
         EmbeddedRedis(binary=engine) as redis,
         connect(redis.url) as broker,
