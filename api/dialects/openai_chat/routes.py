@@ -33,6 +33,7 @@ from broker.request.body import CompletionRequest
 Json = dict[str, Any]
 
 EXPIRE_TRIES, EXPIRE_PAUSE = 10, 0.05  # seconds
+LOOK_PERIOD = 1.0  # seconds between two looks at the upstreams that a generation waits for
 STATUS_WAIT = 10.0
 """Seconds that the status line waits for the first chunk, so that a failure has its own status."""
 
@@ -97,13 +98,19 @@ class ChatCompletionRoutes:
     @asynccontextmanager
     async def _expire_in_time(self, generation: Generation) -> AsyncGenerator[None]:
         """End a generation whose waiting has lasted too long while the block runs: reapers look every two seconds, and
-        the caller would no longer get the error's status."""
+        the caller would no longer get the error's status. One whose upstreams take no call before its deadline ends at
+        once, so that the caller can do something else in the meantime."""
         if generation.deadline is None:
             yield
             return
 
         async def expire(deadline: float) -> None:
-            await asyncio.sleep(deadline - await self._broker.store.clock.now())
+            while (left := deadline - await self._broker.store.clock.now()) > 0:
+                with suppress(StorageUnavailable):
+                    next_try = await self._broker.waiting.late_try(generation)
+                    if next_try and await self._broker.expire(generation.id, next_try):
+                        return
+                await asyncio.sleep(min(left, LOOK_PERIOD))
             for _ in range(EXPIRE_TRIES):  # Redis's clock is only estimated, and may be a few ms behind
                 with suppress(StorageUnavailable):
                     if await self._broker.expire(generation.id):
