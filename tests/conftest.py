@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def fork_servers() -> Iterator[None]:
     """Start our processes as forks of a process that has already imported their modules."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job, and inherited by all children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not ForkServers.possible:
         yield
         return
