@@ -127,7 +127,8 @@ async def sim() -> AsyncGenerator[str, None]:
 
 @pytest.fixture(scope="module")
 async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway and a worker."""
+    """`api` and a worker, which takes every generation of the module. Tests with a `Writer` need a gateway without a
+    worker: a module that has both defines `running` with a Redis of its own."""
     async with worker(redis.url, sim):
         yield api
 

@@ -92,6 +92,7 @@ def layer_of(module: str) -> str:
     name = module
     while name not in LAYER:
         name = name.rpartition(".")[0]
+        assert name, f"{module} is in no layer: add its package to LAYERS"
     return name
 
 
