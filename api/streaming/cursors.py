@@ -1,4 +1,5 @@
-"""Cursor resolution: where a reader begins."""
+"""Cursor resolution: the position from which a reader continues, in dialects that cross attempts. The routes of
+`openai_chat`, whose readers see one attempt, have their own."""
 
 from __future__ import annotations
 
