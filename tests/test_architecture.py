@@ -68,7 +68,7 @@ LAYERS = (
     "api.middleware",
     "api.requests api.openapi_parts",
     "api.dialects.base",
-    "api.dialects.native api.dialects.openai_chat",
+    " ".join(f"api.dialects.{path.name}" for path in sorted((ROOT / "api/dialects").glob("*/"))),
     "api.ops",
     "api.app",
     "api.__main__",
