@@ -27,9 +27,14 @@ def load(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        fields = kind.model_fields
-        names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
-        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
+        raise Misconfigured("; ".join(settings_errors(kind, error))) from None
+
+
+def settings_errors(kind: type[Settings] | type[ClientSettings], error: ValidationError) -> list[str]:
+    """Return what is wrong, each with the name of its variable and without the value."""
+    fields = kind.model_fields
+    names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
+    return format_errors(names, error.errors())
 
 
 def load_for_process() -> Settings:
@@ -50,12 +55,15 @@ def variables() -> Iterator[tuple[str, str, str]]:
     documentation."""
     for kind in (Settings, ClientSettings):
         for name, field in kind.model_fields.items():
-            yield variable_of(name, field), _shown(field.default), field.description or ""
+            yield variable_of(name, field), format_setting(field.default), field.description or ""
 
 
-def _shown(default: object) -> str:
-    if default is None or default in ((), {}):
+def format_setting(value: object) -> str:
+    """Return a value as a variable would contain it."""
+    if value is None or value in ((), {}):
         return ""
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return str(int(default) if isinstance(default, bool) else default)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return str(value)
