@@ -39,7 +39,7 @@ from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
 from broker.queue.reaper import Reaper
 from broker.runtime.logging import REQUEST_ID
-from broker.runtime.tracing import span, tracing
+from broker.runtime.tracing import Spanned, span, tracing
 from broker.settings.settings import Settings
 from broker.webhooks.delivery import WebhookDelivery
 
@@ -143,9 +143,18 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
             return
         parent = Headers(scope=scope).get("traceparent", "")
-        with span(scope["method"], parent, server=True, request__id=request_id) as serving:
-            await self._app(scope, receive, send_with_id)
-            serving.rename(f"{scope['method']} {_route(scope)}")
+        with span(scope["method"], parent, kind="server", request__id=request_id) as serving:
+            serving.note(http__request__method=scope["method"], url__scheme=scope.get("scheme", "http"))
+            status = 0
+
+            async def send_traced(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send_with_id(message)
+
+            await self._app(scope, receive, send_traced)
+            _note_response(serving, scope["method"], _route(scope), status)
 
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         path = _NOT_IN_PATHS.sub("…", scope["path"])[:200]
@@ -153,6 +162,15 @@ class RequestLog:
         level = logging.ERROR if status >= 500 else logging.WARNING
         line = "%s %s → %d in %.1f ms (%s)"
         logger.log(level, line, scope["method"], path, status, seconds * 1000, request_id, extra={"fields": fields})
+
+
+def _note_response(serving: Spanned, method: str, route: str, status: int) -> None:
+    """Set the attributes that HTTP's semantic conventions require."""
+    serving.rename(f"{method} {route}".rstrip())
+    serving.note(http__route=route or None, http__response__status_code=status or None)
+    if status >= 500:
+        serving.note(error__type=str(status))
+        serving.failed("")
 
 
 def _route(scope: Scope) -> str:

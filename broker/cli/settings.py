@@ -12,7 +12,7 @@ from broker.settings.inspection.report import Process, SettingsReport, report_se
 @click.command(
     "settings",
     short_help="Show the settings in force, and check them.",
-    epilog=examples("tokencast settings", "tokencast settings --for worker", "tokencast settings --json"),
+    epilog=examples("tokencast settings", "tokencast settings --for api", "tokencast settings --json"),
 )
 @click.option(
     "--for",

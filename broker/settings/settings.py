@@ -150,6 +150,9 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         None, description="Directory in which gateways on one port share their metrics; must be empty at the start"
     )
     log: Literal["text", "json"] = Field("text", description="Log format, `text` or `json`")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged: `debug`, `info`, `warning` or `error`"
+    )
 
     @field_validator("redis_url", "streams_url")
     @classmethod
