@@ -21,6 +21,7 @@ from api.auth import Access
 from api.dialects.native.dialect import NATIVE_API
 from api.dialects.openai_chat.dialect import OPENAI_CHAT_API
 from api.errors import new_request_id, on_broker_error, on_disconnect, on_http_error
+from api.keys import LiveKeys
 from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
@@ -50,9 +51,11 @@ DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
 
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
-    access = Access(broker.settings, broker.tokens, broker.store.owner)
     settings = broker.settings
+    api_keys = LiveKeys(settings)
+    access = Access(settings, api_keys, broker.tokens, broker.store.owner)
     connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
+    api_keys.on_change = connections.change_keys
     follow = Follow(broker.hub, access, connections)
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
@@ -61,7 +64,7 @@ def create_app(broker: Broker) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run())
+        parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run(), api_keys.run())
         background = [asyncio.create_task(part) for part in parts]
         yield
         await webhooks.close()

@@ -7,13 +7,16 @@ end with the gateway (a completion that is sent as a whole) is a wait, not a sub
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+from api.keys import AccessEnd
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.fanout.buffer import Slice
 from broker.fanout.dialect import EndReason
@@ -30,6 +33,8 @@ class Connections:
         self.send_timeout = send_timeout
         self._heartbeat = heartbeat
         self._waits: set[asyncio.Future[None]] = set()
+        self._by_key: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        self._removed_keys: set[str] = set()
 
     def __len__(self) -> int:
         return self.hub.subscribers + len(self._waits)
@@ -45,19 +50,40 @@ class Connections:
             self._drop_stalled()
             await self._send_heartbeats()
 
-    def expiring(self, subscriber: Subscriber, at: float | None) -> AbstractContextManager[None]:
-        """Return a context manager that ends a response at a time (unix seconds), when its reader's token expires.
-        None: never, which costs a stream no more than the object."""
-        return nullcontext() if at is None else self._expiring(subscriber, at)
+    def expiring(self, subscriber: Subscriber, end: AccessEnd | None) -> AbstractContextManager[None]:
+        """Return a context manager that ends a response when its reader's access ends: its token or key expires, or the
+        key is removed. None: never, which costs a stream no more than the object."""
+        return nullcontext() if end is None else self._expiring(subscriber, end)
 
     @contextmanager
-    def _expiring(self, subscriber: Subscriber, at: float) -> Generator[None]:
-        delay = max(0.0, at - time.time())
-        timer = asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
+    def _expiring(self, subscriber: Subscriber, end: AccessEnd) -> Generator[None]:
+        at = time.time() if end.key in self._removed_keys else end.at
+        timer: asyncio.TimerHandle | None = None
+        if at < math.inf:
+            delay = max(0.0, at - time.time())
+            timer = asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
+        if end.key:
+            self._by_key[end.key].add(subscriber)
         try:
             yield
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+            if end.key:
+                self._forget(end.key, subscriber)
+
+    def _forget(self, key: str, subscriber: Subscriber) -> None:
+        subscribers = self._by_key[key]
+        subscribers.discard(subscriber)
+        if not subscribers:
+            del self._by_key[key]
+
+    def change_keys(self, removed: Collection[str], added: Collection[str]) -> None:
+        """End the responses to readers whose keys, given by their hashes, are no longer valid."""
+        self._removed_keys = (self._removed_keys - set(added)) | (set(removed) - set(added))
+        for key in removed:
+            for subscriber in tuple(self._by_key.get(key, ())):
+                self.hub.end(subscriber, EndReason.EXPIRED)
 
     async def wait(self, *until: Coroutine[Any, Any, None], timeout: float | None = None) -> bool:
         """Wait until one of `until` is done, for at most `timeout` seconds. Return whether the drain ended the wait."""

@@ -52,6 +52,11 @@ def read_file_of(name: str) -> str | None:
     return value
 
 
+def file_of(name: str) -> str | None:
+    """Return the path in `<NAME>_FILE`; None if it is not set."""
+    return os.environ.get(f"{name}{_FILE}") or None
+
+
 def source_of(name: str, *, file: bool) -> str:
     """Return where a variable's value comes from: `default`, `environment`, or `<NAME>_FILE` if it can be in a
     `file`."""

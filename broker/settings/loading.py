@@ -12,7 +12,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from broker.errors import Misconfigured
-from broker.runtime.environment import find_unread
+from broker.runtime.environment import find_unread, read_variable
+from broker.settings.api_keys import API_KEYS, ApiKey, keys_of, split_entries
 from broker.settings.client_settings import ClientSettings
 from broker.settings.messages import format_errors
 from broker.settings.secret_files import SECRETS, variable_of
@@ -43,6 +44,18 @@ def load_for_process() -> Settings:
     _ = settings.tenants, settings.all_upstreams()
     settings.check_tenants()
     return settings
+
+
+def load_keys() -> dict[str, ApiKey]:
+    """Read TOKENCAST_API_KEYS again. Raises Misconfigured, also if it contains no key: a gateway that requires keys
+    never becomes open."""
+    try:
+        keys = keys_of(split_entries(read_variable(API_KEYS) or ""))
+    except ValueError as error:
+        raise Misconfigured(f"{API_KEYS}: {error}") from None
+    if not keys:
+        raise Misconfigured(f"{API_KEYS}: contains no key")
+    return keys
 
 
 def unknown_variables() -> dict[str, str]:

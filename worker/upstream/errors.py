@@ -59,7 +59,7 @@ class UpstreamError(Exception):
         """Seconds until the next call may succeed, if the upstream told."""
         self.outcome: Outcome = outcome or _default_outcome(code, status)
         self.rate_limits = rate_limits
-        self.cause = cause
+        self.cause: Cause | None = cause
         """For operators, like `http_status`: neither is part of what readers are told."""
         self.http_status: int | None = None
         """Status of the response, if there was one."""
