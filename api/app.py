@@ -28,6 +28,7 @@ from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
+from api.ops.keys import KeyRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
@@ -35,6 +36,7 @@ from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
+from broker.auth.key_uses import KeyUses
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
@@ -52,7 +54,8 @@ DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
     settings = broker.settings
-    api_keys = LiveKeys(settings)
+    key_uses = KeyUses(broker.queue.redis)
+    api_keys = LiveKeys(settings, key_uses.note)
     access = Access(settings, api_keys, broker.tokens, broker.store.owner)
     connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
     api_keys.on_change = connections.change_keys
@@ -64,7 +67,15 @@ def create_app(broker: Broker) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run(), api_keys.run())
+        parts = (
+            reaper.run(),
+            metrics.run(),
+            connections.run(),
+            broker.waiting.run(),
+            webhooks.run(),
+            api_keys.run(),
+            key_uses.run(),
+        )
         background = [asyncio.create_task(part) for part in parts]
         yield
         await webhooks.close()
@@ -79,6 +90,7 @@ def create_app(broker: Broker) -> Starlette:
             *OverviewRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
+            *KeyRoutes(access, api_keys, key_uses).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),

@@ -32,8 +32,10 @@ class AccessEnd(NamedTuple):
 class LiveKeys:
     """The keys by their hashes. `on_change` is told which hashes are no longer valid, and which are new."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_use: Callable[[str], None]) -> None:
+        """`on_use`: is told the hash of each key that is presented and valid."""
         self._keys = settings.keys
+        self._on_use = on_use
         self._path = file_of(API_KEYS)
         self._seen: tuple[int, int, int] | None = None
         self.on_change: OnChange | None = None
@@ -55,7 +57,12 @@ class LiveKeys:
             raise InvalidKey
         if key.expires is not None and key.expires <= time.time():
             raise KeyExpired
+        self._on_use(digest)
         return key
+
+    def items(self) -> Iterable[tuple[str, ApiKey]]:
+        """The keys with their hashes."""
+        return self._keys.items()
 
     def end_of(self, digest: str) -> AccessEnd:
         """Return when the access by a known key ends."""

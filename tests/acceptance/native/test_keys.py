@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+from broker import connect
 from broker.dev.embedded_redis import EmbeddedRedis
+from broker.store import keys
+from tests.acceptance.cli.test_cli import tokencast
 from tests.support import Gateway, gateway, wait_until
 
 
@@ -61,6 +65,7 @@ async def test_keys_are_read_again_when_their_file_changes(own_redis: EmbeddedRe
             assert "retry: " in await rest_of(other.aiter_text())
             assert await status(api, "ben") == (401, "api_key_expired")
             assert await status(api, "carl") == (200, "")
+            await last_uses_are_listed(api, own_redis.url, file)
             refused = await api.http.post("/v1/generations", json={}, headers=bearer("carl"))
             assert refused.json()["error"]["code"] == "read_only_key"
 
@@ -68,6 +73,33 @@ async def test_keys_are_read_again_when_their_file_changes(own_redis: EmbeddedRe
             await wait_until(lambda: is_valid(api, "anna"))
             assert (await api.http.head(one, params={"token": token})).status_code == 200
         assert api.process.output.count("remain as they were") == 1
+
+
+async def last_uses_are_listed(api: Gateway, redis_url: str, file: Path) -> None:
+    """To operators, with ends; and by the command."""
+    refused = await api.http.get("/v1/keys", headers=bearer("carl"))
+    assert refused.json()["error"]["code"] == "operator_required"
+    put(file, entry("carl", ":read:expires=2099-01-31"), entry("ops", ":operator"), entry("unused"))
+    await wait_until(lambda: is_valid(api, "ops"))
+    listed = (await api.http.get("/v1/keys", headers=bearer("ops"))).json()["data"]
+    digest = entry("carl").partition(":")[2]
+    assert [one["tenant"] for one in listed] == ["carl", "ops", "unused"]
+    assert listed[0] == {
+        "key": digest[:8],
+        "tenant": "carl",
+        "role": "read",
+        "expires_at": datetime(2099, 2, 1, tzinfo=UTC).timestamp(),
+        "last_used_at": listed[0]["last_used_at"],
+    }
+    assert listed[0]["last_used_at"] > 0
+    assert listed[2]["last_used_at"] is None
+    shown = await tokencast("key", "--list", url=api.url, TOKENCAST_API_KEY="key-ops")
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert rows[1][:4] == [digest[:8], "carl", "read", "2099-01-31"]
+    assert rows[3][1:] == ["unused", "tenant", "-", "-"]
+    async with connect(redis_url) as broker:
+        used = await wait_until(lambda: broker.queue.redis.execute("HGET", keys.KEY_USES, digest[:16]))
+        assert int(used) > 0
 
 
 async def rest_of(parts: AsyncIterator[str]) -> str:
