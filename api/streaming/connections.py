@@ -11,8 +11,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -53,26 +53,16 @@ class Connections:
     def expiring(self, subscriber: Subscriber, end: AccessEnd | None) -> AbstractContextManager[None]:
         """Return a context manager that ends a response when its reader's access ends: its token or key expires, or the
         key is removed. None: never, which costs a stream no more than the object."""
-        return nullcontext() if end is None else self._expiring(subscriber, end)
+        if end is None:
+            return nullcontext()
+        return _Expiring(self, subscriber, end.key, time.time() if end.key in self._removed_keys else end.at)
 
-    @contextmanager
-    def _expiring(self, subscriber: Subscriber, end: AccessEnd) -> Generator[None]:
-        at = time.time() if end.key in self._removed_keys else end.at
-        timer: asyncio.TimerHandle | None = None
-        if at < math.inf:
-            delay = max(0.0, at - time.time())
-            timer = asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
-        if end.key:
-            self._by_key[end.key].add(subscriber)
-        try:
-            yield
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if end.key:
-                self._forget(end.key, subscriber)
+    def keep(self, key: str, subscriber: Subscriber) -> None:
+        """Remember the response to a reader with this key."""
+        self._by_key[key].add(subscriber)
 
-    def _forget(self, key: str, subscriber: Subscriber) -> None:
+    def forget(self, key: str, subscriber: Subscriber) -> None:
+        """Forget a response that has ended."""
         subscribers = self._by_key[key]
         subscribers.discard(subscriber)
         if not subscribers:
@@ -153,3 +143,29 @@ class Connections:
 def _resolve(wait: asyncio.Future[None]) -> None:
     if not wait.done():
         wait.set_result(None)
+
+
+class _Expiring:
+    """The context of a response whose reader's access ends. An object without a frame: there is one per subscriber."""
+
+    __slots__ = ("_at", "_connections", "_key", "_subscriber", "_timer")
+
+    def __init__(self, connections: Connections, subscriber: Subscriber, key: str, at: float) -> None:
+        self._connections = connections
+        self._subscriber = subscriber
+        self._key = key
+        self._at = at
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if self._at < math.inf:
+            delay, end = max(0.0, self._at - time.time()), self._connections.hub.end
+            self._timer = asyncio.get_running_loop().call_later(delay, end, self._subscriber, EndReason.EXPIRED)
+        if self._key:
+            self._connections.keep(self._key, self._subscriber)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._key:
+            self._connections.forget(self._key, self._subscriber)

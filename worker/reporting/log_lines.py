@@ -22,7 +22,8 @@ log = logging.getLogger("tokencast.worker")
 
 def log_start(claim: Claim) -> None:
     """Log that an attempt calls its upstream."""
-    log.info("%s: attempt %d", claim.gid, claim.ordinal, extra=details(model=claim.model, upstream=claim.upstream))
+    named = {**details(model=claim.model, upstream=claim.upstream), "fields": {"attempt": claim.ordinal}}
+    log.info("%s: attempt %d", claim.gid, claim.ordinal, extra=named)
 
 
 def log_completed(attempt: Attempt) -> None:
