@@ -1,4 +1,5 @@
-# One image for every process of Tokencast; the command chooses: api, worker, upstream-sim, dev, …
+# One image for every process of Tokencast; the command chooses: api, worker, upstream-sim, settings, … It contains
+# OpenTelemetry, and not the embedded server of `tokencast dev`.
 #
 #   docker build -t tokencast .
 #
@@ -12,8 +13,8 @@ WORKDIR /build
 # An environment without a pip of its own: the base image's pip installs into it from outside.
 RUN python -m venv --without-pip /opt/tokencast
 # The dependencies change rarely and the code often: in this order, a change of code rebuilds one small layer.
-COPY requirements.lock ./
-RUN python -m pip --python /opt/tokencast/bin/python install --require-hashes -r requirements.lock
+COPY requirements-image.lock ./
+RUN python -m pip --python /opt/tokencast/bin/python install --require-hashes -r requirements-image.lock
 COPY requirements-build.lock ./
 RUN python -m pip install --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE tokencast_broker.py ./

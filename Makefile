@@ -65,6 +65,7 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra dev --output-file requirements.lock pyproject.toml
 	$(compile) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
 		--output-file requirements-dev.lock pyproject.toml
+	$(compile) --extra otel -c requirements-dev.lock --output-file requirements-image.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 

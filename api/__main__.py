@@ -23,8 +23,8 @@ from broker.runtime.logging import configure_logging
 from broker.runtime.process import prepare, refuse
 from broker.runtime.sockets import shown
 from broker.runtime.tracing import configure_tracing
+from broker.settings.inspection.processes import check_open
 from broker.settings.loading import load_for_process, unknown_variables
-from broker.settings.origins import is_loopback
 from broker.settings.settings import Settings
 from broker.store.preflight import Preflight
 
@@ -67,18 +67,6 @@ async def _watch(watch: Preflight) -> None:
     await watch.run()
 
 
-def check_open(settings: Settings) -> None:
-    """Misconfigured if anyone on the network could use the gateway, or if tenants have limits and no keys."""
-    if not settings.tenants and settings.tenant_settings:
-        raise Misconfigured("TOKENCAST_TENANTS: a gateway without TOKENCAST_API_KEYS has no tenants")
-    if settings.tenants or settings.allow_open:
-        return
-    if not is_loopback(settings.host):
-        raise Misconfigured(
-            f"HOST={settings.host} would be open to anyone: set TOKENCAST_API_KEYS, or TOKENCAST_ALLOW_OPEN=1"
-        )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tokencast api",
@@ -95,7 +83,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = load_for_process()
-        configure_logging(settings.log)
+        configure_logging(settings.log, settings.log_level)
         for warning in unknown_variables().values():
             logger.warning("%s", warning)
         check_open(settings)

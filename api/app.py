@@ -21,12 +21,14 @@ from api.auth import Access
 from api.dialects.native.dialect import NATIVE_API
 from api.dialects.openai_chat.dialect import OPENAI_CHAT_API
 from api.errors import new_request_id, on_broker_error, on_disconnect, on_http_error
+from api.keys import LiveKeys
 from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
+from api.ops.keys import KeyRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
@@ -34,12 +36,13 @@ from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
+from broker.auth.key_uses import KeyUses
 from broker.broker import Broker
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import BrokerError
 from broker.queue.reaper import Reaper
 from broker.runtime.logging import REQUEST_ID
-from broker.runtime.tracing import span, tracing
+from broker.runtime.tracing import Spanned, span, tracing
 from broker.settings.settings import Settings
 from broker.webhooks.delivery import WebhookDelivery
 
@@ -50,9 +53,12 @@ DIALECTS = (NATIVE_API, OPENAI_CHAT_API)
 
 def create_app(broker: Broker) -> Starlette:
     """Create the application. The broker must be connected for as long as it serves."""
-    access = Access(broker.settings, broker.tokens, broker.store.owner)
     settings = broker.settings
+    key_uses = KeyUses(broker.queue.redis)
+    api_keys = LiveKeys(settings, key_uses.note)
+    access = Access(settings, api_keys, broker.tokens, broker.store.owner)
     connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
+    api_keys.on_change = connections.change_keys
     follow = Follow(broker.hub, access, connections)
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
@@ -61,7 +67,15 @@ def create_app(broker: Broker) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run())
+        parts = (
+            reaper.run(),
+            metrics.run(),
+            connections.run(),
+            broker.waiting.run(),
+            webhooks.run(),
+            api_keys.run(),
+            key_uses.run(),
+        )
         background = [asyncio.create_task(part) for part in parts]
         yield
         await webhooks.close()
@@ -76,6 +90,7 @@ def create_app(broker: Broker) -> Starlette:
             *OverviewRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
+            *KeyRoutes(access, api_keys, key_uses).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),
@@ -143,9 +158,18 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
             return
         parent = Headers(scope=scope).get("traceparent", "")
-        with span(scope["method"], parent, server=True, request__id=request_id) as serving:
-            await self._app(scope, receive, send_with_id)
-            serving.rename(f"{scope['method']} {_route(scope)}")
+        with span(scope["method"], parent, kind="server", request__id=request_id) as serving:
+            serving.note(http__request__method=scope["method"], url__scheme=scope.get("scheme", "http"))
+            status = 0
+
+            async def send_traced(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send_with_id(message)
+
+            await self._app(scope, receive, send_traced)
+            _note_response(serving, scope["method"], _route(scope), status)
 
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         path = _NOT_IN_PATHS.sub("…", scope["path"])[:200]
@@ -153,6 +177,15 @@ class RequestLog:
         level = logging.ERROR if status >= 500 else logging.WARNING
         line = "%s %s → %d in %.1f ms (%s)"
         logger.log(level, line, scope["method"], path, status, seconds * 1000, request_id, extra={"fields": fields})
+
+
+def _note_response(serving: Spanned, method: str, route: str, status: int) -> None:
+    """Set the attributes that HTTP's semantic conventions require."""
+    serving.rename(f"{method} {route}".rstrip())
+    serving.note(http__route=route or None, http__response__status_code=status or None)
+    if status >= 500:
+        serving.note(error__type=str(status))
+        serving.failed("")
 
 
 def _route(scope: Scope) -> str:

@@ -9,16 +9,16 @@ accept it.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from api.keys import AccessEnd, LiveKeys
 from api.query import text_of
 from api.quotas import SubscriberQuotas
 from broker.auth.stream_tokens import Tokens
-from broker.errors import GenerationNotFound, InvalidKey, InvalidRequest, InvalidToken, OperatorRequired, ReadOnlyKey
+from broker.errors import GenerationNotFound, InvalidRequest, InvalidToken, OperatorRequired, ReadOnlyKey
 from broker.ids import ALL_TENANTS
 from broker.queue.quotas import OPEN_TENANT
 from broker.settings.api_keys import ApiKey, is_tenant
@@ -37,8 +37,8 @@ class ReadAccess:
 
     tenant: str
     """The tenant of the generations; ALL_TENANTS for all."""
-    until: float | None = None
-    """End of the access, in unix seconds by this machine's clock."""
+    until: AccessEnd | None = None
+    """End of the access, by this machine's clock; None: it never ends."""
     caller: str = ""
     """The tenant whose subscriber it is; "": the same."""
 
@@ -46,10 +46,11 @@ class ReadAccess:
 class Access:
     """Identifies tenants. If no keys are configured, all callers are the same tenant."""
 
-    def __init__(self, settings: Settings, tokens: Tokens, owner: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, settings: Settings, keys: LiveKeys, tokens: Tokens, owner: Callable[[str], Awaitable[str | None]]
+    ) -> None:
         """`owner`: returns the tenant of a generation, None if it is unknown."""
-        self._keys = settings.keys
-        self._names = frozenset(settings.tenants.values()) or {OPEN_TENANT}
+        self._keys = keys
         self._tokens = tokens
         self._owner = owner
         self.subscribers = SubscriberQuotas(settings)
@@ -104,30 +105,34 @@ class Access:
         """
         text = text_of(connection, "token")
         if not text or _bearer(connection):
-            return ReadAccess(await self.owner(connection, gid), caller=self.tenant(connection))
+            owner = await self.owner(connection, gid)
+            return ReadAccess(owner, self.end(connection), caller=self.tenant(connection))
         token = await self._tokens.check(text)
-        if token.tenant not in self._names:
+        if token.tenant not in (self._keys.tenants or {OPEN_TENANT}):
             raise InvalidToken  # its tenant's keys were removed
         if token.gid != gid:
             raise GenerationNotFound
-        return ReadAccess(token.tenant, self._tokens.clock.to_local(token.expires_at))
+        return ReadAccess(token.tenant, AccessEnd(self._tokens.clock.to_local(token.expires_at)))
+
+    def end(self, connection: HTTPConnection) -> AccessEnd | None:
+        """Return when the access by the caller's key ends; None if no keys are configured."""
+        return self._keys.end_of(_digest(connection)) if self._keys else None
 
     def _key(self, connection: HTTPConnection) -> ApiKey:
         if not self._keys:
             return _OPEN
         key: ApiKey | None = connection.scope.get(_SCOPE_KEY)
         if key is None:
-            key = connection.scope[_SCOPE_KEY] = self._look_up(_bearer(connection))
+            key = connection.scope[_SCOPE_KEY] = self._keys.find(_digest(connection))
         if key.role == "read" and connection.scope.get("method") not in _READING:
             raise ReadOnlyKey
         return key
 
-    def _look_up(self, presented: str) -> ApiKey:
-        digest = hashlib.sha256(presented.encode()).hexdigest()
-        for known, key in self._keys.items():
-            if presented and hmac.compare_digest(known, digest):
-                return key
-        raise InvalidKey
+
+def _digest(connection: HTTPConnection) -> str:
+    """Return the SHA-256 of the presented key (hex); "" if there is none."""
+    presented = _bearer(connection)
+    return hashlib.sha256(presented.encode()).hexdigest() if presented else ""
 
 
 def _bearer(connection: HTTPConnection) -> str:

@@ -16,7 +16,7 @@ from api.middleware.crash import ACCEPTED
 from broker.broker import Broker
 from broker.errors import BodyTooLarge, InvalidRequest
 from broker.request.body import CompletionRequest
-from broker.runtime.logging import REQUEST_ID
+from broker.runtime.logging import REQUEST_ID, details
 from broker.store.store import Created
 
 logger = logging.getLogger("tokencast.api")
@@ -109,5 +109,7 @@ async def submit(
     request.scope[ACCEPTED] = ""
     created = await broker.submit(asked, tenant, key, request.is_disconnected, queue_timeout=queue_timeout)
     request.scope[ACCEPTED] = created.id
-    logger.info("%s: %s (%s)", created.id, "requested again" if created.replayed else "accepted", REQUEST_ID.get())
+    how = "requested again" if created.replayed else "accepted"
+    named = details(model=asked.model, tenant=tenant, priority=asked.options.priority)
+    logger.info("%s: %s (%s)", created.id, how, REQUEST_ID.get(), extra=named)
     return created

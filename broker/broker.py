@@ -38,9 +38,11 @@ from broker.records import DeliveryList
 from broker.redis.client import Redis, connect_both
 from broker.request.body import CompletionRequest, check_idempotency_key, encode_body, parse_json, parse_request
 from broker.runtime.counters import Count
+from broker.runtime.logging import details
 from broker.runtime.tracing import traceparent
 from broker.settings.messages import format_errors
 from broker.settings.settings import Settings
+from broker.settings.upstreams import ModelLabels
 from broker.store.storage_share import NOTHING, StorageShare, Stored
 from broker.store.store import PAGE, Created, Store, Withdrawn
 from broker.waiting.control import QueueControl
@@ -83,6 +85,7 @@ class Broker(BulkOperations, QueueControl):
             cache_bytes=settings.cache_bytes,
         )
         self.waiting = Waiting(self.store, self.queue, self.hub)
+        self.labels = ModelLabels(settings)
         self.created = Count()
         self.ended = Count()
         """Generations that this process has ended, by upstream, model, status and code."""
@@ -162,7 +165,7 @@ class Broker(BulkOperations, QueueControl):
     async def _write_tickets(self, new: Sequence[tuple[str, CompletionRequest]], tenant: str) -> None:
         """Write the tickets of new generations, given as (id, request). The reaper writes those that are missing."""
         for _, request in new:
-            self.created[self.settings.label_of(request.model)] += 1
+            self.created[self.labels.of(request.model)] += 1
         trace = traceparent()
         for at in range(0, len(new), TICKETS_AT_ONCE):
             some = new[at : at + TICKETS_AT_ONCE]
@@ -275,7 +278,7 @@ class Broker(BulkOperations, QueueControl):
         await self._withdraw(gid, tenant, withdrawn)
         if withdrawn.was in ("queued", "in_progress"):
             model = (await self.store.state(gid, tenant)).model
-            self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
+            self.ended[(*self.labels.of(model), "cancelled", "")] += 1
 
     async def expire(self, gid: str, next_try: float | None = None) -> bool:
         """End a generation whose waiting has lasted too long, or will have at the next try (unix seconds); return
@@ -283,12 +286,12 @@ class Broker(BulkOperations, QueueControl):
         expired = await self.store.expire(gid, next_try)
         if expired:
             self.expired += 1
-            logger.info("%s: waited too long", gid)
+            logger.warning("%s: waited too long", gid, extra=details(code="queue_timeout"))
         return expired
 
     async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:
         await self._withdraw(gid, tenant, withdrawn)
-        self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
+        self.ended[(*self.labels.of(model), "cancelled", "")] += 1
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""

@@ -59,6 +59,12 @@ class InvalidKey(BrokerError):
     code = "invalid_api_key"
 
 
+class KeyExpired(InvalidKey):
+    """The API key has expired; ask the operator for a new one."""
+
+    code = "api_key_expired"
+
+
 class ReadOnlyKey(BrokerError):
     """This API key can only read."""
 

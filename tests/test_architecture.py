@@ -62,7 +62,7 @@ LAYERS = (
     "worker.monitoring",
     "worker.worker",
     "worker.__main__",
-    "api.accept api.errors api.query api.quotas",
+    "api.accept api.errors api.keys api.query api.quotas",
     "api.auth api.server",
     "api.streaming",
     "api.middleware",

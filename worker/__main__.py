@@ -20,17 +20,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tokencast worker",
         description="Run a worker, configured by environment variables.",
-        epilog="Examples:\n  tokencast worker\n  tokencast worker --check && echo alive",
+        epilog="Examples:\n  tokencast worker\n  tokencast worker --check && echo alive\n"
+        "  tokencast worker --check-upstreams",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--check", action="store_true", help="exit with 0 if a worker on this host is alive, otherwise with 1"
     )
-    check: bool = parser.parse_args().check
+    parser.add_argument(
+        "--check-upstreams",
+        action="store_true",
+        help="try each upstream with its key, without a completion; exit with 0 if all answer, otherwise with 1",
+    )
+    arguments = parser.parse_args()
     try:
         settings = load_for_process()
-        configure_logging(settings.log)
-        return asyncio.run(_check(settings)) if check else _work(settings)
+        configure_logging(settings.log, settings.log_level)
+        if arguments.check_upstreams:
+            return _try_upstreams(settings)
+        return asyncio.run(_check(settings)) if arguments.check else _work(settings)
     except Misconfigured as error:
         return refuse("tokencast worker", error)
 
@@ -51,6 +59,18 @@ def _work(settings: Settings) -> int:
             return runner.run(process.run(settings))
     finally:
         send_traces()
+
+
+def _try_upstreams(settings: Settings) -> int:
+    from worker.upstream.check import check_upstreams
+    from worker.upstream.client import check_client
+
+    check_client(settings.all_upstreams())
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        checks = runner.run(check_upstreams(settings))
+    for check in checks:
+        print(check)  # noqa: T201
+    return 1 if any(check.problem for check in checks) else 0
 
 
 async def _check(settings: Settings) -> int:

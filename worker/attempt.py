@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -57,7 +57,6 @@ class Attempt:
     number of events."""
 
     __slots__ = (
-        "_began",
         "_drain_waiter",
         "_finish_waiter",
         "_notify",
@@ -66,6 +65,7 @@ class Attempt:
         "_sizes",
         "_token_counts",
         "acked",
+        "began",
         "beginning",
         "begun",
         "claim",
@@ -107,7 +107,8 @@ class Attempt:
         self.sent = 0
         self.ending: Ending | None = None
         self.ended: str | None = None
-        self.replied_at = self.touched_at = self._began = time.monotonic()
+        self.began = time.monotonic()
+        self.replied_at = self.touched_at = self.began
         self.refused_since: float | None = None
         self._notify = notify
         self._scope: asyncio.Timeout | None = None
@@ -196,7 +197,7 @@ class Attempt:
         self.items += (kind, self._age(), data)
 
     def _age(self) -> bytes:
-        return b"%d" % ((time.monotonic() - self._began) * 1000)
+        return b"%d" % ((time.monotonic() - self.began) * 1000)
 
     # The appender's side.
 
@@ -242,6 +243,12 @@ class Attempt:
         before = [self._token_counts[first - 1] if first else 0, *counts]
         times = self.items[3 * first + 1 :: 3]
         return [int(at) for at, count, known in zip(times, counts, before, strict=False) if count > known]
+
+    @property
+    def first_token_ms(self) -> int | None:
+        """Arrival time of the first event with a token, in ms since the start; None if there is none."""
+        at = bisect_left(self._token_counts, 1)
+        return int(self.items[3 * at + 1]) if at < len(self._token_counts) else None
 
     def acknowledge(self, last: int) -> None:
         """Record that Redis has the events up to seq `last`, which is lower than before if Redis lost some."""

@@ -17,6 +17,7 @@ import msgspec
 from broker.events import WaitingReason
 from broker.runtime.counters import GAPS, WAITS, Count, Histogram, Labels
 from broker.settings.settings import Settings
+from broker.settings.upstreams import ModelLabels
 from worker.attempt import Attempt
 from worker.upstream.errors import UpstreamError
 
@@ -44,10 +45,10 @@ class _Progress:
 
 
 class WorkerCounters:
-    """Counters and histograms by upstream and model, labelled as in the settings."""
+    """Counters and histograms by upstream and model."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._labels = ModelLabels(settings)
         self._progress: dict[Attempt, _Progress] = {}
         self.attempts, self.resets, self.retries, self.continuations, self.ended = (Count() for _ in range(5))
         self.tokens, self.bytes = Count(), Count()
@@ -56,7 +57,7 @@ class WorkerCounters:
         self.gaps = Histogram(GAPS)
 
     def claimed(self, attempt: Attempt) -> None:
-        self._progress[attempt] = _Progress(self._settings.label_of(attempt.claim.model), time.monotonic())
+        self._progress[attempt] = _Progress(self._labels.of(attempt.claim.model), time.monotonic())
 
     def begun(self, attempt: Attempt) -> None:
         """Record that the upstream has accepted the call of an attempt."""

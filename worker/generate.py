@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,8 @@ from worker.continuation.reply import fold, usage_of
 from worker.counters import WorkerCounters
 from worker.hand_back import HandBack
 from worker.places import Places
+from worker.reporting.log_lines import log_completed, log_ended_elsewhere, log_failed, log_returned, log_start
+from worker.reporting.spans import call_span
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
@@ -85,11 +87,11 @@ class GenerationRunner:
 
     async def _attempt(self, claim: Claim, deadline: float) -> Claim | None:
         """Run one attempt; return the claim of the next attempt, or None at the generation's end."""
-        log.info("%s: attempt %d", claim.gid, claim.ordinal)
         if claim.ordinal == 1:
             past_span("queue", claim.trace, claim.created_at, claim.claimed_at, generation__id=claim.gid)
         with span("attempt", claim.trace, generation__id=claim.gid, gen_ai__request__model=claim.model) as spanned:
             spanned.note(attempt=claim.ordinal)
+            log_start(claim)
             return await self._run_attempt(claim, deadline, spanned)
 
     async def _run_attempt(self, claim: Claim, deadline: float, spanned: Spanned) -> Claim | None:
@@ -104,9 +106,11 @@ class GenerationRunner:
                 if then == "wait":
                     with suppress(StorageUnavailable):  # the lease ends, and the reaper returns it
                         await self._hand_back.give_up(attempt.claim)
+                    log_returned(attempt, failure, "waits")
                     return None
                 again = await self._claim_again(attempt.claim)
                 if again is not None:
+                    log_returned(attempt, failure, "starts again")
                     return again
             if failure is not None and not attempt.published and await self._is_handed_back(attempt, failure):
                 return None
@@ -116,7 +120,7 @@ class GenerationRunner:
                 spanned.failed(failure.code or "")
         except AttemptEnded as end:
             spanned.note(ended_elsewhere=end.reason)
-            log.info("%s: ended elsewhere (%s)", claim.gid, end.reason)
+            log_ended_elsewhere(attempt, end.reason)
         finally:
             self._appender.discard(attempt)
             self.counters.closed(attempt)
@@ -143,7 +147,7 @@ class GenerationRunner:
             return True
         if handed_back:
             self.counters.retried(attempt, failure)
-            log.info("%s: %s, waits", attempt.claim.gid, failure.code)
+            log_returned(attempt, failure, "waits")
         return handed_back
 
     async def _begin(self, attempt: Attempt) -> None:
@@ -193,9 +197,14 @@ class GenerationRunner:
         held: list[Chunk] = []
         called, claim = time.monotonic(), attempt.claim
         self._places.sent(claim.gid)
-        async with self._upstreams.open(claim.model, claim.body, claim.resource) as stream, self._begin_late(attempt):
+        body, upstream = claim.body, self._settings.upstream_of(claim.resource)
+        async with AsyncExitStack() as stack:
+            call = stack.enter_context(call_span(claim.gid, upstream, claim.model, body))
+            stream = await stack.enter_async_context(self._upstreams.open(claim.model, body, claim.resource))
+            await stack.enter_async_context(self._begin_late(attempt))
             self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
+                call.received(chunks)
                 attempt.reply_finished = stream.finished
                 if attempt.published:
                     attempt.push(chunks)
@@ -247,7 +256,10 @@ class GenerationRunner:
             failure = await _write_ending(attempt, _own_failure(attempt, end.reason))
         self._places.end_soon(attempt.claim.gid, "ok" if failure is None else "none", _used_tokens(attempt))
         self.counters.finished(attempt, failure)
-        log.info("%s: %s", attempt.claim.gid, "completed" if failure is None else f"failed ({failure.code})")
+        if failure is None:
+            log_completed(attempt)
+        else:
+            log_failed(attempt, failure)
         return failure
 
 

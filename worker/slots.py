@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
+from broker.runtime.logging import details
 from worker.claims import Claim
 from worker.generate import GenerationRunner
 from worker.hand_back import HandBack
@@ -78,6 +79,7 @@ class Slots:
     async def _hand_over(self, claim: Claim) -> None:
         try:
             if await self._hand_back.stop(claim):
-                log.info("%s: handed over", claim.gid)
+                facts = details(model=claim.model, upstream=claim.upstream, attempt=claim.ordinal)
+                log.info("%s: handed over", claim.gid, extra=facts)
         except StorageUnavailable as error:
             log.warning("%s: not handed over: %s", claim.gid, error)

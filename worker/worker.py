@@ -16,6 +16,7 @@ from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import Reaper
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, connect_both
+from broker.settings.inspection.processes import check_usable
 from broker.settings.settings import SIMULATED_KEY, Settings
 from broker.store.preflight import Preflight
 from broker.webhooks.delivery import WebhookDelivery
@@ -39,12 +40,7 @@ log = logging.getLogger("tokencast.worker")
 def check_upstreams(settings: Settings) -> None:
     """Raise Misconfigured if no upstream is usable; warn of one that is unusable or simulated."""
     upstreams = settings.all_upstreams()
-    if not any(upstream.usable for upstream in upstreams):
-        missing = sorted({name for upstream in upstreams for name in upstream.missing})
-        raise Misconfigured(
-            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the worker needs the upstream's "
-            "key. `tokencast dev` runs without one, on a simulated upstream."
-        )
+    check_usable(settings)
     check_client(upstreams)
     for upstream in upstreams:
         if not upstream.usable:

@@ -1,21 +1,22 @@
 """`/metrics` of a gateway: subscribers, requests, Redis and the queue.
 
 It needs no key, as is usual, so it contains nothing secret and nothing of a single tenant: labels are names of routes,
-dialects, errors, and of models as the settings spell them. A public gateway hides it at the proxy, as docs/nginx.conf
-does.
+dialects, errors, and models, which are bounded (`ModelLabels`). A public gateway hides it at the proxy, as
+docs/nginx.conf does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.ops.redis_memory import Memory, RedisMemory
 from broker.broker import Broker
 from broker.errors import StorageUnavailable
 from broker.queue.reaper import Reaper
@@ -52,6 +53,7 @@ class GatewayMetrics:
         self._webhooks = webhooks
         self._dialects = dialects  # that are shown from the start
         self.requests = Requests()
+        self._memory = RedisMemory(self._servers())
         self.connections: Sized = ()
         self._exposition = Exposition(self._collect, broker.settings.metrics_dir)
 
@@ -190,6 +192,7 @@ class GatewayMetrics:
                 webhooks = await self._broker.outbox.waiting()
                 levels, scheduled = await self._broker.waiting.levels()
                 upstreams = await self._broker.upstreams()
+                memory = await self._memory.read()
         except (StorageUnavailable, TimeoutError):
             return
         families.gauge("tokencast_queue_depth", "Waiting generations, with scheduled ones.", {(): waiting.depth})
@@ -198,6 +201,7 @@ class GatewayMetrics:
             "tokencast_queue_oldest_seconds", "Waiting time of the first generation in the queue.", {(): waited}
         )
         _collect_levels(families, levels, scheduled)
+        _collect_memory(families, memory)
         _collect_upstreams(families, upstreams)
         families.gauge("tokencast_webhooks_waiting", "Webhooks that have not been delivered.", {(): webhooks})
         families.gauge("tokencast_workers", "Live workers.", {(): len(fleet)})
@@ -220,6 +224,21 @@ def _collect_levels(families: Families, levels: Sequence[Level], scheduled: int)
         ("priority", "reason"),
     )
     families.gauge("tokencast_queue_scheduled", "Generations that must not run yet.", {(): scheduled})
+
+
+def _collect_memory(families: Families, memory: Mapping[str, Memory]) -> None:
+    families.gauge(
+        "tokencast_redis_memory_bytes",
+        "Used memory of Redis; of a cluster, that of its fullest server.",
+        {(name,): each.used for name, each in memory.items()},
+        ("server",),
+    )
+    families.gauge(
+        "tokencast_redis_memory_limit_bytes",
+        "maxmemory of Redis, at which it refuses writes; 0 = none.",
+        {(name,): each.limit for name, each in memory.items()},
+        ("server",),
+    )
 
 
 def _collect_upstreams(families: Families, upstreams: Sequence[UpstreamRecord]) -> None:

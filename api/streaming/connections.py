@@ -7,13 +7,16 @@ end with the gateway (a completion that is sent as a whole) is a wait, not a sub
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+from api.keys import AccessEnd
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.fanout.buffer import Slice
 from broker.fanout.dialect import EndReason
@@ -30,6 +33,8 @@ class Connections:
         self.send_timeout = send_timeout
         self._heartbeat = heartbeat
         self._waits: set[asyncio.Future[None]] = set()
+        self._by_key: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        self._removed_keys: set[str] = set()
 
     def __len__(self) -> int:
         return self.hub.subscribers + len(self._waits)
@@ -45,19 +50,30 @@ class Connections:
             self._drop_stalled()
             await self._send_heartbeats()
 
-    def expiring(self, subscriber: Subscriber, at: float | None) -> AbstractContextManager[None]:
-        """Return a context manager that ends a response at a time (unix seconds), when its reader's token expires.
-        None: never, which costs a stream no more than the object."""
-        return nullcontext() if at is None else self._expiring(subscriber, at)
+    def expiring(self, subscriber: Subscriber, end: AccessEnd | None) -> AbstractContextManager[None]:
+        """Return a context manager that ends a response when its reader's access ends: its token or key expires, or the
+        key is removed. None: never, which costs a stream no more than the object."""
+        if end is None:
+            return nullcontext()
+        return _Expiring(self, subscriber, end.key, time.time() if end.key in self._removed_keys else end.at)
 
-    @contextmanager
-    def _expiring(self, subscriber: Subscriber, at: float) -> Generator[None]:
-        delay = max(0.0, at - time.time())
-        timer = asyncio.get_running_loop().call_later(delay, self.hub.end, subscriber, EndReason.EXPIRED)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def keep(self, key: str, subscriber: Subscriber) -> None:
+        """Remember the response to a reader with this key."""
+        self._by_key[key].add(subscriber)
+
+    def forget(self, key: str, subscriber: Subscriber) -> None:
+        """Forget a response that has ended."""
+        subscribers = self._by_key[key]
+        subscribers.discard(subscriber)
+        if not subscribers:
+            del self._by_key[key]
+
+    def change_keys(self, removed: Collection[str], added: Collection[str]) -> None:
+        """End the responses to readers whose keys, given by their hashes, are no longer valid."""
+        self._removed_keys = (self._removed_keys - set(added)) | (set(removed) - set(added))
+        for key in removed:
+            for subscriber in tuple(self._by_key.get(key, ())):
+                self.hub.end(subscriber, EndReason.EXPIRED)
 
     async def wait(self, *until: Coroutine[Any, Any, None], timeout: float | None = None) -> bool:
         """Wait until one of `until` is done, for at most `timeout` seconds. Return whether the drain ended the wait."""
@@ -127,3 +143,29 @@ class Connections:
 def _resolve(wait: asyncio.Future[None]) -> None:
     if not wait.done():
         wait.set_result(None)
+
+
+class _Expiring:
+    """The context of a response whose reader's access ends. An object without a frame: there is one per subscriber."""
+
+    __slots__ = ("_at", "_connections", "_key", "_subscriber", "_timer")
+
+    def __init__(self, connections: Connections, subscriber: Subscriber, key: str, at: float) -> None:
+        self._connections = connections
+        self._subscriber = subscriber
+        self._key = key
+        self._at = at
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if self._at < math.inf:
+            delay, end = max(0.0, self._at - time.time()), self._connections.hub.end
+            self._timer = asyncio.get_running_loop().call_later(delay, end, self._subscriber, EndReason.EXPIRED)
+        if self._key:
+            self._connections.keep(self._key, self._subscriber)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._key:
+            self._connections.forget(self._key, self._subscriber)

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.keys import AccessEnd
 from api.server.wire import wire_for
 from api.streaming.connections import Connections
 from api.streaming.reconnect import LIMIT, retry
@@ -87,8 +88,8 @@ class LiveResponse(Response):
 
 
 class EventStream(LiveResponse):
-    """Everything after `position`, framed by `dialect`, preceded by `preface`; ends at `until` (unix seconds), when the
-    reader's access expires."""
+    """Everything after `position`, framed by `dialect`, preceded by `preface`; ends at `until`, when the reader's
+    access ends."""
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class EventStream(LiveResponse):
         *,
         preface: bytes = b"",
         has_received: bool = False,
-        until: float | None = None,
+        until: AccessEnd | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(stack, followed=feed, headers=headers, send_timeout=connections.send_timeout)

@@ -24,6 +24,7 @@ from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMIN
 from broker.cli.queue.queue import pause, queue, resume
 from broker.cli.queue.retry import retry
 from broker.cli.queue.upstreams import upstreams
+from broker.cli.settings import settings
 from broker.cli.tables import one_line
 from broker.cli.top.command import top
 from broker.dev import launcher as dev_run
@@ -147,6 +148,6 @@ _becomes("worker", "worker", "Run a worker, configured by environment variables.
 _becomes("upstream-sim", "worker.simulator", "Run the simulated OpenAI-compatible upstream.")
 for command in (
     *(enqueue, follow, replay, ls, top, show, cancel, delete, retry, token, models, new_key, completion),
-    *(batch, queue, pause, resume, upstreams),
+    *(batch, queue, pause, resume, upstreams, settings),
 ):
     cli.add_command(command)

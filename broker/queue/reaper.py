@@ -20,6 +20,7 @@ from broker.queue.refill import Refill, ticket_from_fields
 from broker.queue.tickets import Queue
 from broker.redis.client import Redis, RedisError
 from broker.redis.continuity import SLOW, Continuity
+from broker.runtime.logging import details
 from broker.settings.settings import Settings
 from broker.store import commands
 from broker.store.data_loss import DataLossDetector, ServerIdentity, server_identity
@@ -157,12 +158,12 @@ class Reaper:
     def note_exhausted(self, gid: str) -> None:
         """Count and log a generation that a script ended because it had been started too often."""
         self.failed += 1
-        log.warning("%s: failed (attempts_exhausted)", gid)
+        log.warning("%s: failed (attempts_exhausted)", gid, extra=details(code="attempts_exhausted"))
 
     def note_expired(self, gid: str) -> None:
         """Count and log a generation that a script ended because its waiting lasted too long."""
         self.expired += 1
-        log.info("%s: waited too long", gid)
+        log.warning("%s: waited too long", gid, extra=details(code="queue_timeout"))
 
     async def _offer(self, ticket: Ticket) -> None:
         try:

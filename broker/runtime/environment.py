@@ -52,6 +52,19 @@ def read_file_of(name: str) -> str | None:
     return value
 
 
+def file_of(name: str) -> str | None:
+    """Return the path in `<NAME>_FILE`; None if it is not set."""
+    return os.environ.get(f"{name}{_FILE}") or None
+
+
+def source_of(name: str, *, file: bool) -> str:
+    """Return where a variable's value comes from: `default`, `environment`, or `<NAME>_FILE` if it can be in a
+    `file`."""
+    if file and os.environ.get(f"{name}{_FILE}"):
+        return f"{name}{_FILE}"
+    return "environment" if any(value and each.upper() == name for each, value in os.environ.items()) else "default"
+
+
 def is_utf8(value: str) -> bool:
     """Return whether a variable is valid UTF-8: Python represents other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in value)

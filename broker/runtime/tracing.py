@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind, StatusCode, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from broker.runtime.environment import read_variable
@@ -32,7 +33,9 @@ SEND_WITHIN = 3.0
 """Seconds at the end of a process for sending the remaining spans. The exporter alone waits ten for a collector that
 accepts connections and does not respond, and the SDK thirty."""
 log = logging.getLogger("tokencast.trace")
-Value = str | int | float
+Value = str | int | float | Sequence[str]
+Kind = Literal["internal", "server", "client"]
+_KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER, "client": SpanKind.CLIENT}
 
 _TRACER = trace.get_tracer("tokencast", __version__)
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -41,11 +44,11 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 def configure_tracing(service: str) -> Callable[[], None]:
     """Set up tracing, once per process. Call the returned function at the end of the process: it sends the remaining
     spans within SEND_WITHIN."""
-    if not (read_variable("OTEL_EXPORTER_OTLP_ENDPOINT") or read_variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not _is_wanted():
         return _nothing
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
@@ -53,11 +56,21 @@ def configure_tracing(service: str) -> Callable[[], None]:
             "tracing is off: an OTLP endpoint is set, but OpenTelemetry is not installed: %s", install_command("otel")
         )
         return _nothing
-    resource = Resource.create({"service.name": service, "service.version": __version__})
+    if (read_variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or read_variable("OTEL_EXPORTER_OTLP_PROTOCOL")) == "grpc":
+        log.warning("traces are sent as http/protobuf, not as grpc: the endpoint must be that of OTLP over HTTP")
+    # Those of the environment stand above ours.
+    ours = Resource({"service.name": service, "service.version": __version__, "service.instance.id": str(uuid.uuid4())})
+    resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # that would wait again, without a limit
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     return partial(_shut_down, provider)
+
+
+def _is_wanted() -> bool:
+    if (read_variable("OTEL_SDK_DISABLED") or "").lower() == "true" or read_variable("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return bool(read_variable("OTEL_EXPORTER_OTLP_ENDPOINT") or read_variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
 def _shut_down(provider: TracerProvider) -> None:
@@ -78,16 +91,20 @@ def tracing() -> bool:
 
 
 class Spanned:
-    """A span, with attributes as keyword arguments."""
+    """A span, with attributes as keyword arguments or by their names."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
 
     def note(self, **attributes: Value | None) -> None:
         """Set attributes that are not None. A `__` in a name stands for a dot."""
+        self.note_all({name.replace("__", "."): value for name, value in attributes.items()})
+
+    def note_all(self, attributes: Mapping[str, Value | None]) -> None:
+        """Set attributes that are not None."""
         for name, value in attributes.items():
             if value is not None:
-                self._span.set_attribute(name.replace("__", "."), value)
+                self._span.set_attribute(name, value)
 
     def failed(self, why: str) -> None:
         """Set the status to an error."""
@@ -99,11 +116,10 @@ class Spanned:
 
 
 @contextmanager
-def span(name: str, parent: str = "", *, server: bool = False, **attributes: Value) -> Generator[Spanned]:
+def span(name: str, parent: str = "", *, kind: Kind = "internal", **attributes: Value) -> Generator[Spanned]:
     """Record a span around a block, as a child of the `traceparent`, or of the current span without one."""
-    kind = SpanKind.SERVER if server else SpanKind.INTERNAL
     with _TRACER.start_as_current_span(
-        name, _context(parent), kind=kind, record_exception=False, set_status_on_exception=False
+        name, _context(parent), kind=_KINDS[kind], record_exception=False, set_status_on_exception=False
     ) as started:
         spanned = Spanned(started)
         spanned.note(**attributes)
@@ -124,6 +140,12 @@ def mark(event: str) -> None:
 
 def _context(parent: str) -> Context | None:
     return _PROPAGATOR.extract({"traceparent": parent}) if parent else None
+
+
+def trace_id() -> str:
+    """Return the id of the current trace; "" if there is none."""
+    context = trace.get_current_span().get_span_context()
+    return format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def traceparent() -> str:

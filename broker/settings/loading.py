@@ -12,7 +12,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from broker.errors import Misconfigured
-from broker.runtime.environment import find_unread
+from broker.runtime.environment import find_unread, read_variable
+from broker.settings.api_keys import API_KEYS, ApiKey, keys_of, split_entries
 from broker.settings.client_settings import ClientSettings
 from broker.settings.messages import format_errors
 from broker.settings.secret_files import SECRETS, variable_of
@@ -27,9 +28,14 @@ def load(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        fields = kind.model_fields
-        names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
-        raise Misconfigured("; ".join(format_errors(names, error.errors()))) from None
+        raise Misconfigured("; ".join(settings_errors(kind, error))) from None
+
+
+def settings_errors(kind: type[Settings] | type[ClientSettings], error: ValidationError) -> list[str]:
+    """Return what is wrong, each with the name of its variable and without the value."""
+    fields = kind.model_fields
+    names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
+    return format_errors(names, error.errors())
 
 
 def load_for_process() -> Settings:
@@ -38,6 +44,18 @@ def load_for_process() -> Settings:
     _ = settings.tenants, settings.all_upstreams()
     settings.check_tenants()
     return settings
+
+
+def load_keys() -> dict[str, ApiKey]:
+    """Read TOKENCAST_API_KEYS again. Raises Misconfigured, also if it contains no key: a gateway that requires keys
+    never becomes open."""
+    try:
+        keys = keys_of(split_entries(read_variable(API_KEYS) or ""))
+    except ValueError as error:
+        raise Misconfigured(f"{API_KEYS}: {error}") from None
+    if not keys:
+        raise Misconfigured(f"{API_KEYS}: contains no key")
+    return keys
 
 
 def unknown_variables() -> dict[str, str]:
@@ -50,12 +68,15 @@ def variables() -> Iterator[tuple[str, str, str]]:
     documentation."""
     for kind in (Settings, ClientSettings):
         for name, field in kind.model_fields.items():
-            yield variable_of(name, field), _shown(field.default), field.description or ""
+            yield variable_of(name, field), format_setting(field.default), field.description or ""
 
 
-def _shown(default: object) -> str:
-    if default is None or default in ((), {}):
+def format_setting(value: object) -> str:
+    """Return a value as a variable would contain it."""
+    if value is None or value in ((), {}):
         return ""
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return str(int(default) if isinstance(default, bool) else default)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return str(value)

@@ -18,7 +18,7 @@ from broker.errors import Misconfigured
 from broker.redis.url import parse_redis_url
 from broker.request.options import MAX_DELAY, MAX_TTL_SECONDS
 from broker.runtime.environment import is_utf8
-from broker.settings.api_keys import ApiKey, keys_of
+from broker.settings.api_keys import ApiKey, keys_of, split_entries
 from broker.settings.origins import normalize_host, normalize_origin
 from broker.settings.secret_files import SecretFiles
 from broker.settings.tenants import TenantGroup, check_keys
@@ -53,7 +53,7 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         (),
         repr=False,
         description="Comma-separated `tenant:sha256-of-key`, with `:operator` or `:read` for a [role]"
-        "(deploying.md#roles-of-keys); empty = no authentication, loopback only",
+        "(deploying.md#roles-of-keys) and `:expires=2027-01-31` for an end; empty = no authentication, loopback only",
     )
     allow_open: bool = Field(False, description="1 = bind to addresses other than loopback even without keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -150,6 +150,9 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         None, description="Directory in which gateways on one port share their metrics; must be empty at the start"
     )
     log: Literal["text", "json"] = Field("text", description="Log format, `text` or `json`")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged: `debug`, `info`, `warning` or `error`"
+    )
 
     @field_validator("redis_url", "streams_url")
     @classmethod
@@ -176,7 +179,7 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
         """Split a comma-separated list. In a file, the items can also be on separate lines."""
         if not isinstance(value, str):
             return value
-        parts = tuple(part.strip() for part in value.replace("\n", ",").split(",") if part.strip())
+        parts = split_entries(value)
         if not parts and info.field_name == "api_keys":
             raise ValueError("contains no key; unset it to serve without authentication")
         if not parts and info.field_name == "models":

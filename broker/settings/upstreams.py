@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,12 @@ from broker.settings.upstream_entries import (
 OPENAI = "https://api.openai.com/v1"
 NO_LANE = "-"
 """Lane of models that no upstream of this process serves."""
+MOST_LABELS = 50
+"""Maximum number of models that have labels of their own because a pattern matches them."""
+OTHER_MODELS = "other"
+"""Label of all further ones."""
+_LABEL = re.compile(r"[\w./:@+-]{1,100}", re.ASCII)
+_WILDCARDS = frozenset("*?[")
 _LEAST_SECRET = 8
 """Minimum length of a key or a header's value that is removed from the upstream's messages. Shorter ones are
 placeholders for local servers (`none`, `EMPTY`, `x`): removing them would damage the messages."""
@@ -124,7 +131,7 @@ class Upstream:
     @property
     def named(self) -> tuple[str, ...]:
         """The patterns without wildcards, which are names of models."""
-        return tuple(model for model in self.models if not set(model) & set("*?["))
+        return tuple(model for model in self.models if not set(model) & _WILDCARDS)
 
     def serves(self, model: str) -> bool:
         """Return whether a model matches one of the patterns."""
@@ -225,6 +232,27 @@ def _check_part(value: str) -> str:
     for word in value.split(" "):
         check_key(word)
     return value
+
+
+class ModelLabels:
+    """Labels of models in metrics: the upstream, and the model as the settings name it. Where they have a pattern, the
+    first MOST_LABELS models that were asked for have labels of their own: callers can invent names without end."""
+
+    def __init__(self, settings: UpstreamGroup) -> None:
+        self._settings = settings
+        self._known: set[tuple[str, str]] = set()
+
+    def of(self, model: str) -> tuple[str, str]:
+        """Return the upstream and the label of a model; "" for both if no upstream serves it."""
+        upstream, pattern = label = self._settings.label_of(model)
+        if not set(pattern) & _WILDCARDS:
+            return label
+        own = upstream, model
+        if own not in self._known:
+            if len(self._known) >= MOST_LABELS or not _LABEL.fullmatch(model):
+                return upstream, OTHER_MODELS
+            self._known.add(own)
+        return own
 
 
 class UpstreamGroup(BaseSettings):
@@ -331,8 +359,7 @@ class UpstreamGroup(BaseSettings):
         return {each.name: (each, upstream) for upstream in self.all_upstreams() for each in upstream.resources}
 
     def label_of(self, model: str) -> tuple[str, str]:
-        """Return the labels for metrics: the upstream, and the pattern in the settings that matches the model. Callers
-        can invent model names, so these are not used as labels."""
+        """Return the upstream and the pattern in the settings that matches a model; "" for both if none does."""
         for upstream in self.all_upstreams():
             for pattern in upstream.models:
                 if fnmatch.fnmatchcase(model, pattern):

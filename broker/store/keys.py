@@ -271,6 +271,9 @@ def old_parked(tenant: str) -> str:
 SIGNING_KEY = "tc:secret"
 """string · key that signs stream tokens unless TOKENCAST_SECRET is set · 30 d, renewed with each token · gateways"""
 
+KEY_USES = "tc:keyuse"
+"""hash · first digits of an API key's hash → unix seconds of its last use · 400 d, renewed · gateways"""
+
 SHARD_COUNT = "tc:shards"
 """string · number of shards of the logs' Redis · 30 d, renewed · workers and gateways"""
 

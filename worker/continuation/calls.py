@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from broker.errors import StorageUnavailable
 from broker.queue.commands import UpstreamLimits
 from broker.queue.tickets import upstream_limits
 from broker.redis.client import Redis
+from broker.runtime.logging import details
 from broker.settings.settings import Settings
 from broker.store import commands
 from worker.attempt import Attempt
@@ -24,6 +25,8 @@ from worker.continuation.request import continuable_text, continued_body, has_al
 from worker.counters import WorkerCounters
 from worker.hand_back import FIRST_DELAY, outcome_of
 from worker.places import Places
+from worker.reporting.log_lines import log_returned
+from worker.reporting.spans import call_span
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import REQUEST_STATUSES, UpstreamError
 from worker.upstream.stream import Upstreams
@@ -104,7 +107,7 @@ class ContinuedCalls:
                 if outcome == "none":  # the upstream refuses to go on: as a new reply, it may succeed
                     self.then = "restart"
                     raise failure if error.restartable or error.status in REQUEST_STATUSES else error from None
-                log.info("%s: %s, the text waits", gid, error.code)
+                log_returned(attempt, error, "the text waits")
                 await self._places.refuse(gid, outcome, error.retry_after, error.rate_limits)
                 resting[attempt.claim.resource] = time.monotonic() + delay
                 delay *= 2
@@ -164,9 +167,13 @@ class ContinuedCalls:
     async def _call(self, body: Json, continuation: Continuation) -> None:
         attempt, claim = self._attempt, self._attempt.claim
         self._places.sent(claim.gid)
-        async with self._upstreams.open(claim.model, body, claim.resource) as stream:
+        async with AsyncExitStack() as stack:
+            upstream = self._settings.upstream_of(claim.resource)
+            call = stack.enter_context(call_span(claim.gid, upstream, claim.model, body))
+            stream = await stack.enter_async_context(self._upstreams.open(claim.model, body, claim.resource))
             self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
+                call.received(chunks)
                 attempt.reply_finished = stream.finished
                 await self._push(continuation, continuation.rewrite(chunks))
                 if attempt.congested:
@@ -182,6 +189,6 @@ class ContinuedCalls:
             attempt.continuation = continuation
             attempt.claim = replace(claim, continued=claim.continued + 1)
             self._counters.continued(attempt)
-            log.info("%s: continues at %s", claim.gid, claim.resource)
+            log.info("%s: continues at %s", claim.gid, claim.resource, extra=details(attempt=claim.ordinal))
             with suppress(StorageUnavailable):
                 await commands.move(self._store, claim.gid, claim.own, claim.meta[b"up"].decode())

@@ -7,6 +7,8 @@ certificates in SSL_CERT_FILE and SSL_CERT_DIR. The limits apply to what an upst
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -24,7 +26,7 @@ from broker.runtime.environment import read_variable
 from broker.runtime.http_tls import causes, ssl_context, tls_failure
 from broker.settings.upstream_entries import check_key
 from broker.settings.upstreams import Upstream
-from worker.upstream.errors import UpstreamError
+from worker.upstream.errors import Cause, UpstreamError
 
 # When a request is opened, the SDK raises its own types. In mid-stream, and while it reads an error's body, exceptions
 # of the transport pass through: those of httpx2 and, unmapped, those of aiohttp. ValueError: raised by the SDK and the
@@ -35,6 +37,7 @@ ERROR_BODY_TIMEOUT = 3.0  # seconds
 HEADER_LIMIT = 64 * 1024  # maximum bytes of a response header, and of the status line; aiohttp's default is 8 KiB
 MODEL_LIST_LIMIT = 4 * 1024 * 1024  # bytes
 MODEL_LIST_TIMEOUT = 30.0  # seconds
+CONNECT_TIMEOUT = 5.0  # seconds
 _MAX_MODEL_NAME = 256
 _SDK_HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # variables that the SDK sends as headers
 
@@ -58,7 +61,7 @@ def new_client(upstream: Upstream, slots: int) -> openai.AsyncOpenAI:
     """Return a client that the caller must close. Raises Misconfigured if the trusted certificates cannot be read."""
     connections = slots + max(1, slots // 10)
     # aiohttp has no write timeout (30 s is for transports that have one): the first-token timer also covers sending.
-    timeout = httpx2.Timeout(connect=5.0, read=None, write=30.0, pool=10.0)
+    timeout = httpx2.Timeout(connect=CONNECT_TIMEOUT, read=None, write=30.0, pool=10.0)
     headers = dict(upstream.headers)
     without_key = upstream.api_key is None and "authorization" not in map(str.lower, headers)
     http_client = openai.DefaultAioHttpClient(
@@ -137,10 +140,12 @@ def connection_failure(error: BaseException) -> UpstreamError | None:
     """Map an error before the response's headers were read: no connection, an untrusted certificate, unreadable
     headers. None for any other error."""
     if why := tls_failure(error, "the upstream"):
-        return UpstreamError("upstream_unreachable", f"{why[0].upper()}{why[1:]}.")
+        return UpstreamError("upstream_unreachable", f"{why[0].upper()}{why[1:]}.", cause="tls")
     for cause in causes(error):
         if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | httpx2.ConnectError):
-            return UpstreamError("upstream_unreachable", "The upstream cannot be reached.", retryable=True)
+            return UpstreamError(
+                "upstream_unreachable", "The upstream cannot be reached.", retryable=True, cause=_cause_of(error)
+            )
         if isinstance(cause, aiohttp.ClientResponseError):
             # Surplus bytes after the previous response precede this one: another connection may work.
             return UpstreamError(
@@ -151,6 +156,27 @@ def connection_failure(error: BaseException) -> UpstreamError | None:
     return None
 
 
+def _cause_of(error: BaseException) -> Cause:
+    """Return the class of an error that prevented a connection. The transport's own mapping does not help: it turns
+    a refused connection into a timeout."""
+    for cause in causes(error):
+        if isinstance(cause, aiohttp.ClientConnectorDNSError | socket.gaierror):
+            return "dns"
+        if isinstance(cause, aiohttp.ConnectionTimeoutError):
+            return "timeout"
+        if isinstance(cause, OSError) and cause.errno in _CAUSES:
+            return _CAUSES[cause.errno]
+    return "unreachable"
+
+
+_CAUSES: dict[int | None, Cause] = {
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timeout",
+    errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
+}
+
+
 class _Model(msgspec.Struct):
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_MODEL_NAME)]
 
@@ -159,22 +185,40 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def read_models(client: openai.AsyncOpenAI) -> list[str]:
+async def read_models(client: openai.AsyncOpenAI, timeout: float = MODEL_LIST_TIMEOUT) -> list[str]:
     """Return the model names in `GET /models`. Raises UpstreamError; its message quotes nothing from the upstream."""
     try:
-        async with asyncio.timeout(MODEL_LIST_TIMEOUT):
+        async with asyncio.timeout(timeout):
             body = await _read_list(client)
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except openai.APIStatusError as error:
-        raise UpstreamError("upstream_error", f"status {error.status_code}", status=error.status_code) from None
+        status = error.status_code
+        refusal = _REFUSALS.get(status)
+        message = f"{refusal}, status {status}" if refusal else f"status {status}"
+        raise UpstreamError("upstream_error", message, status=status) from None
     except msgspec.DecodeError:
         raise UpstreamError("bad_upstream_response", "the response is not a list of models") from None
     except TimeoutError:
-        raise UpstreamError("upstream_timeout", f"no response within {MODEL_LIST_TIMEOUT:g} s") from None
+        raise UpstreamError("upstream_timeout", f"no response within {timeout:g} s") from None
     except TRANSPORT_ERRORS as error:
         failure = connection_failure(error)
-        why = failure.message.rstrip(".") if failure else f"the response was interrupted ({type(error).__name__})"
+        why = _describe(failure) if failure else f"the response was interrupted ({type(error).__name__})"
         raise UpstreamError("upstream_unreachable", why) from None
+
+
+_REFUSALS = {401: "it refuses the key", 403: "it denies access"}
+_CONNECTION_ERRORS: dict[Cause | None, str] = {
+    "dns": "its host name cannot be resolved",
+    "refused": "it refuses connections",
+    "timeout": f"no connection within {CONNECT_TIMEOUT:g} s",
+    "reset": "it closes connections at once",
+    "unreachable": "no connection can be made",
+}
+
+
+def _describe(failure: UpstreamError) -> str:
+    """Return what an operator is told about a connection error."""
+    return _CONNECTION_ERRORS.get(failure.cause) or failure.message.rstrip(".")
 
 
 async def _read_list(client: openai.AsyncOpenAI) -> bytearray:

@@ -18,6 +18,9 @@ _PERMANENT_CODES = frozenset({"upstream_auth", "internal_error", "output_too_lar
 Outcome = Literal["busy", "fail", "denied", "request"]
 """What a failed call means for the upstream: `busy`, it refuses calls for now; `fail`, it does not work; `denied`, it
 refuses the key; `request`, the request itself fails, or the worker, and the upstream is not to blame."""
+Cause = Literal["dns", "refused", "timeout", "tls", "unreachable", "reset"]
+"""Class of a connection error: the host name cannot be resolved; connections are refused; none is made in time; TLS
+fails, or a certificate is not trusted; no route, or another error; a connection was closed early."""
 _SPENT = frozenset({"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"})
 """Codes and types of an account without credit: waiting does not help."""
 _RATE_WORDS = re.compile(r"rate_?limit|too_many_requests|resource_?exhausted|overloaded|throttl", re.IGNORECASE)
@@ -41,6 +44,7 @@ class UpstreamError(Exception):
         retry_after: float | None = None,
         outcome: Outcome | None = None,
         rate_limits: RateLimits | None = None,
+        cause: Cause | None = None,
     ) -> None:
         super().__init__(code)  # not the message, which may quote the prompt: tracebacks are logged
         self.code = code
@@ -55,6 +59,10 @@ class UpstreamError(Exception):
         """Seconds until the next call may succeed, if the upstream told."""
         self.outcome: Outcome = outcome or _default_outcome(code, status)
         self.rate_limits = rate_limits
+        self.cause: Cause | None = cause
+        """For operators, like `http_status`: neither is part of what readers are told."""
+        self.http_status: int | None = None
+        """Status of the response, if there was one."""
 
     @property
     def restartable(self) -> bool:
@@ -80,6 +88,7 @@ def from_response(status: int, headers: Mapping[str, str], body: object, secrets
     """Return the error for a response with a status other than 200."""
     error = _from_response(status, headers, body, secrets)
     error.rate_limits = read_rate_limits(headers)
+    error.http_status = status
     return error
 
 
@@ -169,8 +178,9 @@ def from_broken_connection(*, started: bool) -> UpstreamError:
             "upstream_truncated",
             "The connection to the upstream broke before the completion was finished.",
             retryable=True,
+            cause="reset",
         )
-    return UpstreamError("upstream_error", "The connection to the upstream broke.", retryable=True)
+    return UpstreamError("upstream_error", "The connection to the upstream broke.", retryable=True, cause="reset")
 
 
 def _details(body: object, secrets: Sequence[str]) -> tuple[str, str | None, str | None, str | None]:

@@ -1,4 +1,5 @@
-"""Publishes the model lists of upstreams whose models are configured by patterns, for the gateways' `/v1/models`."""
+"""Publishes the model lists of upstreams whose models are configured by patterns, for the gateways' `/v1/models`. The
+other upstreams are only tried, until they answer: a wrong URL or key is in the log before the first generation."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from broker.errors import StorageUnavailable
 from broker.redis.client import Redis, Script
 from broker.settings.upstreams import Upstream
 from broker.store import keys
+from worker.upstream.check import check_upstream
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
 
@@ -31,8 +33,19 @@ class ModelLists:
         """Last logged reason for a missing list, by upstream."""
 
     async def run(self) -> None:
-        await asyncio.gather(*map(self._refresh, self._upstreams.with_patterns()))
+        listing, trying = self._upstreams.with_patterns(), self._upstreams.with_names()
+        await asyncio.gather(*map(self._refresh, listing), *map(self._try, trying))
         await asyncio.Event().wait()
+
+    async def _try(self, upstream: Upstream) -> None:
+        """Try an upstream until it answers."""
+        while problem := await self._problem_of(upstream):
+            if problem != self._logged.get(upstream.name):
+                log.warning("upstream %s at %s: %s", upstream.name, upstream.base_url, problem)
+            self._logged[upstream.name] = problem
+            await asyncio.sleep(RETRY_INTERVAL)
+        if upstream.name in self._logged:
+            log.info("upstream %s answers", upstream.name)
 
     async def _refresh(self, upstream: Upstream) -> None:
         """Keep one upstream's list up to date, independently of slow upstreams."""
@@ -43,6 +56,12 @@ class ModelLists:
                 log.exception("cannot read the list of models from upstream %s", upstream.name)
                 published = False
             await asyncio.sleep(REFRESH_INTERVAL if published else RETRY_INTERVAL)
+
+    async def _problem_of(self, upstream: Upstream) -> str:
+        try:
+            return (await check_upstream(self._upstreams, upstream)).problem
+        except Exception as error:  # the worker runs generations whatever comes of it
+            return f"cannot be tried: {type(error).__name__}"
 
     async def _publish(self, upstream: Upstream) -> bool:
         try:

@@ -22,7 +22,7 @@ from broker.runtime.http_tls import causes
 from broker.settings.settings import Settings
 from broker.settings.upstreams import Upstream
 from worker.upstream.chunks import Chunk
-from worker.upstream.client import TRANSPORT_ERRORS, connection_failure, new_client, read_models
+from worker.upstream.client import MODEL_LIST_TIMEOUT, TRANSPORT_ERRORS, connection_failure, new_client, read_models
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response
 from worker.upstream.rate_limits import read_rate_limits
 from worker.upstream.reply import Reply, wrong_type
@@ -91,9 +91,13 @@ class Upstreams:
             upstream for upstream in self._upstreams if upstream.usable and len(upstream.named) < len(upstream.models)
         ]
 
-    async def models(self, upstream: Upstream) -> list[str]:
+    def with_names(self) -> list[Upstream]:
+        """Return the other usable upstreams, whose models are all configured by name."""
+        return [upstream for upstream in self._upstreams if upstream.usable and upstream not in self.with_patterns()]
+
+    async def models(self, upstream: Upstream, timeout: float = MODEL_LIST_TIMEOUT) -> list[str]:
         """Return the model names that the upstream lists. Raises UpstreamError with a message in our own words."""
-        return await read_models(self._clients[upstream.name])
+        return await read_models(self._clients[upstream.name], timeout)
 
     def _upstream(self, model: str, resource: str | None) -> Upstream:
         serving = [upstream for upstream in self._upstreams if upstream.serves(model)]

@@ -41,7 +41,7 @@ class ActivityRoutes:
     async def watch(self, request: Request) -> Response:
         access = self._follow.access
         watched, named = access.scope(request), access.names_tenants(request)
-        reader = ReadAccess(watched, caller=access.tenant(request))
+        reader = ReadAccess(watched, access.end(request), caller=access.tenant(request))
         last, query, group = last_event_id_of(request), text_of(request, "after"), text_of(request, "group")
         if group is not None:
             check_group(group, "group")

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from api.dialects.native.multiplex_frames import MultiplexedNative, VectorCursor, parse_vector_cursor
 from api.dialects.native.shared_wire import GenerationShare, SharedWire, WireShare
+from api.keys import AccessEnd
 from api.query import last_event_id_of, text_of, texts_of
 from api.requests import by_method
 from api.streaming.connections import Connections
@@ -56,7 +57,7 @@ class StreamPosition:
     feed: Feed | None = None
     preface: bytes = b""
     missing: BrokerError | None = None
-    until: float | None = None
+    until: AccessEnd | None = None
 
 
 class MultiplexRoutes:

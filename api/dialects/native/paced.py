@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from api.dialects.native.frames import NATIVE
+from api.keys import AccessEnd
 from api.streaming.connections import Connections
 from api.streaming.follow import Start
 from api.streaming.response import EventStream
@@ -55,7 +56,7 @@ class Replay(EventStream):
         start: Start,
         speed: float,
         *,
-        until: float | None = None,
+        until: AccessEnd | None = None,
     ) -> None:
         super().__init__(
             connections,

@@ -105,7 +105,10 @@ _ENDS: dict[str, tuple[str, str]] = {
     ),
     EndReason.GONE: ("generation_gone", "The generation was deleted."),
     "cancelled": ("generation_cancelled", "The generation was cancelled."),
-    EndReason.EXPIRED: ("token_expired", "The stream token has expired; reading can continue with a new one."),
+    EndReason.EXPIRED: (
+        "token_expired",
+        "The stream token or the API key has expired; reading can continue with a new one.",
+    ),
 }
 
 

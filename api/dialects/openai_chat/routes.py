@@ -91,7 +91,7 @@ class ChatCompletionRoutes:
                 refused = await self._refusal(feed, tenant)
             return refused or Start(feed, dialect, await newest_attempt(self._broker.store, generation))
 
-        response = await self._follow.generation(ReadAccess(tenant), gid, begin)
+        response = await self._follow.generation(ReadAccess(tenant, self._access.end(request)), gid, begin)
         response.headers.update(headers)
         return response
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.acceptance.documents.pages import anchors
 from tests.support import ROOT
 
 pytestmark = pytest.mark.prometheus
@@ -53,3 +55,13 @@ def test_every_rule_has_cases_with_and_without_an_alert() -> None:
     tested = [(one["alertname"], bool(one["exp_alerts"])) for case in cases() for one in case["alert_rule_test"]]
     rules = [rule["alert"] for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
     assert set(tested) == {(rule, fires) for rule in rules for fires in (True, False)}
+
+
+def test_every_rule_names_a_section_of_the_documentation() -> None:
+    home = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Homepage"]
+    known = anchors(ROOT / "docs/troubleshooting.md")
+    for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"]:
+        for rule in group["rules"]:
+            page, _, section = rule["annotations"]["runbook_url"].partition("#")
+            assert page == f"{home}/blob/main/docs/troubleshooting.md", rule["alert"]
+            assert section in known, rule["alert"]

@@ -67,7 +67,7 @@ async def test_the_metrics_of_one_stream(own_redis: EmbeddedRedis, sim: str) -> 
         assert texts(frames)
         ours = await scrape(api.http)
         theirs = await wait_for_ending(http)
-    model = {"upstream": "default", "model": "sim-*"}
+    model = {"upstream": "default", "model": "sim-fast"}  # for which the settings have a pattern
     assert value(ours, "tokencast_generations_created_total", **model) == 1
     assert value(ours, "tokencast_events_delivered_total", dialect="native") == len(frames)
     assert value(ours, "tokencast_subscriptions_ended_total", reason="ended") == 1
@@ -75,6 +75,8 @@ async def test_the_metrics_of_one_stream(own_redis: EmbeddedRedis, sim: str) -> 
     assert 0 < value(ours, "tokencast_token_gap_seconds_count") < len(frames)
     assert value(ours, "tokencast_delivery_seconds_count") >= 1
     assert value(ours, "tokencast_redis_up") == 2
+    assert value(ours, "tokencast_redis_memory_bytes", server="logs") > 0
+    assert value(ours, "tokencast_redis_memory_limit_bytes", server="queue") == 0
     route = "/v1/generations/{id}/events"
     assert value(ours, "tokencast_http_requests_total", route=route, method="GET", status="200") == 1
     assert value(theirs, "tokencast_generations_ended_total", status="completed", **model) == 1
@@ -294,6 +296,15 @@ def test_every_metric_is_used_or_listed() -> None:
         "tokencast_worker_running",
         "tokencast_worker_slots",
     }
+
+
+def test_the_variables_of_the_dashboard_are_defined_and_used() -> None:
+    board = json.loads((DOCS / "grafana.json").read_text("utf-8"))
+    defined = {variable["name"] for variable in board["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(board["panels"])))
+    assert used == defined == {"datasource", "instance", "upstream", "model"}
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
 
 
 def test_alert_rules_are_well_formed() -> None:

@@ -94,7 +94,7 @@ def entry(name: str, url: str, **more: object) -> dict[str, object]:
 
 LISTS = {
     "list-404": ("status 404", whole(b"404 Not Found", b'{"detail": "canary"}')),
-    "list-401": ("status 401", whole(b"401 Unauthorized", b"canary")),
+    "list-401": ("it refuses the key, status 401", whole(b"401 Unauthorized", b"canary")),
     "list-302": ("status 302", b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n"),
     "list-page": ("the response is not a list of models", whole(b"200 OK", b"<html>canary")),
     "list-number": ("the response is not a list of models", whole(b"200 OK", b'{"data": [{"id": 7}]}')),
@@ -214,7 +214,7 @@ async def test_headers_of_an_entry_are_sent_with_each_call_and_not_logged(
     deployment: Deployment, broker: Broker
 ) -> None:
     assert (await run(broker, "headers-1")).text == "Good morning"
-    await deployment.worker.says("no list of models from upstream headers .*: status 403$")
+    await deployment.worker.says("no list of models from upstream headers .*: it denies access, status 403$")
     requests = deployment.plain.requests("headers")
     assert len(requests) == 2
     for head in requests:

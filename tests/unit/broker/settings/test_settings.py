@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,30 @@ def test_a_key_may_have_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [f"anna:{digests[0]}", f"anna:{digests[1]}:read", f"ops:{digests[2]}:operator"]
     monkeypatch.setenv("TOKENCAST_API_KEYS", ",".join(entries))
     settings = load(Settings)
-    assert [settings.keys[digest] for digest in digests] == [("anna", "tenant"), ("anna", "read"), ("ops", "operator")]
+    roles = [settings.keys[digest][:2] for digest in digests]
+    assert roles == [("anna", "tenant"), ("anna", "read"), ("ops", "operator")]
     assert [settings.keys[digest].entry(digest) for digest in digests] == entries
     assert settings.tenants == dict(zip(digests, ("anna", "anna", "ops"), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("end", "until", "shortest"),
+    [
+        ("2027-01-31", "2027-02-01T00:00:00+00:00", "2027-01-31"),
+        ("2027-01-31T12:30Z", "2027-01-31T12:30:00+00:00", "2027-01-31T12:30:00Z"),
+        ("2027-01-31T12:30:05+02:00", "2027-01-31T10:30:05+00:00", "2027-01-31T10:30:05Z"),
+    ],
+)
+def test_a_key_may_have_an_end(monkeypatch: pytest.MonkeyPatch, end: str, until: str, shortest: str) -> None:
+    """A date is the last day, UTC."""
+    monkeypatch.setenv("TOKENCAST_API_KEYS", f"anna:{'a' * 64}:expires={end},ops:{'b' * 64}:operator:expires={end}")
+    anna, ops = load(Settings).keys.values()
+    assert anna.expires == ops.expires == datetime.fromisoformat(until).timestamp()
+    assert ops.entry("b" * 64) == f"ops:{'b' * 64}:operator:expires={shortest}"
+
+
+@pytest.mark.parametrize("end", ["", "tomorrow", "2027-13-01", "1", "9999-12-31T00:00-23:59:operator"])
+def test_an_invalid_end_of_a_key_is_refused(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setenv("TOKENCAST_API_KEYS", f"anna:{'a' * 64}:expires={end}")
+    with pytest.raises(Misconfigured, match="TOKENCAST_API_KEYS: entry 1 has an end that is not"):
+        _ = load(Settings).tenants

@@ -11,7 +11,7 @@ import pytest
 from broker.settings.loading import load
 from broker.settings.settings import Settings
 from broker.settings.upstream_entries import UpstreamSettings
-from broker.settings.upstreams import NO_LANE, Resource
+from broker.settings.upstreams import MOST_LABELS, NO_LANE, OTHER_MODELS, ModelLabels, Resource
 from tests.support import ROOT
 
 URL = "http://a.example/v1"
@@ -122,6 +122,16 @@ def test_models_are_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("u0", "gpt-*"),
         ("", ""),
     ]
+
+
+def test_the_labels_of_models_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ModelLabels(settings(monkeypatch, {"models": ["coder", "gpt-*"]}))
+    assert [labels.of(model) for model in ("coder", "gpt-4", "qwen")] == [("u0", "coder"), ("u0", "gpt-4"), ("", "")]
+    assert labels.of('gpt-"\n') == labels.of("gpt-" + "x" * 200) == ("u0", OTHER_MODELS)
+    made = {labels.of(f"gpt-{number}") for number in range(1000)}
+    assert made == {("u0", f"gpt-{number}") for number in range(MOST_LABELS)} | {("u0", OTHER_MODELS)}
+    assert labels.of("gpt-4") == ("u0", "gpt-4")
+    assert labels.of("coder") == ("u0", "coder")
 
 
 def test_every_field_of_an_entry_is_documented() -> None:
