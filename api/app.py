@@ -27,11 +27,13 @@ from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
+from api.ops.history import HistoryRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
+from api.ops.workers import WorkerRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
 from broker.broker import Broker
@@ -55,7 +57,8 @@ def create_app(broker: Broker) -> Starlette:
     connections = Connections(broker.hub, heartbeat=settings.heartbeat, send_timeout=settings.send_timeout)
     follow = Follow(broker.hub, access, connections)
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
-    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
+    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss, broker.history)
+    broker.history.samples = True
     webhooks = WebhookDelivery(broker.outbox, settings)
     metrics = GatewayMetrics(broker, reaper, webhooks, [dialect.name for dialect in DIALECTS])
 
@@ -76,6 +79,8 @@ def create_app(broker: Broker) -> Starlette:
             *OverviewRoutes(broker, access).routes(),
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
+            *HistoryRoutes(broker, access).routes(),
+            *WorkerRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),

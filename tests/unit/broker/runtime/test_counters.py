@@ -25,7 +25,8 @@ NOW = int(time.time() * 1000)
 
 
 def attempt_of(model: str, ordinal: int = 1, **meta: bytes) -> Attempt:
-    known = {b"md": model.encode(), b"ca": b"%d" % (NOW - 250), **{name.encode(): one for name, one in meta.items()}}
+    known = {b"tn": b"anna", b"md": model.encode(), b"ca": b"%d" % (NOW - 250)}
+    known |= {name.encode(): one for name, one in meta.items()}
     return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known, "default", "default"), lambda _: None)
 
 
