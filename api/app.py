@@ -33,6 +33,7 @@ from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
+from api.ops.subscribers import SubscriberRoutes
 from api.ops.workers import WorkerRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
@@ -59,12 +60,14 @@ def create_app(broker: Broker) -> Starlette:
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
     reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss, broker.history)
     broker.history.samples = True
+    subscribers = SubscriberRoutes(broker, access)
     webhooks = WebhookDelivery(broker.outbox, settings)
     metrics = GatewayMetrics(broker, reaper, webhooks, [dialect.name for dialect in DIALECTS])
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         parts = (reaper.run(), metrics.run(), connections.run(), broker.waiting.run(), webhooks.run())
+        parts = (*parts, subscribers.reports.run())
         background = [asyncio.create_task(part) for part in parts]
         yield
         await webhooks.close()
@@ -80,6 +83,7 @@ def create_app(broker: Broker) -> Starlette:
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
             *HistoryRoutes(broker, access).routes(),
+            *subscribers.routes(),
             *WorkerRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),

@@ -1,5 +1,6 @@
-"""The last two hours, minute by minute: what was created, started and ended, first tokens, tokens, errors.
+"""What operators look at: the last two hours, minute by minute, and the subscribers of a generation at all gateways.
 
 Each process adds up what it sees in memory and sends the sums to the queue's Redis every few seconds (`recorder`);
-`reading` turns them into a record. Imports the store, Redis and the vocabulary.
+`reading` turns them into a record. `subscribers` lets gateways tell theirs while somebody asks. Imports the store,
+Redis and the vocabulary.
 """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from broker.records import Count, GenerationId
+from broker.records import Count, CursorText, GenerationId
 
 _Percentile = Annotated[float | None, Meta(description="Seconds, to within 9 %; null without a first token.")]
 
@@ -67,3 +67,30 @@ class HistoryRecord(Struct, tag_field="object", tag="history", frozen=True, kw_o
     errors: Annotated[list[HistoryError], Meta(description="The most frequent ones first, at most 100.")]
     models: Annotated[list[str], Meta(description="Those of this time, whatever the filter.")]
     upstreams: Annotated[list[str], Meta(description="Those of this time, whatever the filter.")]
+
+
+class SubscriberRecord(Struct, frozen=True, kw_only=True):
+    """An open stream of a generation."""
+
+    gateway: str
+    dialect: str
+    since: Annotated[float, Meta(description="Unix seconds.")]
+    cursor: Annotated[CursorText, Meta(description="The last event that was written to it.")]
+    lag_events: Annotated[int, Meta(ge=0, description="Events of the log that were not written to it.")]
+    unread_bytes: Annotated[int, Meta(ge=0, description="Bytes that were written and wait for the peer to read.")]
+    stalled: Annotated[bool, Meta(description="The peer reads nothing, and is disconnected soon.")]
+
+
+class GatewaySubscribers(Struct, frozen=True):
+    """The number of a generation's subscribers at a gateway process."""
+
+    gateway: str
+    subscribers: Count
+    at: Annotated[float, Meta(description="When it counted them, in unix seconds.")]
+
+
+class SubscriberList(Struct, tag_field="object", tag="list", frozen=True):
+    """The subscribers of a generation, the most delayed first, at most 100 of each gateway."""
+
+    data: list[SubscriberRecord]
+    gateways: Annotated[list[GatewaySubscribers], Meta(description="The first one answers; then others that have any.")]

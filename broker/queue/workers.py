@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from broker.errors import WorkerNotFound
+from broker.errors import InvalidRequest, WorkerNotFound
 from broker.records import WorkerGeneration, WorkerRecord
 from broker.redis.client import Redis
 from broker.store import keys
@@ -34,9 +34,11 @@ async def read_workers(redis: Redis, now: float) -> list[WorkerRecord]:
 
 async def request_drain(redis: Redis, worker: str, now: float) -> WorkerRecord:
     """Ask a worker to drain: it takes no more generations, and exits as after SIGTERM. Return its record. Raises
-    WorkerNotFound."""
+    WorkerNotFound, or InvalidRequest for a worker of a version that does not obey."""
     for one in await read_workers(redis, now):
         if one.id == worker and one.state != "lost":
+            if one.upstreams is None:
+                raise InvalidRequest(f"`{worker}` has version {one.version}: let it drain by SIGTERM.", param="worker")
             await redis.execute("SET", keys.drain(worker), "1", "PX", DRAIN_LIFETIME * 1000)
             return msgspec.structs.replace(one, state="draining")
     raise WorkerNotFound(f"There is no worker `{worker[:100]}`, or it has stopped.")

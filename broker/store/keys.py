@@ -323,5 +323,14 @@ def history(tenant: str, minute: int | None = None) -> str:
     return f"tc:hist:{tenant}" if minute is None else f"tc:hist:{tenant}:{minute}"
 
 
+ASKED = "tc:asked"
+"""zset · generation whose subscribers somebody asks for → ms · 60 s · gateways"""
+
+
+def subscribers(gid: str) -> str:
+    """hash · gateway → JSON: its subscribers of this generation, and when it told them · 60 s · gateways"""
+    return f"tc:subs:{gid}"
+
+
 HISTORY = "tc:hist"
 """Base of these keys, which never exists itself."""

@@ -1,4 +1,4 @@
-"""The pages of the history and of the workers."""
+"""The pages of the history and of the workers, and the subscribers of a generation."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ async def test_the_last_hour(visit: Open, own_redis: EmbeddedRedis) -> None:
         await page.go_back()
         await page.get_by_role("link", name=f"Sample …{writer.gid[-6:]}").first.click()
         await expect(page.get_by_role("heading", level=2, name=writer.gid)).to_be_visible()
+        await page.get_by_role("article").get_by_text("Subscribers", exact=True).click()
+        await expect(page.get_by_text("Nobody follows it.")).to_be_visible()
+        running = await start_generation(api, broker)
+        await page.goto(f"{api.url}/#/{running.gid}")
+        await page.get_by_role("article").get_by_text("Subscribers", exact=True).click()
+        await expect(page.get_by_text("1 open stream.")).to_be_visible()
+        streams = page.get_by_role("table", name="Subscribers").locator("tbody tr")
+        await expect(streams).to_have_text(re.compile(r"^\w+\s*up to date\s*\d+ s\s*\S+$"))
         await page.close()
 
 
@@ -101,6 +109,7 @@ async def test_the_workers(visit: Open, own_redis: EmbeddedRedis) -> None:
         )
         await expect(new.locator("[data-field=started]")).to_have_text("1 h")
         await expect(old.locator("[data-field=upstreams]")).to_have_text("–")
+        await expect(old.get_by_role("button")).to_have_count(0)
         await expect(lost).to_contain_text("It stopped without a word, 2 min ago.")
         await page.get_by_role("button", name="Drain new").click()
         await page.get_by_role("dialog").get_by_role("button", name="Drain").click()

@@ -44,7 +44,7 @@ export class WorkersView extends Polled {
     show(fields.upstreams, upstreams?.join(", ") || "–");
     show(fields.started, since(started_at));
     fields.started.title = started_at === null ? "" : moment(started_at).toLocaleString();
-    fields.drain.hidden = state !== "running";
+    fields.drain.hidden = state !== "running" || upstreams === null; // one of an older version does not obey
     fields.drain.ariaLabel = `Drain ${id}`;
     this.#runs(fields.runs, generations);
     const more = (running ?? 0) - generations.length;

@@ -126,4 +126,5 @@ async def _old_worker(redis_url: str, api: Gateway) -> None:
         [old] = [one for one in await workers(api) if one["id"] == name]
         assert (old["state"], old["slots"], old["running"], old["generations"]) == ("running", 100, 2, [])
         assert (old["upstreams"], old["started_at"]) == (None, None)
+        assert (await api.http.post(f"/v1/workers/{name}/drain", headers=OPS)).status_code == 400
         await redis.pipeline([("DEL", keys.worker(name)), ("ZREM", keys.WORKERS, name)])
