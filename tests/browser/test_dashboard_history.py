@@ -14,7 +14,7 @@ from broker.history.recorder import Series
 from broker.queue.quotas import OPEN_TENANT
 from broker.store import keys
 from tests.browser.conftest import Open
-from tests.browser.dashboard import start_generation
+from tests.browser.dashboard import announce_worker, start_generation
 from tests.support import gateway
 
 pytestmark = pytest.mark.browser
@@ -89,14 +89,9 @@ async def test_the_workers(visit: Open, own_redis: EmbeddedRedis) -> None:
     async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
         redis, gid = broker.queue.redis, (await api.create())["id"]
         now = int(await broker.history.clock.now() * 1000)
-        runs = json.dumps([[gid, "anna", "m", "one", now / 1000 - 61]])
-        told = {"upstreams": '["one","two"]', "started": now - 3_600_000, "draining": 0, "runs": runs}
-        for name, fields in {"new": told, "old": {}}.items():
-            all_fields = {"host": f"host-{name}", "pid": 7, "slots": 9, "running": 1, "version": "0.2.0", **fields}
-            flat = [part for field in all_fields.items() for part in field]
-            await redis.pipeline([("HSET", keys.worker(name), *flat), ("EXPIRE", keys.worker(name), 600)])
-        await redis.execute("ZADD", keys.WORKERS, now, "new", now, "old", now - 120_000, "lost")
-        await redis.execute("EXPIRE", keys.WORKERS, 600)
+        await announce_worker(broker, "new", gid)
+        await announce_worker(broker, "old")
+        await redis.execute("ZADD", keys.WORKERS, now - 120_000, "lost")
 
         page = (await visit(api)).page
         await page.get_by_role("link", name="Workers").click()
