@@ -112,7 +112,7 @@ class WorkerCounters:
 
     def _count_unseen(self, attempt: Attempt, usage: dict[str, Any]) -> None:
         """Add the tokens of the usage that were not counted as they came: a chunk may have several."""
-        self._count_new(attempt, self._progress[attempt])
+        self._count_tokens(attempt, self._progress[attempt])
         total = usage.get("completion_tokens")
         if isinstance(total, int):
             self._history.tokens(self._progress[attempt].series, total - attempt.token_count)
@@ -126,12 +126,20 @@ class WorkerCounters:
         for attempt, progress in self._progress.items():
             self._count_new(attempt, progress)
 
+    def count_tokens(self) -> None:
+        """Add the tokens that arrived since the last call to the history. It costs the same for any number of them."""
+        for attempt, progress in self._progress.items():
+            self._count_tokens(attempt, progress)
+
+    def _count_tokens(self, attempt: Attempt, progress: _Progress) -> None:
+        self._history.tokens(progress.series, attempt.token_count - progress.tokens)
+        progress.tokens = attempt.token_count
+
     def _count_new(self, attempt: Attempt, progress: _Progress) -> None:
         self.bytes[progress.labels] += max(0, attempt.size - progress.bytes)
         times = attempt.token_times(progress.events)
         progress.events, progress.bytes = attempt.count, attempt.size
-        self._history.tokens(progress.series, attempt.token_count - progress.tokens)
-        progress.tokens = attempt.token_count
+        self._count_tokens(attempt, progress)
         if not times:
             return
         before = [times[0] if progress.last_ms is None else progress.last_ms, *times]

@@ -107,7 +107,7 @@ class Worker:
         hand_back = HandBack(logs, tickets, places)
         history = self._history = History(queue, logs, lease=settings.lease)
         runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings, history)
-        history.collect, history.samples = runner.counters.update, True
+        history.collect, history.samples = runner.counters.count_tokens, True
         self._slots = Slots(runner, places, hand_back, settings.slots)
         self._reaper = Reaper(logs, tickets, settings, history=history)
         self._old_queue = OldQueue(logs, tickets, settings, signals.stop.is_set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -68,12 +69,8 @@ class _Minute:
 
     def _take(self, name: str, value: str, fields: dict[str, str]) -> None:
         if name[0].isdigit():
-            number, _, count = name.partition(":")
-            if self._is_wanted(number):
-                if count.startswith("h"):
-                    self.buckets[int(count[1:])] += int(value)
-                else:
-                    self.counts[count] += int(value)
+            if self._is_wanted(name):
+                self._add(value)
         elif name.startswith("f:"):
             _, number, code = name.split(":", 2)
             if self._is_wanted(number):
@@ -84,6 +81,14 @@ class _Minute:
             self.depth += int(value) if name == "q" else 0
         elif name.startswith("q:") and self._name_of(name[2:]) == self._wanted.upstream:
             self.depth += int(value)
+
+    def _add(self, counts: str) -> None:
+        for part in counts.split(","):
+            name, _, count = part.partition(":")
+            if name.startswith("h"):
+                self.buckets[int(name[1:])] += int(count)
+            else:
+                self.counts[name] += int(count)
 
     def _is_wanted(self, number: str) -> bool:
         return number in self.series and self._wanted.matches(*self.series[number])
@@ -97,7 +102,10 @@ async def read_history(
     last = int(now // 60)
     numbers = range(last - minutes + 1, last + 1)
     replies = await redis.pipeline([("HGETALL", keys.history(wanted.tenant, number)) for number in numbers])
-    found = [_Minute(flat, wanted, name_of) for flat in replies]
+    found: list[_Minute] = []
+    for flat in replies:
+        found.append(_Minute(flat, wanted, name_of))
+        await asyncio.sleep(0)  # with many models, all of them together would delay the streams of a gateway
     lengths = [60.0] * (minutes - 1) + [max(1.0, round(now - last * 60, 3))]
     series = {each for one in found for each in one.series.values()}
     return HistoryRecord(

@@ -104,10 +104,8 @@ class Sums:
         for series in found:
             counts: dict[str, int] = self.counts.get(series) or {}
             errors: dict[str, _Errors] = self.errors.get(series) or {}
-            arguments += (series.model, series.upstream, len(counts))
-            for name, number in counts.items():
-                arguments += (name, number)
-            arguments.append(len(errors))
+            packed = ",".join(f"{name}:{number}" for name, number in counts.items())
+            arguments += (series.model, series.upstream, packed, len(errors))
             for code, one in errors.items():
                 arguments += (code, one.failed, one.returned, one.latest)
         return arguments

@@ -312,11 +312,11 @@ def drain(worker_id: str) -> str:
 def history(tenant: str, minute: int | None = None) -> str:
     """hash · figures of a tenant, or of ALL_TENANTS, in that minute since the epoch · 2 h · gateways and workers
 
-    `#<model>\\0<upstream>` number of a series; # number of series; 0 is the series of all further ones · of series n:
-    `<n>:c` created · s started · d completed · f failed · x cancelled · t tokens · `h<bucket>` first tokens, by the
-    time that they took (broker/history/buckets.py) · errors of series n: `f:<n>:<code>` failed · r returned to the
-    queue · l "<ms> <generation>", the latest; f number of these · q most waiting generations, `q:<resource>` for an
-    upstream
+    `#<model>\\0<upstream>` number of a series, 0 is that of all further ones; # number of series · `<n>` counts of
+    series n, as `<name>:<count>,…`: c created, s started, d completed, f failed, x cancelled, t tokens, h<bucket> first
+    tokens by the time that they took (broker/history/buckets.py) · errors of series n: `f:<n>:<code>` failed, r:…
+    returned to the queue, l:… "<ms> <generation>", the latest; f number of these · q most waiting generations,
+    `q:<resource>` for an upstream
 
     Without a minute: the base from which the scripts derive it.
     """

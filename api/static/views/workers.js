@@ -6,6 +6,7 @@ import { age, byId, make, moment, show, tell } from "../ui/page.js";
 import { Polled } from "../ui/polled.js";
 import { Rows } from "../ui/rows.js";
 
+const FORBIDDEN = 403;
 const STATES = { running: "running", draining: "draining", lost: "lost" };
 const since = (seconds) => (seconds === null ? "–" : age(Math.max(0, now() / 1000 - seconds)));
 
@@ -20,7 +21,10 @@ export class WorkersView extends Polled {
   }
 
   async load() {
-    const { data } = await ask("/v1/workers");
+    const { data } = await ask("/v1/workers").catch((error) => {
+      if (error.status === FORBIDDEN) this.stop(); // only operators see them
+      throw error;
+    });
     this.cards.show(data);
     const live = data.filter(({ state }) => state !== "lost");
     const [running, slots] = ["running", "slots"].map((name) => live.reduce((sum, worker) => sum + (worker[name] ?? 0), 0));
