@@ -28,12 +28,15 @@ from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
+from api.ops.history import HistoryRoutes
 from api.ops.keys import KeyRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
+from api.ops.subscribers import SubscriberRoutes
+from api.ops.workers import WorkerRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
 from broker.auth.key_uses import KeyUses
@@ -61,7 +64,9 @@ def create_app(broker: Broker) -> Starlette:
     api_keys.on_change = connections.change_keys
     follow = Follow(broker.hub, access, connections)
     mounted = [dialect.mount(broker, follow) for dialect in DIALECTS]
-    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss)
+    reaper = Reaper(broker.store.redis, broker.queue, broker.settings, broker.store.data_loss, broker.history)
+    broker.history.samples = True
+    subscribers = SubscriberRoutes(broker, access)
     webhooks = WebhookDelivery(broker.outbox, settings)
     metrics = GatewayMetrics(broker, reaper, webhooks, [dialect.name for dialect in DIALECTS])
 
@@ -75,6 +80,7 @@ def create_app(broker: Broker) -> Starlette:
             webhooks.run(),
             api_keys.run(),
             key_uses.run(),
+            subscribers.reports.run(),
         )
         background = [asyncio.create_task(part) for part in parts]
         yield
@@ -91,6 +97,9 @@ def create_app(broker: Broker) -> Starlette:
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
             *KeyRoutes(access, api_keys, key_uses).routes(),
+            *HistoryRoutes(broker, access).routes(),
+            *subscribers.routes(),
+            *WorkerRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),

@@ -32,6 +32,7 @@ _STATUS: dict[type[errors.BrokerError], int] = {
     errors.OperatorRequired: 403,
     errors.ModelNotFound: 404,
     errors.UpstreamNotFound: 404,
+    errors.WorkerNotFound: 404,
     errors.GenerationNotFound: 404,
     errors.DeliveryNotFound: 404,
     errors.GroupNotFound: 404,

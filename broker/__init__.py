@@ -31,6 +31,7 @@ from broker.errors import (
     StorageUnavailable,
     TokenExpired,
     UpstreamNotFound,
+    WorkerNotFound,
 )
 from broker.events import Event, GapFound
 from broker.generation import Generation
@@ -63,6 +64,7 @@ __all__ = [
     "StorageUnavailable",
     "TokenExpired",
     "UpstreamNotFound",
+    "WorkerNotFound",
     "__version__",
     "connect",
 ]

@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from broker.auth.stream_tokens import Tokens
 from broker.bulk.operations import BulkOperations, make_filters
@@ -24,12 +22,12 @@ from broker.errors import (
     GenerationGone,
     InvalidRequest,
     LimitExceeded,
-    Misconfigured,
     StorageUnavailable,
 )
 from broker.events import RESET, STARTED, Event, GapFound, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
+from broker.history.recorder import History, Series
 from broker.ids import START, Cursor, created_ms, parse_cursor
 from broker.queue.commands import Ticket
 from broker.queue.quotas import OPEN_TENANT, TenantLimits
@@ -40,7 +38,7 @@ from broker.request.body import CompletionRequest, check_idempotency_key, encode
 from broker.runtime.counters import Count
 from broker.runtime.logging import details
 from broker.runtime.tracing import traceparent
-from broker.settings.messages import format_errors
+from broker.settings.loading import settings_of_url
 from broker.settings.settings import Settings
 from broker.settings.upstreams import ModelLabels
 from broker.store.storage_share import NOTHING, StorageShare, Stored
@@ -86,6 +84,7 @@ class Broker(BulkOperations, QueueControl):
         )
         self.waiting = Waiting(self.store, self.queue, self.hub)
         self.labels = ModelLabels(settings)
+        self.history = History(queue, streams, lease=settings.lease)
         self.created = Count()
         self.ended = Count()
         """Generations that this process has ended, by upstream, model, status and code."""
@@ -166,6 +165,7 @@ class Broker(BulkOperations, QueueControl):
         """Write the tickets of new generations, given as (id, request). The reaper writes those that are missing."""
         for _, request in new:
             self.created[self.labels.of(request.model)] += 1
+            self.history.created(tenant, request.model)
         trace = traceparent()
         for at in range(0, len(new), TICKETS_AT_ONCE):
             some = new[at : at + TICKETS_AT_ONCE]
@@ -279,6 +279,7 @@ class Broker(BulkOperations, QueueControl):
         if withdrawn.was in ("queued", "in_progress"):
             model = (await self.store.state(gid, tenant)).model
             self.ended[(*self.labels.of(model), "cancelled", "")] += 1
+            self.history.ended(gid)
 
     async def expire(self, gid: str, next_try: float | None = None) -> bool:
         """End a generation whose waiting has lasted too long, or will have at the next try (unix seconds); return
@@ -286,16 +287,21 @@ class Broker(BulkOperations, QueueControl):
         expired = await self.store.expire(gid, next_try)
         if expired:
             self.expired += 1
+            self.history.ended(gid)
             logger.warning("%s: waited too long", gid, extra=details(code="queue_timeout"))
         return expired
 
     async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:
         await self._withdraw(gid, tenant, withdrawn)
         self.ended[(*self.labels.of(model), "cancelled", "")] += 1
+        self.history.ended(gid)
 
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""
-        await self._withdraw(gid, tenant, await self.store.delete(gid, tenant))
+        withdrawn = await self.store.delete(gid, tenant)
+        await self._withdraw(gid, tenant, withdrawn)
+        if withdrawn.was in ("queued", "in_progress"):
+            self.history.cancelled(Series(tenant))
 
     async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
         with suppress(StorageUnavailable):  # its bytes stay counted until its retention ends
@@ -355,23 +361,6 @@ class Broker(BulkOperations, QueueControl):
 _FORGET = Event(START, RESET, 0, b'{"attempt":1,"reason":"unknown_cursor"}')
 
 
-class _Given(Settings):
-    """Settings from arguments alone."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-
-def _settings_of(url: str | None) -> Settings:
-    try:
-        return _Given() if url is None else _Given(REDIS_URL=url)  # pyright: ignore[reportCallIssue]
-    except ValidationError as error:
-        raise Misconfigured("; ".join(format_errors({"REDIS_URL": "url"}, error.errors()))) from None
-
-
 @asynccontextmanager
 async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncGenerator[Broker, None]:
     """Return a context manager that yields a Broker on the Redis at `url`: `redis://`, `rediss://`, `unix://` or
@@ -383,13 +372,14 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
     """
     if url is not None and settings is not None:
         raise TypeError("connect() takes a URL or settings, not both")
-    settings = settings or _settings_of(url)
+    settings = settings or settings_of_url(url)
     async with connect_both(settings.logs_url, settings.redis_url) as (streams, queue):
         broker = Broker(streams, queue, settings)
-        upkeep = asyncio.get_running_loop().create_task(broker.hub.run())
+        upkeep = [asyncio.create_task(part) for part in (broker.hub.run(), broker.history.run())]
         try:
             yield broker
         finally:
-            await cancel_and_wait([upkeep])
+            await cancel_and_wait(upkeep)
             await broker.hub.close()
+            await broker.history.close()
             await broker.share.close()

@@ -53,6 +53,12 @@ class UpstreamNotFound(BrokerError):
     code = "upstream_not_found"
 
 
+class WorkerNotFound(BrokerError):
+    """There is no such worker."""
+
+    code = "worker_not_found"
+
+
 class InvalidKey(BrokerError):
     """The API key is missing or unknown."""
 

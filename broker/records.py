@@ -84,6 +84,41 @@ class UpstreamList(Struct, tag_field="object", tag="list", frozen=True):
     data: list[UpstreamRecord]
 
 
+class WorkerGeneration(Struct, frozen=True):
+    """A generation that a worker runs."""
+
+    id: GenerationId
+    tenant: str
+    model: str
+    upstream: str
+    claimed_at: Annotated[float, Meta(description="Unix seconds.")]
+
+
+class WorkerRecord(Struct, frozen=True, kw_only=True):
+    """A worker, by its last heartbeat. Fields that a worker of an older version does not tell are null."""
+
+    id: str
+    state: Annotated[
+        Literal["running", "draining", "lost"],
+        Meta(description="draining: it takes no more generations; lost: it stopped without a word in the last hour."),
+    ]
+    seen_at: Annotated[float, Meta(description="Unix seconds.")]
+    host: str | None = None
+    pid: int | None = None
+    version: str | None = None
+    slots: int | None = None
+    running: int | None = None
+    upstreams: Annotated[list[str] | None, Meta(description="Those that it can call.")] = None
+    started_at: float | None = None
+    generations: Annotated[list[WorkerGeneration], Meta(description="What it runs, at most 100.")] = []
+
+
+class WorkerList(Struct, tag_field="object", tag="list", frozen=True):
+    """The workers."""
+
+    data: list[WorkerRecord]
+
+
 class GenerationSummary(Struct, frozen=True, kw_only=True):
     """A generation without its text, as in lists and in the activity stream."""
 

@@ -49,6 +49,7 @@ LAYERS = (
     "broker.records",
     "broker.generation broker.settings",
     "broker.store",
+    "broker.history",
     "broker.auth broker.queue broker.fanout broker.webhooks",
     "broker.waiting broker.bulk",
     "broker.broker",

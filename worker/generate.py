@@ -22,6 +22,7 @@ from broker.completion.fold import Completion
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import StorageUnavailable
 from broker.events import COMPLETED, FAILED
+from broker.history.recorder import Figures
 from broker.redis.client import Redis
 from broker.runtime.tracing import Spanned, mark, past_span, span
 from broker.settings.settings import Settings
@@ -60,6 +61,7 @@ class GenerationRunner:
         places: Places,
         hand_back: HandBack,
         settings: Settings,
+        history: Figures | None = None,
     ) -> None:
         self._store = store
         self._places = places
@@ -67,7 +69,7 @@ class GenerationRunner:
         self._appender = appender
         self._upstreams = upstreams
         self._settings = settings
-        self.counters = WorkerCounters(settings)
+        self.counters = WorkerCounters(settings, history)
         self.claims: dict[str, Claim] = {}
         """Current claims of this process, by generation."""
 

@@ -33,6 +33,11 @@ class Slots:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims of the running generations."""
+        return list(self._runner.claims.values())
+
     def free(self, starting: set[str]) -> int:
         """Return the number of slots that no generation and none of the `starting` tickets occupies."""
         return self.capacity - len(self._tasks) - len(starting.difference(self._tasks.values()))

@@ -11,6 +11,7 @@ from typing import Any
 
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import Misconfigured, StorageUnavailable
+from broker.history.recorder import History
 from broker.queue.old_queue import OldQueue
 from broker.queue.quotas import TenantLimits
 from broker.queue.reaper import Reaper
@@ -65,16 +66,19 @@ async def run(settings: Settings) -> int:
 
 
 class Signals:
-    """Events of SIGTERM and SIGINT: the first signal sets `stop`, the second `force`, which ends the drain."""
+    """Events of SIGTERM and SIGINT: the first signal sets `stop`, as an operator may have done, the second `force`,
+    which ends the drain."""
 
     def __init__(self) -> None:
         self.stop, self.force = asyncio.Event(), asyncio.Event()
+        self._received = False
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive)
 
     def _receive(self) -> None:
-        (self.force if self.stop.is_set() else self.stop).set()
+        (self.force if self._received else self.stop).set()
+        self._received = True
 
 
 class Worker:
@@ -97,15 +101,23 @@ class Worker:
         self._appender = Appender(settings, logs.topology)
         places = Places(queue, limits, name)
         hand_back = HandBack(logs, tickets, places)
-        runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings)
+        history = self._history = History(queue, logs, lease=settings.lease)
+        runner = GenerationRunner(logs, self._appender, upstreams, places, hand_back, settings, history)
+        history.collect, history.samples = runner.counters.count_tokens, True
         self._slots = Slots(runner, places, hand_back, settings.slots)
-        self._reaper = Reaper(logs, tickets, settings)
+        self._reaper = Reaper(logs, tickets, settings, history=history)
         self._old_queue = OldQueue(logs, tickets, settings, signals.stop.is_set)
         reaper = self._reaper
         self._consumer = Consumer(
             logs, tickets, self._slots, self._appender, settings, reaper.note_exhausted, reaper.note_expired
         )
-        self._heartbeat = Heartbeat(queue, self._slots, name)
+        self._heartbeat = Heartbeat(
+            *(queue, self._slots, name),
+            lease=settings.lease,
+            upstreams=[one.name for one in settings.all_upstreams() if one.usable],
+            is_draining=signals.stop.is_set,
+            on_drain=signals.stop.set,
+        )
         self._model_lists = ModelLists(queue, upstreams)
         self._webhooks = WebhookDelivery(Outbox(logs), settings)
         servers = {"logs": logs, "queue": queue}
@@ -132,6 +144,7 @@ class Worker:
         return [
             self._appender.run(),
             self._heartbeat.run(),
+            self._history.run(),
             self._slots.places.run(),
             self._reaper.run(),
             self._old_queue.run(),
@@ -151,6 +164,7 @@ class Worker:
     async def _serve(self, components: Collection[asyncio.Task[None]]) -> None:
         """Run generations until a signal, or until a component fails; then stop taking tickets."""
         await _first(self._signals.stop.wait(), asyncio.wait(components, return_when=asyncio.FIRST_COMPLETED))
+        self._heartbeat.refresh_soon()
         await self._consumer.stop()
 
     async def _drain(self) -> None:
@@ -164,6 +178,7 @@ class Worker:
         """Put the generations that still run back into the queue, and unregister the worker."""
         await self._slots.hand_over()
         await self._webhooks.close()
+        await self._history.close()
         with suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(UNREGISTER_TIMEOUT):
                 await self._heartbeat.unregister()

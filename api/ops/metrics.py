@@ -84,8 +84,7 @@ class GatewayMetrics:
             present[(subscriber.dialect,)] += 1
             hub.delivered[(subscriber.dialect,)] += subscriber.take_event_count()
             stalled += subscriber.stalled is not None
-            tail, position = subscriber.feed.tail, subscriber.position
-            lag = tail.seq - position.seq if tail.attempt == position.attempt else tail.seq + 1
+            lag = subscriber.lag
             behind += lag > 0
             most = max(most, lag)
         followed = len({subscriber.feed for subscriber in subscribers})

@@ -28,14 +28,20 @@ from api.openapi_parts import (
     public,
     schemas_of,
 )
-from api.ops import keys, queue
+from api.ops import history, keys, queue, subscribers, workers
 from api.ops.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview
+from broker.history.records import HistoryRecord, SubscriberList
 from broker.version import __version__
 
-_SCHEMAS = {**schemas_of(Error, ModelList, Overview, Status), **queue.SCHEMAS, **keys.SCHEMAS}
+_SCHEMAS = {
+    **schemas_of(Error, ModelList, Overview, Status, HistoryRecord, SubscriberList),
+    **queue.SCHEMAS,
+    **workers.SCHEMAS,
+    **keys.SCHEMAS,
+}
 
 
 class OpenApi:
@@ -56,7 +62,8 @@ class OpenApi:
 
 @cache
 def document(dialects: tuple[DialectApi, ...]) -> Json:
-    paths = {**_dialects(dialects), **_overview(), **queue.paths(), **keys.paths(), **_models(), **_operation()}
+    paths = {**_dialects(dialects), **_overview(), **queue.paths(), **history.paths(), **workers.paths()}
+    paths |= {**subscribers.paths(), **keys.paths(), **_models(), **_operation()}
     schemas = {**SHARED_SCHEMAS, **_SCHEMAS}
     for dialect in dialects:
         schemas |= dialect.schemas

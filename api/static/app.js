@@ -8,12 +8,14 @@ import { again } from "./ui/snippets.js";
 import { Bulk } from "./views/bulk.js";
 import { Detail } from "./views/detail.js";
 import { ErrorsView } from "./views/errors.js";
+import { HistoryView } from "./views/history.js";
 import { List } from "./views/list.js";
 import { Overview } from "./views/overview.js";
 import { Prompt } from "./views/prompt.js";
 import { QueueView } from "./views/queue.js";
 import { UpstreamsView } from "./views/upstreams.js";
 import { Chosen, Wall } from "./views/wall.js";
+import { WorkersView } from "./views/workers.js";
 
 const follower = new Follower();
 const chosen = new Chosen();
@@ -30,8 +32,21 @@ const list = new List(generations, chosen, overview, () => onFilter());
 const bulk = new Bulk(list, chosen, generations);
 const wall = new Wall(follower, chosen);
 const prompt = new Prompt();
-const pages = { queue: new QueueView(), upstreams: new UpstreamsView(), errors: new ErrorsView() };
-const TITLES = { wall: "Wall", queue: "Queue", upstreams: "Upstreams", errors: "Errors" };
+const pages = {
+  queue: new QueueView(),
+  upstreams: new UpstreamsView(),
+  errors: new ErrorsView(),
+  history: new HistoryView(),
+  workers: new WorkersView(),
+};
+const TITLES = {
+  wall: "Wall",
+  queue: "Queue",
+  upstreams: "Upstreams",
+  errors: "Errors",
+  history: "History",
+  workers: "Workers",
+};
 
 let view = "";
 let detail = null;
@@ -39,7 +54,7 @@ let denied = false;
 
 /**
  * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…`
- * several, and the names of the pages.
+ * several, and the names of the pages, such as `#/history?model=…`.
  */
 function route() {
   const path = location.hash.replace(/^#\/?/, "");
@@ -51,7 +66,8 @@ function route() {
     detail.root.remove();
     detail = null;
   }
-  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : Object.hasOwn(pages, path) ? path : "list";
+  const [page, query = ""] = path.split(/\?(.*)/s);
+  view = id ? "detail" : /^wall(\/|$)/.test(path) ? "wall" : Object.hasOwn(pages, page) ? page : "list";
   for (const name of ["list", "detail", "wall", ...Object.keys(pages)]) byId(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) link.ariaCurrent = link.dataset.view === view ? "page" : null;
   if (view !== "wall") wall.close();
@@ -62,6 +78,7 @@ function route() {
     detail.focus();
   }
   if (view === "wall") wall.open(ids);
+  pages[view]?.open?.(query);
   if (view === "list") list.query = path.replace(/^\?/, "");
   if (view === "list" && before) list.focus(before);
   run();

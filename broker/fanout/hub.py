@@ -172,6 +172,10 @@ class Hub:
     def subscribers(self) -> int:
         return sum(map(len, self._subscribers.values()))
 
+    def subscribers_of(self, gid: str) -> list[Subscriber]:
+        feed = self._feeds.get(gid)
+        return [] if feed is None else list(self._subscribers.get(feed, ()))
+
     def all_subscribers(self) -> list[Subscriber]:
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 

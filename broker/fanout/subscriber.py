@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -53,6 +54,7 @@ class Subscriber:
         "has_received",
         "last_write_tick",
         "position",
+        "since",
         "stalled",
         "wire",
     )
@@ -62,6 +64,7 @@ class Subscriber:
         self.buffer = buffer
         self.wire = wire
         self.position = position
+        self.since = time.monotonic()
         self.has_received = False
         self.stalled: tuple[float, int] | None = None  # since when, and the pending bytes at that time
         self.last_write_tick = 0  # the hub's tick of the last write
@@ -72,6 +75,12 @@ class Subscriber:
     def dialect(self) -> str:
         """The name of its dialect."""
         return self.buffer.dialect.name
+
+    @property
+    def lag(self) -> int:
+        """Number of events by which it is behind the log, as far as this process knows it."""
+        tail, position = self.feed.tail, self.position
+        return max(0, tail.seq - position.seq if tail.attempt == position.attempt else tail.seq + 1)
 
     def take_event_count(self) -> int:
         """Return the number of events delivered since the last call; none of an attempt that was reset since then."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from broker.errors import StorageUnavailable
+from broker.history.recorder import History
 from broker.ids import SHARDS
 from broker.queue.commands import Ticket
 from broker.queue.refill import Refill, ticket_from_fields
@@ -34,12 +35,18 @@ class Reaper:
     back just before, one sweep more, which is still below "a worker's death costs at most 20 s"."""
 
     def __init__(
-        self, redis: Redis, queue: Queue, settings: Settings, data_loss: DataLossDetector | None = None
+        self,
+        redis: Redis,
+        queue: Queue,
+        settings: Settings,
+        data_loss: DataLossDetector | None = None,
+        history: History | None = None,
     ) -> None:
-        """`data_loss`: is notified of every observation of a server."""
+        """`data_loss`: is notified of every observation of a server. `history`: of each generation that is ended."""
         self._redis = redis
         self._queue = queue
         self._data_loss = data_loss
+        self._history = history
         self._refill = Refill(redis, queue, settings)
         self._settings = settings
         self._lease_ms = int(settings.lease * 1000)
@@ -158,12 +165,18 @@ class Reaper:
     def note_exhausted(self, gid: str) -> None:
         """Count and log a generation that a script ended because it had been started too often."""
         self.failed += 1
+        self._note_ended(gid)
         log.warning("%s: failed (attempts_exhausted)", gid, extra=details(code="attempts_exhausted"))
 
     def note_expired(self, gid: str) -> None:
         """Count and log a generation that a script ended because its waiting lasted too long."""
         self.expired += 1
+        self._note_ended(gid)
         log.warning("%s: waited too long", gid, extra=details(code="queue_timeout"))
+
+    def _note_ended(self, gid: str) -> None:
+        if self._history is not None:
+            self._history.ended(gid)
 
     async def _offer(self, ticket: Ticket) -> None:
         try:

@@ -7,9 +7,10 @@ secret can also be in a file, whose path is in `<NAME>_FILE`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from broker.errors import Misconfigured
 from broker.runtime.environment import find_unread, read_variable
@@ -36,6 +37,24 @@ def settings_errors(kind: type[Settings] | type[ClientSettings], error: Validati
     fields = kind.model_fields
     names = {str(field.validation_alias or name): variable_of(name, field) for name, field in fields.items()}
     return format_errors(names, error.errors())
+
+
+class _Given(Settings):
+    """Settings from arguments alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def settings_of_url(url: str | None) -> Settings:
+    """Return the default settings, with this URL of Redis; the environment is not read. Raises Misconfigured."""
+    try:
+        return _Given() if url is None else _Given(REDIS_URL=url)  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        raise Misconfigured("; ".join(format_errors({"REDIS_URL": "url"}, error.errors()))) from None
 
 
 def load_for_process() -> Settings:

@@ -302,5 +302,38 @@ def arq_starting(ticket: str) -> str:
 
 
 def worker(worker_id: str) -> str:
-    """hash · slots, running, host, pid, version · 15 s · that worker"""
+    """hash · slots, running, host, pid, version, upstreams JSON, started ms, draining 0 or 1, runs JSON (up to 100
+    running generations) · 15 s · that worker"""
     return f"tc:w:{worker_id}"
+
+
+def drain(worker_id: str) -> str:
+    """string · asks a worker to drain and exit · 60 s · operators; the worker reads it with its heartbeat"""
+    return f"tc:drain:{worker_id}"
+
+
+def history(tenant: str, minute: int | None = None) -> str:
+    """hash · figures of a tenant, or of ALL_TENANTS, in that minute since the epoch · 2 h · gateways and workers
+
+    `#<model>\\0<upstream>` number of a series, 0 is that of all further ones; # number of series · `<n>` counts of
+    series n, as `<name>:<count>,…`: c created, s started, d completed, f failed, x cancelled, t tokens, h<bucket> first
+    tokens by the time that they took (broker/history/buckets.py) · errors of series n: `f:<n>:<code>` failed, r:…
+    returned to the queue, l:… "<ms> <generation>", the latest; f number of these · q most waiting generations,
+    `q:<resource>` for an upstream
+
+    Without a minute: the base from which the scripts derive it.
+    """
+    return f"tc:hist:{tenant}" if minute is None else f"tc:hist:{tenant}:{minute}"
+
+
+ASKED = "tc:asked"
+"""zset · generation whose subscribers somebody asks for → ms · 60 s · gateways"""
+
+
+def subscribers(gid: str) -> str:
+    """hash · gateway → JSON: its subscribers of this generation, and when it told them · 60 s · gateways"""
+    return f"tc:subs:{gid}"
+
+
+HISTORY = "tc:hist"
+"""Base of these keys, which never exists itself."""

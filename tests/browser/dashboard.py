@@ -8,6 +8,7 @@ from typing import Any
 from playwright.async_api import Locator, Page
 
 from broker import Broker
+from broker.store import keys
 from tests.support import Gateway, Writer, request_body, wait_until
 
 UNREACHABLE = "net::ERR_"
@@ -29,6 +30,23 @@ async def claim_again(broker: Broker, writer: Writer) -> Writer:
     """Claim a second attempt, as after a worker's death."""
     await broker.store.redis.execute("HSET", f"tc:{{{writer.gid[14:16]}}}:m:{writer.gid}", "st", "queued", "own", "")
     return await Writer(broker.store.redis, writer.gid).claim()
+
+
+async def announce_worker(broker: Broker, name: str, gid: str = "") -> None:
+    """Write the record of a worker that runs a generation; without one, that of a worker of 0.2.0, which told less."""
+    redis, now = broker.queue.redis, int(await broker.history.clock.now() * 1000)
+    fields: dict[str, Any] = {"host": f"host-{name}", "pid": 7, "slots": 9, "running": 1, "version": "0.2.0"}
+    if gid:
+        runs = json.dumps([[gid, "anna", "m", "one", now / 1000 - 61]])
+        fields |= {"upstreams": '["one","two"]', "started": now - 3_600_000, "draining": 0, "runs": runs}
+    await redis.pipeline(
+        [
+            ("HSET", keys.worker(name), *(part for field in fields.items() for part in field)),
+            ("EXPIRE", keys.worker(name), 600),
+            ("ZADD", keys.WORKERS, now, name),
+            ("EXPIRE", keys.WORKERS, 600),
+        ]
+    )
 
 
 def delta(index: int = 0, **fields: Any) -> bytes:

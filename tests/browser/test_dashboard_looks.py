@@ -15,7 +15,7 @@ from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.openai.sdk import NODE, node
 from tests.browser.conftest import Open
-from tests.browser.dashboard import delta, expect_text, field, part, row, start_generation
+from tests.browser.dashboard import announce_worker, delta, expect_text, field, part, row, start_generation
 from tests.support import ROOT, Gateway, Writer, gateway, request_body, tell_waiting, upstream_sim, wait_until, worker
 
 pytestmark = pytest.mark.browser
@@ -75,6 +75,7 @@ async def test_axe_finds_no_violation_in_the_pages_of_the_queue(
         await writer.finish("failed", json.dumps(error).encode())
         gid = (await api.create())["id"]
         await api.http.post("/v1/queue/pause", json={"upstream": "default"})
+        await announce_worker(broker, "one", gid)
         page = (await visit(api, "/#/?status=queued", color_scheme=theme)).page
         await row(page, gid).get_by_role("checkbox").check()
         await expect(row(page, gid)).to_contain_text("paused")
@@ -85,6 +86,8 @@ async def test_axe_finds_no_violation_in_the_pages_of_the_queue(
                 ("queue", page.get_by_role("button", name="Resume upstream default")),
                 ("upstreams", page.get_by_role("button", name="Resume default")),
                 ("errors", page.get_by_role("link", name="List upstream_truncated of m, default")),
+                ("history", page.get_by_role("img", name="Queue depth")),
+                ("workers", page.get_by_role("button", name="Drain one")),
                 (gid, page.get_by_text("Waits because")),
             ):
                 await page.goto(f"{api.url}/#/{path}")

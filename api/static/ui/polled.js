@@ -1,4 +1,4 @@
-// A view that reads its contents every two seconds while it is visible.
+// A view that reads its contents every few seconds while it is visible.
 
 import { byId, tell } from "./page.js";
 
@@ -9,14 +9,17 @@ export class Polled {
   #asking = false;
   #again = false;
 
-  /** @param {string} name  of the view; the element `<name>-trouble` shows why reading failed */
-  constructor(name) {
-    this.name = name;
+  /**
+   * @param {string} name  of the view; the element `<name>-trouble` shows why reading failed
+   * @param {number} period  ms between two readings
+   */
+  constructor(name, period = PERIOD) {
+    Object.assign(this, { name, period });
   }
 
   start() {
     if (this.#timer) return;
-    this.#timer = setInterval(() => this.refresh(), PERIOD);
+    this.#timer = setInterval(() => this.refresh(), this.period);
     this.refresh();
   }
 

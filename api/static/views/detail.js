@@ -8,6 +8,7 @@ import { GrowingText, Output } from "../ui/output.js";
 import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "../ui/page.js";
 import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { again, follow } from "../ui/snippets.js";
+import { mountSubscribers } from "../ui/subscribers.js";
 import { Marks, Player, Timeline } from "../ui/timeline.js";
 import { sentence } from "../ui/waiting.js";
 
@@ -38,6 +39,7 @@ export class Detail {
     this.place = new Place(id, () => this.paint());
     this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));
     show(this.fields.id, id);
+    mountSubscribers(this.root.querySelector("aside"), id);
     this.#listen();
     this.#load().catch((error) => this.#refused(error));
     this.paint();

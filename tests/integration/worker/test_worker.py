@@ -79,7 +79,10 @@ async def test_check_reports_whether_a_worker_of_this_host_is_alive(
         [worker_id] = await broker.queue.redis.execute("ZRANGE", keys.WORKERS, 0, -1)
         fields = await broker.queue.redis.execute("HGETALL", keys.worker(worker_id.decode()))
         presence = dict(zip(fields[::2], fields[1::2], strict=True))
-        assert set(presence) == {b"host", b"pid", b"slots", b"running", b"version"}
+        assert set(presence) == {
+            *(b"host", b"pid", b"slots", b"running", b"version"),
+            *(b"upstreams", b"started", b"draining", b"runs"),
+        }
         assert presence[b"slots"] == b"7"
         assert await check(redis.url) == 0
         await broker.queue.redis.execute("HSET", keys.worker(worker_id.decode()), "host", "another")

@@ -11,11 +11,13 @@ import pytest
 from broker.fanout.feed import Feed
 from broker.fanout.timing import DeliveryTimings
 from broker.generation import Generation
+from broker.history.buckets import middle_of
+from broker.history.recorder import Figures, Series
 from broker.ids import Cursor, new_id
 from broker.runtime.counters import GAPS, Buckets
 from broker.runtime.prometheus import Exposition, Families
 from broker.settings.settings import Settings
-from worker.attempt import Attempt
+from worker.attempt import Attempt, Ending
 from worker.claims import Claim
 from worker.counters import WorkerCounters
 from worker.upstream.chunks import Chunk
@@ -25,7 +27,8 @@ NOW = int(time.time() * 1000)
 
 
 def attempt_of(model: str, ordinal: int = 1, **meta: bytes) -> Attempt:
-    known = {b"md": model.encode(), b"ca": b"%d" % (NOW - 250), **{name.encode(): one for name, one in meta.items()}}
+    known = {b"tn": b"anna", b"md": model.encode(), b"ca": b"%d" % (NOW - 250)}
+    known |= {name.encode(): one for name, one in meta.items()}
     return Attempt(Claim("gen_x", NOW * 1024, "own", ordinal, b"", known, "default", "default"), lambda _: None)
 
 
@@ -91,6 +94,26 @@ def test_a_scheduled_generation_does_not_wait_until_its_time() -> None:
     counters.claimed(attempt)
     counters.begun(attempt)
     assert counters.queue_waits[("queued",)].sum == pytest.approx(0.1, abs=0.001)  # the clock's float
+
+
+def test_the_history_counts_each_token_once() -> None:
+    """As they arrive; a chunk can have several, so the usage adds the rest at the end, and takes none away."""
+    for usage, expected in ((b'{"completion_tokens":12}', 12), (b'{"completion_tokens":1}', 4), (b"{}", 4)):
+        figures, attempt = Figures(), attempt_of("m")
+        counters = WorkerCounters(Settings(), figures)
+        counters.claimed(attempt)
+        received(attempt, 10, tokens=3)
+        counters.count_tokens()
+        counters.update()
+        received(attempt, 20)
+        counters.first_token(attempt, 0.0)
+        attempt.ending = Ending(b"d", "completed", b"", "", usage, b"", b"")
+        counters.finished(attempt, None)
+        counters.closed(attempt)
+        counts = figures.take()[0].counts[Series("anna", "m", "default")]
+        [first_token] = [name for name in counts if name.startswith("h")]
+        assert counts == {"t": expected, "d": 1, first_token: 1}
+        assert middle_of(int(first_token[1:])) >= 0.25 / 1.09  # from the creation
 
 
 class Clock:
