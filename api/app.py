@@ -27,6 +27,7 @@ from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
 from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
+from api.ops.me import CallerRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
@@ -74,6 +75,7 @@ def create_app(broker: Broker) -> Starlette:
         routes=[
             *(route for one in mounted for route in one.routes),
             *OverviewRoutes(broker, access).routes(),
+            *CallerRoutes(access).routes(),
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
             *HealthRoutes(broker).routes(),

@@ -26,7 +26,7 @@ _SAME = tuple(
 )
 FIELDS = (
     *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
-    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es"),
+    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es", "pv"),
 )
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
@@ -52,6 +52,7 @@ class Generation:
     group: str | None = None
     retry_of: str | None = None
     upstream: str | None = None
+    prompt: str | None = None
     queue: records.QueueState | None = None
     tenant: str = ""
     """Its owner; "" if it is not known here."""
@@ -125,6 +126,7 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str
         run_at=None if run_at is None else run_at / 1000,
         group=options.group,
         retry_of=retry_of,
+        prompt=request.preview or None,
         queue=_queue_state(None, run_at, None),
         tenant=tenant,
         tokens=request.reserved_tokens,
@@ -161,6 +163,7 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         group=_text(m["gr"]),
         retry_of=_text(m["ro"]),
         upstream=_text(m["up"]),
+        prompt=_text(m["pv"]),
         queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
         tenant=_text(m["tn"]) or "",
         lane=_text(m["ln"]) or "",

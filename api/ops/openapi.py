@@ -28,14 +28,14 @@ from api.openapi_parts import (
     public,
     schemas_of,
 )
-from api.ops import queue
+from api.ops import me, queue
 from api.ops.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview
 from broker.version import __version__
 
-_SCHEMAS = {**schemas_of(Error, ModelList, Overview, Status), **queue.SCHEMAS}
+_SCHEMAS = {**schemas_of(Error, ModelList, Overview, Status), **queue.SCHEMAS, **me.SCHEMAS}
 
 
 class OpenApi:
@@ -56,7 +56,7 @@ class OpenApi:
 
 @cache
 def document(dialects: tuple[DialectApi, ...]) -> Json:
-    paths = {**_dialects(dialects), **_overview(), **queue.paths(), **_models(), **_operation()}
+    paths = {**_dialects(dialects), **_overview(), **me.paths(), **queue.paths(), **_models(), **_operation()}
     schemas = {**SHARED_SCHEMAS, **_SCHEMAS}
     for dialect in dialects:
         schemas |= dialect.schemas
