@@ -1,7 +1,8 @@
 // The upstreams: their calls now, their limits, their circuits; operators pause them and change their limits.
 
 import { ask } from "../data/gateway.js";
-import { change, isOperator, pause, resume } from "../data/operator.js";
+import { isOperator } from "../data/me.js";
+import { change, pause, resume } from "../data/operator.js";
 import { confirmed } from "../ui/confirm.js";
 import { byId, show } from "../ui/page.js";
 import { Polled } from "../ui/polled.js";
@@ -26,7 +27,7 @@ export class UpstreamsView extends Polled {
 
   async load() {
     const { data } = await ask("/v1/upstreams");
-    this.operator = data.length > 0 && (await isOperator(data[0].name));
+    this.operator = await isOperator();
     this.cards.show(data);
   }
 

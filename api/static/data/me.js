@@ -1,0 +1,25 @@
+// What the caller's key may do. The gateway refuses the rest in any case; the page leaves it out.
+
+import { ask } from "./gateway.js";
+
+/** @typedef {{tenant: string, role: "tenant" | "read" | "operator", tenants: string[]}} Caller */
+
+/** @type {?Promise<Caller>} */
+let known = null;
+
+/** Asks the gateway once, and again after a failure. Elements with `data-needs` are hidden by the role (style.css). */
+export function me() {
+  known ??= ask("/v1/me").then(
+    (told) => {
+      document.body.dataset.role = told.role;
+      return told;
+    },
+    (error) => {
+      known = null;
+      throw error;
+    },
+  );
+  return known;
+}
+
+export const isOperator = async () => (await me()).role === "operator";
