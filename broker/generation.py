@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from urllib.parse import unquote
 
 from msgspec import UNSET, UnsetType, to_builtins
 from msgspec.json import decode
@@ -127,18 +128,21 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str
         group=options.group,
         retry_of=retry_of,
         prompt=request.preview or None,
-        queue=_queue_state(None, run_at, None),
+        queue=_queue_state(None, run_at, None, None),
         tenant=tenant,
         tokens=request.reserved_tokens,
     )
 
 
-def _queue_state(reason: str | None, run_at_ms: int | None, retry_at_ms: int | None) -> records.QueueState:
+def _queue_state(
+    reason: str | None, run_at_ms: int | None, retry_at_ms: int | None, lane: str | None
+) -> records.QueueState:
     """Return why a generation waits, as far as its own record tells."""
     if reason is None:
         reason = "queued" if run_at_ms is None else "scheduled"
     at = run_at_ms if reason == "scheduled" else retry_at_ms
-    return records.QueueState(None, cast(WaitingReason, reason), None if at is None else at / 1000)
+    upstreams = [unquote(name) for name in lane.split(",")] if lane else []
+    return records.QueueState(None, cast(WaitingReason, reason), None if at is None else at / 1000, upstreams)
 
 
 def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
@@ -164,7 +168,7 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         retry_of=_text(m["ro"]),
         upstream=_text(m["up"]),
         prompt=_text(m["pv"]),
-        queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
+        queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"]), _text(m["ln"])) if waits else None,
         tenant=_text(m["tn"]) or "",
         lane=_text(m["ln"]) or "",
         deadline=_seconds(m["qd"]),

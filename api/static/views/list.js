@@ -220,7 +220,7 @@ export class List {
     fields.code.title = error?.message ?? "";
     show(fields.message, error?.message ?? "");
     show(fields.reason, queue ? brief(queue) : "");
-    fields.reason.title = queue ? sentence(queue) : "";
+    fields.reason.title = queue ? sentence(queue, queue.upstreams) : "";
     show(fields.labels, labels.join(" "));
     fields.labels.title = labels.join("\n");
     show(fields.age, age(now() / 1000 - created_at));
