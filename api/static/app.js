@@ -3,7 +3,7 @@
 import { Follower } from "./data/follower.js";
 import { access, keep, key } from "./data/gateway.js";
 import { Generations } from "./data/generations.js";
-import { me } from "./data/me.js";
+import { me } from "./data/operator.js";
 import { byId, show, tell } from "./ui/page.js";
 import { again } from "./ui/snippets.js";
 import { Bulk } from "./views/bulk.js";
@@ -159,7 +159,7 @@ function showKeys() {
 }
 
 byId("show-keys").addEventListener("click", showKeys);
-byId("hide-keys").addEventListener("click", () => byId("keys").close());
+byId("keys-close").addEventListener("click", () => byId("keys").close());
 addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", run);
 document.addEventListener("keydown", (event) => {

@@ -3,9 +3,9 @@
 
 import { parts } from "../data/cursors.js";
 import { now } from "../data/gateway.js";
-import { Rates } from "../data/rates.js";
-import { Columns } from "../ui/columns.js";
-import { Filters } from "../ui/filters.js";
+import { Columns } from "../list/columns.js";
+import { Filters } from "../list/filters.js";
+import { Rates } from "../list/rates.js";
 import { age, announce, byId, clone, duration, fieldsOf, moment, rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { sparkline } from "../ui/sparkline.js";
 import { brief, sentence } from "../ui/waiting.js";

@@ -1,8 +1,7 @@
 // The queue: how much waits at which upstreams and why, which generations wait, and what is paused.
 
 import { ask, now } from "../data/gateway.js";
-import { isOperator } from "../data/me.js";
-import { pause, resume } from "../data/operator.js";
+import { isOperator, pause, resume } from "../data/operator.js";
 import { confirmed } from "../ui/confirm.js";
 import { age, byId, moment, show, tell } from "../ui/page.js";
 import { Polled } from "../ui/polled.js";

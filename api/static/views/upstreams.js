@@ -1,8 +1,7 @@
 // The upstreams: their calls now, their limits, their circuits; operators pause them and change their limits.
 
 import { ask } from "../data/gateway.js";
-import { isOperator } from "../data/me.js";
-import { change, pause, resume } from "../data/operator.js";
+import { change, isOperator, pause, resume } from "../data/operator.js";
 import { confirmed } from "../ui/confirm.js";
 import { byId, show } from "../ui/page.js";
 import { Polled } from "../ui/polled.js";

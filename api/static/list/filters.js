@@ -1,7 +1,7 @@
 // The controls of the list's conditions, and their form in the address of the page.
 
 import { matcher, secondsOf } from "../data/conditions.js";
-import { byId } from "./page.js";
+import { byId } from "../ui/page.js";
 
 /** The menus that are filled with the values of the known generations. */
 const MENUS = {

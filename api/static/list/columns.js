@@ -3,7 +3,7 @@
 // The gateway lists the newest first. Any other order is that of the loaded generations, as the page says.
 
 import { parts } from "../data/cursors.js";
-import { byId, make } from "./page.js";
+import { byId, make } from "../ui/page.js";
 
 const KEY = "tokencast-columns"; // in localStorage
 const STATUSES = ["in_progress", "queued", "failed", "cancelled", "completed"];
