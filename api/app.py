@@ -30,6 +30,7 @@ from api.ops.dashboard import pages
 from api.ops.health import HealthRoutes
 from api.ops.history import HistoryRoutes
 from api.ops.keys import KeyRoutes
+from api.ops.me import CallerRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
@@ -94,6 +95,7 @@ def create_app(broker: Broker) -> Starlette:
         routes=[
             *(route for one in mounted for route in one.routes),
             *OverviewRoutes(broker, access).routes(),
+            *CallerRoutes(access).routes(),
             *ModelRoutes(broker, access).routes(),
             *QueueRoutes(broker, access).routes(),
             *KeyRoutes(access, api_keys, key_uses).routes(),

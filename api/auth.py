@@ -60,6 +60,10 @@ class Access:
         ReadOnlyKey if the request may change something and the key may not."""
         return self._key(connection).tenant
 
+    def key(self, connection: HTTPConnection) -> ApiKey:
+        """Return what the caller's key gives access to. InvalidKey."""
+        return self._key(connection)
+
     def require_operator(self, connection: HTTPConnection) -> None:
         """InvalidKey, or OperatorRequired without the role; everybody has it if no keys are configured."""
         if self._key(connection).role != "operator":
@@ -68,6 +72,10 @@ class Access:
     def names_tenants(self, connection: HTTPConnection) -> bool:
         """Return whether the caller sees generations of several tenants, so that each must be named."""
         return bool(self._keys and _bearer(connection)) and self._key(connection).role == "operator"
+
+    def tenants(self, connection: HTTPConnection) -> list[str]:
+        """Return the tenants whose generations the caller sees, as far as they have keys."""
+        return sorted(self._keys.tenants) if self.names_tenants(connection) else [self._key(connection).tenant]
 
     def scope(self, connection: HTTPConnection) -> str:
         """Return the tenant whose generations a list shows; for an operator ALL_TENANTS, or the tenant in `?tenant=`.

@@ -8,12 +8,13 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import msgspec
 
 from broker.auth.stream_tokens import Tokens
-from broker.bulk.operations import BulkOperations, make_filters
+from broker.bulk.conditions import Conditions, make_filters
+from broker.bulk.operations import BulkOperations
 from broker.concurrency.cancellation import cancel_and_wait
 from broker.errors import (
     BodyTooLarge,
@@ -24,7 +25,7 @@ from broker.errors import (
     LimitExceeded,
     StorageUnavailable,
 )
-from broker.events import RESET, STARTED, Event, GapFound, is_next
+from broker.events import FINAL_STATUSES, RESET, STARTED, Event, GapFound, is_next
 from broker.fanout.hub import Hub
 from broker.generation import Generation, queued
 from broker.history.recorder import History, Series
@@ -120,7 +121,7 @@ class Broker(BulkOperations, QueueControl):
             request = await loop.run_in_executor(_PARSER, lambda: parse_request(parse_json(body)))
         self.settings.upstream_for(request.model)
         self.settings.check_webhook(request.options.webhook, tenant)
-        return request
+        return self._with_preview(request)
 
     async def submit(
         self,
@@ -218,25 +219,17 @@ class Broker(BulkOperations, QueueControl):
     async def list(
         self,
         *,
-        status: str | Sequence[str] | None = None,
-        model: str | None = None,
-        code: str | None = None,
-        group: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        since: float | None = None,
-        until: float | None = None,
         limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         tenant: str = OPEN_TENANT,
+        **conditions: Unpack[Conditions],
     ) -> Page:
         """Return up to `limit` generations without their text, newest first, after the previous page's `last_id`.
 
-        Only those that match all filters: one of several statuses; the model; the error code; the group; all pairs of
-        `metadata`; created at `since` or later, and before `until` (unix seconds). Raises InvalidRequest,
-        GenerationNotFound for a malformed `after`, or StorageUnavailable."""
-        filters = make_filters(
-            status=status, model=model, code=code, group=group, metadata=metadata, since=since, until=until
-        )
+        Only those that meet all conditions: `status` (or one of several), `model`, `code` of the error, `group`,
+        `upstream`, all pairs of `metadata`, created at `since` or later and before `until` (unix seconds), and all
+        words of `search`. Raises InvalidRequest, GenerationNotFound for a malformed `after`, or StorageUnavailable."""
+        filters = make_filters(**conditions)
         if not 1 <= limit <= LIST_LIMIT:
             raise InvalidRequest(f"`limit` must be between 1 and {LIST_LIMIT}.", param="limit")
         found, more, last = await self.store.find(tenant, filters, limit, after)
@@ -274,12 +267,7 @@ class Broker(BulkOperations, QueueControl):
 
     async def end(self, gid: str, tenant: str) -> None:
         """Like `cancel`, without reading the text."""
-        withdrawn = await self.store.cancel(gid, tenant)
-        await self._withdraw(gid, tenant, withdrawn)
-        if withdrawn.was in ("queued", "in_progress"):
-            model = (await self.store.state(gid, tenant)).model
-            self.ended[(*self.labels.of(model), "cancelled", "")] += 1
-            self.history.ended(gid)
+        await self._withdrawn(gid, tenant, await self.store.cancel(gid, tenant))
 
     async def expire(self, gid: str, next_try: float | None = None) -> bool:
         """End a generation whose waiting has lasted too long, or will have at the next try (unix seconds); return
@@ -291,23 +279,19 @@ class Broker(BulkOperations, QueueControl):
             logger.warning("%s: waited too long", gid, extra=details(code="queue_timeout"))
         return expired
 
-    async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None:
-        await self._withdraw(gid, tenant, withdrawn)
-        self.ended[(*self.labels.of(model), "cancelled", "")] += 1
-        self.history.ended(gid)
-
     async def delete(self, gid: str, tenant: str = OPEN_TENANT) -> None:
         """Delete a generation, cancelled first if it runs; its followers receive `gone`. Raises as `get`."""
-        withdrawn = await self.store.delete(gid, tenant)
-        await self._withdraw(gid, tenant, withdrawn)
-        if withdrawn.was in ("queued", "in_progress"):
-            self.history.cancelled(Series(tenant))
+        await self._withdrawn(gid, tenant, await self.store.delete(gid, tenant))
 
-    async def _withdraw(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
+    async def _withdrawn(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None:
+        """Do what follows from a cancellation or a deletion. One of a generation that had not ended ends it."""
+        if withdrawn.was not in FINAL_STATUSES:
+            self.ended[(*self.labels.of(withdrawn.model), "cancelled", "")] += 1
+            self.history.cancelled(Series(tenant, withdrawn.model))
         with suppress(StorageUnavailable):  # its bytes stay counted until its retention ends
             await self.queue.quotas.release_bytes(tenant, withdrawn.dropped, self._share(tenant))
         if withdrawn.was == "queued" and withdrawn.ticket:
-            _, _, number, lane, priority, tokens, order = withdrawn
+            _, _, number, lane, priority, tokens, order, _ = withdrawn
             try:
                 await self.queue.withdraw(Ticket(gid, tenant, number, lane, priority, tokens, order))
             except BrokerError as error:  # a worker that takes the ticket finds the generation ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from urllib.parse import unquote
 
 from msgspec import UNSET, UnsetType, to_builtins
 from msgspec.json import decode
@@ -26,7 +27,7 @@ _SAME = tuple(
 )
 FIELDS = (
     *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
-    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es"),
+    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es", "pv"),
 )
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
@@ -52,6 +53,7 @@ class Generation:
     group: str | None = None
     retry_of: str | None = None
     upstream: str | None = None
+    prompt: str | None = None
     queue: records.QueueState | None = None
     tenant: str = ""
     """Its owner; "" if it is not known here."""
@@ -125,18 +127,22 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str
         run_at=None if run_at is None else run_at / 1000,
         group=options.group,
         retry_of=retry_of,
-        queue=_queue_state(None, run_at, None),
+        prompt=request.preview or None,
+        queue=_queue_state(None, run_at, None, None),
         tenant=tenant,
         tokens=request.reserved_tokens,
     )
 
 
-def _queue_state(reason: str | None, run_at_ms: int | None, retry_at_ms: int | None) -> records.QueueState:
+def _queue_state(
+    reason: str | None, run_at_ms: int | None, retry_at_ms: int | None, lane: str | None
+) -> records.QueueState:
     """Return why a generation waits, as far as its own record tells."""
     if reason is None:
         reason = "queued" if run_at_ms is None else "scheduled"
     at = run_at_ms if reason == "scheduled" else retry_at_ms
-    return records.QueueState(None, cast(WaitingReason, reason), None if at is None else at / 1000)
+    upstreams = [unquote(name) for name in lane.split(",")] if lane else []
+    return records.QueueState(None, cast(WaitingReason, reason), None if at is None else at / 1000, upstreams)
 
 
 def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
@@ -161,7 +167,8 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         group=_text(m["gr"]),
         retry_of=_text(m["ro"]),
         upstream=_text(m["up"]),
-        queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"])) if waits else None,
+        prompt=_text(m["pv"]),
+        queue=_queue_state(_text(m["wr"]), _ms(m["ra"]), _ms(m["rt"]), _text(m["ln"])) if waits else None,
         tenant=_text(m["tn"]) or "",
         lane=_text(m["ln"]) or "",
         deadline=_seconds(m["qd"]),

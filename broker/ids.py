@@ -91,8 +91,21 @@ def shard_of(gid: str) -> str:
 
 def created_ms(gid: str) -> int:
     """Return the creation time in an id, in ms since the epoch."""
+    return _value(gid[4:14])
+
+
+def created_within(prefix: str) -> tuple[int, int]:
+    """Return from which ms on, and before which ms, generations were created whose ids begin with this text. Zeros if
+    it is not the beginning of an id, or says nothing about the time."""
+    digits = prefix[4:14]
+    if not prefix.startswith("gen_") or not digits or not _VALUE.keys() >= set(digits):
+        return 0, 0
+    return _value(digits.ljust(10, _DIGITS[0])), _value(digits.ljust(10, _DIGITS[-1])) + 1
+
+
+def _value(digits: str) -> int:
     value = 0
-    for digit in gid[4:14]:
+    for digit in digits:
         value = value * 32 + _VALUE[digit]
     return value
 

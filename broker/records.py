@@ -32,6 +32,9 @@ class QueueState(Struct, frozen=True):
     ]
     reason: WaitingReason
     retry_at: Annotated[float | None, Meta(description="Unix seconds of the next try, if it is known.")]
+    upstreams: Annotated[
+        list[str], Meta(description="The upstreams that serve its model; empty in the activity and for a new one.")
+    ] = []
 
 
 Circuit = Literal["closed", "open", "half_open"]
@@ -141,6 +144,13 @@ class GenerationSummary(Struct, frozen=True, kw_only=True):
     retry_of: Annotated[str | None, Meta(description="The generation that this one repeats.")]
     upstream: Annotated[str | None, Meta(description="The upstream that has it or had it last.")]
     queue: Annotated[QueueState | None, Meta(description="Only while it waits in the queue.")]
+    prompt: Annotated[
+        str | None,
+        Meta(
+            description="First line of the last user message, at most 120 characters. Null if it is not stored, and "
+            "for readers with a stream token."
+        ),
+    ] = None
     tenant: Annotated[str | UnsetType, Meta(description="Only for operators, who see several tenants.")] = UNSET
 
 
@@ -216,6 +226,29 @@ class RetryResult(Struct, frozen=True):
             description="For each match, newest first, the new generation or an error; in a dry run the match itself."
         ),
     ]
+    has_more: Annotated[bool, Meta(description="Whether more generations may match.")]
+
+
+class CancelResult(Struct, frozen=True):
+    """The result of a bulk cancellation."""
+
+    matched: Annotated[int, Meta(description="Number of generations that match, up to `limit`.")]
+    cancelled: Annotated[int, Meta(description="Number of them that were cancelled.")]
+    data: Annotated[
+        list[Item],
+        Meta(
+            description="Each match, newest first, after its cancellation, or an error; in a dry run as it was found."
+        ),
+    ]
+    has_more: Annotated[bool, Meta(description="Whether more generations may match.")]
+
+
+class DeleteResult(Struct, frozen=True):
+    """The result of a bulk deletion."""
+
+    matched: Annotated[int, Meta(description="Number of generations that match, up to `limit`.")]
+    deleted: Annotated[int, Meta(description="Number of them that were deleted.")]
+    data: Annotated[list[Item], Meta(description="Each match, newest first, as it was found, or an error.")]
     has_more: Annotated[bool, Meta(description="Whether more generations may match.")]
 
 

@@ -28,7 +28,7 @@ from api.openapi_parts import (
     public,
     schemas_of,
 )
-from api.ops import history, keys, queue, subscribers, workers
+from api.ops import history, keys, me, queue, subscribers, workers
 from api.ops.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
@@ -41,6 +41,7 @@ _SCHEMAS = {
     **queue.SCHEMAS,
     **workers.SCHEMAS,
     **keys.SCHEMAS,
+    **me.SCHEMAS,
 }
 
 
@@ -62,8 +63,8 @@ class OpenApi:
 
 @cache
 def document(dialects: tuple[DialectApi, ...]) -> Json:
-    paths = {**_dialects(dialects), **_overview(), **queue.paths(), **history.paths(), **workers.paths()}
-    paths |= {**subscribers.paths(), **keys.paths(), **_models(), **_operation()}
+    paths = {**_dialects(dialects), **_overview(), **me.paths(), **keys.paths(), **queue.paths(), **history.paths()}
+    paths |= {**workers.paths(), **subscribers.paths(), **_models(), **_operation()}
     schemas = {**SHARED_SCHEMAS, **_SCHEMAS}
     for dialect in dialects:
         schemas |= dialect.schemas

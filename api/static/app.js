@@ -3,6 +3,7 @@
 import { Follower } from "./data/follower.js";
 import { access, keep, key } from "./data/gateway.js";
 import { Generations } from "./data/generations.js";
+import { me } from "./data/operator.js";
 import { byId, show, tell } from "./ui/page.js";
 import { again } from "./ui/snippets.js";
 import { Bulk } from "./views/bulk.js";
@@ -30,7 +31,7 @@ const overview = new Overview((trouble) => {
 });
 const list = new List(generations, chosen, overview, () => onFilter());
 const bulk = new Bulk(list, chosen, generations);
-const wall = new Wall(follower, chosen);
+const wall = new Wall(follower, chosen, generations.known);
 const prompt = new Prompt();
 const pages = {
   queue: new QueueView(),
@@ -109,6 +110,17 @@ function run() {
     else page.stop();
   }
   if (on) prompt.load();
+  if (on) identify();
+}
+
+/** Shows whose key it is; the elements that it has no use for are hidden. */
+async function identify() {
+  const caller = await me().catch(() => null); // the connection status shows the error
+  if (!caller) return;
+  const { tenant, role, tenants } = caller;
+  list.columns.showTenants(tenants.length > 1);
+  for (const name of tenants.length > 1 ? tenants : []) list.filters.offer("tenant", name);
+  tell(byId("caller"), key() ? `${tenant}${{ read: ", read only", operator: ", operator" }[role] ?? ""}` : "");
 }
 
 function showConnection(state, message = "") {
@@ -116,7 +128,9 @@ function showConnection(state, message = "") {
   byId("connection").dataset.state = state;
   const again = state === "reconnecting";
   tell(byId("trouble"), again ? `${message || "The gateway does not answer."} Retrying…` : message);
-  if (state === "live") prompt.load();
+  if (state !== "live") return;
+  prompt.load();
+  identify();
 }
 
 access.addEventListener("denied", () => {
@@ -157,6 +171,12 @@ function markWall() {
   show(link, chosen.size ? `Wall (${chosen.size})` : "Wall");
 }
 
+function showKeys() {
+  if (!document.querySelector("dialog[open]")) byId("keys").showModal();
+}
+
+byId("show-keys").addEventListener("click", showKeys);
+byId("keys-close").addEventListener("click", () => byId("keys").close());
 addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", run);
 document.addEventListener("keydown", (event) => {
@@ -165,7 +185,10 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     detail.toggle();
   }
-  if (event.key === "Escape" && view !== "list" && !byId("confirm").open) location.hash = listHash();
+  if (event.key === "?") return showKeys();
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape" && view !== "list") location.hash = listHash();
+  if (view === "list" && event.target.matches("body, main") && /^(Arrow(Up|Down)|[jk])$/.test(event.key)) list.key(event);
   if (event.key === "/" && view === "list") {
     event.preventDefault();
     byId("filter-search").focus();

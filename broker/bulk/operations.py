@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack
 
 from broker import records
+from broker.bulk.conditions import Conditions, make_filters
 from broker.bulk.submission import Item, Result, Submission
 from broker.errors import BrokerError, GenerationGone, GroupNotFound, InvalidRequest, NotEnded, StorageUnavailable
 from broker.events import FINAL_STATUSES, STATUSES
 from broker.generation import Generation, queued
 from broker.queue.quotas import OPEN_TENANT
 from broker.queue.tickets import Queue
+from broker.redis.client import Script
 from broker.request.body import (
     MAX_IDEMPOTENCY_KEY,
-    METADATA_PAIRS,
     CompletionRequest,
     check_idempotency_key,
     encode_body,
@@ -31,13 +33,14 @@ from broker.store.storage_share import Stored
 from broker.store.store import Created, Store, Withdrawn, withdrawn
 
 BATCH_LIMIT = 1000
-"""Maximum generations of a batch, and of a bulk retry."""
+"""Maximum generations of a batch, and of a bulk retry, cancellation or deletion."""
 SLICE, SLICE_BYTES = 100, 64 * 1024
 """Requests, and their bytes, that are parsed before other tasks have a turn."""
 PAGE = 100  # generations of a group that are read, and cancelled, together
 WITHDRAWN_AT_ONCE = 16
 PAGES = 100
-"""Maximum pages that a bulk retry reads; each checks up to 10,000 generations."""
+"""Maximum pages that a bulk operation reads; each checks up to 10,000 generations."""
+OPEN = frozenset(STATUSES) - FINAL_STATUSES
 
 
 class Retried(NamedTuple):
@@ -46,6 +49,25 @@ class Retried(NamedTuple):
 
     matched: int
     retried: int
+    data: list[Result]
+    has_more: bool
+
+
+class Cancelled(NamedTuple):
+    """The result of `cancel_all`. `data`: each match, newest first, after its cancellation, or its error; in a dry run
+    as it was found."""
+
+    matched: int
+    cancelled: int
+    data: list[Result]
+    has_more: bool
+
+
+class Deleted(NamedTuple):
+    """The result of `delete_all`. `data`: each match, newest first, as it was found, or its error."""
+
+    matched: int
+    deleted: int
     data: list[Result]
     has_more: bool
 
@@ -72,7 +94,7 @@ class BulkOperations(ABC):
     ) -> Created: ...
 
     @abstractmethod
-    async def _cancelled(self, gid: str, tenant: str, model: str, withdrawn: Withdrawn) -> None: ...
+    async def _withdrawn(self, gid: str, tenant: str, withdrawn: Withdrawn) -> None: ...
 
     @abstractmethod
     async def get(self, gid: str, tenant: str = OPEN_TENANT) -> Generation: ...
@@ -160,35 +182,31 @@ class BulkOperations(ABC):
                 if isinstance(request, BrokerError):
                     raise request
                 self.settings.upstream_for(request.model)
-                return request
+                return self._with_preview(request)
         raise GenerationGone
+
+    def _with_preview(self, request: CompletionRequest) -> CompletionRequest:
+        """Return a request with the first line of its prompt, if the settings allow to store it."""
+        return request if self.settings.prompt_preview else replace(request, preview="")
 
     async def retry_all(
         self,
         *,
-        status: str | Sequence[str] = "failed",
-        code: str | None = None,
-        group: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
         limit: int = BATCH_LIMIT,
         dry_run: bool = False,
         idempotency_key: str | None = None,
         tenant: str = OPEN_TENANT,
+        **conditions: Unpack[Conditions],
     ) -> Retried:
         """Retry the newest `limit` (at most 1,000) of the generations that match; with `dry_run` only find them. The
-        filters are those of `list`. A generation that was already retried matches again.
+        conditions are those of `list`, with the status `failed` by default. A generation that was already retried
+        matches again.
 
         With an idempotency key, each generation is retried once under it, however often the call is repeated. Raises
         InvalidRequest or StorageUnavailable.
         """
-        filters = make_filters(status=status, code=code, group=group, since=since, until=until)
-        if not filters.status or not filters.status <= FINAL_STATUSES:
-            raise InvalidRequest("`status` must be completed, failed or cancelled.", param="status")
-        if not 1 <= limit <= BATCH_LIMIT:
-            raise InvalidRequest(f"`limit` must be between 1 and {BATCH_LIMIT}.", param="limit")
         check_retry_key(idempotency_key)
-        matches, more = await self._matches(filters, limit, tenant)
+        matches, more = await self._matches({"status": "failed", **conditions}, FINAL_STATUSES, limit, tenant)
         if dry_run:
             return Retried(len(matches), 0, list(matches), more)
         data: list[Result] = []
@@ -204,9 +222,19 @@ class BulkOperations(ABC):
             self.settings.upstream_for(request.model)
         except BrokerError as error:
             return error
-        return Item(request, f"{key}#{gid}" if key else None, gid)
+        return Item(self._with_preview(request), f"{key}#{gid}" if key else None, gid)
 
-    async def _matches(self, filters: Filters, limit: int, tenant: str) -> tuple[list[Generation], bool]:
+    async def _matches(
+        self, conditions: Conditions, allowed: frozenset[str], limit: int, tenant: str
+    ) -> tuple[list[Generation], bool]:
+        """Return the newest `limit` generations that match, and whether more may match. InvalidRequest for a status
+        that is not allowed."""
+        filters = make_filters(**conditions)
+        if not filters.status or not filters.status <= allowed:
+            *first, last = (status for status in STATUSES if status in allowed)
+            raise InvalidRequest(f"`status` must be {', '.join(first)} or {last}.", param="status")
+        if not 1 <= limit <= BATCH_LIMIT:
+            raise InvalidRequest(f"`limit` must be between 1 and {BATCH_LIMIT}.", param="limit")
         found: list[Generation] = []
         after: str | None = None
         for _ in range(PAGES):
@@ -215,6 +243,50 @@ class BulkOperations(ABC):
             if not more or len(found) == limit:
                 return found, more
         return found, True
+
+    # --- ending -------------------------------------------------------------------------------------------
+
+    async def cancel_all(
+        self,
+        *,
+        limit: int = BATCH_LIMIT,
+        dry_run: bool = False,
+        tenant: str = OPEN_TENANT,
+        **conditions: Unpack[Conditions],
+    ) -> Cancelled:
+        """Cancel the newest `limit` (at most 1,000) of the waiting and running generations that match; with `dry_run`
+        only find them. The conditions are those of `list`, by default with both statuses. Raises InvalidRequest or
+        StorageUnavailable."""
+        matches, more = await self._matches({"status": sorted(OPEN), **conditions}, OPEN, limit, tenant)
+        if dry_run:
+            return Cancelled(len(matches), 0, list(matches), more)
+        count, data = 0, list[Result]()
+        for at in range(0, len(matches), PAGE):
+            gids = [one.id for one in matches[at : at + PAGE]]
+            count += len(await self._end_each(commands.CANCEL, gids, tenant))
+            data += await bulk.states(self.store.redis, gids, tenant)
+        return Cancelled(len(matches), count, data, more)
+
+    async def delete_all(
+        self,
+        *,
+        limit: int = BATCH_LIMIT,
+        dry_run: bool = False,
+        tenant: str = OPEN_TENANT,
+        **conditions: Unpack[Conditions],
+    ) -> Deleted:
+        """Delete the newest `limit` (at most 1,000) of the generations that match, cancelled first if they run; with
+        `dry_run` only find them. The conditions are those of `list`; `status` is required. Raises InvalidRequest or
+        StorageUnavailable."""
+        matches, more = await self._matches(conditions, frozenset(STATUSES), limit, tenant)
+        if dry_run:
+            return Deleted(len(matches), 0, list(matches), more)
+        data: list[Result] = []
+        for at in range(0, len(matches), PAGE):
+            some = matches[at : at + PAGE]
+            gone = await self._end_each(commands.DELETE, [one.id for one in some], tenant)
+            data += (one if one.id in gone else GenerationGone() for one in some)
+        return Deleted(len(matches), sum(isinstance(one, Generation) for one in data), data, more)
 
     # --- groups -------------------------------------------------------------------------------------------
 
@@ -230,57 +302,24 @@ class BulkOperations(ABC):
     async def cancel_group(self, name: str, *, tenant: str = OPEN_TENANT) -> records.Group:
         """Cancel all waiting and running generations of a group; return the group. Raises as `group`."""
         await self.group(name, tenant=tenant)
-        filters = Filters(group=name, status=frozenset(STATUSES) - FINAL_STATUSES)
+        filters = Filters(group=name, status=OPEN)
         after: str | None = None
         more = True
         while more:
             page, more, after = await self.store.find(tenant, filters, PAGE, after)
-            await self._cancel_each({one.id: one.model for one in page}, tenant)
+            await self._end_each(commands.CANCEL, [one.id for one in page], tenant)
         return await self.group(name, tenant=tenant)
 
-    async def _cancel_each(self, models: Mapping[str, str], tenant: str) -> None:
-        """Cancel generations, given with their models."""
-        replies = await commands.cancel_each(self.store.redis, list(models), tenant)
-        cancelled = [(gid, withdrawn(gid, reply)) for gid, reply in zip(models, replies, strict=True)]
-        cancelled = [(gid, one) for gid, one in cancelled if one.was not in ("", *FINAL_STATUSES)]
-        for at in range(0, len(cancelled), WITHDRAWN_AT_ONCE):
-            some = cancelled[at : at + WITHDRAWN_AT_ONCE]
-            await asyncio.gather(*(self._cancelled(gid, tenant, models[gid], one) for gid, one in some))
-
-
-def make_filters(
-    *,
-    status: str | Sequence[str] | None = None,
-    model: str | None = None,
-    code: str | None = None,
-    group: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-    since: float | None = None,
-    until: float | None = None,
-) -> Filters:
-    """Return checked filters. Raises InvalidRequest."""
-    named = [status] if isinstance(status, str) else list(status or ())
-    if any(one not in STATUSES for one in named):
-        raise InvalidRequest(f"`status` must be one of {', '.join(STATUSES)}.", param="status")
-    if group is not None:
-        check_group(group, "group")
-    if metadata and len(metadata) > METADATA_PAIRS:
-        raise InvalidRequest(f"`metadata` can have up to {METADATA_PAIRS} keys.", param="metadata")
-    return Filters(
-        status=frozenset(named),
-        model=model,
-        code=code,
-        group=group,
-        metadata=dict(metadata or {}),
-        since_ms=None if since is None else _ms(since, "since"),
-        until_ms=None if until is None else _ms(until, "until"),
-    )
-
-
-def _ms(seconds: float, name: str) -> int:
-    if not -1e12 < seconds < 1e12:
-        raise InvalidRequest(f"`{name}` must be a time in unix seconds.", param=name)
-    return -int(-seconds * 1000 // 1)  # rounded up: creation times have milliseconds
+    async def _end_each(self, script: Script, gids: Sequence[str], tenant: str) -> set[str]:
+        """Cancel or delete generations; return those that were not ended, or gone, already."""
+        replies = await commands.end_each(self.store.redis, script, gids, tenant)
+        ended = [
+            (gid, withdrawn(gid, reply)) for gid, reply in zip(gids, replies, strict=True) if reply.outcome == b"OK"
+        ]
+        for at in range(0, len(ended), WITHDRAWN_AT_ONCE):
+            some = ended[at : at + WITHDRAWN_AT_ONCE]
+            await asyncio.gather(*(self._withdrawn(gid, tenant, one) for gid, one in some))
+        return {gid for gid, _ in ended}
 
 
 def check_batch(count: int, idempotency_key: str | None) -> None:

@@ -64,6 +64,8 @@ _KINDS: dict[str, Any] = {
     "/v1/upstreams": _UpstreamList,
     "/v1/generations/batch": records.GenerationBatch,
     "/v1/generations/retry": records.RetryResult,
+    "/v1/generations/cancel": records.CancelResult,
+    "/v1/generations/delete": records.DeleteResult,
 }
 
 

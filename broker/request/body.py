@@ -17,6 +17,7 @@ from broker import json_pieces as pieces
 from broker.errors import InvalidRequest
 from broker.json_depth import MAX_DEPTH, is_nested_too_deeply
 from broker.request.options import MAX_TTL_SECONDS, Options, Policy, parse_options
+from broker.request.preview import preview_of
 
 Json = dict[str, Any]
 
@@ -48,6 +49,8 @@ class CompletionRequest:
     reserved_tokens: int
     """Tokens that a call reserves of an upstream's rate: those of the prompt, and the most that it may answer."""
     options: Options
+    preview: str = ""
+    """First line of the last user message."""
 
 
 def encode_body(body: Mapping[str, Any]) -> bytes:
@@ -141,6 +144,7 @@ def parse_request(body: Json) -> CompletionRequest:
         prompt_tokens=prompt_tokens,
         reserved_tokens=prompt_tokens + n * _most_tokens(body),
         options=options,
+        preview=preview_of(messages),
     )
 
 

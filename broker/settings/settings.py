@@ -97,6 +97,9 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
     retention: float = Field(
         86400, ge=1, le=MAX_TTL_SECONDS, description="Time for which an ended generation stays readable"
     )
+    prompt_preview: bool = Field(
+        True, description="0 = do not store the first line of a prompt for lists, the dashboard and the activity"
+    )
     max_body: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes")
     max_batch: int = Field(
         32 * 1024 * 1024,

@@ -177,7 +177,7 @@ async def stored_requests(
 
 
 async def _read_requests(redis: Redis, gids: Sequence[str]) -> list[tuple[str, CompletionRequest | BrokerError]]:
-    names = ("st", "rq", "md", "mt", "pol", "ttl", "pt", "pr", "gr", "wh", "es")
+    names = ("st", "rq", "md", "mt", "pol", "ttl", "pt", "pr", "gr", "wh", "es", "pv")
     replies = await redis.pipeline([("HMGET", keys.meta(gid), *names) for gid in gids])
     return [
         (gid, _request(gid, dict(zip(names, fields, strict=True)))) for gid, fields in zip(gids, replies, strict=True)
@@ -206,4 +206,5 @@ def _request(gid: str, m: dict[str, bytes | None]) -> CompletionRequest | Broker
             group=m["gr"].decode() if m["gr"] else None,
             webhook=webhook,
         ),
+        preview=(m["pv"] or b"").decode(),
     )

@@ -59,7 +59,8 @@ def _random() -> int:
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
     """A generation to create. `record`: key of its idempotency record, empty if it has no idempotency key. `lane`: the
-    upstreams that serve its model. `deadline_ms`: end of its waiting. `tokens`: tokens that a call reserves."""
+    upstreams that serve its model. `deadline_ms`: end of its waiting. `tokens`: tokens that a call reserves. `preview`:
+    first line of its prompt."""
 
     gid: str
     tenant: str
@@ -81,6 +82,7 @@ class NewGeneration:
     webhook: bytes = b""
     retry_of: str = ""
     tokens: int = 0
+    preview: str = ""
 
 
 class CreateReply(NamedTuple):
@@ -112,7 +114,7 @@ def _creation(new: NewGeneration, latest_ms: int, trusted_epoch: bytes) -> tuple
         *(new.gid, new.tenant, new.model, new.request, new.metadata, new.policy, created_ms(new.gid), new.ttl_ms),
         *(new.record, new.fingerprint, new.prompt_tokens, new.new_epoch, new.created_data, latest_ms, trusted_epoch),
         *(new.priority, new.lane, _or_empty(new.deadline_ms), _or_empty(new.run_at_ms)),
-        *(new.group, new.webhook, new.retry_of, new.tokens),
+        *(new.group, new.webhook, new.retry_of, new.tokens, new.preview),
     ]
     return [*lifecycle_keys(new.gid), epoch, new.record or epoch], arguments
 
@@ -127,8 +129,8 @@ async def set_traces(redis: Redis, gids: Sequence[str], traceparent: str) -> Non
 
 class EndReply(NamedTuple):
     """Outcome NONE, GONE, CLOSED or OK. `status`: the current (CLOSED) or previous (OK) one. OK also returns the
-    ticket, the bytes of the request that are no longer stored, the retention, and the fields that the ticket needs:
-    lane, priority, tokens, created ms and scheduled ms."""
+    ticket, the bytes of the request that are no longer stored, the retention, the fields that the ticket needs (lane,
+    priority, tokens, created ms and scheduled ms), and the model."""
 
     outcome: bytes
     status: bytes = b""
@@ -136,6 +138,7 @@ class EndReply(NamedTuple):
     dropped: int = 0
     ttl_ms: bytes | int = 0
     waiting: Sequence[bytes] = ()
+    model: bytes = b""
 
 
 async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
@@ -143,9 +146,9 @@ async def cancel(redis: Redis, gid: str, tenant: str) -> EndReply:
     return EndReply(*await redis.run(CANCEL, lifecycle_keys(gid), [gid, tenant, _random()]))
 
 
-async def cancel_each(redis: Redis, gids: Sequence[str], tenant: str) -> list[EndReply]:
-    """End generations as cancelled."""
-    replies = await redis.run_many(CANCEL, [(lifecycle_keys(gid), (gid, tenant, _random())) for gid in gids])
+async def end_each(redis: Redis, script: Script, gids: Sequence[str], tenant: str) -> list[EndReply]:
+    """End generations with CANCEL or DELETE."""
+    replies = await redis.run_many(script, [(lifecycle_keys(gid), (gid, tenant, _random())) for gid in gids])
     return [EndReply(*reply) for reply in replies]
 
 

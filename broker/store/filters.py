@@ -26,13 +26,18 @@ class Filters:
     model: str | None = None
     code: str | None = None
     group: str | None = None
+    upstream: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    search: tuple[str, ...] = ()
+    """Words in lower case that occur in the text of a row; one `gen_…` is the beginning of its id."""
     since_ms: int | None = None
     until_ms: int | None = None
 
     def checks_rows(self, tenant: str) -> bool:
         """Return whether a member of an index may fail to meet another condition."""
-        further = any((self.model, self.code, self.group, self.metadata)) if tenant == ALL_TENANTS else False
+        further = bool(self.upstream or self.search)
+        if tenant == ALL_TENANTS:
+            further = further or any((self.model, self.code, self.group, self.metadata))
         return further or len(self.candidates(tenant)) > 1
 
     def candidates(self, tenant: str) -> list[Sequence[IndexKey]]:
@@ -63,8 +68,17 @@ class Filters:
             and (self.since_ms is None or created >= self.since_ms)
             and (self.until_ms is None or created < self.until_ms)
             and (self.code is None or _object(row["er"]).get("code") == self.code)
+            and (self.upstream is None or row["up"] == self.upstream.encode())
             and (not self.metadata or self.metadata.items() <= _object(row["mt"]).items())
+            and (not self.search or self._is_found(gid, row))
         )
+
+    def _is_found(self, gid: str, row: Mapping[str, bytes | None]) -> bool:
+        names = (*(row[name] for name in ("md", "gr", "up", "pv", "tn")),)
+        texts = [gid, *((name or b"").decode() for name in names), str(_object(row["er"]).get("code") or "")]
+        texts += (f"{name}={value}" for name, value in _object(row["mt"]).items())
+        text = "\n".join(texts).casefold()
+        return all(gid.startswith(word) if word.startswith("gen_") else word in text for word in self.search)
 
 
 EVERYTHING = Filters()

@@ -34,6 +34,8 @@ def meta(gid: str) -> str:
     before which it must not run again · nb upstream errors before the first token · fb ms of the first of these · na
     newest attempt id, also of a claim whose attempt has not begun
 
+    pv first line of the prompt, for lists ("" = none)
+
     A deleted generation keeps only st, tn, ca and xa; so does an expired one, once a script has found it
     (lua/expired.lua).
     """

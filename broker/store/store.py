@@ -51,7 +51,7 @@ class Created:
 
 class Withdrawn(NamedTuple):
     """Result of `cancel` and `delete`: the previous status, the bytes of the request that are no longer stored, the
-    ticket's number (0 if there is none to remove), and its fields: lane, priority, tokens and order."""
+    ticket's number (0 if there is none to remove), its fields (lane, priority, tokens and order), and the model."""
 
     was: str
     dropped: Stored = NOTHING
@@ -60,6 +60,7 @@ class Withdrawn(NamedTuple):
     priority: int = DEFAULT_PRIORITY
     tokens: int = 0
     order_ms: int = 0
+    model: str = ""
 
 
 class Store:
@@ -154,6 +155,7 @@ class Store:
             webhook=msgspec.json.encode(options.webhook) if options.webhook else self._webhook_of(tenant),
             retry_of=retry_of,
             tokens=request.reserved_tokens,
+            preview=request.preview,
         )
 
     async def _create(self, shard: str, new: NewGeneration) -> CreateReply:
@@ -376,7 +378,7 @@ def withdrawn(gid: str, reply: EndReply) -> Withdrawn:
     dropped = Stored(reply.dropped, created_ms(gid) + int(reply.ttl_ms))
     lane, priority, tokens, created, run_at = reply.waiting
     ticket = (lane or b"").decode(), int(priority or DEFAULT_PRIORITY), int(tokens or 0), int(run_at or created)
-    return Withdrawn(reply.status.decode(), dropped, int(reply.ticket), *ticket)
+    return Withdrawn(reply.status.decode(), dropped, int(reply.ticket), *ticket, reply.model.decode())
 
 
 def new_epoch() -> str:

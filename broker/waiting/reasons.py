@@ -74,7 +74,9 @@ class Waiting:
             return list(generations)
         states = {
             one.id: QueueState(
-                position if reason.reason in ("queued", "upstream_limit") else None, reason.reason, reason.retry_at
+                position if reason.reason in ("queued", "upstream_limit") else None,
+                *reason,
+                one.queue.upstreams if one.queue else [],
             )
             for one, reason, position in zip(waiting, reasons, positions, strict=True)
         }

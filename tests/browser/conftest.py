@@ -68,6 +68,10 @@ class Watched:
         urls = {request.url for request in self.requests}
         assert [url for url in urls if not url.startswith(self._allowed)] == []
 
+    def requests_to(self, path: str) -> list[Request]:
+        """The requests to a path without a query, in their order."""
+        return [request for request in self.requests if request.url.endswith(path)]
+
     def streams(self, gid: str) -> list[Request]:
         """The requests for event streams of a generation, in their order."""
         ways = (f"/{gid}/events", f"generation={gid}")

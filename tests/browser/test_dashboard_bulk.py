@@ -1,4 +1,4 @@
-"""Filters in the address, errors in groups, and retrying and cancelling several generations."""
+"""Filters in the address, errors in groups, and retrying, cancelling and deleting several generations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from playwright.async_api import Page, expect
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.browser.conftest import Open
-from tests.browser.dashboard import row, start_generation
+from tests.browser.dashboard import field, row, start_generation
 from tests.browser.test_dashboard_list import expect_rows, keyed
 from tests.browser.test_dashboard_queue import confirm, key_of
-from tests.support import Gateway, Writer, gateway
+from tests.support import Gateway, Writer, gateway, request_body
 
 pytestmark = pytest.mark.browser
 
@@ -144,9 +144,37 @@ async def test_all_that_match_the_filters_are_retried_and_cancelled(visit: Open,
         await page.close()
 
 
-async def test_an_operator_retries_what_its_list_shows(visit: Open, own_redis: EmbeddedRedis) -> None:
-    """The generations of all tenants."""
-    keys = f"{key_of('acme', 'acme')},{key_of('ops', 'ops', 'operator')}"
+async def test_what_matches_or_is_selected_is_deleted(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """After a confirmation that states the number; the status summary counts what is left."""
+    async with gateway(own_redis.url) as api, connect(own_redis.url) as broker:
+        idle = [await fail(api, broker, "idle_timeout") for _ in range(3)]
+        other = await fail(api, broker, "upstream_truncated")
+        waiting = (await api.create(request_body("Find me")))["id"]
+        visitor = await visit(api, "/#/?status=failed&code=idle_timeout")
+        page = visitor.page
+        await expect_rows(page, idle[::-1])
+        await page.get_by_role("button", name="Delete all that match…").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Delete 3 generations permanently?")
+        assert len(await listed(api)) == 5
+        await confirm(page, "Delete permanently")
+        await expect(page.locator("#bulk-result")).to_have_text("Deleted: 3.")
+        await expect_rows(page, [])
+        await expect(page.locator("#count-failed")).to_have_text("1")
+        await page.evaluate("location.hash = '#/?search=find+me'")
+        await expect_rows(page, [waiting])
+        await choose(page, waiting)
+        await page.get_by_role("button", name="Delete 1 selected…").click()
+        await confirm(page, "Delete permanently")
+        await expect(page.locator("#bulk-result")).to_have_text("Deleted: 1.")
+        await expect(page.locator("#count-queued")).to_have_text("0")
+        await expect(page.get_by_role("link", name="Wall", exact=True)).to_be_visible()
+        assert [one["id"] for one in await listed(api)] == [other]
+        await page.close()
+
+
+async def test_an_operator_sees_and_changes_all_tenants(visit: Open, own_redis: EmbeddedRedis) -> None:
+    """With a column and a filter of tenants."""
+    keys = ",".join(key_of(name, name, role) for name, role in (("acme", ""), ("ben", ""), ("ops", "operator")))
     async with gateway(own_redis.url, TOKENCAST_API_KEYS=keys) as api, connect(own_redis.url) as broker:
         gid = (await api.create(None, authorization="Bearer acme"))["id"]
         writer = await Writer(broker.store.redis, gid).claim()
@@ -154,24 +182,46 @@ async def test_an_operator_retries_what_its_list_shows(visit: Open, own_redis: E
             "failed", b'{"error": {"message": "It stopped.", "type": "server_error", "code": "timeout"}}'
         )
         visitor = await visit(api, "/#/?status=failed&code=timeout", key="ops")
-        await expect_rows(visitor.page, [gid])
-        await visitor.page.get_by_role("button", name="Retry all that match…").click()
-        await confirm(visitor.page, "Retry")
-        await expect(visitor.page.locator("#bulk-result")).to_have_text("Enqueued again: 1.")
+        page = visitor.page
+        await expect(page.locator("#caller")).to_have_text("ops, operator")
+        await expect_rows(page, [gid])
+        await page.get_by_role("button", name="Retry all that match…").click()
+        await confirm(page, "Retry")
+        await expect(page.locator("#bulk-result")).to_have_text("Enqueued again: 1.")
         answer = await api.http.get("/v1/generations?status=queued", headers={"authorization": "Bearer acme"})
         assert [one["retry_of"] for one in answer.json()["data"]] == [gid]
-        await visitor.page.close()
+        of_ben = (await api.create(None, authorization="Bearer ben"))["id"]
+        await page.evaluate("location.hash = '#/?status=queued'")
+        await expect(row(page, of_ben).locator("[data-field=tenant]")).to_have_text("ben")
+        await expect(page.get_by_role("columnheader", name="Tenant")).to_be_visible()
+        await expect(page.locator("#count-queued")).to_have_text("2")
+        await page.get_by_label("Tenant", exact=True).select_option("ben")
+        await expect_rows(page, [of_ben])
+        await expect(page.locator("#count-queued")).to_have_text("1")
+        await page.wait_for_url("**/#/?status=queued&tenant=ben")
+        await page.get_by_role("button", name="Cancel all that match…").click()
+        await confirm(page, "Cancel them")
+        await expect(page.locator("#bulk-result")).to_have_text("Cancelled: 1.")
+        last = visitor.requests_to("/v1/generations/cancel")[-1]
+        assert last.post_data_json == {"status": "queued", "tenant": "ben", "limit": 1}
+        await page.close()
 
 
-async def test_a_key_that_only_reads_is_told_so(visit: Open, own_redis: EmbeddedRedis) -> None:
+async def test_a_key_that_only_reads_is_offered_no_change(visit: Open, own_redis: EmbeddedRedis) -> None:
     keys = f"{keyed('writes')['TOKENCAST_API_KEYS']},{keyed('reads')['TOKENCAST_API_KEYS']}:read"
     async with gateway(own_redis.url, TOKENCAST_API_KEYS=keys) as api:
-        await api.create(None, authorization="Bearer writes")
-        visitor = await visit(api, "/#/?status=queued", key="reads")
-        visitor.allowed_errors = "status of 403"
-        button = visitor.page.get_by_role("button", name="Cancel all that match…")
-        await button.click()
-        await confirm(visitor.page, "Cancel them")
-        await expect(visitor.page.locator("#bulk-result")).to_contain_text("read")
-        await expect(button).to_be_hidden()
-        await visitor.page.close()
+        gid = (await api.create(None, authorization="Bearer writes"))["id"]
+        for key, shown in (("writes", True), ("reads", False)):
+            page = (await visit(api, "/#/?status=queued", key=key)).page
+            await expect(page.locator("#caller")).to_have_text("acme" if shown else "acme, read only")
+            await choose(page, gid)
+            await expect(page.get_by_role("link", name="Wall (1)")).to_be_visible()
+            changes = page.get_by_role("button", name=re.compile("^(Send|(Cancel|Delete|Retry)( |$))"))
+            await expect(changes).to_have_count(4 if shown else 0)
+            await page.keyboard.press("c")
+            await expect(page.get_by_role("dialog")).to_have_count(int(shown))
+            await page.keyboard.press("Escape")
+            await page.goto(f"{api.url}/#/{gid}")
+            await expect(field(page, "status")).to_have_text("queued")
+            await expect(changes).to_have_count(3 if shown else 0)
+            await page.close()

@@ -124,7 +124,8 @@ async def test_the_list_can_be_filtered_and_searched(api: Gateway, broker: Broke
         await search.fill(text)
         await expect_rows(page, [found])
     await search.fill("nothing like it")
-    await expect(page.get_by_text("No match among the loaded generations.")).to_be_visible()
+    await expect(page.locator("#list-state")).to_have_text("No generation matches.")
+    await expect(page.locator("#announcement")).to_have_text("No generation matches.")
     await search.fill("")
     await page.get_by_label("Status", exact=True).select_option("in_progress")
     await expect(row(page, writer.gid)).to_be_visible()
@@ -277,10 +278,11 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(visit: Open) -> None
             seen.append(await page.evaluate("document.activeElement.id || document.activeElement.getAttribute('href')"))
             assert len(seen) < 30, seen
         assert [name for name in seen if name] == [
-            *("#/", "#/wall", "#/queue", "#/upstreams", "#/errors", "/docs"),
+            *("#/", "#/wall", "#/queue", "#/upstreams", "#/errors", "/docs", "show-keys"),
             *(f"count-{status}" for status in ("queued", "in_progress", "completed", "failed", "cancelled")),
             *("prompt", "model", "send"),
-            *("filter-search", "filter-status", "filter-model", "filter-code", "filter-upstream", f"#/{gids[0]}"),
+            *("filter-search", "filter-status", "filter-model", "filter-code", "filter-upstream", "filter-range"),
+            *("list-sort", "choose-all", f"#/{gids[0]}"),
         ]
         await page.keyboard.press("ArrowDown")
         await page.keyboard.press("End")
@@ -292,6 +294,24 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(visit: Open) -> None
         await expect(page.get_by_role("article", name=gids[1])).to_be_visible()
         await expect(page.get_by_role("heading", level=2, name=gids[1])).to_be_focused()
         await page.keyboard.press("Escape")
+        await expect(link(page, gids[1])).to_be_focused()
+        await page.reload()
+        await expect_rows(page, gids)
+        for key in ("ArrowDown", "j"):  # nothing has the focus
+            await page.keyboard.press(key)
+        await expect(link(page, gids[1])).to_be_focused()
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_contain_text("Move through the list")
+        await page.keyboard.press("Escape")
+        await expect(link(page, gids[1])).to_be_focused()
+        await page.keyboard.press("a")
+        await expect(page.get_by_role("checkbox", name="Select all")).to_be_checked()
+        await page.keyboard.press("c")
+        await expect(page.get_by_role("dialog")).to_contain_text("Cancel 3 generations?")
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        await page.keyboard.press("/")
+        await page.keyboard.press("ArrowDown")
         await expect(link(page, gids[1])).to_be_focused()
         await page.close()
 

@@ -44,7 +44,7 @@ async def test_a_page_says_what_its_generation_waits_for(visit: Open, own_redis:
         await expect(mark).to_be_visible()
         await page.get_by_role("link", name="Generations").click()
         reason = row(page, gid).locator("[data-field=reason]")
-        await expect(reason).to_have_text(re.compile(rf"^upstream busy until (.*, )?{TIME}$"))
+        await expect(reason).to_have_text(re.compile(rf"^upstream busy \(gabforge\) until (.*, )?{TIME}$"))
         await api.http.post("/v1/queue/pause", json={})
         await expect(reason).to_have_text("paused")
         await page.goto(f"{api.url}/#/{gid}")

@@ -7,6 +7,7 @@ from api.dialects.native import openapi
 from api.dialects.native.activity import ActivityRoutes
 from api.dialects.native.activity_frames import LIFECYCLE
 from api.dialects.native.bulk.batch import BatchRoutes
+from api.dialects.native.bulk.endings import EndingRoutes
 from api.dialects.native.bulk.groups import GroupRoutes
 from api.dialects.native.bulk.retries import RetryRoutes
 from api.dialects.native.frames import NATIVE
@@ -22,6 +23,7 @@ def mount(broker: Broker, follow: Follow) -> Mounted:
     routes = [
         *BatchRoutes(broker, follow.access).routes(),
         *RetryRoutes(broker, follow.access).routes(),
+        *EndingRoutes(broker, follow.access).routes(),
         *GroupRoutes(broker, follow.access).routes(),
         *GenerationRoutes(broker, follow).routes(),
         *MultiplexRoutes(broker, follow).routes(),

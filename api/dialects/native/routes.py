@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -46,8 +47,8 @@ DEFAULT_EVENTS, EVENTS_LIMIT = 100, 1000
 """Events in a page of a log: the default and the maximum."""
 Json = dict[str, Any]
 LIST_PARAMETERS = (
-    *("status", "model", "code", "group", "metadata[]", "since", "until", "created_after", "created_before"),
-    *("limit", "after", "tenant"),
+    *("status", "model", "code", "group", "upstream", "metadata[]", "search"),
+    *("since", "until", "created_after", "created_before", "limit", "after", "tenant"),
 )
 
 
@@ -97,7 +98,9 @@ class GenerationRoutes:
                 model=text_of(request, "model"),
                 code=text_of(request, "code"),
                 group=text_of(request, "group"),
+                upstream=text_of(request, "upstream"),
                 metadata=pairs_of(request, "metadata"),
+                search=text_of(request, "search"),
                 since=time_of(request, "since", "created_after"),
                 until=time_of(request, "until", "created_before"),
                 limit=whole_of(request, "limit", DEFAULT_LIMIT, LIST_LIMIT),
@@ -108,17 +111,17 @@ class GenerationRoutes:
             return JSONResponse(records.GenerationList(rows, page.has_more, page.last_id))
 
     async def get(self, request: Request) -> Response:
-        """Return one generation; with `include=request` also its request. That needs an API key: stream tokens are
-        given to readers of the answer, who may not be allowed to see the prompt."""
+        """Return one generation; with `include=request` also its request. That, and the first line of the prompt, need
+        an API key: stream tokens are given to readers of the answer, who may not be allowed to see the prompt."""
         gid, include = request.path_params["id"], choice_of(request, "include", "request", empty=True)
-        if include:
-            tenant = await self._access.owner(request, gid)
-        else:
-            tenant = (await self._access.reader(request, gid)).tenant
-        async with reserve(request, tenant, partial(self._broker.store.size, gid)):
-            generation = await self._broker.get(gid, tenant=tenant)
+        reader = (
+            ReadAccess(await self._access.owner(request, gid)) if include else await self._access.reader(request, gid)
+        )
+        async with reserve(request, reader.tenant, partial(self._broker.store.size, gid)):
+            generation = await self._broker.get(gid, tenant=reader.tenant)
             body = await self._broker.store.request(gid) if include else UNSET
-            return JSONResponse(self._record(request, generation, body))
+            shown = generation if reader.until is None else replace(generation, prompt=None)
+            return JSONResponse(self._record(request, shown, body))
 
     async def cancel(self, request: Request) -> Response:
         gid = request.path_params["id"]

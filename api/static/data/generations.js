@@ -1,8 +1,9 @@
 // The generations that the page knows: pages of the list, and the changes since.
 
+import { conditionsOf, createdMs, queryOf } from "./conditions.js";
 import { notAfter } from "./cursors.js";
 import { oncePerFrame } from "./frames.js";
-import { ENDINGS, UNAUTHORISED, ask, authorization, deny } from "./gateway.js";
+import { ENDINGS, UNAUTHORISED, ask, authorization, deny, now } from "./gateway.js";
 import { EventStream } from "./sse.js";
 
 const PAGE = 100;
@@ -10,21 +11,16 @@ const MOST = 2000; // generations kept by default; loading older pages raises it
 
 /** @typedef {{id: string, status: string, model: string, created_at: number, started_at: ?number,
  *   first_token_at: ?number, ended_at: ?number, attempt: number, cursor: string, usage: ?object, error: ?object,
- *   metadata: Record<string, string>}} Summary */
+ *   metadata: Record<string, string>, prompt: ?string, tenant?: string}} Summary */
 
-/** @typedef {{status?: string, model?: string, code?: string}} Filter what the gateway filters by; "" for any */
-
-/** Returns the query of a filter; "" for none. @param {Filter} filter */
-export function queryOf({ status = "", model = "", code = "" } = {}) {
-  return new URLSearchParams(Object.entries({ status, model, code }).filter(([, value]) => value)).toString();
-}
+/** @typedef {import("./conditions.js").Filter} Filter */
 
 export class Generations {
   /** @type {Map<string, Summary>} */
   known = new Map();
   /** @type {string[]} newest first, in the order of their ids */
   order = [];
-  /** Filter, "" for none → whether there are older generations, and the id after which they follow. */
+  /** Query of a filter → whether there are older generations, and the id after which they follow. */
   #frontiers = new Map();
   #gone = new Set();
   #stream = null;
@@ -53,6 +49,12 @@ export class Generations {
 
   loaded(filter) {
     return this.#frontiers.has(queryOf(filter));
+  }
+
+  /** The creation time, unix ms, down to which all generations of that filter are loaded. */
+  reached(filter) {
+    const { after } = this.#frontiers.get(queryOf(filter)) ?? {};
+    return after ? createdMs(after) : now();
   }
 
   // --- live changes ---
@@ -88,6 +90,7 @@ export class Generations {
     const before = this.known.get(id);
     if (this.#gone.has(id) || (before && ENDINGS.has(before.status) && !ENDINGS.has(told.status))) return;
     if (before && !handedBack && before.cursor !== told.cursor && notAfter(told.cursor, before.cursor)) return;
+    if (told.queue) told.queue.upstreams ??= before?.queue?.upstreams; // which the activity does not name
     this.known.set(id, told);
     if (!before) this.order.splice(this.#place(id), 0, id);
     this.#changed.add(id);
@@ -133,7 +136,7 @@ export class Generations {
   async more(filter = {}) {
     const query = queryOf(filter);
     const { after = "" } = this.#frontiers.get(query) ?? {};
-    const { data, has_more, last_id } = await this.#page(query, after);
+    const { data, has_more, last_id } = await this.#page(conditionsOf(filter), after);
     this.#most = Math.max(this.#most, this.order.length + data.length);
     for (const told of data) this.upsert(told);
     this.#frontiers.set(query, { more: has_more, after: last_id ?? data.at(-1)?.id ?? after });
@@ -144,7 +147,7 @@ export class Generations {
   async find(filter, most) {
     const found = [];
     for (let [after, more] = ["", true]; more && found.length < most; ) {
-      const page = await this.#page(queryOf(filter), after);
+      const page = await this.#page(conditionsOf(filter), after);
       found.push(...page.data);
       more = page.has_more;
       after = page.last_id ?? found.at(-1)?.id ?? "";
@@ -154,7 +157,7 @@ export class Generations {
 
   /** Returns a page of those that wait. Throws a Refusal. */
   async waiting(after = "") {
-    return (await this.#page("status=queued", after)).data;
+    return (await this.#page({ status: "queued" }, after)).data;
   }
 
   /** Reloads what is shown, to find changes and deletions that were missed. */
@@ -163,7 +166,7 @@ export class Generations {
     let after = "";
     try {
       do {
-        const { data, has_more } = await this.#page("", after);
+        const { data, has_more } = await this.#page({}, after);
         const last = has_more ? (data.at(-1)?.id ?? after) : "";
         const there = new Set(data.map(({ id }) => id));
         const missing = this.order.filter((id) => (!after || id < after) && id > last && !there.has(id));
@@ -184,7 +187,7 @@ export class Generations {
     return Date.now() / 1000 - this.known.get(id).created_at < 10;
   }
 
-  #page(query, after) {
-    return ask(`/v1/generations?limit=${PAGE}${query && `&${query}`}${after && `&after=${after}`}`);
+  #page(conditions, after) {
+    return ask(`/v1/generations?${new URLSearchParams({ limit: PAGE, ...conditions, ...(after && { after }) })}`);
   }
 }

@@ -47,9 +47,10 @@ export function sentence(queue, upstreams = []) {
   return `${what}${when}${position ? `; position ${position}` : ""}.`;
 }
 
-/** Returns the same in few words, for a row: "upstream busy until 12:03:20", "upstream limit, position 3". */
+/** Returns the same in few words, for a row: "upstream busy (azure) until 12:03:20", "workers are busy, position 3". */
 export function brief(queue) {
+  const names = queue.reason.startsWith("upstream") && queue.upstreams?.length ? ` (${queue.upstreams.join(", ")})` : "";
   const until = queue.retry_at ? `until ${clock(queue.retry_at)}` : "";
   const place = queue.position ? `, position ${queue.position}` : "";
-  return [reasonOf(queue) + place, until].filter(Boolean).join(" ");
+  return [reasonOf(queue) + names + place, until].filter(Boolean).join(" ");
 }

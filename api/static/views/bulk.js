@@ -1,18 +1,60 @@
-// Retry and cancel several generations: those with a check mark, or without one all that match the filters.
+// Retry, cancel and delete several generations: those that are selected, or without a selection all that match the filters.
 
+import { conditionsOf } from "../data/conditions.js";
 import { ENDINGS, ask, newKey, pathOf } from "../data/gateway.js";
 import { confirmed } from "../ui/confirm.js";
 import { byId, show, tell } from "../ui/page.js";
 
 const MOST = 1000; // generations at once
+const AT_ONCE = 6; // requests
 const TIMEOUT = 120_000; // ms
-const FORBIDDEN = 403;
+const OPEN = ["queued", "in_progress"];
 
 const plural = (count) => `${count} generation${count === 1 ? "" : "s"}`;
 
+/**
+ * `fits`: which generations it changes; `statuses`: with which filter it is offered; `counted`: the field of the
+ * gateway's answer.
+ */
+const ACTS = {
+  retry: {
+    label: "Retry",
+    fits: ({ status }) => ENDINGS.has(status),
+    statuses: [...ENDINGS],
+    none: "None of them has ended.",
+    question: (count) => `Run ${count} again, as new ones?`,
+    yes: "Retry",
+    done: "Enqueued again",
+    counted: "retried",
+    one: (id) => ask(`${pathOf(id)}/retry`, { method: "POST" }),
+    headers: () => ({ "idempotency-key": newKey() }),
+  },
+  cancel: {
+    label: "Cancel",
+    fits: ({ status }) => !ENDINGS.has(status),
+    statuses: OPEN,
+    none: "All of them have ended.",
+    question: (count) => `Cancel ${count}? Their text so far is kept.`,
+    yes: "Cancel them",
+    done: "Cancelled",
+    counted: "cancelled",
+    one: (id) => ask(`${pathOf(id)}/cancel`, { method: "POST" }),
+  },
+  delete: {
+    label: "Delete",
+    fits: () => true,
+    statuses: [...ENDINGS, ...OPEN],
+    none: "There is none.",
+    question: (count) => `Delete ${count} permanently? Those that have not ended are cancelled first.`,
+    yes: "Delete permanently",
+    done: "Deleted",
+    counted: "deleted",
+    one: (id) => ask(pathOf(id), { method: "DELETE" }),
+  },
+};
+
 export class Bulk {
   #busy = false;
-  #forbidden = false;
 
   /**
    * @param {import("./list.js").List} list  @param {import("./wall.js").Chosen} chosen
@@ -20,27 +62,28 @@ export class Bulk {
    */
   constructor(list, chosen, generations) {
     Object.assign(this, { list, chosen, generations });
-    byId("bulk-retry").addEventListener("click", () => this.#run(() => this.#retry()));
-    byId("bulk-cancel").addEventListener("click", () => this.#run(() => this.#cancel()));
+    for (const name of Object.keys(ACTS)) {
+      byId(`bulk-${name}`).addEventListener("click", () => this.#run(() => this.#act(name)));
+    }
     byId("bulk-clear").addEventListener("click", () => this.#clear());
   }
 
   paint() {
     const { size } = this.chosen;
     const { status } = this.list.filter;
-    const [retry, cancel] = [byId("bulk-retry"), byId("bulk-cancel")];
-    retry.hidden = this.#forbidden || !(size || ENDINGS.has(status));
-    cancel.hidden = this.#forbidden || !(size || ["queued", "in_progress"].includes(status));
-    show(retry, size ? `Retry ${size} selected…` : "Retry all that match…");
-    show(cancel, size ? `Cancel ${size} selected…` : "Cancel all that match…");
-    retry.disabled = cancel.disabled = this.#busy;
+    for (const [name, { label, statuses }] of Object.entries(ACTS)) {
+      const button = byId(`bulk-${name}`);
+      button.hidden = !(size || statuses.includes(status));
+      button.disabled = this.#busy;
+      show(button, size ? `${label} ${size} selected…` : `${label} all that match…`);
+    }
     byId("bulk-clear").hidden = !size;
-    byId("bulk").hidden = retry.hidden && cancel.hidden && !size && !byId("bulk-result").textContent;
+    byId("bulk").hidden = !size && !status && !byId("bulk-result").textContent;
   }
 
   #clear() {
     this.#tell("");
-    for (const id of this.chosen.ids) this.chosen.set(id, false);
+    this.chosen.setAll(this.chosen.ids, false);
     this.list.focus();
   }
 
@@ -54,49 +97,33 @@ export class Bulk {
     this.#tell("");
     const said = await act().catch((error) => {
       if (error.status === undefined) throw error;
-      this.#forbidden = error.status === FORBIDDEN;
       return error.message;
     }).finally(() => (this.#busy = false));
     this.#tell(said);
   }
 
-  async #retry() {
-    const { status, code } = this.list.filter;
-    const onlyThose = new URLSearchParams(Object.entries({ status, code }).filter(([, value]) => value)).toString();
-    const byGateway = this.list.query === onlyThose && !this.#showsTenants();
-    if (!this.chosen.size && byGateway) return this.#retryMatching({ status, code: code || null });
-    const ids = await this.#ids((one) => ENDINGS.has(one.status));
-    if (!ids.length) return "None of them has ended.";
-    if (!(await confirmed(`Run ${plural(ids.length)} again, as new ones?`, "Retry"))) return "";
-    return this.#each(ids, "Enqueued again", (id) => ask(`${pathOf(id)}/retry`, { method: "POST" }));
+  async #act(name) {
+    const act = ACTS[name];
+    const { filter } = this.list;
+    const several = [...this.generations.known.values()].some(({ tenant }) => tenant) && !filter.tenant;
+    if (!this.chosen.size && !several) return this.#matching(name, act, conditionsOf(filter));
+    const ids = await this.#ids(act.fits);
+    if (!ids.length) return act.none;
+    if (!(await confirmed(act.question(plural(ids.length)), act.yes))) return "";
+    return this.#each(ids, act);
   }
 
-  /** Whether the list has generations of all tenants, as for an operator; the gateway retries those of one at a time. */
-  #showsTenants() {
-    return [...this.generations.known.values()].some(({ tenant }) => tenant);
-  }
-
-  /** Lets the gateway find and retry them: first to count them, then in earnest. */
-  async #retryMatching(filter) {
-    const { matched, has_more } = await this.#askRetry({ ...filter, dry_run: true });
+  /** Lets the gateway find and change them, of one tenant: first to count them, then in earnest. */
+  async #matching(name, { question, yes, done, counted, headers = () => ({}) }, conditions) {
+    const send = (body, more = {}) =>
+      ask(`/v1/generations/${name}`, { method: "POST", body: JSON.stringify(body), headers: more, timeout: TIMEOUT });
+    const { matched, has_more } = await send({ ...conditions, dry_run: true });
     if (!matched) return "No generation matches.";
     const count = `${has_more ? "the newest " : ""}${plural(matched)}`;
-    if (!(await confirmed(`Run ${count} again, as new ones?`, "Retry"))) return "";
-    const { retried, data } = await this.#askRetry({ ...filter, limit: matched }, { "idempotency-key": newKey() });
-    const refused = data.find(({ error, id }) => error && !id)?.error;
-    return report("Enqueued again", retried, data.length, refused?.message);
-  }
-
-  #askRetry(body, headers = {}) {
-    const request = { method: "POST", body: JSON.stringify(body), headers, timeout: TIMEOUT };
-    return ask("/v1/generations/retry", request);
-  }
-
-  async #cancel() {
-    const ids = await this.#ids((one) => !ENDINGS.has(one.status));
-    if (!ids.length) return "All of them have ended.";
-    if (!(await confirmed(`Cancel ${plural(ids.length)}? Their text so far is kept.`, "Cancel them"))) return "";
-    return this.#each(ids, "Cancelled", (id) => ask(`${pathOf(id)}/cancel`, { method: "POST" }));
+    if (!(await confirmed(question(count), yes))) return "";
+    const told = await send({ ...conditions, limit: matched }, headers());
+    const refused = told.data.find(({ error, id }) => error && !id)?.error;
+    return report(done, told[counted], told.data.length, refused?.message);
   }
 
   /** Returns the ids of the selection, or of all that match the filters. A selected one may not be loaded. */
@@ -107,19 +134,25 @@ export class Bulk {
     return found.filter((one) => this.list.matches(one) && fits(one)).map(({ id }) => id);
   }
 
-  async #each(ids, done, act) {
-    let [count, refused] = [0, ""];
-    for (const [number, id] of ids.entries()) {
-      show(byId("bulk-result"), `${number + 1} of ${ids.length}…`);
-      byId("bulk-result").hidden = false;
-      try {
-        await act(id);
-        count++;
-      } catch (error) {
-        if (error.status === undefined || error.status === FORBIDDEN) throw error;
-        refused ||= error.message;
+  /** Changes them one by one, a few at the same time. */
+  async #each(ids, { done, one }) {
+    let [count, number, refused] = [0, 0, ""];
+    const work = ids.values();
+    const run = async () => {
+      for (const id of work) {
+        show(byId("bulk-result"), `${++number} of ${ids.length}…`);
+        byId("bulk-result").hidden = false;
+        try {
+          await one(id);
+          count++;
+        } catch (error) {
+          if (error.status === undefined) throw error;
+          refused ||= error.message;
+        }
       }
-    }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, run));
+    if (one === ACTS.delete.one) this.chosen.setAll(ids, false);
     return report(done, count, ids.length, refused);
   }
 }

@@ -8,6 +8,8 @@ const PERIOD = 2000; // ms
 export class Overview {
   /** Subscribers of the most followed generations at the gateway that answered. @type {Record<string, number>} */
   subscribers = {};
+  /** The tenant whose generations are counted; "" for all that the caller sees. */
+  tenant = "";
   #timer = 0;
   #asking = false;
 
@@ -29,7 +31,7 @@ export class Overview {
   async refresh() {
     if (this.#asking) return;
     this.#asking = true;
-    const told = await ask("/v1/overview").catch((error) => error);
+    const told = await ask(`/v1/overview${this.tenant && `?tenant=${encodeURIComponent(this.tenant)}`}`).catch((error) => error);
     this.#asking = false;
     if (told instanceof Error) return this.ontold(told.passes ? told : null);
     this.subscribers = told.subscribers.generations;

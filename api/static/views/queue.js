@@ -42,12 +42,12 @@ export class QueueView extends Polled {
   }
 
   async load() {
-    const [queue, upstreams, waiting] = await Promise.all([
+    const [queue, waiting, operator] = await Promise.all([
       ask("/v1/queue"),
-      ask("/v1/upstreams"),
       ask(`/v1/generations?status=queued&limit=${MOST}`),
+      isOperator(),
     ]);
-    this.operator = upstreams.data.length > 0 && (await isOperator(upstreams.data[0].name));
+    this.operator = operator;
     byId("queue-pause-all").hidden = !this.operator || queue.paused.includes("all");
     const later = queue.by_reason.scheduled ?? 0;
     show(byId("queue-depth"), `${queue.depth} waiting${later ? `, ${later} of them until a set time` : ""}`);

@@ -26,7 +26,7 @@ export class UpstreamsView extends Polled {
 
   async load() {
     const { data } = await ask("/v1/upstreams");
-    this.operator = data.length > 0 && (await isOperator(data[0].name));
+    this.operator = await isOperator();
     this.cards.show(data);
   }
 

@@ -1,7 +1,7 @@
 // The wall: several generations side by side, live, over one connection.
 
 import { oncePerFrame } from "../data/frames.js";
-import { ENDINGS, ask, now } from "../data/gateway.js";
+import { ENDINGS, ask, now, pathOf } from "../data/gateway.js";
 import { Recording } from "../data/recording.js";
 import { Output } from "../ui/output.js";
 import { byId, clone, fieldsOf, rate, show, showStatus, tell } from "../ui/page.js";
@@ -22,8 +22,14 @@ export class Chosen extends EventTarget {
   }
 
   set(id, chosen) {
-    if (chosen) this.#ids.add(id);
-    else this.#ids.delete(id);
+    this.setAll([id], chosen);
+  }
+
+  setAll(ids, chosen) {
+    for (const id of ids) {
+      if (chosen) this.#ids.add(id);
+      else this.#ids.delete(id);
+    }
     sessionStorage.setItem(KEY, JSON.stringify([...this.#ids]));
     this.dispatchEvent(new Event("change"));
   }
@@ -70,6 +76,12 @@ class Tile {
     this.paint();
   }
 
+  /** Shows the first line of the prompt. */
+  name(prompt) {
+    show(this.fields.prompt, prompt ?? "");
+    this.fields.prompt.title = prompt ?? "";
+  }
+
   state(state, message) {
     this.connection = state;
     this.#live = state === "live" ? Date.now() : Infinity;
@@ -99,8 +111,9 @@ export class Wall {
   #wanted = new Set();
   #timer = 0;
 
-  constructor(follower, chosen) {
-    Object.assign(this, { follower, chosen });
+  /** @param {Map<string, object>} known  the generations that the list knows */
+  constructor(follower, chosen, known) {
+    Object.assign(this, { follower, chosen, known });
     this.root = byId("wall");
   }
 
@@ -144,7 +157,7 @@ export class Wall {
     const timer = this.#timer;
     const told = await ask(`/v1/generations?status=in_progress&limit=${BY_ITSELF}`).catch(() => null);
     if (!told || timer !== this.#timer) return;
-    for (const { id } of told.data) if (!this.#tiles.has(id) && this.#makeRoom()) this.#put(id);
+    for (const one of told.data) if (!this.#tiles.has(one.id) && this.#makeRoom()) this.#put(one.id, null, one);
     const none = "No generation is running. New ones appear here; select others in the list.";
     tell(byId("wall-state"), this.#tiles.size ? "" : none);
   }
@@ -156,12 +169,14 @@ export class Wall {
     return over.length > 0;
   }
 
-  #put(id, drop) {
+  #put(id, drop, known = this.known.get(id)) {
     if (this.#tiles.has(id)) return;
     const tile = new Tile(id, drop);
     this.#tiles.set(id, tile);
     this.root.append(tile.root);
     this.#arrange();
+    if (known) tile.name(known.prompt);
+    else ask(pathOf(id)).then(({ prompt }) => tile.name(prompt), () => {}); // the stream reports what is wrong
     this.follower.follow(id, tile);
   }
 

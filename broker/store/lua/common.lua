@@ -70,10 +70,10 @@ local function brief_error(value)
     .. (code and text(code) or 'null') .. '}')
 end
 
--- Returns the generation without its text, as the list and /v1/activity show it.
-local function summary()
+-- Returns the generation without its text, as the list and /v1/activity show it; `named`: with the first line of its prompt.
+local function summary(named)
   local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt',
-    'pr', 'ra', 'gr', 'ro', 'up', 'wr', 'own', 'rt')
+    'pr', 'ra', 'gr', 'ro', 'up', 'wr', 'own', 'rt', 'pv')
   local queue = 'null'
   if m[1] == 'queued' and m[19] == '' then
     local reason = m[18] and m[18] ~= '' and m[18] or m[14] and m[14] ~= '' and 'scheduled' or 'queued'
@@ -85,12 +85,13 @@ local function summary()
     .. ',"ended_at":' .. seconds(m[6]) .. ',"attempt":' .. (m[7] or '0') .. ',"cursor":' .. text((m[8] or '0') .. '-' .. (m[9] or '0'))
     .. ',"usage":' .. brief(m[10], 2048, 'null') .. ',"error":' .. brief_error(m[11]) .. ',"metadata":' .. brief(m[12], 2048, '{}')
     .. ',"priority":' .. (m[13] or '3') .. ',"run_at":' .. seconds(m[14]) .. ',"group":' .. text_or_null(m[15])
-    .. ',"retry_of":' .. text_or_null(m[16]) .. ',"upstream":' .. text_or_null(m[17]) .. ',"queue":' .. queue .. '}'
+    .. ',"retry_of":' .. text_or_null(m[16]) .. ',"upstream":' .. text_or_null(m[17]) .. ',"queue":' .. queue
+    .. (named and ',"prompt":' .. text_or_null(m[21]) or '') .. '}'
 end
 
 --#include all_tenants
 local function announce(tenant, event)
-  redis.call('XADD', ACTIVITY, 'MAXLEN', '~', 2000, '*', 'tn', tenant, 'g', GID, 'e', event, 'd', summary())
+  redis.call('XADD', ACTIVITY, 'MAXLEN', '~', 2000, '*', 'tn', tenant, 'g', GID, 'e', event, 'd', summary(true))
   redis.call('PEXPIRE', ACTIVITY, DAY)
 end
 

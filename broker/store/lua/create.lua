@@ -7,7 +7,7 @@
 --       with an idempotency key the epoch ('' = none) in which a record that is missing was not lost lately, priority,
 --       lane, deadline of the waiting in ms ('' = none), time before which it must not run in ms ('' = none), group
 --       ('' = none), webhook JSON ('' = none), id of the generation that this one repeats ('' = none), tokens that a call
---       reserves
+--       reserves, first line of the prompt ('' = none)
 -- Returns OK epoch (also for its own resend) | REPLAY gid | CONFLICT gid | LATE (the command lay in a server that hung,
 --         and its caller has long been refused) | UNSURE epoch (the key has no record, in another epoch than that)
 local now = now_ms()
@@ -32,7 +32,7 @@ redis.call('PEXPIRE', KEYS[6], 30 * DAY)
 local wait = ARGV[18] ~= '' and int(tonumber(ARGV[18]) - tonumber(ARGV[19] ~= '' and ARGV[19] or ARGV[7])) or ''
 redis.call('HSET', META, 'tn', ARGV[2], 'md', ARGV[3], 'rq', ARGV[4], 'mt', ARGV[5], 'pol', ARGV[6], 'ca', ARGV[7], 'ttl', ARGV[8],
   'ik', ARGV[9] ~= '' and KEYS[7] or '', 'fp', ARGV[10], 'pt', ARGV[11], 'st', 'queued', 'a', 0, 'n', 1, 'own', '', 'k', 0, 'x', 0, 'le', 0, 'tk', 1, 'by', 0, 'ct', 0,
-  'pr', ARGV[16], 'ln', ARGV[17], 'qd', ARGV[18], 'ra', ARGV[19], 'gr', ARGV[20], 'wh', ARGV[21], 'ro', ARGV[22], 'es', ARGV[23], 'qt', wait)
+  'pr', ARGV[16], 'ln', ARGV[17], 'qd', ARGV[18], 'ra', ARGV[19], 'gr', ARGV[20], 'wh', ARGV[21], 'ro', ARGV[22], 'es', ARGV[23], 'qt', wait, 'pv', ARGV[24])
 redis.call('XADD', LOG, '0-1', 't', 'cr', 'm', 0, 'd', ARGV[13])
 if ARGV[9] ~= '' then redis.call('SET', KEYS[7], GID .. ' ' .. ARGV[10], 'PX', KEPT) end
 expire_live(now)

@@ -3,8 +3,8 @@
 -- Deletes a generation. Followers get `gone` (a blocked XREAD does not notice DEL), and for an hour a tombstone answers
 -- "deleted".
 -- KEYS: the five of common.lua   ARGV: gid, tenant, random 0..1023
--- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms, {fields that the ticket needs}
-local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'na', 'gr')
+-- Returns NONE | GONE (deleted or expired) | OK was ticket, bytes of the request, ttl ms, {fields that the ticket needs} model
+local m = redis.call('HMGET', META, 'tn', 'st', 'a', 'ik', 'tk', 'ttl', 'na', 'gr', 'md')
 local ticket_fields = redis.call('HMGET', META, 'ln', 'pr', 'es', 'ca', 'ra')
 if m[1] ~= ARGV[2] then return {'NONE'} end
 local index = INDEX .. ':' .. m[1]
@@ -22,4 +22,4 @@ remove_webhook()
 bury(GID, 'deleted', HOUR)
 if m[8] and m[8] ~= '' then redis.call('HSET', META, 'gr', m[8]) end -- for those who watch the group's activity
 announce(m[1], 'gone')
-return {'OK', m[2], m[5], dropped, m[6], ticket_fields}
+return {'OK', m[2], m[5], dropped, m[6], ticket_fields, m[9]}

@@ -260,6 +260,58 @@ async def test_without_keys_there_is_one_tenant(redis: EmbeddedRedis, api: Gatew
     assert (await listed(api, OPS))[created["id"]] == "default"
 
 
+async def test_a_key_says_what_it_may_do(redis: EmbeddedRedis, api: Gateway) -> None:
+    async def me(api: Gateway, headers: dict[str, str]) -> Any:
+        return (await api.http.get("/v1/me", headers=headers)).json()
+
+    assert await me(api, ANNA) == {"object": "caller", "tenant": "anna", "role": "tenant", "tenants": ["anna"]}
+    assert await me(api, READER) == {"object": "caller", "tenant": "anna", "role": "read", "tenants": ["anna"]}
+    assert await me(api, OPS) == {
+        "object": "caller",
+        "tenant": "ops",
+        "role": "operator",
+        "tenants": ["anna", "ben", "ops"],
+    }
+    assert (await api.http.get("/v1/me")).status_code == 401
+    assert (await api.http.get("/v1/me?tenant=ben", headers=OPS)).status_code == 400
+    async with gateway(redis.url) as everybodys:
+        told = {"object": "caller", "tenant": "default", "role": "operator", "tenants": ["default"]}
+        assert await me(everybodys, {}) == told
+
+
+async def test_all_of_a_tenant_are_cancelled_and_deleted(api: Gateway) -> None:
+    """By the tenant, or by an operator that names it; a stream token does not show the prompt."""
+    mine = {"metadata": {"scene": "ending"}}
+    gids = [(await api.create(request_body("Who\nam I?", **mine), **ANNA))["id"] for _ in range(3)]
+
+    async def ask(what: str, headers: dict[str, str], **body: Any) -> Any:
+        answer = await api.http.post(f"/v1/generations/{what}", json={**mine, **body}, headers=headers)
+        return answer.json() if answer.status_code == 200 else (answer.status_code, answer.json()["error"]["code"])
+
+    seen = (await api.http.get("/v1/generations?search=scene%3Dending who", headers=ANNA)).json()["data"]
+    assert [(one["id"], one["prompt"]) for one in seen] == [(gid, "Who") for gid in gids[::-1]]
+    path = f"/v1/generations/{gids[0]}"
+    token = (await api.http.post(f"{path}/token", headers=ANNA)).json()["token"]
+    assert (await api.http.get(f"{path}?token={token}")).json()["prompt"] is None
+    for what in ("cancel", "delete"):
+        assert await ask(what, READER, status="queued") == (403, "read_only_key")
+        assert await ask(what, BEN, status="queued", tenant="anna") == (403, "operator_required")
+        assert (await ask(what, OPS, status="queued"))["matched"] == 0
+        assert (await ask(what, ANNA, status="queued", dry_run=True))["matched"] == 3
+        for wrong in ({"status": "none"}, {"unheard-of": 1}, {"since": "soon"}, {"limit": 0}):
+            assert (await ask(what, ANNA, **wrong))[0] == 400
+    assert await ask("delete", ANNA) == (400, "missing_required_parameter")
+    assert await ask("cancel", ANNA, status="failed") == (400, "invalid_value")
+    done = await ask("cancel", OPS, tenant="anna", limit=2)
+    assert (done["matched"], done["cancelled"], done["has_more"]) == (2, 2, True)
+    assert [(one["id"], one["status"], one["tenant"]) for one in done["data"]] == [
+        (gid, "cancelled", "anna") for gid in gids[:0:-1]
+    ]
+    done = await ask("delete", ANNA, status=["cancelled", "queued"])
+    assert (done["matched"], done["deleted"], [one["id"] for one in done["data"]]) == (3, 3, gids[::-1])
+    assert await listed(api, ANNA, "&metadata[scene]=ending") == {}
+
+
 # --- keys that only read
 
 

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import GenerationNotFound, InvalidCursor
-from broker.ids import SHARDS, Cursor, check_id, created_ms, idempotency_shard, new_id, parse_cursor, shard_of
+from broker.ids import (
+    SHARDS,
+    Cursor,
+    check_id,
+    created_ms,
+    created_within,
+    idempotency_shard,
+    new_id,
+    parse_cursor,
+    shard_of,
+)
 
 
 def crc16(data: bytes) -> int:
@@ -63,3 +73,15 @@ def test_a_cursor_consists_of_two_integers(text: str) -> None:
 @given(st.integers(0, 10**16 - 1), st.integers(0, 10**10 - 1))
 def test_a_cursor_survives_formatting_and_parsing(attempt: int, seq: int) -> None:
     assert parse_cursor(str(Cursor(attempt, seq))) == Cursor(attempt, seq)
+
+
+@given(st.integers(0, 32**10 - 1), st.integers(5, 38))
+def test_the_beginning_of_an_id_says_when_it_was_created(ms: int, length: int) -> None:
+    first, before = created_within(new_id(ms, "t")[:length])
+    assert first <= ms < before
+    assert before - first == 32 ** max(0, 14 - length)
+
+
+@pytest.mark.parametrize("text", ["", "gen_", "gen_I", "gen_01u", "order=17", "Gen_0"])
+def test_another_text_says_nothing_about_the_time(text: str) -> None:
+    assert created_within(text) == (0, 0)

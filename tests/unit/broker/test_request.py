@@ -204,3 +204,24 @@ def test_a_body_is_refused_or_accepted_unchanged(messages: list[Any], more: dict
     assert msgspec.json.decode(request.upstream)["messages"] == expected["messages"]
     assert request.prompt_tokens >= 0
     assert len(request.fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("\n \t\n  First\tline  \nsecond", "First line"),
+        ("a\x1b[31m\u202eb\ufeff 🦀", "a [31m b 🦀"),
+        ("x" * 121, "x" * 119 + "…"),
+        ("x" * 120, "x" * 120),
+        ([{"type": "image_url"}, {"type": "text", "text": " "}, {"type": "text", "text": "Look"}], "Look"),
+        ({"text": "A part"}, "A part"),
+        ([1, {"text": 1}], ""),
+        (" " * 5000 + "late", ""),
+        ("", "hi"),
+        (None, "hi"),
+    ],
+)
+def test_the_preview_is_the_first_line_of_the_last_user_message(content: object, line: str) -> None:
+    """One without text is skipped."""
+    messages = [*MESSAGES, {"role": "user", "content": content}, {"role": "assistant", "content": "no"}]
+    assert parse_request({"model": "m", "messages": messages}).preview == (line or "hi")

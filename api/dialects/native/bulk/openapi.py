@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api.dialects.native.bulk.retries import RetryRequest
+from api.dialects.native.bulk.matching import CancelRequest, DeleteRequest, RetryRequest
 from api.openapi_parts import (
     IDEMPOTENCY_KEY,
     OF_ONE_TENANT,
@@ -17,6 +17,7 @@ from api.openapi_parts import (
     schemas_of,
 )
 from broker import records
+from broker.bulk.conditions import MAX_SEARCH
 from broker.bulk.operations import BATCH_LIMIT
 from broker.request.options import MAX_GROUP
 
@@ -27,6 +28,13 @@ FILTERS = (
     query("model", STRING, "Only generations of this model."),
     query("code", STRING, "Only generations that failed with this error code."),
     OF_GROUP,
+    query("upstream", STRING, "Only generations that this upstream has, or had last."),
+    query(
+        "search",
+        {"type": "string", "maxLength": MAX_SEARCH},
+        "Only generations with all of these words in their id, model, group, upstream, error code, metadata or the "
+        "first line of the prompt.",
+    ),
     {
         **query(
             "metadata",
@@ -70,6 +78,25 @@ def _bulk() -> Json:
                 body="RetryRequest",
                 optional_body=True,
                 _200=answer("The matches, and what became of them.", json_of("RetryResult")),
+                **errors_with_key("400", "413", "429"),
+            )
+        },
+        "/v1/generations/cancel": {
+            "post": operation(
+                "cancelGenerations",
+                "Cancel the generations that match; with `dry_run` only find them",
+                body="CancelRequest",
+                optional_body=True,
+                _200=answer("The matches, and what became of them.", json_of("CancelResult")),
+                **errors_with_key("400", "413", "429"),
+            )
+        },
+        "/v1/generations/delete": {
+            "post": operation(
+                "deleteGenerations",
+                "Delete the generations that match; with `dry_run` only find them",
+                body="DeleteRequest",
+                _200=answer("The matches, and what became of them.", json_of("DeleteResult")),
                 **errors_with_key("400", "413", "429"),
             )
         },
@@ -125,4 +152,5 @@ SCHEMAS: Json = {
         }
     ),
     **schemas_of(records.GenerationBatch, records.RetryResult, records.ItemError, records.Group, RetryRequest),
+    **schemas_of(records.CancelResult, records.DeleteResult, CancelRequest, DeleteRequest),
 }

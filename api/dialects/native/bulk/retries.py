@@ -4,43 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any
 
-import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth import Access
 from api.dialects.native.bulk.batch import items_of
+from api.dialects.native.bulk.matching import RetryRequest, conditions_of, parse_matching
 from api.errors import JSONResponse
 from api.middleware.crash import ACCEPTED
-from api.query import check_known, seconds_of
+from api.query import check_known
 from api.requests import FixedRoute, by_method, idempotency_key_of, read_body
 from api.server.memory import reserve
 from broker import records
 from broker.broker import Broker
-from broker.bulk.operations import BATCH_LIMIT
 from broker.errors import InvalidRequest
 from broker.request.body import parse_json
-from broker.request.options import MAX_GROUP
-
-FinalStatus = Annotated[str, Meta(extra_json_schema={"enum": ["completed", "failed", "cancelled"]})]
-Moment = Annotated[float | str, Meta(description="Unix seconds, or a time by ISO 8601.")]
-
-
-class RetryRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The generations to retry: those that match all of these."""
-
-    status: FinalStatus | list[FinalStatus] = "failed"
-    code: Annotated[str | None, Meta(description="Error code.")] = None
-    group: Annotated[str, Meta(min_length=1, max_length=MAX_GROUP)] | None = None
-    since: Annotated[Moment | None, Meta(description="Created at this time or later.")] = None
-    until: Annotated[Moment | None, Meta(description="Created before this time.")] = None
-    limit: Annotated[int, Meta(ge=1, le=BATCH_LIMIT)] = BATCH_LIMIT
-    dry_run: Annotated[bool, Meta(description="Only find them.")] = False
-    tenant: Annotated[str | None, Meta(description="For operators: of this tenant. Default: of their own.")] = None
 
 
 class RetryRoutes:
@@ -77,19 +57,15 @@ class RetryRoutes:
         check_known(request)
         key = idempotency_key_of(request)
         body = await read_body(request, self._broker.settings.max_body)
-        asked = parse_retry(parse_json(body) if body else {})
+        asked = parse_matching(body, RetryRequest)
         tenant = self._access.one_tenant(request, asked.tenant)
         request.scope[ACCEPTED] = ""
         retried = await self._broker.retry_all(
-            status=asked.status,
-            code=asked.code,
-            group=asked.group,
-            since=seconds_of(asked.since, "since"),
-            until=seconds_of(asked.until, "until"),
             limit=asked.limit,
             dry_run=asked.dry_run,
             idempotency_key=key,
             tenant=tenant,
+            **conditions_of(asked, asked.status),
         )
         async with reserve(request, tenant):
             data = items_of(retried.data, named=self._access.names_tenants(request))
@@ -101,15 +77,3 @@ def check_empty(body: bytes) -> None:
     for name in parse_json(body) if body else ():
         message = f"`{name[:100]}` is not a field of this request; a retry repeats the old one unchanged."
         raise InvalidRequest(message, param=name[:100])
-
-
-def parse_retry(body: dict[str, Any]) -> RetryRequest:
-    """Validate the body of a bulk retry; null is the same as an absent field. Raises InvalidRequest."""
-    for name in body.keys() - set(RetryRequest.__struct_fields__):
-        raise InvalidRequest(f"`{name[:100]}` is not a field of this request.", param=name[:100])
-    given = {name: value for name, value in body.items() if value is not None}
-    try:
-        return msgspec.convert(given, RetryRequest)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise InvalidRequest(f"{message}.", param=path.strip(".`") or None) from None

@@ -3,8 +3,8 @@
 // The cursor of a summary counts the events of the attempt, so one page of the list per second gives the rates of a
 // hundred generations: 40 KB and two round trips to Redis, at any speed. Following them would transfer every token.
 
-import { ask } from "./gateway.js";
-import { parts } from "./cursors.js";
+import { ask } from "../data/gateway.js";
+import { parts } from "../data/cursors.js";
 
 const KEPT = 30; // samples: half a minute
 const PERIOD = 1000; // ms
