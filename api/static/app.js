@@ -3,6 +3,7 @@
 import { Follower } from "./data/follower.js";
 import { access, keep, key } from "./data/gateway.js";
 import { Generations } from "./data/generations.js";
+import { press, showKeys } from "./detail/keys.js";
 import { byId, show, tell } from "./ui/page.js";
 import { again } from "./ui/snippets.js";
 import { Bulk } from "./views/bulk.js";
@@ -38,12 +39,12 @@ let detail = null;
 let denied = false;
 
 /**
- * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…`
+ * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/gen_…?at=CURSOR` at a moment, `#/wall` and `#/wall/gen_…,gen_…`
  * several, and the names of the pages.
  */
 function route() {
   const path = location.hash.replace(/^#\/?/, "");
-  const id = path.match(/^gen_[0-9a-z]{34}$/)?.[0];
+  const [, id, at] = path.match(/^(gen_[0-9a-z]{34})(?:\?at=(\d+-\d+))?$/) ?? [];
   const ids = path.match(/^wall(?:\/(.*))?$/)?.[1]?.split(",").filter((id) => /^gen_[0-9a-z]{34}$/.test(id)) ?? [];
   const before = detail?.id;
   if (detail && detail.id !== id) {
@@ -57,9 +58,11 @@ function route() {
   if (view !== "wall") wall.close();
   if (view !== "detail") document.title = [TITLES[view], "Tokencast"].filter(Boolean).join(" · ");
   if (id && !detail) {
-    detail = new Detail(id, { follower, chosen, overview });
+    detail = new Detail(id, { follower, chosen, overview, at });
     byId("view-detail").append(detail.root);
     detail.focus();
+  } else if (at) {
+    detail.goTo(at);
   }
   if (view === "wall") wall.open(ids);
   if (view === "list") list.query = path.replace(/^\?/, "");
@@ -143,12 +146,14 @@ function markWall() {
 addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", run);
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input:not([type=range]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === " " && detail && event.target.matches("body, h2")) {
     event.preventDefault();
     detail.toggle();
   }
-  if (event.key === "Escape" && view !== "list" && !byId("confirm").open) location.hash = listHash();
+  if (detail && press(event, detail)) event.preventDefault();
+  if (event.key === "?") showKeys();
+  if (event.key === "Escape" && view !== "list" && !document.querySelector("dialog[open]")) location.hash = listHash();
   if (event.key === "/" && view === "list") {
     event.preventDefault();
     byId("filter-search").focus();

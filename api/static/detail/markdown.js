@@ -1,0 +1,222 @@
+// Markdown as elements. The parser only finds the structure: each element is made here, from a list of those that are
+// allowed, and every text enters the page as text. HTML in the source is shown, not interpreted; images are not loaded.
+
+import { make } from "../ui/page.js";
+import { Lexer } from "../vendor/marked.js";
+import { highlighted } from "./highlight.js";
+
+const INLINE = 10_000; // characters of a paragraph up to which it is parsed for emphasis and links
+const BLOCK = 65_536; // characters of a block that is still growing: it is parsed again with each addition
+const SLOW = 100; // ms of one parse after which a text is shown as it is
+const SCHEMES = new Set(["http:", "https:", "mailto:"]);
+const CLOSED = /^ {0,3}(`{3,}|~{3,})[^]*\n {0,3}\1\s*$/;
+const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/gi;
+
+/** Returns the top-level tokens of a text. Deep nesting exhausts the stack: RangeError. */
+function tokensOf(source) {
+  const lexer = new Lexer({ gfm: true });
+  lexer.blockTokens(source, lexer.tokens);
+  for (const { src, tokens } of lexer.inlineQueue) {
+    if (src.length > INLINE) tokens.push({ type: "text", raw: src, text: src });
+    else lexer.inlineTokens(src, tokens);
+  }
+  return lexer.tokens;
+}
+
+const all = (tokens) => (tokens ?? []).map(element);
+const inlineOf = (token) => (token.tokens?.length ? all(token.tokens) : [decoded(token.text ?? "")]);
+const holding = (tag) => (token) => make(tag, {}, ...inlineOf(token));
+
+/** What is made of each kind of token; of others their source. */
+const ELEMENTS = {
+  space: () => "",
+  def: () => "",
+  text: (token) => (token.tokens ? fragment(all(token.tokens)) : decoded(token.text)),
+  escape: ({ text }) => text,
+  html: ({ raw, block }) => (block ? make("p", {}, raw) : raw),
+  paragraph: holding("p"),
+  strong: holding("strong"),
+  em: holding("em"),
+  del: holding("del"),
+  codespan: ({ text }) => make("code", {}, text),
+  br: () => make("br"),
+  hr: () => make("hr"),
+  blockquote: ({ tokens }) => make("blockquote", {}, ...all(tokens)),
+  // The page has headings above: h1 to h3.
+  heading: (token) => make("p", { role: "heading", ariaLevel: String(token.depth + 3), className: `h${token.depth}` }, ...inlineOf(token)),
+  code: ({ lang, text }) => code(lang, text),
+  list: ({ ordered, start, items }) => {
+    const list = make(ordered ? "ol" : "ul", {}, ...items.map(({ tokens }) => make("li", {}, ...all(tokens))));
+    if (ordered && Number.isSafeInteger(start)) list.start = start;
+    return list;
+  },
+  checkbox: ({ checked }) => make("span", {}, checked ? "☑ " : "☐ "),
+  table: ({ header, rows }) => {
+    const cells = (tag, row) => make("tr", {}, ...row.map((cell) => make(tag, { align: cell.align ?? "" }, ...all(cell.tokens))));
+    const head = make("thead", {}, cells("th", header));
+    return make("div", { className: "wide" }, make("table", {}, head, make("tbody", {}, ...rows.map((row) => cells("td", row)))));
+  },
+  link: (token) => link(token.href, inlineOf(token), token.raw),
+  image: ({ href, text }) => link(href, [text ? `[image: ${text}]` : "[image]"], ""),
+};
+
+function element(token) {
+  return Object.hasOwn(ELEMENTS, token.type) ? ELEMENTS[token.type](token) : token.raw;
+}
+
+function fragment(nodes) {
+  const made = document.createDocumentFragment();
+  made.append(...nodes);
+  return made;
+}
+
+/** Returns a link that is safe to follow; otherwise what it would have contained, and its address as text. */
+function link(href, content, raw) {
+  const url = URL.canParse(href) ? new URL(href) : null;
+  if (url && SCHEMES.has(url.protocol)) {
+    return make("a", { href: url.href, rel: "noopener noreferrer nofollow", target: "_blank", title: url.href }, ...content);
+  }
+  return raw || fragment([...content, ` (${href})`]);
+}
+
+function code(lang, text) {
+  const block = make("code", {}, text);
+  if (lang) block.dataset.language = lang.match(/^\S*/)[0].toLowerCase();
+  return make("pre", { tabIndex: 0, role: "region", ariaLabel: lang ? `Code: ${lang}` : "Code" }, block);
+}
+
+/** Replaces character references, such as `&lt;` and `&#8211;`. The text around them is not parsed. */
+function decoded(text) {
+  if (!text.includes("&")) return text;
+  const parser = new DOMParser();
+  return text.replace(ENTITY, (reference) => parser.parseFromString(reference, "text/html").body.textContent);
+}
+
+/**
+ * A text that grows, rendered block by block: a block that is followed by another one is not touched again. A text that
+ * takes too long to parse is shown as it is.
+ */
+export class RenderedText {
+  #source = "";
+  #start = 0; // of the block that still grows, in the source
+  #growing = []; // its nodes
+  #plain = null;
+
+  constructor(parent) {
+    this.parent = parent;
+    parent.classList.add("rendered");
+  }
+
+  clear() {
+    this.parent.replaceChildren();
+    this.#source = "";
+    this.#start = 0;
+    this.#growing = [];
+    this.#plain = null;
+  }
+
+  append(text) {
+    if (!text) return;
+    this.#source += text;
+    if (this.#plain) return this.#plain.append(text);
+    const tail = this.#source.slice(this.#start).replace(/\r\n?/g, "\n");
+    const began = performance.now();
+    try {
+      const tokens = tokensOf(tail);
+      if (tail.length > BLOCK && tokens.length < 3) return this.#giveUp();
+      this.#show(tokens, tail);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return this.#giveUp();
+    }
+    if (performance.now() - began > SLOW && this.#growing.length) this.#giveUp();
+  }
+
+  /** Colours the code of the last block, which no text is added to for the moment. */
+  settle() {
+    for (const node of this.#growing) highlight(node);
+  }
+
+  #show(tokens, tail) {
+    let last = tokens.length - 1;
+    while (last > 0 && tokens[last].type === "space") last--;
+    const done = tokens.slice(0, last);
+    const length = done.reduce((sum, { raw }) => sum + raw.length, 0);
+    for (const node of this.#growing) node.remove();
+    const exact = !this.#source.includes("\r", this.#start) && tail.startsWith(done.map(({ raw }) => raw).join(""));
+    if (exact && length) {
+      for (const node of this.#put(done)) highlight(node);
+      this.#start += length;
+    }
+    const growing = exact ? tokens.slice(last) : tokens;
+    this.#growing = this.#put(growing);
+    if (growing[0]?.type === "code" && CLOSED.test(growing[0].raw)) this.settle();
+  }
+
+  #put(tokens) {
+    const nodes = tokens.flatMap((token) => {
+      const made = element(token);
+      if (typeof made === "string") return made.trim() ? [make("p", {}, made)] : [];
+      return made instanceof DocumentFragment ? [make("p", {}, made)] : [made];
+    });
+    this.parent.append(...nodes);
+    return nodes;
+  }
+
+  #giveUp() {
+    for (const node of this.#growing) node.remove();
+    this.#growing = [];
+    this.#plain = this.parent.appendChild(make("div", { className: "plain" }, this.#source.slice(this.#start)));
+  }
+}
+
+async function highlight(node) {
+  const blocks = node.matches("pre") ? [node] : node.querySelectorAll("pre");
+  for (const block of blocks) {
+    const content = block.firstElementChild;
+    const { language } = content.dataset;
+    if (!language || content.childElementCount) continue;
+    const coloured = await highlighted(content.textContent, language);
+    if (coloured) content.replaceChildren(...coloured);
+  }
+}
+
+/** Arguments of a tool call: laid out, if they are complete. */
+export class RenderedCall {
+  #source = "";
+  #settled = "";
+
+  constructor(parent) {
+    this.parent = parent;
+    this.text = parent.appendChild(make("div"));
+  }
+
+  clear() {
+    this.#source = this.#settled = "";
+    this.text.textContent = "";
+  }
+
+  append(text) {
+    if (!text) return;
+    this.#source += text;
+    this.text.textContent = this.#source;
+  }
+
+  async settle() {
+    const source = this.#source;
+    if (source === this.#settled) return;
+    this.#settled = source;
+    const laidOut = reformatted(source);
+    if (!laidOut) return;
+    const coloured = await highlighted(laidOut, "json");
+    if (source === this.#source) this.text.replaceChildren(...(coloured ?? [laidOut]));
+  }
+}
+
+function reformatted(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return "";
+  }
+}
