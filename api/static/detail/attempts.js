@@ -5,11 +5,13 @@ import { Rows } from "../ui/rows.js";
 import { differences } from "./diff.js";
 
 const ENDS = { worker_lost: "worker lost", worker_stopped: "worker stopped", upstream_error: "upstream failed" };
+const PAUSE = 1000; // ms between two comparisons while an attempt grows
 const LABELS = { same: null, removed: "del", added: "ins" };
 
 export class Attempts {
   #shown = ["", ""]; // the two texts that are compared
   #count = 0; // number of attempts in the menus
+  #compared = 0; // time of the latest comparison, ms
 
   /**
    * @param {Record<string, HTMLElement>} fields  of the page
@@ -39,7 +41,7 @@ export class Attempts {
     if (attempts.length < 2) return this.open(false);
     this.current = this.recording.attemptAt(count);
     this.rows.show(attempts);
-    if (!this.fields.comparison.hidden) this.#compare();
+    if (!this.fields.comparison.hidden && performance.now() - this.#compared > PAUSE) this.#compare();
   }
 
   #fill(row, attempt) {
@@ -70,7 +72,7 @@ export class Attempts {
     fields.comparison.hidden = !on;
     fields.reading.hidden = on;
     fields.compare.ariaPressed = String(on);
-    if (!on) return;
+    if (!on) return fields.compare.focus();
     this.#count = 0;
     this.#compare();
     fields.left.focus();
@@ -90,6 +92,7 @@ export class Attempts {
 
   #compare() {
     const { fields } = this;
+    this.#compared = performance.now();
     this.#menus();
     const texts = ["left", "right"].map((side) => this.#all.find(({ id }) => id === fields[side].value)?.text() ?? "");
     if (texts.every((text, side) => text === this.#shown[side]) && fields["left-text"].hasChildNodes()) return;

@@ -288,7 +288,8 @@ export class Detail {
     show(fields.cursor, recording.events[count - 1]?.id ?? "–");
     for (const name of ["reset", "gap"]) tell(fields[name], facts[name] ?? "");
     tell(fields.waiting, this.#waiting(replayed ? facts.waiting : this.place.queue, interrupted));
-    tell(fields.silence, replayed || connection !== "live" ? "" : this.#silence());
+    const silence = replayed || connection !== "live" ? "" : this.#silence();
+    tell(fields.silence, silence);
     tell(fields.excuse, this.#excuse);
     tell(fields.error, this.#failure || this.#trouble || (facts.error ?? ""));
     show(fields.created, created ? moment(created).toLocaleString() : "–");
@@ -300,7 +301,7 @@ export class Detail {
     fields.choose.ariaPressed = String(this.chosen.has(this.id));
     fields.output.ariaBusy = String(connection !== "ended");
     fields.output.toggleAttribute("data-writing", player.playing || (!replayed && status === "in_progress"));
-    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : this.#news(status, interrupted));
+    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : this.#news(status, interrupted, silence));
     document.title = `${status.replace("_", " ")} · ${this.id}`;
     this.#paintTimes(count, figures);
     this.attempts.paint(count);
@@ -323,8 +324,10 @@ export class Detail {
     return `No token for ${duration(silence)}.${this.place.lease ? " The worker is alive." : ""}`;
   }
 
-  #news(status, interrupted) {
-    return interrupted ? this.fields.waiting.textContent : status.replace("_", " ");
+  /** What is announced: once, without the seconds that grow. */
+  #news(status, interrupted, silence) {
+    if (interrupted) return this.fields.waiting.textContent;
+    return silence ? silence.replace(/ for [\d.]+ .*$/, "") : status.replace("_", " ");
   }
 
   #announce(text) {
