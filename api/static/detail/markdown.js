@@ -6,8 +6,9 @@ import { Lexer } from "../vendor/marked.js";
 import { highlighted } from "./highlight.js";
 
 const INLINE = 10_000; // characters of a paragraph up to which it is parsed for emphasis and links
+const LONGEST = 1_000_000; // characters that are parsed at once
 const BLOCK = 65_536; // characters of a block that is still growing: it is parsed again with each addition
-const SLOW = 100; // ms of one parse after which a text is shown as it is
+const SLOW = 30; // ms of one parse, after which the page gets three times as long for everything else
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const CLOSED = /^ {0,3}(`{3,}|~{3,})[^]*\n {0,3}\1\s*$/;
 const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/gi;
@@ -93,14 +94,17 @@ function decoded(text) {
 }
 
 /**
- * A text that grows, rendered block by block: a block that is followed by another one is not touched again. A text that
- * takes too long to parse is shown as it is.
+ * A text that grows, rendered block by block: a block that is followed by another one is not touched again. What is too
+ * deep or too long to be parsed is shown as it is.
  */
 export class RenderedText {
   #source = "";
+  #return = ""; // a carriage return at its end: of a line end, or the first half of one
   #start = 0; // of the block that still grows, in the source
   #growing = []; // its nodes
   #plain = null;
+  #rest = 0; // time until which it does not parse again, ms
+  #timer = 0;
 
   constructor(parent) {
     this.parent = parent;
@@ -109,17 +113,34 @@ export class RenderedText {
 
   clear() {
     this.parent.replaceChildren();
-    this.#source = "";
+    this.#source = this.#return = "";
     this.#start = 0;
     this.#growing = [];
     this.#plain = null;
+    this.#rest = 0;
+    this.#stop();
   }
 
   append(text) {
     if (!text) return;
-    this.#source += text;
-    if (this.#plain) return this.#plain.append(text);
-    const tail = this.#source.slice(this.#start).replace(/\r\n?/g, "\n");
+    const all = this.#return + text;
+    this.#return = all.endsWith("\r") ? "\r" : "";
+    const lines = all.slice(0, all.length - this.#return.length).replace(/\r\n?/g, "\n");
+    this.#source += lines;
+    if (this.#plain) this.#plain.append(lines);
+    else if (performance.now() > this.#rest) this.#parse();
+    else this.#timer ||= setTimeout(() => this.#parse(), this.#rest - performance.now());
+  }
+
+  #stop() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+  }
+
+  #parse() {
+    this.#stop();
+    const tail = this.#source.slice(this.#start);
+    if (tail.length > LONGEST) return this.#giveUp();
     const began = performance.now();
     try {
       const tokens = tokensOf(tail);
@@ -129,11 +150,13 @@ export class RenderedText {
       if (!(error instanceof RangeError)) throw error;
       return this.#giveUp();
     }
-    if (performance.now() - began > SLOW && this.#growing.length) this.#giveUp();
+    const took = performance.now() - began;
+    if (took > SLOW) this.#rest = performance.now() + 3 * took;
   }
 
   /** Colours the code of the last block, which no text is added to for the moment. */
   settle() {
+    if (this.#timer) this.#parse();
     for (const node of this.#growing) highlight(node);
   }
 
@@ -143,7 +166,7 @@ export class RenderedText {
     const done = tokens.slice(0, last);
     const length = done.reduce((sum, { raw }) => sum + raw.length, 0);
     for (const node of this.#growing) node.remove();
-    const exact = !this.#source.includes("\r", this.#start) && tail.startsWith(done.map(({ raw }) => raw).join(""));
+    const exact = tail.startsWith(done.map(({ raw }) => raw).join(""));
     if (exact && length) {
       for (const node of this.#put(done)) highlight(node);
       this.#start += length;
