@@ -151,7 +151,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     detail.toggle();
   }
-  if (detail && press(event, detail)) event.preventDefault();
+  if (detail && press(event, detail)) return event.preventDefault();
   if (event.key === "?") showKeys();
   if (event.key === "Escape" && view !== "list" && !document.querySelector("dialog[open]")) location.hash = listHash();
   if (event.key === "/" && view === "list") {

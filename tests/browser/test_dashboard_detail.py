@@ -121,8 +121,9 @@ async def test_attempts_are_compared_and_each_moment_has_keys_and_a_link(
     assert await violations(page) == []
     await page.set_viewport_size({"width": 390, "height": 700})
     assert await page.evaluate("document.documentElement.scrollWidth") == 390
-    await comparison.get_by_role("button", name="Close").click()
+    await page.keyboard.press("Escape")
     await expect(comparison).to_be_hidden()
+    await expect(page.get_by_role("button", name="Compare", exact=True)).to_be_focused()
 
     await page.get_by_role("button", name="Show attempt 1").click()
     await expect_text(part(page, "Answer"), "The GIL is a lock.")

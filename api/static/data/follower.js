@@ -4,7 +4,7 @@ import { notAfter } from "./cursors.js";
 import { ENDINGS, UNAUTHORISED, authorization, deny } from "./gateway.js";
 import { EventStream } from "./sse.js";
 
-/** @typedef {{id: string, event: string, data: any, at?: number}} Told an event; `id`: cursor, `at`: ms in its attempt */
+/** @typedef {{id: string, event: string, data: any, at?: number}} Told  `id`: cursor, `at`: ms since its attempt began */
 /** @typedef {{take(event: Told): void, state(state: string, message?: string): void}} Reader */
 
 /** Events without a position in the log, or sent again: passed on regardless of the cursor. */

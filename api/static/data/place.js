@@ -15,7 +15,7 @@ export class Place {
   upstreams = [];
   /** Why its attempt was given up, while it waits for another one. */
   interrupted = "";
-  /** The lease of its worker, as of the last answer. @type {?Lease} */
+  /** The lease of its worker, as of the last answer; also before its call has an answer. @type {?Lease} */
   lease = null;
   #asking = false;
   #owner = null; // name of the first upstream of its model
@@ -30,6 +30,7 @@ export class Place {
     const { status, waiting } = recording.facts();
     this.queue = waiting || (status === "queued" && known.queue) || null;
     if (waiting && known.queue?.reason === waiting.reason) this.queue = known.queue;
+    if (status === "queued") this.lease = known.lease;
     this.refresh(recording, Infinity);
   }
 
@@ -56,7 +57,7 @@ export class Place {
     const last = recording.events.at(-1)?.id ?? "0-0";
     if (!told || !asks() || !notAfter(last, told.cursor)) return;
     this.queue = told.queue;
-    this.lease = told.status === "in_progress" ? told.lease : null;
+    this.lease = told.lease;
     this.interrupted = told.status === "queued" && told.attempt ? (told.reset_reason ?? "") : "";
     this.onchange();
   }

@@ -28,6 +28,11 @@ export class Attempts {
     fields.compare.addEventListener("click", () => this.open(fields.comparison.hidden));
     fields["compare-close"].addEventListener("click", () => this.open(false));
     for (const side of ["left", "right"]) fields[side].addEventListener("input", () => this.#compare());
+    fields.comparison.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // it would leave the page
+      this.open(false);
+    });
   }
 
   get #all() {
@@ -100,7 +105,8 @@ export class Attempts {
     const pieces = differences(...texts);
     for (const [side, other] of [["left", "added"], ["right", "removed"]]) {
       const nodes = pieces.filter(({ kind }) => kind !== other).map(({ kind, text }) => marked(kind, text));
-      fields[`${side}-text`].replaceChildren(...(nodes.length ? nodes : [make("span", { className: "hint" }, "No output.")]));
+      if (!nodes.length) nodes.push(make("span", { className: "hint" }, "No output."));
+      fields[`${side}-text`].replaceChildren(...nodes);
     }
     const count = (kind) => pieces.filter((piece) => piece.kind === kind && piece.text.trim()).length;
     const [removed, added] = [count("removed"), count("added")];

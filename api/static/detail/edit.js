@@ -1,9 +1,10 @@
 // A form with a stored request: to change it and send it as a new generation.
 
+import { isObject } from "../data/completion.js";
 import { enqueue, newKey } from "../data/gateway.js";
 import { byId, make, tell } from "../ui/page.js";
 
-const isPlain = (message) => typeof message.content === "string" && Object.keys(message).length === 2 && "role" in message;
+const isPlain = ({ role, content, ...others }) => role && typeof content === "string" && !Object.keys(others).length;
 
 export class Edit {
   #messages = []; // the messages and their fields
@@ -37,9 +38,10 @@ export class Edit {
   }
 
   #field(message, number) {
-    const plain = isPlain(message);
+    const plain = Boolean(isPlain(message));
     const value = plain ? message.content : JSON.stringify(message, null, 2);
-    const area = make("textarea", { value, rows: Math.min(12, Math.max(2, value.split("\n").length)), spellcheck: plain });
+    const rows = Math.min(12, Math.max(2, value.split("\n").length));
+    const area = make("textarea", { value, rows, spellcheck: plain });
     const title = `Message ${number + 1}: ${message.role}${plain ? "" : " (JSON)"}`;
     return { message, plain, title, area, label: make("label", {}, title, area) };
   }
@@ -48,7 +50,8 @@ export class Edit {
     const messages = this.#messages.map(({ message, plain, title, area }) => {
       return plain ? { ...message, content: area.value } : parsed(area.value, title);
     });
-    return { model: byId("edit-model").value.trim(), messages, ...parsed(byId("edit-others").value || "{}", "Parameters (JSON)") };
+    const others = parsed(byId("edit-others").value || "{}", "Parameters (JSON)");
+    return { ...others, model: byId("edit-model").value.trim(), messages };
   }
 
   async #send() {
@@ -76,6 +79,6 @@ function parsed(text, title) {
   } catch (error) {
     throw new Error(`${title}: ${error.message}`);
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error(`${title}: not a JSON object`);
+  if (!isObject(value)) throw new Error(`${title}: not a JSON object`);
   return value;
 }

@@ -28,6 +28,10 @@ const SWITCHES = {
  */
 export function press({ key, shiftKey, target }, page) {
   if (target.closest("dialog")) return false;
+  if (key === "Escape" && !page.fields.comparison.hidden) {
+    page.attempts.open(false);
+    return true;
+  }
   const scrolls = target.matches('[tabindex="0"]') && (key === "Home" || key === "End");
   const name = key.startsWith("Arrow") && shiftKey ? `Shift+${key}` : key;
   const replays = !page.fields.player.hidden && !scrolls;

@@ -44,7 +44,10 @@ const ELEMENTS = {
   hr: () => make("hr"),
   blockquote: ({ tokens }) => make("blockquote", {}, ...all(tokens)),
   // The page has headings above: h1 to h3.
-  heading: (token) => make("p", { role: "heading", ariaLevel: String(token.depth + 3), className: `h${token.depth}` }, ...inlineOf(token)),
+  heading: (token) => {
+    const level = { role: "heading", ariaLevel: String(token.depth + 3), className: `h${token.depth}` };
+    return make("p", level, ...inlineOf(token));
+  },
   code: ({ lang, text }) => code(lang, text),
   list: ({ ordered, start, items }) => {
     const list = make(ordered ? "ol" : "ul", {}, ...items.map(({ tokens }) => make("li", {}, ...all(tokens))));
@@ -53,9 +56,11 @@ const ELEMENTS = {
   },
   checkbox: ({ checked }) => make("span", {}, checked ? "☑ " : "☐ "),
   table: ({ header, rows }) => {
-    const cells = (tag, row) => make("tr", {}, ...row.map((cell) => make(tag, { align: cell.align ?? "" }, ...all(cell.tokens))));
-    const head = make("thead", {}, cells("th", header));
-    return make("div", { className: "wide" }, make("table", {}, head, make("tbody", {}, ...rows.map((row) => cells("td", row)))));
+    const cell = (tag) => ({ align, tokens }) => make(tag, { align: align ?? "" }, ...all(tokens));
+    const head = make("thead", {}, make("tr", {}, ...header.map(cell("th"))));
+    const body = make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell("td")))));
+    const scrolling = { className: "wide", tabIndex: 0, role: "region", ariaLabel: "Table" };
+    return make("div", scrolling, make("table", {}, head, body));
   },
   link: (token) => link(token.href, inlineOf(token), token.raw),
   image: ({ href, text }) => link(href, [text ? `[image: ${text}]` : "[image]"], ""),
@@ -75,7 +80,8 @@ function fragment(nodes) {
 function link(href, content, raw) {
   const url = URL.canParse(href) ? new URL(href) : null;
   if (url && SCHEMES.has(url.protocol)) {
-    return make("a", { href: url.href, rel: "noopener noreferrer nofollow", target: "_blank", title: url.href }, ...content);
+    const safe = { rel: "noopener noreferrer nofollow", target: "_blank", title: url.href };
+    return make("a", { href: url.href, ...safe }, ...content);
   }
   return raw || fragment([...content, ` (${href})`]);
 }

@@ -49,6 +49,9 @@ export function sentence(queue, upstreams = []) {
   return `${what}${when}${position ? `; position ${position}` : ""}.`;
 }
 
+/** What a queued generation waits for that a worker has. */
+export const CALLED = "A worker has called the upstream, which has not answered yet.";
+
 const INTERRUPTIONS = {
   worker_lost: "Worker lost",
   worker_stopped: "Its worker has stopped",

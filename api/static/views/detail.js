@@ -12,7 +12,7 @@ import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from ".
 import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { again, follow } from "../ui/snippets.js";
 import { Marks, Player, Timeline } from "../ui/timeline.js";
-import { interruption, sentence, silentWorker } from "../ui/waiting.js";
+import { CALLED, interruption, sentence, silentWorker } from "../ui/waiting.js";
 
 const PAGE = 1000; // events
 const DEFAULT_PRIORITY = 3;
@@ -301,7 +301,8 @@ export class Detail {
     fields.choose.ariaPressed = String(this.chosen.has(this.id));
     fields.output.ariaBusy = String(connection !== "ended");
     fields.output.toggleAttribute("data-writing", player.playing || (!replayed && status === "in_progress"));
-    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : this.#news(status, interrupted, silence));
+    const news = this.#news(status, interrupted, silence);
+    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : news);
     document.title = `${status.replace("_", " ")} · ${this.id}`;
     this.#paintTimes(count, figures);
     this.attempts.paint(count);
@@ -312,14 +313,15 @@ export class Detail {
 
   #waiting(queue, interrupted) {
     if (interrupted) return interruption(interrupted, queue, this.place.upstreams);
-    return queue ? sentence(queue, this.place.upstreams) : "";
+    if (queue) return sentence(queue, this.place.upstreams);
+    const called = this.player.position === null && this.recording.facts().status === "queued" && this.place.lease;
+    return called ? CALLED : "";
   }
 
-  /** What is unusual about the silence of a running attempt. */
+  /** What is unusual about the silence of a worker, or of a running attempt. */
   #silence() {
-    if (this.recording.facts().status !== "in_progress" || this.place.interrupted) return "";
     const lost = silentWorker(this.place.lease, now());
-    const silence = this.recording.unusualSilence(now());
+    const silence = this.place.interrupted ? 0 : this.recording.unusualSilence(now());
     if (lost || !silence) return lost;
     return `No token for ${duration(silence)}.${this.place.lease ? " The worker is alive." : ""}`;
   }
