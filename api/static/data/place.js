@@ -5,6 +5,7 @@ import { notAfter } from "./cursors.js";
 import { ask, pathOf } from "./gateway.js";
 
 const QUIET = 3000; // ms without an event, after which its worker may be lost
+const PAUSE = 10_000; // longest ms between two questions whether it is: the answer contains the whole text
 
 /** @typedef {{renewed_at: number, expires_at: number}} Lease  unix seconds */
 
@@ -18,6 +19,7 @@ export class Place {
   /** The lease of its worker, as of the last answer; also before its call has an answer. @type {?Lease} */
   lease = null;
   #asking = false;
+  #asked = 0; // ms
   #owner = null; // name of the first upstream of its model
 
   /** @param {string} id  @param {() => void} onchange */
@@ -48,9 +50,12 @@ export class Place {
    * @param {number} silence  ms since the newest event
    */
   async refresh(recording, silence) {
-    const asks = () => recording.facts().status === "queued" || recording.facts().status === "in_progress";
-    if (this.#asking || !asks() || (recording.facts().status === "in_progress" && silence < QUIET)) return;
+    const asks = () => ["queued", "in_progress"].includes(recording.facts().status);
+    const runs = recording.facts().status === "in_progress" && !this.interrupted;
+    const early = runs && (silence < QUIET || Date.now() - this.#asked < Math.min(PAUSE, silence / 5));
+    if (this.#asking || !asks() || early) return;
     this.#asking = true;
+    this.#asked = Date.now();
     const told = await ask(pathOf(this.id)).catch(() => null); // the next refresh tries again
     if (told?.queue) this.upstreams = await this.#lane(told).catch(() => this.upstreams);
     this.#asking = false;

@@ -81,9 +81,9 @@ export class Detail {
       on(`save-${kind}`, () => this.#act(`save-${kind}`, "Saving failed", () => save(kind, this.id, this.recording)));
     }
     on("rendered", () => {
-      const on = fields.rendered.ariaPressed !== "true";
-      localStorage.setItem(RENDERED, on ? "yes" : "");
-      this.#render(on);
+      const rendered = fields.rendered.ariaPressed !== "true";
+      localStorage.setItem(RENDERED, rendered ? "yes" : "");
+      this.#render(rendered);
     });
     on("play", () => (player.playing ? player.pause() : player.play()));
     on("end", () => player.end());
