@@ -47,6 +47,8 @@ WaitingReason = Literal[
 ]
 """Reasons why a generation waits: all workers are busy; the upstream has as many calls as it takes, refused one (429,
 503), or is down (its circuit is open); the tenant is at its limit; an operator paused it; it is scheduled for later."""
+ResetReason = Literal["worker_lost", "worker_stopped", "upstream_error"]
+"""Reasons why a generation starts again."""
 STATUSES: Final = get_args(Status)
 
 

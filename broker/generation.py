@@ -12,7 +12,7 @@ from msgspec.json import decode
 
 from broker import records
 from broker.completion.fold import text_of
-from broker.events import FINAL_STATUSES, WaitingReason
+from broker.events import FINAL_STATUSES, ResetReason, WaitingReason
 from broker.ids import Cursor, created_ms
 from broker.request.body import CompletionRequest
 from broker.request.options import DEFAULT_PRIORITY
@@ -27,7 +27,7 @@ _SAME = tuple(
 )
 FIELDS = (
     *("tn", "st", "md", "ca", "sa", "fa", "ea", "k", "a", "n", "us", "er", "mt", "fr", "xa", "tk", "tp"),
-    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es", "pv"),
+    *("pr", "ra", "gr", "ro", "up", "wr", "rt", "own", "ln", "qd", "es", "le", "ls", "why", "pv"),
 )
 """Fields of a generation's meta hash (broker/store/keys.py), in the order in which they are requested."""
 
@@ -65,6 +65,8 @@ class Generation:
     """Number of its ticket."""
     tokens: int = 0
     """Tokens that a call reserves."""
+    lease: records.Lease | None = None
+    reset_reason: ResetReason | None = None
     finish_reason: str | None = None
     text: str = ""
     choices: Sequence[Json] = ()
@@ -91,7 +93,15 @@ class Generation:
         """Return the whole record, with a request body if one is given. `named`: with its tenant."""
         choices = cast(list[records.Choice], list(self.choices))
         tenant = self.tenant if named else UNSET
-        return records.Generation(**self._public(), tenant=tenant, text=self.text, choices=choices, request=request)
+        return records.Generation(
+            **self._public(),
+            tenant=tenant,
+            lease=self.lease,
+            reset_reason=self.reset_reason,
+            text=self.text,
+            choices=choices,
+            request=request,
+        )
 
     def to_json(self) -> Json:
         """Return the whole record as a dictionary."""
@@ -174,9 +184,17 @@ def from_fields(gid: str, fields: Sequence[bytes | None]) -> Generation:
         deadline=_seconds(m["qd"]),
         ticket=int(m["tk"] or 1),
         tokens=int(m["es"] or 0),
+        lease=_lease(_ms(m["le"]), _ms(m["ls"])) if m["own"] and m["st"] in (b"queued", b"in_progress") else None,
+        reset_reason=cast(ResetReason | None, _text(m["why"]) if int(m["k"] or 0) else None),
         finish_reason=(m["fr"] or b"").decode() or None,
         trace=(m["tp"] or b"").decode(),
     )
+
+
+def _lease(end_ms: int | None, length_ms: int | None) -> records.Lease | None:
+    if not end_ms or not length_ms:
+        return None
+    return records.Lease((end_ms - length_ms) / 1000, end_ms / 1000)
 
 
 def _usage(text: bytes | None) -> Json | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from broker.events import NAMES, Status, WaitingReason
+from broker.events import NAMES, ResetReason, Status, WaitingReason
 from broker.request.body import METADATA_NAME, METADATA_PAIRS, METADATA_VALUE
 from broker.request.options import Priority
 
@@ -154,6 +154,15 @@ class GenerationSummary(Struct, frozen=True, kw_only=True):
     tenant: Annotated[str | UnsetType, Meta(description="Only for operators, who see several tenants.")] = UNSET
 
 
+class Lease(Struct, frozen=True):
+    """A worker's claim on a generation. A living worker renews it before two thirds of it are over."""
+
+    renewed_at: float
+    expires_at: Annotated[
+        float, Meta(description="Unix seconds after which the generation is given to another worker.")
+    ]
+
+
 class Choice(TypedDict):
     """A choice of the completion: its merged message so far."""
 
@@ -165,6 +174,13 @@ class Choice(TypedDict):
 class Generation(GenerationSummary, frozen=True, kw_only=True):
     """A generation with its text so far."""
 
+    lease: Annotated[Lease | None, Meta(description="Only while a worker has it.")]
+    reset_reason: Annotated[
+        ResetReason | None,
+        Meta(
+            description="Why its newest attempt was, or its next one will be, a restart: the `reason` of its `reset`."
+        ),
+    ]
     text: Annotated[str, Meta(description="The content of choice 0 so far.")]
     choices: Annotated[list[Choice], Meta(description="The merged messages so far.")]
     request: Annotated[
@@ -277,7 +293,9 @@ class Event(Struct, frozen=True):
 
     id: CursorText
     event: Annotated[str, Meta(examples=sorted(set(NAMES.values())))]
-    at: Annotated[int, Meta(description="Milliseconds since the start of the attempt.")]
+    at: Annotated[
+        int, Meta(description="Milliseconds since the start of the attempt, or since the creation before that.")
+    ]
     data: Raw
 
 

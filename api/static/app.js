@@ -4,6 +4,7 @@ import { Follower } from "./data/follower.js";
 import { access, keep, key } from "./data/gateway.js";
 import { Generations } from "./data/generations.js";
 import { me } from "./data/operator.js";
+import { press, showKeys } from "./detail/keys.js";
 import { byId, show, tell } from "./ui/page.js";
 import { again } from "./ui/snippets.js";
 import { Bulk } from "./views/bulk.js";
@@ -54,12 +55,12 @@ let detail = null;
 let denied = false;
 
 /**
- * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/wall` and `#/wall/gen_…,gen_…`
- * several, and the names of the pages, such as `#/history?model=…`.
+ * `#/` the list, `#/?status=failed&model=…` with filters, `#/gen_…` one generation, `#/gen_…?at=CURSOR` at a moment, `#/wall` and
+ * `#/wall/gen_…,gen_…` several, and the names of the pages, such as `#/history?model=…`.
  */
 function route() {
   const path = location.hash.replace(/^#\/?/, "");
-  const id = path.match(/^gen_[0-9a-z]{34}$/)?.[0];
+  const [, id, at] = path.match(/^(gen_[0-9a-z]{34})(?:\?at=(\d+-\d+))?$/) ?? [];
   const ids = path.match(/^wall(?:\/(.*))?$/)?.[1]?.split(",").filter((id) => /^gen_[0-9a-z]{34}$/.test(id)) ?? [];
   const before = detail?.id;
   if (detail && detail.id !== id) {
@@ -74,9 +75,11 @@ function route() {
   if (view !== "wall") wall.close();
   if (view !== "detail") document.title = [TITLES[view], "Tokencast"].filter(Boolean).join(" · ");
   if (id && !detail) {
-    detail = new Detail(id, { follower, chosen, overview });
+    detail = new Detail(id, { follower, chosen, overview, at });
     byId("view-detail").append(detail.root);
     detail.focus();
+  } else if (at) {
+    detail.goTo(at);
   }
   if (view === "wall") wall.open(ids);
   pages[view]?.open?.(query);
@@ -171,22 +174,17 @@ function markWall() {
   show(link, chosen.size ? `Wall (${chosen.size})` : "Wall");
 }
 
-function showKeys() {
-  if (!document.querySelector("dialog[open]")) byId("keys").showModal();
-}
-
-byId("show-keys").addEventListener("click", showKeys);
-byId("keys-close").addEventListener("click", () => byId("keys").close());
 addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", run);
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input:not([type=range]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === " " && detail && event.target.matches("body, h2")) {
     event.preventDefault();
     detail.toggle();
   }
   if (event.key === "?") return showKeys();
   if (document.querySelector("dialog[open]")) return;
+  if (detail && press(event, detail)) return event.preventDefault();
   if (event.key === "Escape" && view !== "list") location.hash = listHash();
   if (view === "list" && event.target.matches("body, main") && /^(Arrow(Up|Down)|[jk])$/.test(event.key)) list.key(event);
   if (event.key === "/" && view === "list") {

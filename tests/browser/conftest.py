@@ -41,7 +41,7 @@ class Watched:
     def __init__(self, page: Page, *origins: str) -> None:
         self.page = page
         self.allowed_errors = r"(?!)"  # none
-        self._allowed = ("data:", *(f"{origin}/" for origin in origins))
+        self._allowed = ("data:", *(f"{prefix}{origin}/" for origin in origins for prefix in ("", "blob:")))
         self.requests: list[Request] = []
         self._complaints: list[str] = []
 

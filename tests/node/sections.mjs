@@ -12,9 +12,10 @@ function sections(chunks) {
   const recording = new Recording();
   for (const [number, data] of chunks.entries()) recording.push({ id: `1-${number + 1}`, event: "chunk", data }, number);
   const count = recording.length;
-  return [...recording.segment().parts.values()]
-    .sort((one, other) => one.key - other.key)
-    .map((part) => [part.title(count), part.pieces.slice(part.start(part.size(count)), part.size(count)).join("")])
+  return recording
+    .attemptAt()
+    .shown(count)
+    .map((part) => [part.title(count), part.text(count)])
     .concat([["finish", recording.facts().finish ?? ""]]);
 }
 

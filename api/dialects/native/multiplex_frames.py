@@ -1,7 +1,7 @@
 """Native events of many generations on one stream: each carries its generation and its cursor in that log.
 
 event: chunk
-data: {"generation":"gen_…","cursor":"1850812345678901-7","data":{"id":"…","choices":[…]}}
+data: {"generation":"gen_…","cursor":"1850812345678901-7","at":1250,"data":{"id":"…","choices":[…]}}
 
 These frames are shared by all streams that show the generation, so they have no `id:`. The id contains the cursors of
 all generations of one stream, and is written only with frames of that stream.
@@ -38,7 +38,7 @@ class MultiplexedNative(Stateless):
 
     def frame(self, event: Event) -> bytes:
         name = _NAMES.get(event.type) or event.name.encode()
-        return self._wrap(name, event.cursor, event.data)
+        return self._wrap(name, event.cursor, event.data, b'"at":%d,' % event.at_ms)
 
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
         data = {"requested": str(requested), "earliest": str(earliest), "latest": str(latest)}
@@ -59,12 +59,13 @@ class MultiplexedNative(Stateless):
         """Return a `gone` event: the generation does not exist, does not exist any more, or is not the caller's."""
         return self._wrap(b"gone", position, b"{}")
 
-    def _wrap(self, name: bytes, cursor: Cursor, data: bytes) -> bytes:
+    def _wrap(self, name: bytes, cursor: Cursor, data: bytes, at: bytes = b"") -> bytes:
         # Encoded: the id of a `gone` event may be any text from the URL.
-        return b'event: %b\ndata: {"generation":%b,"cursor":"%d-%d","data":%b}\n\n' % (
+        return b'event: %b\ndata: {"generation":%b,"cursor":"%d-%d",%b"data":%b}\n\n' % (
             name,
             msgspec.json.encode(self.gid),
             *cursor,
+            at,
             data,
         )
 

@@ -153,6 +153,8 @@ class Pace:
 
     def wait(self, event: Event) -> float:
         """Return the seconds until the event is due; zero or less if it is."""
+        if event.cursor.attempt == 0:  # the time in the queue is skipped as well
+            return 0
         if event.cursor.seq == 0:
             self._began, self._at_ms = time.monotonic(), event.at_ms
         return self._began + (event.at_ms - self._at_ms) / 1000 / self._speed - time.monotonic()

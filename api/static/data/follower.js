@@ -4,7 +4,7 @@ import { notAfter } from "./cursors.js";
 import { ENDINGS, UNAUTHORISED, authorization, deny } from "./gateway.js";
 import { EventStream } from "./sse.js";
 
-/** @typedef {{id: string, event: string, data: any}} Told an event of a generation; `id` is its cursor */
+/** @typedef {{id: string, event: string, data: any, at?: number}} Told  `id`: cursor, `at`: ms since its attempt began */
 /** @typedef {{take(event: Told): void, state(state: string, message?: string): void}} Reader */
 
 /** Events without a position in the log, or sent again: passed on regardless of the cursor. */
@@ -73,7 +73,7 @@ export class Follower {
     }
     if (anew) place.cursor = "";
     if (ENDINGS.has(type)) this.#followed.delete(told.generation); // no more events: leave it out of the next request
-    place.reader.take({ id: told.cursor, event: type, data: told.data });
+    place.reader.take({ id: told.cursor, event: type, data: told.data, at: told.at });
     if (ENDINGS.has(type)) place.reader.state("ended");
     if (!this.#followed.size) this.#restart();
   }

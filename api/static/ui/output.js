@@ -41,7 +41,8 @@ export class Output {
   /** Whether the end is kept in view: until the reader scrolls up. */
   following = true;
   #place = 0; // scroll position
-  #segment = null;
+  #attempt = null;
+  #text = (parent) => new GrowingText(parent);
   #shown = new Map(); // key of a part → { section, text, start, size }
 
   constructor(root) {
@@ -55,12 +56,27 @@ export class Output {
     this.#place = scrollTop;
   }
 
+  /**
+   * Sets how texts are shown, from now on.
+   * @param {(parent: HTMLElement, part: object) => {append(text: string): void, clear(): void}} text
+   */
+  showAs(text) {
+    this.#text = text;
+    this.#clear();
+    this.#attempt = null;
+  }
+
+  /** Renders what is held back while a text grows. */
+  settle() {
+    for (const { text } of this.#shown.values()) text.settle?.();
+  }
+
   /** Shows the output after the first `count` events, at the cost of the difference from what was shown last. */
   show(recording, count = recording.length) {
-    const segment = recording.segment(count);
-    if (segment !== this.#segment) this.#clear();
-    this.#segment = segment;
-    for (const part of segment.parts.values()) this.#part(part, count);
+    const attempt = recording.attemptAt(count);
+    if (attempt !== this.#attempt) this.#clear();
+    this.#attempt = attempt;
+    for (const part of attempt.parts.values()) this.#part(part, count);
     if (this.following) this.root.scrollTop = this.root.scrollHeight;
   }
 
@@ -76,10 +92,10 @@ export class Output {
       shown?.section.remove();
       return this.#shown.delete(part.key);
     }
-    shown ??= this.#begin(part.key);
+    shown ??= this.#begin(part);
     show(shown.section.firstElementChild, part.title(count));
     const start = part.start(size);
-    if (size < shown.size || start > shown.start) {
+    if (size < shown.size || start !== shown.start) {
       shown.text.clear();
       shown.size = start;
     }
@@ -88,15 +104,16 @@ export class Output {
     shown.size = size;
   }
 
-  #begin(key) {
+  #begin(part) {
+    const { key } = part;
     const section = clone("part");
     section.dataset.key = key;
-    section.classList.toggle("answer", key % 1e6 === 1);
+    section.classList.toggle("answer", part.isAnswer);
     const isLater = (other) => Number(other.dataset.key) > key;
     const last = this.root.lastElementChild; // a new part is nearly always the last
     const next = last && isLater(last) ? Array.from(this.root.children).find(isLater) : null;
     this.root.insertBefore(section, next);
-    const shown = { section, text: new GrowingText(section.lastElementChild), start: 0, size: 0 };
+    const shown = { section, text: this.#text(section.lastElementChild, part), start: 0, size: 0 };
     this.#shown.set(key, shown);
     return shown;
   }

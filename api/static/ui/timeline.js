@@ -44,8 +44,10 @@ export class Marks {
     this.all.push({ time, number: this.#read, kind, text });
   }
 
-  first(kind) {
-    return this.all.find((mark) => mark.kind === kind)?.time;
+  /** Returns the number of the event of the mark before (-1) or after (1) the first `count` events. */
+  next(count, direction) {
+    if (direction > 0) return this.all.find(({ number }) => number >= count)?.number;
+    return this.all.findLast(({ number }) => number < count - 1)?.number;
   }
 }
 
@@ -149,6 +151,12 @@ export class Player {
     this.position = this.recording.times[number];
     this.#exact = number + 1;
     this.onmove();
+  }
+
+  /** Moves by a number of events. */
+  step(events) {
+    const number = Math.min(Math.max(this.count - 1 + events, 0), this.recording.length - 1);
+    if (number >= 0) this.seekTo(number);
   }
 
   #halt() {

@@ -1,5 +1,7 @@
 // Why a generation waits, in words.
 
+import { duration } from "./page.js";
+
 /** The reasons of the queue, in a word or two. */
 export const REASONS = {
   queued: "workers are busy",
@@ -45,6 +47,41 @@ export function sentence(queue, upstreams = []) {
   const what = SENTENCES[reason]?.(named(upstreams)) ?? `Waits (${reason})`;
   const when = retry_at ? `${reason === "scheduled" ? " for" : "; next try at"} ${clock(retry_at)}` : "";
   return `${what}${when}${position ? `; position ${position}` : ""}.`;
+}
+
+/** What a queued generation waits for that a worker has. */
+export const CALLED = "A worker has called the upstream, which has not answered yet.";
+
+const INTERRUPTIONS = {
+  worker_lost: "Worker lost",
+  worker_stopped: "Its worker has stopped",
+  upstream_error: "The upstream failed",
+};
+
+/**
+ * Returns a sentence: why an attempt was given up, and what the generation waits for now.
+ * @param {string} reason  @param {?{reason: string, position?: ?number}} queue  null if a worker has it again
+ */
+export function interruption(reason, queue, upstreams = []) {
+  const what = INTERRUPTIONS[reason] ?? `Interrupted (${reason})`;
+  if (!queue) return `${what}; another attempt is about to begin.`;
+  if (queue.reason !== "queued") return `${what}. ${sentence(queue, upstreams)}`;
+  const others = queue.position ? queue.position - 1 : null;
+  const place = others === null ? "" : others ? `; ${others} before it` : "; it is the next one";
+  return `${what}, waiting for another${reason === "upstream_error" ? " attempt" : ""}${place}.`;
+}
+
+/**
+ * Returns a sentence about a worker that has not renewed its lease in time; "" if it has. A living worker renews it
+ * when a third of it is over, and looks six times per lease.
+ * @param {?{renewed_at: number, expires_at: number}} lease  @param {number} now  unix ms
+ */
+export function silentWorker(lease, now) {
+  if (!lease) return "";
+  const left = lease.expires_at - now / 1000;
+  if (left > (lease.expires_at - lease.renewed_at) / 3) return "";
+  const since = `No sign of life from its worker for ${duration(now - lease.renewed_at * 1000)}`;
+  return left > 0 ? `${since}; another one takes over in ${duration(left * 1000)}.` : `${since}: the worker is lost.`;
 }
 
 /** Returns the same in few words, for a row: "upstream busy (azure) until 12:03:20", "workers are busy, position 3". */

@@ -4,22 +4,31 @@ import { oncePerFrame } from "../data/frames.js";
 import { ENDINGS, UNAUTHORISED, ask, enqueue, insist, newKey, now, pathOf } from "../data/gateway.js";
 import { Place } from "../data/place.js";
 import { Recording } from "../data/recording.js";
+import { Attempts } from "../detail/attempts.js";
+import { Edit } from "../detail/edit.js";
+import { kinds, save } from "../detail/files.js";
 import { GrowingText, Output } from "../ui/output.js";
 import { announce, byId, clone, copy, duration, fieldsOf, make, moment } from "../ui/page.js";
 import { rate, show, showStatus, tell, tokens } from "../ui/page.js";
 import { again, follow } from "../ui/snippets.js";
 import { mountSubscribers } from "../ui/subscribers.js";
 import { Marks, Player, Timeline } from "../ui/timeline.js";
-import { sentence } from "../ui/waiting.js";
+import { CALLED, interruption, sentence, silentWorker } from "../ui/waiting.js";
 
 const PAGE = 1000; // events
+const DEFAULT_PRIORITY = 3;
+const COPIED = 3000; // ms for which a button says that it has copied
+const RENDERED = "tokencast-rendered";
+const edit = new Edit();
 
 export class Detail {
   recording = new Recording();
   connection = "connecting";
   #trouble = ""; // the gateway's refusal, in addition to errors in the events
+  #failure = ""; // of the latest action, until the next one or until the generation changes
   #excuse = ""; // why there is no stream at the moment, if the gateway gave a reason
   #request = null;
+  #options = {}; // of Tokencast, which are no part of the request
   #model = "–"; // used if the event with the model was trimmed
   #announced = "";
   #raw = 0; // number of events in the list of raw events,
@@ -28,7 +37,8 @@ export class Detail {
   #marks = new Marks();
   #newKey = newKey();
 
-  constructor(id, { follower, chosen, overview }) {
+  /** @param {string} id  @param {{at?: string}} options  `at`: cursor of the moment to show */
+  constructor(id, { follower, chosen, overview, at = "" }) {
     Object.assign(this, { id, follower, chosen, overview });
     this.root = clone("detail");
     this.fields = fieldsOf(this.root);
@@ -38,16 +48,19 @@ export class Detail {
     this.rawText = new GrowingText(this.fields.raw);
     this.place = new Place(id, () => this.paint());
     this.timeline = new Timeline(this.fields.strip, this.fields.marks, (number) => this.player.seekTo(number));
+    this.attempts = new Attempts(this.fields, this.recording, (number) => this.player.seekTo(number));
     show(this.fields.id, id);
     mountSubscribers(this.root.querySelector("aside"), id);
     this.#listen();
-    this.#load().catch((error) => this.#refused(error));
+    this.#render(localStorage.getItem(RENDERED) === "yes");
+    this.#load(at).catch((error) => this.#refused(error));
     this.paint();
   }
 
   close() {
     this.#abort.abort();
     this.follower.leave(this.id);
+    edit.close();
     if (this.player.playing) this.player.pause();
   }
 
@@ -58,11 +71,22 @@ export class Detail {
     on("cancel", () => this.#act("cancel", "Cancelling failed", cancel));
     on("delete", () => this.#delete());
     on("retry", () => this.#act("retry", "Retrying failed", () => this.#retry()));
+    on("edit", () => edit.open({ ...this.#request, ...this.#options }));
     on("choose", () => this.chosen.set(this.id, !this.chosen.has(this.id)));
     for (const language of Object.keys(follow)) {
       on(`copy-${language}`, () => this.#copy(`copy-${language}`, follow[language](this.id)));
       on(`again-${language}`, () => this.#copy(`again-${language}`, again[language](this.#request)));
     }
+    on("copy-text", () => this.#copy("copy-text", this.recording.attemptAt(player.count).text(player.count)));
+    on("link", () => this.#copy("link", this.#address()));
+    for (const kind of kinds) {
+      on(`save-${kind}`, () => this.#act(`save-${kind}`, "Saving failed", () => save(kind, this.id, this.recording)));
+    }
+    on("rendered", () => {
+      const rendered = fields.rendered.ariaPressed !== "true";
+      localStorage.setItem(RENDERED, rendered ? "yes" : "");
+      this.#render(rendered);
+    });
     on("play", () => (player.playing ? player.pause() : player.play()));
     on("end", () => player.end());
     on("speed", () => {
@@ -75,7 +99,7 @@ export class Detail {
 
   // --- stored and live events ---
 
-  async #load() {
+  async #load(at) {
     const { signal } = this.#abort;
     const away = ({ message }) => this.state("reconnecting", message);
     const known = await insist(`${pathOf(this.id)}?include=request`, signal, away);
@@ -92,6 +116,7 @@ export class Detail {
       this.paint();
     }
     this.place.begin(known, this.recording);
+    if (at) this.goTo(at);
     const ended = this.recording.length && ENDINGS.has(this.recording.events.at(-1).event);
     if (ended) this.state("ended");
     else this.follower.follow(this.id, this, after);
@@ -110,6 +135,7 @@ export class Detail {
   }
 
   take(event) {
+    if (event.event !== "chunk") this.#failure = "";
     this.recording.push(event, now());
     this.place.take(event);
     this.paint();
@@ -117,7 +143,7 @@ export class Detail {
 
   /** Called every two seconds while the page is visible. */
   tick() {
-    if (this.connection !== "ended") this.place.refresh(this.recording);
+    if (this.connection === "live") this.place.refresh(this.recording, this.recording.silence(now()));
     this.paint();
   }
 
@@ -132,8 +158,8 @@ export class Detail {
 
   async #act(name, otherwise, act) {
     this.fields[name].disabled = true;
-    this.#trouble = "";
-    await act().catch((error) => (this.#trouble = `${otherwise}: ${error.message}`)); // the stream reports success
+    this.#failure = "";
+    await act().catch((error) => (this.#failure = `${otherwise}: ${error.message}`)); // the stream reports success
     this.fields[name].disabled = false;
     this.paint();
   }
@@ -160,9 +186,48 @@ export class Detail {
     show(this.fields.delete, "Delete");
   }
 
+  /** Repeats one that has ended with all its options, and one that still runs with its request. */
   async #retry() {
-    location.hash = `#/${(await enqueue(this.#request, this.#newKey)).id}`;
+    const headers = { "idempotency-key": this.#newKey };
+    const ended = ENDINGS.has(this.recording.facts().status);
+    const again = () => ask(`${pathOf(this.id)}/retry`, { method: "POST", headers });
+    location.hash = `#/${(await (ended ? again() : enqueue(this.#request, this.#newKey))).id}`;
     this.#newKey = newKey();
+  }
+
+  /** The address of the moment that is shown. */
+  #address() {
+    const { id } = this.recording.events[this.player.count - 1] ?? {};
+    return `${location.origin}/#/${this.id}${id ? `?at=${id}` : ""}`;
+  }
+
+  /** Shows the moment of the event with that cursor. */
+  goTo(cursor) {
+    const number = this.recording.numberOf(cursor);
+    if (number >= 0) return this.player.seekTo(number);
+    this.#failure = `The log has no event ${cursor}. It may have been trimmed.`;
+    this.paint();
+  }
+
+  /** Moves to the mark of the timeline before (-1) or after (1) the position. */
+  toMark(direction) {
+    const number = this.#marks.next(this.player.count, direction);
+    if (number !== undefined) this.player.seekTo(number);
+  }
+
+  /** Shows the output as rendered Markdown, or as it is. */
+  async #render(on) {
+    this.fields.rendered.ariaPressed = String(on);
+    try {
+      const { RenderedCall, RenderedText } = on ? await import("../detail/markdown.js") : {};
+      if (on !== (this.fields.rendered.ariaPressed === "true")) return; // clicked again meanwhile
+      const rendered = (parent, { isCall }) => (isCall ? new RenderedCall(parent) : new RenderedText(parent));
+      this.output.showAs(on ? rendered : (parent) => new GrowingText(parent));
+    } catch (error) {
+      this.#failure = `Rendering failed: ${error.message}`;
+      this.fields.rendered.ariaPressed = "false";
+    }
+    this.paint();
   }
 
   async #copy(name, text) {
@@ -173,6 +238,7 @@ export class Detail {
     for (const other of this.root.querySelectorAll("[data-done]")) delete other.dataset.done;
     if (!code.hidden) return getSelection().selectAllChildren(code);
     button.dataset.done = "yes";
+    setTimeout(() => delete button.dataset.done, COPIED);
     announce("Copied");
   }
 
@@ -184,9 +250,14 @@ export class Detail {
 
   // --- rendering ---
 
-  #showRequest({ request, metadata, model }) {
+  #showRequest({ request, metadata, model, priority, group, retry_of: origin }) {
     const { fields } = this;
     this.#model = model;
+    const options = { ...(priority !== DEFAULT_PRIORITY && { priority }), ...(group && { group }) };
+    if (Object.keys(options).length) this.#options = { tokencast: options };
+    fields.origin.hidden = !origin;
+    if (origin) fields.retry_of.href = `#/${origin}`;
+    show(fields.retry_of, origin ? `…${origin.slice(-6)}` : "");
     if (!request) return; // a long request of a cancelled generation is not kept
     const { messages, metadata: labels, ...others } = request;
     this.#request = request;
@@ -199,28 +270,32 @@ export class Detail {
     for (const [name, value] of Object.entries(metadata)) {
       fields.metadata.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
     }
-    fields.request.hidden = fields.retry.hidden = false;
+    fields.request.hidden = fields.retry.hidden = fields.edit.hidden = false;
   }
 
   #paint() {
     const { fields, recording, player, connection } = this;
     const { count } = player;
     const facts = recording.facts(count);
-    const { status, created, usage } = facts;
-    showStatus(fields.status, status);
+    const { created, usage } = facts;
     const replayed = player.position !== null;
+    const interrupted = replayed ? "" : this.place.interrupted;
+    const status = interrupted ? "queued" : facts.status;
+    showStatus(fields.status, status);
     show(fields.connection, replayed ? "replay" : connection);
     fields.connection.dataset.state = fields.connection.textContent;
     show(fields.model, facts.model ?? this.#model);
+    const figures = recording.figures(count);
     for (const name of ["attempt", "finish"]) show(fields[name], String(facts[name] || "–"));
     show(fields.cursor, recording.events[count - 1]?.id ?? "–");
     for (const name of ["reset", "gap"]) tell(fields[name], facts[name] ?? "");
-    const waits = replayed ? facts.waiting : this.place.queue;
-    tell(fields.waiting, waits ? sentence(waits, this.place.upstreams) : "");
+    tell(fields.waiting, this.#waiting(replayed ? facts.waiting : this.place.queue, interrupted));
+    const silence = replayed || connection !== "live" ? "" : this.#silence();
+    tell(fields.silence, silence);
     tell(fields.excuse, this.#excuse);
-    tell(fields.error, this.#trouble || (facts.error ?? ""));
+    tell(fields.error, this.#failure || this.#trouble || (facts.error ?? ""));
     show(fields.created, created ? moment(created).toLocaleString() : "–");
-    const soFar = recording.chunksIn(count) ? `≈ ${recording.chunksIn(count)} out` : "–";
+    const soFar = figures.chunks ? `≈ ${figures.chunks} out` : "–";
     show(fields.usage, usage ? `${tokens(usage, "prompt")} in, ${tokens(usage, "completion")} out` : soFar);
     show(fields.subscribers, String(this.overview.subscribers[this.id] ?? "–"));
     fields.cancel.hidden = connection === "ended" || ENDINGS.has(recording.facts().status);
@@ -228,11 +303,35 @@ export class Detail {
     fields.choose.ariaPressed = String(this.chosen.has(this.id));
     fields.output.ariaBusy = String(connection !== "ended");
     fields.output.toggleAttribute("data-writing", player.playing || (!replayed && status === "in_progress"));
-    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : status.replace("_", " "));
+    const news = this.#news(status, interrupted, silence);
+    if (!replayed) this.#announce(connection === "reconnecting" ? "Connection lost" : news);
     document.title = `${status.replace("_", " ")} · ${this.id}`;
-    this.#paintTimes(count);
+    this.#paintTimes(count, figures);
+    this.attempts.paint(count);
     this.output.show(recording, count); // last, when the layout above it is settled
+    if (!fields.output.hasAttribute("data-writing")) this.output.settle();
     this.#paintRaw();
+  }
+
+  #waiting(queue, interrupted) {
+    if (interrupted) return interruption(interrupted, queue, this.place.upstreams);
+    if (queue) return sentence(queue, this.place.upstreams);
+    const called = this.player.position === null && this.recording.facts().status === "queued" && this.place.lease;
+    return called ? CALLED : "";
+  }
+
+  /** What is unusual about the silence of a worker, or of a running attempt. */
+  #silence() {
+    const lost = silentWorker(this.place.lease, now());
+    const silence = this.place.interrupted ? 0 : this.recording.unusualSilence(now());
+    if (lost || !silence) return lost;
+    return `No token for ${duration(silence)}.${this.place.lease ? " The worker is alive." : ""}`;
+  }
+
+  /** What is announced: once, without the seconds that grow. */
+  #news(status, interrupted, silence) {
+    if (interrupted) return this.fields.waiting.textContent;
+    return silence ? silence.replace(/ for [\d.]+ .*$/, "") : status.replace("_", " ");
   }
 
   #announce(text) {
@@ -240,15 +339,14 @@ export class Detail {
     this.#announced = text;
   }
 
-  #paintTimes(count) {
+  /** @param {import("../data/recording.js").Figures} figures  of the attempt that is shown */
+  #paintTimes(count, { first, took, rate: speed }) {
     const { fields, recording, player } = this;
     this.#marks.update(recording);
     const { from, until } = recording;
-    const first = this.#marks.first("chunk");
-    show(fields.first, first ? duration(first - from) : "–");
-    show(fields.took, recording.length > 1 ? duration(until - from) : "–");
-    const seconds = (until - first) / 1000;
-    show(fields.rate, seconds > 0 ? rate(recording.chunks / seconds) : "–");
+    show(fields.first, first === null ? "–" : duration(first));
+    show(fields.took, took === null ? "–" : duration(took));
+    show(fields.rate, speed ? rate(speed) : "–");
     this.timeline.paint(this.#marks.all, recording, player.time);
     fields.player.hidden = recording.length < 2;
     fields.scrub.max = until - from;

@@ -25,6 +25,12 @@ local function fresh_attempt(now, previous, random)
   return int(math.max(now * 1024 + tonumber(random), tonumber(previous) + 1))
 end
 
+-- Returns the ms since an attempt began; before the first attempt, whose id is 0, those since the creation.
+local function since(now, attempt, created)
+  local began = attempt == '0' and tonumber(created) or math.floor(tonumber(attempt) / 1024)
+  return int(math.max(0, now - began))
+end
+
 -- Returns the newest attempt id: that of the log, or that of a claim whose attempt has not begun.
 local function newest_attempt(begun, claimed)
   return claimed and claimed ~= '' and tonumber(claimed) > tonumber(begun) and claimed or begun

@@ -6,7 +6,7 @@
 -- ARGV: gid, own, reason ('' = the worker stops), ms of the next try, data of `waiting`, error JSON, 1 = the upstream
 --       failed, which counts, ms before which it must not run again (0 = none), lane
 -- Returns NO | OK ticket
-local m = redis.call('HMGET', META, 'st', 'own', 'a', 'n', 'tk', 'wr', 'tn', 'an', 'nb')
+local m = redis.call('HMGET', META, 'st', 'own', 'a', 'n', 'tk', 'wr', 'tn', 'an', 'nb', 'ca')
 local attempt = string.match(ARGV[2], '^(%d+)')
 if m[2] ~= ARGV[2] or m[3] == attempt or TERMINAL[m[1]] then return {'NO'} end
 local now, ticket = now_ms(), tonumber(m[5]) + 1
@@ -26,7 +26,7 @@ if ARGV[7] == '1' then
 end
 if m[6] ~= ARGV[3] then
   local n = tonumber(m[4]) + 1
-  if redis.call('XADD', LOG, 'NOMKSTREAM', m[3] .. '-' .. n, 't', 'w', 'm', 0, 'd', ARGV[5]) then
+  if redis.call('XADD', LOG, 'NOMKSTREAM', m[3] .. '-' .. n, 't', 'w', 'm', since(now, m[3], m[10]), 'd', ARGV[5]) then
     redis.call('HSET', META, 'n', n, 'wr', ARGV[3])
   end
 end

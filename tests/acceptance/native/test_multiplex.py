@@ -15,7 +15,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge.peer import connections, frames, linux, peer, resident_memory, unchunked
-from tests.support import Frame, Gateway, Writer, gateway, wait_until
+from tests.support import DEADLINE, Frame, Gateway, Writer, gateway, tell_waiting, wait_until
 
 WORDS = [f"word{i} " for i in range(40)]
 
@@ -96,9 +96,36 @@ async def test_frames_are_wrapped_and_terminal_events_have_an_id(api: Gateway, b
     assert shown[2].json == {
         "generation": writer.gid,
         "cursor": f"{writer.attempt}-1",
+        "at": 0,
         "data": {"choices": [{"index": 0, "delta": {"content": "a"}}]},
     }
     assert [frame.id is not None for frame in shown] == [False, False, False, True]
+
+
+async def test_an_event_has_the_time_of_the_log(api: Gateway, broker: Broker) -> None:
+    """Also one that happened before the first attempt; and the record tells the lease and why an attempt was lost."""
+    gid = (await api.create())["id"]
+    meta = f"tc:{{{gid[14:16]}}}:m:{gid}"
+    await broker.store.redis.execute("HINCRBY", meta, "ca", -60_000)
+    await tell_waiting(broker.store.redis, gid, "paused")
+    assert (await api.get(gid))["lease"] is None
+    writer = await Writer(broker.store.redis, gid).claim()
+    await writer.append("late", at=1234)
+    lease = (await api.get(gid))["lease"]
+    assert lease["expires_at"] - lease["renewed_at"] == pytest.approx(60)
+    await broker.store.redis.execute("HSET", meta, "st", "queued", "own", "", "why", "worker_lost")
+    lost = await api.get(gid)
+    assert (lost["lease"], lost["reset_reason"], lost["attempt"]) == (None, "worker_lost", 1)
+    await writer.claim()
+    await writer.finish()
+    frames = [frame async for frame in api.stream("GET", path_of(gid))]
+    times = {frame.json["cursor"]: frame.json["at"] for frame in frames if frame.data}
+    page = (await api.http.get(f"/v1/generations/{gid}/events", headers={"accept": "application/json"})).json()
+    assert times == {event["id"]: event["at"] for event in page["data"]}
+    waiting, late = page["data"][1], page["data"][3]
+    assert waiting["event"] == "waiting"
+    assert 60_000 <= waiting["at"] < 60_000 + 1000 * DEADLINE
+    assert late["at"] == 1234
 
 
 async def test_a_page_can_resume_after_any_frame(api: Gateway, broker: Broker) -> None:

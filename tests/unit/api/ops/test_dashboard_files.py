@@ -9,13 +9,15 @@ import pytest
 
 from api.ops.dashboard import pages
 from tests.support import ROOT
+from tests.vendored import LICENSES, VENDOR, digest, read_lock
 
 STATIC = ROOT / "api/static"
 MAY_IMPORT = {
     "data": {"data"},
     "ui": {"data", "ui"},
     "list": {"data", "ui", "list"},
-    "views": {"data", "ui", "list", "views"},
+    "detail": {"data", "ui", "detail", "vendor"},
+    "views": {"data", "ui", "list", "detail", "views"},
 }
 MODULES = sorted(path for folder in MAY_IMPORT for path in (STATIC / folder).iterdir())
 
@@ -32,6 +34,17 @@ def test_a_module_imports_existing_files_of_lower_layers(path: PurePosixPath) ->
 def test_a_folder_has_at_most_a_dozen_files() -> None:
     for folder in [STATIC, *(entry for entry in STATIC.iterdir() if entry.is_dir())]:
         assert sum(entry.is_file() for entry in folder.iterdir()) <= 12, folder
+
+
+def test_the_libraries_are_those_of_the_lock() -> None:
+    """Byte for byte, with their licences, and loaded by nothing that every visitor loads."""
+    locked = read_lock()
+    assert {entry.file for entry in locked} | {"lock.txt", "licenses.txt"} == {path.name for path in VENDOR.iterdir()}
+    for entry in locked:
+        assert digest((VENDOR / entry.file).read_bytes()) == entry.sha256, entry.file
+        assert f"{entry.file}: {entry.package}\n" in LICENSES.read_text("utf-8")
+    static = re.compile(r'^import .+ from "\.\./(?:vendor/.+|detail/markdown\.js)";$', re.MULTILINE)
+    assert [path.name for path in MODULES if static.search(path.read_text("utf-8"))] == ["markdown.js"]
 
 
 def test_every_file_has_a_route() -> None:
