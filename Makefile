@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs chaos bench soak recovery lock clean
+.PHONY: help run test check docs chaos bench soak recovery lock vendor clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,6 +28,7 @@ help:
 	@echo
 	@echo "Maintain"
 	@echo "  make lock      write the lock files (ARGS=--upgrade for newer versions)"
+	@echo "  make vendor    copy the browser libraries of tools/vendor/package.json into api/static/vendor"
 	@echo "  make clean     remove everything that the other targets have created"
 
 run: .venv/.run
@@ -70,6 +71,9 @@ lock: .cache/uv/bin/uv
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
+
+vendor: .venv/.run
+	@$(python) tools/vendor/refresh.py
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info

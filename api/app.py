@@ -32,6 +32,7 @@ from api.ops.models import ModelRoutes
 from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
+from api.ops.vendor import vendor_routes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
 from broker.broker import Broker
@@ -80,6 +81,7 @@ def create_app(broker: Broker) -> Starlette:
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),
             *pages(),
+            *vendor_routes(),
         ],
         middleware=[Middleware(RequestLog, metrics.requests), *_middleware(broker.settings)],
         exception_handlers={

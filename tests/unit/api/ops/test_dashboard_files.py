@@ -8,9 +8,11 @@ from pathlib import PurePosixPath
 import pytest
 
 from api.ops.dashboard import pages
+from api.ops.vendor import vendor_routes
 from tests.support import ROOT
 
 STATIC = ROOT / "api/static"
+VENDOR = STATIC / "vendor"
 MAY_IMPORT = {"data": {"data"}, "ui": {"data", "ui"}, "views": {"data", "ui", "views"}}
 MODULES = sorted(path for folder in MAY_IMPORT for path in (STATIC / folder).iterdir())
 
@@ -30,5 +32,9 @@ def test_a_folder_has_at_most_a_dozen_files() -> None:
 
 
 def test_every_file_has_a_route() -> None:
-    files = {f"/static/{path.relative_to(STATIC)}" for path in STATIC.rglob("*") if path.is_file()}
-    assert {route.path for route in pages()} == files - {"/static/index.html"} | {"/", "/favicon.ico"}
+    """Except for licences and the like of third-party files."""
+    served = [path for path in STATIC.rglob("*") if path.suffix in (".html", ".js", ".css", ".gz")]
+    assert {path for path in STATIC.rglob("*") if path.is_file()} - {*served, *VENDOR.rglob("*")} == set()
+    files = {f"/static/{path.relative_to(STATIC)}".removesuffix(".gz") for path in served}
+    routes = {route.path for route in (*pages(), *vendor_routes())}
+    assert routes == files - {"/static/index.html"} | {"/", "/favicon.ico"}
