@@ -105,7 +105,7 @@ def _generation() -> Json:
             ),
             "delete": operation(
                 "deleteGeneration",
-                "Delete a generation; a running one is cancelled first, and its followers receive `gone`",
+                "Delete a generation; a running one is cancelled first, and its followers are told",
                 _204=answer("The generation was deleted."),
                 **errors_with_key("404", "410"),
             ),

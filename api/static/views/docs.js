@@ -55,8 +55,9 @@ const ids = () => {
       layout: {
         wrapActions: {
           show: (show, { specSelectors, specActions }) => (thing, shown) => {
-            const operation = shown && thing[0] === "operations" && operationOf(specSelectors.specJson().toJS(), thing[2]);
-            if (created && operation && !specSelectors.parameterValues(operation).get("path.id")) {
+            const opened = created && shown && thing[0] === "operations"; // not before the document is loaded
+            const operation = opened && operationOf(specSelectors.specJson().toJS(), thing[2]);
+            if (operation && !specSelectors.parameterValues(operation).get("path.id")) {
               specActions.changeParam(operation, "id", "path", created);
             }
             return show(thing, shown);
@@ -66,6 +67,16 @@ const ids = () => {
     },
   };
 };
+
+/** A plugin of Swagger UI. The events of a generation are shown as a stream at first: that is what is sent by default. */
+const streamsFirst = () => ({
+  wrapComponents: {
+    response: (Response, { React }) => (props) => {
+      const stream = props.path.endsWith("/events") && props.response.hasIn(["content", "text/event-stream"]);
+      return React.createElement(Response, stream ? { ...props, contentType: "text/event-stream" } : props);
+    },
+  },
+});
 
 /** Path and method of an operation whose path has the id of a generation; undefined for others. */
 function operationOf({ paths }, operationId) {
@@ -127,7 +138,7 @@ paint();
 const viewer = SwaggerUIBundle({
   url: "/openapi.json",
   domNode: document.getElementById("viewer"),
-  plugins: [streams, ids],
+  plugins: [streams, streamsFirst, ids],
   validatorUrl: "none", // by default the document is sent to validator.swagger.io
   deepLinking: true,
   defaultModelsExpandDepth: 0,

@@ -71,7 +71,7 @@ def _bulk() -> Json:
         "/v1/generations/retry": {
             "post": operation(
                 "retryGenerations",
-                "Retry the generations that match; with `dry_run` only find them",
+                "Retry the generations that match, or only find them",
                 IDEMPOTENCY_KEY,
                 body="RetryRequest",
                 optional_body=True,
