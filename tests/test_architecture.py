@@ -196,7 +196,11 @@ def test_every_script_documents_its_arguments() -> None:
 
 
 def test_lock_files_have_hashes_and_no_urls() -> None:
-    for name in (*(path.name for path in ROOT.glob("requirements*.lock")), "tests/sdk/oldest.txt"):
+    for name in (
+        *(path.name for path in ROOT.glob("requirements*.lock")),
+        "tests/sdk/oldest.txt",
+        "examples/requirements.lock",
+    ):
         text = (ROOT / name).read_text("utf-8")
         assert "--hash=sha256:" in text
         assert not re.search(r"https?:|file:|--index-url|--find-links", text), name
