@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs chaos bench soak recovery lock vendor clean
+.PHONY: help run test check docs examples chaos bench soak recovery lock vendor clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,6 +19,7 @@ help:
 	@echo "  make check     format, lint, types and the quick tests: about a minute"
 	@echo "  make test      the whole suite, browser and Node.js tests included (ARGS='-k word' for a part of it)"
 	@echo "  make docs      the documentation as a site in site/; fails on a broken link"
+	@echo "  make examples  run the programs in examples/, with the packages that they need"
 	@echo "  make chaos     random faults under load, and a verdict (MINUTES=20 SEED=7)"
 	@echo
 	@echo "Measure"
@@ -28,7 +29,7 @@ help:
 	@echo
 	@echo "Maintain"
 	@echo "  make lock      write the lock files (ARGS=--upgrade for newer versions)"
-	@echo "  make vendor    write the dashboard's libraries again, as locked (ARGS=marked@18.2.2 for another version)"
+	@echo "  make vendor    copy the browser libraries of tools/vendor/package.json into api/static/vendor"
 	@echo "  make clean     remove everything that the other targets have created"
 
 run: .venv/.run
@@ -47,6 +48,9 @@ docs: .cache/docs/.ready
 	@.cache/docs/bin/python docs/build_site.py .cache/pages
 	@.cache/docs/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "Built: site/index.html"
+
+examples: .venv/.dev .cache/examples/.ready
+	$(python) -m pytest tests/acceptance/documents/test_examples.py $(ARGS)
 
 chaos: .venv/.dev .venv/.system
 	@$(python) -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
@@ -69,12 +73,13 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra otel -c requirements-dev.lock --output-file requirements-image.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
+	$(compile) --output-file examples/requirements.lock examples/requirements.in
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
 
-vendor: .venv/.dev
-	@$(python) -m tests.vendored $(ARGS)
+vendor: .venv/.run
+	@$(python) tools/vendor/refresh.py
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
@@ -94,7 +99,7 @@ clean:
 	@touch $@ .venv/.run
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
-.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip: %/bin/pip:
+.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip .cache/examples/bin/pip: %/bin/pip:
 	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $*; \
@@ -107,6 +112,11 @@ clean:
 .cache/docs/.ready: requirements-docs.lock | .cache/docs/bin/pip
 	@echo "Installing the site generator into .cache/docs (this once) …"
 	@.cache/docs/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	@touch $@
+
+.cache/examples/.ready: examples/requirements.lock | .cache/examples/bin/pip
+	@echo "Installing the packages of the examples into .cache/examples (this once) …"
+	@.cache/examples/bin/python -m pip install --quiet --require-hashes -r examples/requirements.lock
 	@touch $@
 
 .cache/uv/bin/uv: | .cache/uv/bin/pip

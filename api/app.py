@@ -37,6 +37,7 @@ from api.ops.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
 from api.ops.subscribers import SubscriberRoutes
+from api.ops.vendor import vendor_routes
 from api.ops.workers import WorkerRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
@@ -106,6 +107,7 @@ def create_app(broker: Broker) -> Starlette:
             *metrics.routes(),
             *OpenApi(DIALECTS).routes(),
             *pages(),
+            *vendor_routes(),
         ],
         middleware=[Middleware(RequestLog, metrics.requests), *_middleware(broker.settings)],
         exception_handlers={

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from msgspec.json import schema, schema_components
 
+from api import openapi_examples as examples
 from broker import records
 from broker.events import NAMES
 from broker.request.options import MAX_TTL_SECONDS, Options, Policy
@@ -64,15 +65,24 @@ def schemas_of(*records: Any) -> Json:
 
 
 def operation(
-    name: str, summary: str, *parameters: Json, body: str = "", optional_body: bool = False, **more: Json
+    name: str,
+    summary: str,
+    *parameters: Json,
+    body: str = "",
+    optional_body: bool = False,
+    examples: Json | None = None,
+    **more: Json,
 ) -> Json:
-    """Return an operation. `more`: its responses, `_200` and so on."""
+    """Return an operation. `examples`: of its body. `more`: its responses, `_200` and so on."""
     found: Json = {"operationId": name, "summary": summary}
     more |= errors("403", "415") if body else errors("403")
     if parameters:
         found["parameters"] = list(parameters)
     if body:
-        found["requestBody"] = {"required": not optional_body, "content": json_of(body)}
+        content = json_of(body)
+        if examples:
+            content["application/json"]["examples"] = examples
+        found["requestBody"] = {"required": not optional_body, "content": content}
     found["responses"] = {status.removeprefix("_"): answer for status, answer in sorted(more.items())}
     return found
 
@@ -87,8 +97,19 @@ def public(operation: Json) -> Json:
     return {**operation, "security": []}
 
 
-def json_of(schema: str) -> Json:
-    return {"application/json": {"schema": ref(schema)}}
+def json_of(schema: str, example: Json | None = None) -> Json:
+    """Return a JSON content. Without an example of its own it has that of the schema."""
+    return {"application/json": {"schema": ref(schema), **({"example": example} if example else {})}}
+
+
+def stream_of(example: str) -> Json:
+    """Return the content of an event stream, with the beginning of one."""
+    return {"text/event-stream": {"schema": ref("StreamEvent"), "example": example}}
+
+
+def with_examples(schemas: Json, **of: Json) -> Json:
+    """Return schemas with an example for each of those that are named."""
+    return {name: {**shape, "examples": [of[name]]} if name in of else shape for name, shape in schemas.items()}
 
 
 def answer(description: str, content: Json | None = None, *headers: str) -> Json:
@@ -101,7 +122,9 @@ def answer(description: str, content: Json | None = None, *headers: str) -> Json
 
 
 def errors(*statuses: str) -> Json:
-    return {f"_{status}": answer(ERRORS[status], json_of("Error")) for status in sorted(statuses)}
+    return {
+        f"_{status}": answer(ERRORS[status], json_of("Error", examples.error(status))) for status in sorted(statuses)
+    }
 
 
 def errors_with_key(*statuses: str) -> Json:
@@ -121,7 +144,6 @@ def header(name: str, schema: Json, description: str) -> Json:
 
 UPSTREAM_ERRORS = ("409", "413", "422", "429", "500", "502", "504")
 """Statuses of an operation that waits for the upstream."""
-EVENT_STREAM: Json = {"text/event-stream": {"schema": ref("StreamEvent")}}
 LAST_EVENT_ID = (
     header("Last-Event-ID", STRING, "The last received `id:`. Takes precedence over `after`."),
     query("lastEventId", STRING, "The same, as sent by EventSource polyfills. The header takes precedence."),

@@ -67,7 +67,8 @@ LAYERS = (
     "api.auth api.server",
     "api.streaming",
     "api.middleware",
-    "api.requests api.openapi_parts",
+    "api.requests api.openapi_examples",
+    "api.openapi_parts",
     "api.dialects.base",
     " ".join(f"api.dialects.{path.name}" for path in sorted((ROOT / "api/dialects").glob("*/"))),
     "api.ops",
@@ -197,7 +198,11 @@ def test_every_script_documents_its_arguments() -> None:
 
 
 def test_lock_files_have_hashes_and_no_urls() -> None:
-    for name in (*(path.name for path in ROOT.glob("requirements*.lock")), "tests/sdk/oldest.txt"):
+    for name in (
+        *(path.name for path in ROOT.glob("requirements*.lock")),
+        "tests/sdk/oldest.txt",
+        "examples/requirements.lock",
+    ):
         text = (ROOT / name).read_text("utf-8")
         assert "--hash=sha256:" in text
         assert not re.search(r"https?:|file:|--index-url|--find-links", text), name

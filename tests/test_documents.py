@@ -21,10 +21,11 @@ README, REFERENCE, BENCHMARKS = ROOT / "README.md", ROOT / "docs/reference.md", 
 ARCHITECTURE = ROOT / "docs/architecture.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 EXTRA = [page for name in ("CONTRIBUTING.md", "SECURITY.md") if (page := ROOT / name).exists()]
-PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "tests/FAULTS.md", *EXTRA, *DOCS]
+EXAMPLES = sorted((ROOT / "examples").glob("**/README.md"))
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "tests/FAULTS.md", *EXTRA, *DOCS, *EXAMPLES]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_has_a_target(page: Path) -> None:
     for target in targets(page):
         if re.match(r"[a-z]+:", target):

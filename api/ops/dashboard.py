@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 _STATIC = files("api").joinpath("static")
-_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "txt": "text/plain"}
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

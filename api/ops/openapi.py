@@ -6,6 +6,7 @@ gateway. Each dialect describes its own routes; the others are described here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import openapi_examples as examples
 from api.dialects.base import DialectApi
 from api.errors import Error, JSONResponse
 from api.openapi_parts import (
@@ -27,6 +29,7 @@ from api.openapi_parts import (
     operation,
     public,
     schemas_of,
+    with_examples,
 )
 from api.ops import history, keys, me, queue, subscribers, workers
 from api.ops.docs import SECURITY, page
@@ -37,7 +40,13 @@ from broker.history.records import HistoryRecord, SubscriberList
 from broker.version import __version__
 
 _SCHEMAS = {
-    **schemas_of(Error, ModelList, Overview, Status, HistoryRecord, SubscriberList),
+    **with_examples(
+        schemas_of(Error, ModelList, Overview, Status, HistoryRecord, SubscriberList),
+        Model=examples.MODEL,
+        ModelList=examples.MODELS,
+        Overview=examples.OVERVIEW,
+        Status=examples.READY,
+    ),
     **queue.SCHEMAS,
     **workers.SCHEMAS,
     **keys.SCHEMAS,
@@ -58,7 +67,7 @@ class OpenApi:
         return JSONResponse(document(self._dialects), headers={"cache-control": "no-cache"})
 
     async def html(self, _: Request) -> Response:
-        return Response(page(document(self._dialects)), headers=SECURITY, media_type="text/html")
+        return Response(page(), headers=SECURITY, media_type="text/html")
 
 
 @cache
@@ -78,8 +87,9 @@ def document(dialects: tuple[DialectApi, ...]) -> Json:
             "whose head is too long is answered with 431, one that is not received in time with 408.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "/", "description": "This gateway"}],
         "security": [{"key": []}, {}],
-        "tags": [{"name": name} for name in dict.fromkeys(map(_tag, paths))],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": {path: _tagged(path, _with_id(path, item)) for path, item in paths.items()},
         "components": {
             "securitySchemes": {
@@ -97,20 +107,31 @@ def document(dialects: tuple[DialectApi, ...]) -> Json:
 
 
 _TAGS = {
-    "/v1/generations": "Generations",
-    "/v1/groups": "Generations",
-    "/v1/events": "Generations",
-    "/v1/activity": "Generations",
-    "/v1/chat": "Chat completions",
-    "/v1/queue": "Queue",
-    "/v1/upstreams": "Queue",
-    "/v1/models": "Models",
+    "Generations": "Enqueue a completion, read it, cancel it, delete it.",
+    "Streams": "Follow generations as server-sent events, from any event on. A stream ends with its generations; only "
+    "`/v1/activity` does not end.",
+    "Chat completions": "OpenAI's interface. Its SDKs need only another `base_url` and key.",
+    "Batches and groups": "Many generations at once: enqueue, count, cancel, retry.",
+    "Webhooks": "The attempts to announce the end of a generation to a URL.",
+    "Queue": "What waits and why; pauses, and limits of upstreams at run time.",
+    "Models": "The values of `model`.",
+    "Operation": "Probes, metrics, and this description.",
 }
-"""Tags of the operations, by the beginning of their paths."""
+_TAGS_OF_PATHS = (
+    (r"/v1/(events|activity)$|/v1/generations/\{id\}/(events|token|subscribers)$", "Streams"),
+    (r"/v1/generations/\{id\}/deliveries", "Webhooks"),
+    (r"/v1/groups/|/v1/generations/(batch|retry|cancel|delete)$|/v1/generations/\{id\}/retry$", "Batches and groups"),
+    (r"/v1/generations", "Generations"),
+    (r"/v1/chat/", "Chat completions"),
+    (r"/v1/(queue|upstreams)", "Queue"),
+    (r"/v1/models", "Models"),
+    (r"", "Operation"),
+)
+"""The first pattern that a path begins with determines the tag of its operations."""
 
 
 def _tag(path: str) -> str:
-    return next((tag for prefix, tag in _TAGS.items() if path.startswith(prefix)), "Operation")
+    return next(tag for pattern, tag in _TAGS_OF_PATHS if re.match(pattern, path))
 
 
 def _tagged(path: str, item: Json) -> Json:
@@ -154,7 +175,7 @@ def _models() -> Json:
 
 
 def _operation() -> Json:
-    status = json_of("Status")
+    status, not_ready = json_of("Status"), json_of("Status", examples.NOT_READY)
     text: Json = {"text/plain": {"schema": STRING}, "application/openmetrics-text": {"schema": STRING}}
     return {
         "/healthz": {
@@ -166,7 +187,7 @@ def _operation() -> Json:
                     "ready",
                     "Readiness probe: Redis is reachable and the gateway is not stopping",
                     _200=answer("The gateway can receive traffic.", status),
-                    _503=answer("The gateway must not receive traffic; `reason` says why.", status),
+                    _503=answer("The gateway must not receive traffic; `reason` says why.", not_ready),
                 )
             )
         },
@@ -186,7 +207,7 @@ def _operation() -> Json:
             "get": public(
                 operation(
                     "docs",
-                    "Get this description as a page",
+                    "Get this description as a page that can send requests",
                     _200=answer("The page.", {"text/html": {"schema": STRING}}),
                 )
             )

@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import openapi_examples as examples
 from api.auth import Access
 from api.errors import JSONResponse
-from api.openapi_parts import STRING, Json, answer, errors_with_key, json_of, operation, schemas_of
+from api.openapi_parts import STRING, Json, answer, errors_with_key, json_of, operation, schemas_of, with_examples
 from api.query import check_known
 from api.requests import by_method, read_body
 from broker.broker import Broker
@@ -109,7 +110,12 @@ def _parse(body: bytes, kind: type[_Body]) -> _Body:
 
 # --- /openapi.json -----------------------------------------------------------------------------------------------
 
-SCHEMAS: Json = schemas_of(QueueRecord, UpstreamList, Pause, UpstreamPatch)
+SCHEMAS: Json = with_examples(
+    schemas_of(QueueRecord, UpstreamList, Pause, UpstreamPatch),
+    QueueRecord=examples.QUEUE,
+    UpstreamList=examples.UPSTREAMS,
+    UpstreamRecord=examples.UPSTREAM,
+)
 
 
 def paths() -> Json:
@@ -120,17 +126,25 @@ def paths() -> Json:
         "pauseQueue",
         "Start no waiting generation of an upstream, of a tenant, or none at all; for operators",
         body="Pause",
+        examples=examples.PAUSE,
         optional_body=True,
         _200=queue,
         **errors,
     )
     resume = operation(
-        "resumeQueue", "End a pause; for operators", body="Pause", optional_body=True, _200=queue, **errors
+        "resumeQueue",
+        "End a pause; for operators",
+        body="Pause",
+        optional_body=True,
+        examples=examples.PAUSE,
+        _200=queue,
+        **errors,
     )
     change = operation(
         "changeUpstream",
         "Change the limits of an upstream at run time, pause or resume it; for operators",
         body="UpstreamPatch",
+        examples=examples.UPSTREAM_PATCH,
         _200=answer("The upstream after the change.", json_of("UpstreamRecord")),
         **errors,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api import openapi_examples as examples
 from api.dialects.native.bulk import openapi as bulk
 from api.dialects.native.bulk.openapi import FILTERS, OF_GROUP
 from api.dialects.native.multiplex import MAX_GENERATIONS
@@ -10,7 +11,6 @@ from api.dialects.native.routes import DEFAULT_EVENTS, EVENTS_LIMIT
 from api.openapi_parts import (
     COMPLETION_REQUEST,
     CURSOR,
-    EVENT_STREAM,
     ID,
     IDEMPOTENCY_KEY,
     LAST_EVENT_ID,
@@ -26,7 +26,9 @@ from api.openapi_parts import (
     query,
     record,
     schemas_of,
+    stream_of,
     whole,
+    with_examples,
     with_token,
 )
 from broker import records
@@ -50,7 +52,8 @@ def paths() -> Json:
 
 def _generations() -> Json:
     one = json_of("Generation")
-    accepted = answer("The accepted generation.", one, "Location", "x-generation-id")
+    new = json_of("Generation", examples.ACCEPTED)
+    accepted = answer("The accepted generation.", new, "Location", "x-generation-id")
     return {
         "/v1/generations": {
             "post": operation(
@@ -58,6 +61,7 @@ def _generations() -> Json:
                 "Enqueue a generation",
                 IDEMPOTENCY_KEY,
                 body="GenerationRequest",
+                examples=examples.COMPLETION,
                 _200=answer(
                     "The generation that an earlier request with this Idempotency-Key created.",
                     one,
@@ -101,7 +105,7 @@ def _generation() -> Json:
             ),
             "delete": operation(
                 "deleteGeneration",
-                "Delete a generation; a running one is cancelled first, and its followers receive `gone`",
+                "Delete a generation; a running one is cancelled first, and its followers are told",
                 _204=answer("The generation was deleted."),
                 **errors_with_key("404", "410"),
             ),
@@ -110,7 +114,7 @@ def _generation() -> Json:
             "post": operation(
                 "cancelGeneration",
                 "Cancel a generation at once; one that has ended does not change",
-                _200=answer("The generation after the cancellation.", one),
+                _200=answer("The generation after the cancellation.", json_of("Generation", examples.CANCELLED)),
                 **errors_with_key("404", "410", "429"),
             )
         },
@@ -120,6 +124,7 @@ def _generation() -> Json:
                 "Create a token that reads this generation only, for EventSource",
                 body="TokenRequest",
                 optional_body=True,
+                examples=examples.TOKEN_REQUEST,
                 _200=answer("The token, and the URL of the event stream with it.", json_of("Token")),
                 **errors_with_key("400", "404", "410", "413"),
             )
@@ -166,7 +171,7 @@ def _events() -> Json:
                     _200=answer(
                         "Server-sent events, or a page of them with `Accept: application/json`. A gateway that is full "
                         "or stopping sends `retry:` and ends the stream: reconnect.",
-                        {**EVENT_STREAM, **json_of("EventPage")},
+                        {**stream_of(examples.EVENTS), **json_of("EventPage")},
                     ),
                     _204=answer("The generation has ended, and there are no events after the cursor."),
                     **errors_with_key("400", "404", "410", "429"),
@@ -187,7 +192,7 @@ def _several() -> Json:
                     "Follow several generations in one stream; each event names its generation and cursor",
                     {**query("generation", starts, "An id, or `id@cursor` to start after that."), "required": True},
                     *LAST_EVENT_ID,
-                    _200=answer("Server-sent events, until all generations have ended.", EVENT_STREAM),
+                    _200=answer("Server-sent events, until all generations have ended.", stream_of(examples.SEVERAL)),
                     _204=answer("All generations have ended, and there are no events after the cursors."),
                     **errors_with_key("400", "404", "410"),
                 )
@@ -201,7 +206,10 @@ def _several() -> Json:
                 OF_GROUP,
                 OF_TENANT,
                 *LAST_EVENT_ID,
-                _200=answer("Server-sent events with generation summaries. The stream does not end.", EVENT_STREAM),
+                _200=answer(
+                    "Server-sent events with generation summaries. The stream does not end.",
+                    stream_of(examples.ACTIVITY),
+                ),
                 **errors_with_key("400"),
             )
         },
@@ -213,6 +221,14 @@ SCHEMAS: Json = {
     "TokenRequest": record(
         {"ttl_seconds": orelse_null({"type": "number", "minimum": 1, "maximum": LONGEST})}, optional=("ttl_seconds",)
     ),
-    **schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token, records.DeliveryList),
+    **with_examples(
+        schemas_of(records.Generation, records.GenerationList, records.EventPage, records.Token, records.DeliveryList),
+        Generation=examples.GENERATION,
+        GenerationSummary=examples.SUMMARY,
+        GenerationList=examples.GENERATION_LIST,
+        EventPage=examples.EVENT_PAGE,
+        Token=examples.TOKEN,
+        DeliveryList=examples.DELIVERIES,
+    ),
     **bulk.SCHEMAS,
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from api import openapi_examples as examples
 from api.openapi_parts import (
     COMPLETION_REQUEST,
     CURSOR,
-    EVENT_STREAM,
     ID,
     IDEMPOTENCY_KEY,
     OBJECT,
@@ -22,6 +22,8 @@ from api.openapi_parts import (
     query,
     record,
     ref,
+    stream_of,
+    with_examples,
     with_token,
 )
 
@@ -29,7 +31,7 @@ BARE = query("bare", {"enum": ["true", "false"]}, "Streams only: send `data:` li
 
 
 def paths() -> Json:
-    whole_or_stream = {**json_of("ChatCompletion"), **EVENT_STREAM}
+    whole_or_stream = {**json_of("ChatCompletion"), **stream_of(examples.CHUNKS)}
     return {
         "/v1/chat/completions": {
             "post": operation(
@@ -38,6 +40,7 @@ def paths() -> Json:
                 IDEMPOTENCY_KEY,
                 BARE,
                 body="ChatCompletionRequest",
+                examples=examples.CHAT,
                 _200=answer(
                     "The completion; with `stream`, its chunks and `[DONE]`.", whole_or_stream, "x-generation-id"
                 ),
@@ -62,7 +65,7 @@ def paths() -> Json:
     }
 
 
-SCHEMAS: Json = {
+_COMPLETIONS: Json = {
     "ChatCompletionRequest": record(
         {**COMPLETION_REQUEST, "stream": orelse_null({"type": "boolean"})},
         optional=(*OPTIONAL, "stream"),
@@ -79,3 +82,4 @@ SCHEMAS: Json = {
         }
     ),
 }
+SCHEMAS: Json = with_examples(_COMPLETIONS, ChatCompletion=examples.CHAT_COMPLETION)

@@ -11,7 +11,7 @@ let library = null;
  */
 export async function highlighted(text, language) {
   if (text.length > LONGEST) return null;
-  library ??= import("../vendor/highlight.js").then((module) => module.default);
+  library ??= import("../vendor/highlight-11.12.0/highlight.min.js").then((module) => module.default);
   const known = await library.catch(() => (library = null)); // the next code tries again
   if (!known?.getLanguage(language)) return null;
   const { value } = known.highlight(text, { language, ignoreIllegals: true });

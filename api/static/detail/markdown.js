@@ -2,7 +2,7 @@
 // allowed, and every text enters the page as text. HTML in the source is shown, not interpreted; images are not loaded.
 
 import { make } from "../ui/page.js";
-import { Lexer } from "../vendor/marked.js";
+import { Lexer } from "../vendor/marked-18.2.1/marked.esm.js";
 import { highlighted } from "./highlight.js";
 
 const INLINE = 10_000; // characters of a paragraph up to which it is parsed for emphasis and links

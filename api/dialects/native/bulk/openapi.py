@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api import openapi_examples as examples
 from api.dialects.native.bulk.matching import CancelRequest, DeleteRequest, RetryRequest
 from api.openapi_parts import (
     IDEMPOTENCY_KEY,
@@ -15,6 +16,7 @@ from api.openapi_parts import (
     query,
     record,
     schemas_of,
+    with_examples,
 )
 from broker import records
 from broker.bulk.conditions import MAX_SEARCH
@@ -24,6 +26,7 @@ from broker.request.options import MAX_GROUP
 MOMENT: Json = {"type": "string", "examples": ["1763790000", "2026-01-31T12:00:00Z"]}
 GROUP: Json = {"type": "string", "minLength": 1, "maxLength": MAX_GROUP}
 OF_GROUP = query("group", {"anyOf": [GROUP, {"const": ""}]}, "Only generations of this group.")
+NO_METADATA: Json = {}
 FILTERS = (
     query("model", STRING, "Only generations of this model."),
     query("code", STRING, "Only generations that failed with this error code."),
@@ -41,6 +44,7 @@ FILTERS = (
             {"type": "object", "additionalProperties": STRING},
             "`metadata[key]=value`: only generations with this pair.",
         ),
+        "example": NO_METADATA,  # a viewer would send one that it has made up
         "style": "deepObject",
         "explode": True,
     },
@@ -61,22 +65,25 @@ def _bulk() -> Json:
         "Enqueue up to 1,000 generations; an invalid one does not affect the others",
         IDEMPOTENCY_KEY,
         body="BatchRequest",
+        examples=examples.ITEMS,
         _200=answer("For each item, in order, its generation or an error.", json_of("GenerationBatch")),
         **errors_with_key("400", "413"),
     )
     batch["requestBody"]["content"]["application/x-ndjson"] = {
-        "schema": {"type": "string", "description": "One request body per line."}
+        "schema": {"type": "string", "description": "One request body per line."},
+        "examples": examples.LINES,
     }
-    one = json_of("Generation")
+    one = json_of("Generation", examples.RETRIED)
     return {
         "/v1/generations/batch": {"post": batch},
         "/v1/generations/retry": {
             "post": operation(
                 "retryGenerations",
-                "Retry the generations that match; with `dry_run` only find them",
+                "Retry the generations that match, or only find them",
                 IDEMPOTENCY_KEY,
                 body="RetryRequest",
                 optional_body=True,
+                examples=examples.RETRY,
                 _200=answer("The matches, and what became of them.", json_of("RetryResult")),
                 **errors_with_key("400", "413", "429"),
             )
@@ -151,6 +158,13 @@ SCHEMAS: Json = {
             }
         }
     ),
-    **schemas_of(records.GenerationBatch, records.RetryResult, records.ItemError, records.Group, RetryRequest),
-    **schemas_of(records.CancelResult, records.DeleteResult, CancelRequest, DeleteRequest),
+    **with_examples(
+        schemas_of(
+            *(records.GenerationBatch, records.RetryResult, records.CancelResult, records.DeleteResult),
+            *(records.ItemError, records.Group, RetryRequest, CancelRequest, DeleteRequest),
+        ),
+        GenerationBatch=examples.BATCH,
+        RetryResult=examples.RETRY_RESULT,
+        Group=examples.GROUP,
+    ),
 }
