@@ -26,18 +26,18 @@ from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
-from api.ops.dashboard import pages
+from api.pages.dashboard import pages
 from api.ops.health import HealthRoutes
 from api.ops.history import HistoryRoutes
 from api.ops.keys import KeyRoutes
 from api.ops.me import CallerRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
-from api.ops.openapi import OpenApi
+from api.pages.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
 from api.ops.subscribers import SubscriberRoutes
-from api.ops.vendor import vendor_routes
+from api.pages.vendor import vendor_routes
 from api.ops.workers import WorkerRoutes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
@@ -74,17 +74,8 @@ def create_app(broker: Broker) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        parts = (
-            reaper.run(),
-            metrics.run(),
-            connections.run(),
-            broker.waiting.run(),
-            webhooks.run(),
-            api_keys.run(),
-            key_uses.run(),
-            subscribers.reports.run(),
-        )
-        background = [asyncio.create_task(part) for part in parts]
+        running = (reaper, metrics, connections, broker.waiting, webhooks, api_keys, key_uses, subscribers.reports)
+        background = [asyncio.create_task(one.run()) for one in running]
         yield
         await webhooks.close()
         await cancel_and_wait(background)

@@ -72,6 +72,7 @@ LAYERS = (
     "api.dialects.base",
     " ".join(f"api.dialects.{path.name}" for path in sorted((ROOT / "api/dialects").glob("*/"))),
     "api.ops",
+    "api.pages",
     "api.app",
     "api.__main__",
 )

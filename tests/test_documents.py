@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from api.app import DIALECTS
-from api.ops.openapi import document
+from api.pages.openapi import document
 from broker import events, records
 from broker.cli.main import cli
 from tests.acceptance.documents.pages import anchors, blocks, targets

@@ -1,4 +1,4 @@
-"""Routes for operators and documentation: probes, metrics, overview, dashboard, models, `/openapi.json`, `/docs`.
+"""Routes for operators: probes, metrics, the caller, overview, history, queue, workers, keys, subscribers, models.
 
-Imports the dialects, whose part of the OpenAPI document it collects. Start with `health.py`.
+Imports no dialect. Start with `health.py`.
 """

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api.app import DIALECTS, create_app
 from api.errors import _STATUS
-from api.ops.openapi import document
+from api.pages.openapi import document
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.support import ROOT, Gateway, clean_environment, gateway, worker

@@ -17,6 +17,7 @@ from broker.ids import Cursor, new_id
 from broker.runtime.counters import GAPS, Buckets
 from broker.runtime.prometheus import Exposition, Families
 from broker.settings.settings import Settings
+from broker.settings.upstreams import MOST_LABELS, OTHER_MODELS
 from worker.attempt import Attempt, Ending
 from worker.claims import Claim
 from worker.counters import WorkerCounters
@@ -48,22 +49,24 @@ def test_token_gaps_are_counted_once() -> None:
     received(attempt, 960)
     received(attempt, 960)
     counters.closed(attempt)
-    gaps = counters.gaps["default", "*"]
+    gaps = counters.gaps["default", "m"]
     assert sum(gaps.counts) == 3
     assert gaps.sum == pytest.approx(0.020 + 0.040 + 0)
-    assert counters.bytes["default", "*"] == 5 * len(b"{}")
+    assert counters.bytes["default", "m"] == 5 * len(b"{}")
 
 
 def test_foreign_strings_do_not_become_label_values() -> None:
-    counters = WorkerCounters(Settings(TOKENCAST_MODELS="gpt-*,m"))  # pyright: ignore[reportCallIssue]
-    for number, model in enumerate(["m", "gpt-1", "gpt-2", "else"]):
+    """Models of a pattern do, up to a number."""
+    counters = WorkerCounters(Settings())
+    models = [f"m-{number}" for number in range(MOST_LABELS)]
+    for number, model in enumerate([*models, "another", "m 1"]):
         attempt = attempt_of(model, ordinal=2, why=b"worker_lost" if number else b"a story")
         counters.claimed(attempt)
         counters.begun(attempt)
         counters.finished(attempt, UpstreamError(f"code-{number}", "…"))
         counters.closed(attempt)
-    assert set(counters.attempts) <= {("default", "*"), ("", "")} | {("default", one) for one in ("gpt-*", "m")}
-    assert counters.resets == {("worker_lost",): 3, ("other",): 1}
+    assert set(counters.attempts) == {("default", label) for label in (*models, OTHER_MODELS)}
+    assert counters.resets == {("worker_lost",): MOST_LABELS + 1, ("other",): 1}
     assert {code for *_, code in counters.ended} == {"other"}
 
 

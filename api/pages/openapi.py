@@ -32,7 +32,7 @@ from api.openapi_parts import (
     with_examples,
 )
 from api.ops import history, keys, me, queue, subscribers, workers
-from api.ops.docs import SECURITY, page
+from api.pages.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from api.ops.dashboard import pages
-from api.ops.vendor import vendor_routes
+from api.pages.dashboard import pages
+from api.pages.vendor import vendor_routes
 from tests.support import ROOT
 
 STATIC = ROOT / "api/static"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from api.ops.vendor import path_of
+from api.pages.vendor import path_of
 
 SECURITY = {
     # Swagger UI needs neither inline scripts nor eval; its icons are data: URLs.
