@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from broker.errors import InvalidKey, KeyExpired, Misconfigured
@@ -35,6 +35,8 @@ class LiveKeys:
     def __init__(self, settings: Settings, on_use: Callable[[str], None]) -> None:
         """`on_use`: is told the hash of each key that is presented and valid."""
         self._keys = settings.keys
+        self.tenants = _tenants(self._keys)
+        """The tenants that have keys."""
         self._on_use = on_use
         self._path = file_of(API_KEYS)
         self._seen: tuple[int, int, int] | None = None
@@ -43,11 +45,6 @@ class LiveKeys:
     def __bool__(self) -> bool:
         """Whether the gateway requires keys, which never changes."""
         return bool(self._keys)
-
-    @property
-    def tenants(self) -> Iterable[str]:
-        """The tenants that have keys."""
-        return {key.tenant for key in self._keys.values()}
 
     def find(self, digest: str) -> ApiKey:
         """Return what a key gives access to. Raises InvalidKey or KeyExpired. Hashes are compared by a dictionary:
@@ -85,7 +82,7 @@ class LiveKeys:
         except Misconfigured as error:
             logger.error("the API keys remain as they were: %s", error)
             return
-        before, self._keys = self._keys, keys
+        before, self._keys, self.tenants = self._keys, keys, _tenants(keys)
         removed = {digest for digest, key in before.items() if keys.get(digest) != key}
         added = {digest for digest, key in keys.items() if before.get(digest) != key}
         if not removed and not added:
@@ -93,6 +90,10 @@ class LiveKeys:
         logger.info("API keys read again: %d new or changed, %d removed", len(added), len(removed - keys.keys()))
         if self.on_change is not None:
             self.on_change(removed, added)
+
+
+def _tenants(keys: Mapping[str, ApiKey]) -> frozenset[str]:
+    return frozenset(key.tenant for key in keys.values())
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

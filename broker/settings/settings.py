@@ -189,6 +189,12 @@ class Settings(UpstreamGroup, TenantGroup, WebhookSettings):
             raise ValueError("contains no model; unset it for all models")
         return parts
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        """Accept the names of levels as Python spells them, too."""
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("metrics_dir")
     @classmethod
     def _check_directory(cls, value: str | None) -> str | None:

@@ -94,6 +94,14 @@ def test_a_key_file_can_have_one_key_per_line(monkeypatch: pytest.MonkeyPatch, t
     assert load(Settings).tenants == {one: "anna", other: "ben"}
 
 
+def test_log_levels_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENCAST_LOG_LEVEL", "WARNING")
+    assert load(Settings).log_level == "warning"
+    monkeypatch.setenv("TOKENCAST_LOG_LEVEL", "loud")
+    with pytest.raises(Misconfigured, match="TOKENCAST_LOG_LEVEL"):
+        load(Settings)
+
+
 def test_explicit_variables_of_a_child_process_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also over a secret in a file: both together would be an error in the child process."""
     monkeypatch.setenv("REDIS_URL_FILE", "/run/secrets/redis")

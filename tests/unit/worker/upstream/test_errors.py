@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import email.utils
+import errno
+import socket
 import time
 from typing import Any
 
+import aiohttp
+import httpx2
 import msgspec
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
+from worker.upstream.client import connection_failure
 from worker.upstream.errors import UpstreamError, from_broken_connection, from_response, from_stream_error
 from worker.upstream.rate_limits import RateLimit
 
@@ -193,3 +199,26 @@ def test_a_refusal_tells_the_rate_limits() -> None:
     assert limits is not None
     assert limits.requests == RateLimit(500, 0)
     assert from_response(429, {}, {}, (KEY,)).rate_limits is None
+
+
+SERVER = ConnectionKey("upstream.example", 80, False, True, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (aiohttp.ClientConnectorDNSError(SERVER, socket.gaierror(socket.EAI_NONAME, "unknown")), "dns"),
+        (aiohttp.ClientConnectorError(SERVER, ConnectionRefusedError(errno.ECONNREFUSED, "refused")), "refused"),
+        (aiohttp.ClientConnectorError(SERVER, OSError(errno.EHOSTUNREACH, "no route")), "unreachable"),
+        (aiohttp.ClientConnectorError(SERVER, ConnectionResetError(errno.ECONNRESET, "reset")), "reset"),
+        (aiohttp.ConnectionTimeoutError(), "timeout"),
+    ],
+)
+def test_a_connection_error_has_a_class(error: Exception, cause: str) -> None:
+    """Whatever the transport makes of it: a timeout, of most of them."""
+    mapped = httpx2.ConnectTimeout("Cannot connect")
+    mapped.__cause__ = error
+    failure = connection_failure(mapped)
+    assert failure is not None
+    assert (failure.code, failure.cause) == ("upstream_unreachable", cause)
+    assert failure.to_json().keys() == {"message", "type", "code"}
