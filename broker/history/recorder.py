@@ -25,7 +25,7 @@ from broker.store import keys
 
 PERIOD, NORMAL_LEASE = 5.0, 15.0
 """Maximum seconds between two flushes, and so until a figure shows, with this lease."""
-LIFETIME = 7500  # seconds; the longest time that is asked for, and some more
+LIFETIME = 7200  # seconds; the longest time that is asked for
 SERIES, ERRORS = 32, 64
 """Maximum number of series (a model at an upstream), and of their errors, of a tenant in one minute."""
 PENDING_SERIES, PENDING_ENDINGS = 1000, 20_000
@@ -198,7 +198,7 @@ class History(Figures):
             if calls := sums.calls():
                 await self.redis.run_each(ADD, calls)
             if self.samples:
-                names = (keys.HISTORY, keys.DEPTH, keys.LATER, keys.WAITING_COUNTS)
+                names = (keys.history(), keys.DEPTH, keys.LATER, keys.WAITING_COUNTS)
                 await self.redis.run(SAMPLE, names, (LIFETIME, ALL_TENANTS))
 
     async def _look_up(self, gids: Sequence[str], sums: Sums) -> None:

@@ -314,7 +314,7 @@ def drain(worker_id: str) -> str:
     return f"tc:drain:{worker_id}"
 
 
-def history(tenant: str, minute: int | None = None) -> str:
+def history(tenant: str = "", minute: int | None = None) -> str:
     """hash · figures of a tenant, or of ALL_TENANTS, in that minute since the epoch · 2 h · gateways and workers
 
     `#<model>\\0<upstream>` number of a series, 0 is that of all further ones; # number of series · `<n>` counts of
@@ -323,9 +323,10 @@ def history(tenant: str, minute: int | None = None) -> str:
     returned to the queue, l:… "<ms> <generation>", the latest; f number of these · q most waiting generations,
     `q:<resource>` for an upstream
 
-    Without a minute: the base from which the scripts derive it.
+    Without a minute, or without both: the bases from which the scripts derive it.
     """
-    return f"tc:hist:{tenant}" if minute is None else f"tc:hist:{tenant}:{minute}"
+    base = f"tc:hist:{tenant}" if tenant else "tc:hist"
+    return base if minute is None else f"{base}:{minute}"
 
 
 ASKED = "tc:asked"
@@ -335,7 +336,3 @@ ASKED = "tc:asked"
 def subscribers(gid: str) -> str:
     """hash · gateway → JSON: its subscribers of this generation, and when it told them · 60 s · gateways"""
     return f"tc:subs:{gid}"
-
-
-HISTORY = "tc:hist"
-"""Base of these keys, which never exists itself."""

@@ -25,7 +25,8 @@ async def _without_a_key(api: Gateway, rec: Recorder, gid: str) -> None:
         ("HEAD", f"{GENERATIONS}/{gid}/events"),
         ("GET", f"/v1/events?generation={gid}"), ("GET", "/v1/activity"), ("POST", "/v1/chat/completions"),
         ("GET", f"/v1/chat/completions/{gid}"), ("GET", "/v1/models"), ("GET", "/v1/models/sim"),
-        ("GET", "/v1/overview"),
+        ("GET", "/v1/overview"), ("GET", "/v1/history"), ("GET", "/v1/workers"), ("POST", "/v1/workers/x/drain"),
+        ("GET", f"{GENERATIONS}/{gid}/subscribers"),
         ("GET", "/healthz"), ("GET", "/readyz"), ("HEAD", "/metrics"), ("HEAD", "/openapi.json"), ("HEAD", "/docs"),
         ("HEAD", "/"), ("GET", "/nowhere"), ("OPTIONS", GENERATIONS),
     ):  # fmt: skip
@@ -43,6 +44,7 @@ async def _another_tenant(api: Gateway, rec: Recorder, gid: str) -> None:
         ("GET", f"{GENERATIONS}/{gid}?include=request"), ("DELETE", f"{GENERATIONS}/{gid}"),
         ("POST", f"{GENERATIONS}/{gid}/cancel"), ("POST", f"{GENERATIONS}/{gid}/token"),
         ("GET", f"{GENERATIONS}/{gid}/events"), ("GET", f"/v1/events?generation={gid}"),
+        ("GET", f"{GENERATIONS}/{gid}/subscribers"), ("GET", "/v1/history?tenant=access"), ("GET", "/v1/workers"),
         ("GET", f"/v1/chat/completions/{gid}"), ("GET", f"/v1/chat/completions/{gid}?stream=true"),
     ):  # fmt: skip
         await rec.ask("another tenant's", api, method, path)

@@ -21,7 +21,17 @@ async def record(stage: Stage, rec: Recorder) -> None:
         await rec.ask("HEAD", api, "HEAD", path)
     for path in ("/v1/models/", "/v1/models/x/", "/static/nothing.js", "/docs/", "/v1/overview/"):
         await rec.ask("none", api, "GET", path)
-    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/overview", "/"):
+    for path in (
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/overview",
+        "/v1/history",
+        "/",
+    ):
         await rec.ask("another method", api, "POST", path)
     for path in ("/", "/docs", "/openapi.json", "/static/css/docs.css"):
         await rec.ask("a page", api, "GET", path, show_body=False)

@@ -15,7 +15,8 @@ from tests.contract.stage import Stage, ended, running
 from tests.support import gather
 
 _TRANSIENT = re.compile(
-    r"tc:(bell|ready|later|depth|qn|at|fullz)$|tc:(wait|turn|q|r|full|fg|ur|ub|refill):|tc:\{\w\w\}:(w:|rights)"
+    r"tc:(bell|ready|later|depth|qn|at|fullz|asked)$|tc:(wait|turn|q|r|full|fg|ur|ub|refill|hist|subs|drain):"
+    r"|tc:\{\w\w\}:(w:|rights)"
     r"|arq:(job|in-progress|retry|result):|tc:rate:|.*health-check"
 )
 """Keys whose existence depends on the moment of the recording."""

@@ -15,7 +15,10 @@ const draw = (parent, tag, attributes) => {
 
 export const minuteOf = ({ at }) => new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-/** @typedef {{name: string, read: (row: any) => ?number}} Series  a value is null if there is none */
+/**
+ * `read` returns the value of a row, null if there is none; `draw` the one to draw, if that is another one.
+ * @typedef {{name: string, read: (row: any) => ?number, draw?: (row: any) => ?number}} Series
+ */
 
 export class Chart {
   #rows = [];
@@ -63,7 +66,7 @@ export class Chart {
   /** @param {object[]} rows  oldest first; the last one is not over */
   show(rows) {
     this.#rows = rows;
-    const columns = this.series.map(({ read }) => rows.map(read));
+    const columns = this.series.map(({ read, draw = read }) => rows.map(draw));
     this.#most = Math.max(0, ...columns.flat().filter((value) => value !== null)) || 1;
     show(this.top, this.format(this.#most));
     for (const [number, column] of columns.entries()) {
@@ -73,7 +76,7 @@ export class Chart {
     }
     if (rows.length) show(this.ends[0], minuteOf(rows[0]));
     show(this.ends[1], "now");
-    this.#label(columns);
+    this.#label(this.series.map(({ read }) => rows.map(read)));
     this.point(this.#chosen);
   }
 

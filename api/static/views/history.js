@@ -9,24 +9,35 @@ import { Rows } from "../ui/rows.js";
 const PERIOD = 5000; // ms
 const FILTERS = ["minutes", "model", "upstream"];
 const USUAL = "60"; // minutes
+const EARLY = 20; // s
 
 const ended = ({ completed, failed, cancelled }) => completed + failed + cancelled;
 const whole = (value) => String(Math.round(value));
 const rate = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
 const seconds = (value) => duration(value * 1000);
 
-/** The charts, and the columns of the table: title, name in the table, format, series. */
+/** Estimates a count of the minute that is not over, drawn with dashes; not in its first seconds. */
+const estimated = (read) => (row) => {
+  if (row.seconds >= 60 || read(row) === null) return read(row);
+  return row.seconds < EARLY ? null : (read(row) * 60) / row.seconds;
+};
+const counted = (name, read) => ({ name, read, draw: estimated(read) });
+const ofMinute = ({ seconds, tokens_per_second }) => (seconds < EARLY ? null : tokens_per_second);
+
+/** The charts, and the columns of the table: title, format, series. */
 const CHARTS = [
   ["Generations per minute", whole, [
-    { name: "created", read: ({ created }) => created },
-    { name: "ended", read: ended },
-    { name: "failed", read: ({ failed }) => failed },
+    counted("created", ({ created }) => created),
+    counted("ended", ended),
+    counted("failed", ({ failed }) => failed),
   ]],
   ["Time to first token", seconds, [
     { name: "p50", read: ({ first_token }) => first_token.p50 },
     { name: "p95", read: ({ first_token }) => first_token.p95 },
   ]],
-  ["Tokens per second", rate, [{ name: "tokens/s", read: ({ tokens_per_second }) => tokens_per_second }]],
+  ["Tokens per second", rate, [
+    { name: "tokens/s", read: ({ tokens_per_second }) => tokens_per_second, draw: ofMinute },
+  ]],
   ["Queue depth", whole, [{ name: "waiting", read: ({ queue_depth }) => queue_depth }]],
 ];
 const COLUMNS = CHARTS.flatMap(([, format, series]) => series.map((one) => ({ ...one, format })));

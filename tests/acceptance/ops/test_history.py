@@ -58,7 +58,12 @@ async def test_a_deployment_in_operation(own_redis: EmbeddedRedis, sim: str) -> 
             return [one.json()["status"] for one in answers] == ["completed", "failed"]
 
         await wait_until(ended)
-        await wait_until(lambda: _has(api, OPS, completed=1, failed=1))
+        await wait_until(lambda: _has(api, OPS, completed=1, failed=1, started=3))
+
+        async def all_have_tokens() -> bool:
+            return (await ask(api, "/v1/history", OPS))["total"]["first_token"]["count"] == 3
+
+        await wait_until(all_have_tokens)
         await _check_figures(api, done, failing)
 
         first.send(signal.SIGKILL)

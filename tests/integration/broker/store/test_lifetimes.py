@@ -170,6 +170,9 @@ async def test_every_key_has_its_documented_lifetime(broker: Broker, sim: str) -
     await _webhooks(broker, seen)
     await _limits(broker, seen)
     await _processes(broker, seen, sim)
+    broker.history.samples = True
+    await broker.enqueue(request_body())
+    await seen.after("history", broker.history.flush())
     await seen.after("mark_embedded", mark_embedded(broker.queue.redis))
     watch = Preflight(broker.store.redis, broker.queue.redis, broker.settings, log)
     await seen.after("preflight", watch.wait_until_accepted())
@@ -342,8 +345,18 @@ async def _processes(broker: Broker, seen: KeyLifetimes, sim: str) -> None:
                 return all(name in names for name in wanted)
 
             await wait_until(all_there)
+            asked = f"/v1/generations/{busy}/subscribers"
+            await seen.after("a question", api.http.get(asked))
+            await wait_until(lambda: _has_answer(broker, seen, busy))
+            [name] = await broker.queue.redis.execute("ZRANGE", keys.WORKERS, 0, -1)
+            await seen.after("drain", api.http.post(f"/v1/workers/{name.decode()}/drain"))
         await api.http.post(f"/v1/generations/{busy}/cancel")
     await seen.look("the end of a process")
+
+
+async def _has_answer(broker: Broker, seen: KeyLifetimes, gid: str) -> bool:
+    await seen.look("an answer")
+    return bool(await broker.queue.redis.execute("EXISTS", keys.subscribers(gid)))
 
 
 async def claimable(broker: Broker, **more: Any) -> Writer:

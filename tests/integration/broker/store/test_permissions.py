@@ -79,4 +79,4 @@ def test_every_command_of_the_scripts_is_checked() -> None:
     assert scripts
     for path in scripts:
         used = set(re.findall(r"redis\.p?call\('([A-Z]+)'", path.read_text("utf-8")))
-        assert used <= set(QUEUE if path.parts[-3] == "queue" else LOGS), path.name
+        assert used <= set(QUEUE if path.parts[-3] in ("queue", "history") else LOGS), path.name
