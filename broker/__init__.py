@@ -11,7 +11,7 @@ Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). 
 """
 
 from broker.broker import Broker, Page, connect
-from broker.bulk.operations import Retried
+from broker.bulk.operations import Cancelled, Deleted, Retried
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
@@ -42,7 +42,9 @@ __all__ = [
     "BodyTooLarge",
     "Broker",
     "BrokerError",
+    "Cancelled",
     "Cursor",
+    "Deleted",
     "DeliveryNotFound",
     "Event",
     "GapFound",

@@ -104,7 +104,11 @@ class Broker(BulkOperations, QueueControl):
         """
         request = await self.parse(encode_body(body), tenant)
         created = await self.submit(request, tenant, idempotency_key, queue_timeout=self.settings.queue_timeout)
-        return await self.store.state(created.id, tenant) if created.replayed else queued(created.id, request)
+        return (
+            await self.store.state(created.id, tenant)
+            if created.replayed
+            else queued(created.id, request, self.settings.lane_of(request.model))
+        )
 
     async def parse(self, body: bytes, tenant: str = OPEN_TENANT) -> CompletionRequest:
         """Validate a tenant's body in JSON. Raises InvalidRequest, BodyTooLarge, or ModelNotFound if no upstream serves

@@ -116,8 +116,10 @@ class Generation:
         return replace(self, choices=choices, text=text_of(choices))
 
 
-def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str | None = None) -> Generation:
-    """Return the record of a generation that has just been created."""
+def queued(
+    gid: str, request: CompletionRequest, lane: str, tenant: str = "", retry_of: str | None = None
+) -> Generation:
+    """Return the record of a generation that has just been created. `lane`: the upstreams that serve its model."""
     created, options = created_ms(gid), request.options
     run_at = options.run_at_ms(created)
     return Generation(
@@ -138,7 +140,7 @@ def queued(gid: str, request: CompletionRequest, tenant: str = "", retry_of: str
         group=options.group,
         retry_of=retry_of,
         prompt=request.preview or None,
-        queue=_queue_state(None, run_at, None, None),
+        queue=_queue_state(None, run_at, None, lane),
         tenant=tenant,
         tokens=request.reserved_tokens,
     )

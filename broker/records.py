@@ -33,7 +33,7 @@ class QueueState(Struct, frozen=True):
     reason: WaitingReason
     retry_at: Annotated[float | None, Meta(description="Unix seconds of the next try, if it is known.")]
     upstreams: Annotated[
-        list[str], Meta(description="The upstreams that serve its model; empty in the activity and for a new one.")
+        list[str], Meta(description="The upstreams that serve its model; empty if it was enqueued by an old version.")
     ] = []
 
 

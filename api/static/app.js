@@ -123,6 +123,7 @@ async function identify() {
   const { tenant, role, tenants } = caller;
   list.columns.showTenants(tenants.length > 1);
   for (const name of tenants.length > 1 ? tenants : []) list.filters.offer("tenant", name);
+  bulk.paint();
   tell(byId("caller"), key() ? `${tenant}${{ read: ", read only", operator: ", operator" }[role] ?? ""}` : "");
 }
 

@@ -174,7 +174,7 @@ class BulkOperations(ABC):
         )
         if created.replayed:
             return await self.store.state(created.id, tenant), True
-        return queued(created.id, request, tenant, gid), False
+        return queued(created.id, request, self.settings.lane_of(request.model), tenant, gid), False
 
     async def _repeatable(self, gid: str) -> CompletionRequest:
         async for found in bulk.stored_requests(self.store.redis, [gid]):

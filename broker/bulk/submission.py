@@ -114,6 +114,10 @@ class Submission:
             if isinstance(outcome, BrokerError)
             else replays[gid]
             if outcome.replayed
-            else queued(gid, items[gid].request, self.tenant, items[gid].retry_of or None)
+            else self._queued(gid, items[gid])
             for gid, outcome in outcomes.items()
         }
+
+    def _queued(self, gid: str, item: Item) -> Generation:
+        lane = self.settings.lane_of(item.request.model)
+        return queued(gid, item.request, lane, self.tenant, item.retry_of or None)

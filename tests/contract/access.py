@@ -27,6 +27,7 @@ async def _without_a_key(api: Gateway, rec: Recorder, gid: str) -> None:
         ("GET", f"/v1/chat/completions/{gid}"), ("GET", "/v1/models"), ("GET", "/v1/models/sim"),
         ("GET", "/v1/overview"), ("GET", "/v1/history"), ("GET", "/v1/workers"), ("POST", "/v1/workers/x/drain"),
         ("GET", f"{GENERATIONS}/{gid}/subscribers"),
+        ("GET", "/v1/me"),
         ("GET", "/healthz"), ("GET", "/readyz"), ("HEAD", "/metrics"), ("HEAD", "/openapi.json"), ("HEAD", "/docs"),
         ("HEAD", "/"), ("GET", "/nowhere"), ("OPTIONS", GENERATIONS),
     ):  # fmt: skip
@@ -39,6 +40,7 @@ async def _without_a_key(api: Gateway, rec: Recorder, gid: str) -> None:
 
 
 async def _another_tenant(api: Gateway, rec: Recorder, gid: str) -> None:
+    await rec.ask("whose key it is", api, "GET", "/v1/me")
     for method, path in (
         ("GET", f"{GENERATIONS}?limit=1"), ("GET", f"{GENERATIONS}/{gid}"),
         ("GET", f"{GENERATIONS}/{gid}?include=request"), ("DELETE", f"{GENERATIONS}/{gid}"),

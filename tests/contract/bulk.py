@@ -10,6 +10,8 @@ from tests.support import Gateway
 
 GENERATIONS = "/v1/generations"
 BATCH, RETRY, GROUP = f"{GENERATIONS}/batch", f"{GENERATIONS}/retry", "/v1/groups/a%2Fb"
+CANCEL, DELETE = f"{GENERATIONS}/cancel", f"{GENERATIONS}/delete"
+LATER = {"tokencast": {"delay_seconds": 3600}}
 LINES = {"content-type": "application/x-ndjson"}
 
 
@@ -18,6 +20,7 @@ async def record(stage: Stage, rec: Recorder) -> None:
     await _batch(api, rec)
     await _filters(api, rec)
     await _retry(api, rec)
+    await _endings(api, rec)
     await _refusals(api, rec)
 
 
@@ -43,6 +46,7 @@ async def _filters(api: Gateway, rec: Recorder) -> None:
         "model=sim&status=failed,cancelled&limit=1",
         "code=upstream_truncated",
         "metadata[n]=2&metadata[m]=1",
+        "search=N=2&upstream=default",
         "created_before=2026-01-01",
         "since=2020-01-01T00:00:00Z&model=unheard-of",
         "since=soon",
@@ -61,6 +65,18 @@ async def _retry(api: Gateway, rec: Recorder) -> None:
     await rec.ask("retry: the same key", api, "POST", f"{GENERATIONS}/{old}/retry", headers=key)
     await rec.ask("retry: a dry run", api, "POST", RETRY, body={"code": "upstream_truncated", "dry_run": True})
     await rec.ask("retry: all", api, "POST", RETRY, body={"status": ["failed"], "limit": 1})
+
+
+async def _endings(api: Gateway, rec: Recorder) -> None:
+    waiting = await rec.ask("to be cancelled", api, "POST", GENERATIONS, body=prompt("", metadata={"n": "4"}, **LATER))
+    rec.masks.name(waiting.json["id"], "to be cancelled")
+    body = {"metadata": {"n": "4"}}
+    await rec.ask("cancel all: a dry run", api, "POST", CANCEL, body={**body, "dry_run": True})
+    await rec.ask("cancel all", api, "POST", CANCEL, body=body)
+    await rec.ask("delete all", api, "POST", DELETE, body={**body, "status": ["cancelled"]})
+    await rec.ask("delete all: none", api, "POST", DELETE, body={**body, "status": "cancelled"})
+    for path, refused in ((CANCEL, {"status": "failed"}), (DELETE, {}), (DELETE, {"status": "none"})):
+        await rec.ask("cancel or delete all: refused", api, "POST", path, body=refused)
 
 
 async def _refusals(api: Gateway, rec: Recorder) -> None:

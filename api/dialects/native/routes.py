@@ -82,7 +82,8 @@ class GenerationRoutes:
             async with reserve(request, tenant, partial(self._broker.store.size, created.id)):
                 generation = await self._broker.get(created.id, tenant)
                 return JSONResponse(self._record(request, generation), HTTPStatus.OK, headers)
-        return JSONResponse(self._record(request, queued(created.id, asked, tenant)), HTTPStatus.ACCEPTED, headers)
+        new = queued(created.id, asked, self._broker.settings.lane_of(asked.model), tenant)
+        return JSONResponse(self._record(request, new), HTTPStatus.ACCEPTED, headers)
 
     def _record(
         self, request: Request, generation: Generation, body: Json | UnsetType | None = UNSET

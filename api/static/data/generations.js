@@ -90,7 +90,6 @@ export class Generations {
     const before = this.known.get(id);
     if (this.#gone.has(id) || (before && ENDINGS.has(before.status) && !ENDINGS.has(told.status))) return;
     if (before && !handedBack && before.cursor !== told.cursor && notAfter(told.cursor, before.cursor)) return;
-    if (told.queue) told.queue.upstreams ??= before?.queue?.upstreams; // which the activity does not name
     this.known.set(id, told);
     if (!before) this.order.splice(this.#place(id), 0, id);
     this.#changed.add(id);

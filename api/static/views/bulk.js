@@ -78,7 +78,8 @@ export class Bulk {
       show(button, size ? `${label} ${size} selected…` : `${label} all that match…`);
     }
     byId("bulk-clear").hidden = !size;
-    byId("bulk").hidden = !size && !status && !byId("bulk-result").textContent;
+    const offers = status && document.body.dataset.role !== "read";
+    byId("bulk").hidden = !size && !offers && !byId("bulk-result").textContent;
   }
 
   #clear() {
@@ -109,7 +110,9 @@ export class Bulk {
     if (!this.chosen.size && !several) return this.#matching(name, act, conditionsOf(filter));
     const ids = await this.#ids(act.fits);
     if (!ids.length) return act.none;
-    if (!(await confirmed(act.question(plural(ids.length)), act.yes))) return "";
+    const unseen = ids.filter((id) => !this.list.shows(id)).length;
+    const note = this.chosen.size && unseen ? ` ${unseen} of them ${unseen === 1 ? "is" : "are"} not shown now.` : "";
+    if (!(await confirmed(act.question(plural(ids.length)) + note, act.yes))) return "";
     return this.#each(ids, act);
   }
 

@@ -101,6 +101,10 @@ export class List {
     return this.filters.matches(one);
   }
 
+  shows(id) {
+    return this.#rows.has(id);
+  }
+
   /** Filters by a status, or removes that filter. */
   #only(status) {
     const { status: menu } = this.filters.controls;

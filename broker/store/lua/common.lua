@@ -76,15 +76,24 @@ local function brief_error(value)
     .. (code and text(code) or 'null') .. '}')
 end
 
+-- Returns the upstreams of a lane, which names them percent-encoded.
+local function upstreams(lane)
+  local found = {}
+  for name in string.gmatch(lane or '', '[^,]+') do
+    found[#found + 1] = text((string.gsub(name, '%%(%x%x)', function(code) return string.char(tonumber(code, 16)) end)))
+  end
+  return '[' .. table.concat(found, ',') .. ']'
+end
+
 -- Returns the generation without its text, as the list and /v1/activity show it; `named`: with the first line of its prompt.
 local function summary(named)
   local m = redis.call('HMGET', META, 'st', 'md', 'ca', 'sa', 'fa', 'ea', 'k', 'a', 'n', 'us', 'er', 'mt',
-    'pr', 'ra', 'gr', 'ro', 'up', 'wr', 'own', 'rt', 'pv')
+    'pr', 'ra', 'gr', 'ro', 'up', 'wr', 'own', 'rt', 'pv', 'ln')
   local queue = 'null'
   if m[1] == 'queued' and m[19] == '' then
     local reason = m[18] and m[18] ~= '' and m[18] or m[14] and m[14] ~= '' and 'scheduled' or 'queued'
     local at = reason == 'scheduled' and m[14] or m[20]
-    queue = '{"position":null,"reason":' .. text(reason) .. ',"retry_at":' .. seconds(at) .. '}'
+    queue = '{"position":null,"reason":' .. text(reason) .. ',"retry_at":' .. seconds(at) .. ',"upstreams":' .. upstreams(m[22]) .. '}'
   end
   return '{"id":' .. text(GID) .. ',"object":"generation","status":' .. text(m[1]) .. ',"model":' .. text(m[2])
     .. ',"created_at":' .. seconds(m[3]) .. ',"started_at":' .. seconds(m[4]) .. ',"first_token_at":' .. seconds(m[5])

@@ -66,7 +66,8 @@ async def test_the_activity_shows_the_lifecycle_of_a_generation(api: Gateway, br
         (listed,) = [one for one in (await api.http.get("/v1/generations")).json()["data"] if one["id"] == gid]
         assert shown[-1].json == listed
     assert events_of(shown, gid) == ["started", "completed"]
-    assert "secret" not in "".join(frame.data or "" for frame in shown)
+    assert {frame.json["prompt"] for frame in shown if frame.event} == {"secret prompt"}
+    assert "secret words" not in "".join(frame.data or "" for frame in shown)
     ids = [int(frame.id or 0) for frame in (bookmark, created, *shown)]
     assert ids == sorted(ids)
     assert ids[0] > 0

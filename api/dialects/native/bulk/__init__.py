@@ -1,3 +1,3 @@
-"""The native routes for many generations: batches, retries, groups. May import what its parent may. Begin with
+"""The native routes for many generations: batches, retries, endings, groups. May import what its parent may. Begin with
 batch.py.
 """
