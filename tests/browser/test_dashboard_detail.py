@@ -89,6 +89,24 @@ async def test_a_lost_worker_is_told_until_another_one_begins(visit: Open, own_r
         await page.close()
 
 
+DIFFERENCES = """async () => {
+    const { differences } = await import("/static/detail/diff.js");
+    let seed = 7;
+    const random = (most) => (seed = (seed * 48271) % 2147483647) % most;
+    const text = (words, most) => Array.from({ length: random(most) }, () => words[random(words.length)]).join("");
+    const many = ["a ", "b\\n", ...Array.from({ length: 5000 }, (_, number) => `w${number} `)];
+    const without = (pieces, kind) => pieces.filter((one) => one.kind !== kind).map((one) => one.text).join("");
+    for (let tried = 0; tried < 500; tried++) {
+        const [words, most] = tried % 100 ? [[..."ab \\n."], 30] : [many, 30_000]; // too different, or too long
+        const [before, after] = [text(words, most), text(words, most)];
+        const pieces = differences(before, after);
+        if (without(pieces, "added") !== before || without(pieces, "removed") !== after) return tried;
+    }
+    return 500;
+}"""
+"""Compares 500 pairs of texts; the pieces must add up to both."""
+
+
 async def two_attempts(api: Gateway, broker: Broker) -> Writer:
     first = await start_generation(api, broker)
     for number, word in enumerate(("The ", "GIL ", "is ", "a ", "lock.")):
@@ -124,6 +142,7 @@ async def test_attempts_are_compared_and_each_moment_has_keys_and_a_link(
     await expect(comparison.get_by_label("Left", exact=True)).to_be_focused()
     await comparison.get_by_label("Right", exact=True).select_option("Attempt 1")
     await expect(comparison.get_by_role("status")).to_have_text("The same text")
+    assert await page.evaluate(DIFFERENCES) == 500
     assert await violations(page) == []
     await page.set_viewport_size({"width": 390, "height": 700})
     assert await page.evaluate("document.documentElement.scrollWidth") == 390
@@ -216,8 +235,11 @@ ATTACKS = """<script>complain('script')</script>
 """
 
 
+@pytest.mark.node
 async def test_output_is_rendered_as_markdown_and_nothing_in_it_runs(api: Gateway, broker: Broker, visit: Open) -> None:
-    """While it streams, with an unfinished code block; then raw again. Nothing is requested from other servers."""
+    """While it streams, with an unfinished code block; on a phone; then raw again. Nothing is requested from other
+    servers."""
+    node()
     writer = await start_generation(api, broker)
     visitor = await visit(api, f"/#/{writer.gid}")
     page = visitor.page
@@ -244,8 +266,14 @@ async def test_output_is_rendered_as_markdown_and_nothing_in_it_runs(api: Gatewa
     await writer.append_raw(
         delta(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": '{"a":{"b":"<i>"}}'}}])
     )
-    await writer.finish()
+    error = {"error": {"message": "It stopped.", "type": "server_error", "code": "upstream_truncated"}}
+    await writer.finish("failed", json.dumps(error).encode())
     await expect(part(page, "Tool call: f")).to_contain_text('"b": "<i>"')
+    assert await violations(page) == []
+    await page.set_viewport_size({"width": 390, "height": 700})
+    await expect(field(page, "error")).to_have_text("upstream_truncated: It stopped.")
+    await expect(field(page, "error")).to_be_in_viewport()
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
     assert await page.locator(".output :is(script, img, svg, iframe, style, i)").count() == 0
     hrefs = await page.locator(".output a").evaluate_all("links => links.map(({ href }) => href)")
     assert [href for href in hrefs if not href.startswith("https://")] == []

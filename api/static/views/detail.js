@@ -186,10 +186,11 @@ export class Detail {
     show(this.fields.delete, "Delete");
   }
 
-  /** Repeats one that has ended with all its options, and one that still runs with its request. */
+  /** Repeats one that has ended with all its options, and one that still runs, or was deleted, with its request. */
   async #retry() {
     const headers = { "idempotency-key": this.#newKey };
-    const ended = ENDINGS.has(this.recording.facts().status);
+    const { status } = this.recording.facts();
+    const ended = ENDINGS.has(status) && status !== "gone";
     const again = () => ask(`${pathOf(this.id)}/retry`, { method: "POST", headers });
     location.hash = `#/${(await (ended ? again() : enqueue(this.#request, this.#newKey))).id}`;
     this.#newKey = newKey();

@@ -12,7 +12,7 @@ import pytest
 from broker import Broker
 from broker.dev.embedded_redis import EmbeddedRedis
 from tests.acceptance.edge.peer import connections, frames, linux, peer, unchunked
-from tests.support import Gateway, Writer, gateway, texts, wait_until
+from tests.support import Gateway, Writer, gateway, tell_waiting, texts, wait_until
 
 HOUR = 3_600_000  # ms
 
@@ -111,6 +111,16 @@ async def test_each_attempt_has_a_time_of_its_own(api: Gateway, broker: Broker) 
     assert time.monotonic() - began >= 0.45
     assert [frame.event for frame in shown] == ["created", "started", "chunk", "reset", "chunk", "cancelled"]
     assert shown == await api.events(writer.gid)
+
+
+async def test_the_time_in_the_queue_is_skipped(api: Gateway, broker: Broker) -> None:
+    """An hour, before the reason of its waiting changes."""
+    gid = (await api.create())["id"]
+    await broker.store.redis.execute("HINCRBY", f"tc:{{{gid[14:16]}}}:m:{gid}", "ca", -HOUR)
+    await tell_waiting(broker.store.redis, gid, "paused")
+    await (await Writer(broker.store.redis, gid).claim()).finish()
+    shown = await api.events(gid, "?speed=1")
+    assert [frame.event for frame in shown] == ["created", "waiting", "started", "completed"]
 
 
 @pytest.mark.parametrize("speed", ["", "0", "-1", "fast", "nan", "inf", "1e3", "0.001", "1001", "1,5", "٣", "+2"])
