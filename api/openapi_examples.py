@@ -7,7 +7,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
-ID = "gen_01m8d5r0dgbyx1e4tjf557khzqp55xrp0j"
+ID = "gen_03qcpc7p2rbyx1e4tjf557khzqp55xrp0j"
+"""An id of the year 2100, which no gateway knows: it is answered with 404, also by one that has just lost its data."""
 TEXT = "The GIL is a lock that lets one thread run Python bytecode at a time."
 CURSOR = "1838836292739219-18"
 USAGE = {"prompt_tokens": 8, "completion_tokens": 17, "total_tokens": 25}
@@ -108,7 +109,7 @@ DELIVERIES: Json = {
     "data": [
         {
             "n": 1,
-            "webhook_id": "msg_01m8d5r0dgbyx1e4tjf557khzqp55xrp0j",
+            "webhook_id": f"msg_{ID}_completed",
             "type": "generation.completed",
             "at": 1795738568.7,
             "seconds": 0.082,
