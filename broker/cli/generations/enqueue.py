@@ -9,11 +9,13 @@ from typing import BinaryIO, cast
 
 import click
 
+from broker.chunks import Json
 from broker.cli.completion import groups_to_complete, models_to_complete
 from broker.cli.generations.follow import print_events
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.times import Duration, Moment
-from broker.gateway_client.client import Json
+from broker.errors import InvalidRequest
+from tokencast_client import Client
 
 
 @click.command(
@@ -69,16 +71,23 @@ def enqueue(
         body["metadata"] = {**_object(body, "metadata"), **pairs}
     if given := _options(webhook, options):
         body["tokencast"] = {**_object(body, "tokencast"), **given}
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
     with open_client() as client:
         if model or "model" not in body:
-            body["model"] = model or client.default_model()
-        generation = client.post("/v1/generations", body, headers)
+            body["model"] = model or default_model(client)
+        generation = client.enqueue(body, idempotency_key=idempotency_key)
         if not then_follow:
-            click.echo(json_line(generation) if as_json else generation["id"])
+            click.echo(json_line(generation.raw) if as_json else generation.id)
             return
-        click.echo(generation["id"], err=True)
-        print_events(client, [generation["id"]], None, as_json)
+        click.echo(generation.id, err=True)
+        print_events(client, [generation.id], None, as_json)
+
+
+def default_model(client: Client) -> str:
+    """Return the first model that the gateway lists by name."""
+    named = [model for model in client.models() if not set(model) & set("*?[")]
+    if not named:
+        raise InvalidRequest(f"The gateway at {client.base_url} lists no model; choose one with --model.")
+    return named[0]
 
 
 def _options(webhook: str | None, options: dict[str, float | str | None]) -> Json:

@@ -17,8 +17,6 @@ from tokencast_client.errors import (
     BadRequest,
     Conflict,
     Forbidden,
-    GenerationCancelled,
-    GenerationFailed,
     Gone,
     InvalidRequest,
     Misconfigured,
@@ -34,7 +32,9 @@ from tokencast_client.errors import (
     WebhookVerificationError,
 )
 from tokencast_client.operations import generation_request
+from tokencast_client.outcomes import GenerationCancelled, GenerationFailed
 from tokencast_client.records import (
+    TERMINAL_EVENTS,
     Delivery,
     Event,
     Generation,
@@ -52,6 +52,7 @@ from tokencast_client.version import __version__
 from tokencast_client.webhooks import WebhookEvent, verify_webhook
 
 __all__ = [
+    "TERMINAL_EVENTS",
     "AsyncClient",
     "BadRequest",
     "Client",

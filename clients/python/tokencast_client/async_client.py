@@ -15,11 +15,12 @@ from tokencast_client.configuration import gateway_url, key_of
 from tokencast_client.errors import WaitTimeout, error_from
 from tokencast_client.exchange import Exchange
 from tokencast_client.operations import PAGE, Operation, Words
+from tokencast_client.outcomes import final_text
 from tokencast_client.reconnect import TRY_LATER
 from tokencast_client.records import Delivery, Event, Generation, Group, Items, Queue, RetryResult, Token, Upstream
 from tokencast_client.streams.feeds import ActivityFeed, Feed, GenerationFeed, ManyFeed
 from tokencast_client.streams.stream import Stream
-from tokencast_client.streams.transcript import Transcript, final_text
+from tokencast_client.streams.transcript import Transcript
 from tokencast_client.transport import headers_for, options_for, translated, unreachable, unusable
 
 T = TypeVar("T")
@@ -42,8 +43,9 @@ class AsyncClient:
         self._headers = headers_for(key_of(api_key))
         self._max_retries = max_retries
         self._owns_http = http_client is None
+        options = options_for(self.base_url, timeout)
         try:
-            self._http = http_client or httpx2.AsyncClient(**options_for(self.base_url, timeout))
+            self._http = http_client or httpx2.AsyncClient(**options)
         except (ImportError, httpx2.InvalidURL, ValueError) as error:
             raise unusable(self.base_url, error) from None
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
-
-if TYPE_CHECKING:
-    from tokencast_client.records import Generation
+from typing import Any, cast
 
 
 class TokencastError(Exception):
@@ -95,24 +92,6 @@ class RateLimited(RequestRefused):
 
 class ServerError(RequestRefused):
     """5xx: the gateway, or a proxy before it, cannot serve the request now."""
-
-
-class GenerationFailed(TokencastError):
-    """The generation failed, so it has no final text."""
-
-    def __init__(self, generation: Generation) -> None:
-        error = generation.error or {}
-        super().__init__(str(error.get("message") or "The generation failed."))
-        self.generation = generation
-        self.code: str | None = error.get("code")
-
-
-class GenerationCancelled(TokencastError):
-    """The generation was cancelled, so it has no final text."""
-
-    def __init__(self, generation: Generation) -> None:
-        super().__init__("The generation was cancelled.")
-        self.generation = generation
 
 
 class WaitTimeout(TokencastError, TimeoutError):

@@ -187,10 +187,12 @@ async def test_failed_generations_are_listed_and_retried(own_redis: EmbeddedRedi
 async def test_several_generations_are_cancelled(idle: Gateway) -> None:
     gids = [(await idle.create())["id"] for _ in range(2)]
     unknown = "gen_01kbn2h8v010" + "0" * 22
-    done = await tokencast("cancel", gids[0], unknown, gids[1], url=idle.url)
-    assert (done.code, done.out) == (4, f"{gids[0]}  cancelled\n")
+    printed = "".join(f"{gid}  cancelled\n" for gid in gids)
+    some = await tokencast("cancel", gids[0], unknown, "x", gids[1], url=idle.url)
+    assert (some.code, some.out) == (4, printed), "the others are cancelled"
+    assert some.err == f"tokencast: {unknown}: No such generation.\ntokencast: x: No such generation.\n"
     both = await tokencast("cancel", *gids, url=idle.url)
-    assert (both.code, both.out) == (0, "".join(f"{gid}  cancelled\n" for gid in gids))
+    assert (both.code, both.out) == (0, printed)
 
 
 async def test_a_busy_upstream_is_shown(own_redis: EmbeddedRedis) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tokencast_client.errors import GenerationCancelled, GenerationFailed
-from tokencast_client.records import Event, Generation
+from tokencast_client.records import Event
 
 
 class Transcript:
@@ -27,12 +26,3 @@ class Transcript:
         if text := event.text:
             self._parts.append(text)
         return bool(text)
-
-
-def final_text(generation: Generation) -> str:
-    """Return the text of a generation that has ended. Raises GenerationFailed and GenerationCancelled."""
-    if generation.status == "failed":
-        raise GenerationFailed(generation)
-    if generation.status == "cancelled":
-        raise GenerationCancelled(generation)
-    return generation.text
