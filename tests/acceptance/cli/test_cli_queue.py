@@ -109,10 +109,12 @@ async def test_changes_need_an_operator(own_redis: EmbeddedRedis) -> None:
 async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> None:
     options = ("--priority", "2", "--group", "nightly", "--delay", "1h", "--ttl", "2h", "--queue-timeout", "5m")
     body = json.dumps({"model": "sim", "messages": request_body()["messages"], "metadata": {"a": "1"}}).encode()
-    by_option, by_file, absolute = await gather(
+    history = json.dumps([{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]).encode()
+    by_option, by_file, absolute, going_on = await gather(
         tokencast("enqueue", "Hi", *options, "--param", "temperature=0.5", "--param", 'stop=["x"]', url=idle.url),
         tokencast("enqueue", "--body", "-", "--metadata", "b=2", "--json", url=idle.url, given=body),
         tokencast("enqueue", "Hi", "--run-at", str(int(time.time()) + 3600), "--json", url=idle.url),
+        tokencast("enqueue", "3", "--messages", "-", "--on-upstream-error", "continue", url=idle.url, given=history),
     )
     generation = (await idle.http.get(f"/v1/generations/{by_option.out.strip()}?include=request")).json()
     assert (generation["priority"], generation["group"]) == (2, "nightly")
@@ -122,6 +124,9 @@ async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> Non
     told = json.loads(by_file.out)
     assert (told["model"], told["metadata"]) == ("sim", {"a": "1", "b": "2"})
     assert json.loads(absolute.out)["run_at"] > time.time()
+    request = (await idle.http.get(f"/v1/generations/{going_on.out.strip()}?include=request")).json()["request"]
+    assert [message["content"] for message in request["messages"]] == ["1", "2", "3"]
+    assert "continue" in json.dumps(request)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,7 @@ async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> Non
     [
         ("Hi", "--body", "/dev/null"),
         ("--body", "/dev/null"),
+        ("--messages", "/dev/null"),
         ("Hi", "--delay", "1h", "--run-at", "2h"),
         ("Hi", "--param", "user=anna"),
         ("Hi", "--priority", "6"),
