@@ -43,9 +43,7 @@ from tokencast_client import Client
 @click.option("--param", multiple=True, metavar="KEY=JSON", help="Field of the request body; repeatable.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Metadata of the generation; repeatable.")
 @click.option("--priority", type=click.IntRange(1, 5), help="1 is first, 5 last; default: 3.")
-@click.option(
-    "--delay", "delay_seconds", type=Duration(), help="Do not start before this has passed: 90, 30s, 15m, 2h."
-)
+@click.option("--delay", "delay_seconds", type=Duration(), help="Do not start for this long: 90, 30s, 15m, 2h.")
 @click.option("--run-at", type=Moment(ahead=True), help="Do not start before this time: ISO 8601 or unix seconds.")
 @click.option("--queue-timeout", type=Duration(), help="Fail if the generation has waited for longer.")
 @click.option("--group", shell_complete=groups_to_complete, help="Group of the generation.")
@@ -79,7 +77,7 @@ def enqueue(
     """
     if options["delay_seconds"] is not None and options["run_at"] is not None:
         raise click.UsageError("Use either --delay or --run-at.")
-    body = _read_body(file, prompt, system, history) if file else {"messages": _messages(prompt, system, history)}
+    body: Json = _read_body(file, prompt, system, history) if file else {"messages": _messages(prompt, system, history)}
     body.update(parse_parameters(param))
     if pairs := parse_metadata(metadata):
         body["metadata"] = {**_object(body, "metadata"), **pairs}
