@@ -11,9 +11,9 @@ import httpx2
 
 from tokencast_client import operations
 from tokencast_client.configuration import gateway_url, key_of
-from tokencast_client.errors import WaitTimeout, error_from
+from tokencast_client.errors import Misconfigured, WaitTimeout, error_from
 from tokencast_client.exchange import Exchange
-from tokencast_client.operations import PAGE, Operation, Words
+from tokencast_client.operations import PAGE, Operation, Time, Words
 from tokencast_client.outcomes import final_text
 from tokencast_client.reconnect import TRY_LATER
 from tokencast_client.records import Delivery, Event, Generation, Group, Items, Queue, RetryResult, Token, Upstream
@@ -48,9 +48,10 @@ class Client:
         self._headers = headers_for(key_of(api_key))
         self._max_retries = max_retries
         self._owns_http = http_client is None
-        options = options_for(self.base_url, timeout)
         try:
-            self._http = http_client or httpx2.Client(**options)
+            self._http = http_client or httpx2.Client(**options_for(self.base_url, timeout))
+        except Misconfigured:
+            raise
         except (ImportError, httpx2.InvalidURL, ValueError) as error:
             raise unusable(self.base_url, error) from None
 
@@ -126,8 +127,8 @@ class Client:
         status: Words = "failed",
         code: str | None = None,
         group: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
         limit: int | None = None,
         dry_run: bool = False,
         tenant: str | None = None,
@@ -152,8 +153,8 @@ class Client:
         code: str | None = None,
         group: str | None = None,
         metadata: Mapping[str, str] | None = None,
-        since: float | str | None = None,
-        until: float | str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
         tenant: str | None = None,
         after: str | None = None,
         limit: int | None = None,
@@ -161,7 +162,7 @@ class Client:
         """Yield the generations that match all filters, newest first, without their texts: all of them, or at most
         `limit`. They are read page by page as the iterator advances.
 
-        `since` and `until`: time of creation, in unix seconds or ISO 8601. `after`: the id of a generation.
+        `since` and `until`: time of creation: unix seconds, ISO 8601 or a datetime. `after`: the id of a generation.
         """
         named = {"status": status, "model": model, "code": code, "group": group, "tenant": tenant}
         filters = {**named, "since": since, "until": until}
@@ -235,6 +236,7 @@ class Client:
         after: str | None = None,
         *,
         group: str | None = None,
+        tenant: str | None = None,
         opening: bool = False,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[Event]:
@@ -245,7 +247,8 @@ class Client:
         After a `gap` some were lost: list the generations again. `opening`: also yield events without data, such as the
         first one after `latest`; from then on nothing is missed.
         """
-        return self._events(self._stream(ActivityFeed(after, group, opening=opening), on_disconnect=on_disconnect))
+        feed = ActivityFeed(after, group, tenant, opening=opening)
+        return self._events(self._stream(feed, on_disconnect=on_disconnect))
 
     def token(self, id: str, *, ttl_seconds: int | None = None) -> Token:  # noqa: A002
         """Create a stream token, with which a browser can read this generation, and nothing else, for at most ten

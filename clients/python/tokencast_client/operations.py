@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -34,6 +35,8 @@ from tokencast_client.records import (
 T = TypeVar("T")
 Params = tuple[tuple[str, str], ...]
 Words = str | Sequence[str]
+Time = float | str | datetime
+"""Unix seconds, ISO 8601, or a datetime, which is local time without a time zone."""
 PAGE = 100
 """Generations, the maximum that a gateway lists at once."""
 
@@ -156,7 +159,8 @@ def retry(gid: str, idempotency_key: str | None) -> Operation[Generation]:
 
 
 def retry_all(conditions: Mapping[str, object], idempotency_key: str | None) -> Operation[RetryResult]:
-    body = {name: value for name, value in conditions.items() if value is not None}
+    given = ((name, value) for name, value in conditions.items() if value is not None)
+    body = {name: value.timestamp() if isinstance(value, datetime) else value for name, value in given}
     return _post("/v1/generations/retry", _to_retry_result, body, idempotency_key or new_key())
 
 
@@ -180,7 +184,7 @@ def deliveries(gid: str) -> Operation[list[Delivery]]:
 
 
 def redeliver(gid: str, n: int) -> Operation[Any]:
-    return _post(f"{_one(gid)}/deliveries/{n}/redeliver", lambda answer: answer)
+    return Operation("POST", f"{_one(gid)}/deliveries/{n}/redeliver", lambda answer: answer, repeatable=False)
 
 
 def queue() -> Operation[Queue]:
@@ -246,6 +250,8 @@ def _params(params: Mapping[str, object]) -> Iterable[tuple[str, str]]:
             continue
         if isinstance(value, str):
             text = value
+        elif isinstance(value, datetime):
+            text = str(value.timestamp())
         elif isinstance(value, Iterable):
             text = ",".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         else:

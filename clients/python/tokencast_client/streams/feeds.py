@@ -78,8 +78,9 @@ class ActivityFeed:
 
     path = "/v1/activity"
 
-    def __init__(self, after: str | None, group: str | None, *, opening: bool) -> None:
-        self.always: Params = (("group", group),) if group else ()
+    def __init__(self, after: str | None, group: str | None, tenant: str | None, *, opening: bool) -> None:
+        named = (("group", group), ("tenant", tenant))
+        self.always: Params = tuple((name, value) for name, value in named if value)
         self.first: Params = (("after", after),) if after else ()
         self.ended = False
         self._opening = opening
