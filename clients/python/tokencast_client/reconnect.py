@@ -86,4 +86,5 @@ class ReconnectDelay:
 
 def growing(failures: int) -> float:
     """Return an exponential delay with jitter."""
-    return min(_FIRST_DELAY * 2**failures, _LONGEST_DELAY) * random.uniform(0.5, 1)
+    doubled = _FIRST_DELAY * 2 ** min(failures, 10)  # a float has no room for the power of some thousand failures
+    return min(doubled, _LONGEST_DELAY) * random.uniform(0.5, 1)

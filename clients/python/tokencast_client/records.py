@@ -95,7 +95,12 @@ class Event:
     @property
     def text(self) -> str:
         """The text that this event adds to choice 0; "" for events other than chunks."""
-        return text_of(self.data) if self.name == "chunk" else ""
+        if self.name != "chunk":
+            return ""
+        try:
+            return text_of(self.data)
+        except (ValueError, RecursionError):  # an upstream can send numbers and depths that Python does not parse
+            return ""
 
     @property
     def terminal(self) -> bool:

@@ -28,7 +28,7 @@ from tokencast_client import (
     verify_webhook,
 )
 from tokencast_client import records as client_records
-from tokencast_client.reconnect import Attempts
+from tokencast_client.reconnect import Attempts, growing
 from tokencast_client.records import text_of, to_generation
 from tokencast_client.streams.sse import Decoder, Frame
 
@@ -150,6 +150,12 @@ def test_a_request_has_our_fields_in_one_object() -> None:
     assert generation_request(body) == body
     with pytest.raises(InvalidRequest):
         generation_request({"tokencast": []}, priority=1)
+
+
+def test_delays_grow_and_are_bounded() -> None:
+    delays = [growing(failures) for failures in (0, 1, 2, 10, 5000)]
+    assert all(0.125 * 2**n <= delay <= 0.25 * 2**n for n, delay in enumerate(delays[:3]))
+    assert all(2.5 <= delay <= 5 for delay in delays[3:])
 
 
 def test_only_what_can_help_is_repeated() -> None:

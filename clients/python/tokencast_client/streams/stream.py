@@ -58,6 +58,7 @@ class Stream:
         self._began = ""  # last id when the connection was made
         self._over = False
         self._failed = False
+        self._was_open = False
         self._read_timeout = READ_TIMEOUT
         self._decoder = Decoder()
 
@@ -78,7 +79,8 @@ class Stream:
     def request(self) -> StreamRequest:
         """Return the next request. With a deadline its read timeout is half of what is left, so that the reader can
         leave in time whatever the gateway sends."""
-        self._began, self._failed, self._decoder = self._last_id, False, Decoder()
+        self._began, self._decoder = self._last_id, Decoder()
+        self._failed = self._was_open = False
         self._read_timeout = min(READ_TIMEOUT, max(self._left() / 2, _SHORTEST_READ))
         resume = {"last-event-id": self._last_id} if self._last_id else {}
         params = self._feed.always if self._last_id else (*self._feed.always, *self._feed.first)
@@ -97,6 +99,7 @@ class Stream:
             return False
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
             raise UnexpectedResponse(f"The server at {self._url} is not Tokencast.")
+        self._was_open = True
         return True
 
     def receive(self, data: bytes) -> Iterator[Event]:
@@ -127,6 +130,8 @@ class Stream:
         """Return the seconds before the next request. Raises Unreachable if the gateway is gone for too long."""
         if not self._failed and self._left() < self._read_timeout:
             return 0.0  # it was left for the sake of the deadline
+        if self._was_open:
+            self._delay.contact()  # the reader may have been busy with an event for a long time
         return max(0.0, min(self._delay.next(progress=self._last_id != self._began), self._left()))
 
     def _left(self) -> float:
