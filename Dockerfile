@@ -17,11 +17,12 @@ COPY requirements-image.lock ./
 RUN python -m pip --python /opt/tokencast/bin/python install --require-hashes -r requirements-image.lock
 COPY requirements-build.lock ./
 RUN python -m pip install --require-hashes -r requirements-build.lock
+COPY clients/python clients/python
 COPY pyproject.toml README.md LICENSE tokencast_broker.py ./
 COPY broker broker
 COPY worker worker
 COPY api api
-RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./clients/python . \
  && python -m pip --python /opt/tokencast/bin/python install --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE}

@@ -67,8 +67,8 @@ recovery: .venv/.dev
 # One resolution for every platform and every Python from 3.11 on. uv has an environment of its own: it is no dependency.
 lock: .cache/uv/bin/uv
 	$(compile) --group build --output-file requirements-build.lock
-	$(compile) --extra dev --output-file requirements.lock pyproject.toml
-	$(compile) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
+	$(compile) $(without_client) --extra dev --output-file requirements.lock pyproject.toml
+	$(compile) $(without_client) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
 		--output-file requirements-dev.lock pyproject.toml
 	$(compile) --extra otel -c requirements-dev.lock --output-file requirements-image.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
@@ -77,6 +77,8 @@ lock: .cache/uv/bin/uv
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
+# The client is built or found in clients/python, never downloaded; its dependencies are locked like all others.
+without_client = --no-emit-package tokencast-client
 
 vendor: .venv/.run
 	@$(python) tools/vendor/refresh.py
@@ -88,15 +90,23 @@ clean:
 # --- what the targets stand on -----------------------------------------------------------------------------------------
 
 # The test requirements hold those of `run`, with the same versions.
-.venv/.run: requirements.lock | .venv/bin/pip
+.venv/.run: requirements.lock | .venv/bin/pip .venv/.checkout
 	@echo "Installing the dependencies into .venv (this once) …"
 	@$(python) -m pip install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
-.venv/.dev: requirements-dev.lock | .venv/bin/pip
+.venv/.dev: requirements-dev.lock | .venv/bin/pip .venv/.checkout
 	@echo "Installing the dependencies and the test tools into .venv (this once) …"
 	@$(python) -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@ .venv/.run
+
+# Makes `tokencast_client` importable, as if it were installed. The path is relative to the file, so that it is right for
+# each checkout that shares an environment through a link.
+.venv/.checkout: | .venv/bin/pip
+	@for packages in .venv/lib/python3*/site-packages; do \
+		echo ../../../../clients/python >"$$packages/tokencast-checkout.pth"; \
+	done
+	@touch $@
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
 .venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip .cache/examples/bin/pip: %/bin/pip:

@@ -26,19 +26,19 @@ from api.middleware.admission import Admission
 from api.middleware.cors import Cors
 from api.middleware.crash import LastResort
 from api.middleware.guard import Guard, Policy
-from api.pages.dashboard import pages
 from api.ops.health import HealthRoutes
 from api.ops.history import HistoryRoutes
 from api.ops.keys import KeyRoutes
 from api.ops.me import CallerRoutes
 from api.ops.metrics import GatewayMetrics, Requests
 from api.ops.models import ModelRoutes
-from api.pages.openapi import OpenApi
 from api.ops.overview import OverviewRoutes
 from api.ops.queue import QueueRoutes
 from api.ops.subscribers import SubscriberRoutes
-from api.pages.vendor import vendor_routes
 from api.ops.workers import WorkerRoutes
+from api.pages.dashboard import pages
+from api.pages.openapi import OpenApi
+from api.pages.vendor import vendor_routes
 from api.streaming.connections import Connections
 from api.streaming.follow import Follow
 from broker.auth.key_uses import KeyUses

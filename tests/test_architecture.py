@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("broker", "worker", "api")
-SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+PACKAGES = ("broker", "worker", "api", "tokencast_client")
+CLIENT = ROOT / "clients/python"
+SOURCES = [
+    path
+    for package in PACKAGES
+    for path in sorted((CLIENT if package == "tokencast_client" else ROOT).joinpath(package).rglob("*.py"))
+]
 SIMULATOR = "worker/simulator/"
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+    return path.relative_to(CLIENT if CLIENT in path.parents else ROOT).as_posix()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -41,6 +46,13 @@ def importers(library: str) -> set[str]:
 # From the lowest layer to the highest. A package imports itself and lower layers; packages of one layer do not import
 # each other. A name is a package, or a module in another layer than the rest of its package.
 LAYERS = (
+    "tokencast_client.version tokencast_client.errors",
+    "tokencast_client.records tokencast_client.configuration",
+    "tokencast_client.operations tokencast_client.outcomes tokencast_client.reconnect",
+    "tokencast_client.transport tokencast_client.webhooks",
+    "tokencast_client.exchange tokencast_client.streams",
+    "tokencast_client.client tokencast_client.async_client",
+    "tokencast_client",
     "broker.version broker.errors",
     "broker.ids broker.concurrency broker.json_depth broker.json_pieces",
     "broker.chunks",
@@ -53,7 +65,7 @@ LAYERS = (
     "broker.auth broker.queue broker.fanout broker.webhooks",
     "broker.waiting broker.bulk",
     "broker.broker",
-    "broker.gateway_client broker.dev broker",
+    "broker.dev broker",
     "broker.cli",
     "broker.__main__",
     "worker.simulator",
@@ -121,12 +133,19 @@ def test_packages_are_small_and_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "allowed"), [("broker", "broker"), ("worker", "broker worker"), ("api", "broker api")]
+    ("package", "allowed"),
+    [
+        ("broker", "broker"),
+        ("broker/cli", "broker tokencast_client"),
+        ("worker", "broker worker"),
+        ("api", "broker api"),
+        ("tokencast_client", "tokencast_client"),
+    ],
 )
 def test_api_and_worker_import_only_broker(package: str, allowed: str) -> None:
-    """api → broker ← worker."""
+    """api → broker ← worker; only the command line uses the client, which is a distribution of its own."""
     for name, modules in IMPORTS.items():
-        if name.startswith(package + "/"):
+        if name.startswith(package + "/") and (package != "broker" or not name.startswith("broker/cli/")):
             assert {m.partition(".")[0] for m in modules} & set(PACKAGES) <= set(allowed.split()), name
 
 
@@ -168,7 +187,8 @@ def test_the_keys_of_the_queue_scripts_are_documented() -> None:
 
 def test_the_environment_is_read_in_one_file() -> None:
     readers = {name_of(path) for path in SOURCES if re.search(r"os\.(environ|getenv)", path.read_text("utf-8"))}
-    assert readers == {"broker/runtime/environment.py"}
+    ours = {"tokencast_client/configuration.py", "tokencast_client/transport.py"}  # it imports nothing of the broker
+    assert readers == {"broker/runtime/environment.py", *ours}
 
 
 def test_files_have_at_most_400_lines() -> None:

@@ -45,6 +45,14 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
+def test_the_page_of_the_client_has_the_examples_of_its_readme() -> None:
+    """So they are run with those of the page."""
+    page = {block.text for block in blocks(ROOT / "docs/python-client.md")}
+    examples = [block.text for block in blocks(ROOT / "clients/python/README.md")]
+    assert examples
+    assert set(examples) <= page
+
+
 def test_blocks_without_a_language_are_only_on_two_pages() -> None:
     """A block without a language is a diagram or an excerpt. The only script fragment, in browsers.md, is run by
     tests/browser/test_eventsource.py."""

@@ -32,10 +32,10 @@ from api.openapi_parts import (
     with_examples,
 )
 from api.ops import history, keys, me, queue, subscribers, workers
-from api.pages.docs import SECURITY, page
 from api.ops.health import Status
 from api.ops.models import ModelList
 from api.ops.overview import Overview
+from api.pages.docs import SECURITY, page
 from broker.history.records import HistoryRecord, SubscriberList
 from broker.version import __version__
 

@@ -8,9 +8,9 @@ import time
 
 import click
 
+from broker.chunks import Json
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.tables import duration, table
-from broker.gateway_client.client import Json
 from broker.settings.api_keys import ROLES, ApiKey, Role, format_end, is_tenant, parse_end
 
 
@@ -61,7 +61,7 @@ def new_key(tenant: str | None, role: Role, expires: str | None, listed: bool, a
 
 def _list(as_json: bool) -> None:
     with open_client() as client:
-        found: list[Json] = client.get("/v1/keys")["data"]
+        found: list[Json] = client.request("GET", "/v1/keys")["data"]
     if as_json:
         for one in found:
             click.echo(json_line(one))

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
 
-from broker.cli.options import examples
+from broker.cli.options import examples, make_client
 from broker.cli.tables import duration, one_line
-from broker.gateway_client.client import Client
-from broker.settings.client_settings import ClientSettings
-from broker.settings.loading import load
+from tokencast_client import Client
 
 COMPLETE = "_TOKENCAST_COMPLETE"  # environment variable with which a script requests completions
 _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
@@ -47,7 +45,7 @@ def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Complet
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         del context, parameter
         try:
-            with Client(load(ClientSettings), within=_TIMEOUT) as client:
+            with make_client(_TIMEOUT) as client:
                 return [item for item in find(client) if item.value.startswith(incomplete)]
         except Exception:  # the command itself reports what is wrong
             return []
@@ -58,30 +56,29 @@ def _offered(find: Callable[[Client], Iterator[CompletionItem[str]]]) -> Complet
 @_offered
 def ids_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
     now = time.time()
-    for one in client.generations(_OFFERED):
-        about = f"{one['status']} {one['model']} {duration(now - one['created_at'])}"
-        yield CompletionItem(one["id"], help=one_line(about))
+    for one in client.list(limit=_OFFERED):
+        about = f"{one.status} {one.model} {duration(now - one.created_at)}"
+        yield CompletionItem(one.id, help=one_line(about))
 
 
 @_offered
 def models_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
-    return (CompletionItem(model["id"]) for model in client.models() if _PLAIN.fullmatch(model["id"]))
+    return (CompletionItem(model) for model in client.models() if _PLAIN.fullmatch(model))
 
 
 @_offered
 def groups_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
-    groups = dict.fromkeys(one["group"] for one in client.generations(_OFFERED) if one["group"])
+    groups = dict.fromkeys(one.group for one in client.list(limit=_OFFERED) if one.group)
     return (CompletionItem(group) for group in groups if _PLAIN.fullmatch(group))
 
 
 @_offered
 def codes_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
-    failed = client.generations(_OFFERED, status="failed")
-    codes = dict.fromkeys(str(one["error"]["code"]) for one in failed if one["error"])
+    failed = client.list(limit=_OFFERED, status="failed")
+    codes = dict.fromkeys(str(one.error["code"]) for one in failed if one.error)
     return (CompletionItem(code) for code in codes if _PLAIN.fullmatch(code))
 
 
 @_offered
 def upstreams_to_complete(client: Client) -> Iterator[CompletionItem[str]]:
-    upstreams = client.get("/v1/upstreams")["data"]
-    return (CompletionItem(one["name"]) for one in upstreams if _PLAIN.fullmatch(one["name"]))
+    return (CompletionItem(one.name) for one in client.upstreams() if _PLAIN.fullmatch(one.name))

@@ -20,18 +20,18 @@ from broker.cli.completion import COMPLETE, completion
 from broker.cli.generations.commands import cancel, delete, ls, models, show, token
 from broker.cli.generations.enqueue import enqueue
 from broker.cli.generations.follow import follow, replay
-from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples
+from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, TERMINATED, USAGE, examples, exit_code
 from broker.cli.queue.queue import pause, queue, resume
 from broker.cli.queue.retry import retry
 from broker.cli.queue.upstreams import upstreams
 from broker.cli.settings import settings
 from broker.cli.tables import one_line
 from broker.cli.top.command import top
-from broker.dev import launcher as dev_run
-from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.errors import BrokerError
 from broker.runtime.environment import read_variable
 from broker.runtime.process import python_module
 from broker.version import __version__
+from tokencast_client import TokencastError
 
 _EPILOG = f"""\b
 Exit codes:
@@ -72,9 +72,9 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokerError as error:
+    except (BrokerError, TokencastError) as error:
         click.echo(f"tokencast: {one_line(str(error))}", err=True)
-        return NOT_FOUND if isinstance(error, GenerationNotFound | GenerationGone) else USAGE
+        return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # of stdout: the client raises errors of its own for a connection to the gateway
@@ -122,7 +122,9 @@ def dev() -> None:
     The upstream is the one of OPENAI_API_KEY and OPENAI_BASE_URL; if neither is set, it is simulated. If REDIS_URL is
     set, that Redis is used instead of an embedded one. PORT (8000) is the port of the gateway.
     """
-    sys.exit(dev_run.run())
+    from broker.dev import launcher  # for this command alone
+
+    sys.exit(launcher.run())
 
 
 def _becomes(name: str, module: str, summary: str) -> None:

@@ -8,9 +8,9 @@ from typing import cast
 
 import click
 
-from broker.chunks import text_of_chunk
+from broker.chunks import Json, text_of_chunk
 from broker.cli.tables import REASONS
-from broker.gateway_client.client import TERMINAL, Json, Received
+from tokencast_client import TERMINAL_EVENTS, Event
 
 # The text of a model can contain escape sequences, which a terminal would execute.
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
@@ -26,7 +26,7 @@ def _waits(reason: str) -> str:
     return f"waiting: {REASONS[reason]} ({reason})" if reason in REASONS else f"waiting ({reason})"
 
 
-_PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *TERMINAL})
+_PRINTED = frozenset({"chunk", "reset", "gap", "waiting", *TERMINAL_EVENTS})
 
 
 class Printer:
@@ -36,13 +36,13 @@ class Printer:
         self._in_line = False
         self._half: str = ""  # first half of a surrogate pair: some upstreams send its two escapes in two chunks
 
-    def show(self, received: Received) -> None:
-        if received.event not in _PRINTED:
+    def show(self, event: Event) -> None:
+        if event.name not in _PRINTED:
             return
-        data = cast(Json, json.loads(received.data))
-        if received.event not in ("chunk", "waiting", "gap"):
+        data = cast(Json, json.loads(event.raw))
+        if event.name not in ("chunk", "waiting", "gap"):
             self._end_line()
-        match received.event:
+        match event.name:
             case "chunk":
                 self._write(text_of_chunk(data))
             case "reset":
@@ -86,11 +86,11 @@ class Printer:
             self._in_line = False
 
 
-def json_event(received: Received) -> str:
-    """Return an event as one line of JSON, with its data unchanged."""
-    data = received.data.replace("\n", " ")  # a raw line break in JSON is white space
-    whose = f'"generation":"{received.generation}",' if received.generation else ""
-    return harmless(f'{{{whose}"id":{json.dumps(received.id)},"event":{json.dumps(received.event)},"data":{data}}}')
+def json_event(event: Event, *, named: bool = False) -> str:
+    """Return an event as one line of JSON, with its data unchanged. `named`: with its generation."""
+    data = event.raw.replace("\n", " ")  # a raw line break in JSON is white space
+    whose = f'"generation":"{event.generation}",' if named else ""
+    return harmless(f'{{{whose}"id":{json.dumps(event.cursor)},"event":{json.dumps(event.name)},"data":{data}}}')
 
 
 class LinePrinter:
@@ -102,13 +102,13 @@ class LinePrinter:
     def __init__(self) -> None:
         self._printers: dict[str, _Buffer] = {}
 
-    def show(self, received: Received) -> None:
-        gid = received.generation
+    def show(self, event: Event) -> None:
+        gid = event.generation
         printer = self._printers.get(gid)
         if printer is None:
             printer = self._printers[gid] = _Buffer(gid[-8:])
-        printer.show(received)
-        if received.event == "completed":
+        printer.show(event)
+        if event.name == "completed":
             printer.note("completed")
 
     def note(self, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from broker.gateway_client.client import Json
+from broker.chunks import Json
 
 REASONS = {
     "queued": "all workers are busy",

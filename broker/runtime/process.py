@@ -60,7 +60,7 @@ def python_module(name: str, *arguments: str) -> list[str]:
 def install_command(extra: str) -> str:
     """Return the command that installs an extra of this distribution, in a checkout or from the package index."""
     checkout = (_home() / "pyproject.toml").is_file()
-    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'tokencast-broker[{extra}]'"
+    return f"pip install -e clients/python -e '.[{extra}]'" if checkout else f"pip install 'tokencast-broker[{extra}]'"
 
 
 def _home() -> Path:

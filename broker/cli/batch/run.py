@@ -6,7 +6,6 @@ was sent is not lost: a repeated run sends the same idempotency keys and gets th
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,14 +13,15 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import cast
 
+from broker.chunks import Json
+from broker.cli.batch.answers import Answer, checked, exchange, keep_asking
 from broker.cli.batch.bar import ProgressBar
 from broker.cli.batch.requests import Line, Requests
 from broker.cli.batch.results import Results
-from broker.errors import BrokerError, GenerationGone, GenerationNotFound
+from broker.errors import GenerationGone, GenerationNotFound
 from broker.events import FINAL_STATUSES
-from broker.gateway_client.client import Answer, Client, Json, Received, RequestRefused
-from broker.gateway_client.connection import Unreachable
-from broker.gateway_client.reconnect import TRY_LATER, ReconnectDelay
+from tokencast_client import Client, Event, TokencastError, Unreachable
+from tokencast_client.reconnect import TRY_LATER
 
 _REDRAW = 1.0  # seconds
 LOOK_EVERY = 30.0
@@ -42,7 +42,7 @@ class BatchRun:
         self._requests = requests
         self._results = results
         self._bar = bar
-        self._reports: SimpleQueue[Received | BrokerError | str] = SimpleQueue()
+        self._reports: SimpleQueue[Event | TokencastError | str] = SimpleQueue()
         self._waiting: dict[str, str] = {}  # generation → custom_id, those that were looked at last at the end
         self._ids: dict[str, str] = {}  # custom_id → generation
         self._running: set[str] = set()
@@ -68,14 +68,19 @@ class BatchRun:
         own = any(group_of(line.body) is not None for line in self._requests.lines)
         group = "" if own else self._requests.group
         try:
-            for received in self._client.activity("latest", notice=self._reports.put, group=group, opening=True):
-                self._reports.put(received)
-        except BrokerError as error:
+            for event in self._client.activity(
+                "latest", group=group, opening=True, on_disconnect=self._lost_connection
+            ):
+                self._reports.put(event)
+        except TokencastError as error:
             self._reports.put(error)
+
+    def _lost_connection(self, _: str) -> None:
+        self._reports.put("connection lost, reconnecting")
 
     def _wait_for_opening(self) -> None:
         """Wait for the first id of the activity: from then on no end is missed."""
-        while not isinstance(report := self._reports.get(), Received) or not report.id:
+        while not isinstance(report := self._reports.get(), Event) or not report.cursor:
             self._handle(report)
 
     def _work(self, seconds: float) -> None:
@@ -95,25 +100,23 @@ class BatchRun:
         done = self._results.done.values()
         self._bar.draw(len(done), len(done) - sum(done), len(self._running), now=now)
 
-    def _handle(self, report: Received | BrokerError | str) -> None:
-        if isinstance(report, BrokerError):
+    def _handle(self, report: Event | TokencastError | str) -> None:
+        if isinstance(report, TokencastError):
             raise report
         if isinstance(report, str):
             self._bar.note(report)
             self._next_look = time.monotonic()  # the connection was lost
-        elif report.event == "gap":
+        elif report.name == "gap":
             self._look_at_all()
-        elif report.data:
-            generation = cast(Json, json.loads(report.data))
-            if report.event == "gone":
-                self._lost(generation["id"])
-            else:
-                self._update(generation)
+        elif report.name == "gone":
+            self._lost(report.generation)
+        elif report.raw:
+            self._update(report.data)
 
     def _look_at_all(self) -> None:
         """Check every generation, because events were missed while the connection was lost."""
         for gid in list(self._waiting):
-            self._take(gid, self._ask(lambda gid=gid: self._client.exchange("GET", f"/v1/generations/{gid}")))
+            self._take(gid, self._ask(lambda gid=gid: exchange(self._client, "GET", f"/v1/generations/{gid}")))
 
     def _look(self) -> None:
         """Look at the generations that were not looked at for the longest time, and at more while some of them have
@@ -124,7 +127,7 @@ class BatchRun:
             found = False
             for gid in list(self._waiting)[:_LOOKED_AT]:
                 try:
-                    answer = self._client.exchange("GET", f"/v1/generations/{gid}")
+                    answer = exchange(self._client, "GET", f"/v1/generations/{gid}")
                 except Unreachable:
                     answer = None
                 if answer is None or answer.status in TRY_LATER:
@@ -170,7 +173,7 @@ class BatchRun:
         bodies = [self._body(line) if wanted else {} for line, wanted in zip(part, missing, strict=True)]
         headers = {"Idempotency-Key": self._requests.key_of(part)}
         sent = {"generations": bodies}
-        answer = self._ask(lambda: self._client.exchange("POST", "/v1/generations/batch", sent, headers))
+        answer = self._ask(lambda: exchange(self._client, "POST", "/v1/generations/batch", sent, headers))
         waits: list[float] = []
         for line, wanted, item in zip(part, missing, checked(answer)["data"], strict=True):
             if not wanted:
@@ -221,7 +224,7 @@ class BatchRun:
         gid, error = generation["id"], cast(Json, generation["error"] or {})
 
         def answered() -> Answer:
-            return self._client.exchange("GET", f"/v1/chat/completions/{gid}")
+            return exchange(self._client, "GET", f"/v1/chat/completions/{gid}")
 
         def is_its_own(answer: Answer) -> bool:
             """Return whether an error is that of the generation, and not one of the gateway."""
@@ -252,30 +255,10 @@ class BatchRun:
         return self._waiting.pop(gid, None)
 
     def _ask(self, request: Callable[[], Answer], is_final: Callable[[Answer], bool] = lambda _: False) -> Answer:
-        """Send a request until it is answered: restarts of the gateway are survived."""
-        delay = ReconnectDelay(self._client.url)
-        delay.contact()
-        while True:
-            try:
-                answer = request()
-                if answer.status not in TRY_LATER or is_final(answer):
-                    return answer
-                delay.set_retry_after(answer.wait)
-            except Unreachable:
-                pass
-            delay.wait(progress=False)
+        return keep_asking(self._client.base_url, request, is_final)
 
 
 def group_of(body: Json) -> str | None:
     """Return the group that a request names."""
     options = body.get("tokencast")
     return cast(Json, options).get("group") if isinstance(options, dict) else None
-
-
-def checked(answer: Answer) -> Json:
-    """Return the body of a successful response. Raises RequestRefused with the gateway's message."""
-    if answer.status >= 400:
-        error: object = answer.body.get("error")
-        message = cast(Json, error).get("message") if isinstance(error, dict) else None
-        raise RequestRefused(str(message or f"The gateway responded with {answer.status}."))
-    return answer.body

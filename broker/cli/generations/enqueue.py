@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast, get_args
 
 import click
 
+from broker.chunks import Json
 from broker.cli.completion import groups_to_complete, models_to_complete
 from broker.cli.generations.follow import print_events
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.times import Duration, Moment
-from broker.gateway_client.client import Json
+from broker.errors import InvalidRequest
+from broker.request.options import Policy
+from tokencast_client import Client
 
 
 @click.command(
@@ -26,6 +29,7 @@ from broker.gateway_client.client import Json
         "tokencast enqueue --priority 1 --group nightly --queue-timeout 10m 'Urgent.'",
         "tokencast enqueue --delay 2h --ttl 7d 'Later.'",
         """echo '{"messages": [{"role": "user", "content": "Hi"}]}' | tokencast enqueue --body -""",
+        """echo '[{"role": "user", "content": "Hi"}]' | tokencast enqueue --messages -""",
         "id=$(tokencast enqueue hello) && tokencast follow $id",
     ),
 )
@@ -33,14 +37,22 @@ from broker.gateway_client.client import Json
 @click.option("--model", shell_complete=models_to_complete, help="Model; default: the first that the gateway lists.")
 @click.option("--system", help="System message, placed before the prompt.")
 @click.option("--body", "file", type=click.File("rb"), metavar="FILE", help="Request body (JSON) instead of PROMPT.")
+@click.option(
+    "--messages", "history", type=click.File("rb"), metavar="FILE", help="Messages (JSON list); PROMPT follows them."
+)
 @click.option("--param", multiple=True, metavar="KEY=JSON", help="Field of the request body; repeatable.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Metadata of the generation; repeatable.")
 @click.option("--priority", type=click.IntRange(1, 5), help="1 is first, 5 last; default: 3.")
-@click.option("--delay", type=Duration(), help="Do not start before this has passed: 90, 30s, 15m, 2h.")
+@click.option("--delay", "delay_seconds", type=Duration(), help="Do not start for this long: 90, 30s, 15m, 2h.")
 @click.option("--run-at", type=Moment(ahead=True), help="Do not start before this time: ISO 8601 or unix seconds.")
 @click.option("--queue-timeout", type=Duration(), help="Fail if the generation has waited for longer.")
 @click.option("--group", shell_complete=groups_to_complete, help="Group of the generation.")
-@click.option("--ttl", type=Duration(), help="Time for which the generation is kept after its end.")
+@click.option("--ttl", "ttl_seconds", type=Duration(), help="Time for which the generation is kept after its end.")
+@click.option(
+    "--on-upstream-error",
+    type=click.Choice(get_args(Policy)),
+    help="What to do if the answer breaks off after its first token; default: fail.",
+)
 @click.option("--webhook", metavar="URL", help="URL to call when the generation has ended.")
 @click.option("--idempotency-key", help="Key that makes a repeated request return the same generation.")
 @click.option("--follow", "then_follow", is_flag=True, help="Print the text as it arrives; the id goes to stderr.")
@@ -50,69 +62,71 @@ def enqueue(
     model: str | None,
     system: str | None,
     file: BinaryIO | None,
+    history: BinaryIO | None,
     param: tuple[str, ...],
     metadata: tuple[str, ...],
-    webhook: str | None,
     idempotency_key: str | None,
     then_follow: bool,
     as_json: bool,
-    **options: float | str | None,
+    **options: Any,
 ) -> None:
     """Enqueue PROMPT, or standard input, and print the generation's id.
 
     With --body the request is the JSON object of a file (`-`: standard input); other options take precedence over its
-    fields.
+    fields. With --messages the conversation so far is the JSON list of a file.
     """
-    body: Json = _read_body(file, prompt, system) if file else {"messages": _messages(read_prompt(prompt), system)}
+    if options["delay_seconds"] is not None and options["run_at"] is not None:
+        raise click.UsageError("Use either --delay or --run-at.")
+    body: Json = _read_body(file, prompt, system, history) if file else {"messages": _messages(prompt, system, history)}
     body.update(parse_parameters(param))
     if pairs := parse_metadata(metadata):
         body["metadata"] = {**_object(body, "metadata"), **pairs}
-    if given := _options(webhook, options):
-        body["tokencast"] = {**_object(body, "tokencast"), **given}
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
     with open_client() as client:
         if model or "model" not in body:
-            body["model"] = model or client.default_model()
-        generation = client.post("/v1/generations", body, headers)
+            body["model"] = model or default_model(client)
+        generation = client.enqueue(body, idempotency_key=idempotency_key, **options)
         if not then_follow:
-            click.echo(json_line(generation) if as_json else generation["id"])
+            click.echo(json_line(generation.raw) if as_json else generation.id)
             return
-        click.echo(generation["id"], err=True)
-        print_events(client, [generation["id"]], None, as_json)
+        click.echo(generation.id, err=True)
+        print_events(client, [generation.id], None, as_json)
 
 
-def _options(webhook: str | None, options: dict[str, float | str | None]) -> Json:
-    """Return the fields of the request's `tokencast` object. UsageError for --delay with --run-at."""
-    if options["delay"] is not None and options["run_at"] is not None:
-        raise click.UsageError("Use either --delay or --run-at.")
-    fields: Json = {
-        "priority": options["priority"],
-        "delay_seconds": options["delay"],
-        "run_at": options["run_at"],
-        "queue_timeout": options["queue_timeout"],
-        "group": options["group"],
-        "ttl_seconds": options["ttl"],
-        "webhook": {"url": webhook} if webhook else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+def default_model(client: Client) -> str:
+    """Return the first model that the gateway lists by name."""
+    named = [model for model in client.models() if not set(model) & set("*?[")]
+    if not named:
+        raise InvalidRequest(f"The gateway at {client.base_url} lists no model; choose one with --model.")
+    return named[0]
 
 
-def _messages(content: str, system: str | None) -> list[Json]:
-    prompt = [{"role": "user", "content": content}]
-    return [{"role": "system", "content": system}, *prompt] if system else [*prompt]
+def _messages(prompt: str | None, system: str | None, history: BinaryIO | None) -> list[Json]:
+    """Return the system message, those of a file, and the prompt. Without a file, the prompt can be standard input."""
+    before = [{"role": "system", "content": system}] if system else []
+    if history is None:
+        return [*before, {"role": "user", "content": read_prompt(prompt)}]
+    messages = _read_json(history, "--messages")
+    if not isinstance(messages, list):
+        raise click.BadParameter("not a JSON list.", param_hint="--messages")
+    after = [] if prompt is None else [{"role": "user", "content": read_prompt(prompt)}]
+    return [*before, *cast("list[Json]", messages), *after]
 
 
-def _read_body(file: BinaryIO, prompt: str | None, system: str | None) -> Json:
+def _read_body(file: BinaryIO, prompt: str | None, system: str | None, history: BinaryIO | None) -> Json:
     """Return the object in a file. UsageError, BadParameter."""
-    if prompt is not None or system is not None:
-        raise click.UsageError("--body excludes PROMPT and --system.")
-    try:
-        body: object = json.loads(file.read())
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"not valid JSON: {error}", param_hint="--body") from None
+    if prompt is not None or system is not None or history is not None:
+        raise click.UsageError("--body excludes PROMPT, --system and --messages.")
+    body = _read_json(file, "--body")
     if not isinstance(body, dict):
         raise click.BadParameter("not a JSON object.", param_hint="--body")
     return cast(Json, body)
+
+
+def _read_json(file: BinaryIO, option: str) -> object:
+    try:
+        return json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not valid JSON: {error}", param_hint=option) from None
 
 
 def _object(body: Json, name: str) -> Json:

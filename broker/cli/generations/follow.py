@@ -10,10 +10,20 @@ import click
 
 from broker.cli.completion import ids_to_complete
 from broker.cli.generations.progress import ProgressLine
-from broker.cli.options import CANCELLED, FAILED, INTERRUPTED, NOT_FOUND, examples, exit_when_stdout_closes, open_client
+from broker.cli.options import (
+    CANCELLED,
+    FAILED,
+    INTERRUPTED,
+    NOT_FOUND,
+    examples,
+    exit_when_stdout_closes,
+    open_client,
+    report,
+)
 from broker.cli.output import LinePrinter, Printer, json_event
-from broker.gateway_client.client import Client
+from broker.errors import GenerationNotFound
 from broker.ids import check_id
+from tokencast_client import Client
 
 _EXIT_BY_EVENT = {"completed": 0, "failed": FAILED, "cancelled": CANCELLED, "gone": NOT_FOUND}
 
@@ -35,13 +45,23 @@ def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
 
     Lost connections and restarts of the gateway are survived. Several generations are printed line by line, each line
     prefixed with the end of its generation's id, or as JSON with a "generation" field. The exit code is then 0 only if
-    all of them completed.
+    all of them completed; an ID that does not exist does not stop the others.
     """
-    gids = list(dict.fromkeys(map(check_id, ids)))
-    if len(gids) > 1 and after not in (None, "latest"):
+    given = list(dict.fromkeys(ids))
+    if len(given) > 1 and after not in (None, "latest"):
         raise click.UsageError("With several IDs, --after can only be `latest`.")
+    gids = [check_id(given[0])] if len(given) == 1 else [gid for gid in given if _is_id(gid)]
     with open_client() as client:
-        print_events(client, gids, after, as_json)
+        print_events(client, gids, after, as_json, named=len(given) > 1, missing=len(gids) < len(given))
+
+
+def _is_id(gid: str) -> bool:
+    """Return whether a text is an id; report one that is not."""
+    try:
+        return bool(check_id(gid))
+    except GenerationNotFound as error:
+        report(gid, error)
+        return False
 
 
 @click.command(
@@ -55,48 +75,58 @@ def follow(ids: tuple[str, ...], after: str | None, as_json: bool) -> None:
 def replay(id: str, speed: float, after: str | None, as_json: bool) -> None:  # noqa: A002
     """Print the text of generation ID with its recorded timing, scaled by --speed."""
     with open_client() as client:
-        print_events(client, [check_id(id)], after, as_json, speed)
+        print_events(client, [check_id(id)], after, as_json, speed=speed)
 
 
 def print_events(
-    client: Client, gids: Sequence[str], after: str | None, as_json: bool, speed: float | None = None
+    client: Client,
+    gids: Sequence[str],
+    after: str | None,
+    as_json: bool,
+    *,
+    speed: float | None = None,
+    named: bool = False,
+    missing: bool = False,
 ) -> NoReturn:
-    """Print the text of one generation, or of several line by line, and exit.
+    """Print the text of one generation, or of several line by line (`named`), and exit.
 
-    The exit code of several is 0 if all completed, otherwise the lowest code of those that did not.
+    The exit code of several is 0 if all completed, otherwise the lowest code of those that did not. `missing`: one of
+    them does not exist.
     """
-    one = gids[0] if len(gids) == 1 else None
+    one = None if named else gids[0]
     printer = Printer() if one else LinePrinter()
     progress = ProgressLine(client, one if one and after is None and speed is None else None)
 
-    def notice(text: str) -> None:
+    def on_disconnect(_: str) -> None:
         progress.clear()
-        printer.note(text)
+        printer.note("connection lost, reconnecting")
 
     if one:
-        events = client.follow(one, after, speed=speed, notice=notice)
+        events = client.follow(one, after, speed=speed, on_disconnect=on_disconnect)
     else:
-        events = client.follow_all([f"{gid}@{after}" if after else gid for gid in gids], notice=notice)
+        names = [f"{gid}@{after}" if after else gid for gid in gids]
+        events = client.follow_all(names, on_disconnect=on_disconnect)
     exit_when_stdout_closes()
     endings: dict[str, str] = {}
     cursor = after
     try:
         with progress:
-            for received in events:
-                progress.update(received)
-                cursor = received.id or cursor
-                if received.event in _EXIT_BY_EVENT:
-                    endings[received.generation or gids[0]] = received.event
+            for event in events:
+                progress.update(event)
+                cursor = event.cursor or cursor
+                if event.terminal:
+                    endings[event.generation] = event.name
                 if as_json:
-                    click.echo(json_event(received))
+                    click.echo(json_event(event, named=named))
                 else:
-                    printer.show(received)
+                    printer.show(event)
     except KeyboardInterrupt:
         after_option = f" --after {cursor}" if cursor and one else ""
         printer.note(f"the generation continues; to resume: tokencast follow {' '.join(gids)}{after_option}")
         sys.exit(INTERRUPTED)
     for gid in gids:
         if gid not in endings:  # there were no events after the cursor
-            endings[gid] = str(client.get(f"/v1/generations/{gid}")["status"])
+            endings[gid] = client.get(gid).status
     codes = {_EXIT_BY_EVENT.get(ending, FAILED) for ending in endings.values()} - {0}
+    codes |= {NOT_FOUND} if missing else set()
     sys.exit(min(codes, default=0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -11,8 +10,9 @@ from typing import Self
 
 import click
 
+from broker.chunks import Json
 from broker.cli.tables import duration, why
-from broker.gateway_client.client import TERMINAL, Client, Json, Received
+from tokencast_client import Client, Event
 
 _INTERVAL = 1.0  # seconds
 _CLEAR = "\r\x1b[K"
@@ -42,15 +42,15 @@ class ProgressLine:
     ) -> None:
         self._end()
 
-    def update(self, received: Received) -> None:
+    def update(self, event: Event) -> None:
         """Process an event; to be called before it is printed."""
-        if received.event == "chunk" or received.event in TERMINAL:
+        if event.name == "chunk" or event.terminal:
             self._end()
             return
         self.clear()
-        if received.event == "waiting":
-            self._waits = json.loads(received.data)
-        elif received.event in ("started", "reset"):
+        if event.name == "waiting":
+            self._waits = event.data
+        elif event.name in ("started", "reset"):
             self._waits = None
 
     def _end(self) -> None:
@@ -80,7 +80,7 @@ class ProgressLine:
         now, waits = time.time(), self._waits
         if waits is not None and now < (waits["retry_at"] or 0.0):
             return f"waiting: {why(waits, now)}"
-        generation = self._client.get(f"/v1/generations/{self._gid}")
+        generation = self._client.get(self._gid or "").raw
         if generation["status"] == "in_progress":
             return f"waiting for the first token, {duration(now - generation['started_at'])}"
         if generation["status"] != "queued":

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import click
 
+from broker.chunks import Json
 from broker.cli.completion import upstreams_to_complete
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.queue.upstreams import upstream_rows
 from broker.cli.tables import duration, table, until
-from broker.gateway_client.client import Client, Json
+from tokencast_client import Client, Queue
 
 _READ = 1000  # waiting generations that are read to find the next ones: the list begins with the newest
 
@@ -28,7 +29,7 @@ def queue(limit: int, as_json: bool) -> None:
     The numbers are those of all tenants; the next in line are the caller's.
     """
     with open_client() as client:
-        upstreams, state = client.get("/v1/upstreams")["data"], client.get("/v1/queue")
+        upstreams, state = [one.raw for one in client.upstreams()], client.queue().raw
         following, complete = _next_in_line(client, limit, state["depth"])
     if as_json:
         click.echo(json_line({"upstreams": upstreams, "queue": state, "next": following}))
@@ -52,7 +53,7 @@ def _next_in_line(client: Client, limit: int, depth: int) -> tuple[list[Json], b
     """Return the caller's waiting generations with the lowest positions, and whether all were read."""
     if not limit or not depth:
         return [], True
-    waiting = list(client.generations(_READ, status="queued"))
+    waiting = [one.raw for one in client.list(status="queued", limit=_READ)]
     placed = [one for one in waiting if one["queue"] and one["queue"]["position"] is not None]
     placed.sort(key=lambda one: (one["queue"]["position"], one["priority"], one["created_at"]))
     return placed[:limit], len(waiting) < _READ
@@ -100,7 +101,8 @@ def pause(upstream: str | None, tenant: str | None, as_json: bool) -> None:
 
     Needs a key with the role operator.
     """
-    _change("pause", upstream, tenant, as_json)
+    with open_client() as client:
+        _print_pauses(client.pause(upstream=upstream, tenant=tenant), as_json)
 
 
 @click.command(
@@ -115,14 +117,9 @@ def resume(upstream: str | None, tenant: str | None, as_json: bool) -> None:
 
     Needs a key with the role operator.
     """
-    _change("resume", upstream, tenant, as_json)
-
-
-def _change(action: str, upstream: str | None, tenant: str | None, as_json: bool) -> None:
-    named = {"upstream": upstream, "tenant": tenant}
     with open_client() as client:
-        state = client.post(f"/v1/queue/{action}", {name: value for name, value in named.items() if value is not None})
-    if as_json:
-        click.echo(json_line(state))
-    else:
-        click.echo(f"paused: {', '.join(state['paused']) or 'nothing'}")
+        _print_pauses(client.resume(upstream=upstream, tenant=tenant), as_json)
+
+
+def _print_pauses(state: Queue, as_json: bool) -> None:
+    click.echo(json_line(state.raw) if as_json else f"paused: {', '.join(state.paused) or 'nothing'}")

@@ -7,13 +7,12 @@ from typing import cast
 
 import click
 
+from broker.chunks import Json
 from broker.cli.completion import codes_to_complete, groups_to_complete, ids_to_complete
-from broker.cli.options import FAILED, examples, json_line, open_client
+from broker.cli.options import FAILED, examples, for_each, json_line, open_client
 from broker.cli.tables import error_code, table
 from broker.cli.times import Moment
 from broker.events import FINAL_STATUSES, STATUSES
-from broker.gateway_client.client import Json
-from broker.ids import check_id
 
 
 @click.command(
@@ -58,17 +57,18 @@ def retry(ids: tuple[str, ...], status: tuple[str, ...], dry_run: bool, as_json:
 
 
 def _retry_each(ids: tuple[str, ...], as_json: bool) -> None:
-    """Retry the named generations, up to the first that cannot be."""
-    gids = list(dict.fromkeys(map(check_id, ids)))
     with open_client() as client:
-        for gid in gids:
-            generation = client.post(f"/v1/generations/{gid}/retry")
-            click.echo(json_line(generation) if as_json else generation["id"])
+
+        def work(gid: str) -> None:
+            generation = client.retry(gid)
+            click.echo(json_line(generation.raw) if as_json else generation.id)
+
+        for_each(ids, work)
 
 
 def _retry_matching(request: Json, as_json: bool) -> None:
     with open_client() as client:
-        result = client.post("/v1/generations/retry", request)
+        result = client.retry_all(**request).raw
     if as_json:
         click.echo(json_line(result))
     else:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import quote
 
 import click
 from click.shell_completion import CompletionItem
 
+from broker.chunks import Json
 from broker.cli.completion import upstreams_to_complete
 from broker.cli.options import examples, json_line, open_client
 from broker.cli.tables import table, until
-from broker.gateway_client.client import Json
 
 _HEADINGS = ("UPSTREAM", "STATE", "CALLS", "LIMIT", "LEARNED", "RPM", "TPM", "WAITING", "NEXT TRY")
 _STATES = {"closed": "up", "open": "down", "half_open": "trying"}
@@ -57,7 +56,7 @@ def upstreams(context: click.Context, as_json: bool) -> None:
             raise click.UsageError("Put --json after `set`.")
         return
     with open_client() as client:
-        found: list[Json] = client.get("/v1/upstreams")["data"]
+        found = [one.raw for one in client.upstreams()]
     _print(found, as_json)
 
 
@@ -79,11 +78,12 @@ def set_limits(name: str, as_json: bool, **limits: int | str | None) -> None:
 
     Needs a key with the role operator.
     """
-    patch = {key: None if value == "none" else value for key, value in limits.items() if value is not None}
+    given = {key: value for key, value in limits.items() if value is not None}
+    patch = {key: None if value == "none" else int(value) for key, value in given.items()}
     if not patch:
         raise click.UsageError("Name a limit: --concurrency, --rpm or --tpm.")
     with open_client() as client:
-        changed = client.patch(f"/v1/upstreams/{quote(name, safe='')}", patch)
+        changed = client.update_upstream(name, **patch).raw
     _print([changed], as_json)
 
 

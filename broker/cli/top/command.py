@@ -7,7 +7,6 @@ thread applies what they report and draws.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,18 +14,19 @@ from queue import SimpleQueue
 
 import click
 
+from broker.chunks import Json
 from broker.cli.options import examples, exit_when_stdout_closes, json_line, open_client
 from broker.cli.output import Printer, json_event
 from broker.cli.tables import one_line
 from broker.cli.top.screen import Screen, is_screen
 from broker.cli.top.table import Line, TopTable, pad
-from broker.errors import BrokerError
 from broker.events import STATUSES
-from broker.gateway_client.client import Client, Json, Received, RequestRefused
+from tokencast_client import Client, Event, RequestRefused, TokencastError
 
 _POLL_INTERVAL = 1.0  # seconds between two polls of the running and waiting generations
 _MIN_REDRAW = 0.1  # seconds between two redraws
 _PAGE = 100  # maximum page size of the gateway
+LOST = "connection lost, reconnecting"
 _FILTERS = (None, *STATUSES)
 
 
@@ -62,8 +62,9 @@ def top(once: bool, limit: int, as_json: bool, after: str | None) -> None:
     client = open_client()  # never closed: at exit a thread may still be reading
     if as_json and not once:
         exit_when_stdout_closes()
-        for received in client.activity(after, notice=Printer().note):
-            click.echo(json_event(received))
+        note = Printer().note
+        for event in client.activity(after, on_disconnect=lambda _: note(LOST)):
+            click.echo(json_event(event))
     elif once or not is_screen():
         _print_once(client, limit, as_json)
     else:
@@ -71,7 +72,7 @@ def top(once: bool, limit: int, as_json: bool, after: str | None) -> None:
 
 
 def _print_once(client: Client, limit: int, as_json: bool) -> None:
-    overview, generations = _overview(client), list(client.generations(limit))
+    overview, generations = _overview(client), [one.raw for one in client.list(limit=limit)]
     if as_json:
         click.echo(json_line({"overview": overview, "generations": generations}))
         return
@@ -87,7 +88,7 @@ def _print_once(client: Client, limit: int, as_json: bool) -> None:
 def _overview(client: Client) -> Json | None:
     """Return the gateway's overview; None if it refuses to give one."""
     try:
-        return client.get("/v1/overview")
+        return client.request("GET", "/v1/overview")
     except RequestRefused:
         return None
 
@@ -132,12 +133,12 @@ class _Top:
             try:
                 for status in ("in_progress", "queued"):
                     self._poll(_PAGE, status=status)
-            except BrokerError as error:
+            except TokencastError as error:
                 self._report(str(error))
             wake()
 
-    def _poll(self, limit: int, **query: str) -> None:
-        page = self._client.get("/v1/generations", limit=limit, **query)["data"]
+    def _poll(self, limit: int, status: str | None = None) -> None:
+        page = [one.raw for one in self._client.list(status=status, limit=limit)]
         overview, here = _overview(self._client), time.time()
 
         def apply() -> None:
@@ -153,15 +154,15 @@ class _Top:
         last = ""
         while True:
             try:
-                for received in self._client.activity(last, notice=self._report):
-                    last = received.id or last
-                    if received.event == "gap":  # away for too long: read the list again
+                for event in self._client.activity(last, on_disconnect=lambda _: self._report(LOST)):
+                    last = event.cursor or last
+                    if event.name == "gap":  # away for too long: read the list again
                         self._updates.put(self._table.clear)
                         self._poll(_PAGE)
                         continue
-                    self._updates.put(lambda received=received: self._show(received))
+                    self._updates.put(lambda event=event: self._show(event))
                     wake()
-            except BrokerError as error:  # also if the client has given up reconnecting
+            except TokencastError as error:  # also if the client has given up reconnecting
                 self._report(str(error))
                 wake()
             time.sleep(_POLL_INTERVAL)
@@ -174,12 +175,11 @@ class _Top:
 
     # --- the table ----------------------------------------------------------------------------------------------
 
-    def _show(self, received: Received) -> None:
-        generation = json.loads(received.data)
-        if received.event == "gone":
-            self._table.remove(generation["id"])
+    def _show(self, event: Event) -> None:
+        if event.name == "gone":
+            self._table.remove(event.generation)
         else:
-            self._table.update(generation)
+            self._table.update(event.data)
 
     def _press(self, key: str, height: int) -> None:
         page = max(1, height - 5)
@@ -195,7 +195,7 @@ class _Top:
         room = max(0, height - 4)
         self._offset = max(0, min(self._offset, len(rows) - room))
         shown = rows[self._offset : self._offset + room]
-        title = f"tokencast top  {one_line(self._client.url)}"
+        title = f"tokencast top  {one_line(self._client.base_url)}"
         if self._problem:
             title += f"  ({one_line(self._problem)})"
         table = list(self._table.lines(shown, time.time() + self._ahead, width))

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from broker.chunks import Json
 from broker.cli.tables import duration, error_code, one_line, tokens
 from broker.events import FINAL_STATUSES, STATUSES
-from broker.gateway_client.client import Json
 from broker.ids import parse_cursor
 
 KEPT = 1000  # maximum number of ended generations

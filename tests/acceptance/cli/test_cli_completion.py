@@ -56,7 +56,7 @@ async def test_bash_completes_commands_options_and_ids(api: Gateway, path: str) 
         completions("tokencast ls --status", path, api.url, "c"),
         completions("tokencast enqueue --model", path, api.url),
         completions("tokencast follow", path, api.url),
-        completions(f"tokencast show --json {gids[0]}", path, api.url, gids[0]),
+        completions(f"tokencast replay --json {gids[0]}", path, api.url, gids[0]),
         completions("tokencast ls --group", path, api.url),
         completions("tokencast pause --upstream", path, api.url),
         completions("tokencast upstreams set default --rpm", path, api.url),

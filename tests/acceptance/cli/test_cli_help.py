@@ -168,12 +168,28 @@ async def test_every_command_with_output_has_a_json_option() -> None:
         assert "--json" in {option for parameter in cli.commands[name].params for option in parameter.opts}, name
 
 
-async def test_deletions_stop_at_the_first_failure(running: Gateway) -> None:
+async def test_one_bad_id_does_not_stop_the_others(running: Gateway) -> None:
+    """The exit code is the lowest of those that failed."""
     first, last = [await ended_generation(running) for _ in range(2)]
     unknown = "gen_01kbn2h8v010" + "0" * 22
+    text = (await running.get(first))["text"]
+    waiting = (await running.create(request_body(model="sim", tokencast={"delay_seconds": 600})))["id"]
+    followed, shown, tokens, retried = await gather(
+        *(tokencast(command, first, unknown, "x", last, url=running.url) for command in ("follow", "show", "token")),
+        tokencast("retry", first, unknown, waiting, last, url=running.url),
+    )
+    assert followed.code == 4
+    assert followed.out.count(" | ") == 2 * len(text.splitlines())
+    assert f"{unknown[-8:]}: deleted" in followed.err
+    assert (shown.code, shown.out.count(text)) == (4, 2)
+    assert (tokens.code, [line.split()[1] for line in tokens.out.splitlines() if line.startswith("id ")]) == (
+        4,
+        [first, last],
+    )
+    assert (retried.code, len(retried.out.splitlines())) == (2, 2), "not_ended is a refusal"
     done = await tokencast("delete", first, unknown, last, url=running.url)
-    assert (done.code, done.out) == (4, f"{first}\n")
-    assert (await running.get(last))["status"] == "completed"
+    assert (done.code, done.out) == (4, f"{first}\n{last}\n")
+    assert done.err == f"tokencast: {unknown}: No such generation.\n"
 
 
 async def test_a_list_into_a_closed_pipe_dies_of_sigpipe(running: Gateway, path: str, home: Path) -> None:

@@ -109,10 +109,12 @@ async def test_changes_need_an_operator(own_redis: EmbeddedRedis) -> None:
 async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> None:
     options = ("--priority", "2", "--group", "nightly", "--delay", "1h", "--ttl", "2h", "--queue-timeout", "5m")
     body = json.dumps({"model": "sim", "messages": request_body()["messages"], "metadata": {"a": "1"}}).encode()
-    by_option, by_file, absolute = await gather(
+    history = json.dumps([{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]).encode()
+    by_option, by_file, absolute, going_on = await gather(
         tokencast("enqueue", "Hi", *options, "--param", "temperature=0.5", "--param", 'stop=["x"]', url=idle.url),
         tokencast("enqueue", "--body", "-", "--metadata", "b=2", "--json", url=idle.url, given=body),
         tokencast("enqueue", "Hi", "--run-at", str(int(time.time()) + 3600), "--json", url=idle.url),
+        tokencast("enqueue", "3", "--messages", "-", "--on-upstream-error", "continue", url=idle.url, given=history),
     )
     generation = (await idle.http.get(f"/v1/generations/{by_option.out.strip()}?include=request")).json()
     assert (generation["priority"], generation["group"]) == (2, "nightly")
@@ -122,6 +124,9 @@ async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> Non
     told = json.loads(by_file.out)
     assert (told["model"], told["metadata"]) == ("sim", {"a": "1", "b": "2"})
     assert json.loads(absolute.out)["run_at"] > time.time()
+    request = (await idle.http.get(f"/v1/generations/{going_on.out.strip()}?include=request")).json()["request"]
+    assert [message["content"] for message in request["messages"]] == ["1", "2", "3"]
+    assert "continue" in json.dumps(request)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,7 @@ async def test_the_options_of_enqueue_reach_the_generation(idle: Gateway) -> Non
     [
         ("Hi", "--body", "/dev/null"),
         ("--body", "/dev/null"),
+        ("--messages", "/dev/null"),
         ("Hi", "--delay", "1h", "--run-at", "2h"),
         ("Hi", "--param", "user=anna"),
         ("Hi", "--priority", "6"),
@@ -187,10 +193,12 @@ async def test_failed_generations_are_listed_and_retried(own_redis: EmbeddedRedi
 async def test_several_generations_are_cancelled(idle: Gateway) -> None:
     gids = [(await idle.create())["id"] for _ in range(2)]
     unknown = "gen_01kbn2h8v010" + "0" * 22
-    done = await tokencast("cancel", gids[0], unknown, gids[1], url=idle.url)
-    assert (done.code, done.out) == (4, f"{gids[0]}  cancelled\n")
+    printed = "".join(f"{gid}  cancelled\n" for gid in gids)
+    some = await tokencast("cancel", gids[0], unknown, "x", gids[1], url=idle.url)
+    assert (some.code, some.out) == (4, printed), "the others are cancelled"
+    assert some.err == f"tokencast: {unknown}: No such generation.\ntokencast: x: No such generation.\n"
     both = await tokencast("cancel", *gids, url=idle.url)
-    assert (both.code, both.out) == (0, "".join(f"{gid}  cancelled\n" for gid in gids))
+    assert (both.code, both.out) == (0, printed)
 
 
 async def test_a_busy_upstream_is_shown(own_redis: EmbeddedRedis) -> None:

@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
-from broker.gateway_client.client import Client, Json
-from broker.gateway_client.connection import Unreachable
-from broker.settings.client_settings import ClientSettings
 from tests.acceptance.cli.test_cli import Done, finish
 from tests.acceptance.cli.test_dev import dev
 from tests.servers.certificates import make_authority, make_certificate, needs_openssl, server_context
 from tests.servers.forked import start_module
 from tests.servers.tcp import tcp_server
 from tests.support import Gateway, clean_environment, gateway, gather, service, worker
+from tokencast_client import Client, Generation, Unreachable
 
 PROGRAMS = {
     "tokencast api": ("api",),
@@ -155,12 +153,12 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-async def listed_generations(url: str) -> list[Json]:
+async def listed_generations(url: str) -> list[Generation]:
     """List generations with the client of the commands."""
 
-    def ask() -> list[Json]:
-        with Client(ClientSettings(url=url, api_key="k")) as opened:
-            return list(opened.generations(1))
+    def ask() -> list[Generation]:
+        with Client(url, "k", max_retries=0) as opened:
+            return list(opened.list(limit=1))
 
     return await asyncio.to_thread(ask)
 

@@ -206,4 +206,4 @@ async def test_a_missing_sdk_is_reported_and_the_gateway_runs(own_redis: Embedde
     without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     async with gateway(own_redis.url, **without) as api:
         assert (await api.create())["status"] == "queued"
-        assert "not installed: pip install -e '.[otel]'" in api.process.output
+        assert "not installed: pip install -e clients/python -e '.[otel]'" in api.process.output

@@ -13,10 +13,10 @@ from api.dialects.openai_chat.routes import completion
 from broker.chunks import decode_chunk
 from broker.cli.output import Printer
 from broker.completion.fold import Completion, text_of
-from broker.gateway_client.client import Received
 from broker.generation import Generation
 from broker.ids import Cursor
 from tests.integration.broker.completion.cases import CASES, Json, calls_of, choices_of, chunks_of, text_of_case
+from tokencast_client import Event
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -53,7 +53,7 @@ def test_chunks_decoded_from_bytes_are_merged_the_same(case: Json) -> None:
 def test_the_command_line_prints_the_text(case: Json, capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     for chunk in chunks_of(case):
-        printer.show(Received("1-1", "chunk", json.dumps(chunk)))
+        printer.show(Event("1-1", "chunk", json.dumps(chunk)))
     assert capsys.readouterr() == (case.get("stream_text", text_of_case(case)), "")
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokencast_client
 from broker.chunks import decode_chunk, text_of_chunk
 from broker.cli.output import Printer
 from broker.completion.fold import Completion, fold, text_of
 from broker.events import CHUNK, Event
-from broker.gateway_client.client import Received
 from broker.ids import Cursor
 from broker.json_depth import MAX_DEPTH
 from tests.integration.broker.completion.cases import Json
@@ -113,7 +113,7 @@ def test_the_command_line_shows_any_chunk(chunks: list[Json]) -> None:
     printer = Printer()
     for chunk in chunks:
         assert isinstance(text_of_chunk(chunk), str)
-        printer.show(Received("1-1", "chunk", json.dumps(chunk)))
+        printer.show(tokencast_client.Event("1-1", "chunk", json.dumps(chunk)))
 
 
 @given(JSON, st.binary(max_size=8))

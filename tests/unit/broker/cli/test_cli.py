@@ -17,8 +17,7 @@ from broker.cli.generations.progress import ProgressLine
 from broker.cli.output import LinePrinter, Printer, json_event
 from broker.cli.times import Duration, Moment
 from broker.events import WaitingReason
-from broker.gateway_client.client import Client, Received
-from broker.settings.client_settings import ClientSettings
+from tokencast_client import Client, Event
 
 ID = "gen_01kbn2h8v010" + "0" * 22
 GENERATION = {
@@ -43,9 +42,9 @@ GENERATION = {
 }
 
 
-def chunk(content: str, index: int = 0) -> Received:
+def chunk(content: str, index: int = 0) -> Event:
     data = {"choices": [{"index": index, "delta": {"content": content}}]}
-    return Received("1-1", "chunk", json.dumps(data))
+    return Event("1-1", "chunk", json.dumps(data))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +119,7 @@ def test_only_the_content_of_choice_0_is_text() -> None:
 
 
 def test_an_event_in_json_is_one_line_with_its_data_unchanged() -> None:
-    line = json_event(Received("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
+    line = json_event(Event("7-1", "chunk", '{"a": "\\ud83d",\n "b": 1.0}'))
     assert "\n" not in line
     assert '"data":{"a": "\\ud83d",  "b": 1.0}' in line
     assert json.loads(line)["id"] == "7-1"
@@ -128,8 +127,8 @@ def test_an_event_in_json_is_one_line_with_its_data_unchanged() -> None:
 
 def test_text_is_printed_unchanged_and_ends_with_a_line_break(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
-    for received in (chunk("Hel"), chunk("lo"), chunk("other", index=1), Received("1-4", "completed", "{}")):
-        printer.show(received)
+    for event in (chunk("Hel"), chunk("lo"), chunk("other", index=1), Event("1-4", "completed", "{}")):
+        printer.show(event)
     assert capsys.readouterr() == ("Hello\n", "")
 
 
@@ -150,9 +149,9 @@ def test_a_notice_goes_to_stderr_without_changing_the_text(capsys: pytest.Captur
 
 def test_a_reset_is_announced_on_stderr_and_text_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
-    reset = Received("2-0", "reset", '{"attempt": 2, "reason": "worker_lost"}')
-    for received in (chunk("Hel"), reset, chunk("Hello"), Received("2-2", "completed", "{}")):
-        printer.show(received)
+    reset = Event("2-0", "reset", '{"attempt": 2, "reason": "worker_lost"}')
+    for event in (chunk("Hel"), reset, chunk("Hello"), Event("2-2", "completed", "{}")):
+        printer.show(event)
     out, err = capsys.readouterr()
     assert out == "Hel\nHello\n"
     assert err == "tokencast: restarted (worker_lost); discard the text above\n"
@@ -173,7 +172,7 @@ def test_a_reset_is_announced_on_stderr_and_text_begins_on_a_new_line(capsys: py
 def test_events_without_text_go_to_stderr(
     event: str, data: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Printer().show(Received("1-1", event, data))
+    Printer().show(Event("1-1", event, data))
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -231,20 +230,20 @@ def test_several_generations_are_prefixed_line_by_line(capsys: pytest.CaptureFix
     one, other = "gen_" + "0" * 33 + "1", "gen_" + "0" * 33 + "2"
     lines = LinePrinter()
     for gid, content in ((one, "Hel"), (other, "a\nb"), (one, "lo\n2nd "), (one, "half")):
-        lines.show(Received("1-1", "chunk", chunk(content).data, gid))
+        lines.show(Event("1-1", "chunk", chunk(content).raw, gid))
     assert capsys.readouterr().out.splitlines() == ["00000002 | a", "00000001 | Hello"]
-    lines.show(Received("1-2", "completed", "{}", one))
-    lines.show(Received("1-2", "failed", '{"error": {"message": "It broke.", "code": "x"}}', other))
+    lines.show(Event("1-2", "completed", "{}", one))
+    lines.show(Event("1-2", "failed", '{"error": {"message": "It broke.", "code": "x"}}', other))
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["00000001 | 2nd half", "00000002 | b"]
     assert shown.err.splitlines() == ["tokencast: 00000001: completed", "tokencast: 00000002: failed: It broke. (x)"]
-    assert json_event(Received("1-1", "chunk", "{}", one)).startswith(f'{{"generation":"{one}","id":"1-1",')
+    assert json_event(Event("1-1", "chunk", "{}", one), named=True).startswith(f'{{"generation":"{one}","id":"1-1",')
 
 
 def test_no_progress_is_written_to_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     """No requests are sent either: no thread is started."""
     before = threading.active_count()
-    with ProgressLine(Client(ClientSettings(url="http://127.0.0.1:9")), ID) as progress:
+    with ProgressLine(Client("http://127.0.0.1:9"), ID) as progress:
         assert threading.active_count() == before
-        progress.update(Received("0-1", "created", "{}"))
+        progress.update(Event("0-1", "created", "{}"))
     assert capsys.readouterr() == ("", "")
