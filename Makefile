@@ -73,6 +73,7 @@ compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
+	rm -rf clients/typescript/dist clients/typescript/node_modules tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets stand on -----------------------------------------------------------------------------------------
