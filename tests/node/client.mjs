@@ -1,4 +1,5 @@
-// Calls the TypeScript client for a test in another process: jobs on stdin, results on stdout, one JSON object per line.
+// Calls the TypeScript client for a test in another process: jobs on stdin, results on stdout, one JSON object per
+// line.
 //
 //     node client.mjs FOLDER-OF-THE-PACKAGE
 
@@ -17,13 +18,14 @@ function describe(error) {
 
 const plain = (value) => (value instanceof TokencastError ? { error: describe(value) } : value);
 
+const STREAMS = new Set(["follow", "followAll", "activity"]);
 const running = new Map();
 
 /** The last argument of a method is its options, in which the driver puts what is no JSON. */
 function call(job, client, method, [...given], signal) {
   if (method === "verifyWebhook") return verifyWebhook(...given);
   const onConnection = (state, reason) => send(job, { state: [state, reason?.name ?? null] });
-  const options = { ...given.pop(), signal, ...(method === "follow" || method === "activity" ? { onConnection } : {}) };
+  const options = { ...given.pop(), signal, ...(STREAMS.has(method) ? { onConnection } : {}) };
   return new Client(client)[method.replace("list all", "list")](...given, options);
 }
 

@@ -1,12 +1,27 @@
 /** The client of a gateway. */
 
-import { GenerationCancelled, GenerationFailed, Gone, WaitTimeout, errorOfItem, type TokencastError } from "./errors.js";
-import { textOf } from "./completion/content.js";
-import { resumed, type StreamOptions } from "./follow.js";
+import {
+  GenerationCancelled,
+  GenerationFailed,
+  Gone,
+  WaitTimeout,
+  errorOfItem,
+  type TokencastError,
+} from "./errors.js";
+import { Cursors, eventOf, isTerminal } from "./events.js";
+import { resumed, type ConnectionOptions, type StreamOptions } from "./follow.js";
 import { Listing, pair, queryOf, replaced, retryBodyOf, type Conditions, type ListFilters } from "./listing.js";
 import { keyHeaders, withOptions, type EnqueueOptions, type IdempotentOptions } from "./requests.js";
 import { LinkedSignal } from "./timing.js";
-import { Transport, type Answer, type Call, type CallOptions, type ClientOptions, type Json } from "./transport.js";
+import {
+  Transport,
+  type Answer,
+  type Call,
+  type CallOptions,
+  type ClientOptions,
+  type Json,
+  type Query,
+} from "./transport.js";
 import type {
   ActivityEvent,
   Deliveries,
@@ -17,8 +32,12 @@ import type {
   Group,
   Model,
   Page,
+  PauseTarget,
+  Queue,
   RetryResult,
   StreamToken,
+  Upstream,
+  UpstreamChanges,
 } from "./types.js";
 
 export interface WaitOptions extends CallOptions {
@@ -32,6 +51,17 @@ export interface ActivityOptions extends StreamOptions {
   readonly tenant?: string | undefined;
 }
 
+export interface FollowOptions extends StreamOptions {
+  /** Replay the events at their recorded times, this many times faster: 0.01 to 1000. */
+  readonly speed?: number | undefined;
+}
+
+export interface RequestOptions extends CallOptions {
+  readonly query?: Readonly<Record<string, string | number | boolean>> | undefined;
+  readonly body?: unknown;
+  readonly headers?: Readonly<Record<string, string>> | undefined;
+}
+
 export interface RetryAllOptions extends IdempotentOptions {
   /** Only list what matches. */
   readonly dryRun?: boolean | undefined;
@@ -39,19 +69,6 @@ export interface RetryAllOptions extends IdempotentOptions {
   readonly limit?: number | undefined;
 }
 
-const EVENTS: ReadonlySet<string> = new Set<GenerationEvent["name"]>([
-  "created",
-  "started",
-  "waiting",
-  "chunk",
-  "reset",
-  "gap",
-  "completed",
-  "failed",
-  "cancelled",
-  "gone",
-]);
-const TERMINAL: ReadonlySet<string> = new Set<GenerationEvent["name"]>(["completed", "failed", "cancelled", "gone"]);
 const ACTIVITY: ReadonlySet<string> = new Set<ActivityEvent["name"]>([
   "created",
   "started",
@@ -80,15 +97,19 @@ export class Client {
 
   /** Enqueue a chat.completions body and return the generation. It is created once, however often the request is sent:
    * without an `idempotencyKey` the client makes one. */
-  async enqueue<Request extends GenerationRequest>(request: Request, options: EnqueueOptions = {}): Promise<Generation> {
-    const call = { ...callOf(options), body: withOptions(request, options), headers: keyHeaders(options.idempotencyKey) };
+  async enqueue<Body extends GenerationRequest>(request: Body, options: EnqueueOptions = {}): Promise<Generation> {
+    const call = {
+      ...callOf(options),
+      body: withOptions(request, options),
+      headers: keyHeaders(options.idempotencyKey),
+    };
     return await this.#generation("POST", "/v1/generations", call);
   }
 
   /** Enqueue up to 1,000 bodies. Return for each, in order, its generation or the error for which it was refused.
    * The options apply to all; a body's own `tokencast` takes precedence. */
-  async enqueueBatch<Request extends GenerationRequest>(
-    requests: readonly Request[],
+  async enqueueBatch<Body extends GenerationRequest>(
+    requests: readonly Body[],
     options: EnqueueOptions = {},
   ): Promise<(GenerationSummary | TokencastError)[]> {
     const generations = requests.map((request) => withOptions(request, options));
@@ -109,8 +130,7 @@ export class Client {
     const late = new WaitTimeout(`${id} has not ended within ${timeout} ms; it continues.`);
     const timer = timeout === undefined ? undefined : setTimeout(() => link.abort(late), timeout);
     try {
-      const stream = { after: "latest", signal: link.signal, giveUpAfter: Infinity };
-      for await (const event of this.follow(id, stream)) void event;
+      for await (const event of this.follow(id, { after: "latest", signal: link.signal })) void event;
       return await this.get(id, { signal: link.signal });
     } finally {
       clearTimeout(timer);
@@ -121,22 +141,47 @@ export class Client {
   /** Wait for a generation and return its text. Throws `GenerationFailed` or `GenerationCancelled` if it has none that is
    * complete. */
   async text(id: string, options: WaitOptions = {}): Promise<string> {
-    const generation = await this.wait(id, options);
-    if (generation.status === "failed") throw new GenerationFailed(generation);
-    if (generation.status === "cancelled") throw new GenerationCancelled(generation);
-    return generation.text;
+    return textOf(await this.wait(id, options));
+  }
+
+  /** Yield the whole text so far, each time it grows. After a `reset` it begins again, and after a `gap` without what is
+   * no longer kept. Throws as `text` does. */
+  async *streamText(id: string, options: ConnectionOptions = {}): AsyncGenerator<string, void, undefined> {
+    let text = "";
+    for await (const event of this.follow(id, options)) {
+      if (event.name === "reset" || event.name === "gap") text = "";
+      text += event.text;
+      if (event.text) yield text;
+    }
+    textOf(await this.get(id, callOf(options)));
   }
 
   /** Yield the events of a generation, each once and in order, until the terminal one. Reconnects and resumes by itself.
    *
    * A `reset` event voids the text so far; a `gap` says that events before it are no longer kept. */
-  async *follow(id: string, options: StreamOptions = {}): AsyncGenerator<GenerationEvent, void, undefined> {
-    const stream = resumed(this.#transport, `${pathOf(id)}/events`, options, { generation: id });
-    for await (const { name, cursor, data } of stream) {
-      if (!EVENTS.has(name)) continue; // of a newer gateway
-      const text = name === "chunk" ? textOf(data) : "";
-      yield { name, cursor, data, text } as GenerationEvent;
-      if (TERMINAL.has(name)) return;
+  async *follow(id: string, options: FollowOptions = {}): AsyncGenerator<GenerationEvent, void, undefined> {
+    const request = { generation: id, query: pair("speed", options.speed?.toString()) };
+    for await (const received of resumed(this.#transport, `${pathOf(id)}/events`, options, request)) {
+      const event = eventOf(received);
+      if (event) yield event;
+      if (event && isTerminal(event)) return;
+    }
+  }
+
+  /** Follow up to 100 generations on one connection, until all have ended. An id can be followed by `@` and a cursor. */
+  async *followAll(
+    ids: Iterable<string>,
+    options: ConnectionOptions = {},
+  ): AsyncGenerator<GenerationEvent & { readonly generation: string }, void, undefined> {
+    const all = new Cursors(ids);
+    if (all.haveEnded) return;
+    const position = (): Query => all.names.map((name) => ["generation", name] as const);
+    for await (const { name, data } of resumed(this.#transport, "/v1/events", options, { position })) {
+      const wrapped = data as { generation: string; cursor: string; data: unknown };
+      const event = eventOf({ ...wrapped, name });
+      if (!event || !all.take(wrapped.generation, event)) continue;
+      yield { ...event, generation: wrapped.generation };
+      if (all.haveEnded) return;
     }
   }
 
@@ -189,7 +234,10 @@ export class Client {
   }
 
   /** Make a token that reads this one generation, for at most ten minutes, for a page without a key. */
-  async token(id: string, options: CallOptions & { readonly ttlSeconds?: number | undefined } = {}): Promise<StreamToken> {
+  async token(
+    id: string,
+    options: CallOptions & { readonly ttlSeconds?: number | undefined } = {},
+  ): Promise<StreamToken> {
     const body = { ttl_seconds: options.ttlSeconds };
     const answer = await this.#transport.request("POST", `${pathOf(id)}/token`, { ...callOf(options), body });
     const made = answer.body as unknown as Omit<StreamToken, "url">;
@@ -226,11 +274,52 @@ export class Client {
     return body["data"] as readonly Model[];
   }
 
+  /** Return what waits, of all tenants, and why. */
+  async queue(options: CallOptions = {}): Promise<Queue> {
+    return (await this.request("GET", "/v1/queue", options)) as unknown as Queue;
+  }
+
+  /** Start no further generation: of all, or of one upstream or tenant. For operators. */
+  async pause(target: PauseTarget = {}, options: CallOptions = {}): Promise<Queue> {
+    return (await this.request("POST", "/v1/queue/pause", { ...options, body: target })) as unknown as Queue;
+  }
+
+  /** End a pause. For operators. */
+  async resume(target: PauseTarget = {}, options: CallOptions = {}): Promise<Queue> {
+    return (await this.request("POST", "/v1/queue/resume", { ...options, body: target })) as unknown as Queue;
+  }
+
+  /** Return the upstreams: limits, calls, circuit. */
+  async upstreams(options: CallOptions = {}): Promise<readonly Upstream[]> {
+    return (await this.request("GET", "/v1/upstreams", options))["data"] as readonly Upstream[];
+  }
+
+  /** Change limits of an upstream, or pause it, at run time; null restores the configured limit. For operators. */
+  async updateUpstream(name: string, changes: UpstreamChanges, options: CallOptions = {}): Promise<Upstream> {
+    const path = `/v1/upstreams/${encodeURIComponent(name)}`;
+    return (await this.request("PATCH", path, { ...options, body: changes })) as unknown as Upstream;
+  }
+
+  /** Send a request to any route and return its JSON. It is repeated while it fails temporarily. */
+  async request(method: string, path: string, options: RequestOptions = {}): Promise<Json> {
+    const { query = {}, body, signal } = options;
+    const headers = { ...(method === "POST" ? keyHeaders() : {}), ...options.headers };
+    const pairs = Object.entries(query).map(([name, value]) => [name, String(value)] as const);
+    return (await this.#transport.request(method, path, { query: pairs, body, headers, signal })).body;
+  }
+
   async #generation(method: string, path: string, call: Call): Promise<Generation> {
     const { body } = await this.#transport.request(method, path, call);
     if (body["object"] !== "generation") throw this.#transport.unexpected();
     return body as unknown as Generation;
   }
+}
+
+/** The final text of a generation that has ended. */
+function textOf(generation: Generation): string {
+  if (generation.status === "failed") throw new GenerationFailed(generation);
+  if (generation.status === "cancelled") throw new GenerationCancelled(generation);
+  return generation.text;
 }
 
 /** The options that concern the request itself. */

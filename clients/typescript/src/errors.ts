@@ -151,7 +151,8 @@ export function errorOfStatus(status: number, message: string, details: ErrorDet
 /** Return the error of a response, with the gateway's message if it has one. Reads the body. */
 export async function errorOfResponse(response: Response): Promise<TokencastError> {
   const given = detailOf(await response.json().catch(() => null));
-  const message = textOf(given["message"]) ?? `The server responded with ${response.status} ${response.statusText}`.trim();
+  const message =
+    textOf(given["message"]) ?? `The server responded with ${response.status} ${response.statusText}`.trim();
   return errorOfStatus(response.status, message, {
     code: textOf(given["code"]),
     type: textOf(given["type"]),

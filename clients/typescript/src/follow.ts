@@ -1,6 +1,13 @@
 /** Event streams that outlive their connections. `Resumption` decides without I/O; `resumed` does what it says. */
 
-import { TokencastError, UnexpectedResponse, Unreachable, errorOfResponse, errorOfStatus, retryAfterOf } from "./errors.js";
+import {
+  TokencastError,
+  UnexpectedResponse,
+  Unreachable,
+  errorOfResponse,
+  errorOfStatus,
+  retryAfterOf,
+} from "./errors.js";
 import { SseParser, messagesOf, type SseMessage } from "./sse.js";
 import { LinkedSignal, backoff, pause } from "./timing.js";
 import { isTemporary, type CallOptions, type Query, type Transport } from "./transport.js";
@@ -9,13 +16,25 @@ import { isTemporary, type CallOptions, type Query, type Transport } from "./tra
  * opened. */
 export type ConnectionState = "connecting" | "live" | "reconnecting";
 
-export interface StreamOptions extends CallOptions {
-  /** Continue after this cursor; `latest`: only what comes from now on. Default: from the beginning. */
-  readonly after?: string | undefined;
+export interface ConnectionOptions extends CallOptions {
   /** Milliseconds without any response from a gateway after which the stream ends with `Unreachable`. Default: 120,000. */
   readonly giveUpAfter?: number | undefined;
   /** Called when the connection changes; with the reason if it was lost. */
   readonly onConnection?: ((state: ConnectionState, reason?: TokencastError) => void) | undefined;
+}
+
+export interface StreamOptions extends ConnectionOptions {
+  /** Continue after this cursor; `latest`: only what comes from now on. Default: from the beginning. */
+  readonly after?: string | undefined;
+}
+
+/** What the requests of a stream contain besides its position. */
+export interface StreamRequest {
+  readonly query?: Query;
+  /** The generation whose token is used. */
+  readonly generation?: string;
+  /** The position, of a stream that keeps its own; instead of the last id. */
+  readonly position?: () => Query;
 }
 
 /** A message of a stream, with the id from which it continues. */
@@ -34,7 +53,7 @@ export class Resumption {
   #failures = 0;
   #retry: number | null = null; // ms that the server asked for
   #hasProgressed = false;
-  #heard: number;
+  #silentSince: number | null = null; // since the first failure without any response
   readonly #after: string;
   readonly #giveUpAfter: number;
   readonly #clock: () => number;
@@ -43,7 +62,6 @@ export class Resumption {
     this.#after = after ?? "";
     this.#giveUpAfter = giveUpAfter;
     this.#clock = clock;
-    this.#heard = clock();
   }
 
   /** What the next request adds: the last id, or before the first one the caller's cursor. */
@@ -58,7 +76,7 @@ export class Resumption {
 
   /** A response or a part of one has arrived. */
   heard(): void {
-    this.#heard = this.#clock();
+    this.#silentSince = null;
   }
 
   /** A complete block has arrived: from now on the stream continues after it. */
@@ -74,7 +92,9 @@ export class Resumption {
 
   /** The connection is over. Return the milliseconds until the next one, or null to give up. */
   next(): number | null {
-    if (this.#clock() - this.#heard > this.#giveUpAfter) return null;
+    const now = this.#clock();
+    this.#silentSince ??= now;
+    if (now - this.#silentSince > this.#giveUpAfter) return null;
     this.#failures = this.#hasProgressed ? 0 : this.#failures + 1;
     const delay = this.#retry ?? backoff(this.#failures);
     [this.#hasProgressed, this.#retry] = [false, null];
@@ -88,12 +108,12 @@ export async function* resumed(
   transport: Transport,
   path: string,
   options: StreamOptions,
-  more: { readonly query?: Query; readonly generation?: string } = {},
+  request: StreamRequest = {},
 ): AsyncGenerator<Received, void, undefined> {
   const { signal } = options;
   const state = new Resumption(options.after, options.giveUpAfter);
   const tell = reporter(options.onConnection);
-  const opening = new Opening(transport, path, more, tell);
+  const opening = new Opening(transport, path, request, tell);
   tell("connecting");
   for (;;) {
     signal?.throwIfAborted();
@@ -149,7 +169,7 @@ class Opening {
   constructor(
     private readonly transport: Transport,
     private readonly path: string,
-    private readonly more: { readonly query?: Query; readonly generation?: string },
+    private readonly request: StreamRequest,
     private readonly tell: Tell,
   ) {}
 
@@ -174,8 +194,13 @@ class Opening {
   }
 
   async #send(state: Resumption, link: LinkedSignal): Promise<Response> {
-    const { query, headers } = state.position;
-    const call = { ...this.more, query: [...(this.more.query ?? []), ...query], headers: { accept: STREAM, ...headers } };
+    const { query = [], generation, position } = this.request;
+    const from = position ? { query: position(), headers: {} } : state.position;
+    const call = {
+      query: [...query, ...from.query],
+      headers: { accept: "text/event-stream", ...from.headers },
+      ...(generation === undefined ? {} : { generation }),
+    };
     // The watchdog also covers a server that accepts connections and says nothing.
     return await watched(link, this.transport.send("GET", this.path, call, link.signal, { cache: "no-store" }));
   }
@@ -186,10 +211,12 @@ class Opening {
   }
 }
 
-const STREAM = "text/event-stream";
-
 /** Yield the messages of one connection, and remember where it was. */
-async function* received(open: OpenStream, state: Resumption, link: LinkedSignal): AsyncGenerator<Received, void, undefined> {
+async function* received(
+  open: OpenStream,
+  state: Resumption,
+  link: LinkedSignal,
+): AsyncGenerator<Received, void, undefined> {
   const { body, parser } = open;
   const read = async <T>(reading: Promise<T>): Promise<T> => {
     const result = await watched(link, reading);

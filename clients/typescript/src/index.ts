@@ -1,6 +1,13 @@
 /** The client of Tokencast: `new Client({ baseUrl, apiKey })`. */
 
-export { Client, type ActivityOptions, type RetryAllOptions, type WaitOptions } from "./client.js";
+export {
+  Client,
+  type ActivityOptions,
+  type FollowOptions,
+  type RequestOptions,
+  type RetryAllOptions,
+  type WaitOptions,
+} from "./client.js";
 export type { CompletionChoice } from "./completion/completion.js";
 export type { ToolCall } from "./completion/tool-calls.js";
 export {
@@ -20,7 +27,7 @@ export {
   WaitTimeout,
   WebhookVerificationError,
 } from "./errors.js";
-export type { ConnectionState, StreamOptions } from "./follow.js";
+export type { ConnectionOptions, ConnectionState, StreamOptions } from "./follow.js";
 export type { Conditions, ListFilters, Listing, Time } from "./listing.js";
 export type { EnqueueOptions, IdempotentOptions } from "./requests.js";
 export { GenerationReader, type GenerationState } from "./state.js";

@@ -41,7 +41,6 @@ export class Listing implements PromiseLike<Page>, AsyncIterable<GenerationSumma
     this.#page = page;
   }
 
-  // oxlint-disable-next-line unicorn/no-thenable -- what makes it a promise of a page
   then<Result = Page, Failure = never>(
     onfulfilled?: ((page: Page) => Result | PromiseLike<Result>) | null,
     onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,
@@ -80,7 +79,12 @@ export function queryOf(filters: ListFilters): Query {
 }
 
 /** The conditions of a bulk retry, as it takes them. */
-export const retryBodyOf = ({ status, since, until, ...conditions }: Conditions): Readonly<Record<string, unknown>> => ({
+export const retryBodyOf = ({
+  status,
+  since,
+  until,
+  ...conditions
+}: Conditions): Readonly<Record<string, unknown>> => ({
   ...conditions,
   status,
   since: timeOf(since),

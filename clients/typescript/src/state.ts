@@ -73,7 +73,11 @@ export class GenerationReader {
       case "reset":
         this.#completion = new Completion();
         // With cursor 0-0 the whole log follows, from `created`.
-        return { ...INITIAL_STATE, attempt: event.data.attempt, status: event.cursor === "0-0" ? "queued" : "in_progress" };
+        return {
+          ...INITIAL_STATE,
+          attempt: event.data.attempt,
+          status: event.cursor === "0-0" ? "queued" : "in_progress",
+        };
       case "gap":
         this.#completion = new Completion();
         return { incomplete: true };

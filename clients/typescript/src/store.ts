@@ -104,7 +104,8 @@ function storesOf(client: Client): Map<string, FollowedStore> {
 }
 
 /** The state of a generation, if something follows it. */
-export const snapshotOf = (client: Client, id: string): FollowedGeneration => storesOf(client).get(id)?.snapshot ?? INITIAL;
+export const snapshotOf = (client: Client, id: string): FollowedGeneration =>
+  storesOf(client).get(id)?.snapshot ?? INITIAL;
 
 /** Follow a generation and call `listener` when its state has changed. Return the function that ends this. */
 export function subscribe(client: Client, id: string, listener: () => void): () => void {

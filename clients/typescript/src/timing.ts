@@ -32,7 +32,10 @@ export class LinkedSignal {
 /** Wait for a time in milliseconds, or until a browser is online again. Throws the reason of an aborted signal. */
 export function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
-    const page = globalThis as { addEventListener?: typeof addEventListener; removeEventListener?: typeof removeEventListener };
+    const page = globalThis as {
+      addEventListener?: typeof addEventListener;
+      removeEventListener?: typeof removeEventListener;
+    };
     const end = (settle: () => void) => () => {
       clearTimeout(timer);
       signal?.removeEventListener("abort", abort);

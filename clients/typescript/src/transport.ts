@@ -1,6 +1,13 @@
 /** Requests to a gateway: address, key, timeouts, and repetition of what can be repeated safely. */
 
-import { RateLimited, ServerError, TokencastError, UnexpectedResponse, Unreachable, errorOfResponse } from "./errors.js";
+import {
+  RateLimited,
+  ServerError,
+  TokencastError,
+  UnexpectedResponse,
+  Unreachable,
+  errorOfResponse,
+} from "./errors.js";
 import { LinkedSignal, backoff, pause } from "./timing.js";
 
 export type Fetch = (url: string, init?: RequestInit) => Promise<Response>;
@@ -95,7 +102,8 @@ export class Transport {
       const url = await this.#url(path, call);
       return await this.#fetch(url, { ...init, method, headers, body, signal });
     } catch (error) {
-      throw signal.aborted ? signal.reason : this.unreachable(error);
+      if (signal.aborted) throw signal.reason;
+      throw error instanceof TokencastError ? error : this.unreachable(error);
     }
   }
 
@@ -138,11 +146,19 @@ export class Transport {
 
   async #url(path: string, call: Call): Promise<string> {
     const query = new URLSearchParams(call.query?.map(([name, value]) => [name, value]));
-    if (this.#token !== undefined && call.generation !== undefined) {
-      query.set("token", typeof this.#token === "string" ? this.#token : await this.#token(call.generation));
-    }
+    const token = call.generation === undefined ? undefined : await this.#tokenOf(call.generation);
+    if (token !== undefined) query.set("token", token);
     const text = query.toString();
     return `${this.baseUrl}${path}${text && `?${text}`}`;
+  }
+
+  async #tokenOf(generation: string): Promise<string | undefined> {
+    if (typeof this.#token !== "function") return this.#token;
+    try {
+      return await this.#token(generation);
+    } catch (cause) {
+      throw new Unreachable("There is no stream token: the function that returns it has failed.", { cause });
+    }
   }
 
   /** The JSON object of a response. */

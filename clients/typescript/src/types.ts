@@ -5,13 +5,7 @@ import type { TokencastError } from "./errors.js";
 export type Status = "queued" | "in_progress" | "completed" | "failed" | "cancelled";
 
 export type WaitingReason =
-  | "queued"
-  | "upstream_limit"
-  | "upstream_busy"
-  | "upstream_down"
-  | "tenant_limit"
-  | "paused"
-  | "scheduled";
+  "queued" | "upstream_limit" | "upstream_busy" | "upstream_down" | "tenant_limit" | "paused" | "scheduled";
 
 /** Tokens, as the upstream reported them, or counted from the chunks. */
 export interface Usage {
@@ -144,6 +138,57 @@ export interface Model {
   readonly [field: string]: unknown;
 }
 
+/** Generations of one priority that wait for the same upstreams, for the same reason. */
+export interface QueueLevel {
+  readonly upstreams: readonly string[];
+  readonly priority: number;
+  readonly waiting: number;
+  readonly reason: WaitingReason;
+  readonly retry_at: number | null;
+}
+
+/** What waits, of all tenants. */
+export interface Queue {
+  readonly object: "queue";
+  readonly depth: number;
+  readonly by_priority: Readonly<Record<string, number>>;
+  readonly by_reason: Readonly<Record<string, number>>;
+  readonly levels: readonly QueueLevel[];
+  /** `all`, `upstream NAME` or `tenant NAME`. */
+  readonly paused: readonly string[];
+}
+
+/** What is paused; everything without either. */
+export interface PauseTarget {
+  readonly upstream?: string | undefined;
+  readonly tenant?: string | undefined;
+}
+
+/** An upstream, its limits, and its calls now. */
+export interface Upstream {
+  readonly name: string;
+  readonly max_concurrency: number | null;
+  readonly requests_per_minute: number | null;
+  readonly tokens_per_minute: number | null;
+  /** Those of the two rates that come from the upstream's headers. */
+  readonly told_limits: readonly string[];
+  readonly learned_concurrency: number | null;
+  readonly in_flight: number;
+  readonly waiting: number;
+  readonly refused: number;
+  readonly circuit: "closed" | "open" | "half_open";
+  readonly retry_at: number | null;
+  readonly paused: boolean;
+}
+
+/** Null restores the configured limit. */
+export interface UpstreamChanges {
+  readonly max_concurrency?: number | null | undefined;
+  readonly requests_per_minute?: number | null | undefined;
+  readonly tokens_per_minute?: number | null | undefined;
+  readonly paused?: boolean | undefined;
+}
+
 // --- requests ---------------------------------------------------------------------------------------------------------
 
 /** A message of the conversation, as the upstream takes it. */
@@ -238,10 +283,7 @@ export type ResetEvent = Event<
   { readonly attempt: number; readonly reason: string; readonly upstream?: string | null }
 >;
 /** Events are missing: the history was trimmed, and continues with `earliest`. */
-export type GapEvent = Event<
-  "gap",
-  { readonly requested: string; readonly earliest: string; readonly latest: string }
->;
+export type GapEvent = Event<"gap", { readonly requested: string; readonly earliest: string; readonly latest: string }>;
 export type CompletedEvent = Event<
   "completed",
   { readonly finish_reason: string | null; readonly usage: Usage | null }
@@ -265,15 +307,7 @@ export type GenerationEvent =
   | GoneEvent;
 
 export type ActivityName =
-  | "created"
-  | "started"
-  | "waiting"
-  | "reset"
-  | "completed"
-  | "failed"
-  | "cancelled"
-  | "queued"
-  | "gone";
+  "created" | "started" | "waiting" | "reset" | "completed" | "failed" | "cancelled" | "queued" | "gone";
 
 /** A lifecycle event of any generation, with the generation as it is now. It can come twice: keep the newest by id. */
 export type ActivityEvent =

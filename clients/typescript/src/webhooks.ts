@@ -48,7 +48,11 @@ function checkTime(timestamp: string, tolerance: number): void {
   if (!(Math.abs(age) <= tolerance)) throw new WebhookVerificationError("The timestamp is not within the tolerance.");
 }
 
-async function isSigned(signed: Uint8Array<ArrayBuffer>, signatures: readonly string[], secret: string): Promise<boolean> {
+async function isSigned(
+  signed: Uint8Array<ArrayBuffer>,
+  signatures: readonly string[],
+  secret: string,
+): Promise<boolean> {
   const usage = { name: "HMAC", hash: "SHA-256" };
   const key = await crypto.subtle.importKey("raw", secretOf(secret), usage, false, ["verify"]);
   for (const signature of signatures) {
@@ -78,7 +82,10 @@ function headerOf(headers: RequestHeaders, name: string): string {
   return value;
 }
 
-function recordOf(headers: Readonly<Record<string, string | readonly string[] | undefined>>, name: string): string | null {
+function recordOf(
+  headers: Readonly<Record<string, string | readonly string[] | undefined>>,
+  name: string,
+): string | null {
   const found = Object.entries(headers).find(([each]) => each.toLowerCase() === name)?.[1];
   return (typeof found === "string" ? found : found?.[0]) ?? null;
 }

@@ -3,7 +3,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { BadRequest, Client, Conflict, RateLimited, ServerError, UnexpectedResponse, Unreachable } from "../dist/index.js";
+import {
+  BadRequest,
+  Client,
+  Conflict,
+  RateLimited,
+  ServerError,
+  UnexpectedResponse,
+  Unreachable,
+} from "../dist/index.js";
 import { json, refuse, serve } from "./server.mjs";
 
 const GENERATION = { id: "gen_1", object: "generation", status: "queued" };
@@ -105,7 +113,10 @@ test("a temporary error is thrown after the last repetition", async (context) =>
 
 test("a gateway that does not respond in time is unreachable", async (context) => {
   const server = await serve(context, () => undefined);
-  await assert.rejects(new Client({ ...server, timeout: 20, maxRetries: 0 }).get("gen_1"), /has not responded within 20 ms/);
+  await assert.rejects(
+    new Client({ ...server, timeout: 20, maxRetries: 0 }).get("gen_1"),
+    /has not responded within 20 ms/,
+  );
   const signal = AbortSignal.timeout(20);
   await assert.rejects(new Client(server).get("gen_1", { signal }), { name: "TimeoutError" });
 });
@@ -117,7 +128,14 @@ test("deleting succeeds if a repetition finds it deleted", async (context) => {
 });
 
 test("a batch has a generation or an error for each request", async (context) => {
-  const error = { message: "Full.", type: "rate_limit_error", param: null, code: "rate_limit_exceeded", status: 429, retry_after: 7 };
+  const error = {
+    message: "Full.",
+    type: "rate_limit_error",
+    param: null,
+    code: "rate_limit_exceeded",
+    status: 429,
+    retry_after: 7,
+  };
   const server = await serve(context, json(200, { object: "list", data: [GENERATION, { error }] }));
   const [first, second] = await new Client(server).enqueueBatch([REQUEST, { ...REQUEST, tokencast: { group: "b" } }], {
     group: "a",
@@ -126,42 +144,75 @@ test("a batch has a generation or an error for each request", async (context) =>
   assert.ok(second instanceof RateLimited);
   assert.deepEqual([second.message, second.retryAfter, second.requestId], ["Full.", 7, "req_1"]);
   const { generations } = JSON.parse(server.requests[0].body);
-  assert.deepEqual(generations.map(({ tokencast }) => tokencast.group), ["a", "b"]);
+  assert.deepEqual(
+    generations.map(({ tokencast }) => tokencast.group),
+    ["a", "b"],
+  );
 });
 
 test("a list is a page, or all generations", async (context) => {
-  const page = (data, last_id, has_more) => json(200, { object: "list", data: data.map((id) => ({ id })), has_more, last_id });
-  const pages = () => [page(["gen_3", "gen_2"], "gen_2", true), page([], "gen_x", true), page(["gen_1"], "gen_1", false)];
+  const page = (data, last_id, has_more) =>
+    json(200, { object: "list", data: data.map((id) => ({ id })), has_more, last_id });
+  const pages = () => [
+    page(["gen_3", "gen_2"], "gen_2", true),
+    page([], "gen_x", true),
+    page(["gen_1"], "gen_1", false),
+  ];
   const server = await serve(context, ...pages(), ...pages());
   const client = new Client(server);
-  const filters = { status: ["failed", "cancelled"], metadata: { "a b": "ü" }, since: new Date(1500), limit: 2, after: "gen_9" };
+  const filters = {
+    status: ["failed", "cancelled"],
+    metadata: { "a b": "ü" },
+    since: new Date(1500),
+    limit: 2,
+    after: "gen_9",
+  };
   const ids = [];
   for await (const { id } of client.list(filters)) ids.push(id);
   assert.deepEqual(ids, ["gen_3", "gen_2", "gen_1"]);
   const asked = server.requests.map(({ url }) => new URL(url, "http://x").searchParams);
-  assert.deepEqual([...asked[0]], [
-    ["status", "failed"],
-    ["status", "cancelled"],
-    ["metadata[a b]", "ü"],
-    ["since", "1.5"],
-    ["limit", "2"],
-    ["after", "gen_9"],
-  ]);
-  assert.deepEqual(asked.slice(1).map((query) => query.getAll("after")), [["gen_2"], ["gen_x"]]);
+  assert.deepEqual(
+    [...asked[0]],
+    [
+      ["status", "failed"],
+      ["status", "cancelled"],
+      ["metadata[a b]", "ü"],
+      ["since", "1.5"],
+      ["limit", "2"],
+      ["after", "gen_9"],
+    ],
+  );
+  assert.deepEqual(
+    asked.slice(1).map((query) => query.getAll("after")),
+    [["gen_2"], ["gen_x"]],
+  );
   const first = await client.list();
   assert.deepEqual([first.data.length, first.has_more, first.last_id], [2, true, "gen_2"]);
 });
 
 test("an address that cannot be that of a gateway is refused", () => {
-  for (const baseUrl of ["", "tokencast", "ftp://host", "http://host/v1", "http://me:secret@host", "http://host/?a=b"]) {
-    assert.throws(() => new Client({ baseUrl }), (error) => error instanceof TypeError && !/secret/.test(error.message));
+  for (const baseUrl of [
+    "",
+    "tokencast",
+    "ftp://host",
+    "http://host/v1",
+    "http://me:secret@host",
+    "http://host/?a=b",
+  ]) {
+    assert.throws(
+      () => new Client({ baseUrl }),
+      (error) => error instanceof TypeError && !/secret/.test(error.message),
+    );
   }
   assert.equal(new Client({ baseUrl: "https://host:8443/llm/" }).baseUrl, "https://host:8443/llm");
 });
 
 test("a key that is no header value is refused without being shown", () => {
   for (const apiKey of ["two words", "line\n", "ключ", ""]) {
-    assert.throws(() => new Client({ apiKey }), (error) => error instanceof TypeError && !(apiKey && error.message.includes(apiKey)));
+    assert.throws(
+      () => new Client({ apiKey }),
+      (error) => error instanceof TypeError && !(apiKey && error.message.includes(apiKey)),
+    );
   }
 });
 

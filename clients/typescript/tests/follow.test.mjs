@@ -6,7 +6,7 @@ import { test } from "node:test";
 
 import { Client, NotFound, Unauthorized, UnexpectedResponse, Unreachable } from "../dist/index.js";
 import { Resumption } from "../dist/follow.js";
-import { broken, chunk, event, refuse, serve, stream } from "./server.mjs";
+import { broken, chunk, event, json, refuse, serve, stream } from "./server.mjs";
 
 const RETRY = "retry: 1\n\n";
 
@@ -26,7 +26,9 @@ test("a stream that ends without a terminal event continues after its last id", 
     stream(event("0-1", "created") + event("1-0", "started", { attempt: 1 }) + chunk("1-1", "One ") + RETRY),
     broken(`${RETRY}${chunk("1-2", "two ")}id: 1-3\nevent: chunk\ndata: {"cho`),
     stream(RETRY),
-    stream(chunk("1-3", "three") + event("1-4", "news") + event("1-5", "completed", { finish_reason: "stop", usage: null })),
+    stream(
+      chunk("1-3", "three") + event("1-4", "news") + event("1-5", "completed", { finish_reason: "stop", usage: null }),
+    ),
   );
   assert.deepEqual(await followed(server.baseUrl), [
     ["created", "0-1", ""],
@@ -42,7 +44,10 @@ test("a stream that ends without a terminal event continues after its last id", 
 test("a bare id is the position of a reader that begins at the newest event", async (context) => {
   const server = await serve(context, stream(`id: 1-7\n\n${RETRY}`), stream(event("1-8", "cancelled")));
   assert.deepEqual(await followed(server.baseUrl, { after: "latest" }), [["cancelled", "1-8", ""]]);
-  assert.deepEqual(server.requests.map(({ url }) => url.split("?")[1]), ["after=latest", undefined]);
+  assert.deepEqual(
+    server.requests.map(({ url }) => url.split("?")[1]),
+    ["after=latest", undefined],
+  );
   assert.deepEqual(lastIds(server), [undefined, "1-7"]);
 });
 
@@ -66,7 +71,12 @@ test("204 ends a stream, and temporary refusals do not", async (context) => {
   const states = [];
   const onConnection = (state, reason) => states.push([state, reason?.status]);
   assert.deepEqual(await followed(server.baseUrl, { onConnection }), []);
-  assert.deepEqual(states, [["connecting", undefined], ["reconnecting", 503], ["reconnecting", 429], ["reconnecting", 502]]);
+  assert.deepEqual(states, [
+    ["connecting", undefined],
+    ["reconnecting", 503],
+    ["reconnecting", 429],
+    ["reconnecting", 502],
+  ]);
 });
 
 test("a stream that is refused for load says why", async (context) => {
@@ -77,15 +87,25 @@ test("a stream that is refused for load says why", async (context) => {
   const server = await serve(context, refused, stream(event("1-1", "cancelled")));
   const states = [];
   await followed(server.baseUrl, { onConnection: (state, reason) => states.push([state, reason?.message]) });
-  assert.deepEqual(states, [["connecting", undefined], ["reconnecting", "It is full."], ["live", undefined]]);
+  assert.deepEqual(states, [
+    ["connecting", undefined],
+    ["reconnecting", "It is full."],
+    ["live", undefined],
+  ]);
 });
 
 test("final refusals are thrown", async (context) => {
-  for (const [status, kind] of [[401, Unauthorized], [404, NotFound]]) {
+  for (const [status, kind] of [
+    [401, Unauthorized],
+    [404, NotFound],
+  ]) {
     const server = await serve(context, refuse(status, "some_code"));
     await assert.rejects(followed(server.baseUrl), (error) => {
       assert.ok(error instanceof kind);
-      assert.deepEqual([error.status, error.code, error.requestId, error.message], [status, "some_code", "req_1", "No."]);
+      assert.deepEqual(
+        [error.status, error.code, error.requestId, error.message],
+        [status, "some_code", "req_1", "No."],
+      );
       return true;
     });
     assert.equal(server.requests.length, 1);
@@ -157,11 +177,67 @@ test("a token is requested for each connection, and no key is sent with it", asy
   const server = await serve(context, stream(RETRY), stream(event("1-1", "cancelled")));
   let count = 0;
   await followed(server.baseUrl, {}, { token: async (id) => `${id}/${++count}` });
-  assert.deepEqual(server.requests.map(({ url }) => url), [
-    "/v1/generations/gen_1/events?token=gen_1%2F1",
-    "/v1/generations/gen_1/events?token=gen_1%2F2",
+  assert.deepEqual(
+    server.requests.map(({ url }) => url),
+    ["/v1/generations/gen_1/events?token=gen_1%2F1", "/v1/generations/gen_1/events?token=gen_1%2F2"],
+  );
+  assert.deepEqual(
+    server.requests.map(({ headers }) => headers.authorization),
+    [undefined, undefined],
+  );
+});
+
+test("a token function that fails is called again", async (context) => {
+  const server = await serve(context, stream(event("1-1", "cancelled")));
+  let count = 0;
+  const token = () => (++count === 1 ? Promise.reject(new Error("down")) : "t");
+  const reasons = [];
+  await followed(server.baseUrl, { onConnection: (_, reason) => reason && reasons.push(reason) }, { token });
+  assert.deepEqual([reasons.length, reasons[0].name, reasons[0].cause.message], [1, "Unreachable", "down"]);
+});
+
+test("several generations on one connection continue at their own cursors", async (context) => {
+  const told = (generation, cursor, name, data = {}) => event("", name, { generation, cursor, data });
+  const said = (generation, cursor, content) =>
+    told(generation, cursor, "chunk", { choices: [{ index: 0, delta: { content } }] });
+  const server = await serve(
+    context,
+    stream(said("gen_1", "9-9", "a") + said("gen_2", "1-1", "b") + told("gen_3", "2-0", "cancelled") + RETRY),
+    stream(said("gen_1", "9-9", "a") + said("gen_1", "10-1", "c") + told("gen_2", "0-0", "reset") + RETRY),
+    stream(said("gen_2", "1-1", "b") + told("gen_1", "10-2", "completed") + told("gen_2", "", "gone")),
+  );
+  const events = [];
+  for await (const { generation, name, text } of new Client(server).followAll(["gen_1@9-8", "gen_2", "gen_3@latest"])) {
+    events.push(`${generation} ${name} ${text}`);
+  }
+  assert.deepEqual(events, [
+    "gen_1 chunk a",
+    "gen_2 chunk b",
+    "gen_3 cancelled ",
+    "gen_1 chunk c",
+    "gen_2 reset ",
+    "gen_2 chunk b",
+    "gen_1 completed ",
+    "gen_2 gone ",
   ]);
-  assert.deepEqual(server.requests.map(({ headers }) => headers.authorization), [undefined, undefined]);
+  const asked = server.requests.map(({ url }) => new URL(url, server.baseUrl).searchParams.getAll("generation"));
+  assert.deepEqual(asked, [
+    ["gen_1@9-8", "gen_2", "gen_3@latest"],
+    ["gen_1@9-9", "gen_2@1-1"],
+    ["gen_1@10-1", "gen_2"],
+  ]);
+});
+
+test("the text begins again with a new attempt, and an incomplete one is an error", async (context) => {
+  const failed = { id: "gen_1", object: "generation", status: "failed", error: { message: "It broke.", code: "c" } };
+  const events = chunk("1-1", "a") + chunk("1-2", "b") + event("2-0", "reset", { attempt: 2 }) + chunk("2-1", "c");
+  const server = await serve(context, stream(events + event("2-2", "failed", {})), json(200, failed));
+  const texts = [];
+  const reading = async () => {
+    for await (const text of new Client(server).streamText("gen_1")) texts.push(text);
+  };
+  await assert.rejects(reading(), { name: "GenerationFailed", message: "It broke.", code: "c" });
+  assert.deepEqual(texts, ["a", "ab", "c"]);
 });
 
 test("waiting ends with its timeout", async (context) => {
@@ -216,12 +292,14 @@ test("the caller's cursor applies until there is an id", () => {
   assert.deepEqual(state.position, { query: [], headers: { "last-event-id": "1-5" } });
 });
 
-test("it gives up after a time without any response", () => {
+test("it gives up after a time without any response, which begins with the first failure", () => {
   let now = 0;
   const state = new Resumption(undefined, 1000, () => now);
-  now = 1000;
+  now = 5000; // however long the connection was open, and its reader busy
   assert.notEqual(state.next(), null);
-  now = 1001;
+  now = 6000;
+  assert.notEqual(state.next(), null);
+  now = 6001;
   assert.equal(state.next(), null);
   state.heard();
   assert.notEqual(state.next(), null);

@@ -21,20 +21,25 @@ export async function serve(context, ...replies) {
   return { baseUrl: `http://127.0.0.1:${server.address().port}`, requests };
 }
 
-export const json = (status, body, headers = {}) => (response) => {
-  response.writeHead(status, { "content-type": "application/json", "x-request-id": "req_1", ...headers });
-  response.end(JSON.stringify(body));
-};
+export const json =
+  (status, body, headers = {}) =>
+  (response) => {
+    response.writeHead(status, { "content-type": "application/json", "x-request-id": "req_1", ...headers });
+    response.end(JSON.stringify(body));
+  };
 
-export const refuse = (status, code, headers = {}) => json(status, { error: { message: "No.", type: "t", param: null, code } }, headers);
+export const refuse = (status, code, headers = {}) =>
+  json(status, { error: { message: "No.", type: "t", param: null, code } }, headers);
 
 /** An event stream that ends after this text, or stays open. */
-export const stream = (text, { open = false } = {}) => (response) => {
-  response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
-  response.flushHeaders();
-  if (text) response.write(text);
-  if (!open) response.end();
-};
+export const stream =
+  (text, { open = false } = {}) =>
+  (response) => {
+    response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
+    response.flushHeaders();
+    if (text) response.write(text);
+    if (!open) response.end();
+  };
 
 /** An event stream that breaks off after this text. */
 export const broken = (text) => (response) => {

@@ -53,7 +53,11 @@ const MESSAGES = [
   { event: "gap", data: "x:y", id: "1-2" },
 ];
 
-for (const [name, end] of [["LF", "\n"], ["CR", "\r"], ["CR LF", "\r\n"]]) {
+for (const [name, end] of [
+  ["LF", "\n"],
+  ["CR", "\r"],
+  ["CR LF", "\r\n"],
+]) {
   for (const mark of ["", "\ufeff"]) {
     test(`a stream with ${name}${mark && " and a byte order mark"} is read the same, wherever it is split`, async () => {
       const bytes = new TextEncoder().encode(mark + LINES.join(end));

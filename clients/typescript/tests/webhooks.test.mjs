@@ -35,7 +35,10 @@ test("a signed body is accepted in every form", async () => {
 
 test("each secret and each signature counts while a secret is replaced", async () => {
   const other = "whsec_bmV3IHNlY3JldCBvZiB0aGlydHkgdHdvIGJ5dGVz";
-  const both = { ...EXAMPLE, "webhook-signature": `v2,abc v1,!! v1,${"A".repeat(43)}= ${EXAMPLE["webhook-signature"]}` };
+  const both = {
+    ...EXAMPLE,
+    "webhook-signature": `v2,abc v1,!! v1,${"A".repeat(43)}= ${EXAMPLE["webhook-signature"]}`,
+  };
   for (const secret of [`${other},${SECRET}`, [other, SECRET], SECRET]) await verifyWebhook(BODY, both, secret, ALWAYS);
   await assert.rejects(verifyWebhook(BODY, both, other, ALWAYS), WebhookVerificationError);
 });

@@ -44,7 +44,7 @@ async def client(keyed: Gateway) -> AsyncGenerator[NodeClient, None]:
 
 def test_the_tests_of_the_package_pass() -> None:
     done = subprocess.run(
-        [built(), "--test", *map(str, sorted(PACKAGE.glob("tests/*.test.mjs")))],
+        [built(), "--test", "--test-concurrency=4", *map(str, sorted(PACKAGE.glob("tests/*.test.mjs")))],
         cwd=PACKAGE,
         env=clean_environment(),
         capture_output=True,
@@ -229,6 +229,17 @@ async def test_the_methods_of_a_client(keyed: Gateway, client: NodeClient, broke
     result = await client.call("retryAll", {"group": "methods"}, {"dryRun": True})
     assert (result["matched"], [item["id"] for item in result["data"]]) == (1, [third])
     assert (await client.refused("retry", again["id"], {}))["code"] == "not_ended"
+    assert (await client.call("queue", {}))["by_reason"].keys() == {"queued"}
+    [upstream] = await client.call("upstreams", {})
+    assert (upstream["name"], upstream["circuit"]) == ("default", "closed")
+    refused = await client.refused("updateUpstream", "default", {"paused": True}, {})
+    assert (refused["class"], refused["code"]) == ("Forbidden", "operator_required")
+    overview = await client.call("request", "GET", "/v1/generations", {"query": {"limit": 1}})
+    assert [item["id"] for item in overview["data"]] == [again["id"]]
+    followed = await client.start("followAll", [one, f"{third}@0-1"], {})
+    await followed.end()
+    names = {gid: [event["name"] for event in followed.received if event["generation"] == gid] for gid in (one, third)}
+    assert names == {one: ["created", "started", "chunk", "completed"], third: ["started", "failed"]}
     assert (await client.call("group", "methods", {}))["counts"]["queued"] == 1
     assert (await client.call("cancelGroup", "methods", {}))["counts"]["cancelled"] == 2
 

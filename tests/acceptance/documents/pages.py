@@ -4,8 +4,8 @@ Each page runs in a shell of its own, in an empty directory, by these rules, so 
 
 - `sh` is typed into the shell; its variables and functions are available to the blocks below it. A single line with a
   command that does not end (`make run`) is left running once it reports that it is ready. A block that contains only
-  commands for containers, services, npm and make is not run, but compared with docker-compose.yml, the Makefile, and the
-  existing files.
+  commands for containers, services, npm and make is not run, but compared with docker-compose.yml, the Makefile, and
+  the existing files.
 - `python` and `js` are programs. One whose first line is a comment with a file name is saved under that name, as is
   `html`, and has to be used further down; any other is run unchanged.
 - `text` is the output of the block above it; `…` matches anything.

@@ -17,7 +17,9 @@ export function Page(): ReactElement {
 }
 
 function Answer({ id }: { readonly id: string | null }): ReactElement {
-  const generation: UsedGeneration = useGeneration(id, { cancel: (one) => fetch(`/my/cancel/${one}`, { method: "POST" }) });
+  const generation: UsedGeneration = useGeneration(id, {
+    cancel: (one) => fetch(`/my/cancel/${one}`, { method: "POST" }),
+  });
   const { content, reasoning, toolCalls, status, error, waiting, connection, ended, cancel } = generation;
   const calls: readonly ToolCall[] = toolCalls;
   // @ts-expect-error -- the state cannot be changed

@@ -44,7 +44,11 @@ function shown(event: GenerationEvent): string {
 
 export async function main(): Promise<void> {
   const priority: number | undefined = Number(process.env["PRIORITY"]) || undefined;
-  const generation: Generation = await client.enqueue(theirs, { priority, runAt: new Date(), webhook: "https://example.com" });
+  const generation: Generation = await client.enqueue(theirs, {
+    priority,
+    runAt: new Date(),
+    webhook: "https://example.com",
+  });
   await client.enqueue({ model: "m", messages: [], logit_bias: {}, tokencast: { priority: 1 } });
   const request: GenerationRequest = { model: "m", messages: [{ role: "system" }] };
   // @ts-expect-error -- a model is required
@@ -62,7 +66,8 @@ export async function main(): Promise<void> {
   }
   const page = await client.list({ status: ["failed", "cancelled"], since: new Date() });
   const newest: GenerationSummary | undefined = page.data[0];
-  for await (const { id, error } of client.list({ status: "failed", metadata: { batch: "b1" } })) console.log(id, error?.code);
+  for await (const { id, error } of client.list({ status: "failed", metadata: { batch: "b1" } }))
+    console.log(id, error?.code);
   // @ts-expect-error -- there is no such status
   client.list({ status: "done" });
   for await (const { name, data } of client.activity()) console.log(name === "gap" ? name : data.status);
