@@ -27,9 +27,9 @@ PAGE = (ROOT / "docs/react.md").read_text("utf-8")
 GATEWAY = "https://tokencast.example"
 # `show(id)` renders the components in StrictMode, which mounts everything twice; with `tokens` in the provider of the
 # page, whose client reads with stream tokens. A second component uses the same generation, and records the frame and
-# the time of each of its renders.
+# the time of each of its renders. Another `key` replaces both components with new ones.
 APPLICATION = """
-import { StrictMode, useLayoutEffect } from "react";
+import { Fragment, StrictMode, useLayoutEffect } from "react";
 import { createRoot } from "react-dom/client";
 import { useGeneration } from "tokencast-client/react";
 import { Answer } from "./answer.tsx";
@@ -49,8 +49,8 @@ function Probe({ id }) {
   useLayoutEffect(() => void renders.push([frame, performance.now()]));
 }
 
-window.show = (id, tokens = false) => {
-  const answer = id && <><Answer id={id} /><Probe id={id} /></>;
+window.show = (id, tokens = false, key = 1) => {
+  const answer = id && <Fragment key={key}><Answer id={id} /><Probe id={id} /></Fragment>;
   root.render(<StrictMode>{tokens ? <App>{answer}<StopButton id={id} /></App> : answer}</StrictMode>);
 };
 """
@@ -94,7 +94,8 @@ async def subscribers(api: Gateway) -> float:
 async def test_the_hook_shows_the_text_and_discards_it_at_a_reset(
     api: Gateway, broker: Broker, visit: Open, bundle: str
 ) -> None:
-    """With one connection for two components, although StrictMode mounts them twice, and one render per frame."""
+    """With one connection for two components, although StrictMode mounts them twice and others replace them, and with
+    one render per frame."""
     visitor = await application(visit, api, bundle)
     writer = Writer(broker.store.redis, (await api.create())["id"])
     await visitor.page.evaluate("id => show(id)", writer.gid)
@@ -102,6 +103,8 @@ async def test_the_hook_shows_the_text_and_discards_it_at_a_reset(
     await writer.claim()
     await expect_answer(visitor, "", "in_progress")
     await writer.append("One ", "two ")
+    await expect_answer(visitor, "One two ", "in_progress")
+    await visitor.page.evaluate("id => show(id, false, 2)", writer.gid)
     await expect_answer(visitor, "One two ", "in_progress")
     await writer.release()
     await writer.claim()

@@ -17,6 +17,7 @@ import pytest
 
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis, free_port
+from broker.version import __version__
 from tests.acceptance.clients.typescript import PACKAGE, NodeClient, built, consumer, node_client
 from tests.integration.broker.webhooks.scene import announced, delivering, settings
 from tests.servers.webhook_receiver import SECRET, webhook_receiver
@@ -51,6 +52,15 @@ def test_the_tests_of_the_package_pass() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_package_has_the_version_of_the_broker_and_is_formatted() -> None:
+    built()
+    assert json.loads((PACKAGE / "package.json").read_text("utf-8"))["version"] == __version__
+    done = subprocess.run(
+        [PACKAGE / "node_modules/.bin/prettier", "--check", "."], cwd=PACKAGE, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_lock_file_names_no_registry() -> None:
