@@ -202,7 +202,7 @@ class Opening {
       ...(generation === undefined ? {} : { generation }),
     };
     // The watchdog also covers a server that accepts connections and says nothing.
-    return await watched(link, this.transport.send("GET", this.path, call, link.signal, { cache: "no-store" }));
+    return await watched(link, this.transport.send(this.path, call, { cache: "no-store" }, link.signal));
   }
 
   async #refusal(response: Response): Promise<TokencastError> {

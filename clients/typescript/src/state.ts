@@ -2,6 +2,7 @@
 
 import { Completion, type CompletionChoice } from "./completion/completion.js";
 import type { ToolCall } from "./completion/tool-calls.js";
+import { isObject } from "./completion/values.js";
 import type { GenerationError, GenerationEvent, Status, Usage, WaitingReason } from "./types.js";
 
 export interface GenerationState {
@@ -69,7 +70,7 @@ export class GenerationReader {
         return { status: "in_progress", attempt: event.data.attempt, waiting: null };
       case "chunk":
         this.#completion.add(event.data);
-        return event.data.usage ? { usage: event.data.usage } : {};
+        return isObject(event.data) && event.data.usage ? { usage: event.data.usage } : {};
       case "reset":
         this.#completion = new Completion();
         // With cursor 0-0 the whole log follows, from `created`.

@@ -46,7 +46,9 @@ class FollowedStore {
   async run(): Promise<void> {
     const { signal } = this.#abort;
     try {
-      const onConnection = (state: ConnectionState): void => this.#change(() => (this.#connection = state));
+      const onConnection = (state: ConnectionState): void => {
+        if (state !== this.#connection) this.#change(() => (this.#connection = state));
+      };
       const events = this.client.follow(this.id, { signal, onConnection, giveUpAfter: Infinity });
       for await (const event of events) this.#change(() => this.#reader.add(event));
     } catch (error) {

@@ -58,7 +58,7 @@ export interface Answer {
 }
 
 /** Statuses of a gateway, or of a proxy, that is there but cannot serve the request now. */
-const TRY_LATER: ReadonlySet<number> = new Set([408, 429, 500, 502, 503, 504]);
+const TRY_LATER: ReadonlySet<number> = new Set([408, 429, 502, 503, 504]);
 const LONGEST_WAIT = 20; // seconds; a gateway that asks for more gets no repetition, but the caller an error
 
 export class Transport {
@@ -71,9 +71,7 @@ export class Transport {
 
   constructor(options: ClientOptions) {
     this.baseUrl = baseUrlOf(options.baseUrl ?? setting("TOKENCAST_URL") ?? ownOrigin());
-    // A page has no environment; a key that a bundler put there would not be meant for it.
-    const key = options.apiKey ?? (options.token === undefined ? setting("TOKENCAST_API_KEY") : undefined);
-    this.#headers = { ...options.headers, ...(key === undefined ? {} : { authorization: `Bearer ${keyOf(key)}` }) };
+    this.#headers = headersOf(options);
     this.#token = options.token;
     this.#fetch = options.fetch ?? ((url, init) => globalThis.fetch(url, init));
     this.#timeout = options.timeout ?? 30_000;
@@ -83,8 +81,9 @@ export class Transport {
   /** Send a request, again while it fails temporarily, and return its response. Every request of this package can be
    * repeated: those that create something have an idempotency key. */
   async request(method: string, path: string, call: Call = {}): Promise<Answer> {
+    const init = { method, ...(call.body === undefined ? {} : { body: JSON.stringify(call.body) }) };
     for (let attempts = 1; ; attempts++) {
-      const outcome = await this.#attempt(method, path, call);
+      const outcome = await this.#attempt(path, call, init);
       if (!(outcome instanceof TokencastError)) return outcome;
       if (attempts > 1 && call.isDone?.(outcome)) return { body: {}, headers: new Headers() };
       const asked = outcome instanceof RateLimited || outcome instanceof ServerError ? outcome.retryAfter : null;
@@ -94,13 +93,12 @@ export class Transport {
   }
 
   /** Send a request once and return its response, of any status. Throws Unreachable, or the signal's reason. */
-  async send(method: string, path: string, call: Call, signal: AbortSignal, init: RequestInit = {}): Promise<Response> {
-    const body = call.body === undefined ? null : JSON.stringify(call.body);
-    const type = body === null ? {} : { "content-type": "application/json" };
+  async send(path: string, call: Call, init: RequestInit, signal: AbortSignal): Promise<Response> {
+    const type = init.body === undefined ? {} : { "content-type": "application/json" };
     const headers = { ...this.#headers, ...type, ...call.headers };
     try {
       const url = await this.#url(path, call);
-      return await this.#fetch(url, { ...init, method, headers, body, signal });
+      return await this.#fetch(url, { ...init, headers, signal });
     } catch (error) {
       if (signal.aborted) throw signal.reason;
       throw error instanceof TokencastError ? error : this.unreachable(error);
@@ -119,12 +117,12 @@ export class Transport {
   }
 
   /** One attempt: the response, read to its end, or its error. Throws the reason of the caller's signal. */
-  async #attempt(method: string, path: string, call: Call): Promise<Answer | TokencastError> {
+  async #attempt(path: string, call: Call, init: RequestInit): Promise<Answer | TokencastError> {
     const link = new LinkedSignal(call.signal);
     const tooLate = new Unreachable(`The gateway at ${this.baseUrl} has not responded within ${this.#timeout} ms.`);
     const timer = setTimeout(() => link.abort(tooLate), this.#timeout);
     try {
-      const response = await this.send(method, path, call, link.signal);
+      const response = await this.send(path, call, init, link.signal);
       if (!response.ok) return await this.#error(response);
       const text = await response.text(); // if the gateway dies while it sends the body, it is asked again
       return { body: this.#object(response, text), headers: response.headers };
@@ -195,6 +193,16 @@ function baseUrlOf(text: string): string {
   const path = url.pathname.replace(/\/+$/, "");
   if (path.endsWith("/v1")) throw new TypeError("baseUrl must not end with /v1: the client appends it");
   return url.origin + path;
+}
+
+/** The headers of all requests. The key is the one in the options, the one in their headers, or that of the environment;
+ * but a client with tokens reads with these. */
+function headersOf({ apiKey, token, headers }: ClientOptions): Readonly<Record<string, string>> {
+  const given: Record<string, string> = {};
+  new Headers(headers).forEach((value, name) => (given[name] = value)); // names in lower case; throws for wrong ones
+  const isGiven = token !== undefined || "authorization" in given;
+  const key = apiKey ?? (isGiven ? undefined : setting("TOKENCAST_API_KEY"));
+  return key === undefined ? given : { ...given, authorization: `Bearer ${keyOf(key)}` };
 }
 
 /** Check a key before a header does, whose error message would contain it. */

@@ -85,6 +85,7 @@ test("options become fields of the object tokencast", async (context) => {
 test("final errors are thrown at once", async (context) => {
   for (const [reply, kind] of [
     [refuse(400, "invalid_type"), BadRequest],
+    [refuse(500, "internal_error"), ServerError],
     [refuse(409, "not_ended"), Conflict],
     [refuse(422, "idempotency_conflict"), Conflict],
     [refuse(422, "other"), BadRequest],
@@ -223,6 +224,24 @@ test("settings come from the environment", async (context) => {
   await new Client().get("gen_1", { include: "request" });
   assert.equal(server.requests[0].url, "/v1/generations/gen_1?include=request");
   assert.equal(server.requests[0].headers.authorization, "Bearer key-anna");
+});
+
+test("a key in the headers takes precedence over that of the environment", async (context) => {
+  const server = await serve(context, json(200, GENERATION));
+  process.env.TOKENCAST_API_KEY = "of-the-service";
+  context.after(() => delete process.env.TOKENCAST_API_KEY);
+  await new Client({ ...server, headers: { Authorization: "Bearer other" } }).get("gen_1");
+  await new Client({ ...server, headers: { Authorization: "Bearer other" }, apiKey: "given" }).get("gen_1");
+  assert.deepEqual(
+    server.requests.map(({ headers }) => headers.authorization),
+    ["Bearer other", "Bearer given"],
+  );
+});
+
+test("a request that is no JSON is the caller's error", async (context) => {
+  const server = await serve(context, json(202, GENERATION));
+  await assert.rejects(new Client(server).enqueue({ ...REQUEST, seed: 1n }), TypeError);
+  assert.equal(server.requests.length, 0);
 });
 
 test("printing a client does not show its key", async () => {
