@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -27,15 +28,15 @@ def built() -> str:
     installed = PACKAGE / "node_modules" / f".ready-{digest(PACKAGE / 'package-lock.json')}"
     sources = [PACKAGE / "tsconfig.json", PACKAGE / "package-lock.json", *sorted(PACKAGE.glob("src/**/*.ts"))]
     state = hashlib.sha256(b"\0".join(str(path).encode() + path.read_bytes() for path in sources)).hexdigest()
-    compiled = PACKAGE / "dist" / f".built-{state[:12]}"
+    compiled = PACKAGE / "node_modules/.built"  # not in dist/, which is published
     with exclusive("typescript-client"):
         if not installed.exists():
             run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", cwd=PACKAGE)
             installed.touch()
-        if not compiled.exists():
-            run("rm", "-rf", "dist", cwd=PACKAGE)
+        if not (PACKAGE / "dist").exists() or not compiled.exists() or compiled.read_text() != state:
+            shutil.rmtree(PACKAGE / "dist", ignore_errors=True)
             run("node_modules/.bin/tsc", cwd=PACKAGE)
-            compiled.touch()
+            compiled.write_text(state)
     return binary
 
 
