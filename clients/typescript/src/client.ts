@@ -160,11 +160,13 @@ export class Client {
    *
    * A `reset` event voids the text so far; a `gap` says that events before it are no longer kept. */
   async *follow(id: string, options: FollowOptions = {}): AsyncGenerator<GenerationEvent, void, undefined> {
-    const request = { generation: id, query: pair("speed", options.speed?.toString()) };
+    let hasEnded = false;
+    const request = { generation: id, query: pair("speed", options.speed?.toString()), isOver: () => hasEnded };
     for await (const received of resumed(this.#transport, `${pathOf(id)}/events`, options, request)) {
       const event = eventOf(received);
-      if (event) yield event;
-      if (event && isTerminal(event)) return;
+      if (!event) continue; // of a newer gateway
+      yield event;
+      hasEnded = isTerminal(event);
     }
   }
 
@@ -176,12 +178,12 @@ export class Client {
     const all = new Cursors(ids);
     if (all.haveEnded) return;
     const position = (): Query => all.names.map((name) => ["generation", name] as const);
-    for await (const { name, data } of resumed(this.#transport, "/v1/events", options, { position })) {
+    const request = { position, isOver: () => all.haveEnded };
+    for await (const { name, data } of resumed(this.#transport, "/v1/events", options, request)) {
       const wrapped = data as { generation: string; cursor: string; data: unknown };
       const event = eventOf({ ...wrapped, name });
       if (!event || !all.take(wrapped.generation, event)) continue;
       yield { ...event, generation: wrapped.generation };
-      if (all.haveEnded) return;
     }
   }
 

@@ -35,6 +35,8 @@ export interface StreamRequest {
   readonly generation?: string;
   /** The position, of a stream that keeps its own; instead of the last id. */
   readonly position?: () => Query;
+  /** Whether the message that was yielded last is the last one. */
+  readonly isOver?: () => boolean;
 }
 
 /** A message of a stream, with the id from which it continues. */
@@ -46,6 +48,7 @@ export interface Received {
 
 const SILENCE = 60_000; // ms; a gateway sends a comment every 15 s, so the connection is dead, whatever TCP says
 const LONGEST_RETRY = 120_000; // ms
+const LONGEST_END = 1_000; // ms, from the last event to the end of its response
 
 /** Where a stream continues, when it does, and when it gives up. Does no I/O. */
 export class Resumption {
@@ -124,10 +127,12 @@ export async function* resumed(
       if (open === "ended") return;
       if (open instanceof TokencastError) reason = open;
       else {
-        yield* received(open, state, link);
+        yield* received(open, state, link, request);
+        if (request.isOver?.()) return;
         reason = excuseOf(open);
       }
     } catch (error) {
+      if (request.isOver?.()) return;
       if (signal?.aborted) throw signal.reason;
       reason = temporary(error, transport);
     } finally {
@@ -216,8 +221,10 @@ async function* received(
   open: OpenStream,
   state: Resumption,
   link: LinkedSignal,
+  { isOver }: StreamRequest,
 ): AsyncGenerator<Received, void, undefined> {
   const { body, parser } = open;
+  let last: ReturnType<typeof setTimeout> | undefined;
   const read = async <T>(reading: Promise<T>): Promise<T> => {
     const result = await watched(link, reading);
     state.heard();
@@ -229,8 +236,11 @@ async function* received(
       state.received(message);
       if (message.data === null) continue; // it only sets the id
       yield { name: message.event, cursor: state.lastId, data: parsed(message.data) };
+      // The end of the response follows. It is read, so that the connection can be used again.
+      if (isOver?.()) last ??= setTimeout(() => link.abort(undefined), LONGEST_END);
     }
   } finally {
+    clearTimeout(last);
     state.delay(parser.retry);
   }
 }

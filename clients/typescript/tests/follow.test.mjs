@@ -41,6 +41,22 @@ test("a stream that ends without a terminal event continues after its last id", 
   assert.deepEqual(lastIds(server), [undefined, "1-1", "1-2", "1-2"]);
 });
 
+test("connections of streams that have ended are used again", async (context) => {
+  const sockets = new Set();
+  const server = await serve(context, (response, request) => {
+    sockets.add(request.socket);
+    stream(event("1-1", "cancelled"))(response);
+  });
+  for (let count = 0; count < 8; count++) await followed(server.baseUrl);
+  assert.ok(sockets.size <= 2, `${sockets.size} connections`); // fetch may open another one before it notices
+});
+
+test("a response that does not end after its last event is left", async (context) => {
+  const server = await serve(context, stream(event("1-1", "cancelled"), { open: true }));
+  assert.deepEqual(await followed(server.baseUrl), [["cancelled", "1-1", ""]]);
+  assert.equal(server.requests.length, 1);
+});
+
 test("a bare id is the position of a reader that begins at the newest event", async (context) => {
   const server = await serve(context, stream(`id: 1-7\n\n${RETRY}`), stream(event("1-8", "cancelled")));
   assert.deepEqual(await followed(server.baseUrl, { after: "latest" }), [["cancelled", "1-8", ""]]);
