@@ -25,7 +25,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def by_method(path: str, kind: type[Route] = Route, **handlers: Handler) -> Route:
-    """Make one route per path, so that the answer to a wrong method lists all the right ones. GET answers HEAD too."""
+    """Make one route per path, so that the answer to a wrong method lists all the right ones. The handler of GET
+    also answers HEAD, and must not open a stream for it."""
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
 

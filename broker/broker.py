@@ -277,10 +277,10 @@ class Broker(BulkOperations, QueueControl):
             model = (await self.store.state(gid, tenant)).model
             self.ended[(*self.settings.label_of(model), "cancelled", "")] += 1
 
-    async def expire(self, gid: str) -> bool:
-        """End a generation whose waiting has lasted too long; return whether it has. One that runs, or may wait longer,
-        stays unchanged."""
-        expired = await self.store.expire(gid)
+    async def expire(self, gid: str, next_try: float | None = None) -> bool:
+        """End a generation whose waiting has lasted too long, or will have at the next try (unix seconds); return
+        whether it has. One that runs, or may wait longer, stays unchanged."""
+        expired = await self.store.expire(gid, next_try)
         if expired:
             self.expired += 1
             logger.info("%s: waited too long", gid)

@@ -108,7 +108,8 @@ def _base32(value: int, width: int) -> str:
 class Cursor(NamedTuple):
     """A position in a log: the id of the last entry read. Compares in log order.
 
-    An attempt is less than 2^53 until the year 2248, so it is exact in Lua and JavaScript too.
+    An attempt is the time of its claim in ms times 1024, plus ten random bits; if the clock went back, the previous
+    attempt plus one. It is less than 2^53 until the year 2248, so it is exact in Lua and JavaScript too.
     """
 
     attempt: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def fork_servers() -> Iterator[None]:
     """Start our processes as forks of a process that has already imported their modules."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job, and inherited by all children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not ForkServers.possible:
         yield
         return
@@ -124,7 +127,8 @@ async def sim() -> AsyncGenerator[str, None]:
 
 @pytest.fixture(scope="module")
 async def running(redis: EmbeddedRedis, sim: str, api: Gateway) -> AsyncGenerator[Gateway, None]:
-    """A gateway and a worker."""
+    """`api` and a worker, which takes every generation of the module. Tests with a `Writer` need a gateway without a
+    worker: a module that has both defines `running` with a Redis of its own."""
     async with worker(redis.url, sim):
         yield api
 

@@ -68,7 +68,7 @@ LAYERS = (
     "api.middleware",
     "api.requests api.openapi_parts",
     "api.dialects.base",
-    "api.dialects.native api.dialects.openai_chat",
+    " ".join(f"api.dialects.{path.name}" for path in sorted((ROOT / "api/dialects").glob("*/"))),
     "api.ops",
     "api.app",
     "api.__main__",
@@ -92,6 +92,7 @@ def layer_of(module: str) -> str:
     name = module
     while name not in LAYER:
         name = name.rpartition(".")[0]
+        assert name, f"{module} is in no layer: add its package to LAYERS"
     return name
 
 

@@ -1,4 +1,4 @@
-"""The interface between a dialect's folder and the application: `api/app.py` has one line for each dialect."""
+"""The interface between a dialect's folder and the application: `api/app.py` lists a `DialectApi` for each dialect."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ class Follow:
         begin: Callable[[Feed, Generation], Awaitable[Start | Respond | Response]],
         headers: dict[str, str] | None = None,
     ) -> Response:
-        """Follow one generation. `begin` resolves the cursor; it may return a response instead, or make its own."""
+        """Follow one generation. `begin` resolves the cursor; it may return a response instead, or make its own.
+        `headers` are added to those of an event stream and take precedence, such as another `content-type`. Raises
+        LimitExceeded and what `Hub.open` raises."""
         source = self._hub.open(gid, access.tenant)
         return await self.source(access, gid, source, lambda opened: begin(*opened), headers)
 

@@ -1,6 +1,6 @@
 """The `tokencast` command: client commands that talk to a gateway, and commands that become or start the processes.
 
-Imports `gateway_client`, `dev` and the rooms below them. Start with `main.py`.
+Imports `gateway_client`, `dev` and the packages below them. Start with `main.py`.
 """
 
 from broker.cli.main import cli, main

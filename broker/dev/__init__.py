@@ -1,4 +1,4 @@
 """`tokencast dev`: Redis, a simulated upstream, a worker and a gateway on this machine, as child processes.
 
-Imports any room but `cli`. Start with `launcher.py`.
+Imports any package but `cli`. Start with `launcher.py`.
 """

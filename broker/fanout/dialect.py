@@ -1,7 +1,9 @@
-"""The dialect seam: how a protocol presents a log to its readers, and why a response ends.
+"""The interface between a dialect and the fan-out: the frames of a log, and the reasons for which a response ends.
 
 A dialect is a pure function of the log, so any gateway serves any reader at any time. `begin()` gives its state before
-the first event; the state frames one event after another, and has the closing bytes of a response.
+the first event; the state frames one event after another, and has the closing bytes of a response. A feed has one
+buffer for all dialects that are equal, so a dialect needs a hash, and one with parameters is a frozen dataclass or a
+shared instance.
 """
 
 from __future__ import annotations
@@ -35,24 +37,28 @@ class EndReason(StrEnum):
 
 
 class DialectState(Protocol):
-    """What the bytes after a position depend on. A dialect that folds the log (item ids, frame numbers, the whole text
-    at the end) keeps it here; `frame` then changes the state."""
+    """The data on which the bytes after a position depend. All dialects are stateless so far (`Stateless`): one that
+    folds the log (item ids, frame numbers, the whole text at the end) also needs `FrameBuffer.state_at`, which returns
+    the newest state for every position."""
 
     def frame(self, event: Event) -> bytes:
-        """Return the event's bytes on the wire; b"" if the dialect does not show it."""
+        """Return the event's bytes on the wire; b"" if the dialect does not show it. The frame of a
+        terminal event contains the closing bytes of the response: `end` is not called after it."""
         ...
 
     def gap(self, requested: Cursor, earliest: Cursor, latest: Cursor) -> bytes:
-        """Return a notice that the requested part of the log was trimmed; b"" if the dialect has none."""
+        """Return a notice that the requested part of the log was trimmed; b"" if the dialect has none: the response
+        then ends with `end(EndReason.STORAGE)`."""
         ...
 
     def reset(self) -> bytes:
-        """Return a notice that what was shown is no longer in the log and a first attempt follows; b"" if the
-        dialect's readers stay with one attempt."""
+        """Return a notice to discard the text shown so far, for a log without a `reset` event: Redis has lost the
+        earlier attempts, and a first one follows. b"" if the dialect does not cross attempts."""
         ...
 
     def end(self, reason: EndReason) -> bytes:
-        """Return the closing bytes of a response that ends although its generation has not."""
+        """Return the closing bytes of a response that ends without a terminal event: RESET, DRAINING, STORAGE, GONE or
+        EXPIRED. Nothing is written after the other reasons."""
         ...
 
     def copy(self) -> Self:
@@ -70,7 +76,9 @@ class Dialect(Protocol):
 
     @property
     def crosses_attempts(self) -> bool:
-        """Whether a reader that has received a part of one attempt may continue with the next (it gets a `reset`)."""
+        """Whether a reader that has received a part of one attempt may continue with the next, after the frame of its
+        `reset` event. If not, the response ends with `end(EndReason.RESET)`; a reader that has received nothing
+        continues in any case."""
         ...
 
     @property

@@ -7,6 +7,7 @@ misspelt one is refused instead of being passed on.
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -82,6 +83,7 @@ def parse_options(value: object) -> Options:
         options = msgspec.convert(value, Options)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
+        message = _TYPES.sub(_in_words, message)
         param = "tokencast" + path.rstrip("`")
         raise InvalidRequest(f"`{param}`: {message}.", param=param, code="invalid_option") from None
     if options.delay_seconds is not None and options.run_at is not None:
@@ -89,6 +91,22 @@ def parse_options(value: object) -> Options:
     if options.group is not None:
         check_group(options.group, "tokencast.group")
     return options
+
+
+_NAMES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "object": "an object",
+    "array": "an array",
+}
+_TYPES = re.compile(r"`((?:int|float|str|bool|object|array|null)(?: \| \w+)*)`")
+
+
+def _in_words(types: re.Match[str]) -> str:
+    """Return the types of a message as JSON calls them: msgspec names those of Python."""
+    return " or ".join(_NAMES.get(name, name) for name in types[1].split(" | "))
 
 
 def check_group(name: str, param: str) -> str:

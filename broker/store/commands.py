@@ -299,9 +299,9 @@ async def move(redis: Redis, gid: str, own: str, upstream: str) -> None:
     await redis.run(MOVE, lifecycle_keys(gid), [gid, own, upstream])
 
 
-async def expire(redis: Redis, gid: str) -> bool:
-    """End a generation whose waiting has lasted too long; return whether it has."""
-    reply = await redis.run(EXPIRE, lifecycle_keys(gid), [gid, _random()])
+async def expire(redis: Redis, gid: str, next_try_ms: int = 0) -> bool:
+    """End a generation whose waiting has lasted too long, or will have at the next try; return whether it has."""
+    reply = await redis.run(EXPIRE, lifecycle_keys(gid), [gid, _random(), next_try_ms])
     return reply[0] == b"FAILED"
 
 

@@ -351,9 +351,9 @@ class Store:
         check_id(gid)
         return await self._outcome(gid, tenant, await commands.cancel(self.redis, gid, tenant))
 
-    async def expire(self, gid: str) -> bool:
-        """End a generation whose waiting has lasted too long; return whether it has."""
-        return await commands.expire(self.redis, gid)
+    async def expire(self, gid: str, next_try: float | None = None) -> bool:
+        """End a generation whose waiting has lasted too long, or will have at the next try (unix seconds)."""
+        return await commands.expire(self.redis, gid, int((next_try or 0) * 1000))
 
     async def delete(self, gid: str, tenant: str) -> Withdrawn:
         """Delete a generation in any status."""

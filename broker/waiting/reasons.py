@@ -89,6 +89,17 @@ class Waiting:
         full = await self._queue.full_levels(sorted({one.tenant for one in generations}))
         return [_reason(one, states, now, paused, full[one.tenant]) for one in generations]
 
+    async def late_try(self, generation: Generation) -> float | None:
+        """Return when the next call is possible (unix seconds), if a waiting generation cannot wait until then; None
+        otherwise. Its readers are told why. Raises StorageUnavailable."""
+        (reason, retry_at), *_ = await self._reasons([generation])
+        if generation.deadline is None or retry_at is None or retry_at <= generation.deadline:
+            return None
+        if reason not in ("upstream_busy", "upstream_down"):
+            return None
+        await self._tell(generation.id, reason, retry_at)
+        return retry_at
+
     async def levels(self) -> tuple[list[Level], int]:
         """Return what waits in each lane and priority, of all tenants, and the number of scheduled ones."""
         paused = await self.upstreams.paused()
@@ -188,8 +199,11 @@ def _lane_reason(lane: str, states: dict[str, UpstreamState], now: float) -> Rea
     if not found or None in found:
         return Reason("queued", None)
     closed = [one for one in found if one is not None]
-    return Reason(*min(closed, key=lambda one: _ORDER.index(one[0])))
+    reason = min(closed, key=lambda one: _ORDER.index(one[0]))[0]
+    known = [retry_at for _, retry_at in closed if retry_at is not None]
+    return Reason(reason, min(known, default=None) if reason in ("upstream_busy", "upstream_down") else None)
 
 
 _ORDER = ("upstream_limit", "upstream_busy", "upstream_down", "paused")
-"""Of several upstreams that take no call, the reason of the one that is likely to take the next."""
+"""Of several upstreams that take no call, the reason of the one that is likely to take the next. Its next try is the
+earliest of all."""

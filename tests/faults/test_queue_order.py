@@ -145,7 +145,8 @@ async def test_a_wait_that_is_too_long_fails(own_redis: EmbeddedRedis) -> None:
 
 
 async def test_a_wait_for_a_busy_upstream_ends_with_its_code(own_redis: EmbeddedRedis) -> None:
-    """Of a generation that was never called: its caller is told when to try again."""
+    """Of a generation that was never called. If the upstream takes no call before its deadline, the caller is told at
+    once when to try again."""
     async with (
         counting_upstream(0, retry_after="60") as upstream,
         gateway(own_redis.url) as api,
@@ -157,10 +158,12 @@ async def test_a_wait_for_a_busy_upstream_ends_with_its_code(own_redis: Embedded
             return (await api.http.get("/v1/upstreams")).json()["data"][0]["retry_at"] is not None
 
         await wait_until(is_known)
-        answer = await api.http.post("/v1/chat/completions", json=body("late", "m", queue_timeout=3))
+        answer = await api.http.post("/v1/chat/completions", json=body("late", "m", queue_timeout=50))
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "upstream_rate_limited")
         assert 0 < int(answer.headers["retry-after"]) <= 60
         assert upstream.calls["late"] == 0
+        late = (await api.http.get(f"/v1/generations/{answer.headers['x-generation-id']}")).json()
+        assert late["ended_at"] < late["created_at"] + 50
 
 
 @pytest.mark.parametrize("field", ["delay_seconds", "run_at"])

@@ -18,21 +18,22 @@ from api.errors import NO_RETRY, JSONResponse, draining_error, generation_error,
 from api.query import flag_of, text_of
 from api.requests import by_method, read_request, submit
 from api.server.memory import reserve
+from api.streaming.cursors import newest_attempt, position_in_attempt
 from api.streaming.follow import Follow, Start
 from broker.broker import Broker
 from broker.completion.fold import finish_reason
 from broker.completion.merging import as_call
 from broker.completion.text import json_text
 from broker.concurrency.cancellation import cancel_and_wait
-from broker.errors import BrokerError, InvalidCursor, StorageUnavailable
+from broker.errors import BrokerError, StorageUnavailable
 from broker.fanout.feed import Feed
 from broker.generation import Generation
-from broker.ids import START, Cursor, parse_cursor
 from broker.request.body import CompletionRequest
 
 Json = dict[str, Any]
 
 EXPIRE_TRIES, EXPIRE_PAUSE = 10, 0.05  # seconds
+LOOK_PERIOD = 1.0  # seconds between two looks at the upstreams that a generation waits for
 STATUS_WAIT = 10.0
 """Seconds that the status line waits for the first chunk, so that a failure has its own status."""
 
@@ -88,7 +89,7 @@ class ChatCompletionRoutes:
                 if not asked.stream:
                     return await self._whole(request, feed, tenant)
                 refused = await self._refusal(feed, tenant)
-            return refused or Start(feed, dialect, await self._newest_attempt(generation))
+            return refused or Start(feed, dialect, await newest_attempt(self._broker.store, generation))
 
         response = await self._follow.generation(ReadAccess(tenant), gid, begin)
         response.headers.update(headers)
@@ -97,13 +98,19 @@ class ChatCompletionRoutes:
     @asynccontextmanager
     async def _expire_in_time(self, generation: Generation) -> AsyncGenerator[None]:
         """End a generation whose waiting has lasted too long while the block runs: reapers look every two seconds, and
-        the caller would no longer get the error's status."""
+        the caller would no longer get the error's status. One whose upstreams take no call before its deadline ends at
+        once, so that the caller can do something else in the meantime."""
         if generation.deadline is None:
             yield
             return
 
         async def expire(deadline: float) -> None:
-            await asyncio.sleep(deadline - await self._broker.store.clock.now())
+            while (left := deadline - await self._broker.store.clock.now()) > 0:
+                with suppress(StorageUnavailable):
+                    next_try = await self._broker.waiting.late_try(generation)
+                    if next_try and await self._broker.expire(generation.id, next_try):
+                        return
+                await asyncio.sleep(min(left, LOOK_PERIOD))
             for _ in range(EXPIRE_TRIES):  # Redis's clock is only estimated, and may be a few ms behind
                 with suppress(StorageUnavailable):
                     if await self._broker.expire(generation.id):
@@ -139,16 +146,6 @@ class ChatCompletionRoutes:
                 raise StorageUnavailable
             return _completion_or_error(generation)
 
-    async def _newest_attempt(self, generation: Generation) -> Cursor:
-        """Return where a reader begins that must see only one attempt: right before the newest one."""
-        if generation.status == "queued":
-            return generation.cursor  # the next attempt begins after it
-        if generation.attempt <= 1:
-            return START
-        if generation.cursor.seq > 0 or not generation.ended:
-            return Cursor(generation.cursor.attempt, -1)
-        return await self._broker.store.last_attempt(generation.id)
-
     async def get(self, request: Request) -> Response:
         """Return the stored completion (partial while it runs), or its stream with `?stream=true[&after=CURSOR]`."""
         gid = request.path_params["id"]
@@ -161,24 +158,14 @@ class ChatCompletionRoutes:
 
         async def begin(feed: Feed, generation: Generation) -> Start:
             after = text_of(request, "after") or text_of(request, "starting_after")
-            resume = self._resume_position(after, generation) if after else self._newest_attempt(generation)
+            store = self._broker.store
+            resume = position_in_attempt(store, after, generation) if after else newest_attempt(store, generation)
             position = await resume
             has_received = after is not None and position.attempt > 0 and position.seq > 0
             dialect = chat_dialect(usage=usage, bare=bare)
             return Start(feed, dialect, position, has_received=has_received)
 
         return await self._follow.generation(reader, gid, begin, {"x-generation-id": gid})
-
-    async def _resume_position(self, after: str, generation: Generation) -> Cursor:
-        """Return where a reader continues. Raises InvalidCursor for a cursor that is not of this log: nothing would
-        ever follow it."""
-        position = parse_cursor(after)
-        if generation.ended and position == generation.cursor:
-            return Cursor(position.attempt, position.seq - 1)  # the end again
-        before = Cursor(position.attempt, position.seq - 1)
-        if position != START and not await self._broker.store.page(generation.id, before, 1, until=position):
-            raise InvalidCursor(f"The generation has no event {position}.")
-        return position
 
 
 async def _disconnected(request: Request) -> None:

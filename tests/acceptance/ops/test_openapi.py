@@ -23,6 +23,9 @@ PAGES = {"/", "/favicon.ico", *(f"/static/{file.relative_to(STATIC)}" for file i
 """Routes of the dashboard, which are not part of the interface."""
 
 FUZZING_SETTINGS = """
+# A limit that is never reached: without one, a 429 is repeated after its Retry-After (half a minute in each run).
+rate-limit = "1000/s"
+
 # For an invalid request a gateway may also respond that the generation is gone.
 [checks.negative_data_rejection]
 expected-statuses = ["4xx", "5xx"]

@@ -34,8 +34,8 @@ def framed(events: list[Event]) -> bytes:
 class Reader:
     """Reads a buffer to its end and fills holes from the log as the hub does, in pages of `page` events."""
 
-    def __init__(self, view: FrameBuffer, log: list[Event], page: int) -> None:
-        self.view = view
+    def __init__(self, buffer: FrameBuffer, log: list[Event], page: int) -> None:
+        self.buffer = buffer
         self.log = log
         self.page = page
         self.loads = 0
@@ -43,10 +43,10 @@ class Reader:
     def read(self, position: Cursor, tail: Cursor) -> bytes:
         received = b""
         while position < tail:
-            part = self.view.slice(position)
+            part = self.buffer.slice(position)
             if part is None:
                 following = [event for event in self.log if event.cursor > position][: self.page]
-                self.view.insert(position, following)
+                self.buffer.insert(position, following)
                 self.loads += 1
                 continue
             assert part.end > position
@@ -67,12 +67,12 @@ def test_every_reader_gets_exactly_the_events_after_its_position(
 ) -> None:
     """Live events are appended, older ones are read in pages, segments are evicted at random in between."""
     kept: dict[Segment, None] = {}
-    view = FrameBuffer(NATIVE, lambda _, segment: kept.update({segment: None}))
+    buffer = FrameBuffer(NATIVE, lambda _, segment: kept.update({segment: None}))
     original, segments.SEGMENT_BYTES = segments.SEGMENT_BYTES, room
     try:
         log = log_of(attempts)
         live_from = min(live_from, len(log) - 1)
-        reader = Reader(view, log[:live_from], page)
+        reader = Reader(buffer, log[:live_from], page)
         live = live_from - 1
         while live < len(log) - 1:
             # The events of one read, all of one attempt, as a feed passes them on. A page may already contain more.
@@ -81,7 +81,7 @@ def test_every_reader_gets_exactly_the_events_after_its_position(
                 most = data.draw(st.integers(1, 8))
                 rest = log[live + 2 : live + 1 + most]
                 batch += takewhile(lambda event: event.type == CHUNK, rest)
-            view.extend(log[live].cursor if live >= 0 else START, batch)
+            buffer.extend(log[live].cursor if live >= 0 else START, batch)
             live += len(batch)
             reader.log = log[: live + 1 + data.draw(st.sampled_from([0, 0, 3, 12]))]
             action = data.draw(st.sampled_from(["nothing", "read", "evict"]))
@@ -100,7 +100,7 @@ def test_every_reader_gets_exactly_the_events_after_its_position(
             elif action == "evict" and kept:
                 victim = data.draw(st.sampled_from(list(kept)))
                 del kept[victim]
-                view.evict(victim)
+                buffer.evict(victim)
         reader.log = log
         assert reader.read(START, log[-1].cursor) == framed(log)
     finally:
@@ -109,40 +109,40 @@ def test_every_reader_gets_exactly_the_events_after_its_position(
 
 def test_a_page_ahead_of_the_live_reader_leaves_no_hole() -> None:
     """A read returns some known and some new events. The new ones follow the known ones, not the older segment."""
-    view = FrameBuffer(NATIVE, lambda *_: None)
+    buffer = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([9])
-    view.extend(START, log[:1])
-    view.extend(log[0].cursor, log[1:2])
-    view.insert(log[3].cursor, log[4:6])
-    view.extend(log[3].cursor, log[4:9])
-    assert Reader(view, log, page=2).read(log[3].cursor, log[8].cursor) == framed(log[4:9])
-    assert Reader(view, log, page=2).read(START, log[8].cursor) == framed(log[:9])
+    buffer.extend(START, log[:1])
+    buffer.extend(log[0].cursor, log[1:2])
+    buffer.insert(log[3].cursor, log[4:6])
+    buffer.extend(log[3].cursor, log[4:9])
+    assert Reader(buffer, log, page=2).read(log[3].cursor, log[8].cursor) == framed(log[4:9])
+    assert Reader(buffer, log, page=2).read(START, log[8].cursor) == framed(log[:9])
 
 
 def test_a_whole_sealed_segment_is_read_without_a_copy() -> None:
-    view = FrameBuffer(NATIVE, lambda *_: None)
-    view.insert(START, log_of([5]))
-    segment = view.segments[-1]
-    part = view.slice(segment.start)
+    buffer = FrameBuffer(NATIVE, lambda *_: None)
+    buffer.insert(START, log_of([5]))
+    segment = buffer.segments[-1]
+    part = buffer.slice(segment.start)
     assert part is not None
     assert part.data is segment.data
 
 
 def test_readers_at_the_same_position_share_one_slice() -> None:
-    view = FrameBuffer(NATIVE, lambda *_: None)
+    buffer = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([5])
-    view.insert(START, log)
-    assert view.slice(START) is view.slice(START)
+    buffer.insert(START, log)
+    assert buffer.slice(START) is buffer.slice(START)
 
 
 def test_a_slice_never_crosses_attempts() -> None:
     """A dialect can therefore stop a reader exactly at the beginning of another attempt."""
-    view = FrameBuffer(NATIVE, lambda *_: None)
+    buffer = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([2, 2])
-    view.insert(START, log)
+    buffer.insert(START, log)
     ends, opens, position = [], [], START
     while position < log[-1].cursor:
-        part = view.slice(position)
+        part = buffer.slice(position)
         assert part is not None
         position = part.end
         ends.append(part.end)
@@ -152,10 +152,10 @@ def test_a_slice_never_crosses_attempts() -> None:
 
 
 def test_history_is_read_once_for_all_readers() -> None:
-    view = FrameBuffer(NATIVE, lambda *_: None)
+    buffer = FrameBuffer(NATIVE, lambda *_: None)
     log = log_of([40])
-    first = Reader(view, log, page=10)
+    first = Reader(buffer, log, page=10)
     assert first.read(START, log[-1].cursor) == framed(log)
-    second = Reader(view, log, page=10)
+    second = Reader(buffer, log, page=10)
     assert second.read(START, log[-1].cursor) == framed(log)
     assert (first.loads, second.loads) == (5, 0)
