@@ -12,7 +12,7 @@ import { LinkedSignal, backoff, pause } from "./timing.js";
 
 export type Fetch = (url: string, init?: RequestInit) => Promise<Response>;
 
-/** A stream token, or a function that returns the token of a generation. It is called for each connection. */
+/** A stream token, or a function that returns the token of a generation. It is called for each request. */
 export type TokenSource = string | ((id: string) => string | Promise<string>);
 
 export interface ClientOptions {
