@@ -16,7 +16,7 @@ from broker.version import __version__
 from tests.acceptance.clients.typescript import PACKAGE, NodeClient, built, node_client
 from tests.integration.broker.webhooks.scene import announced, delivering, settings
 from tests.servers.webhook_receiver import SECRET, webhook_receiver
-from tests.support import Gateway, Writer, clean_environment, gateway, request_body
+from tests.support import Gateway, Writer, clean_environment, gateway, request_body, worker
 
 pytestmark = pytest.mark.node
 
@@ -64,7 +64,7 @@ def test_the_lock_file_names_no_registry() -> None:
     assert all("integrity" in package for name, package in lock["packages"].items() if name)
 
 
-async def test_a_stream_survives_a_killed_gateway_and_a_lost_worker(redis: EmbeddedRedis, broker: Broker) -> None:
+async def test_a_stream_survives_a_killed_gateway_and_a_reset(redis: EmbeddedRedis, broker: Broker) -> None:
     """Each event once and in order; a call during the outage waits for the next gateway, and creates one generation."""
     port = str(free_port())
     async with node_client(baseUrl=f"http://127.0.0.1:{port}") as client:
@@ -99,6 +99,24 @@ async def test_a_stream_survives_a_killed_gateway_and_a_lost_worker(redis: Embed
     assert cursors == sorted(set(cursors))
     assert followed.states[:3] == [["connecting", None], ["live", None], ["reconnecting", "Unreachable"]]
     assert followed.states[-1] == ["live", None]
+
+
+async def test_a_killed_worker_is_a_reset_and_its_generation_completes(own_redis: EmbeddedRedis, sim: str) -> None:
+    quick = {"TOKENCAST_LEASE": "2"}
+    slow = request_body("Tell me a story. [[sim length=60 speed=30]]", model="sim")
+    async with gateway(own_redis.url, **quick) as api, node_client(baseUrl=api.url) as client:
+        async with worker(own_redis.url, sim, **quick) as killed:
+            gid = (await client.call("enqueue", slow, {}))["id"]
+            followed = await client.start("follow", gid, {})
+            await followed.until(lambda events: any(event["text"] for event in events))
+            killed.send(signal.SIGKILL)
+            await killed.wait()
+        async with worker(own_redis.url, sim, **quick):
+            await followed.end()
+        assert [event["name"] for event in followed.received if event["name"] not in ("chunk", "waiting")] == [
+            *("created", "started", "reset", "completed")
+        ]
+        assert followed.text == await client.call("text", gid, {}) != ""
 
 
 async def test_the_methods_of_a_client(keyed: Gateway, client: NodeClient, broker: Broker) -> None:
