@@ -85,6 +85,7 @@ vendor: .venv/.run
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
+	rm -rf clients/typescript/dist clients/typescript/node_modules tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets stand on -----------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ Each page runs in a shell of its own, in an empty directory, by these rules, so 
 
 - `sh` is typed into the shell; its variables and functions are available to the blocks below it. A single line with a
   command that does not end (`make run`) is left running once it reports that it is ready. A block that contains only
-  commands for containers, services and make is not run, but compared with docker-compose.yml, the Makefile, and the
-  existing files.
+  commands for containers, services, npm and make is not run, but compared with docker-compose.yml, the Makefile, and
+  the existing files.
 - `python` and `js` are programs. One whose first line is a comment with a file name is saved under that name, as is
   `html`, and has to be used further down; any other is run unchanged.
 - `text` is the output of the block above it; `…` matches anything.
@@ -52,7 +52,7 @@ ENDLESS = {
 }
 """Commands that do not end, and the line that they print when they are ready."""
 _BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a busy machine
-OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
+OPERATORS = "docker|make|kubectl|caddy|nginx|npm|sudo|systemctl"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
 _ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)

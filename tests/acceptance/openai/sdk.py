@@ -224,18 +224,24 @@ def oldest_python() -> Path:
 def node() -> str:
     """The path of Node.js, with openai-node installed next to the scripts; skips the test if it is not installed. The
     SDK asks for Node.js 22 and runs on 20."""
-    binary, npm = shutil.which("node"), shutil.which("npm")
-    if binary is None or npm is None:
-        pytest.skip("Node.js with npm is not installed")
-    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-    if int(version.removeprefix("v").partition(".")[0]) < 20:
-        pytest.skip(f"Node.js {version.strip()} is older than 20")
+    binary, npm = node_and_npm()
     ready = NODE / "node_modules" / f".ready-{digest(NODE / 'package-lock.json')}"
     with exclusive("openai-node"):
         if not ready.exists():
             run(npm, "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=NODE)
             ready.touch()
     return binary
+
+
+def node_and_npm() -> tuple[str, str]:
+    """The paths of Node.js and npm; skips the test if they are not installed, or too old."""
+    binary, npm = shutil.which("node"), shutil.which("npm")
+    if binary is None or npm is None:
+        pytest.skip("Node.js with npm is not installed")
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.removeprefix("v").partition(".")[0]) < 20:
+        pytest.skip(f"Node.js {version.strip()} is older than 20")
+    return binary, npm
 
 
 def documented_snippet(language: str) -> str:
