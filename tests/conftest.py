@@ -144,6 +144,7 @@ OUTSIDE = {
     "clock": "wrong clocks (libfaketime)",
     "proxy": "reverse proxies (nginx, Caddy)",
     "prometheus": "Prometheus's rule checker (promtool)",
+    "kubernetes": "tools of Kubernetes (helm, kubectl)",
     "shells": "other shells than bash (zsh, fish)",
 }
 """Markers of tests that need a program that is not in a Python package."""

@@ -52,7 +52,7 @@ ENDLESS = {
 }
 """Commands that do not end, and the line that they print when they are ready."""
 _BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a busy machine
-OPERATORS = "docker|make|kubectl|caddy|nginx|sudo|systemctl"
+OPERATORS = "docker|make|kubectl|helm|caddy|nginx|sudo|systemctl|sh docs/"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
 _ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)

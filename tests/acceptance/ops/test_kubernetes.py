@@ -116,6 +116,10 @@ def test_selectors_match_pods() -> None:
     policies = [one["spec"] for one in OBJECTS if one["kind"] == "NetworkPolicy"]
     allowed = {port["port"] for spec in policies for rule in spec.get("ingress", []) for port in rule["ports"]}
     assert allowed == named
+    (rule,) = object_of("NetworkPolicy", "to-gateways")["spec"]["ingress"]
+    assert {"namespaceSelector": {"matchLabels": {"tokencast-client": "true"}}} in rule[
+        "from"
+    ]  # callers in the cluster
     deployments = {one["metadata"]["name"] for one in OBJECTS if one["kind"] == "Deployment"}
     assert object_of("HorizontalPodAutoscaler", "tokencast-gateway")["spec"]["scaleTargetRef"]["name"] in deployments
 
