@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs chaos bench soak recovery lock clean
+.PHONY: help run test check docs chaos bench soak recovery lock release clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,6 +28,7 @@ help:
 	@echo
 	@echo "Maintain"
 	@echo "  make lock      write the lock files (ARGS=--upgrade for newer versions)"
+	@echo "  make release   wheel, sdist, SBOM and image of this version, and its tag; sends nothing (ARGS=--dry-run)"
 	@echo "  make clean     remove everything that the other targets have created"
 
 run: .venv/.run
@@ -72,6 +73,9 @@ lock: .cache/uv/bin/uv
 
 compile = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(ARGS)
+
+release: .cache/release/.ready
+	@.cache/release/bin/python .ci/release.py $(ARGS)
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
