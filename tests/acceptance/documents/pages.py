@@ -52,7 +52,7 @@ ENDLESS = {
 }
 """Commands that do not end, and the line that they print when they are ready."""
 _BLOCK_DEADLINE = 4 * DEADLINE  # a block may start several processes, one after the other, on a busy machine
-OPERATORS = "docker|make|kubectl|caddy|nginx|npm|sudo|systemctl"
+OPERATORS = "docker|make|kubectl|helm|caddy|nginx|npm|sudo|systemctl|sh docs/"
 GATEWAYS = {"make run|tokencast dev", "tokencast api"}
 _ENDLESS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(ENDLESS)})(?: +#.*)?$")
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
@@ -330,7 +330,9 @@ def check_installing(block: Block) -> None:
     """Check services and settings of docker compose, targets of make, and files of docs/ that the block names."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     compose = (ROOT / "docker-compose.yml").read_text("utf-8")
-    services = set(re.findall(r"^  ([\w-]+):$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M))
+    services = set(
+        re.findall(r"^  ([\w-]+):(?: &\w+)?$", compose.partition("\nservices:")[2].partition("\nnetworks:")[0], re.M)
+    )
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         assert all((ROOT / word).exists() for word in words if word.startswith("docs/")), f"{block}: no such file"
@@ -348,7 +350,19 @@ def check_installing(block: Block) -> None:
                 assert name in services or "=" in name, f"{block}: no service {name}"
 
 
-COMPOSE = {"up": 9, "run": 1, "exec": 1, "kill": 9, "restart": 9, "stop": 9, "logs": 9, "ps": 9, "down": 9, "build": 9}
+COMPOSE = {
+    "up": 9,
+    "run": 1,
+    "exec": 1,
+    "kill": 9,
+    "restart": 9,
+    "start": 9,
+    "stop": 9,
+    "logs": 9,
+    "ps": 9,
+    "down": 9,
+    "build": 9,
+}
 """Commands, and the number of words after each that are services."""
 
 

@@ -182,6 +182,15 @@ def connections(api: Gateway) -> set[int]:
     }
 
 
+def closed_by(server: int, peers: set[int]) -> set[str]:
+    """Which side closed the connections between these ports: the kernel keeps TIME_WAIT for the side that was first."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [(int(row[1][-4:], 16), int(row[2][-4:], 16)) for row in rows if row[3] == "06"]
+    by_peer = {"peer" for here, there in ends if there == server and here in peers}
+    by_server = {"server" for here, there in ends if here == server and there in peers}
+    return by_peer | by_server
+
+
 def resident_memory(api: Gateway) -> int:
     """The gateway's resident memory in bytes."""
     status = Path(f"/proc/{api.process.process.pid}/status").read_text()

@@ -103,11 +103,11 @@ def caddy_config(setup: ProxySetup, *, default_config: bool) -> str:
     return setup.adapted(
         "Caddyfile",
         ("\n{\n", f"\n{{\n{AROUND_CADDY}"),
-        ("\ntokencast.example {", f"\nhttps://127.0.0.1:{setup.port} {{"),
+        ("\n{$SITE:tokencast.example} {", f"\nhttps://127.0.0.1:{setup.port} {{"),
         ("# tls /etc/ssl/certs/tokencast.pem", f"tls {setup.directory}/cert.pem"),
         ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
-        ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy {' '.join(setup.gateways)} {{"),
-        ("/var/log/caddy/tokencast.log", f"{setup.directory}/access.log"),
+        ("reverse_proxy {$GATEWAYS:127.0.0.1:8000} {", f"reverse_proxy {' '.join(setup.gateways)} {{"),
+        ("{$ACCESS_LOG:file /var/log/caddy/tokencast.log}", f"file {setup.directory}/access.log"),
     )
 
 

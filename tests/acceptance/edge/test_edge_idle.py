@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,9 +14,9 @@ from api.server.server import config_for
 from broker import Broker, connect
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.settings.settings import Settings
-from tests.acceptance.edge.peer import Peer, connections, linux, peer
+from tests.acceptance.edge.peer import Peer, closed_by, connections, linux, peer
 from tests.acceptance.edge.proxies import PROXIES, proxy
-from tests.support import ROOT, Writer, gateway
+from tests.support import ROOT, Writer, gateway, wait_until
 
 PROXY_DEFAULT = 60  # seconds; of nginx, ingress-nginx, and the usual cloud load balancers
 
@@ -89,3 +90,22 @@ async def test_a_recommended_proxy_reuses_connections(
         assert kept
         assert len(connections(api) - kept) < 5
         assert connections(api) & kept
+
+
+@linux
+@pytest.mark.proxy
+@pytest.mark.parametrize("name", PROXIES)
+async def test_a_recommended_proxy_closes_idle_connections_first(
+    name: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Only the proxy's time is changed, to one second; the gateway has its default. The side that closes a connection
+    knows this before it sends a request."""
+    shorter = {"nginx": ("keepalive_timeout 60s;", "keepalive_timeout 1s;"), "caddy": ("keepalive 60s", "keepalive 1s")}
+    there, here = shorter[name]
+    directory = tmp_path_factory.mktemp(name)
+    async with gateway(redis.url) as api, proxy(PROXIES[name], api, directory, changes={there: here}) as via_proxy:
+        await via_proxy.create()
+        kept = connections(api)
+        await wait_until(lambda: not connections(api) & kept)
+        assert closed_by(urlsplit(api.url).port or 0, kept) == {"peer"}
+        await via_proxy.create()

@@ -247,16 +247,18 @@ def engine() -> list[str]:
         pytest.skip("skipped: the composed system needs a container engine, and there is no `docker` command")
     if not works("docker", "info"):
         pytest.skip("skipped: the composed system needs a container engine, and none answers `docker info`")
-    if works("docker", "compose", "version"):
-        compose = ["docker", "compose"]
-    elif works("docker-compose", "version"):
-        compose = ["docker-compose"]
-    else:
-        pytest.skip("skipped: neither `docker compose` nor `docker-compose` is installed")
+    compose = compose_command()
     for image in base_images():
         if not works("docker", "image", "inspect", image) and not works("docker", "pull", image, deadline=300):
             pytest.skip(f"skipped: the base image {image} is not available and cannot be pulled")
     return compose
+
+
+def compose_command() -> list[str]:
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if works(*command, "version"):
+            return command
+    pytest.skip("skipped: neither `docker compose` nor `docker-compose` is installed")
 
 
 def base_images() -> list[str]:
@@ -402,6 +404,29 @@ def test_every_generation_completes_while_workers_are_scaled(stack: Stack) -> No
     stack.up("--scale", "worker=1")
     for each in running:
         each.until_end().assert_complete()
+
+
+def test_containers_are_replaced_start_first(stack: Stack) -> None:
+    """With the simulated upstream, whose containers start and stop quickly: there is always one that runs."""
+    (before,) = stack.containers("upstream-sim")
+    replace = subprocess.Popen(
+        ["sh", "docs/compose/replace.sh", "upstream-sim"],
+        cwd=ROOT,
+        env=stack.env | {"COMPOSE": " ".join(stack.command())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with replace:
+        own = [f"label=com.docker.compose.project={stack.project}", "label=com.docker.compose.service=upstream-sim"]
+        listing = ["docker", "ps", "-q", *(word for label in own for word in ("--filter", label))]
+        while replace.poll() is None:
+            assert run(listing, env=stack.env), "no container runs"
+        assert replace.stdout
+        assert replace.returncode == 0, replace.stdout.read()
+    (after,) = stack.containers("upstream-sim")
+    assert after["Id"] != before["Id"]
+    stack.create(seed=30, length=10, speed=40).until_end().assert_complete()
 
 
 def test_down_and_up_again_loses_nothing(stack: Stack) -> None:

@@ -95,6 +95,18 @@ def test_a_misspelled_field_is_detected() -> None:
         validate(wrong, all_versions()[-1], strict=True)
 
 
+def test_the_pod_for_restoring_has_the_volume_of_redis() -> None:
+    """It runs as the same user (docs/backup.md)."""
+    pod = yaml.safe_load((HERE / "restore/pod.yaml").read_text("utf-8"))
+    validate(pod, "1.30", strict=True)
+    redis = object_of("StatefulSet", "tokencast-redis")["spec"]
+    (template,) = redis["volumeClaimTemplates"]
+    (volume,) = pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == f"{template['metadata']['name']}-tokencast-redis-0"
+    assert pod["spec"]["securityContext"] == redis["template"]["spec"]["securityContext"]
+    assert pod["spec"]["containers"][0]["image"] == REDIS.container["image"]
+
+
 def test_every_file_is_used() -> None:
     there = {path.name for path in HERE.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(KUSTOMIZATION["resources"]) == there
@@ -116,6 +128,10 @@ def test_selectors_match_pods() -> None:
     policies = [one["spec"] for one in OBJECTS if one["kind"] == "NetworkPolicy"]
     allowed = {port["port"] for spec in policies for rule in spec.get("ingress", []) for port in rule["ports"]}
     assert allowed == named
+    (rule,) = object_of("NetworkPolicy", "to-gateways")["spec"]["ingress"]
+    assert {"namespaceSelector": {"matchLabels": {"tokencast-client": "true"}}} in rule[
+        "from"
+    ]  # callers in the cluster
     deployments = {one["metadata"]["name"] for one in OBJECTS if one["kind"] == "Deployment"}
     assert object_of("HorizontalPodAutoscaler", "tokencast-gateway")["spec"]["scaleTargetRef"]["name"] in deployments
 

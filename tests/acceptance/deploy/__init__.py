@@ -1,0 +1,1 @@
+"""What docs/deploying.md offers: Compose, Kubernetes, Helm, backups and releases."""
