@@ -103,7 +103,7 @@ class WorkerRecord(Struct, frozen=True, kw_only=True):
     id: str
     state: Annotated[
         Literal["running", "draining", "lost"],
-        Meta(description="draining: it takes no more generations; lost: it stopped without a word in the last hour."),
+        Meta(description="draining: it takes no more generations; lost: it stopped unexpectedly in the last hour."),
     ]
     seen_at: Annotated[float, Meta(description="Unix seconds.")]
     host: str | None = None

@@ -14,7 +14,7 @@ from broker.store import keys
 
 MOST_LISTED = 100
 """Maximum number of running generations in a worker's record."""
-LOST_FOR = 3600.0  # seconds for which a worker that stopped without a word is listed
+LOST_FOR = 3600.0  # seconds for which a worker that stopped unexpectedly is listed
 DRAIN_LIFETIME = 60  # seconds; a worker reads the request with its next heartbeat
 _FIELDS = ("host", "pid", "version", "slots", "running", "upstreams", "started", "draining", "runs")
 

@@ -105,7 +105,7 @@ async def test_the_workers(visit: Open, own_redis: EmbeddedRedis) -> None:
         await expect(new.locator("[data-field=started]")).to_have_text("1 h")
         await expect(old.locator("[data-field=upstreams]")).to_have_text("–")
         await expect(old.get_by_role("button")).to_have_count(0)
-        await expect(lost).to_contain_text("It stopped without a word, 2 min ago.")
+        await expect(lost).to_contain_text("It stopped unexpectedly, 2 min ago.")
         await page.get_by_role("button", name="Drain new").click()
         await page.get_by_role("dialog").get_by_role("button", name="Drain").click()
         await expect(new.locator(".status")).to_have_text("draining")

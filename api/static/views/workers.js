@@ -38,7 +38,7 @@ export class WorkersView extends Polled {
     show(fields.state, STATES[state] ?? state);
     fields.state.dataset.worker = state;
     fields.facts.hidden = state === "lost";
-    tell(fields.lost, state === "lost" ? `It stopped without a word, ${since(seen_at)} ago. What it ran goes back to the queue.` : "");
+    tell(fields.lost, state === "lost" ? `It stopped unexpectedly, ${since(seen_at)} ago. What it ran goes back to the queue.` : "");
     show(fields.host, host ?? "–");
     show(fields.pid, pid === null ? "–" : String(pid));
     show(fields.version, version ?? "–");
