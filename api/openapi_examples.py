@@ -37,7 +37,8 @@ _NEW: Json = {
     "group": "nightly",
     "retry_of": None,
     "upstream": None,
-    "queue": {"position": None, "reason": "queued", "retry_at": None},
+    "queue": {"position": None, "reason": "queued", "retry_at": None, "upstreams": ["default"]},
+    "prompt": "Explain the GIL in CPython.",
 }
 _END = {
     "status": "completed",
@@ -51,8 +52,9 @@ _END = {
     "queue": None,
 }
 SUMMARY: Json = {**_NEW, **_END}
-ACCEPTED: Json = {**_NEW, "text": "", "choices": []}
-GENERATION: Json = {**SUMMARY, "text": TEXT, "choices": [CHOICE]}
+_ALONE: Json = {"lease": None, "reset_reason": None}
+ACCEPTED: Json = {**_NEW, **_ALONE, "text": "", "choices": []}
+GENERATION: Json = {**SUMMARY, **_ALONE, "text": TEXT, "choices": [CHOICE]}
 CANCELLED: Json = {**ACCEPTED, "status": "cancelled", "cursor": "1-0", "ended_at": 1795738567.901, "queue": None}
 RETRIED: Json = {**ACCEPTED, "retry_of": "gen_01m8d5q27fbygcvt9p6w1kqk2s4d3n0e8h"}
 GENERATION_LIST: Json = {"object": "list", "data": [SUMMARY], "has_more": False, "last_id": ID}
@@ -69,6 +71,13 @@ RETRY_RESULT: Json = {
     "data": [{**_NEW, "retry_of": RETRIED["retry_of"]}],
     "has_more": False,
 }
+CANCEL_RESULT: Json = {
+    "matched": 1,
+    "cancelled": 1,
+    "data": [{**_NEW, "status": "cancelled", "cursor": "1-0", "ended_at": 1795738567.901, "queue": None}],
+    "has_more": False,
+}
+DELETE_RESULT: Json = {"matched": 1, "deleted": 1, "data": [SUMMARY], "has_more": False}
 GROUP: Json = {
     "object": "group",
     "name": "nightly",
@@ -158,6 +167,87 @@ UPSTREAM: Json = {
     "paused": False,
 }
 UPSTREAMS: Json = {"object": "list", "data": [UPSTREAM]}
+_FIRST_TOKEN: Json = {"count": 1, "p50": 0.083, "p95": 0.083}
+_FIGURES: Json = {
+    "created": 1,
+    "started": 1,
+    "completed": 0,
+    "failed": 1,
+    "cancelled": 0,
+    "tokens": 18,
+    "tokens_per_second": 0.4,
+    "first_token": _FIRST_TOKEN,
+    "queue_depth": 2,
+}
+HISTORY: Json = {
+    "object": "history",
+    "data": [{"at": 1795738560.0, "seconds": 45.0, **_FIGURES}],
+    "total": _FIGURES,
+    "errors": [
+        {
+            "code": "upstream_timeout",
+            "model": "gabforge-coder",
+            "upstream": "default",
+            "failed": 1,
+            "returned": 0,
+            "last_at": 1795738588.6,
+            "sample": ID,
+        }
+    ],
+    "models": ["gabforge-coder"],
+    "upstreams": ["default"],
+}
+WORKER: Json = {
+    "id": "worker-7f3a9c",
+    "state": "running",
+    "seen_at": 1795738568.2,
+    "host": "node-1",
+    "pid": 17,
+    "version": "0.3.0",
+    "slots": 100,
+    "running": 1,
+    "upstreams": ["default"],
+    "started_at": 1795730000.0,
+    "generations": [
+        {
+            "id": ID,
+            "tenant": "anna",
+            "model": "gabforge-coder",
+            "upstream": "default",
+            "claimed_at": 1795738567.165,
+        }
+    ],
+}
+WORKERS: Json = {"object": "list", "data": [WORKER]}
+_GATEWAY = "node-1-23"
+SUBSCRIBERS: Json = {
+    "object": "list",
+    "data": [
+        {
+            "gateway": _GATEWAY,
+            "dialect": "native",
+            "since": 1795738567.2,
+            "cursor": CURSOR,
+            "lag_events": 0,
+            "unread_bytes": 0,
+            "stalled": False,
+        }
+    ],
+    "gateways": [{"gateway": _GATEWAY, "subscribers": 1, "at": 1795738568.2}],
+}
+KEYS: Json = {
+    "object": "list",
+    "data": [
+        {
+            "key": "5e884898",
+            "tenant": "anna",
+            "role": "operator",
+            "expires_at": 1798761600.0,
+            "last_used_at": 1795738560.0,
+        }
+    ],
+}
+CALLER: Json = {"object": "caller", "tenant": "anna", "role": "operator", "tenants": ["anna", "ben"]}
 MODEL: Json = {"id": "gabforge-coder", "object": "model", "created": 0, "owned_by": "default"}
 MODELS: Json = {"object": "list", "data": [MODEL]}
 READY: Json = {"status": "ok"}
@@ -245,6 +335,14 @@ LINES = _named(two=("Two lines", f"{json.dumps(_BODY)}\n{json.dumps(_BODY)}\n"))
 RETRY = _named(
     dry_run=("Only find them", {"status": "failed", "code": "upstream_unavailable", "dry_run": True}),
     group=("The failed ones of a group", {"status": "failed", "group": "nightly", "limit": 100}),
+)
+CANCEL = _named(
+    dry_run=("Only find them", {"status": "queued", "group": "nightly", "dry_run": True}),
+    group=("Those of a group", {"group": "nightly"}),
+)
+DELETE = _named(
+    dry_run=("Only find them", {"until": 1795738567.0, "dry_run": True}),
+    failed=("Failed ones of a group", {"status": "failed", "group": "nightly"}),
 )
 TOKEN_REQUEST = _named(ten_minutes=("For ten minutes", {"ttl_seconds": 600}))
 PAUSE = _named(tenant=("A tenant", {"tenant": "reports"}))

@@ -7,10 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import openapi_examples as examples
 from api.auth import Access
 from api.errors import JSONResponse
 from api.keys import LiveKeys
-from api.openapi_parts import Json, answer, errors_with_key, json_of, operation, schemas_of
+from api.openapi_parts import Json, answer, errors_with_key, json_of, operation, schemas_of, with_examples
 from api.query import check_known
 from api.requests import by_method
 from broker.auth.key_uses import KeyUses
@@ -56,7 +57,7 @@ class KeyRoutes:
         )
 
 
-SCHEMAS: Json = schemas_of(KeyList)
+SCHEMAS: Json = with_examples(schemas_of(KeyList), KeyList=examples.KEYS)
 
 
 def paths() -> Json:

@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import openapi_examples as examples
 from api.auth import Access
 from api.errors import JSONResponse
-from api.openapi_parts import Json, answer, errors_with_key, json_of, operation, schemas_of
+from api.openapi_parts import Json, answer, errors_with_key, json_of, operation, schemas_of, with_examples
 from api.query import check_known
 from api.requests import by_method
 from broker.settings.api_keys import Role
@@ -48,7 +49,7 @@ class CallerRoutes:
 
 # --- /openapi.json -----------------------------------------------------------------------------------------------
 
-SCHEMAS: Json = schemas_of(Caller)
+SCHEMAS: Json = with_examples(schemas_of(Caller), Caller=examples.CALLER)
 
 
 def paths() -> Json:

@@ -6,9 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import openapi_examples as examples
 from api.auth import Access
 from api.errors import JSONResponse
-from api.openapi_parts import STRING, Json, answer, errors_with_key, json_of, operation, schemas_of
+from api.openapi_parts import STRING, Json, answer, errors_with_key, json_of, operation, schemas_of, with_examples
 from api.query import check_known
 from api.requests import by_method
 from broker.broker import Broker
@@ -41,7 +42,7 @@ class WorkerRoutes:
 
 # --- /openapi.json -----------------------------------------------------------------------------------------------
 
-SCHEMAS: Json = schemas_of(WorkerList)
+SCHEMAS: Json = with_examples(schemas_of(WorkerList), WorkerList=examples.WORKERS, WorkerRecord=examples.WORKER)
 
 
 def paths() -> Json:

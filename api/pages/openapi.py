@@ -46,6 +46,8 @@ _SCHEMAS = {
         ModelList=examples.MODELS,
         Overview=examples.OVERVIEW,
         Status=examples.READY,
+        HistoryRecord=examples.HISTORY,
+        SubscriberList=examples.SUBSCRIBERS,
     ),
     **queue.SCHEMAS,
     **workers.SCHEMAS,

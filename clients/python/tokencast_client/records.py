@@ -27,6 +27,8 @@ class QueueState:
     reason: str
     position: int | None = None
     retry_at: float | None = None
+    upstreams: list[str] = field(default_factory=list[str])
+    """The upstreams that serve its model."""
     raw: Json = field(repr=False, compare=False)
 
 
@@ -58,8 +60,14 @@ class Generation:
     upstream: str | None = None
     queue: QueueState | None = None
     """Only while it waits in the queue."""
+    prompt: str | None = None
+    """The first line of the last user message."""
     tenant: str | None = None
     """Only for keys with the role `operator`."""
+    lease: Json | None = field(default=None, repr=False)
+    """While a worker has it: `renewed_at` and `expires_at`, unix seconds. Not in lists."""
+    reset_reason: str | None = None
+    """Why its newest attempt restarted it, or the next one will: `worker_lost`, `worker_stopped` or `upstream_error`."""
     text: str = ""
     """The content of choice 0 so far."""
     choices: list[Json] = field(default_factory=list[Json], repr=False)

@@ -28,6 +28,14 @@ export interface QueueState {
   readonly position: number | null;
   readonly reason: WaitingReason;
   readonly retry_at: number | null;
+  /** The upstreams that serve its model. */
+  readonly upstreams?: readonly string[];
+}
+
+/** The time until which a worker has a generation, unless it renews it. Unix seconds. */
+export interface Lease {
+  readonly renewed_at: number;
+  readonly expires_at: number;
 }
 
 /** A generation without its text, as in lists, batches, webhooks and the activity. */
@@ -55,6 +63,8 @@ export interface GenerationSummary {
   readonly upstream: string | null;
   /** Only while it waits in the queue. */
   readonly queue: QueueState | null;
+  /** The first line of the last user message. */
+  readonly prompt?: string | null;
   /** Only for keys with the role `operator`. */
   readonly tenant?: string;
 }
@@ -68,6 +78,10 @@ export interface Choice {
 
 /** A generation with its text so far. */
 export interface Generation extends GenerationSummary {
+  /** While a worker has it. */
+  readonly lease?: Lease | null;
+  /** Why its newest attempt restarted it, or the next one will. */
+  readonly reset_reason?: "worker_lost" | "worker_stopped" | "upstream_error" | null;
   /** The content of choice 0 so far. */
   readonly text: string;
   /** The merged messages so far. */

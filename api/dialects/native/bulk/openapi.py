@@ -94,6 +94,7 @@ def _bulk() -> Json:
                 "Cancel the generations that match; with `dry_run` only find them",
                 body="CancelRequest",
                 optional_body=True,
+                examples=examples.CANCEL,
                 _200=answer("The matches, and what became of them.", json_of("CancelResult")),
                 **errors_with_key("400", "413", "429"),
             )
@@ -103,6 +104,7 @@ def _bulk() -> Json:
                 "deleteGenerations",
                 "Delete the generations that match; with `dry_run` only find them",
                 body="DeleteRequest",
+                examples=examples.DELETE,
                 _200=answer("The matches, and what became of them.", json_of("DeleteResult")),
                 **errors_with_key("400", "413", "429"),
             )
@@ -165,6 +167,8 @@ SCHEMAS: Json = {
         ),
         GenerationBatch=examples.BATCH,
         RetryResult=examples.RETRY_RESULT,
+        CancelResult=examples.CANCEL_RESULT,
+        DeleteResult=examples.DELETE_RESULT,
         Group=examples.GROUP,
     ),
 }
