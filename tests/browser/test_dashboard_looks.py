@@ -51,7 +51,12 @@ async def test_axe_finds_no_violation(api: Gateway, broker: Broker, visit: Open,
     await api.create()
     page = (await visit(api, color_scheme=theme)).page
     await expect(row(page, gids[3])).to_contain_text("cancelled")
+    await page.get_by_label("Created", exact=True).select_option("From … to …")
+    await page.get_by_text("Columns", exact=True).click()
     assert await violations(page) == []
+    await page.get_by_role("button", name="Keyboard shortcuts").click()
+    assert await violations(page) == []
+    await page.keyboard.press("Escape")
     for gid in gids:
         await page.goto(f"{api.url}/#/{gid}")
         await expect_text(part(page, "Reasoning"), "Let me think.")
