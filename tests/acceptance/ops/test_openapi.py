@@ -52,6 +52,8 @@ checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
 """
 
 FUZZING_HOOKS = """
+from contextlib import suppress
+
 import schemathesis
 
 @schemathesis.hook
@@ -63,9 +65,10 @@ def before_call(context, case, kwargs):
             if type(options.get(name)) in (int, float) and 1 < options[name] <= 7 * 86400:
                 options[name] = 1
     # A slow replay takes as long as it is slow.
-    speed = case.query.get("speed") if isinstance(case.query, dict) else None
-    if type(speed) in (int, float) and 0.01 <= speed < 100:
-        case.query["speed"] = 100
+    if case.query and isinstance(case.query.get("speed"), (int, float, str)):
+        with suppress(ValueError):
+            if 0.01 <= float(case.query["speed"]) < 100:
+                case.query["speed"] = 100
 """
 
 DOCUMENT = document(DIALECTS)
