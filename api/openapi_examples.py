@@ -48,7 +48,7 @@ _END = {
     "attempt": 1,
     "cursor": CURSOR,
     "usage": USAGE,
-    "upstream": "default",
+    "upstream": "gpu-1",
     "queue": None,
 }
 SUMMARY: Json = {**_NEW, **_END}
@@ -96,7 +96,7 @@ _CHUNK = {
 _CREATED = {"model": "gabforge-coder", "created_at": 1795738567.088}
 _EVENTS = (
     ("0-1", "created", _CREATED),
-    ("1838836292739219-0", "started", {"attempt": 1, "upstream": "default"}),
+    ("1838836292739219-0", "started", {"attempt": 1, "upstream": "gpu-1"}),
     ("1838836292739219-1", "chunk", _CHUNK),
     (CURSOR, "completed", {"finish_reason": "stop", "usage": USAGE}),
 )
@@ -149,11 +149,12 @@ QUEUE: Json = {
     "depth": 2,
     "by_priority": {"3": 2},
     "by_reason": {"upstream_limit": 2},
-    "levels": [{"upstreams": ["default"], "priority": 3, "waiting": 2, "reason": "upstream_limit", "retry_at": None}],
+    "levels": [{"upstreams": ["gpu-1"], "priority": 3, "waiting": 2, "reason": "upstream_limit", "retry_at": None}],
     "paused": ["tenant reports"],
 }
+# Not the name of a real upstream: a program that sends the examples would change its limits.
 UPSTREAM: Json = {
-    "name": "default",
+    "name": "gpu-1",
     "max_concurrency": 32,
     "requests_per_minute": None,
     "tokens_per_minute": None,
@@ -248,7 +249,7 @@ KEYS: Json = {
     ],
 }
 CALLER: Json = {"object": "caller", "tenant": "anna", "role": "operator", "tenants": ["anna", "ben"]}
-MODEL: Json = {"id": "gabforge-coder", "object": "model", "created": 0, "owned_by": "default"}
+MODEL: Json = {"id": "gabforge-coder", "object": "model", "created": 0, "owned_by": "gpu-1"}
 MODELS: Json = {"object": "list", "data": [MODEL]}
 READY: Json = {"status": "ok"}
 NOT_READY: Json = {"status": "unavailable", "reason": "queue: Redis does not answer in time."}
