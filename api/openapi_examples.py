@@ -342,7 +342,7 @@ CANCEL = _named(
     group=("Those of a group", {"group": "nightly"}),
 )
 DELETE = _named(
-    dry_run=("Only find them", {"until": 1795738567.0, "dry_run": True}),
+    dry_run=("Only find them", {"status": "completed", "until": 1795738567.0, "dry_run": True}),
     failed=("Failed ones of a group", {"status": "failed", "group": "nightly"}),
 )
 TOKEN_REQUEST = _named(ten_minutes=("For ten minutes", {"ttl_seconds": 600}))

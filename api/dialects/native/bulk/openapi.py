@@ -73,9 +73,11 @@ def _bulk() -> Json:
         "schema": {"type": "string", "description": "One request body per line."},
         "examples": examples.LINES,
     }
-    one = json_of("Generation", examples.RETRIED)
+    return {"/v1/generations/batch": {"post": batch}, **_matching(), **_retry()}
+
+
+def _matching() -> Json:
     return {
-        "/v1/generations/batch": {"post": batch},
         "/v1/generations/retry": {
             "post": operation(
                 "retryGenerations",
@@ -109,6 +111,12 @@ def _bulk() -> Json:
                 **errors_with_key("400", "413", "429"),
             )
         },
+    }
+
+
+def _retry() -> Json:
+    one = json_of("Generation", examples.RETRIED)
+    return {
         "/v1/generations/{id}/retry": {
             "post": operation(
                 "retryGeneration",
