@@ -87,7 +87,10 @@ def nginx_config(setup: ProxySetup, *, default_config: bool) -> str:
     else:
         inner = setup.adapted(
             "nginx.conf",
-            ("    server 127.0.0.1:8000;", "\n".join(f"    server {gateway};" for gateway in setup.gateways)),
+            (
+                "    server 127.0.0.1:8000 fail_timeout=1s;",
+                "\n".join(f"    server {gateway} fail_timeout=1s;" for gateway in setup.gateways),
+            ),
             ("listen 443 ssl http2;", f"listen 127.0.0.1:{setup.port} ssl http2;"),
             ("/etc/ssl/certs/tokencast.pem", f"{setup.directory}/cert.pem"),
             ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
