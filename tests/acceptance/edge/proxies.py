@@ -87,7 +87,10 @@ def nginx_config(setup: ProxySetup, *, default_config: bool) -> str:
     else:
         inner = setup.adapted(
             "nginx.conf",
-            ("    server 127.0.0.1:8000;", "\n".join(f"    server {gateway};" for gateway in setup.gateways)),
+            (
+                "    server 127.0.0.1:8000 fail_timeout=1s;",
+                "\n".join(f"    server {gateway} fail_timeout=1s;" for gateway in setup.gateways),
+            ),
             ("listen 443 ssl http2;", f"listen 127.0.0.1:{setup.port} ssl http2;"),
             ("/etc/ssl/certs/tokencast.pem", f"{setup.directory}/cert.pem"),
             ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
@@ -103,11 +106,8 @@ def caddy_config(setup: ProxySetup, *, default_config: bool) -> str:
     return setup.adapted(
         "Caddyfile",
         ("\n{\n", f"\n{{\n{AROUND_CADDY}"),
-        ("\n{$SITE:tokencast.example} {", f"\nhttps://127.0.0.1:{setup.port} {{"),
         ("# tls /etc/ssl/certs/tokencast.pem", f"tls {setup.directory}/cert.pem"),
         ("/etc/ssl/private/tokencast.key", f"{setup.directory}/key.pem"),
-        ("reverse_proxy {$GATEWAYS:127.0.0.1:8000} {", f"reverse_proxy {' '.join(setup.gateways)} {{"),
-        ("{$ACCESS_LOG:file /var/log/caddy/tokencast.log}", f"file {setup.directory}/access.log"),
     )
 
 
@@ -159,7 +159,14 @@ async def proxy(
     config.write_text(kind.config(setup, default_config=default_config))
     url = f"{'http' if default_config else 'https'}://127.0.0.1:{setup.port}"
     arguments = kind.arguments.format(config=config, directory=directory).split()
-    environment = {**os.environ, "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
+    environment = {
+        **os.environ,
+        "XDG_DATA_HOME": str(directory),
+        "XDG_CONFIG_HOME": str(directory),
+        "SITE": url,  # these three: variables of docs/Caddyfile
+        "GATEWAYS": " ".join(gateways),
+        "ACCESS_LOG": f"file {directory}/access.log",
+    }
     with (directory / "errors.log").open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             kind.binary, *arguments, env=environment, stdout=errors, stderr=errors, start_new_session=True
