@@ -61,9 +61,9 @@ import schemathesis
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    # A completion that may wait for days, or is scheduled for later, gets its response then.
+    # The response to a generation that may wait for days, or is scheduled for later, ends then, and so do its streams.
     options = case.body.get("tokencast") if isinstance(case.body, dict) else None
-    if case.operation.path == "/v1/chat/completions" and isinstance(options, dict):
+    if case.operation.path in ("/v1/chat/completions", "/v1/generations") and isinstance(options, dict):
         for name in ("delay_seconds", "run_at", "queue_timeout"):
             if type(options.get(name)) in (int, float) and 1 < options[name] <= 7 * 86400:
                 options[name] = 1
@@ -234,7 +234,7 @@ async def test_a_library_is_sent_compressed_or_as_it_was_published(api: Gateway)
 async def test_a_gateway_behaves_as_described(own_redis: EmbeddedRedis, sim: str, tmp_path: Path) -> None:
     """Schemathesis: valid and invalid requests on every route, and sequences of requests. The examples are sent by
     another test."""
-    only = {"TOKENCAST_MODELS": "*", "TOKENCAST_RETRY_BUDGET": "0.2"}
+    only = {"TOKENCAST_MODELS": "*", "TOKENCAST_RETRY_BUDGET": "0.2", "TOKENCAST_QUEUE_TIMEOUT": "1"}
     (tmp_path / "schemathesis.toml").write_text(FUZZING_SETTINGS)
     (tmp_path / "fuzzing_hooks.py").write_text(FUZZING_HOOKS)
     async with gateway(own_redis.url, **only) as api, worker(own_redis.url, sim, **only):
