@@ -234,7 +234,7 @@ DIRECTED = [
     Mutant(
         "an expiry ignores the deadline",
         ("expire",),
-        "if tonumber(m[3]) > now then return {'NO'} end",
+        "if tonumber(m[3]) > math.max(now, tonumber(ARGV[3])) then return {'NO'} end",
         "",
         "a failure before its time",
     ),

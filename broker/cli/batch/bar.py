@@ -31,8 +31,9 @@ class ProgressBar:
             return
         text = bar(self._total, done, failed, running)
         columns = shutil.get_terminal_size().columns
+        self._shown = True  # first: Ctrl-C may come while it is drawn
         click.echo(_CLEAR + (pad(text, columns - 1) if len(text) >= columns else text), nl=False, err=True)
-        self._shown, self._drawn = True, time.monotonic()
+        self._drawn = time.monotonic()
 
     def note(self, text: str) -> None:
         """Print a notice in place of the bar."""
