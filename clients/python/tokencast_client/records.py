@@ -67,7 +67,7 @@ class Generation:
     lease: Json | None = field(default=None, repr=False)
     """While a worker has it: `renewed_at` and `expires_at`, unix seconds. Not in lists."""
     reset_reason: str | None = None
-    """Why its newest attempt restarted it, or the next one will: `worker_lost`, `worker_stopped` or `upstream_error`."""
+    """Why its newest attempt restarted it, or the next will: `worker_lost`, `worker_stopped` or `upstream_error`."""
     text: str = ""
     """The content of choice 0 so far."""
     choices: list[Json] = field(default_factory=list[Json], repr=False)

@@ -43,7 +43,7 @@ expected-statuses = ["4xx", "5xx"]
 enabled = false
 
 # Last-Event-ID wins over `after`, a stream asks for no `limit`, a whole completion for no `after`; of several
-# generations one that is named twice counts once, and what is no id is answered with `gone`. An empty `minutes` is none.
+# generations one that is named twice counts once, and what is no id is answered with `gone`. No `minutes` may be empty.
 [[operations]]
 include-operation-id = ["followGeneration", "followSeveral", "getChatCompletion", "getHistory"]
 checks.negative_data_rejection.enabled = false
