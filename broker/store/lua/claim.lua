@@ -26,7 +26,8 @@ if not again then
   if redis.call('EXISTS', LOG) == 0 then return {'NONE'} end
   if m[8] and m[8] ~= '' and tonumber(m[8]) <= now then return {'LATE'} end
 end
-local x = tonumber(m[5]) + (again and 1 or 0)
+-- A claim that was lost before its attempt began counts too, also if its ticket comes before the reaper.
+local x = tonumber(m[5]) + ((again or m[4] ~= '') and 1 or 0)
 if x >= tonumber(ARGV[6]) then
   if not again then end_exhausted(now, ARGV[3], x) end
   return {'EXHAUSTED'}
