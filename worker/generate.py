@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from worker.counters import WorkerCounters
 from worker.hand_back import HandBack
 from worker.places import Places
 from worker.reporting.log_lines import log_completed, log_ended_elsewhere, log_failed, log_returned, log_start
-from worker.reporting.spans import call_span
+from worker.reporting.spans import recorded_call
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import UpstreamError
 from worker.upstream.stream import Upstreams
@@ -199,11 +199,12 @@ class GenerationRunner:
         held: list[Chunk] = []
         called, claim = time.monotonic(), attempt.claim
         self._places.sent(claim.gid)
-        body, upstream = claim.body, self._settings.upstream_of(claim.resource)
-        async with AsyncExitStack() as stack:
-            call = stack.enter_context(call_span(claim.gid, upstream, claim.model, body))
-            stream = await stack.enter_async_context(self._upstreams.open(claim.model, body, claim.resource))
-            await stack.enter_async_context(self._begin_late(attempt))
+        upstream = self._settings.upstream_of(claim.resource)
+        async with (
+            recorded_call(claim.gid, upstream, claim.model, claim.body) as call,
+            self._upstreams.open(claim.model, claim.body, claim.resource) as stream,
+            self._begin_late(attempt),
+        ):
             self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
                 call.received(chunks)

@@ -36,10 +36,11 @@ class KeyUses:
         """Write what was noted, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            await self._write(time.monotonic())
+            await self.write()
 
-    async def _write(self, now: float) -> None:
-        last = self._written_at
+    async def write(self) -> None:
+        """Write what was noted, at most once a minute for each key."""
+        last, now = self._written_at, time.monotonic()
         due = {key: at for key, at in self._noted.items() if now - last.get(key, -math.inf) >= WRITE_EVERY}
         if not due:
             return

@@ -278,7 +278,7 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(visit: Open) -> None
             seen.append(await page.evaluate("document.activeElement.id || document.activeElement.getAttribute('href')"))
             assert len(seen) < 30, seen
         assert [name for name in seen if name] == [
-            *("#/", "#/wall", "#/queue", "#/upstreams", "#/errors", "/docs", "show-keys"),
+            *("#/", "#/wall", "#/queue", "#/upstreams", "#/errors", "#/history", "#/workers", "/docs", "show-keys"),
             *(f"count-{status}" for status in ("queued", "in_progress", "completed", "failed", "cancelled")),
             *("prompt", "model", "send"),
             *("filter-search", "filter-status", "filter-model", "filter-code", "filter-upstream", "filter-range"),

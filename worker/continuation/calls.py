@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from worker.counters import WorkerCounters
 from worker.hand_back import FIRST_DELAY, outcome_of
 from worker.places import Places
 from worker.reporting.log_lines import log_returned
-from worker.reporting.spans import call_span
+from worker.reporting.spans import recorded_call
 from worker.upstream.chunks import Chunk
 from worker.upstream.errors import REQUEST_STATUSES, UpstreamError
 from worker.upstream.stream import Upstreams
@@ -167,10 +167,11 @@ class ContinuedCalls:
     async def _call(self, body: Json, continuation: Continuation) -> None:
         attempt, claim = self._attempt, self._attempt.claim
         self._places.sent(claim.gid)
-        async with AsyncExitStack() as stack:
-            upstream = self._settings.upstream_of(claim.resource)
-            call = stack.enter_context(call_span(claim.gid, upstream, claim.model, body))
-            stream = await stack.enter_async_context(self._upstreams.open(claim.model, body, claim.resource))
+        upstream = self._settings.upstream_of(claim.resource)
+        async with (
+            recorded_call(claim.gid, upstream, claim.model, body) as call,
+            self._upstreams.open(claim.model, body, claim.resource) as stream,
+        ):
             self._places.accept(claim.gid, stream.rate_limits)
             async for chunks in stream:
                 call.received(chunks)

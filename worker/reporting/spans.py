@@ -7,8 +7,8 @@ attributes.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -88,8 +88,8 @@ class _NoSpan(CallSpan):
     def failed(self, error: UpstreamError) -> None: ...
 
 
-@contextmanager
-def call_span(gid: str, upstream: Upstream | None, model: str, body: Json) -> Generator[CallSpan]:
+@asynccontextmanager
+async def recorded_call(gid: str, upstream: Upstream | None, model: str, body: Json) -> AsyncGenerator[CallSpan]:
     """Record the span of a call around a block. `upstream`: None if the worker does not know it."""
     if not tracing():
         yield _NoSpan()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from broker import Broker, connect
+from broker.auth.key_uses import KeyUses
 from broker.dev.embedded_redis import EmbeddedRedis
 from broker.errors import GenerationGone
 from broker.ids import idempotency_shard, new_id, shard_of
@@ -173,6 +174,9 @@ async def test_every_key_has_its_documented_lifetime(broker: Broker, sim: str) -
     broker.history.samples = True
     await broker.enqueue(request_body())
     await seen.after("history", broker.history.flush())
+    uses = KeyUses(broker.queue.redis)
+    uses.note("0" * 64)
+    await seen.after("key uses", uses.write())
     await seen.after("mark_embedded", mark_embedded(broker.queue.redis))
     watch = Preflight(broker.store.redis, broker.queue.redis, broker.settings, log)
     await seen.after("preflight", watch.wait_until_accepted())
