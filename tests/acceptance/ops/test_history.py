@@ -31,7 +31,7 @@ async def workers(api: Gateway) -> list[dict[str, Any]]:
 
 
 async def test_a_deployment_in_operation(own_redis: EmbeddedRedis, sim: str) -> None:
-    settings = {"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_LEASE": "1", "TOKENCAST_SLOTS": "7"}
+    settings = {"TOKENCAST_API_KEYS": KEYS, "TOKENCAST_LEASE": "2", "TOKENCAST_SLOTS": "7"}
     async with gateway(own_redis.url, **settings) as api, worker(own_redis.url, sim, **settings) as first:
         for path, method in (("/v1/workers", "GET"), ("/v1/workers/x/drain", "POST")):
             answer = await api.http.request(method, path, headers=ANNA)
@@ -58,7 +58,7 @@ async def test_a_deployment_in_operation(own_redis: EmbeddedRedis, sim: str) -> 
             return [one.json()["status"] for one in answers] == ["completed", "failed"]
 
         await wait_until(ended)
-        await wait_until(lambda: _has(api, OPS, completed=1, failed=1, started=3))
+        await wait_until(lambda: _has(api, OPS, created=3, completed=1, failed=1, started=3))
 
         async def all_have_tokens() -> bool:
             return (await ask(api, "/v1/history", OPS))["total"]["first_token"]["count"] == 3
