@@ -209,7 +209,8 @@ async def test_a_list_of_a_thousand_rows_is_loaded_in_pages(visit: Open) -> None
         await expect(row(page, gids[0]).locator("[data-field=status]")).to_have_text("cancelled")
         assert await page.evaluate("id => touched.has(id)", gids[0])
         places = [gids.index(gid) for gid in await page.evaluate("[...touched]")]
-        assert all(place == 0 or place > 900 for place in places), places
+        # Rows at the end, where the page is, are asked what they wait for.
+        assert all(place == 0 or place > 800 for place in places), places
         await page.close()
 
 
