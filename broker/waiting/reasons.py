@@ -94,13 +94,15 @@ class Waiting:
     async def late_try(self, generation: Generation) -> float | None:
         """Return when the next call is possible (unix seconds), if a waiting generation cannot wait until then; None
         otherwise. Its readers are told why. Raises StorageUnavailable."""
-        (reason, retry_at), *_ = await self._reasons([generation])
-        if generation.deadline is None or retry_at is None or retry_at <= generation.deadline:
+        now = await self._store.clock.now()
+        states = await self.upstreams.read([name for name in generation.lane.split(",") if name], now)
+        if not _is_too_late(generation, _lane_reason(generation.lane, states, now)):
+            return None  # nearly always, and without a round trip: the states are known
+        [found] = await self._reasons([generation])
+        if found.retry_at is None or not _is_too_late(generation, found):
             return None
-        if reason not in ("upstream_busy", "upstream_down"):
-            return None
-        await self._tell(generation.id, reason, retry_at)
-        return retry_at
+        await self._tell(generation.id, found.reason, found.retry_at)
+        return found.retry_at
 
     async def levels(self) -> tuple[list[Level], int]:
         """Return what waits in each lane and priority, of all tenants, and the number of scheduled ones."""
@@ -194,6 +196,13 @@ def _reason(
     if f"{generation.lane}:{generation.priority}" in full:
         return _AT_LIMIT
     return _lane_reason(generation.lane, states, now)
+
+
+def _is_too_late(generation: Generation, found: Reason) -> bool:
+    """Return whether no upstream takes a call before the end of the generation's waiting."""
+    if generation.deadline is None or found.retry_at is None:
+        return False
+    return found.reason in ("upstream_busy", "upstream_down") and found.retry_at > generation.deadline
 
 
 def _lane_reason(lane: str, states: dict[str, UpstreamState], now: float) -> Reason:
