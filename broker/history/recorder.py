@@ -211,8 +211,6 @@ class History(Figures):
                 if status == "failed":
                     sums.add(series, "f")
                     sums.add_error(series, _code_of(error), gid, failed=1)
-                elif status == "cancelled":
-                    sums.add(series, "x")
 
 
 _FIELDS = ("tn", "md", "up", "st", "er")
