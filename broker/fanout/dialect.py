@@ -39,7 +39,7 @@ class EndReason(StrEnum):
 class DialectState(Protocol):
     """The data on which the bytes after a position depend. All dialects are stateless so far (`Stateless`): one that
     folds the log (item ids, frame numbers, the whole text at the end) also needs `FrameBuffer.state_at`, which returns
-    the newest state for every position."""
+    the newest state, whatever the position."""
 
     def frame(self, event: Event) -> bytes:
         """Return the event's bytes on the wire; b"" if the dialect does not show it. The frame of a

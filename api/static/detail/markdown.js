@@ -8,7 +8,7 @@ import { highlighted } from "./highlight.js";
 const INLINE = 10_000; // characters of a paragraph up to which it is parsed for emphasis and links
 const LONGEST = 1_000_000; // characters that are parsed at once
 const BLOCK = 65_536; // characters of a block that is still growing: it is parsed again with each addition
-const SLOW = 30; // ms of one parse, after which the page gets three times as long for everything else
+const SLOW = 30; // ms; after a parse that took longer, the next one waits three times as long as it took
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const CLOSED = /^ {0,3}(`{3,}|~{3,})[^]*\n {0,3}\1\s*$/;
 const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/gi;

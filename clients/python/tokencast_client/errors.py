@@ -57,7 +57,7 @@ class RequestRefused(TokencastError):
         self.request_id = request_id
         """Id of the request, which the gateway's log contains too."""
         self.retry_after = retry_after
-        """Seconds after which a new request can succeed, if the gateway says so."""
+        """Seconds after which a new request can succeed; None if the gateway did not name a time."""
         self.body: Mapping[str, Any] = body or {}
         """The JSON of the response."""
 

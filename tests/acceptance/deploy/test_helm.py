@@ -133,7 +133,8 @@ def test_a_redis_of_your_own_leaves_nothing_behind() -> None:
 
 
 def test_policies_are_those_of_the_kustomization(rendered: list[Object]) -> None:
-    """The same connections are allowed, except that one policy for everything else would concern other releases."""
+    """The same connections are allowed. The policy that denies all others is left out: it would apply to other
+    releases too."""
 
     def allowed(policy: Object) -> set[str]:
         rules = copy.deepcopy(policy["spec"]["ingress"])
